@@ -1,1 +1,23 @@
-//! Placeholder.
+//! The activation store: the rows of one hook point of one language model over one text, written once and
+//! read by many training runs.
+//!
+//! A store is a folder and a valid Zarr v3 group; `docs/store-format.md` specifies it byte by byte.
+//! [`StoreWriter`] makes one, [`Store`] reads rows of it, [`BatchStream`] feeds a training run with shuffled
+//! batches of one or several.
+
+mod error;
+mod specification;
+mod statistics;
+mod store;
+mod stream;
+mod writer;
+
+pub use error::StoreError;
+pub use specification::{Layout, Provenance, RowType, StoreSpec};
+pub use statistics::Statistics;
+pub use store::Store;
+pub use stream::{BatchStream, StreamOptions};
+pub use writer::{StoreSummary, StoreWriter, WriteProgress, WriterOptions};
+
+/// The result of everything that touches a store.
+pub type Result<T, E = StoreError> = std::result::Result<T, E>;

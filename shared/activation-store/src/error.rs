@@ -1,0 +1,173 @@
+//! Everything that can go wrong with a store, each with what, where and what to do.
+
+use std::path::{Path, PathBuf};
+
+/// An error of the writer, the reader, the batch stream or an export.
+#[derive(Debug, thiserror::Error)]
+#[non_exhaustive]
+pub enum StoreError {
+    /// The operating system refused an operation on a file.
+    #[error("cannot {action} {}: {source}", path.display())]
+    Io {
+        /// What was attempted, as an infinitive ("read", "create").
+        action: &'static str,
+        /// The file or folder.
+        path: PathBuf,
+        /// The system's answer.
+        source: std::io::Error,
+    },
+    /// The folder exists, holds files, and is not a store.
+    #[error("{} is not an activation store and not empty; choose another folder", .0.display())]
+    NotAStore(PathBuf),
+    /// No store at this path.
+    #[error("there is no activation store at {} (no zarr.json in it)", .0.display())]
+    NotFound(PathBuf),
+    /// The folder holds a store of another dump.
+    #[error("{} holds a store of another dump ({}); choose another folder, or delete this one", dir.display(), differences.join("; "))]
+    Mismatch {
+        /// The store's folder.
+        dir: PathBuf,
+        /// One sentence for each differing field: name, stored value, requested value.
+        differences: Vec<String>,
+    },
+    /// Another process writes this store.
+    #[error("another process is writing {}; wait for it to end, or stop it", .0.display())]
+    Locked(PathBuf),
+    /// The estimate does not fit on the file system.
+    #[error("{} needs about {} MB and its file system has {} MB free; free some space, ask for fewer tokens, or keep fewer mantissa bits", dir.display(), needed / 1_000_000, available / 1_000_000)]
+    NoSpace {
+        /// The store's folder.
+        dir: PathBuf,
+        /// Estimated bytes still to be written.
+        needed: u64,
+        /// Bytes free.
+        available: u64,
+    },
+    /// A specification, layout or option that cannot be.
+    #[error("invalid store specification: {0}")]
+    Specification(String),
+    /// An activation is NaN or infinite.
+    #[error(
+        "the activation of context {context}, position {position}, channel {channel} is {value}: the language model went wrong there; nothing of it was stored"
+    )]
+    NotFinite {
+        /// The context, counted from 0 over the whole dump.
+        context: u64,
+        /// The position in the context.
+        position: usize,
+        /// The component of the row.
+        channel: usize,
+        /// The value found.
+        value: f32,
+    },
+    /// An activation does not fit the row type.
+    #[error(
+        "the activation {value} of context {context}, position {position}, channel {channel} is beyond float16's largest value (65504): store float32 rows, or allow clipping"
+    )]
+    Overflow {
+        /// The context, counted from 0 over the whole dump.
+        context: u64,
+        /// The position in the context.
+        position: usize,
+        /// The component of the row.
+        channel: usize,
+        /// The value found.
+        value: f32,
+    },
+    /// A slice has another length than its shape says.
+    #[error("{what} has {found} elements, expected {expected}")]
+    Length {
+        /// Which slice.
+        what: &'static str,
+        /// Its length.
+        found: usize,
+        /// The length that the shape asks for.
+        expected: usize,
+    },
+    /// A token does not belong to the vocabulary that the specification states.
+    #[error(
+        "token {token} of context {context}, position {position} is outside the vocabulary of {vocabulary}"
+    )]
+    Token {
+        /// The token.
+        token: u32,
+        /// The context, counted from 0 over the whole dump.
+        context: u64,
+        /// The position in the context.
+        position: usize,
+        /// The specification's vocabulary.
+        vocabulary: u64,
+    },
+    /// More contexts than the specification plans.
+    #[error("the store is planned for {planned} contexts, and more were appended")]
+    TooManyContexts {
+        /// The specification's `contexts`.
+        planned: u64,
+    },
+    /// The writer has already reported an error.
+    #[error("the writer of {} stopped at an earlier error; open it again to go on", .0.display())]
+    Stopped(PathBuf),
+    /// The store was not finished.
+    #[error("{} is not complete ({contexts_done} contexts are safe): run the dump again with the same command to go on", dir.display())]
+    Incomplete {
+        /// The store's folder.
+        dir: PathBuf,
+        /// Contexts that a resumed dump need not compute again.
+        contexts_done: u64,
+    },
+    /// A store of another format version.
+    #[error("{} has store format version {found}; this program reads version {supported}", dir.display())]
+    Version {
+        /// The store's folder.
+        dir: PathBuf,
+        /// The version in its attributes.
+        found: u64,
+        /// The version of this crate.
+        supported: u64,
+    },
+    /// A file is not what the store recorded.
+    #[error("{} is damaged: {what}", file.display())]
+    Damaged {
+        /// The file.
+        file: PathBuf,
+        /// What is wrong with it.
+        what: String,
+    },
+    /// A chunk of a shard is not what the store recorded.
+    #[error("chunk {chunk} of {} is damaged: {what}", file.display())]
+    DamagedChunk {
+        /// The shard file.
+        file: PathBuf,
+        /// The inner chunk's number in the shard, from 0.
+        chunk: usize,
+        /// What is wrong with it.
+        what: String,
+    },
+    /// Rows or contexts beyond the end.
+    #[error("{what} {start}..{end} are outside the store, which has {available}")]
+    OutOfRange {
+        /// "rows" or "contexts".
+        what: &'static str,
+        /// First one asked for.
+        start: u64,
+        /// One past the last asked for.
+        end: u64,
+        /// How many there are.
+        available: u64,
+    },
+    /// The stores or options of a batch stream do not fit together.
+    #[error("cannot make a batch stream: {0}")]
+    Stream(String),
+}
+
+impl StoreError {
+    /// For `map_err` after a system call on `path`.
+    pub(crate) fn io(action: &'static str, path: &Path) -> impl FnOnce(std::io::Error) -> Self {
+        let path = path.to_path_buf();
+        move |source| StoreError::Io { action, path, source }
+    }
+
+    pub(crate) fn damaged(file: &Path, what: impl Into<String>) -> Self {
+        StoreError::Damaged { file: file.to_path_buf(), what: what.into() }
+    }
+}
