@@ -1,1 +1,39 @@
-//! Placeholder.
+//! The sparse autoencoder as a thing of its own: weights, configuration, plain arithmetic, files.
+//!
+//! ```text
+//! z    = x W_enc + b_enc        (x - b_dec in place of x with the pre-bias)
+//! a    = ReLU(z)
+//! xhat = a W_dec + b_dec
+//! ```
+//!
+//! Training lives elsewhere; this crate knows how an autoencoder is initialised ([`Weights::init`]),
+//! what it computes ([`Sae::encode`], [`Sae::decode`]: plain loops, the definition that faster code is
+//! held against) and how it is kept on disk ([`Sae::save`], [`Sae::load`]: the directory format of
+//! SAELens, so that its users load what we train without a conversion).
+
+mod atomic_folder;
+mod config;
+mod error;
+mod files;
+mod forward;
+mod weights;
+
+pub use atomic_folder::{replace_file, replace_folder};
+pub use config::{Config, Metadata};
+pub use error::Error;
+pub use files::{CONFIG_FILE, SPARSITY_FILE, WEIGHTS_FILE};
+pub use weights::Weights;
+
+// Tensors go to disk as they lie in memory; safetensors is little-endian.
+const _: () = assert!(cfg!(target_endian = "little"), "big-endian machines are not supported");
+
+/// A sparse autoencoder with what is needed to use it.
+#[derive(Clone, Debug, PartialEq)]
+pub struct Sae {
+    /// The four parameter arrays.
+    pub weights: Weights,
+    /// How they are applied, and where they come from.
+    pub config: Config,
+    /// log10(firing frequency + 1e-10) of every feature, [F], where it is known.
+    pub log_sparsity: Option<Vec<f32>>,
+}

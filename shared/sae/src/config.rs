@@ -1,0 +1,130 @@
+//! `cfg.json`: how the weights are applied and where they come from, in SAELens' words.
+
+use std::collections::BTreeMap;
+
+use serde::{Deserialize, Serialize};
+use serde_json::Value;
+
+/// SAELens' configuration of an autoencoder, the keys of its version 6.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+pub struct Config {
+    /// Input width d.
+    pub d_in: usize,
+    /// Number of features F.
+    pub d_sae: usize,
+    /// Type of the tensors; "float32".
+    #[serde(default = "float32")]
+    pub dtype: String,
+    /// Where SAELens puts the weights unless told otherwise; "cpu".
+    #[serde(default = "cpu")]
+    pub device: String,
+    /// Whether b_dec is subtracted from the input (the pre-bias). SAELens' default is true.
+    #[serde(default = "yes")]
+    pub apply_b_dec_to_input: bool,
+    /// Scaling of the input; "none".
+    #[serde(default = "none")]
+    pub normalize_activations: String,
+    /// Whether the input is the heads of an attention layer side by side; "none".
+    #[serde(default = "none")]
+    pub reshape_activations: String,
+    /// The kind of autoencoder; "standard" is encode, ReLU, decode.
+    #[serde(default = "standard")]
+    pub architecture: String,
+    /// Where the training data came from.
+    #[serde(default)]
+    pub metadata: Metadata,
+}
+
+/// Where the training data came from. SAELens keeps whatever keys it finds here.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+pub struct Metadata {
+    /// Which SAELens can read the folder: its loader treats a version under 6 as the old format.
+    #[serde(default = "sae_lens_version")]
+    pub sae_lens_version: String,
+    /// Which SAELens trained it; none did.
+    pub sae_lens_training_version: Option<String>,
+    /// TransformerLens' or the hub's name of the language model.
+    pub model_name: Option<String>,
+    /// TransformerLens' name of the hook point, "blocks.1.hook_resid_pre".
+    pub hook_name: Option<String>,
+    /// The attention head, where the hook point has several.
+    pub hook_head_index: Option<usize>,
+    /// Tokens in a context, its BOS included.
+    pub context_size: Option<usize>,
+    /// Whether a context starts with the BOS token.
+    pub prepend_bos: Option<bool>,
+    /// The positions used, where not all were.
+    pub seqpos_slice: Option<Vec<Option<i64>>>,
+    /// What TransformerLens' `from_pretrained` must be given so that its activations are those trained on.
+    pub model_from_pretrained_kwargs: Option<BTreeMap<String, Value>>,
+    /// The text: a hub id or a path.
+    pub dataset_path: Option<String>,
+    /// Where Neuronpedia shows it.
+    pub neuronpedia_id: Option<String>,
+    /// Whether rows of special tokens were left out of the training data.
+    pub exclude_special_tokens: Option<bool>,
+    /// Further keys, kept as they are.
+    #[serde(flatten)]
+    pub further: BTreeMap<String, Value>,
+}
+
+impl Config {
+    /// The configuration of an autoencoder of this project: float32, ReLU, input not scaled.
+    pub fn standard(d_in: usize, d_sae: usize, pre_bias: bool, metadata: Metadata) -> Config {
+        Config {
+            d_in,
+            d_sae,
+            dtype: float32(),
+            device: cpu(),
+            apply_b_dec_to_input: pre_bias,
+            normalize_activations: none(),
+            reshape_activations: none(),
+            architecture: standard(),
+            metadata,
+        }
+    }
+}
+
+impl Default for Metadata {
+    fn default() -> Metadata {
+        Metadata {
+            sae_lens_version: sae_lens_version(),
+            sae_lens_training_version: None,
+            model_name: None,
+            hook_name: None,
+            hook_head_index: None,
+            context_size: None,
+            prepend_bos: None,
+            seqpos_slice: None,
+            model_from_pretrained_kwargs: None,
+            dataset_path: None,
+            neuronpedia_id: None,
+            exclude_special_tokens: None,
+            further: BTreeMap::new(),
+        }
+    }
+}
+
+fn float32() -> String {
+    "float32".into()
+}
+
+fn cpu() -> String {
+    "cpu".into()
+}
+
+fn yes() -> bool {
+    true
+}
+
+fn none() -> String {
+    "none".into()
+}
+
+fn standard() -> String {
+    "standard".into()
+}
+
+fn sae_lens_version() -> String {
+    "6.0.0".into()
+}

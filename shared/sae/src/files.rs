@@ -1,0 +1,280 @@
+//! An autoencoder's folder: `cfg.json`, `sae_weights.safetensors`, `sparsity.safetensors`.
+//!
+//! The format is SAELens' (its version 6); `SAE.load_from_disk` opens what [`Sae::save`] wrote.
+
+use std::fs;
+use std::path::Path;
+
+use safetensors::{Dtype, SafeTensors, tensor::TensorView};
+
+use crate::{Config, Error, Sae, Weights, replace_folder};
+
+/// The configuration.
+pub const CONFIG_FILE: &str = "cfg.json";
+/// `W_enc` [d, F], `b_enc` [F], `W_dec` [F, d], `b_dec` [d].
+pub const WEIGHTS_FILE: &str = "sae_weights.safetensors";
+/// `sparsity` [F]: log10(firing frequency + 1e-10). May be absent.
+pub const SPARSITY_FILE: &str = "sparsity.safetensors";
+
+impl Sae {
+    /// Writes the folder `folder`: whole and synced to disk, or not at all. What was there is replaced.
+    pub fn save(&self, folder: &Path) -> Result<(), Error> {
+        replace_folder(folder, |new| self.write_into(new))
+    }
+
+    /// Writes the autoencoder's files into an existing folder, for callers that put more beside them.
+    pub fn write_into(&self, folder: &Path) -> Result<(), Error> {
+        self.weights.check_lengths()?;
+        let config = serde_json::to_vec_pretty(&self.config).expect("a configuration is plain data");
+        let config_file = folder.join(CONFIG_FILE);
+        fs::write(&config_file, config).map_err(Error::io("write", &config_file))?;
+        write_tensors(&folder.join(WEIGHTS_FILE), &self.weights.tensors())?;
+        if let Some(sparsity) = &self.log_sparsity {
+            write_tensors(&folder.join(SPARSITY_FILE), &[("sparsity", vec![sparsity.len()], sparsity)])?;
+        }
+        Ok(())
+    }
+
+    /// Reads a folder of SAELens' format: one that [`Sae::save`] wrote, or one of SAELens' own with the
+    /// standard architecture in float32. Checks names, types, shapes, and that all numbers are finite.
+    pub fn load(folder: &Path) -> Result<Sae, Error> {
+        let config = read_config(&folder.join(CONFIG_FILE))?;
+        let (d, f) = (config.d_in, config.d_sae);
+        let path = folder.join(WEIGHTS_FILE);
+        let bytes = fs::read(&path).map_err(Error::io("read", &path))?;
+        let file = parse(&path, &bytes)?;
+        let weights = Weights {
+            d_in: d,
+            d_sae: f,
+            w_enc: tensor(&path, &file, "W_enc", &[d, f])?,
+            b_enc: tensor(&path, &file, "b_enc", &[f])?,
+            w_dec: tensor(&path, &file, "W_dec", &[f, d])?,
+            b_dec: tensor(&path, &file, "b_dec", &[d])?,
+        };
+        let path = folder.join(SPARSITY_FILE);
+        let log_sparsity = if path.exists() {
+            let bytes = fs::read(&path).map_err(Error::io("read", &path))?;
+            Some(tensor(&path, &parse(&path, &bytes)?, "sparsity", &[f])?)
+        } else {
+            None
+        };
+        Ok(Sae { weights, config, log_sparsity })
+    }
+}
+
+fn read_config(path: &Path) -> Result<Config, Error> {
+    let text = fs::read(path).map_err(Error::io("read", path))?;
+    let config: Config =
+        serde_json::from_slice(&text).map_err(|source| Error::Json { path: path.into(), source })?;
+    for (key, expected, found) in [
+        ("architecture", "standard", &config.architecture),
+        ("normalize_activations", "none", &config.normalize_activations),
+        ("reshape_activations", "none", &config.reshape_activations),
+    ] {
+        if found != expected {
+            return Err(Error::Unsupported { path: path.into(), key, expected, found: found.clone() });
+        }
+    }
+    Ok(config)
+}
+
+fn parse<'a>(path: &Path, bytes: &'a [u8]) -> Result<SafeTensors<'a>, Error> {
+    SafeTensors::deserialize(bytes).map_err(|source| Error::Safetensors { path: path.into(), source })
+}
+
+/// One float32 tensor of an expected shape, all numbers finite.
+fn tensor(
+    path: &Path,
+    file: &SafeTensors<'_>,
+    name: &'static str,
+    shape: &[usize],
+) -> Result<Vec<f32>, Error> {
+    let path = || path.to_path_buf();
+    let Ok(view) = file.tensor(name) else {
+        let mut present = file.names();
+        present.sort();
+        return Err(Error::MissingTensor { path: path(), tensor: name, present: present.join(", ") });
+    };
+    if view.dtype() != Dtype::F32 {
+        return Err(Error::Dtype { path: path(), tensor: name, found: format!("{:?}", view.dtype()) });
+    }
+    if view.shape() != shape {
+        let (expected, found) = (shape.to_vec(), view.shape().to_vec());
+        return Err(Error::Shape { path: path(), tensor: name, expected, found });
+    }
+    let values: Vec<f32> = bytemuck::pod_collect_to_vec(view.data());
+    match values.iter().position(|v| !v.is_finite()) {
+        Some(index) => Err(Error::NotFinite { path: path(), tensor: name, index, value: values[index] }),
+        None => Ok(values),
+    }
+}
+
+fn write_tensors(path: &Path, tensors: &[(&'static str, Vec<usize>, &[f32])]) -> Result<(), Error> {
+    let error = |source| Error::Safetensors { path: path.into(), source };
+    let mut views = Vec::new();
+    for (name, shape, values) in tensors {
+        let view = TensorView::new(Dtype::F32, shape.clone(), bytemuck::cast_slice(values)).map_err(error)?;
+        views.push((*name, view));
+    }
+    safetensors::serialize_to_file(views, None, path).map_err(|source| match source {
+        safetensors::SafeTensorError::IoError(source) => Error::io("write", path)(source),
+        source => error(source),
+    })?;
+    share_like_the_folder(path)
+}
+
+/// The safetensors writer leaves its file readable by its owner alone (it renames a temporary one);
+/// the folder says who may read.
+fn share_like_the_folder(path: &Path) -> Result<(), Error> {
+    #[cfg(unix)]
+    {
+        use std::os::unix::fs::PermissionsExt;
+        let folder = path.parent().expect("a file that was written lies in a folder");
+        let mode = fs::metadata(folder).map_err(Error::io("read", folder))?.permissions().mode() & 0o666;
+        fs::set_permissions(path, fs::Permissions::from_mode(mode)).map_err(Error::io("write", path))?;
+    }
+    Ok(())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::Metadata;
+
+    fn sample() -> Sae {
+        let mut weights = Weights::init(5, 7, 1);
+        weights.b_enc.iter_mut().enumerate().for_each(|(i, b)| *b = i as f32 * 0.1 - 0.3);
+        weights.b_dec.iter_mut().enumerate().for_each(|(i, b)| *b = 1.0 - i as f32);
+        let metadata = Metadata {
+            model_name: Some("gpt2-small".into()),
+            hook_name: Some("blocks.1.hook_resid_pre".into()),
+            context_size: Some(128),
+            prepend_bos: Some(true),
+            ..Metadata::default()
+        };
+        let log_sparsity = Some((0..7).map(|i| -(i as f32)).collect());
+        Sae { weights, config: Config::standard(5, 7, true, metadata), log_sparsity }
+    }
+
+    fn saved(sae: &Sae) -> (tempfile::TempDir, std::path::PathBuf) {
+        let dir = tempfile::tempdir().unwrap();
+        let folder = dir.path().join("sae");
+        sae.save(&folder).unwrap();
+        (dir, folder)
+    }
+
+    fn rewrite_weights(folder: &Path, tensors: &[(&'static str, Vec<usize>, &[f32])]) -> String {
+        write_tensors(&folder.join(WEIGHTS_FILE), tensors).unwrap();
+        Sae::load(folder).unwrap_err().to_string()
+    }
+
+    #[test]
+    fn what_is_loaded_is_what_was_saved() {
+        let sae = sample();
+        let (_dir, folder) = saved(&sae);
+        assert_eq!(Sae::load(&folder).unwrap(), sae);
+    }
+
+    #[test]
+    fn saving_twice_gives_the_same_bytes() {
+        let (_dir, folder) = saved(&sample());
+        let read = |name: &str| fs::read(folder.join(name)).unwrap();
+        let first = [CONFIG_FILE, WEIGHTS_FILE, SPARSITY_FILE].map(read);
+        sample().save(&folder).unwrap();
+        assert_eq!(first, [CONFIG_FILE, WEIGHTS_FILE, SPARSITY_FILE].map(read));
+    }
+
+    #[cfg(unix)]
+    #[test]
+    fn all_files_may_be_read_by_whoever_may_read_the_folder() {
+        use std::os::unix::fs::PermissionsExt;
+        let (_dir, folder) = saved(&sample());
+        let mode = |path: &Path| fs::metadata(path).unwrap().permissions().mode() & 0o666;
+        for name in [CONFIG_FILE, WEIGHTS_FILE, SPARSITY_FILE] {
+            assert_eq!(mode(&folder.join(name)), mode(&folder), "{name}");
+        }
+    }
+
+    #[test]
+    fn keys_that_we_do_not_know_survive() {
+        let mut sae = sample();
+        sae.config.metadata.further.insert("residual_centred".into(), true.into());
+        let (_dir, folder) = saved(&sae);
+        assert_eq!(Sae::load(&folder).unwrap().config, sae.config);
+    }
+
+    #[test]
+    fn a_missing_file_is_named() {
+        let (_dir, folder) = saved(&sample());
+        fs::remove_file(folder.join(WEIGHTS_FILE)).unwrap();
+        let message = Sae::load(&folder).unwrap_err().to_string();
+        assert!(
+            message.starts_with("cannot read") && message.ends_with("sae/sae_weights.safetensors"),
+            "{message}"
+        );
+    }
+
+    #[test]
+    fn a_cut_file_is_an_error_at_every_length() {
+        let (_dir, folder) = saved(&sample());
+        let path = folder.join(WEIGHTS_FILE);
+        let bytes = fs::read(&path).unwrap();
+        for length in 0..bytes.len() {
+            fs::write(&path, &bytes[..length]).unwrap();
+            let error = Sae::load(&folder).unwrap_err();
+            assert!(matches!(error, Error::Safetensors { .. }), "{length}: {error}");
+        }
+    }
+
+    #[test]
+    fn a_missing_tensor_a_wrong_shape_and_nan_are_named_with_both_sides() {
+        let sae = sample();
+        let (_dir, folder) = saved(&sae);
+        let mut tensors = sae.weights.tensors().to_vec();
+        let decoder = tensors.remove(2);
+        let message = rewrite_weights(&folder, &tensors);
+        assert!(message.ends_with("has no tensor `W_dec` (it has: W_enc, b_dec, b_enc)"), "{message}");
+        tensors.push(("W_dec", vec![5, 7], decoder.2));
+        let message = rewrite_weights(&folder, &tensors);
+        assert!(message.ends_with("tensor `W_dec` has shape [5, 7], expected [7, 5]"), "{message}");
+        let mut broken = decoder.2.to_vec();
+        broken[9] = f32::NAN;
+        tensors.pop();
+        tensors.push(("W_dec", vec![7, 5], &broken));
+        let message = rewrite_weights(&folder, &tensors);
+        assert!(
+            message.ends_with("tensor `W_dec` holds NaN at index 9, expected finite numbers"),
+            "{message}"
+        );
+    }
+
+    #[test]
+    fn half_precision_is_refused_with_the_remedy() {
+        let (_dir, folder) = saved(&sample());
+        let zeros = [0_u8; 2 * 35];
+        let view = TensorView::new(Dtype::F16, vec![5, 7], &zeros).unwrap();
+        safetensors::serialize_to_file([("W_enc", view)], None, &folder.join(WEIGHTS_FILE)).unwrap();
+        let message = Sae::load(&folder).unwrap_err().to_string();
+        assert!(
+            message.ends_with("tensor `W_enc` is F16, expected F32; save it as float32 first"),
+            "{message}"
+        );
+    }
+
+    #[test]
+    fn other_architectures_are_refused() {
+        let mut sae = sample();
+        sae.config.architecture = "topk".into();
+        let (_dir, folder) = saved(&sae);
+        let message = Sae::load(&folder).unwrap_err().to_string();
+        assert!(message.contains("`architecture` is \"topk\", expected \"standard\""), "{message}");
+    }
+
+    #[test]
+    fn a_configuration_without_a_width_is_refused() {
+        let (_dir, folder) = saved(&sample());
+        fs::write(folder.join(CONFIG_FILE), "{\"d_sae\": 7}").unwrap();
+        let error = Sae::load(&folder).unwrap_err();
+        assert!(matches!(error, Error::Json { .. }), "{error}");
+    }
+}
