@@ -1,1 +1,44 @@
-//! Placeholder.
+//! A Hugging Face checkpoint as an ONNX Runtime session, cut at a hook point.
+//!
+//! [`Checkpoint::open`] reads a model directory (`config.json`, safetensors), [`PrefixModel::load`]
+//! builds the ONNX graph of its layers up to the requested [`HookPoint`]s and hands it to ONNX
+//! Runtime, [`PrefixModel::run`] turns token ids into activations. Nothing after the last hook is
+//! computed, no Python is needed, and the weights are mapped from the checkpoint's own files.
+//!
+//! ```no_run
+//! use language_model::{Checkpoint, HookPoint, PrefixModel, Runtime, SessionOptions};
+//!
+//! # fn main() -> Result<(), language_model::Error> {
+//! let runtime = Runtime::load(None)?;
+//! let checkpoint = Checkpoint::open("models/smollm2-135m".as_ref())?;
+//! let hooks = [HookPoint::resid_pre(1)];
+//! let mut model = PrefixModel::load(&runtime, &checkpoint, &hooks, &SessionOptions::default())?;
+//! let activations = model.run(&[0, 504, 3575, 282], 1, 4)?;
+//! assert_eq!(activations.rows(0).len(), 4 * checkpoint.config().d_model);
+//! # Ok(())
+//! # }
+//! ```
+//!
+//! A model family is one file (`gpt2.rs`, `llama.rs`) that reads top to bottom with the
+//! checkpoint's own tensor names; a new family is one more such file.
+
+mod attention;
+mod checkpoint;
+mod config;
+mod cuda;
+mod error;
+mod gpt2;
+mod graph;
+mod hook;
+pub mod hub;
+mod llama;
+mod onnx;
+mod prefix;
+mod runtime;
+
+pub use checkpoint::Checkpoint;
+pub use config::{Activation, Family, ModelConfig, NormKind, Rope, RopeScaling};
+pub use error::Error;
+pub use hook::{HookPoint, Site};
+pub use prefix::{Activations, Device, PrefixModel, SessionOptions, prefix_graph};
+pub use runtime::Runtime;

@@ -1,0 +1,228 @@
+//! A model folder: its configuration and where each tensor's bytes lie.
+
+use std::collections::HashMap;
+use std::fs::File;
+use std::io::Read;
+use std::path::{Path, PathBuf};
+
+use safetensors::tensor::{Dtype, Metadata};
+use serde::Deserialize;
+use sha2::{Digest, Sha256};
+
+use crate::{Error, ModelConfig};
+
+const SINGLE: &str = "model.safetensors";
+const INDEX: &str = "model.safetensors.index.json";
+
+/// A Hugging Face model folder, opened: configuration read, weight files checked, nothing loaded.
+#[derive(Clone, Debug)]
+pub struct Checkpoint {
+    folder: PathBuf,
+    config: ModelConfig,
+    /// Weight files in name order, links resolved.
+    files: Vec<PathBuf>,
+    tensors: HashMap<String, Tensor>,
+}
+
+/// Where a tensor's bytes lie, and what they are.
+#[derive(Clone, Debug)]
+pub(crate) struct Tensor {
+    /// The weight file, links resolved.
+    pub(crate) file: PathBuf,
+    /// From the beginning of the file, in bytes.
+    pub(crate) offset: u64,
+    /// In bytes.
+    pub(crate) length: u64,
+    pub(crate) dtype: Dtype,
+    pub(crate) shape: Vec<usize>,
+}
+
+impl Checkpoint {
+    /// Opens a folder with `config.json` and either `model.safetensors` or
+    /// `model.safetensors.index.json` with its shards.
+    ///
+    /// # Errors
+    /// When the folder or a file is missing, the architecture is not supported, or a weight file
+    /// is truncated or damaged (its header is checked against its length).
+    pub fn open(folder: &Path) -> Result<Checkpoint, Error> {
+        let not_a_model = |problem: &str| Error::NotAModel { path: folder.into(), problem: problem.into() };
+        if !folder.is_dir() {
+            return Err(not_a_model(if folder.exists() {
+                "it is not a folder"
+            } else {
+                "it does not exist"
+            }));
+        }
+        let config_file = folder.join("config.json");
+        if !config_file.exists() {
+            return Err(not_a_model("it has no config.json"));
+        }
+        let config = ModelConfig::read(&config_file)?;
+
+        let mut files = Vec::new();
+        let mut tensors = HashMap::new();
+        for name in weight_files(folder)? {
+            let file = folder.join(&name);
+            if !file.exists() {
+                return Err(not_a_model(&format!("{name} is missing")));
+            }
+            // The hub's cache holds links into a folder of blobs; ONNX Runtime refuses external
+            // data that a link leads out of its folder.
+            let file = file.canonicalize().map_err(Error::io(&file))?;
+            read_header(&file, &mut tensors)?;
+            files.push(file);
+        }
+        Ok(Checkpoint { folder: folder.to_path_buf(), config, files, tensors })
+    }
+
+    /// The folder the checkpoint was opened from.
+    pub fn folder(&self) -> &Path {
+        &self.folder
+    }
+
+    /// Sizes and kinds of the model's parts.
+    pub fn config(&self) -> &ModelConfig {
+        &self.config
+    }
+
+    /// SHA-256 of the weights, in hexadecimal: of `model.safetensors`, or, for a checkpoint in
+    /// several files, of the files' own hashes one after another. Reads every byte.
+    ///
+    /// # Errors
+    /// When a weight file cannot be read.
+    pub fn hash(&self) -> Result<String, Error> {
+        let hashes = self.files.iter().map(|file| hash_file(file)).collect::<Result<Vec<_>, _>>()?;
+        Ok(match hashes.as_slice() {
+            [only] => only.clone(),
+            several => hex(&Sha256::digest(several.concat())),
+        })
+    }
+
+    /// The tensor called `name`, which must have this shape.
+    pub(crate) fn tensor(&self, name: &str, shape: &[usize]) -> Result<&Tensor, Error> {
+        let tensor = self
+            .tensors
+            .get(name)
+            .ok_or_else(|| Error::MissingTensor { path: self.folder.clone(), tensor: name.to_string() })?;
+        if tensor.shape != shape {
+            return Err(Error::WrongShape {
+                path: tensor.file.clone(),
+                tensor: name.to_string(),
+                found: tensor.shape.clone(),
+                expected: shape.to_vec(),
+            });
+        }
+        if !matches!(tensor.dtype, Dtype::F32 | Dtype::F16 | Dtype::BF16) {
+            return Err(Error::WrongType {
+                path: tensor.file.clone(),
+                tensor: name.to_string(),
+                found: format!("{:?}", tensor.dtype),
+            });
+        }
+        Ok(tensor)
+    }
+
+    /// Whether there is a tensor called `name`.
+    pub(crate) fn has(&self, name: &str) -> bool {
+        self.tensors.contains_key(name)
+    }
+
+    /// The deepest folder that holds every weight file. External data in an ONNX graph is named
+    /// relative to it.
+    pub fn weights_folder(&self) -> &Path {
+        let mut common = self.files[0].parent().unwrap_or(Path::new("/"));
+        while !self.files.iter().all(|file| file.starts_with(common)) {
+            common = common.parent().unwrap_or(Path::new("/"));
+        }
+        common
+    }
+}
+
+#[derive(Deserialize)]
+struct ShardIndex {
+    weight_map: HashMap<String, String>,
+}
+
+/// Names of the weight files in `folder`, sorted.
+fn weight_files(folder: &Path) -> Result<Vec<String>, Error> {
+    if folder.join(SINGLE).exists() {
+        return Ok(vec![SINGLE.to_string()]);
+    }
+    let path = folder.join(INDEX);
+    if !path.exists() {
+        let problem = format!("it has neither {SINGLE} nor {INDEX}");
+        return Err(Error::NotAModel { path: folder.to_path_buf(), problem });
+    }
+    let text = std::fs::read_to_string(&path).map_err(Error::io(&path))?;
+    let index: ShardIndex = serde_json::from_str(&text)
+        .map_err(|e| Error::Safetensors { path: path.clone(), problem: e.to_string() })?;
+    let mut names: Vec<String> = index.weight_map.into_values().collect();
+    names.sort();
+    names.dedup();
+    if names.is_empty() {
+        return Err(Error::Safetensors { path, problem: "the index names no weight file".to_string() });
+    }
+    Ok(names)
+}
+
+/// Reads the header of a safetensors file and checks it against the file's length.
+fn read_header(path: &Path, tensors: &mut HashMap<String, Tensor>) -> Result<(), Error> {
+    let damaged = |problem: String| Error::Safetensors { path: path.to_path_buf(), problem };
+    let mut file = File::open(path).map_err(Error::io(path))?;
+    let file_length = file.metadata().map_err(Error::io(path))?.len();
+
+    // Layout: u64 length of the header, the header in JSON, the tensors' bytes.
+    let mut length = [0; 8];
+    if file_length < 8 {
+        return Err(damaged(format!("the file is {file_length} bytes long, too short for a header")));
+    }
+    file.read_exact(&mut length).map_err(Error::io(path))?;
+    let header_length = u64::from_le_bytes(length);
+    if header_length > file_length - 8 {
+        return Err(damaged(format!(
+            "the header should be {header_length} bytes long, but the file ends after {file_length} (truncated or damaged)"
+        )));
+    }
+    let header_length = usize::try_from(header_length).map_err(|e| damaged(e.to_string()))?;
+    let mut header = vec![0; header_length];
+    file.read_exact(&mut header).map_err(Error::io(path))?;
+    let metadata: Metadata =
+        serde_json::from_slice(&header).map_err(|e| damaged(format!("the header is damaged: {e}")))?;
+
+    let start = 8 + header_length as u64;
+    let data_length = metadata.data_len() as u64;
+    if file_length - start != data_length {
+        return Err(damaged(format!(
+            "the header describes {data_length} bytes of tensors, but the file holds {} (truncated or damaged)",
+            file_length - start
+        )));
+    }
+    for (name, info) in metadata.tensors() {
+        let (begin, end) = info.data_offsets;
+        let tensor = Tensor {
+            file: path.to_path_buf(),
+            offset: start + begin as u64,
+            length: (end - begin) as u64,
+            dtype: info.dtype,
+            shape: info.shape.clone(),
+        };
+        tensors.insert(name, tensor);
+    }
+    Ok(())
+}
+
+fn hash_file(path: &Path) -> Result<String, Error> {
+    let mut file = File::open(path).map_err(Error::io(path))?;
+    let mut hasher = Sha256::new();
+    let mut block = vec![0; 1 << 20];
+    loop {
+        match file.read(&mut block).map_err(Error::io(path))? {
+            0 => return Ok(hex(&hasher.finalize())),
+            n => hasher.update(&block[..n]),
+        }
+    }
+}
+
+fn hex(bytes: &[u8]) -> String {
+    bytes.iter().map(|byte| format!("{byte:02x}")).collect()
+}

@@ -1,0 +1,163 @@
+//! Everything that can go wrong between a model's name and its activations.
+
+use std::path::PathBuf;
+
+/// What failed, where, and what to do about it.
+#[derive(Debug, thiserror::Error)]
+#[non_exhaustive]
+pub enum Error {
+    /// A file or folder could not be read.
+    #[error("cannot read {}: {source}", path.display())]
+    Io {
+        /// The file or folder.
+        path: PathBuf,
+        /// The operating system's reason.
+        source: std::io::Error,
+    },
+    /// The model folder is missing or lacks a file.
+    #[error("{} is not a Hugging Face model folder: {problem}", path.display())]
+    NotAModel {
+        /// The folder.
+        path: PathBuf,
+        /// What is missing.
+        problem: String,
+    },
+    /// `config.json` is not the configuration of a model that can be built.
+    #[error("{}: {problem}", path.display())]
+    Config {
+        /// The configuration file.
+        path: PathBuf,
+        /// What is wrong with it.
+        problem: String,
+    },
+    /// The architecture is not one of the families in this crate.
+    #[error(
+        "{}: architecture `{architecture}` is not supported (supported model_type: gpt2, llama)",
+        path.display()
+    )]
+    UnsupportedArchitecture {
+        /// The configuration file.
+        path: PathBuf,
+        /// Its `model_type`.
+        architecture: String,
+    },
+    /// A safetensors file is truncated or damaged.
+    #[error("{}: {problem}; download or convert the model again", path.display())]
+    Safetensors {
+        /// The weight file.
+        path: PathBuf,
+        /// What does not fit.
+        problem: String,
+    },
+    /// The checkpoint lacks a tensor the graph needs.
+    #[error("{}: tensor `{tensor}` is missing from the checkpoint", path.display())]
+    MissingTensor {
+        /// The model folder.
+        path: PathBuf,
+        /// The tensor's name in the checkpoint.
+        tensor: String,
+    },
+    /// A tensor's shape contradicts `config.json`.
+    #[error(
+        "{}: tensor `{tensor}` has shape {found:?}, but config.json asks for {expected:?}",
+        path.display()
+    )]
+    WrongShape {
+        /// The weight file.
+        path: PathBuf,
+        /// The tensor's name in the checkpoint.
+        tensor: String,
+        /// The shape in the file.
+        found: Vec<usize>,
+        /// The shape that follows from `config.json`.
+        expected: Vec<usize>,
+    },
+    /// A tensor's element type is not a floating-point type that can be used.
+    #[error("{}: tensor `{tensor}` has element type {found}; F32, F16 and BF16 are supported", path.display())]
+    WrongType {
+        /// The weight file.
+        path: PathBuf,
+        /// The tensor's name in the checkpoint.
+        tensor: String,
+        /// The element type in the file.
+        found: String,
+    },
+    /// A hook point's name is not one.
+    #[error(
+        "unknown hook `{name}`; hooks are named blocks.LAYER.hook_SITE with SITE one of \
+         resid_pre, attn_out, resid_mid, mlp_out, resid_post (for example blocks.1.hook_resid_pre)"
+    )]
+    UnknownHook {
+        /// The name as given.
+        name: String,
+    },
+    /// The hook's layer does not exist in the model.
+    #[error("{hook}: layer {layer} is out of range, the model has layers 0 to {last}")]
+    LayerOutOfRange {
+        /// The hook's name.
+        hook: String,
+        /// Its layer.
+        layer: usize,
+        /// The model's last layer.
+        last: usize,
+    },
+    /// A model needs at least one hook to be cut at.
+    #[error("no hook point was asked for")]
+    NoHooks,
+    /// The token ids do not form whole contexts, or the context does not fit the model.
+    #[error("{0}")]
+    Input(String),
+    /// The ONNX Runtime library was not found.
+    #[error(
+        "the ONNX Runtime library was not found; run scripts/fetch-onnxruntime, or set \
+         ORT_DYLIB_PATH to a libonnxruntime.so (1.24 or later). Looked for: {}",
+        list(looked)
+    )]
+    RuntimeMissing {
+        /// Every path that was tried.
+        looked: Vec<PathBuf>,
+    },
+    /// The ONNX Runtime library was found but cannot be used.
+    #[error(
+        "{} cannot be used as the ONNX Runtime library: {problem}. Run scripts/fetch-onnxruntime, \
+         or set ORT_DYLIB_PATH to a libonnxruntime.so (1.24 or later)",
+        path.display()
+    )]
+    RuntimeUnusable {
+        /// The library.
+        path: PathBuf,
+        /// The loader's reason.
+        problem: String,
+    },
+    /// `cuda` was asked for and cannot be had.
+    #[error("no CUDA: {0}. Use the device `cpu` or `auto` to run without")]
+    CudaUnavailable(String),
+    /// ONNX Runtime refused the graph or failed while running it.
+    #[error("ONNX Runtime: {doing}: {message}")]
+    Onnx {
+        /// What was being done.
+        doing: &'static str,
+        /// ONNX Runtime's own message.
+        message: String,
+    },
+    /// Something was not on the Hugging Face hub, or the hub could not be reached.
+    #[error("{0}")]
+    Hub(String),
+}
+
+impl Error {
+    /// For `map_err` on ONNX Runtime's results.
+    pub(crate) fn onnx<R>(doing: &'static str) -> impl FnOnce(ort::Error<R>) -> Error {
+        move |error| Error::Onnx { doing, message: error.message().to_string() }
+    }
+
+    /// For `map_err` on file operations.
+    pub(crate) fn io(path: impl Into<PathBuf>) -> impl FnOnce(std::io::Error) -> Error {
+        let path = path.into();
+        move |source| Error::Io { path, source }
+    }
+}
+
+fn list(paths: &[PathBuf]) -> String {
+    paths.iter().map(|p| p.display().to_string()).collect::<Vec<_>>().join(", ")
+}

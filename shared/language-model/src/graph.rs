@@ -1,0 +1,275 @@
+//! Building an ONNX graph whose weights stay in the checkpoint's files.
+
+use std::collections::{HashMap, HashSet};
+
+use prost::Message;
+use safetensors::tensor::Dtype;
+
+use crate::onnx::{
+    AttributeProto, AttributeType, DataType, Dimension, EXTERNAL, GraphProto, ModelProto, NodeProto,
+    OperatorSetIdProto, StringStringEntryProto, TensorProto, TensorShapeProto, TensorType, TypeProto,
+    ValueInfoProto,
+};
+use crate::{Checkpoint, Error, HookPoint, Site};
+
+/// The graph's input, token ids int64 `[contexts, length]`.
+pub(crate) const INPUT: &str = "ids";
+
+/// The graph's output for the hook with this index, float32 `[contexts * length, d_model]`.
+pub(crate) fn output_name(index: usize) -> String {
+    format!("hook_{index}")
+}
+
+/// The name of a value in the graph.
+pub(crate) type Value = String;
+
+/// An ONNX graph under construction.
+pub(crate) struct Graph<'c> {
+    checkpoint: &'c Checkpoint,
+    nodes: Vec<NodeProto>,
+    initializers: HashMap<Value, TensorProto>,
+    hooks: HashMap<HookPoint, Value>,
+}
+
+impl<'c> Graph<'c> {
+    pub(crate) fn new(checkpoint: &'c Checkpoint) -> Graph<'c> {
+        Graph { checkpoint, nodes: Vec::new(), initializers: HashMap::new(), hooks: HashMap::new() }
+    }
+
+    /// The tensor `name` of the checkpoint as float32, whatever it is stored in.
+    pub(crate) fn weight(&mut self, name: &str, shape: &[usize]) -> Result<Value, Error> {
+        let stored = self.stored_weight(name, shape)?;
+        Ok(self.to_f32(stored, name))
+    }
+
+    /// The tensor `name` if the checkpoint has it.
+    pub(crate) fn optional_weight(&mut self, name: &str, shape: &[usize]) -> Result<Option<Value>, Error> {
+        if self.checkpoint.has(name) { self.weight(name, shape).map(Some) } else { Ok(None) }
+    }
+
+    /// Rows `indices` of the matrix `name`, as float32. Only those rows are converted.
+    pub(crate) fn embedding(&mut self, name: &str, shape: &[usize], indices: &str) -> Result<Value, Error> {
+        let table = self.stored_weight(name, shape)?;
+        let rows = self.op("Gather", &[&table, indices], &[]);
+        Ok(self.to_f32(rows, name))
+    }
+
+    /// Adds a node with one output and returns it.
+    pub(crate) fn op(&mut self, op_type: &str, inputs: &[&str], attributes: &[AttributeProto]) -> Value {
+        let [output] = self.op_n(op_type, inputs, attributes);
+        output
+    }
+
+    /// Adds a node with `N` outputs and returns them.
+    pub(crate) fn op_n<const N: usize>(
+        &mut self,
+        op_type: &str,
+        inputs: &[&str],
+        attributes: &[AttributeProto],
+    ) -> [Value; N] {
+        let name = format!("{op_type}_{}", self.nodes.len());
+        let outputs: [Value; N] =
+            std::array::from_fn(|index| if N == 1 { name.clone() } else { format!("{name}_{index}") });
+        self.nodes.push(NodeProto {
+            input: inputs.iter().map(|input| input.to_string()).collect(),
+            output: outputs.to_vec(),
+            name,
+            op_type: op_type.to_string(),
+            attribute: attributes.to_vec(),
+            domain: String::new(),
+        });
+        outputs
+    }
+
+    /// A constant int64 vector.
+    pub(crate) fn ints(&mut self, values: &[i64]) -> Value {
+        let bytes = values.iter().flat_map(|v| v.to_le_bytes()).collect();
+        self.constant(DataType::Int64, vec![values.len() as i64], bytes)
+    }
+
+    /// A constant int64 number.
+    pub(crate) fn int(&mut self, value: i64) -> Value {
+        self.constant(DataType::Int64, Vec::new(), value.to_le_bytes().to_vec())
+    }
+
+    /// A constant float32 vector.
+    pub(crate) fn floats(&mut self, values: &[f32]) -> Value {
+        let bytes = values.iter().flat_map(|v| v.to_le_bytes()).collect();
+        self.constant(DataType::Float, vec![values.len() as i64], bytes)
+    }
+
+    /// A constant float32 number.
+    pub(crate) fn float(&mut self, value: f32) -> Value {
+        self.constant(DataType::Float, Vec::new(), value.to_le_bytes().to_vec())
+    }
+
+    /// Names `value` as what is seen at a hook.
+    pub(crate) fn hook(&mut self, layer: usize, site: Site, value: &str) {
+        self.hooks.insert(HookPoint { layer, site }, value.to_string());
+    }
+
+    /// The serialized model with `hooks` as its outputs and only what they depend on.
+    pub(crate) fn finish(mut self, hooks: &[HookPoint], center: bool) -> Vec<u8> {
+        let mut taken = HashSet::new();
+        let mut outputs = Vec::new();
+        for (index, hook) in hooks.iter().enumerate() {
+            let value = self.hooks[hook].clone();
+            let value = if center { self.centered(&value) } else { value };
+            // One value can be at two hooks (a block's end is the next one's beginning), but an
+            // output needs a name of its own.
+            let value = if taken.insert(value.clone()) { value } else { self.op("Identity", &[&value], &[]) };
+            self.rename(&value, &output_name(index));
+            // The value keeps its old name for hooks that come later.
+            for other in self.hooks.values_mut().filter(|other| **other == value) {
+                *other = output_name(index);
+                taken.insert(output_name(index));
+            }
+            outputs.push(output_name(index));
+        }
+        self.keep_ancestors(&outputs);
+
+        let mut initializers: Vec<TensorProto> = self.initializers.into_values().collect();
+        initializers.sort_by(|a, b| a.name.cmp(&b.name));
+        let d_model = fixed(self.checkpoint.config().d_model as i64);
+        let graph = GraphProto {
+            node: self.nodes,
+            name: "prefix".to_string(),
+            initializer: initializers,
+            input: vec![tensor_info(INPUT, DataType::Int64, vec![symbol("contexts"), symbol("length")])],
+            output: outputs
+                .iter()
+                .map(|name| tensor_info(name, DataType::Float, vec![symbol("rows"), d_model.clone()]))
+                .collect(),
+        };
+        let model = ModelProto {
+            ir_version: 10,
+            producer_name: env!("CARGO_PKG_NAME").to_string(),
+            graph: Some(graph),
+            opset_import: vec![OperatorSetIdProto { domain: String::new(), version: OPSET }],
+        };
+        model.encode_to_vec()
+    }
+
+    /// x minus its mean over the components.
+    fn centered(&mut self, x: &str) -> Value {
+        let axis = self.ints(&[-1]);
+        let mean = self.op("ReduceMean", &[x, &axis], &[int("keepdims", 1)]);
+        self.op("Sub", &[x, &mean], &[])
+    }
+
+    fn to_f32(&mut self, value: Value, tensor: &str) -> Value {
+        let dtype = self.initializers[tensor].data_type;
+        if dtype == DataType::Float as i32 {
+            return value;
+        }
+        self.op("Cast", &[&value], &[int("to", DataType::Float as i64)])
+    }
+
+    fn stored_weight(&mut self, name: &str, shape: &[usize]) -> Result<Value, Error> {
+        let tensor = self.checkpoint.tensor(name, shape)?;
+        let folder = self.checkpoint.weights_folder();
+        let location = tensor.file.strip_prefix(folder).ok().and_then(|path| path.to_str());
+        let location = location.ok_or_else(|| Error::NotAModel {
+            path: tensor.file.clone(),
+            problem: "ONNX Runtime needs a path in UTF-8".to_string(),
+        })?;
+        let entry = |key: &str, value: String| StringStringEntryProto { key: key.to_string(), value };
+        let data_type = match tensor.dtype {
+            Dtype::F16 => DataType::Float16,
+            Dtype::BF16 => DataType::Bfloat16,
+            _ => DataType::Float,
+        };
+        let initializer = TensorProto {
+            dims: shape.iter().map(|&size| size as i64).collect(),
+            data_type: data_type as i32,
+            name: name.to_string(),
+            raw_data: None,
+            external_data: vec![
+                entry("location", location.to_string()),
+                entry("offset", tensor.offset.to_string()),
+                entry("length", tensor.length.to_string()),
+            ],
+            data_location: EXTERNAL,
+        };
+        self.initializers.insert(name.to_string(), initializer);
+        Ok(name.to_string())
+    }
+
+    fn constant(&mut self, data_type: DataType, dims: Vec<i64>, bytes: Vec<u8>) -> Value {
+        let name = format!("constant_{}", self.initializers.len());
+        let initializer = TensorProto {
+            dims,
+            data_type: data_type as i32,
+            name: name.clone(),
+            raw_data: Some(bytes),
+            external_data: Vec::new(),
+            data_location: 0,
+        };
+        self.initializers.insert(name.clone(), initializer);
+        name
+    }
+
+    fn rename(&mut self, from: &str, to: &str) {
+        for name in self.nodes.iter_mut().flat_map(|node| node.input.iter_mut().chain(&mut node.output)) {
+            if name == from {
+                *name = to.to_string();
+            }
+        }
+    }
+
+    /// Drops every node and initializer that no output depends on.
+    fn keep_ancestors(&mut self, outputs: &[Value]) {
+        let mut needed: HashSet<Value> = outputs.iter().cloned().collect();
+        // Nodes stand after what they read, so one walk from the end finds every ancestor.
+        let mut kept: Vec<NodeProto> = Vec::new();
+        for node in std::mem::take(&mut self.nodes).into_iter().rev() {
+            if node.output.iter().any(|output| needed.contains(output)) {
+                needed.extend(node.input.iter().cloned());
+                kept.push(node);
+            }
+        }
+        kept.reverse();
+        self.nodes = kept;
+        self.initializers.retain(|name, _| needed.contains(name));
+    }
+}
+
+/// Opset of the standard operators used; 20 brought `Gelu`.
+const OPSET: i64 = 20;
+
+/// An integer attribute.
+pub(crate) fn int(name: &str, value: i64) -> AttributeProto {
+    AttributeProto { i: Some(value), ..attribute(name, AttributeType::Int) }
+}
+
+/// A floating-point attribute.
+pub(crate) fn float(name: &str, value: f32) -> AttributeProto {
+    AttributeProto { f: Some(value), ..attribute(name, AttributeType::Float) }
+}
+
+/// A string attribute.
+pub(crate) fn string(name: &str, value: &str) -> AttributeProto {
+    AttributeProto { s: Some(value.as_bytes().to_vec()), ..attribute(name, AttributeType::String) }
+}
+
+/// An attribute that is a list of integers.
+pub(crate) fn ints(name: &str, values: &[i64]) -> AttributeProto {
+    AttributeProto { ints: values.to_vec(), ..attribute(name, AttributeType::Ints) }
+}
+
+fn attribute(name: &str, kind: AttributeType) -> AttributeProto {
+    AttributeProto { name: name.to_string(), r#type: kind as i32, ..AttributeProto::default() }
+}
+
+fn tensor_info(name: &str, data_type: DataType, dim: Vec<Dimension>) -> ValueInfoProto {
+    let tensor = TensorType { elem_type: data_type as i32, shape: Some(TensorShapeProto { dim }) };
+    ValueInfoProto { name: name.to_string(), r#type: Some(TypeProto { tensor_type: Some(tensor) }) }
+}
+
+fn fixed(size: i64) -> Dimension {
+    Dimension { dim_value: Some(size), dim_param: None }
+}
+
+fn symbol(name: &str) -> Dimension {
+    Dimension { dim_value: None, dim_param: Some(name.to_string()) }
+}
