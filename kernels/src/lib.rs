@@ -1,1 +1,16 @@
-//! Placeholder.
+//! The arithmetic of a sparse autoencoder's training step.
+//!
+//! This crate knows arrays and numbers: no files, no command lines. Notation, as everywhere in the
+//! project: B rows in a batch, d input width, F features, i a row, j a feature.
+//!
+//! - [`loss`] and [`step`]: what is computed, as data.
+//! - [`mod@reference`]: every formula in float64, dense and slow: the definition that everything
+//!   else is held against.
+//! - [`cpu`]: the float32 step on CPU threads.
+//! - [`stats`]: the sums from which all metrics follow.
+
+pub mod cpu;
+pub mod loss;
+pub mod reference;
+pub mod stats;
+pub mod step;

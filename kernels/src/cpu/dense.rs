@@ -1,0 +1,200 @@
+//! `dense`: the same step for a batch that is not sparse, with dense products.
+//!
+//! The products are matrixmultiply's, called on blocks whose sizes depend on nothing but the shapes,
+//! one block per task, so that no sum depends on the number of threads. The activations [B,F] are the
+//! only array of that size: gradients by them are formed and used one panel of features at a time.
+
+use rayon::prelude::*;
+
+use super::decode::{Decode, RowResult};
+use super::isa::{Isa, per_isa};
+use super::sparsity::Sparsity;
+
+/// Rows of a decode task.
+const ROW_BLOCK: usize = 128;
+
+/// A matrix in memory: element (i, j) lies at i·row_stride + j·column_stride.
+#[derive(Debug, Clone, Copy)]
+struct Matrix<'a> {
+    numbers: &'a [f32],
+    row_stride: usize,
+    column_stride: usize,
+}
+
+impl<'a> Matrix<'a> {
+    fn rows(numbers: &'a [f32], row_stride: usize) -> Matrix<'a> {
+        Matrix { numbers, row_stride, column_stride: 1 }
+    }
+
+    fn transposed(self) -> Matrix<'a> {
+        Matrix { row_stride: self.column_stride, column_stride: self.row_stride, ..self }
+    }
+
+    /// Whether a rows×columns matrix lies within the numbers.
+    fn holds(&self, rows: usize, columns: usize) -> bool {
+        let last = (rows - 1) * self.row_stride + (columns - 1) * self.column_stride;
+        last < self.numbers.len()
+    }
+}
+
+/// out [m,n] = a [m,k] · b [k,n].
+fn multiply(a: Matrix<'_>, b: Matrix<'_>, (m, k, n): (usize, usize, usize), out: &mut [f32]) {
+    assert!(a.holds(m, k) && b.holds(k, n) && out.len() == m * n, "product of matrices of other sizes");
+    // SAFETY: all elements that the three strides reach lie within their slices, as just checked.
+    unsafe {
+        matrixmultiply::sgemm(
+            m,
+            k,
+            n,
+            1.0,
+            a.numbers.as_ptr(),
+            a.row_stride as isize,
+            a.column_stride as isize,
+            b.numbers.as_ptr(),
+            b.row_stride as isize,
+            b.column_stride as isize,
+            0.0,
+            out.as_mut_ptr(),
+            n as isize,
+            1,
+        );
+    }
+}
+
+/// In how many rows each feature is active, [F], from the activations [B,F].
+pub fn count_active(activations: &[f32], features: usize) -> Vec<u32> {
+    let partial: Vec<Vec<u32>> = activations
+        .par_chunks(ROW_BLOCK * features)
+        .map(|rows| {
+            let mut counts = vec![0; features];
+            for row in rows.chunks_exact(features) {
+                counts.iter_mut().zip(row).for_each(|(count, a)| *count += u32::from(*a > 0.0));
+            }
+            counts
+        })
+        .collect();
+    let mut counts = vec![0; features];
+    for partial in &partial {
+        counts.iter_mut().zip(partial).for_each(|(count, more)| *count += more);
+    }
+    counts
+}
+
+/// Decodes every row of `activations` [B,F]: g into `gradient` [B,d], one result per row into `results`.
+pub fn decode_dense(
+    isa: Isa,
+    input: Decode<'_>,
+    activations: &[f32],
+    gradient: &mut [f32],
+    results: &mut [RowResult],
+) {
+    let width = input.bias.len();
+    let features = input.weights.len() / width;
+    let blocks = gradient
+        .par_chunks_mut(ROW_BLOCK * width)
+        .zip(results.par_chunks_mut(ROW_BLOCK))
+        .zip(activations.par_chunks(ROW_BLOCK * features));
+    blocks.enumerate().for_each(|(block, ((gradient, results), activations))| {
+        let sizes = (results.len(), features, width);
+        multiply(Matrix::rows(activations, features), Matrix::rows(input.weights, width), sizes, gradient);
+        let (mut active, mut active_values) = (Vec::new(), Vec::new());
+        for (at, (values, result)) in gradient.chunks_exact_mut(width).zip(results).enumerate() {
+            values.iter_mut().zip(input.bias).for_each(|(value, bias)| *value += bias);
+            active.clear();
+            active_values.clear();
+            for (feature, a) in activations[at * features..][..features].iter().enumerate() {
+                if *a > 0.0 {
+                    active.push(feature as u32);
+                    active_values.push(*a);
+                }
+            }
+            let (l1, penalty) = input.sparsity.row_sums(&active, &active_values, input.decoder_norms);
+            let row = block * ROW_BLOCK + at;
+            let active = active.len() as u32;
+            *result = RowResult { active, l1, penalty, ..input.finish_row(isa, row, values) };
+        }
+    });
+}
+
+/// Gradients of a panel of features.
+#[derive(Debug, Default)]
+pub(crate) struct PanelGradient {
+    /// dW_enc, [panel,d].
+    pub(crate) encoder: Vec<f32>,
+    /// db_enc, [panel].
+    pub(crate) encoder_bias: Vec<f32>,
+    /// dW_dec without the norm's part of a weighted penalty, [panel,d].
+    pub(crate) decoder: Vec<f32>,
+    /// Σ_i coefficient/B · p'(a·norm) · a of each feature: the derivative by its norm, [panel].
+    pub(crate) by_norm: Vec<f32>,
+    /// da, [panel,B].
+    by_value: Vec<f32>,
+}
+
+/// What the backward pass of a panel reads.
+#[derive(Debug, Clone, Copy)]
+pub(crate) struct Panel<'a> {
+    /// The activations, [B,F].
+    pub(crate) activations: &'a [f32],
+    /// The panel's features.
+    pub(crate) features: (usize, usize),
+    /// F.
+    pub(crate) total_features: usize,
+    /// g, [B,d].
+    pub(crate) g: &'a [f32],
+    /// The encoder's input, [B,d].
+    pub(crate) x: &'a [f32],
+    /// The panel's rows of W_dec, [panel,d].
+    pub(crate) decoder: &'a [f32],
+}
+
+per_isa! {
+    /// Where a > 0: da += penalty; elsewhere da = 0. Returns Σ da.
+    fn mask(by_value: &mut [f32], activations: &[f32], penalties: &[f32]) -> f32 {
+        let mut sum = 0.0;
+        let length = by_value.len();
+        let (activations, penalties) = (&activations[..length], &penalties[..length]);
+        for at in 0..length {
+            let whole = by_value[at] + penalties[at];
+            by_value[at] = if activations[at] > 0.0 { whole } else { 0.0 };
+        }
+        by_value.iter().for_each(|value| sum += value);
+        sum
+    }
+}
+
+/// The gradients of a panel's weights into `out`. `norm` and `slope` give ‖W_dec_j‖ (or 1) and the
+/// frequency term's slope of a feature.
+pub(crate) fn backward_panel(
+    isa: Isa,
+    input: Panel<'_>,
+    sparsity: &Sparsity,
+    norm: impl Fn(usize) -> f32,
+    slope: impl Fn(usize) -> f32,
+    out: &mut PanelGradient,
+) {
+    let (first, count) = input.features;
+    let width = input.decoder.len() / count;
+    let rows = input.g.len() / width;
+    let g = Matrix::rows(input.g, width);
+    out.by_value.resize(count * rows, 0.0);
+    multiply(Matrix::rows(input.decoder, width), g.transposed(), (count, width, rows), &mut out.by_value);
+
+    out.encoder_bias.clear();
+    out.by_norm.clear();
+    let (mut column, mut penalties) = (vec![0.0; rows], Vec::new());
+    for (at, by_value) in out.by_value.chunks_exact_mut(rows).enumerate() {
+        let feature = first + at;
+        let activations = input.activations[feature..].iter().step_by(input.total_features);
+        column.iter_mut().zip(activations).for_each(|(to, a)| *to = *a);
+        out.by_norm.push(sparsity.derivatives(&column, norm(feature), slope(feature), &mut penalties));
+        out.encoder_bias.push(mask(isa, by_value, &column, &penalties));
+    }
+
+    out.encoder.resize(count * width, 0.0);
+    out.decoder.resize(count * width, 0.0);
+    let sizes = (count, rows, width);
+    multiply(Matrix::rows(&out.by_value, rows), Matrix::rows(input.x, width), sizes, &mut out.encoder);
+    let activations = Matrix::rows(&input.activations[first..], input.total_features).transposed();
+    multiply(activations, g, sizes, &mut out.decoder);
+}

@@ -1,0 +1,109 @@
+//! Which instruction set the float32 step runs on, chosen at run time.
+
+/// An instruction set that this machine has. Results on [`Isa::AVX2`](Isa::available) and wider sets are the same
+/// bit for bit; the portable one rounds products and sums separately on x86-64.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Isa(Level);
+
+/// The instruction sets for which code exists, the plainest first.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
+pub(crate) enum Level {
+    /// What the compilation target guarantees (on aarch64 that includes NEON with fused multiply-add).
+    Portable,
+    /// AVX2 and FMA.
+    #[cfg(target_arch = "x86_64")]
+    Avx2,
+    /// AVX-512 F, BW, DQ and VL.
+    #[cfg(target_arch = "x86_64")]
+    Avx512,
+}
+
+impl Isa {
+    /// The widest instruction set of this machine.
+    pub fn detect() -> Isa {
+        *Isa::available().last().expect("the portable level is always there")
+    }
+
+    /// Every instruction set of this machine for which code exists, the plainest first.
+    pub fn available() -> Vec<Isa> {
+        #[allow(unused_mut)]
+        let mut levels = vec![Isa(Level::Portable)];
+        #[cfg(target_arch = "x86_64")]
+        {
+            if is_x86_feature_detected!("avx2") && is_x86_feature_detected!("fma") {
+                levels.push(Isa(Level::Avx2));
+                if is_x86_feature_detected!("avx512f")
+                    && is_x86_feature_detected!("avx512bw")
+                    && is_x86_feature_detected!("avx512dq")
+                    && is_x86_feature_detected!("avx512vl")
+                {
+                    levels.push(Isa(Level::Avx512));
+                }
+            }
+        }
+        levels
+    }
+
+    /// The level; that it is available is guaranteed by how an [`Isa`] is made.
+    pub(crate) fn level(self) -> Level {
+        self.0
+    }
+
+    /// A short name for reports.
+    pub fn name(self) -> &'static str {
+        match self.0 {
+            Level::Portable => "portable",
+            #[cfg(target_arch = "x86_64")]
+            Level::Avx2 => "avx2+fma",
+            #[cfg(target_arch = "x86_64")]
+            Level::Avx512 => "avx-512",
+        }
+    }
+}
+
+/// Whether the portable level has a fused multiply-add.
+pub(crate) const PORTABLE_FMA: bool = cfg!(any(target_arch = "aarch64", target_feature = "fma"));
+
+/// a·b + c, fused where the instruction set has it (a call into libm where it has not would be slow).
+#[inline(always)]
+pub(crate) fn madd<const FMA: bool>(a: f32, b: f32, c: f32) -> f32 {
+    if FMA { a.mul_add(b, c) } else { a * b + c }
+}
+
+/// Compiles a function once per instruction set; the first argument at the call is the [`Isa`].
+///
+/// The body is plain Rust that the compiler vectorises; inside it the constant `FMA` says whether
+/// multiply-add is fused.
+macro_rules! per_isa {
+    ($(#[$meta:meta])* $vis:vis fn $name:ident($($arg:ident: $ty:ty),* $(,)?) $(-> $ret:ty)? $body:block) => {
+        $(#[$meta])*
+        $vis fn $name(isa: $crate::cpu::isa::Isa, $($arg: $ty),*) $(-> $ret)? {
+            #[allow(clippy::extra_unused_type_parameters)]
+            #[inline(always)]
+            fn body<const FMA: bool>($($arg: $ty),*) $(-> $ret)? $body
+
+            #[cfg(target_arch = "x86_64")]
+            #[target_feature(enable = "avx2,fma")]
+            fn avx2($($arg: $ty),*) $(-> $ret)? {
+                body::<true>($($arg),*)
+            }
+
+            #[cfg(target_arch = "x86_64")]
+            #[target_feature(enable = "avx512f,avx512bw,avx512dq,avx512vl,avx2,fma")]
+            fn avx512($($arg: $ty),*) $(-> $ret)? {
+                body::<true>($($arg),*)
+            }
+
+            match isa.level() {
+                $crate::cpu::isa::Level::Portable => body::<{ $crate::cpu::isa::PORTABLE_FMA }>($($arg),*),
+                // SAFETY: an Isa of this level is only made where the CPU has these features.
+                #[cfg(target_arch = "x86_64")]
+                $crate::cpu::isa::Level::Avx2 => unsafe { avx2($($arg),*) },
+                // SAFETY: as above.
+                #[cfg(target_arch = "x86_64")]
+                $crate::cpu::isa::Level::Avx512 => unsafe { avx512($($arg),*) },
+            }
+        }
+    };
+}
+pub(crate) use per_isa;

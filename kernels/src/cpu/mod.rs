@@ -1,0 +1,33 @@
+//! The float32 step on CPU threads: the same pieces, under the same names, as on the GPU.
+//!
+//! ```text
+//! rows      x̄, ‖x_i‖, ‖x_i − x̄‖; the encoder's input
+//! encode    a = ReLU(X·W_enc + b_enc), only the active pairs (or all, when they are many)
+//! sparsity  penalties and their derivatives; frequency: the running frequency s_j
+//! decode    x̂, losses, g = dL/dx̂
+//! backward  gradients of one feature's weights        \  one visit of each weight row,
+//! update    projection, Adam, decoder norm            /  driven by train
+//! dense     decode and backward with dense products
+//! ```
+//!
+//! All functions run on the current rayon thread pool, and none of their results depends on the number of
+//! its threads: every sum is formed over blocks of a fixed size, in a fixed order.
+
+pub mod decode;
+pub mod dense;
+pub mod encode;
+pub mod frequency;
+pub mod isa;
+pub mod pairs;
+mod parameters;
+pub mod rows;
+pub mod sparsity;
+pub mod train;
+pub mod update;
+pub mod vector;
+
+mod backward;
+mod tile;
+
+pub use isa::Isa;
+pub use parameters::{Parameters, TrainedParameters, transposed};

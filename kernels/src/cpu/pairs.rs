@@ -1,0 +1,180 @@
+//! The active pairs (row, feature) with a > 0, sorted by row and by feature.
+
+use rayon::prelude::*;
+
+/// One active pair as the encode finds it.
+#[derive(Debug, Clone, Copy, PartialEq)]
+pub(crate) struct Pair {
+    /// The row i.
+    pub(crate) row: u32,
+    /// The feature j.
+    pub(crate) feature: u32,
+    /// a_ij > 0.
+    pub(crate) value: f32,
+}
+
+/// The active pairs of a block of rows × a block of features. Pairs of one row are in the order of
+/// their features, pairs of one feature in the order of their rows.
+#[derive(Debug, Default)]
+pub(crate) struct Block {
+    /// The pairs.
+    pub(crate) pairs: Vec<Pair>,
+    /// Where the pairs of each group of [`ROW_GROUP`] rows begin, and at the end where the last one ends.
+    pub(crate) group_starts: Vec<usize>,
+}
+
+/// Rows that are sorted together; a multiple of every tile's height.
+pub(crate) const ROW_GROUP: usize = 48;
+
+/// The active pairs of a batch, twice.
+#[derive(Debug, Default)]
+pub struct ActivePairs {
+    /// Where row i's pairs begin in `features` and `row_values`; [B+1].
+    pub row_starts: Vec<usize>,
+    /// The features of each row, ascending.
+    pub features: Vec<u32>,
+    /// Their activations.
+    pub row_values: Vec<f32>,
+    /// Where feature j's pairs begin in `rows` and `feature_values`; [F+1].
+    pub feature_starts: Vec<usize>,
+    /// The rows of each feature, ascending.
+    pub rows: Vec<u32>,
+    /// Their activations.
+    pub feature_values: Vec<f32>,
+}
+
+impl ActivePairs {
+    /// The number of pairs.
+    pub fn len(&self) -> usize {
+        self.features.len()
+    }
+
+    /// Whether no activation is above 0.
+    pub fn is_empty(&self) -> bool {
+        self.features.is_empty()
+    }
+
+    /// Features and activations of row i.
+    pub fn of_row(&self, row: usize) -> (&[u32], &[f32]) {
+        let range = self.row_starts[row]..self.row_starts[row + 1];
+        (&self.features[range.clone()], &self.row_values[range])
+    }
+
+    /// Rows and activations of feature j.
+    pub fn of_feature(&self, feature: usize) -> (&[u32], &[f32]) {
+        let range = self.feature_starts[feature]..self.feature_starts[feature + 1];
+        (&self.rows[range.clone()], &self.feature_values[range])
+    }
+
+    /// Fills both lists from the encode's blocks, which form a grid: `blocks[p][r]` holds the features
+    /// from p·`panel` and the rows from r·`row_block`, a multiple of [`ROW_GROUP`].
+    pub(crate) fn sort(
+        &mut self,
+        blocks: &[Vec<Block>],
+        rows: usize,
+        features: usize,
+        row_block: usize,
+        panel: usize,
+    ) {
+        self.sort_by_feature(blocks, features, panel);
+        self.sort_by_row(blocks, rows, row_block);
+    }
+
+    fn sort_by_feature(&mut self, blocks: &[Vec<Block>], features: usize, panel: usize) {
+        self.feature_starts.clear();
+        self.feature_starts.resize(features + 1, 0);
+        // counts[j] at position j + 1, so that the running sum turns them into starts.
+        self.feature_starts[1..].par_chunks_mut(panel).zip(blocks).enumerate().for_each(
+            |(p, (counts, blocks))| {
+                for pair in blocks.iter().flat_map(|block| &block.pairs) {
+                    counts[pair.feature as usize - p * panel] += 1;
+                }
+            },
+        );
+        running_sum(&mut self.feature_starts);
+        let starts = &self.feature_starts;
+        let total = starts[features];
+        set_lengths(&mut self.rows, &mut self.feature_values, total);
+        let ends = (0..blocks.len()).map(|p| starts[((p + 1) * panel).min(features)]);
+        let parts = split_at_ends(&mut self.rows, &mut self.feature_values, ends);
+        parts.into_par_iter().zip(blocks).enumerate().for_each(|(p, ((rows, values), blocks))| {
+            let first = p * panel;
+            let base = starts[first];
+            let mut next: Vec<usize> =
+                starts[first..((p + 1) * panel).min(features)].iter().map(|start| start - base).collect();
+            for pair in blocks.iter().flat_map(|block| &block.pairs) {
+                let at = &mut next[pair.feature as usize - first];
+                rows[*at] = pair.row;
+                values[*at] = pair.value;
+                *at += 1;
+            }
+        });
+    }
+
+    fn sort_by_row(&mut self, blocks: &[Vec<Block>], rows: usize, row_block: usize) {
+        // The pairs of row group g in every panel, panels (so features) ascending.
+        let of_group = |g: usize| {
+            let (block, group) = (g * ROW_GROUP / row_block, g * ROW_GROUP % row_block / ROW_GROUP);
+            blocks.iter().flat_map(move |panel| {
+                let block = &panel[block];
+                &block.pairs[block.group_starts[group]..block.group_starts[group + 1]]
+            })
+        };
+        self.row_starts.clear();
+        self.row_starts.resize(rows + 1, 0);
+        self.row_starts[1..].par_chunks_mut(ROW_GROUP).enumerate().for_each(|(g, counts)| {
+            for pair in of_group(g) {
+                counts[pair.row as usize - g * ROW_GROUP] += 1;
+            }
+        });
+        running_sum(&mut self.row_starts);
+        let starts = &self.row_starts;
+        set_lengths(&mut self.features, &mut self.row_values, starts[rows]);
+        let groups = rows.div_ceil(ROW_GROUP);
+        let ends = (0..groups).map(|g| starts[((g + 1) * ROW_GROUP).min(rows)]);
+        let parts = split_at_ends(&mut self.features, &mut self.row_values, ends);
+        parts.into_par_iter().enumerate().for_each(|(g, (features, values))| {
+            let first = g * ROW_GROUP;
+            let base = starts[first];
+            let mut next: Vec<usize> =
+                starts[first..(first + ROW_GROUP).min(rows)].iter().map(|start| start - base).collect();
+            for pair in of_group(g) {
+                let at = &mut next[pair.row as usize - first];
+                features[*at] = pair.feature;
+                values[*at] = pair.value;
+                *at += 1;
+            }
+        });
+    }
+}
+
+/// counts → starts: each number becomes the sum of itself and all before it.
+fn running_sum(numbers: &mut [usize]) {
+    let mut sum = 0;
+    for number in numbers {
+        sum += *number;
+        *number = sum;
+    }
+}
+
+/// Makes both lists `length` long; what they held before is of no interest, so only growth writes.
+fn set_lengths(indices: &mut Vec<u32>, values: &mut Vec<f32>, length: usize) {
+    indices.resize(length, 0);
+    values.resize(length, 0.0);
+}
+
+/// Cuts two lists of one length into disjoint parts that end at `ends`.
+fn split_at_ends<'a>(
+    indices: &'a mut [u32],
+    values: &'a mut [f32],
+    ends: impl Iterator<Item = usize>,
+) -> Vec<(&'a mut [u32], &'a mut [f32])> {
+    let (mut indices, mut values, mut start) = (indices, values, 0);
+    ends.map(|end| {
+        let (index_part, index_rest) = std::mem::take(&mut indices).split_at_mut(end - start);
+        let (value_part, value_rest) = std::mem::take(&mut values).split_at_mut(end - start);
+        (indices, values, start) = (index_rest, value_rest, end);
+        (index_part, value_part)
+    })
+    .collect()
+}

@@ -1,0 +1,208 @@
+//! `sparsity`: the penalties' values and derivatives at the active pairs, in float32.
+//!
+//! One function per penalty and its derivative; the formulas are those of [`mod@crate::reference`].
+
+use crate::loss::{LossSpec, Penalty};
+use crate::reference::FREQUENCY_FLOOR;
+use crate::step::Schedule;
+
+use super::frequency::FrequencyWindow;
+
+/// The sparsity part of a loss at one step, its coefficients already divided by the batch size.
+#[derive(Debug, Clone, Copy, PartialEq)]
+pub struct Sparsity {
+    penalty: Penalty,
+    /// coefficient · scale / B.
+    coefficient: f32,
+    frequency_epsilon: f32,
+}
+
+/// p(a) as it is logged, a > 0.
+fn logged(penalty: Penalty, a: f32) -> f32 {
+    match penalty {
+        Penalty::None => 0.0,
+        Penalty::ApproxL0 { .. } => 1.0,
+        Penalty::L1 => a,
+        Penalty::Tanh { scale } => (scale * a).tanh(),
+        Penalty::Log { epsilon } => (a / epsilon).ln_1p(),
+    }
+}
+
+/// p'(a), a > 0.
+#[inline(always)]
+fn derivative(penalty: Penalty, a: f32) -> f32 {
+    match penalty {
+        Penalty::None => 0.0,
+        Penalty::ApproxL0 { epsilon } => epsilon / ((a + epsilon) * (a + epsilon)),
+        Penalty::L1 => 1.0,
+        Penalty::Tanh { scale } => {
+            // 1 − tanh² = 4e/(1 + e)² with e = exp(−2ka), without the cancellation near tanh = 1.
+            let e = (-2.0 * scale * a).exp();
+            scale * 4.0 * e / ((1.0 + e) * (1.0 + e))
+        }
+        Penalty::Log { epsilon } => 1.0 / (a + epsilon),
+    }
+}
+
+/// The min- and max-sparsity terms of a batch.
+#[derive(Debug, Clone, Copy, PartialEq, Default)]
+pub struct FrequencyTerms {
+    /// The min-sparsity term with its coefficient.
+    pub min: f64,
+    /// The max-sparsity term with its coefficient.
+    pub max: f64,
+    /// Features with s_j + 1e-10 below the min-sparsity target.
+    pub below_target: usize,
+}
+
+impl Sparsity {
+    /// The sparsity part of `loss` for batches of B = `rows`.
+    pub fn new(loss: &LossSpec, schedule: &Schedule, rows: usize) -> Sparsity {
+        let scale = schedule.epsilon_scale as f32;
+        Sparsity {
+            penalty: loss.penalty.with_epsilon_scaled(scale),
+            coefficient: (loss.coefficient * schedule.coefficient_scale / rows as f64) as f32,
+            frequency_epsilon: loss.frequency_epsilon * scale,
+        }
+    }
+
+    /// Σ a and Σ p(a·norm_j), as logged, over the pairs of one row. `norms` [F] are ‖W_dec_j‖, or None
+    /// where they are no part of the penalty.
+    pub fn row_sums(&self, features: &[u32], values: &[f32], norms: Option<&[f32]>) -> (f64, f64) {
+        let l1: f64 = values.iter().map(|a| f64::from(*a)).sum();
+        let penalty = match (self.penalty, norms) {
+            (Penalty::None, _) => 0.0,
+            (Penalty::ApproxL0 { .. }, None) => values.len() as f64,
+            (Penalty::L1, None) => l1,
+            (kind, None) => values.iter().map(|a| f64::from(logged(kind, *a))).sum(),
+            (kind, Some(norms)) => features
+                .iter()
+                .zip(values)
+                .map(|(feature, a)| f64::from(a * norms[*feature as usize]))
+                .filter(|weighted| *weighted > 0.0)
+                .map(|weighted| f64::from(logged(kind, weighted as f32)))
+                .sum(),
+        };
+        (l1, penalty)
+    }
+
+    /// The derivative of the penalties by each activation a of one feature, into `out`: that of
+    /// coefficient/B · p(a·norm) plus `slope`·a/(a + ε), `slope` being the frequency term's, divided by B.
+    /// Returns Σ coefficient/B · p'(a·norm) · a, the derivative by the norm.
+    pub fn derivatives(&self, values: &[f32], norm: f32, slope: f32, out: &mut Vec<f32>) -> f32 {
+        out.clear();
+        let mut by_norm = 0.0;
+        let Sparsity { penalty, coefficient, frequency_epsilon: epsilon } = *self;
+        out.extend(values.iter().map(|a| {
+            // A norm of 0 leaves no activation that the penalty could see.
+            let weighted = a * norm;
+            let by_weighted = if weighted > 0.0 { coefficient * derivative(penalty, weighted) } else { 0.0 };
+            by_norm += by_weighted * a;
+            let surrogate =
+                if slope == 0.0 { 0.0 } else { slope * epsilon / ((a + epsilon) * (a + epsilon)) };
+            by_weighted * norm + surrogate
+        }));
+        by_norm
+    }
+}
+
+/// The frequency terms' values, and their slopes d/ds̃_j divided by B into `slopes` [F] (straight-through:
+/// values and slopes at the running frequencies, of which the last batch is a part).
+pub fn frequency_terms(
+    loss: &LossSpec,
+    window: &FrequencyWindow,
+    rows: usize,
+    slopes: &mut [f32],
+) -> FrequencyTerms {
+    let mut terms = FrequencyTerms::default();
+    if loss.min_sparsity.is_none() && loss.max_sparsity.is_none() {
+        slopes.fill(0.0);
+        return terms;
+    }
+    for (feature, slope) in slopes.iter_mut().enumerate() {
+        let s = window.frequency(feature) + FREQUENCY_FLOOR;
+        let mut coefficient = 0.0;
+        if let Some(min) = loss.min_sparsity.filter(|min| s < min.target) {
+            terms.min += min.coefficient * (min.target.log10() - s.log10());
+            terms.below_target += 1;
+            coefficient -= min.coefficient;
+        }
+        if let Some(max) = loss.max_sparsity.filter(|max| s > max.target) {
+            terms.max += max.coefficient * (s.log10() - max.target.log10());
+            coefficient += max.coefficient;
+        }
+        *slope = (coefficient / (std::f64::consts::LN_10 * s * rows as f64)) as f32;
+    }
+    terms
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::loss::{FrequencyPenalty, Mse};
+    use crate::reference;
+
+    const PENALTIES: [Penalty; 5] = [
+        Penalty::None,
+        Penalty::ApproxL0 { epsilon: 0.2 },
+        Penalty::L1,
+        Penalty::Tanh { scale: 1.5 },
+        Penalty::Log { epsilon: 0.3 },
+    ];
+
+    #[test]
+    fn values_and_derivatives_equal_the_definition() {
+        for penalty in PENALTIES {
+            for a in [1e-30, 1e-6, 0.01, 0.5, 3.0, 40.0, 1e6] {
+                let exact = reference::penalty_derivative(penalty, f64::from(a));
+                let got = f64::from(derivative(penalty, a));
+                // Where exp underflows to 0 the definition's own 1 − tanh² is 0 as well.
+                assert!((got - exact).abs() <= 1e-5 * exact.abs() + 1e-15, "{penalty:?} {a}: {got} {exact}");
+                let exact = reference::logged_penalty(penalty, f64::from(a));
+                let got = f64::from(logged(penalty, a));
+                assert!((got - exact).abs() <= 1e-5 * exact.abs(), "{penalty:?} {a}: {got} {exact}");
+            }
+        }
+    }
+
+    #[test]
+    fn derivatives_combine_penalty_norm_and_frequency_slope() {
+        let loss = LossSpec {
+            penalty: Penalty::ApproxL0 { epsilon: 0.5 },
+            coefficient: 3.0,
+            frequency_epsilon: 0.25,
+            ..LossSpec::reconstruction(Mse::Sum)
+        };
+        let schedule = Schedule { coefficient_scale: 2.0, ..Schedule::constant(0.1) };
+        let sparsity = Sparsity::new(&loss, &schedule, 4);
+        let mut out = Vec::new();
+        let by_norm = sparsity.derivatives(&[1.5], 2.0, -0.7, &mut out);
+        let p = 1.5 * 0.5 / (3.5f32 * 3.5);
+        let surrogate = -0.7 * 0.25 / (1.75f32 * 1.75);
+        assert!((out[0] - (p * 2.0 + surrogate)).abs() < 1e-6);
+        assert!((by_norm - p * 1.5).abs() < 1e-6);
+    }
+
+    #[test]
+    fn frequency_terms_equal_the_definition_on_both_sides_of_the_targets() {
+        let penalty = |coefficient, target| Some(FrequencyPenalty { coefficient, target });
+        let loss = LossSpec {
+            min_sparsity: penalty(1e-3, 0.1),
+            max_sparsity: penalty(2e-3, 0.6),
+            ..LossSpec::reconstruction(Mse::Sum)
+        };
+        let mut window = FrequencyWindow::new(3, 40, 5);
+        window.push(&[0, 1, 10, 30, 40]);
+        let frequencies: Vec<f64> = (0..5).map(|j| window.frequency(j)).collect();
+        let mut slopes = vec![f32::NAN; 5];
+        let terms = frequency_terms(&loss, &window, 40, &mut slopes);
+        let (min, max) = reference::frequency_penalties(&loss, &frequencies);
+        assert!((terms.min - min).abs() < 1e-12 && (terms.max - max).abs() < 1e-12);
+        assert_eq!(terms.below_target, 2);
+        let expected = reference::frequency_slopes(&loss, &frequencies);
+        for j in 0..5 {
+            let exact = expected[j] / 40.0;
+            assert!((f64::from(slopes[j]) - exact).abs() <= 1e-6 * exact.abs(), "feature {j}");
+        }
+    }
+}

@@ -1,0 +1,187 @@
+//! The second half of a step, one block of features at a time: gradients from the active pairs (or a
+//! dense panel), then the update of the same rows while they are at hand. Each weight row is read and
+//! written once per step.
+
+use rayon::prelude::*;
+
+use crate::step::{DecoderNorm, StepSpec};
+
+use super::backward::{FeatureGradient, add_pairs};
+use super::dense::{Panel, PanelGradient, backward_panel};
+use super::isa::{Isa, per_isa};
+use super::pairs::ActivePairs;
+use super::parameters::{FeatureBlock, TrainedParameters};
+use super::sparsity::Sparsity;
+use super::update::{AdamStep, update_feature};
+use super::vector::{add_scaled_inline, dot};
+
+/// Features of a task on the sparse path: few, because their numbers of pairs differ by orders of magnitude.
+const SPARSE_BLOCK: usize = 32;
+/// Features of a task on the dense path.
+const DENSE_BLOCK: usize = 128;
+
+/// The activations that a step found.
+#[derive(Debug, Clone, Copy)]
+pub enum Activations<'a> {
+    /// The active pairs.
+    Sparse(&'a ActivePairs),
+    /// All of them, [B,F].
+    Dense(&'a [f32]),
+}
+
+/// What the second half of a step reads.
+#[derive(Debug, Clone, Copy)]
+pub struct Train<'a> {
+    /// The step's constants.
+    pub spec: &'a StepSpec,
+    /// The loss's sparsity term.
+    pub sparsity: &'a Sparsity,
+    /// The optimizer at this step.
+    pub adam: &'a AdamStep,
+    /// The frequency terms' slopes divided by B, [F].
+    pub slopes: &'a [f32],
+    /// The encoder's input, [B,d].
+    pub x: &'a [f32],
+    /// dL/dx̂, [B,d].
+    pub g: &'a [f32],
+    /// Σ_i g_i, [d].
+    pub sum_of_g: &'a [f64],
+}
+
+/// Trains all weights. Returns whether they are still finite.
+pub fn train(
+    isa: Isa,
+    input: Train<'_>,
+    activations: Activations<'_>,
+    parameters: &mut TrainedParameters,
+) -> bool {
+    let size = match activations {
+        Activations::Sparse(_) => SPARSE_BLOCK,
+        Activations::Dense(_) => DENSE_BLOCK,
+    };
+    let (blocks, mut decoder_bias) = parameters.split(size);
+    let outcomes: Vec<BlockOutcome> = blocks
+        .into_par_iter()
+        .map(|block| match activations {
+            Activations::Sparse(pairs) => train_sparse_block(isa, &input, pairs, block),
+            Activations::Dense(dense) => train_dense_block(isa, &input, dense, block),
+        })
+        .collect();
+
+    let mut gradient = input.sum_of_g.to_vec();
+    for part in outcomes.iter().filter_map(|outcome| outcome.pre_bias.as_ref()) {
+        gradient.iter_mut().zip(part).for_each(|(gradient, part)| *gradient -= f64::from(*part));
+    }
+    let gradient: Vec<f32> = gradient.into_iter().map(|g| g as f32).collect();
+    decoder_bias.adam(isa, input.adam, &gradient);
+    let bias_is_finite = decoder_bias.weights.iter().all(|b| b.is_finite());
+    bias_is_finite && outcomes.iter().all(|outcome| outcome.finite)
+}
+
+/// What a task hands back.
+struct BlockOutcome {
+    finite: bool,
+    /// Σ_j db_enc_j W_enc_j over the block, [d]: what the pre-bias takes from the gradient of b_dec.
+    pre_bias: Option<Vec<f32>>,
+}
+
+per_isa! {
+    /// out += scale·row.
+    fn add_scaled(out: &mut [f32], scale: f32, row: &[f32]) {
+        add_scaled_inline::<FMA, 1>(out, [scale], [row]);
+    }
+}
+
+impl Train<'_> {
+    fn start(&self) -> BlockOutcome {
+        let pre_bias = self.spec.pre_bias.then(|| vec![0.0; self.spec.width]);
+        BlockOutcome { finite: true, pre_bias }
+    }
+
+    /// ‖W_dec_j‖ if the penalty is weighted by it, otherwise 1.
+    fn penalty_norm(&self, isa: Isa, decoder_row: &[f32]) -> f32 {
+        if self.spec.loss.weight_by_decoder_norm { dot(isa, decoder_row, decoder_row).sqrt() } else { 1.0 }
+    }
+
+    /// Updates one feature from its gradients, with the parts that only some configurations have.
+    fn finish_feature(
+        &self,
+        isa: Isa,
+        block: &mut FeatureBlock<'_>,
+        at: usize,
+        gradients: (&[f32], f32, &mut [f32]),
+        by_norm: f32,
+        outcome: &mut BlockOutcome,
+    ) {
+        let (encoder, bias, decoder) = gradients;
+        let width = self.spec.width;
+        // The norm's gradient points along W_dec_j: the projection would take it out again.
+        if self.spec.loss.weight_by_decoder_norm && self.spec.decoder_norm == DecoderNorm::Free {
+            let row = &block.decoder.weights[at * width..][..width];
+            let norm = self.penalty_norm(isa, row);
+            if norm > 0.0 {
+                add_scaled(isa, decoder, by_norm / norm, row);
+            }
+        }
+        if let Some(sum) = &mut outcome.pre_bias {
+            add_scaled(isa, sum, bias, &block.encoder.weights[at * width..][..width]);
+        }
+        let norm = self.spec.decoder_norm;
+        outcome.finite &= update_feature(isa, norm, self.adam, block, at, encoder, bias, decoder);
+    }
+}
+
+fn train_sparse_block(
+    isa: Isa,
+    input: &Train<'_>,
+    pairs: &ActivePairs,
+    mut block: FeatureBlock<'_>,
+) -> BlockOutcome {
+    let width = input.spec.width;
+    let mut outcome = input.start();
+    let mut gradient = FeatureGradient::zeros(width);
+    let mut penalties = Vec::new();
+    for at in 0..block.encoder_bias.weights.len() {
+        let feature = block.first + at;
+        let (rows, values) = pairs.of_feature(feature);
+        let decoder_row = &block.decoder.weights[at * width..][..width];
+        let norm = input.penalty_norm(isa, decoder_row);
+        let by_norm = input.sparsity.derivatives(values, norm, input.slopes[feature], &mut penalties);
+        gradient.clear();
+        add_pairs(isa, rows, values, &penalties, input.g, input.x, decoder_row, &mut gradient);
+        let gradients = (&gradient.encoder[..], gradient.encoder_bias, &mut gradient.decoder[..]);
+        input.finish_feature(isa, &mut block, at, gradients, by_norm, &mut outcome);
+    }
+    outcome
+}
+
+fn train_dense_block(
+    isa: Isa,
+    input: &Train<'_>,
+    activations: &[f32],
+    mut block: FeatureBlock<'_>,
+) -> BlockOutcome {
+    let width = input.spec.width;
+    let mut outcome = input.start();
+    let count = block.encoder_bias.weights.len();
+    let mut gradient = PanelGradient::default();
+    let panel = Panel {
+        activations,
+        features: (block.first, count),
+        total_features: input.spec.features,
+        g: input.g,
+        x: input.x,
+        decoder: block.decoder.weights,
+    };
+    let norm =
+        |feature: usize| input.penalty_norm(isa, &panel.decoder[(feature - block.first) * width..][..width]);
+    let slope = |feature: usize| input.slopes[feature];
+    backward_panel(isa, panel, input.sparsity, norm, slope, &mut gradient);
+    let rows = gradient.encoder.chunks_exact(width).zip(gradient.decoder.chunks_exact_mut(width));
+    for (at, (encoder, decoder)) in rows.enumerate() {
+        let gradients = (encoder, gradient.encoder_bias[at], decoder);
+        let by_norm = gradient.by_norm[at];
+        input.finish_feature(isa, &mut block, at, gradients, by_norm, &mut outcome);
+    }
+    outcome
+}

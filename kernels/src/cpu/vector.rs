@@ -1,0 +1,117 @@
+//! Sums and products of single rows. Every sum runs over 16 lanes that are added up pairwise at the
+//! end, so that its value does not depend on the instruction set's width.
+
+use super::isa::{madd, per_isa};
+
+/// Lanes of a sum.
+const LANES: usize = 16;
+
+#[inline(always)]
+fn add_lanes(mut lanes: [f32; LANES]) -> f32 {
+    let mut width = LANES / 2;
+    while width > 0 {
+        for at in 0..width {
+            lanes[at] += lanes[at + width];
+        }
+        width /= 2;
+    }
+    lanes[0]
+}
+
+/// Σ a·b, for use inside other functions that are compiled per instruction set.
+#[inline(always)]
+pub(crate) fn dot_inline<const FMA: bool>(a: &[f32], b: &[f32]) -> f32 {
+    let mut lanes = [0.0; LANES];
+    let (a_chunks, a_rest) = a.as_chunks::<LANES>();
+    let (b_chunks, b_rest) = b.as_chunks::<LANES>();
+    for (a, b) in a_chunks.iter().zip(b_chunks) {
+        for at in 0..LANES {
+            lanes[at] = madd::<FMA>(a[at], b[at], lanes[at]);
+        }
+    }
+    for ((lane, a), b) in lanes.iter_mut().zip(a_rest).zip(b_rest) {
+        *lane = madd::<FMA>(*a, *b, *lane);
+    }
+    add_lanes(lanes)
+}
+
+/// Four dot products with the same b, each equal bit for bit to [`dot_inline`]'s.
+#[inline(always)]
+pub(crate) fn four_dots_inline<const FMA: bool>(a: [&[f32]; 4], b: &[f32]) -> [f32; 4] {
+    let mut lanes = [[0.0; LANES]; 4];
+    let (b_chunks, b_rest) = b.as_chunks::<LANES>();
+    let [a0, a1, a2, a3] = a.map(|row| row.as_chunks::<LANES>());
+    for ((((b, a0), a1), a2), a3) in b_chunks.iter().zip(a0.0).zip(a1.0).zip(a2.0).zip(a3.0) {
+        for (row, a) in [a0, a1, a2, a3].into_iter().enumerate() {
+            for at in 0..LANES {
+                lanes[row][at] = madd::<FMA>(a[at], b[at], lanes[row][at]);
+            }
+        }
+    }
+    for (row, a) in [a0.1, a1.1, a2.1, a3.1].into_iter().enumerate() {
+        for ((lane, a), b) in lanes[row].iter_mut().zip(a).zip(b_rest) {
+            *lane = madd::<FMA>(*a, *b, *lane);
+        }
+    }
+    lanes.map(add_lanes)
+}
+
+per_isa! {
+    /// Σ a·b.
+    pub fn dot(a: &[f32], b: &[f32]) -> f32 {
+        dot_inline::<FMA>(a, b)
+    }
+}
+
+/// out += Σ_k scale_k · row_k, added in the order of k, for use inside other functions that are compiled
+/// per instruction set.
+#[inline(always)]
+pub(crate) fn add_scaled_inline<const FMA: bool, const K: usize>(
+    out: &mut [f32],
+    scales: [f32; K],
+    rows: [&[f32]; K],
+) {
+    let length = out.len();
+    let rows = rows.map(|row| &row[..length]);
+    for at in 0..length {
+        let mut sum = out[at];
+        for k in 0..K {
+            sum = madd::<FMA>(scales[k], rows[k][at], sum);
+        }
+        out[at] = sum;
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::cpu::isa::Isa;
+
+    fn numbers(count: usize, seed: f32) -> Vec<f32> {
+        (0..count).map(|at| ((at as f32 + seed) * 1.7).sin()).collect()
+    }
+
+    #[test]
+    fn dot_products_agree_with_float64_on_every_instruction_set() {
+        for length in [0, 1, 15, 16, 17, 64, 577] {
+            let (a, b) = (numbers(length, 0.3), numbers(length, 2.1));
+            let exact: f64 = a.iter().zip(&b).map(|(a, b)| f64::from(*a) * f64::from(*b)).sum();
+            for isa in Isa::available() {
+                let got = f64::from(dot(isa, &a, &b));
+                assert!((got - exact).abs() < 1e-5, "{} {length}: {got} {exact}", isa.name());
+            }
+        }
+    }
+
+    #[test]
+    fn four_dot_products_at_once_equal_single_ones_bit_for_bit() {
+        for length in [1, 31, 576] {
+            let b = numbers(length, 9.0);
+            let rows: Vec<Vec<f32>> = (0..4).map(|row| numbers(length, row as f32)).collect();
+            let at_once = four_dots_inline::<false>([&rows[0], &rows[1], &rows[2], &rows[3]], &b);
+            for row in 0..4 {
+                assert_eq!(at_once[row], dot_inline::<false>(&rows[row], &b));
+            }
+        }
+    }
+}

@@ -1,0 +1,108 @@
+//! A loss is data: a reconstruction term, a sparsity penalty and two frequency penalties, each with
+//! its coefficient.
+//!
+//! ```text
+//! loss = mse + coefficient · (1/B) Σ_i Σ_j p(a_ij) + min-sparsity + max-sparsity
+//! ```
+//!
+//! The formulas are in [`mod@crate::reference`] (float64, the definition) and
+//! [`crate::cpu::sparsity`] (float32).
+
+use serde::{Deserialize, Serialize};
+
+/// The reconstruction term. e_i = x̂_i − x_i, x̄ = mean of the batch's rows.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "kebab-case")]
+pub enum Mse {
+    /// (1/B) Σ_i ‖e_i‖².
+    Sum,
+    /// The mean over rows and components of e² / ‖x_i − x̄‖, no gradient through the denominator
+    /// (E. Farrell, "Experiments with an alternative method to promote sparsity in sparse
+    /// autoencoders", April 2024).
+    Centered,
+    /// The mean over rows and components of e² / ‖x_i‖, no gradient through the denominator.
+    Uncentered,
+}
+
+/// The sparsity penalty p(a) of one activation a > 0; p(0) = 0 and no gradient at 0.
+#[derive(Debug, Clone, Copy, PartialEq, Serialize, Deserialize)]
+#[serde(rename_all = "kebab-case", tag = "kind")]
+pub enum Penalty {
+    /// p = 0.
+    None,
+    /// Gradient of a / (a + ε); the value that is logged is the true L0, the count of a > 0.
+    ApproxL0 {
+        /// ε > 0, in units of the activation.
+        epsilon: f32,
+    },
+    /// p = a.
+    L1,
+    /// p = tanh(k·a).
+    Tanh {
+        /// k > 0.
+        scale: f32,
+    },
+    /// p = ln(1 + a/ε).
+    Log {
+        /// ε > 0, in units of the activation.
+        epsilon: f32,
+    },
+}
+
+impl Penalty {
+    /// The penalty with its ε multiplied by `scale` (a schedule of ε); penalties without an ε are
+    /// returned as they are.
+    pub fn with_epsilon_scaled(self, scale: f32) -> Penalty {
+        match self {
+            Penalty::ApproxL0 { epsilon } => Penalty::ApproxL0 { epsilon: epsilon * scale },
+            Penalty::Log { epsilon } => Penalty::Log { epsilon: epsilon * scale },
+            other => other,
+        }
+    }
+}
+
+/// A penalty on features whose running frequency s_j is beyond a target τ, through
+/// |log10(s_j + 1e-10) − log10 τ|, summed over the features that are on the wrong side of τ.
+#[derive(Debug, Clone, Copy, PartialEq, Serialize, Deserialize)]
+pub struct FrequencyPenalty {
+    /// κ (min-sparsity) or δ (max-sparsity), ≥ 0.
+    pub coefficient: f64,
+    /// τ, a fraction of the rows, in (0, 1].
+    pub target: f64,
+}
+
+/// Everything that defines the loss of a batch.
+#[derive(Debug, Clone, Copy, PartialEq, Serialize, Deserialize)]
+pub struct LossSpec {
+    /// The reconstruction term.
+    pub mse: Mse,
+    /// The sparsity penalty.
+    pub penalty: Penalty,
+    /// The penalty's coefficient, ≥ 0.
+    pub coefficient: f64,
+    /// Penalises features that fire too seldom (s_j < τ).
+    pub min_sparsity: Option<FrequencyPenalty>,
+    /// Penalises features that fire too often (s_j > τ).
+    pub max_sparsity: Option<FrequencyPenalty>,
+    /// ε of the surrogate s̃_j = (1/B) Σ_i a/(a+ε) through which the frequency penalties' gradient
+    /// flows (straight-through).
+    pub frequency_epsilon: f32,
+    /// Puts ‖W_dec_j‖ inside the penalty, p(a·‖W_dec_j‖), differentiated through both factors
+    /// (Anthropic, "Update on how we train SAEs", April 2024).
+    pub weight_by_decoder_norm: bool,
+}
+
+impl LossSpec {
+    /// The reconstruction term alone.
+    pub fn reconstruction(mse: Mse) -> LossSpec {
+        LossSpec {
+            mse,
+            penalty: Penalty::None,
+            coefficient: 0.0,
+            min_sparsity: None,
+            max_sparsity: None,
+            frequency_epsilon: 0.2,
+            weight_by_decoder_norm: false,
+        }
+    }
+}

@@ -1,0 +1,464 @@
+//! Every formula in float64, dense, as the definition. Slow on purpose: nothing here is arranged
+//! for speed, and nothing else in the project decides what is right.
+//!
+//! Shapes are the public ones: X [B,d], W_enc [d,F], b_enc [F], W_dec [F,d], b_dec [d].
+
+use crate::loss::{LossSpec, Mse, Penalty};
+use crate::step::{DecoderNorm, Schedule, StepSpec};
+
+/// An autoencoder's weights, or anything of their shapes (gradients, Adam's moments).
+#[derive(Debug, Clone, PartialEq)]
+pub struct Parameters {
+    /// W_enc, [d,F].
+    pub w_enc: Vec<f64>,
+    /// b_enc, [F].
+    pub b_enc: Vec<f64>,
+    /// W_dec, [F,d].
+    pub w_dec: Vec<f64>,
+    /// b_dec, [d].
+    pub b_dec: Vec<f64>,
+}
+
+impl Parameters {
+    /// All zeros.
+    pub fn zeros(width: usize, features: usize) -> Parameters {
+        Parameters {
+            w_enc: vec![0.0; width * features],
+            b_enc: vec![0.0; features],
+            w_dec: vec![0.0; features * width],
+            b_dec: vec![0.0; width],
+        }
+    }
+
+    /// The four tensors, in the order W_enc, b_enc, W_dec, b_dec.
+    pub fn tensors(&self) -> [&[f64]; 4] {
+        [&self.w_enc, &self.b_enc, &self.w_dec, &self.b_dec]
+    }
+
+    /// The four tensors, in the order W_enc, b_enc, W_dec, b_dec.
+    pub fn tensors_mut(&mut self) -> [&mut Vec<f64>; 4] {
+        [&mut self.w_enc, &mut self.b_enc, &mut self.w_dec, &mut self.b_dec]
+    }
+
+    fn decoder_row(&self, feature: usize, width: usize) -> &[f64] {
+        &self.w_dec[feature * width..][..width]
+    }
+}
+
+/// What the forward pass computes.
+#[derive(Debug, Clone, PartialEq)]
+pub struct Forward {
+    /// z = X W_enc + b_enc, [B,F].
+    pub preactivations: Vec<f64>,
+    /// a = ReLU(z), [B,F].
+    pub activations: Vec<f64>,
+    /// x̂ = a W_dec + b_dec, [B,d].
+    pub reconstruction: Vec<f64>,
+}
+
+/// The terms of a loss, each with its coefficient, and their sum.
+#[derive(Debug, Clone, Copy, PartialEq)]
+pub struct Loss {
+    /// The reconstruction term.
+    pub mse: f64,
+    /// The sparsity penalty (for `approx-l0` with the true L0).
+    pub penalty: f64,
+    /// The min-sparsity term.
+    pub min_sparsity: f64,
+    /// The max-sparsity term.
+    pub max_sparsity: f64,
+}
+
+impl Loss {
+    /// The sum of all terms.
+    pub fn total(&self) -> f64 {
+        self.mse + self.penalty + self.min_sparsity + self.max_sparsity
+    }
+}
+
+fn norm(row: &[f64]) -> f64 {
+    row.iter().map(|v| v * v).sum::<f64>().sqrt()
+}
+
+fn dot(a: &[f64], b: &[f64]) -> f64 {
+    a.iter().zip(b).map(|(a, b)| a * b).sum()
+}
+
+/// The encoder's input: X, or X − b_dec with the pre-bias. [B,d]
+pub fn encoder_input(spec: &StepSpec, weights: &Parameters, x: &[f64]) -> Vec<f64> {
+    let subtracted = if spec.pre_bias { 1.0 } else { 0.0 };
+    x.iter().enumerate().map(|(at, v)| v - subtracted * weights.b_dec[at % spec.width]).collect()
+}
+
+/// z = X W_enc + b_enc, a = ReLU(z), x̂ = a W_dec + b_dec.
+pub fn forward(spec: &StepSpec, weights: &Parameters, x: &[f64]) -> Forward {
+    let (d, f) = (spec.width, spec.features);
+    let rows = x.len() / d;
+    let input = encoder_input(spec, weights, x);
+    let mut preactivations = vec![0.0; rows * f];
+    let mut reconstruction = vec![0.0; rows * d];
+    for i in 0..rows {
+        let z = &mut preactivations[i * f..][..f];
+        z.copy_from_slice(&weights.b_enc);
+        for k in 0..d {
+            for j in 0..f {
+                z[j] += input[i * d + k] * weights.w_enc[k * f + j];
+            }
+        }
+        let xhat = &mut reconstruction[i * d..][..d];
+        xhat.copy_from_slice(&weights.b_dec);
+        for j in 0..f {
+            for k in 0..d {
+                xhat[k] += z[j].max(0.0) * weights.w_dec[j * d + k];
+            }
+        }
+    }
+    let activations = preactivations.iter().map(|z| z.max(0.0)).collect();
+    Forward { preactivations, activations, reconstruction }
+}
+
+/// The denominator of each row's squared error, [B]: B·1 for `sum` (so that the loss is the plain
+/// sum of the quotients), B·d·‖x_i − x̄‖ for `centered`, B·d·‖x_i‖ for `uncentered`.
+pub fn mse_denominators(kind: Mse, width: usize, x: &[f64]) -> Vec<f64> {
+    let rows = x.len() / width;
+    let mean: Vec<f64> =
+        (0..width).map(|k| (0..rows).map(|i| x[i * width + k]).sum::<f64>() / rows as f64).collect();
+    let scale = (rows * width) as f64;
+    x.chunks_exact(width)
+        .map(|row| match kind {
+            Mse::Sum => rows as f64,
+            Mse::Centered => {
+                let centered: Vec<f64> = row.iter().zip(&mean).map(|(v, m)| v - m).collect();
+                scale * norm(&centered)
+            }
+            Mse::Uncentered => scale * norm(row),
+        })
+        .collect()
+}
+
+/// The reconstruction term of [`Mse`].
+pub fn mse(kind: Mse, width: usize, x: &[f64], reconstruction: &[f64]) -> f64 {
+    let denominators = mse_denominators(kind, width, x);
+    let squared: Vec<f64> = x.iter().zip(reconstruction).map(|(x, y)| (y - x).powi(2)).collect();
+    squared.chunks_exact(width).zip(denominators).map(|(row, d)| row.iter().sum::<f64>() / d).sum()
+}
+
+/// g = d mse / d x̂, [B,d].
+pub fn mse_gradient(kind: Mse, width: usize, x: &[f64], reconstruction: &[f64]) -> Vec<f64> {
+    let denominators = mse_denominators(kind, width, x);
+    x.iter()
+        .zip(reconstruction)
+        .enumerate()
+        .map(|(at, (x, y))| 2.0 * (y - x) / denominators[at / width])
+        .collect()
+}
+
+/// p(a), the function whose derivative trains: for `approx-l0` a/(a+ε), not the count. 0 at a ≤ 0.
+pub fn penalty(kind: Penalty, a: f64) -> f64 {
+    if a <= 0.0 {
+        return 0.0;
+    }
+    match kind {
+        Penalty::None => 0.0,
+        Penalty::ApproxL0 { epsilon } => a / (a + f64::from(epsilon)),
+        Penalty::L1 => a,
+        Penalty::Tanh { scale } => (f64::from(scale) * a).tanh(),
+        Penalty::Log { epsilon } => (a / f64::from(epsilon)).ln_1p(),
+    }
+}
+
+/// The value that is logged: p(a), except that `approx-l0` counts a > 0.
+pub fn logged_penalty(kind: Penalty, a: f64) -> f64 {
+    match kind {
+        Penalty::ApproxL0 { .. } => f64::from(a > 0.0),
+        other => penalty(other, a),
+    }
+}
+
+/// p'(a) for a > 0, and 0 at a ≤ 0.
+pub fn penalty_derivative(kind: Penalty, a: f64) -> f64 {
+    if a <= 0.0 {
+        return 0.0;
+    }
+    match kind {
+        Penalty::None => 0.0,
+        Penalty::ApproxL0 { epsilon } => f64::from(epsilon) / (a + f64::from(epsilon)).powi(2),
+        Penalty::L1 => 1.0,
+        Penalty::Tanh { scale } => {
+            let k = f64::from(scale);
+            k * (1.0 - (k * a).tanh().powi(2))
+        }
+        Penalty::Log { epsilon } => 1.0 / (a + f64::from(epsilon)),
+    }
+}
+
+/// The firing fractions of the last n batches and the running frequency s_j that follows from them.
+#[derive(Debug, Clone)]
+pub struct FrequencyWindow {
+    length: usize,
+    batches: std::collections::VecDeque<Vec<f64>>,
+}
+
+impl FrequencyWindow {
+    /// An empty window of n = `length` batches.
+    pub fn new(length: usize) -> FrequencyWindow {
+        FrequencyWindow { length, batches: std::collections::VecDeque::new() }
+    }
+
+    /// Adds a batch's activations [B,F] and returns s_j [F]: the mean of f_t,j over the batches t of
+    /// the window, the new one included, with |log10 mean_j f_t,j − log10 mean_j f_now,j| < 0.5.
+    pub fn push(&mut self, features: usize, activations: &[f64]) -> Vec<f64> {
+        let rows = activations.len() / features;
+        let fractions = (0..features)
+            .map(|j| (0..rows).filter(|i| activations[i * features + j] > 0.0).count() as f64 / rows as f64)
+            .collect();
+        self.batches.push_back(fractions);
+        if self.batches.len() > self.length {
+            self.batches.pop_front();
+        }
+        let level = |batch: &Vec<f64>| (batch.iter().sum::<f64>() / features as f64).log10();
+        let newest = self.batches.len() - 1;
+        let now = level(&self.batches[newest]);
+        let counted: Vec<&Vec<f64>> = self
+            .batches
+            .iter()
+            .enumerate()
+            .filter(|(t, batch)| *t == newest || (level(batch) - now).abs() < 0.5)
+            .map(|(_, batch)| batch)
+            .collect();
+        (0..features)
+            .map(|j| counted.iter().map(|batch| batch[j]).sum::<f64>() / counted.len() as f64)
+            .collect()
+    }
+}
+
+/// Keeps log10 of a frequency finite.
+pub const FREQUENCY_FLOOR: f64 = 1e-10;
+
+/// The min- and max-sparsity terms at the running frequencies s [F].
+pub fn frequency_penalties(loss: &LossSpec, frequencies: &[f64]) -> (f64, f64) {
+    let log = |s: &f64| (s + FREQUENCY_FLOOR).log10();
+    let min = loss.min_sparsity.map_or(0.0, |p| {
+        p.coefficient * frequencies.iter().map(|s| (p.target.log10() - log(s)).max(0.0)).sum::<f64>()
+    });
+    let max = loss.max_sparsity.map_or(0.0, |p| {
+        p.coefficient * frequencies.iter().map(|s| (log(s) - p.target.log10()).max(0.0)).sum::<f64>()
+    });
+    (min, max)
+}
+
+/// d (min + max sparsity) / d s̃_j at the running frequencies, [F]. The straight-through gradient of
+/// feature j is that of this constant times s̃_j = (1/B) Σ_i a_ij/(a_ij + ε).
+pub fn frequency_slopes(loss: &LossSpec, frequencies: &[f64]) -> Vec<f64> {
+    frequencies
+        .iter()
+        .map(|s| {
+            let s = s + FREQUENCY_FLOOR;
+            let too_low = loss.min_sparsity.filter(|p| s < p.target).map_or(0.0, |p| p.coefficient);
+            let too_high = loss.max_sparsity.filter(|p| s > p.target).map_or(0.0, |p| p.coefficient);
+            (too_high - too_low) / (std::f64::consts::LN_10 * s)
+        })
+        .collect()
+}
+
+/// ε of the surrogate s̃ and the penalty, under a schedule.
+fn scheduled(spec: &StepSpec, schedule: &Schedule) -> (Penalty, f64, f64) {
+    let scale = schedule.epsilon_scale as f32;
+    let penalty = spec.loss.penalty.with_epsilon_scaled(scale);
+    let epsilon = f64::from(spec.loss.frequency_epsilon * scale);
+    (penalty, spec.loss.coefficient * schedule.coefficient_scale, epsilon)
+}
+
+/// The argument of the penalty: a_ij, or a_ij ‖W_dec_j‖. Returns the factors ‖W_dec_j‖ or 1, [F].
+fn penalty_weights(spec: &StepSpec, weights: &Parameters) -> Vec<f64> {
+    (0..spec.features)
+        .map(
+            |j| if spec.loss.weight_by_decoder_norm { norm(weights.decoder_row(j, spec.width)) } else { 1.0 },
+        )
+        .collect()
+}
+
+/// The loss as it is logged. `frequencies` [F] are the running frequencies, this batch included.
+pub fn loss(
+    spec: &StepSpec,
+    schedule: &Schedule,
+    weights: &Parameters,
+    x: &[f64],
+    forward: &Forward,
+    frequencies: &[f64],
+) -> Loss {
+    let rows = (x.len() / spec.width) as f64;
+    let (kind, coefficient, _) = scheduled(spec, schedule);
+    let factors = penalty_weights(spec, weights);
+    let sum: f64 = forward
+        .activations
+        .iter()
+        .enumerate()
+        .map(|(at, a)| logged_penalty(kind, a * factors[at % spec.features]))
+        .sum();
+    let (min_sparsity, max_sparsity) = frequency_penalties(&spec.loss, frequencies);
+    Loss {
+        mse: mse(spec.loss.mse, spec.width, x, &forward.reconstruction),
+        penalty: coefficient * sum / rows,
+        min_sparsity,
+        max_sparsity,
+    }
+}
+
+/// The scalar function of the weights whose gradient trains them: the reconstruction term, the
+/// smooth penalty, and `slopes`_j · s̃_j in place of the frequency penalties. `slopes` [F] come from
+/// [`frequency_slopes`] and count as constants.
+pub fn surrogate_loss(
+    spec: &StepSpec,
+    schedule: &Schedule,
+    weights: &Parameters,
+    x: &[f64],
+    slopes: &[f64],
+) -> f64 {
+    let rows = (x.len() / spec.width) as f64;
+    let (kind, coefficient, epsilon) = scheduled(spec, schedule);
+    let factors = penalty_weights(spec, weights);
+    let pass = forward(spec, weights, x);
+    let penalties: f64 = pass
+        .activations
+        .iter()
+        .enumerate()
+        .map(|(at, a)| {
+            let j = at % spec.features;
+            coefficient * penalty(kind, a * factors[j]) + slopes[j] * a / (a + epsilon)
+        })
+        .sum();
+    mse(spec.loss.mse, spec.width, x, &pass.reconstruction) + penalties / rows
+}
+
+/// The gradient of [`surrogate_loss`] for all weights, written out by hand.
+pub fn gradients(
+    spec: &StepSpec,
+    schedule: &Schedule,
+    weights: &Parameters,
+    x: &[f64],
+    forward: &Forward,
+    slopes: &[f64],
+) -> Parameters {
+    let (d, f) = (spec.width, spec.features);
+    let rows = x.len() / d;
+    let (kind, coefficient, epsilon) = scheduled(spec, schedule);
+    let factors = penalty_weights(spec, weights);
+    let input = encoder_input(spec, weights, x);
+    let g = mse_gradient(spec.loss.mse, d, x, &forward.reconstruction);
+    let mut gradient = Parameters::zeros(d, f);
+    for i in 0..rows {
+        let g_i = &g[i * d..][..d];
+        for k in 0..d {
+            gradient.b_dec[k] += g_i[k];
+        }
+        for j in 0..f {
+            let a = forward.activations[i * f + j];
+            if a <= 0.0 {
+                continue;
+            }
+            let slope = coefficient * penalty_derivative(kind, a * factors[j]) / rows as f64;
+            let frequency = slopes[j] * epsilon / (a + epsilon).powi(2) / rows as f64;
+            let da = dot(g_i, weights.decoder_row(j, d)) + slope * factors[j] + frequency;
+            for k in 0..d {
+                gradient.w_dec[j * d + k] += a * g_i[k];
+                if spec.loss.weight_by_decoder_norm {
+                    gradient.w_dec[j * d + k] += slope * a * weights.w_dec[j * d + k] / factors[j];
+                }
+                gradient.w_enc[k * f + j] += da * input[i * d + k];
+                if spec.pre_bias {
+                    gradient.b_dec[k] -= da * weights.w_enc[k * f + j];
+                }
+            }
+            gradient.b_enc[j] += da;
+        }
+    }
+    gradient
+}
+
+/// Removes from each row of dW_dec its component along W_dec_j (not for [`DecoderNorm::Free`]).
+pub fn project_decoder_gradient(spec: &StepSpec, weights: &Parameters, gradient: &mut Parameters) {
+    if spec.decoder_norm == DecoderNorm::Free {
+        return;
+    }
+    for (row, gradient) in
+        weights.w_dec.chunks_exact(spec.width).zip(gradient.w_dec.chunks_exact_mut(spec.width))
+    {
+        let along = dot(row, gradient) / dot(row, row);
+        gradient.iter_mut().zip(row).for_each(|(g, w)| *g -= along * w);
+    }
+}
+
+/// Normalises the decoder's rows as [`DecoderNorm`] says.
+pub fn normalise_decoder(spec: &StepSpec, weights: &mut Parameters) {
+    if spec.decoder_norm == DecoderNorm::Free {
+        return;
+    }
+    for j in 0..spec.features {
+        let row = &mut weights.w_dec[j * spec.width..][..spec.width];
+        let removed = norm(row);
+        row.iter_mut().for_each(|w| *w /= removed);
+        if spec.decoder_norm == DecoderNorm::Tied {
+            (0..spec.width).for_each(|k| weights.w_enc[k * spec.features + j] *= removed);
+            weights.b_enc[j] *= removed;
+        }
+    }
+}
+
+/// A training run in float64: weights, Adam's moments and the frequency window.
+#[derive(Debug, Clone)]
+pub struct Trainer {
+    /// What a step is.
+    pub spec: StepSpec,
+    /// The weights.
+    pub weights: Parameters,
+    /// Adam's first moments.
+    pub first: Parameters,
+    /// Adam's second moments.
+    pub second: Parameters,
+    /// The frequency window.
+    pub window: FrequencyWindow,
+    /// Steps done.
+    pub steps: u64,
+}
+
+impl Trainer {
+    /// A run that has done no step.
+    pub fn new(spec: StepSpec, weights: Parameters) -> Trainer {
+        let zeros = Parameters::zeros(spec.width, spec.features);
+        let window = FrequencyWindow::new(spec.sparsity_window);
+        Trainer { spec, weights, first: zeros.clone(), second: zeros, window, steps: 0 }
+    }
+
+    /// One step on the batch x [B,d]: forward, running frequency, loss, backward, projection, Adam,
+    /// decoder norm. Returns the loss before the step.
+    pub fn step(&mut self, x: &[f64], schedule: &Schedule) -> Loss {
+        let spec = &self.spec;
+        let pass = forward(spec, &self.weights, x);
+        let frequencies = self.window.push(spec.features, &pass.activations);
+        let value = loss(spec, schedule, &self.weights, x, &pass, &frequencies);
+        let slopes = frequency_slopes(&spec.loss, &frequencies);
+        let mut gradient = gradients(spec, schedule, &self.weights, x, &pass, &slopes);
+        project_decoder_gradient(spec, &self.weights, &mut gradient);
+        self.steps += 1;
+        self.adam(&gradient, schedule.lr);
+        normalise_decoder(&self.spec, &mut self.weights);
+        value
+    }
+
+    fn adam(&mut self, gradient: &Parameters, lr: f64) {
+        let adam = &self.spec.adam;
+        let correction1 = 1.0 - adam.beta1.powi(self.steps as i32);
+        let correction2 = 1.0 - adam.beta2.powi(self.steps as i32);
+        let weights = self.weights.tensors_mut().into_iter();
+        let moments = self.first.tensors_mut().into_iter().zip(self.second.tensors_mut());
+        for ((w, (m, v)), g) in weights.zip(moments).zip(gradient.tensors()) {
+            for at in 0..g.len() {
+                m[at] = adam.beta1 * m[at] + (1.0 - adam.beta1) * g[at];
+                v[at] = adam.beta2 * v[at] + (1.0 - adam.beta2) * g[at] * g[at];
+                let root = (v[at] / correction2).sqrt() + adam.epsilon;
+                w[at] -= lr * (m[at] / correction1) / root;
+            }
+        }
+    }
+}

@@ -1,0 +1,158 @@
+//! What a training step is, apart from the loss: sizes, optimizer, decoder norm, schedule.
+
+use serde::{Deserialize, Serialize};
+use thiserror::Error;
+
+use crate::loss::{FrequencyPenalty, LossSpec, Penalty};
+
+/// What is done to the decoder's rows W_dec_j [d] around the optimizer step.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "kebab-case")]
+pub enum DecoderNorm {
+    /// The gradient's component along W_dec_j is removed; after the step W_dec_j ← W_dec_j/‖W_dec_j‖.
+    Unit,
+    /// The same, and the encoder's row and bias of j are multiplied by the removed norm, so that the
+    /// autoencoder's function does not change.
+    Tied,
+    /// Neither projection nor normalisation.
+    Free,
+}
+
+/// Adam (Kingma & Ba 2015), without weight decay.
+#[derive(Debug, Clone, Copy, PartialEq, Serialize, Deserialize)]
+pub struct Adam {
+    /// β₁, in [0, 1).
+    pub beta1: f64,
+    /// β₂, in [0, 1).
+    pub beta2: f64,
+    /// ε, added to the root of the bias-corrected second moment.
+    pub epsilon: f64,
+}
+
+impl Default for Adam {
+    /// β = (0.9, 0.999), ε = 1e-8.
+    fn default() -> Adam {
+        Adam { beta1: 0.9, beta2: 0.999, epsilon: 1e-8 }
+    }
+}
+
+/// Everything constant over a training run that a step needs to know.
+#[derive(Debug, Clone, Copy, PartialEq, Serialize, Deserialize)]
+pub struct StepSpec {
+    /// d, the width of a row.
+    pub width: usize,
+    /// F, the number of features.
+    pub features: usize,
+    /// B, the rows of a training batch.
+    pub batch: usize,
+    /// Whether the encoder reads x − b_dec instead of x.
+    pub pre_bias: bool,
+    /// The loss.
+    pub loss: LossSpec,
+    /// The decoder's norm.
+    pub decoder_norm: DecoderNorm,
+    /// The optimizer.
+    pub adam: Adam,
+    /// n, the number of batches over which the running frequency s_j is taken.
+    pub sparsity_window: usize,
+}
+
+/// What may change from step to step.
+#[derive(Debug, Clone, Copy, PartialEq, Serialize, Deserialize)]
+pub struct Schedule {
+    /// The learning rate of this step.
+    pub lr: f64,
+    /// Multiplies the sparsity penalty's coefficient (its warm-up).
+    pub coefficient_scale: f64,
+    /// Multiplies the ε of `approx-l0` and `log` and that of the frequency penalties' surrogate.
+    pub epsilon_scale: f64,
+}
+
+impl Schedule {
+    /// The given learning rate, coefficients and ε unscaled.
+    pub fn constant(lr: f64) -> Schedule {
+        Schedule { lr, coefficient_scale: 1.0, epsilon_scale: 1.0 }
+    }
+}
+
+/// A [`StepSpec`] that describes no possible step.
+#[derive(Debug, Clone, PartialEq, Error)]
+#[error("{name} is {value}, but {rule}")]
+pub struct SpecError {
+    name: &'static str,
+    value: String,
+    rule: &'static str,
+}
+
+/// An error unless `ok`: `name` is `value`, but `rule`.
+fn require(ok: bool, name: &'static str, value: impl ToString, rule: &'static str) -> Result<(), SpecError> {
+    if ok { Ok(()) } else { Err(SpecError { name, value: value.to_string(), rule }) }
+}
+
+impl StepSpec {
+    /// Checks every field's range.
+    ///
+    /// # Errors
+    /// Names the first field that is out of range, its value and the range.
+    pub fn validate(&self) -> Result<(), SpecError> {
+        // Row and feature numbers are stored in 32 bits, a batch's counts are summed over the window in 32.
+        let limit = u32::MAX as usize;
+        let counted = self.batch.saturating_mul(self.sparsity_window);
+        require((1..=limit).contains(&self.width), "width", self.width, "it must be at least 1")?;
+        require((1..=limit).contains(&self.features), "features", self.features, "it must be at least 1")?;
+        require((1..=limit).contains(&self.batch), "batch", self.batch, "it must be at least 1")?;
+        require(self.sparsity_window >= 1, "sparsity_window", self.sparsity_window, "it must be at least 1")?;
+        require(
+            counted <= limit,
+            "batch × sparsity_window",
+            counted,
+            "firing counts are held in 32 bits: lower one of them",
+        )?;
+        self.loss.validate()?;
+        self.adam.validate()
+    }
+}
+
+impl LossSpec {
+    fn validate(&self) -> Result<(), SpecError> {
+        let positive = |name, value: f32| {
+            require(value.is_finite() && value > 0.0, name, value, "it must be a positive number")
+        };
+        match self.penalty {
+            Penalty::ApproxL0 { epsilon } | Penalty::Log { epsilon } => positive("epsilon", epsilon)?,
+            Penalty::Tanh { scale } => positive("tanh scale", scale)?,
+            Penalty::None | Penalty::L1 => {}
+        }
+        let coefficient = |name, value: f64| {
+            require(value.is_finite() && value >= 0.0, name, value, "it must be a number of at least 0")
+        };
+        coefficient("coefficient", self.coefficient)?;
+        positive("frequency_epsilon", self.frequency_epsilon)?;
+        for FrequencyPenalty { coefficient: value, target } in
+            [self.min_sparsity, self.max_sparsity].into_iter().flatten()
+        {
+            coefficient("frequency penalty coefficient", value)?;
+            require(
+                target > 0.0 && target <= 1.0,
+                "frequency target",
+                target,
+                "it must be above 0 and at most 1",
+            )?;
+        }
+        Ok(())
+    }
+}
+
+impl Adam {
+    fn validate(&self) -> Result<(), SpecError> {
+        for (name, beta) in [("beta1", self.beta1), ("beta2", self.beta2)] {
+            require((0.0..1.0).contains(&beta), name, beta, "it must be at least 0 and below 1")?;
+        }
+        require(
+            self.epsilon.is_finite() && self.epsilon > 0.0,
+            "Adam's epsilon",
+            self.epsilon,
+            "it must be a positive number",
+        )
+    }
+}

@@ -1,0 +1,191 @@
+//! The seam between the training loop and the arithmetic: an [`Engine`] does optimizer steps on
+//! batches of rows; everything above it (schedule, logging, checkpoints, resume) is written once.
+
+mod cpu;
+
+pub use cpu::{CpuEngine, CpuOptions};
+
+pub use kernels::cpu::Parameters;
+pub use kernels::loss::{FrequencyPenalty, LossSpec, Mse, Penalty};
+pub use kernels::stats::Sums;
+pub use kernels::step::{Adam, DecoderNorm, Schedule, SpecError, StepSpec};
+
+use thiserror::Error;
+
+/// Which way a step was computed. Both give the same numbers within rounding.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Path {
+    /// Dense products: many activations are non-zero, as early in training.
+    Dense,
+    /// Only the pairs (row, feature) with a > 0 were touched after the encode.
+    Sparse,
+}
+
+/// What one optimizer step reports. All values are those before the weights changed.
+#[derive(Debug, Clone, Copy, PartialEq)]
+pub struct StepStats {
+    /// The number of steps done, this one included.
+    pub step: u64,
+    /// The sum of the four terms below.
+    pub loss: f64,
+    /// The reconstruction term that is trained.
+    pub mse: f64,
+    /// The sparsity penalty with its (scheduled) coefficient; for `approx-l0` of the true L0.
+    pub penalty: f64,
+    /// The min-sparsity term.
+    pub min_sparsity: f64,
+    /// The max-sparsity term.
+    pub max_sparsity: f64,
+    /// Mean over rows of the number of active features.
+    pub l0: f64,
+    /// Its standard deviation over rows.
+    pub l0_std: f64,
+    /// Mean over rows of Σ_j a_ij.
+    pub l1: f64,
+    /// The `sum` MSE.
+    pub mse_sum: f64,
+    /// The `centered` MSE.
+    pub mse_centered: f64,
+    /// The `uncentered` MSE.
+    pub mse_uncentered: f64,
+    /// 1 − Σ‖e‖² / Σ‖x − x̄‖².
+    pub explained_variance: f64,
+    /// 1 − Σ‖e‖² / Σ‖x‖².
+    pub explained_variance_uncentered: f64,
+    /// Mean over rows of cos(x, x̂).
+    pub cosine_similarity: f64,
+    /// Mean over rows of ‖x̂‖ / ‖x‖.
+    pub l2_ratio: f64,
+    /// L0 / F.
+    pub density: f64,
+    /// Features with s_j + 1e-10 below the min-sparsity target; 0 without that penalty.
+    pub below_target: usize,
+    /// How the step was computed.
+    pub path: Path,
+}
+
+/// What an evaluation reports: sums over rows that add up over batches ([`Sums::merge`]) and the
+/// metrics that follow from them.
+pub type EvalStats = Sums;
+
+/// Everything a run needs to continue bit for bit. Optimizer moments have the weights' shapes.
+#[derive(Debug, Clone, PartialEq)]
+pub struct EngineState {
+    /// Steps done.
+    pub step: u64,
+    /// The weights.
+    pub weights: Parameters,
+    /// Adam's first moments.
+    pub first_moments: Parameters,
+    /// Adam's second moments.
+    pub second_moments: Parameters,
+    /// In how many rows of a batch each feature was active, for the last (at most n) batches, the
+    /// oldest first: [batches, F].
+    pub window: Vec<u32>,
+    /// Steps since each feature was last active, 0 if it was in the last step: [F].
+    pub steps_since_fired: Vec<u64>,
+}
+
+/// Why a step, an evaluation or a restore did not happen. The engine's state is as before, except
+/// after [`EngineError::Diverged`].
+#[derive(Debug, Clone, PartialEq, Error)]
+pub enum EngineError {
+    /// The step's description is out of range.
+    #[error(transparent)]
+    Spec(#[from] SpecError),
+    /// An array has another length than the engine's sizes ask for.
+    #[error("{array} has {found} numbers, but {expected} were expected ({rule})")]
+    Length {
+        /// Which array.
+        array: &'static str,
+        /// Its length.
+        found: usize,
+        /// The length asked for.
+        expected: usize,
+        /// Where that length comes from.
+        rule: &'static str,
+    },
+    /// A row of the batch holds NaN or infinity.
+    #[error("row {row} of the batch holds NaN or an infinite value; the weights are unchanged")]
+    NonFiniteRow {
+        /// The row's number in the batch.
+        row: usize,
+    },
+    /// The MSE divides by a norm that is 0.
+    #[error(
+        "row {row} of the batch {reason}, and the {mse:?} MSE divides by that norm; the weights are \
+         unchanged (the `sum` MSE has no such denominator)"
+    )]
+    ZeroNorm {
+        /// The row's number in the batch.
+        row: usize,
+        /// Which norm is 0.
+        reason: &'static str,
+        /// The MSE.
+        mse: Mse,
+    },
+    /// The loss is not finite though the batch is.
+    #[error(
+        "the loss of step {step} is {loss}; the weights are unchanged (try a lower learning rate or a \
+         warm-up, starting from an earlier checkpoint)"
+    )]
+    NonFiniteLoss {
+        /// The step that was not done.
+        step: u64,
+        /// The loss.
+        loss: f64,
+    },
+    /// The update overflowed though the loss was finite. The weights are no longer usable.
+    #[error(
+        "step {step} made a weight NaN or infinite though the loss was finite; go back to an earlier \
+         checkpoint with a lower learning rate"
+    )]
+    Diverged {
+        /// The step.
+        step: u64,
+    },
+    /// The worker threads could not be started.
+    #[error("could not start {threads} worker threads: {reason}")]
+    Threads {
+        /// How many were asked for.
+        threads: usize,
+        /// The system's reason.
+        reason: String,
+    },
+}
+
+/// Something that trains an autoencoder step by step.
+pub trait Engine {
+    /// What a step is.
+    fn spec(&self) -> &StepSpec;
+
+    /// One optimizer step on `batch` [B, d].
+    ///
+    /// # Errors
+    /// A batch of another size, NaN or infinity in the batch or in the loss: the weights are unchanged.
+    fn step(&mut self, batch: &[f32], schedule: &Schedule) -> Result<StepStats, EngineError>;
+
+    /// The forward pass alone on any number of rows, `batch` [rows, d].
+    ///
+    /// # Errors
+    /// A length that is no multiple of d, NaN or infinity in the batch.
+    fn evaluate(&mut self, batch: &[f32]) -> Result<EvalStats, EngineError>;
+
+    /// A copy of the weights in their public layout.
+    fn weights(&self) -> sae::Weights;
+
+    /// The running frequencies s_j as of the last step, [F]; zeros before the first.
+    fn frequencies(&self) -> &[f32];
+
+    /// Steps since each feature was last active, [F].
+    fn steps_since_fired(&self) -> &[u64];
+
+    /// Everything a run needs to continue bit for bit.
+    fn state(&self) -> EngineState;
+
+    /// Continues from a state.
+    ///
+    /// # Errors
+    /// A state of other sizes.
+    fn restore(&mut self, state: EngineState) -> Result<(), EngineError>;
+}
