@@ -1,2 +1,5 @@
-//! Placeholder.
-fn main() {}
+//! The program `sae-trainer`; everything is in the library of the same name.
+
+fn main() -> std::process::ExitCode {
+    sae_trainer::main()
+}

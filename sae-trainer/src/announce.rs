@@ -1,0 +1,216 @@
+//! The words at the start and at the end of a run.
+
+use std::time::Duration;
+
+use activation_store::BatchStream;
+use human_units::{format_bytes, format_count, format_duration};
+
+use crate::engine::{Penalty, StepSpec};
+use crate::plan::Plan;
+use crate::record::Summary;
+use crate::run_folder::program;
+use crate::settings::Settings;
+use crate::table::{grouped, number, pairs};
+
+/// Prints what is about to be trained, on what and with what.
+pub(crate) fn settings(plan: &Plan, stream: &BatchStream, threads: usize) {
+    let settings = plan.settings();
+    let step = &settings.step;
+    let provenance = plan.stores[0].provenance();
+    let rows: u64 = plan.stores.iter().map(|store| store.rows()).sum();
+    let paths: Vec<String> = plan.stores.iter().map(|store| store.path().display().to_string()).collect();
+    let tokens = settings.steps * step.batch as u64;
+    let passes = tokens as f64 / stream.rows_per_epoch() as f64;
+    let mut lines = vec![
+        ("store", format!("{}: {} rows", paths.join(", "), grouped(rows))),
+        (
+            "activations",
+            format!(
+                "{} of {}{}",
+                provenance.hook,
+                provenance.model,
+                if provenance.centered { ", centred" } else { "" }
+            ),
+        ),
+        (
+            "autoencoder",
+            format!(
+                "{} -> {} features, decoder norm {}{}",
+                step.width,
+                grouped(step.features as u64),
+                json_name(&step.decoder_norm),
+                if step.pre_bias { ", pre-bias" } else { "" }
+            ),
+        ),
+        ("loss", loss(settings)),
+        (
+            "training",
+            format!(
+                "{} steps of {} rows = {} tokens, {} passes over the store; lr {}",
+                grouped(settings.steps),
+                grouped(step.batch as u64),
+                format_count(tokens as f64),
+                number(passes),
+                short(settings.lr)
+            ),
+        ),
+        (
+            "engine",
+            format!("cpu, {threads} threads, about {} of memory", format_bytes(memory_estimate(step))),
+        ),
+        ("run", format!("{}, seed {}", plan.out.display(), settings.seed)),
+    ];
+    if let Some(path) = &settings.init_from {
+        lines.push(("start", path.display().to_string()));
+    }
+    eprint!("{}\n{}", program(), pairs(&lines));
+}
+
+/// Bytes of memory at the peak, the rows of the store that are being mixed not included: weights and
+/// moments, a second copy of them while a checkpoint is written, the frequency window, and two dense
+/// [B, F] arrays at the start, when most features are active.
+fn memory_estimate(step: &StepSpec) -> u64 {
+    let (d, f, batch) = (step.width as u64, step.features as u64, step.batch as u64);
+    let weights = 4 * (2 * d * f + d + f);
+    let window = 4 * step.sparsity_window as u64 * f;
+    7 * weights + 2 * window + 8 * batch * f + 12 * batch * d
+}
+
+/// `approx-l0 7e-5 (epsilon 0.2), min-sparsity 1e-6 under 1e-5, centered MSE`
+fn loss(settings: &Settings) -> String {
+    let loss = &settings.step.loss;
+    let parameter = match loss.penalty {
+        Penalty::ApproxL0 { epsilon } | Penalty::Log { epsilon } => {
+            let epsilons = settings.epsilon_scales.iter().map(|scale| short(scale * short_f32(epsilon)));
+            format!(" (epsilon {})", epsilons.collect::<Vec<_>>().join(", "))
+        }
+        Penalty::Tanh { scale } => format!(" (scale {})", short(short_f32(scale))),
+        Penalty::L1 | Penalty::None => String::new(),
+    };
+    let mut text = match loss.penalty {
+        Penalty::None => "none".to_owned(),
+        _ => format!("{} {}{parameter}", settings.penalty_name(), short(loss.coefficient)),
+    };
+    if let Some(penalty) = &loss.min_sparsity {
+        text += &format!(", min-sparsity {} under {}", short(penalty.coefficient), short(penalty.target));
+    }
+    if let Some(penalty) = &loss.max_sparsity {
+        text += &format!(", max-sparsity {} over {}", short(penalty.coefficient), short(penalty.target));
+    }
+    text + &format!(", {} MSE", json_name(&loss.mse))
+}
+
+/// As a person writes it: `7e-5`, `0.2`, `0.0004` as `4e-4`.
+fn short(value: f64) -> String {
+    if value != 0.0 && value.abs() < 0.01 { format!("{value:e}") } else { format!("{value}") }
+}
+
+/// 0.2_f32 as 0.2, not as 0.20000000298.
+fn short_f32(value: f32) -> f64 {
+    value.to_string().parse().unwrap_or(f64::from(value))
+}
+
+/// The name that an enum has in files.
+fn json_name(value: &impl serde::Serialize) -> String {
+    match serde_json::to_value(value) {
+        Ok(serde_json::Value::String(name)) => name,
+        _ => String::new(),
+    }
+}
+
+/// The result of a run in a few lines.
+pub(crate) fn summary(summary: &Summary) -> String {
+    let evaluation = &summary.evaluation;
+    let metrics = &evaluation.metrics;
+    let session = &summary.session;
+    let lines = [
+        (
+            "L0",
+            format!(
+                "{} ± {} of {}",
+                number(metrics.l0),
+                number(metrics.l0_std),
+                grouped(summary.features as u64)
+            ),
+        ),
+        (
+            "MSE",
+            format!(
+                "centered {}, uncentered {}, sum {}",
+                number(metrics.mse_centered),
+                number(metrics.mse_uncentered),
+                number(metrics.mse_sum)
+            ),
+        ),
+        (
+            "explained variance",
+            format!(
+                "{:.4}, uncentered {:.4}",
+                metrics.explained_variance, metrics.explained_variance_uncentered
+            ),
+        ),
+        ("dead features", format!("{} (silent in these rows)", grouped(metrics.dead_features as u64))),
+        (
+            "dense features",
+            format!(
+                "{} over 1 %, {} over 10 %, {} over 20 % of the rows",
+                metrics.features_over_1_percent,
+                metrics.features_over_10_percent,
+                metrics.features_over_20_percent
+            ),
+        ),
+        (
+            "speed",
+            format!(
+                "{} tokens/s over {} steps in {}, {:.0} % of it waiting for the store",
+                format_count(session.tokens_per_second.round()),
+                grouped(session.steps),
+                format_duration(Duration::from_secs_f64(session.seconds)),
+                100.0 * session.waiting_seconds / session.seconds.max(1e-9)
+            ),
+        ),
+        ("autoencoder", format!("{} (SAELens' format)", summary.run.join("sae").display())),
+    ];
+    let subject = if evaluation.rows == evaluation.rows_of_the_store {
+        format!("all {} rows of the store", grouped(evaluation.rows))
+    } else {
+        format!("{} of the store's {} rows", grouped(evaluation.rows), grouped(evaluation.rows_of_the_store))
+    };
+    format!(
+        "{} {} after {} steps, on {subject}:\n{}",
+        summary.loss,
+        short(summary.coefficient),
+        grouped(summary.steps),
+        pairs(&lines)
+    )
+}
+
+#[cfg(test)]
+mod tests {
+    use clap::Parser;
+
+    use super::*;
+
+    fn described(words: &[&str]) -> String {
+        let line = ["sae-trainer", "--store", "s"].iter().chain(words);
+        let arguments = crate::arguments::CommandLine::try_parse_from(line).unwrap().train.settings;
+        loss(&Settings::resolve(&arguments, 768, None).unwrap())
+    }
+
+    #[test]
+    fn a_loss_is_described_in_the_words_of_the_command_line() {
+        assert_eq!(
+            described(&[]),
+            "approx-l0 7e-5 (epsilon 0.2), min-sparsity 1e-6 under 1e-5, centered MSE"
+        );
+        assert_eq!(described(&["--loss", "l1", "--mse", "sum"]), "l1 8e-5, sum MSE");
+        assert_eq!(
+            described(&["--epsilon", "0.2,0.1", "--min-sparsity-coefficient", "0"]),
+            "approx-l0 7e-5 (epsilon 0.2, 0.1), centered MSE"
+        );
+        assert_eq!(
+            described(&["--loss", "none", "--max-sparsity-coefficient", "2e-6"]),
+            "none, max-sparsity 2e-6 over 0.1, centered MSE"
+        );
+    }
+}

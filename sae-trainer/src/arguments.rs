@@ -1,0 +1,349 @@
+//! The command line.
+//!
+//! Flags that define a run ([`SettingArguments`]) are kept in its `config.json`; those that only say
+//! where and how it is carried out ([`RunArguments`]) are not.
+
+use std::path::PathBuf;
+
+use clap::{Args, Parser, Subcommand, ValueEnum};
+use human_units::parse_count;
+use serde::{Deserialize, Serialize};
+
+/// Trains a sparse autoencoder from an activation store that `activation-dump` wrote.
+#[derive(Debug, Parser)]
+#[command(
+    version,
+    args_conflicts_with_subcommands = true,
+    arg_required_else_help = true,
+    after_help = "\
+Examples:
+  sae-trainer --store stores/gpt2 --loss approx-l0
+      the reference configuration: 32x features, batches of 4096 rows, 300M tokens
+  sae-trainer --store stores/gpt2 --loss l1 --l1-coefficient 8e-5 --tokens 50M --out runs/l1
+      an L1 penalty, a shorter run, a folder of one's choice
+  sae-trainer --resume --out runs/l1
+      continues an interrupted run from its last checkpoint
+  sae-trainer compare runs/*
+      a table of several runs
+
+Counts take the suffixes k, M and G: --tokens 300M. A row of the store is one token."
+)]
+pub(crate) struct CommandLine {
+    #[command(subcommand)]
+    pub(crate) command: Option<Command>,
+    #[command(flatten)]
+    pub(crate) train: TrainArguments,
+}
+
+#[derive(Debug, Subcommand)]
+pub(crate) enum Command {
+    /// Prints a table of several runs: L0, errors, dead features, speed
+    Compare(CompareArguments),
+}
+
+#[derive(Debug, Args)]
+pub(crate) struct CompareArguments {
+    /// Folders of runs
+    #[arg(required = true, value_name = "RUN")]
+    pub(crate) runs: Vec<PathBuf>,
+    /// Print one JSON array, an object for each run, instead of the table
+    #[arg(long)]
+    pub(crate) json: bool,
+}
+
+#[derive(Debug, Args)]
+pub(crate) struct TrainArguments {
+    #[command(flatten)]
+    pub(crate) settings: SettingArguments,
+    #[command(flatten)]
+    pub(crate) run: RunArguments,
+}
+
+/// What defines a run. Everything is optional: see [`crate::settings`] for what a missing flag means.
+#[derive(Debug, Clone, Default, PartialEq, Args, Serialize, Deserialize)]
+pub(crate) struct SettingArguments {
+    #[command(flatten)]
+    #[serde(flatten)]
+    pub(crate) data: DataArguments,
+    #[command(flatten)]
+    #[serde(flatten)]
+    pub(crate) model: ModelArguments,
+    #[command(flatten)]
+    #[serde(flatten)]
+    pub(crate) loss: LossArguments,
+    #[command(flatten)]
+    #[serde(flatten)]
+    pub(crate) length: LengthArguments,
+}
+
+#[derive(Debug, Clone, Default, PartialEq, Args, Serialize, Deserialize)]
+#[command(next_help_heading = "Data")]
+pub(crate) struct DataArguments {
+    /// Folder of an activation store; repeatable, several stores of one width are read as one
+    #[arg(long, value_name = "FOLDER")]
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub(crate) store: Vec<PathBuf>,
+    /// Rows in a batch [default: 4096]
+    #[arg(long, value_name = "ROWS", value_parser = parse_count)]
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub(crate) batch: Option<u64>,
+    /// Leave out the rows of BOS tokens
+    #[arg(long)]
+    #[serde(default, skip_serializing_if = "is_false")]
+    pub(crate) drop_bos: bool,
+    /// Chunks of the store whose rows are mixed with each other [default: enough to mix well]
+    #[arg(long, value_name = "CHUNKS")]
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub(crate) mixing_chunks: Option<usize>,
+    /// Seed of the initial weights and of the order of the rows [default: 0]
+    #[arg(long, value_name = "N")]
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub(crate) seed: Option<u64>,
+}
+
+#[derive(Debug, Clone, Default, PartialEq, Args, Serialize, Deserialize)]
+#[command(next_help_heading = "Autoencoder")]
+pub(crate) struct ModelArguments {
+    /// Number of features
+    #[arg(long, value_name = "F", value_parser = parse_count, conflicts_with = "expansion")]
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub(crate) features: Option<u64>,
+    /// Number of features as a multiple of the row width [default: 32]
+    #[arg(long, value_name = "TIMES")]
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub(crate) expansion: Option<u64>,
+    /// Subtract the decoder bias from the encoder's input
+    #[arg(long)]
+    #[serde(default, skip_serializing_if = "is_false")]
+    pub(crate) pre_bias: bool,
+    /// After every step: scale decoder rows to norm 1 (unit), do so and undo it in the encoder (tied),
+    /// or leave them (free) [default: unit]
+    #[arg(long, value_enum, value_name = "KIND", hide_possible_values = true)]
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub(crate) decoder_norm: Option<DecoderNormChoice>,
+    /// The decoder bias at the start: zeros, or the mean or the geometric median of 32,768 rows of the
+    /// store [default: zeros]
+    #[arg(long, value_enum, value_name = "KIND", hide_possible_values = true)]
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub(crate) b_dec_init: Option<DecoderBias>,
+    /// Start from an autoencoder in SAELens' format (a run's sae/ or one of its checkpoints) instead of
+    /// random weights
+    #[arg(long, value_name = "FOLDER", conflicts_with_all = ["features", "expansion", "b_dec_init"])]
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub(crate) init_from: Option<PathBuf>,
+}
+
+#[derive(Debug, Clone, Default, PartialEq, Args, Serialize, Deserialize)]
+#[command(next_help_heading = "Loss")]
+pub(crate) struct LossArguments {
+    /// Sparsity penalty: approx-l0, l1, tanh, log, or none [default: approx-l0]
+    #[arg(long, value_enum, value_name = "PENALTY", hide_possible_values = true)]
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub(crate) loss: Option<PenaltyChoice>,
+    /// Coefficient of approx-l0 [default: 7e-5]
+    #[arg(long, value_name = "X")]
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub(crate) l0_coefficient: Option<f64>,
+    /// Coefficient of l1 [default: 8e-5]
+    #[arg(long, value_name = "X")]
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub(crate) l1_coefficient: Option<f64>,
+    /// Coefficient of tanh [default: 7e-5]
+    #[arg(long, value_name = "X")]
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub(crate) tanh_coefficient: Option<f64>,
+    /// Coefficient of log [default: 7e-5]
+    #[arg(long, value_name = "X")]
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub(crate) log_coefficient: Option<f64>,
+    /// The k of tanh(k a) [default: 5, the slope at zero of approx-l0 with its default epsilon]
+    #[arg(long, value_name = "X")]
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub(crate) tanh_scale: Option<f64>,
+    /// The epsilon of a/(a+epsilon), of log(1+a/epsilon) and of the frequency penalties' gradient; several
+    /// values, as in 0.2,0.1,0.05, divide the run into as many equal parts [default: 0.2]
+    #[arg(long, value_name = "X,…", value_delimiter = ',')]
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub(crate) epsilon: Vec<f64>,
+    /// Let the penalty's coefficient grow linearly from 0 over this many steps [default: 0]
+    #[arg(long, value_name = "STEPS", value_parser = parse_count)]
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub(crate) coefficient_warmup_steps: Option<u64>,
+    /// Multiply activations by their decoder row's norm inside the penalty
+    #[arg(long)]
+    #[serde(default, skip_serializing_if = "is_false")]
+    pub(crate) weight_by_decoder_norm: bool,
+    /// Reconstruction error: squared error divided by the row's norm about the batch mean (centered), by
+    /// its norm (uncentered), or summed (sum) [default: centered]
+    #[arg(long, value_enum, value_name = "KIND", hide_possible_values = true)]
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub(crate) mse: Option<MseChoice>,
+    /// Coefficient of the penalty on features that fire too seldom; 0 is off
+    /// [default: 1e-6 with approx-l0, tanh and log; 0 with l1 and none]
+    #[arg(long, value_name = "X")]
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub(crate) min_sparsity_coefficient: Option<f64>,
+    /// Fraction of rows under which a feature fires too seldom [default: 1e-5]
+    #[arg(long, value_name = "FRACTION")]
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub(crate) min_sparsity_target: Option<f64>,
+    /// Coefficient of the penalty on features that fire too often; 0 is off [default: 0]
+    #[arg(long, value_name = "X")]
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub(crate) max_sparsity_coefficient: Option<f64>,
+    /// Fraction of rows over which a feature fires too often [default: 0.1]
+    #[arg(long, value_name = "FRACTION")]
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub(crate) max_sparsity_target: Option<f64>,
+    /// Batches over which a feature's running frequency is taken [default: 300]
+    #[arg(long, value_name = "BATCHES")]
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub(crate) sparsity_window: Option<usize>,
+}
+
+#[derive(Debug, Clone, Default, PartialEq, Args, Serialize, Deserialize)]
+#[command(next_help_heading = "Training")]
+pub(crate) struct LengthArguments {
+    /// Rows to train on, rounded up to whole batches; more than the store has are passed again, in
+    /// another order [default: 300M]
+    #[arg(long, value_name = "ROWS", value_parser = parse_count, conflicts_with = "steps")]
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub(crate) tokens: Option<u64>,
+    /// Optimizer steps, instead of --tokens
+    #[arg(long, value_name = "STEPS", value_parser = parse_count)]
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub(crate) steps: Option<u64>,
+    /// Learning rate of Adam [default: 4e-4]
+    #[arg(long, value_name = "X")]
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub(crate) lr: Option<f64>,
+    /// Let the learning rate grow linearly over this many steps at the start [default: 0]
+    #[arg(long, value_name = "STEPS", value_parser = parse_count)]
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub(crate) warmup_steps: Option<u64>,
+    /// Let the learning rate fall linearly to 0 over this many steps at the end [default: 0]
+    #[arg(long, value_name = "STEPS", value_parser = parse_count)]
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub(crate) lr_decay_steps: Option<u64>,
+    /// A feature counts as dead when it did not fire in this many last rows [default: 1M]
+    #[arg(long, value_name = "ROWS", value_parser = parse_count)]
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub(crate) dead_rows: Option<u64>,
+    /// Rows of the store for the evaluation at the end, at most one pass over it [default: 1M]
+    #[arg(long, value_name = "ROWS", value_parser = parse_count)]
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub(crate) eval_rows: Option<u64>,
+}
+
+/// Where and how a run is carried out.
+#[derive(Debug, Args)]
+#[command(next_help_heading = "Run")]
+pub(crate) struct RunArguments {
+    /// Folder of the run [default: runs/STORE-LOSS-COEFFICIENT]
+    #[arg(long, value_name = "FOLDER")]
+    pub(crate) out: Option<PathBuf>,
+    /// Continue the run in --out from its last checkpoint, or start it if there is none. Other flags may
+    /// be left out; only --steps, --tokens and --eval-rows may differ from the run's
+    #[arg(long)]
+    pub(crate) resume: bool,
+    /// Where the steps are computed; this build has an engine for the CPU, and auto means that one
+    #[arg(long, value_enum, default_value_t = DeviceChoice::Auto)]
+    pub(crate) device: DeviceChoice,
+    /// CPU threads [default: one a core]
+    #[arg(long, value_name = "N", value_parser = clap::value_parser!(u16).range(1..=1024))]
+    pub(crate) threads: Option<u16>,
+    /// Steps between two lines of metrics.jsonl
+    #[arg(long, value_name = "STEPS", default_value_t = 100, value_parser = clap::value_parser!(u64).range(1..))]
+    pub(crate) log_every: u64,
+    /// Steps between two checkpoints
+    #[arg(long, value_name = "STEPS", default_value_t = 5000, value_parser = clap::value_parser!(u64).range(1..))]
+    pub(crate) checkpoint_every: u64,
+    /// Checkpoints kept, the newest ones
+    #[arg(long, value_name = "N", default_value_t = 2, value_parser = clap::value_parser!(u16).range(1..))]
+    pub(crate) keep_checkpoints: u16,
+    /// Print the summary as one JSON object on standard output
+    #[arg(long)]
+    pub(crate) json: bool,
+}
+
+#[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum, Serialize, Deserialize)]
+#[serde(rename_all = "kebab-case")]
+pub(crate) enum PenaltyChoice {
+    #[value(name = "approx-l0")]
+    #[serde(rename = "approx-l0")]
+    ApproxL0,
+    L1,
+    Tanh,
+    Log,
+    None,
+}
+
+#[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum, Serialize, Deserialize)]
+#[serde(rename_all = "kebab-case")]
+pub(crate) enum MseChoice {
+    Sum,
+    Centered,
+    Uncentered,
+}
+
+#[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum, Serialize, Deserialize)]
+#[serde(rename_all = "kebab-case")]
+pub(crate) enum DecoderNormChoice {
+    Unit,
+    Tied,
+    Free,
+}
+
+/// The decoder bias before the first step.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum, Serialize, Deserialize)]
+#[serde(rename_all = "kebab-case")]
+pub(crate) enum DecoderBias {
+    Zeros,
+    Mean,
+    GeometricMedian,
+}
+
+#[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum)]
+pub(crate) enum DeviceChoice {
+    Auto,
+    Cpu,
+    Cuda,
+}
+
+fn is_false(flag: &bool) -> bool {
+    !flag
+}
+
+#[cfg(test)]
+mod tests {
+    use clap::CommandFactory;
+
+    use super::*;
+
+    fn parse(words: &[&str]) -> Result<CommandLine, clap::Error> {
+        CommandLine::try_parse_from(["sae-trainer"].iter().chain(words))
+    }
+
+    #[test]
+    fn the_definition_is_consistent() {
+        CommandLine::command().debug_assert();
+    }
+
+    #[test]
+    fn flags_without_a_subcommand_mean_training() {
+        let line = parse(&["--store", "a", "--store", "b", "--tokens", "300M", "--features", "24k"]).unwrap();
+        assert!(line.command.is_none());
+        let settings = &line.train.settings;
+        assert_eq!(settings.data.store, [PathBuf::from("a"), PathBuf::from("b")]);
+        assert_eq!((settings.length.tokens, settings.model.features), (Some(300_000_000), Some(24_000)));
+        assert!(matches!(parse(&["compare", "x", "y"]).unwrap().command, Some(Command::Compare(_))));
+        assert!(parse(&["--store", "a", "compare", "x"]).is_err());
+    }
+
+    #[test]
+    fn flags_that_exclude_each_other_are_refused() {
+        assert!(parse(&["--tokens", "1M", "--steps", "5"]).is_err());
+        assert!(parse(&["--features", "64", "--expansion", "8"]).is_err());
+        assert!(parse(&["--init-from", "x", "--expansion", "8"]).is_err());
+    }
+}

@@ -1,0 +1,154 @@
+//! A run's state on disk: a folder that is an autoencoder in SAELens' format, usable as such, with the
+//! rest of the training state beside it.
+//!
+//! ```text
+//! checkpoints/step-00005000/
+//!     cfg.json  sae_weights.safetensors  sparsity.safetensors     the autoencoder
+//!     training.safetensors    first.* and second.*: Adam's moments, matrices as [F, d]
+//!                             window [batches, F] uint32, steps_since_fired [F] uint64
+//!     training.json           the step
+//! ```
+
+use std::fs;
+use std::path::Path;
+
+use anyhow::{Context, Result, bail, ensure};
+use kernels::cpu::transposed;
+use sae::Sae;
+use safetensors::tensor::{Dtype, SafeTensorError, SafeTensors, TensorView};
+use serde::{Deserialize, Serialize};
+
+use crate::engine::{EngineState, Parameters, StepSpec};
+
+const TENSORS_FILE: &str = "training.safetensors";
+const STEP_FILE: &str = "training.json";
+
+#[derive(Debug, Serialize, Deserialize)]
+struct Training {
+    step: u64,
+}
+
+/// Writes the checkpoint `folder`, whole or not at all. `sae` holds the weights of `state`.
+pub(crate) fn save(folder: &Path, sae: &Sae, state: &EngineState) -> Result<()> {
+    let written = sae::replace_folder(folder, |new| {
+        sae.write_into(new)?;
+        write_tensors(&new.join(TENSORS_FILE), sae.config.d_in, state)?;
+        let training = serde_json::to_vec(&Training { step: state.step }).expect("a number is plain data");
+        let path = new.join(STEP_FILE);
+        fs::write(&path, training).map_err(sae::Error::io("write", path))
+    });
+    written.with_context(|| format!("cannot write the checkpoint {}", folder.display()))
+}
+
+/// Reads the checkpoint `folder` of a run with steps as `spec` says.
+pub(crate) fn load(folder: &Path, spec: &StepSpec) -> Result<EngineState> {
+    read(folder, spec).with_context(|| {
+        format!(
+            "cannot continue from the checkpoint {} (without that folder, the one before it is taken)",
+            folder.display()
+        )
+    })
+}
+
+fn read(folder: &Path, spec: &StepSpec) -> Result<EngineState> {
+    let path = folder.join(STEP_FILE);
+    let text = fs::read(&path).with_context(|| format!("cannot read {}", path.display()))?;
+    let Training { step } =
+        serde_json::from_slice(&text).with_context(|| format!("{} is damaged", path.display()))?;
+
+    let Sae { weights, .. } = Sae::load(folder)?;
+    let (d, f) = (spec.width, spec.features);
+    ensure!(
+        (weights.d_in, weights.d_sae) == (d, f),
+        "it has width {} and {} features, but the run has width {d} and {f} features",
+        weights.d_in,
+        weights.d_sae
+    );
+    let weights = Parameters {
+        encoder: transposed(&weights.w_enc, d, f),
+        encoder_bias: weights.b_enc,
+        decoder: weights.w_dec,
+        decoder_bias: weights.b_dec,
+    };
+
+    let path = folder.join(TENSORS_FILE);
+    let bytes = fs::read(&path).with_context(|| format!("cannot read {}", path.display()))?;
+    let state = || -> Result<EngineState> {
+        let file = SafeTensors::deserialize(&bytes)?;
+        let window = &file.tensor("window")?;
+        ensure!(window.shape().len() == 2, "tensor `window` has shape {:?}", window.shape());
+        let batches = window.shape()[0];
+        Ok(EngineState {
+            step,
+            weights,
+            first_moments: read_moments(&file, "first", d, f)?,
+            second_moments: read_moments(&file, "second", d, f)?,
+            window: bytemuck::pod_collect_to_vec(data(&file, "window", Dtype::U32, &[batches, f])?),
+            steps_since_fired: bytemuck::pod_collect_to_vec(data(
+                &file,
+                "steps_since_fired",
+                Dtype::U64,
+                &[f],
+            )?),
+        })
+    };
+    state().with_context(|| format!("{} is damaged", path.display()))
+}
+
+fn read_moments(file: &SafeTensors<'_>, order: &str, d: usize, f: usize) -> Result<Parameters> {
+    let read = |name: &str, shape: &[usize]| -> Result<Vec<f32>> {
+        let name = format!("{order}.{name}");
+        let values: Vec<f32> = bytemuck::pod_collect_to_vec(data(file, &name, Dtype::F32, shape)?);
+        if let Some(index) = values.iter().position(|v| !v.is_finite()) {
+            bail!("tensor `{name}` holds {} at index {index}", values[index]);
+        }
+        Ok(values)
+    };
+    Ok(Parameters {
+        encoder: read("encoder", &[f, d])?,
+        encoder_bias: read("encoder_bias", &[f])?,
+        decoder: read("decoder", &[f, d])?,
+        decoder_bias: read("decoder_bias", &[d])?,
+    })
+}
+
+fn data<'a>(file: &SafeTensors<'a>, name: &str, dtype: Dtype, shape: &[usize]) -> Result<&'a [u8]> {
+    let view = file.tensor(name)?;
+    ensure!(
+        view.dtype() == dtype && view.shape() == shape,
+        "tensor `{name}` is {:?} {:?}, expected {dtype:?} {shape:?}",
+        view.dtype(),
+        view.shape()
+    );
+    Ok(view.data())
+}
+
+fn write_tensors(path: &Path, d: usize, state: &EngineState) -> Result<(), sae::Error> {
+    let f = state.steps_since_fired.len();
+    let error = |source| match source {
+        SafeTensorError::IoError(source) => sae::Error::io("write", path)(source),
+        source => sae::Error::Safetensors { path: path.into(), source },
+    };
+    let mut tensors = Vec::new();
+    let mut add = |name: String, dtype, shape, bytes| {
+        TensorView::new(dtype, shape, bytes).map(|view| tensors.push((name, view))).map_err(error)
+    };
+    for (order, moments) in [("first", &state.first_moments), ("second", &state.second_moments)] {
+        for (name, values) in moments.arrays() {
+            let shape = if values.len() == d * f { vec![f, d] } else { vec![values.len()] };
+            add(format!("{order}.{name}"), Dtype::F32, shape, bytemuck::cast_slice(values))?;
+        }
+    }
+    let batches = state.window.len() / f;
+    add("window".into(), Dtype::U32, vec![batches, f], bytemuck::cast_slice(&state.window))?;
+    let since = bytemuck::cast_slice(&state.steps_since_fired);
+    add("steps_since_fired".into(), Dtype::U64, vec![f], since)?;
+    safetensors::serialize_to_file(tensors, None, path).map_err(error)
+}
+
+/// Bytes of a checkpoint once the frequency window is full: weights and moments, and the window.
+pub(crate) fn bytes(spec: &StepSpec) -> u64 {
+    let (d, f) = (spec.width as u64, spec.features as u64);
+    let weights = 4 * (2 * d * f + d + f);
+    3 * weights + f * (4 * spec.sparsity_window as u64 + 12)
+}

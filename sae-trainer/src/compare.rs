@@ -1,0 +1,79 @@
+//! `sae-trainer compare`: several finished runs side by side.
+
+use anyhow::{Result, bail};
+use human_units::format_count;
+
+use crate::arguments::CompareArguments;
+use crate::record::Summary;
+use crate::run_folder::{RunConfig, summary};
+use crate::table::{columns, grouped, number};
+
+/// Prints the table of the runs, or their summaries as JSON.
+pub(crate) fn compare(arguments: &CompareArguments) -> Result<()> {
+    let mut summaries = Vec::new();
+    for run in &arguments.runs {
+        match summary(run)? {
+            // The name under which it was found: a run may have moved since.
+            Some(found) => summaries.push(Summary { run: run.clone(), ..found }),
+            None if RunConfig::read(run)?.is_some() => bail!(
+                "the run in {} is not finished; continue it with: sae-trainer --resume --out {}",
+                run.display(),
+                run.display()
+            ),
+            None => bail!("there is no run in {}", run.display()),
+        }
+    }
+    if arguments.json {
+        println!("{}", serde_json::to_string(&summaries)?);
+    } else {
+        print!("{}", table(&summaries));
+    }
+    Ok(())
+}
+
+fn table(summaries: &[Summary]) -> String {
+    let head = [
+        "run",
+        "loss",
+        "features",
+        "tokens",
+        "L0",
+        "MSE centered",
+        "MSE uncentered",
+        "MSE sum",
+        "explained variance",
+        "dead",
+        "tokens/s",
+    ];
+    let mut rows = vec![head.map(str::to_owned).to_vec()];
+    rows.extend(summaries.iter().map(row));
+    let rows_evaluated: Vec<u64> = summaries.iter().map(|s| s.evaluation.rows).collect();
+    let (least, most) = (rows_evaluated.iter().min(), rows_evaluated.iter().max());
+    let evaluated = match (least, most) {
+        (Some(least), Some(most)) if least == most => grouped(*least),
+        (Some(least), Some(most)) => format!("{} to {}", grouped(*least), grouped(*most)),
+        _ => "no".into(),
+    };
+    format!("{}evaluated on {evaluated} rows of the store; dead: silent in all of them\n", columns(&rows))
+}
+
+fn row(summary: &Summary) -> Vec<String> {
+    let metrics = &summary.evaluation.metrics;
+    let loss = match summary.coefficient {
+        0.0 => summary.loss.clone(),
+        coefficient => format!("{} {coefficient:e}", summary.loss),
+    };
+    vec![
+        summary.run.display().to_string(),
+        loss,
+        grouped(summary.features as u64),
+        format_count(summary.tokens as f64),
+        number(metrics.l0),
+        number(metrics.mse_centered),
+        number(metrics.mse_uncentered),
+        number(metrics.mse_sum),
+        format!("{:.4}", metrics.explained_variance),
+        grouped(metrics.dead_features as u64),
+        format_count(summary.session.tokens_per_second.round()),
+    ]
+}

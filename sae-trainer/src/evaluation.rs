@@ -1,0 +1,47 @@
+//! The evaluation of a trained autoencoder on rows of the store.
+
+use activation_store::{BatchStream, Store, StreamOptions};
+use anyhow::Result;
+
+use crate::engine::{Engine, EvalStats};
+use crate::interrupt::Interrupt;
+use crate::settings::Settings;
+
+/// The order of evaluation is the same for every run on a store, whatever its seed.
+const SEED: u64 = 0x6576_616c;
+
+/// The sums over the first `--eval-rows` rows of a shuffled pass over the store, in whole batches; and
+/// the rows of one pass. They are rows that training saw too: the store has no part set aside.
+/// `None` if interrupted.
+pub(crate) fn evaluate(
+    engine: &mut dyn Engine,
+    stores: &[Store],
+    settings: &Settings,
+    threads: usize,
+    interrupt: &Interrupt,
+) -> Result<Option<(EvalStats, u64)>> {
+    let options = StreamOptions { seed: SEED, ..stream_options(settings, threads) };
+    let mut stream = BatchStream::new(stores.to_vec(), options)?;
+    let rows = settings.eval_rows.min(stream.rows_per_epoch());
+    let batches = (rows / settings.step.batch as u64).max(1);
+    let mut sums = EvalStats::new(settings.step.width, settings.step.features);
+    for _ in 0..batches {
+        if interrupt.requested().is_some() {
+            return Ok(None);
+        }
+        sums.merge(&engine.evaluate(stream.next_batch()?)?);
+    }
+    Ok(Some((sums, stream.rows_per_epoch())))
+}
+
+/// The batches that training reads.
+pub(crate) fn stream_options(settings: &Settings, threads: usize) -> StreamOptions {
+    StreamOptions {
+        batch: settings.step.batch,
+        seed: settings.seed,
+        mixing_chunks: settings.mixing_chunks,
+        drop_bos: settings.drop_bos,
+        threads,
+        ..StreamOptions::default()
+    }
+}

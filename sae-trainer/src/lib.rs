@@ -1,0 +1,47 @@
+//! Stage two: trains sparse autoencoders from an activation store, many times over one store.
+//!
+//! ```text
+//! STORE on disk ─ batches ─▶ engine: encode ─ sparsity ─ decode ─ loss ─ backward ─ Adam ─ norm
+//!                                └▶ metrics.jsonl, checkpoints/, sae/
+//! ```
+//!
+//! - [`engine`]: the arithmetic of a step, behind one trait.
+//! - `arguments` → `settings` → `plan`: what was asked for, what that means with every default filled in,
+//!   and whether it can be done.
+//! - `train`: the loop; `schedule`, `evaluation`, `decoder_bias`: its parts.
+//! - `run_folder`, `checkpoint`, `record`: what a run leaves on disk.
+//! - `progress`, `compare`: what a person sees.
+
+use std::process::ExitCode;
+
+mod announce;
+mod arguments;
+mod checkpoint;
+mod compare;
+mod decoder_bias;
+pub mod engine;
+mod evaluation;
+mod interrupt;
+mod plan;
+mod progress;
+mod record;
+mod run_folder;
+mod sae_config;
+mod schedule;
+mod settings;
+mod table;
+mod train;
+
+/// The program: parses the command line, does what it says, and prints an error as a sentence.
+pub fn main() -> ExitCode {
+    use clap::Parser;
+    let line = arguments::CommandLine::parse();
+    let result = match line.command {
+        Some(arguments::Command::Compare(compare)) => compare::compare(&compare).map(|()| ExitCode::SUCCESS),
+        None => train::train(line.train).map(ExitCode::from),
+    };
+    result.unwrap_or_else(|error| {
+        eprintln!("error: {error:#}");
+        ExitCode::FAILURE
+    })
+}

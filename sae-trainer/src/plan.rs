@@ -1,0 +1,229 @@
+//! From the command line to a run that can start: the stores, the settings, the folder, and whether they
+//! fit together. Nothing is written here.
+
+use std::path::{Path, PathBuf};
+
+use activation_store::Store;
+use anyhow::{Context, Result, bail, ensure};
+use human_units::format_bytes;
+use sae::Sae;
+use serde_json::{Map, Value};
+
+use crate::arguments::{SettingArguments, TrainArguments};
+use crate::checkpoint;
+use crate::run_folder::{RunConfig, RunFolder, checkpoints};
+use crate::settings::{Initial, Settings};
+
+/// A run that can start.
+#[derive(Debug)]
+pub(crate) struct Plan {
+    pub(crate) config: RunConfig,
+    pub(crate) stores: Vec<Store>,
+    pub(crate) out: PathBuf,
+    /// The autoencoder of `--init-from`, where the run starts from it.
+    pub(crate) initial: Option<Sae>,
+    /// The checkpoint to continue from: step and folder.
+    pub(crate) checkpoint: Option<(u64, PathBuf)>,
+    /// The folder already holds (a part of) this run.
+    pub(crate) resumed: bool,
+}
+
+impl Plan {
+    pub(crate) fn settings(&self) -> &Settings {
+        &self.config.settings
+    }
+
+    /// Checks everything that can be checked before the first step.
+    pub(crate) fn new(arguments: &TrainArguments) -> Result<Plan> {
+        let given = &arguments.settings;
+        let stored = match &arguments.run.out {
+            Some(out) if arguments.run.resume => RunConfig::read(out)?,
+            _ => None,
+        };
+        let merged = match &stored {
+            Some(stored) => merge(&stored.arguments, given),
+            None => given.clone(),
+        };
+        let paths = match &stored {
+            Some(stored) if given.data.store.is_empty() => {
+                stored.stores.iter().map(|store| store.path.clone()).collect()
+            }
+            _ => merged.data.store.clone(),
+        };
+        let stores = open_stores(&paths, arguments)?;
+        let width = stores[0].width();
+
+        // A run that goes on has its weights in a checkpoint; the first ones may be gone by now.
+        let initial = match (&merged.model.init_from, &stored) {
+            (Some(path), None) => Some(load_initial(path, &stores[0])?),
+            _ => None,
+        };
+        let decided = match (&merged.model.init_from, &stored, &initial) {
+            (Some(_), Some(stored), _) => Some(Initial {
+                features: stored.settings.step.features,
+                pre_bias: stored.settings.step.pre_bias,
+            }),
+            (_, _, Some(sae)) => {
+                Some(Initial { features: sae.config.d_sae, pre_bias: sae.config.apply_b_dec_to_input })
+            }
+            _ => None,
+        };
+        let settings = Settings::resolve(&merged, width, decided)?;
+        let out = arguments.run.out.clone().unwrap_or_else(|| default_folder(&stores[0], &settings));
+        let config = RunConfig::new(merged, settings, &stores);
+
+        let stored = match stored {
+            None if arguments.run.resume => RunConfig::read(&out)?,
+            stored => stored,
+        };
+        let mut checkpoint = None;
+        if let Some(stored) = &stored {
+            RunFolder::check_same(&out, stored, &config)?;
+            checkpoint = checkpoints(&out)?.pop();
+        } else {
+            RunFolder::check_free(&out, &config)?;
+        }
+        if let Some((step, _)) = &checkpoint {
+            ensure!(
+                *step <= config.settings.steps,
+                "{} has already been trained for {step} steps; ask for more than that with --steps",
+                out.display()
+            );
+        }
+        // Stopped before its first checkpoint, a run starts again from where it started.
+        let initial = match (&config.settings.init_from, initial, &checkpoint) {
+            (Some(path), None, None) => Some(load_initial(path, &stores[0])?),
+            (_, initial, _) => initial,
+        };
+        let keep = u64::from(arguments.run.keep_checkpoints);
+        check_space(&out, (keep + 2) * checkpoint::bytes(&config.settings.step))?;
+        Ok(Plan { config, stores, out, initial, checkpoint, resumed: stored.is_some() })
+    }
+}
+
+/// The flags of a run that goes on: those it was started with, and over them those given now.
+fn merge(stored: &SettingArguments, given: &SettingArguments) -> SettingArguments {
+    let object = |arguments: &SettingArguments| -> Map<String, Value> {
+        match serde_json::to_value(arguments).expect("flags are plain data") {
+            Value::Object(object) => object,
+            _ => unreachable!("flags are an object"),
+        }
+    };
+    let (mut merged, given) = (object(stored), object(given));
+    for (one, other) in [("steps", "tokens"), ("features", "expansion")] {
+        if given.contains_key(one) || given.contains_key(other) {
+            merged.remove(one);
+            merged.remove(other);
+        }
+    }
+    merged.extend(given);
+    serde_json::from_value(Value::Object(merged)).expect("flags over flags are flags")
+}
+
+fn open_stores(paths: &[PathBuf], arguments: &TrainArguments) -> Result<Vec<Store>> {
+    if paths.is_empty() {
+        match &arguments.run.out {
+            Some(out) if arguments.run.resume => {
+                bail!("there is no run in {}; start one with --store FOLDER", out.display())
+            }
+            None if arguments.run.resume => bail!("--resume needs --out, the folder of the run to continue"),
+            _ => bail!("--store is missing: the folder of an activation store that activation-dump wrote"),
+        }
+    }
+    let stores: Vec<Store> = paths.iter().map(|path| Ok(Store::open(path)?)).collect::<Result<_>>()?;
+    for store in &stores {
+        ensure!(
+            store.width() == stores[0].width(),
+            "rows of {} are {} wide, those of {} {}: stores that are read as one need one width",
+            stores[0].path().display(),
+            stores[0].width(),
+            store.path().display(),
+            store.width()
+        );
+    }
+    Ok(stores)
+}
+
+fn load_initial(path: &Path, store: &Store) -> Result<Sae> {
+    let sae = Sae::load(path).with_context(|| format!("cannot start from {}", path.display()))?;
+    ensure!(
+        sae.config.d_in == store.width(),
+        "the autoencoder in {} reads rows of width {}, but the rows of {} are {} wide",
+        path.display(),
+        sae.config.d_in,
+        store.path().display(),
+        store.width()
+    );
+    Ok(sae)
+}
+
+/// `runs/gpt2-approx-l0-7e-5`
+fn default_folder(store: &Store, settings: &Settings) -> PathBuf {
+    let path = std::fs::canonicalize(store.path()).unwrap_or_else(|_| store.path().to_path_buf());
+    let store = path.file_name().unwrap_or_default().to_string_lossy().into_owned();
+    let loss = settings.penalty_name();
+    let name = match settings.step.loss.coefficient {
+        0.0 => format!("{store}-{loss}"),
+        coefficient => format!("{store}-{loss}-{coefficient:e}"),
+    };
+    Path::new("runs").join(name)
+}
+
+/// That the file system of `out`, which may not exist yet, has room for `needed` bytes.
+fn check_space(out: &Path, needed: u64) -> Result<()> {
+    let absolute = std::path::absolute(out)?;
+    let Some(existing) = absolute.ancestors().find(|folder| folder.exists()) else { return Ok(()) };
+    let free = fs4::available_space(existing)
+        .with_context(|| format!("cannot ask how much room there is in {}", existing.display()))?;
+    ensure!(
+        free >= needed,
+        "{} has {} free, and the run's checkpoints need {}: choose another --out, fewer features or a lower \
+         --keep-checkpoints",
+        existing.display(),
+        format_bytes(free),
+        format_bytes(needed)
+    );
+    Ok(())
+}
+
+#[cfg(test)]
+mod tests {
+    use clap::Parser;
+
+    use super::*;
+    use crate::arguments::CommandLine;
+
+    fn arguments(words: &[&str]) -> SettingArguments {
+        CommandLine::try_parse_from(["sae-trainer"].iter().chain(words)).unwrap().train.settings
+    }
+
+    #[test]
+    fn flags_given_now_go_over_those_of_the_run() {
+        let stored = arguments(&["--store", "a", "--tokens", "1M", "--lr", "1e-3", "--epsilon", "0.2,0.1"]);
+        let given = arguments(&["--steps", "500", "--batch", "64"]);
+        let expected = arguments(&[
+            "--store",
+            "a",
+            "--steps",
+            "500",
+            "--lr",
+            "1e-3",
+            "--epsilon",
+            "0.2,0.1",
+            "--batch",
+            "64",
+        ]);
+        assert_eq!(merge(&stored, &given), expected);
+        assert_eq!(merge(&stored, &SettingArguments::default()), stored);
+    }
+
+    #[test]
+    fn a_file_system_without_room_is_refused_with_the_numbers() {
+        let dir = tempfile::tempdir().unwrap();
+        let out = dir.path().join("not/yet/there");
+        check_space(&out, 1).unwrap();
+        let message = check_space(&out, 1 << 60).unwrap_err().to_string();
+        assert!(message.contains("1048576 TiB") && message.contains("free"), "{message}");
+        assert!(!out.exists());
+    }
+}

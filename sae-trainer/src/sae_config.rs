@@ -1,0 +1,43 @@
+//! `cfg.json` of a trained autoencoder: where its data came from, as the store says.
+
+use std::collections::BTreeMap;
+
+use activation_store::Store;
+use sae::{Config, Metadata};
+
+use crate::run_folder::program;
+use crate::settings::Settings;
+
+/// The configuration of an autoencoder trained with `settings` on `tokens` rows of `stores`.
+pub(crate) fn config(settings: &Settings, stores: &[Store], tokens: u64) -> Config {
+    let spec = stores[0].spec();
+    let provenance = &spec.provenance;
+    let mut datasets: Vec<&str> =
+        stores.iter().flat_map(|store| &store.provenance().dataset).map(String::as_str).collect();
+    datasets.dedup();
+    let mut from_pretrained = BTreeMap::new();
+    if !provenance.centered {
+        // TransformerLens centres the weights that write to the residual stream unless told otherwise.
+        from_pretrained.insert("center_writing_weights".to_owned(), false.into());
+    }
+    let further = [
+        ("trained_with".to_owned(), program().into()),
+        ("training_tokens".to_owned(), tokens.into()),
+        ("loss".to_owned(), settings.penalty_name().into()),
+        ("coefficient".to_owned(), settings.step.loss.coefficient.into()),
+        ("residual_centered".to_owned(), provenance.centered.into()),
+        ("model_hash".to_owned(), provenance.model_hash.as_str().into()),
+    ];
+    let metadata = Metadata {
+        model_name: Some(provenance.model.clone()),
+        hook_name: Some(provenance.hook.clone()),
+        context_size: Some(spec.context_length),
+        prepend_bos: Some(true),
+        model_from_pretrained_kwargs: Some(from_pretrained),
+        dataset_path: Some(datasets.join(", ")),
+        exclude_special_tokens: Some(spec.drop_bos || settings.drop_bos),
+        further: BTreeMap::from(further),
+        ..Metadata::default()
+    };
+    Config::standard(settings.step.width, settings.step.features, settings.step.pre_bias, metadata)
+}

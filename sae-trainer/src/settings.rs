@@ -1,0 +1,431 @@
+//! What the flags mean: every value that defines a run, defaults filled in.
+//!
+//! The defaults are the configuration of E. Farrell, "Experiments with an alternative method to promote
+//! sparsity in sparse autoencoders" (April 2024): approx-l0 with min-sparsity, the `centered` error,
+//! unit decoder norm, no pre-bias; the coefficient is the middle of those swept there, and l1's is that
+//! of the L1 model it compares with. The paper has no tanh or log; their defaults give the slope at zero
+//! that approx-l0's have.
+
+use anyhow::{Result, bail, ensure};
+use serde::{Deserialize, Serialize};
+
+use crate::arguments::{
+    DecoderBias, DecoderNormChoice, LossArguments, MseChoice, PenaltyChoice, SettingArguments,
+};
+use crate::engine::{Adam, DecoderNorm, FrequencyPenalty, LossSpec, Mse, Penalty, StepSpec};
+
+/// Everything that defines a run, apart from the rows of the store and the weights of `--init-from`.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+pub(crate) struct Settings {
+    /// Sizes, loss, optimizer: what a step is.
+    pub(crate) step: StepSpec,
+    /// Optimizer steps of the whole run.
+    pub(crate) steps: u64,
+    /// Seed of the initial weights and of the order of the rows.
+    pub(crate) seed: u64,
+    /// The learning rate after the warm-up.
+    pub(crate) lr: f64,
+    /// Steps over which the learning rate grows at the start.
+    pub(crate) warmup_steps: u64,
+    /// Steps over which it falls to 0 at the end.
+    pub(crate) lr_decay_steps: u64,
+    /// Steps over which the penalty's coefficient grows at the start.
+    pub(crate) coefficient_warmup_steps: u64,
+    /// Epsilon in equal parts of the run, as multiples of the loss's; the first is 1.
+    pub(crate) epsilon_scales: Vec<f64>,
+    /// The decoder bias at the start.
+    pub(crate) b_dec_init: DecoderBias,
+    /// The autoencoder that training starts from, instead of random weights.
+    pub(crate) init_from: Option<std::path::PathBuf>,
+    /// Rows of BOS tokens are left out.
+    pub(crate) drop_bos: bool,
+    /// Chunks of the store whose rows are mixed; `None` leaves it to the store.
+    pub(crate) mixing_chunks: Option<usize>,
+    /// A feature counts as dead when it did not fire in this many rows.
+    pub(crate) dead_rows: u64,
+    /// Rows of the evaluation at the end.
+    pub(crate) eval_rows: u64,
+}
+
+/// What the autoencoder named by `--init-from` decides.
+#[derive(Debug, Clone, Copy)]
+pub(crate) struct Initial {
+    pub(crate) features: usize,
+    pub(crate) pre_bias: bool,
+}
+
+impl Settings {
+    /// The settings of `arguments` for rows of `width`.
+    pub(crate) fn resolve(
+        arguments: &SettingArguments,
+        width: usize,
+        initial: Option<Initial>,
+    ) -> Result<Settings> {
+        let SettingArguments { data, model, loss, length } = arguments;
+        let batch = data.batch.unwrap_or(4096);
+        ensure!(batch >= 1, "--batch must be at least 1");
+        let features = match (initial, model.features) {
+            (Some(initial), _) => initial.features as u64,
+            (None, Some(features)) => features,
+            (None, None) => width as u64 * model.expansion.unwrap_or(32),
+        };
+        if let Some(initial) = initial {
+            ensure!(
+                initial.pre_bias || !model.pre_bias,
+                "--pre-bias does not fit --init-from: that autoencoder was trained without it"
+            );
+        }
+        let (loss, epsilon_scales) = resolve_loss(loss)?;
+        let step = StepSpec {
+            width,
+            features: usize::try_from(features)?,
+            batch: usize::try_from(batch)?,
+            pre_bias: initial.map_or(model.pre_bias, |initial| initial.pre_bias),
+            loss,
+            decoder_norm: match model.decoder_norm.unwrap_or(DecoderNormChoice::Unit) {
+                DecoderNormChoice::Unit => DecoderNorm::Unit,
+                DecoderNormChoice::Tied => DecoderNorm::Tied,
+                DecoderNormChoice::Free => DecoderNorm::Free,
+            },
+            adam: Adam::default(),
+            sparsity_window: arguments.loss.sparsity_window.unwrap_or(300),
+        };
+        step.validate()?;
+        let steps = match (length.steps, length.tokens.unwrap_or(300_000_000)) {
+            (Some(steps), _) => steps,
+            (None, tokens) => tokens.div_ceil(batch),
+        };
+        let settings = Settings {
+            step,
+            steps,
+            seed: data.seed.unwrap_or(0),
+            lr: length.lr.unwrap_or(4e-4),
+            warmup_steps: length.warmup_steps.unwrap_or(0),
+            lr_decay_steps: length.lr_decay_steps.unwrap_or(0),
+            coefficient_warmup_steps: arguments.loss.coefficient_warmup_steps.unwrap_or(0),
+            epsilon_scales,
+            b_dec_init: model.b_dec_init.unwrap_or(DecoderBias::Zeros),
+            init_from: model.init_from.clone(),
+            drop_bos: data.drop_bos,
+            mixing_chunks: data.mixing_chunks,
+            dead_rows: length.dead_rows.unwrap_or(1_000_000),
+            eval_rows: length.eval_rows.unwrap_or(1_000_000),
+        };
+        settings.check()?;
+        Ok(settings)
+    }
+
+    fn check(&self) -> Result<()> {
+        ensure!(self.steps >= 1, "a run needs at least 1 step");
+        ensure!(
+            self.lr.is_finite() && self.lr > 0.0,
+            "--lr is {}, but it must be a positive number",
+            self.lr
+        );
+        ensure!(
+            self.lr_decay_steps <= self.steps,
+            "--lr-decay-steps is {}, more than the {} steps of the run",
+            self.lr_decay_steps,
+            self.steps
+        );
+        ensure!(self.mixing_chunks != Some(0), "--mixing-chunks must be at least 1");
+        ensure!(self.dead_rows >= 1 && self.eval_rows >= 1, "--dead-rows and --eval-rows must be at least 1");
+        Ok(())
+    }
+
+    /// Steps without firing after which a feature counts as dead.
+    pub(crate) fn dead_steps(&self) -> u64 {
+        self.dead_rows.div_ceil(self.step.batch as u64)
+    }
+
+    /// The penalty's name on the command line.
+    pub(crate) fn penalty_name(&self) -> &'static str {
+        match self.step.loss.penalty {
+            Penalty::None => "none",
+            Penalty::ApproxL0 { .. } => "approx-l0",
+            Penalty::L1 => "l1",
+            Penalty::Tanh { .. } => "tanh",
+            Penalty::Log { .. } => "log",
+        }
+    }
+
+    /// Where `other` differs, one sentence for each value; what may differ between the parts of a resumed
+    /// run is left out.
+    pub(crate) fn differences(&self, other: &Settings) -> Vec<String> {
+        let mut found = Vec::new();
+        compare("", &json(self), &json(other), &mut found);
+        // Nothing before the last step depends on how many there are, unless the schedule is stretched.
+        let stretched = self.lr_decay_steps > 0 || self.epsilon_scales.len() > 1;
+        found.retain(|(name, _)| name != "eval_rows" && (name != "steps" || stretched));
+        found.into_iter().map(|(_, sentence)| sentence).collect()
+    }
+}
+
+fn json(settings: &Settings) -> serde_json::Value {
+    serde_json::to_value(settings).expect("settings are plain data")
+}
+
+/// Walks two JSON values and notes the leaves that differ, with their dotted paths.
+fn compare(
+    path: &str,
+    left: &serde_json::Value,
+    right: &serde_json::Value,
+    found: &mut Vec<(String, String)>,
+) {
+    use serde_json::Value;
+    if let (Value::Object(left), Value::Object(right)) = (left, right) {
+        let names: std::collections::BTreeSet<_> = left.keys().chain(right.keys()).collect();
+        for name in names {
+            let below = if path.is_empty() { name.clone() } else { format!("{path}.{name}") };
+            let value = |side: &serde_json::Map<String, Value>| side.get(name).cloned().unwrap_or_default();
+            compare(&below, &value(left), &value(right), found);
+        }
+    } else if left != right {
+        found.push((path.to_owned(), format!("{path} is {left} there and {right} here")));
+    }
+}
+
+/// The loss, and epsilon in equal parts of the run as multiples of the loss's.
+fn resolve_loss(flags: &LossArguments) -> Result<(LossSpec, Vec<f64>)> {
+    let choice = flags.loss.unwrap_or(PenaltyChoice::ApproxL0);
+    let epsilons = if flags.epsilon.is_empty() { vec![0.2] } else { flags.epsilon.clone() };
+    ensure!(
+        epsilons.iter().all(|e| e.is_finite() && *e > 0.0),
+        "--epsilon must be a positive number, or several with commas between them"
+    );
+    let epsilon = epsilons[0] as f32;
+    let (penalty, coefficient, protects) = match choice {
+        PenaltyChoice::ApproxL0 => {
+            (Penalty::ApproxL0 { epsilon }, flags.l0_coefficient.unwrap_or(7e-5), true)
+        }
+        PenaltyChoice::L1 => (Penalty::L1, flags.l1_coefficient.unwrap_or(8e-5), false),
+        PenaltyChoice::Tanh => {
+            let scale = flags.tanh_scale.unwrap_or(5.0) as f32;
+            (Penalty::Tanh { scale }, flags.tanh_coefficient.unwrap_or(7e-5), true)
+        }
+        PenaltyChoice::Log => (Penalty::Log { epsilon }, flags.log_coefficient.unwrap_or(7e-5), true),
+        PenaltyChoice::None => (Penalty::None, 0.0, false),
+    };
+    let min = flags.min_sparsity_coefficient.unwrap_or(if protects { 1e-6 } else { 0.0 });
+    let max = flags.max_sparsity_coefficient.unwrap_or(0.0);
+    refuse_flags_without_effect(flags, choice, min, max)?;
+    let frequency_penalty =
+        |coefficient, target| (coefficient != 0.0).then_some(FrequencyPenalty { coefficient, target });
+    let loss = LossSpec {
+        mse: match flags.mse.unwrap_or(MseChoice::Centered) {
+            MseChoice::Sum => Mse::Sum,
+            MseChoice::Centered => Mse::Centered,
+            MseChoice::Uncentered => Mse::Uncentered,
+        },
+        penalty,
+        coefficient,
+        min_sparsity: frequency_penalty(min, flags.min_sparsity_target.unwrap_or(1e-5)),
+        max_sparsity: frequency_penalty(max, flags.max_sparsity_target.unwrap_or(0.1)),
+        frequency_epsilon: epsilon,
+        weight_by_decoder_norm: flags.weight_by_decoder_norm,
+    };
+    Ok((loss, epsilons.iter().map(|e| e / epsilons[0]).collect()))
+}
+
+/// A flag of another loss is a misunderstanding, not something to pass over.
+fn refuse_flags_without_effect(
+    flags: &LossArguments,
+    choice: PenaltyChoice,
+    min: f64,
+    max: f64,
+) -> Result<()> {
+    use PenaltyChoice::{ApproxL0, L1, Log, None, Tanh};
+    let frequency = min != 0.0 || max != 0.0;
+    let checks = [
+        ("--l0-coefficient", flags.l0_coefficient.is_some(), choice == ApproxL0),
+        ("--l1-coefficient", flags.l1_coefficient.is_some(), choice == L1),
+        ("--tanh-coefficient", flags.tanh_coefficient.is_some(), choice == Tanh),
+        ("--tanh-scale", flags.tanh_scale.is_some(), choice == Tanh),
+        ("--log-coefficient", flags.log_coefficient.is_some(), choice == Log),
+        ("--epsilon", !flags.epsilon.is_empty(), matches!(choice, ApproxL0 | Log) || frequency),
+        ("--coefficient-warmup-steps", flags.coefficient_warmup_steps.is_some(), choice != None),
+        ("--weight-by-decoder-norm", flags.weight_by_decoder_norm, choice != None),
+    ];
+    for (flag, given, used) in checks {
+        if given && !used {
+            let name = clap::ValueEnum::to_possible_value(&choice).expect("every penalty has a name");
+            bail!(
+                "{flag} has no effect with --loss {}; leave it out or choose another loss",
+                name.get_name()
+            );
+        }
+    }
+    if flags.min_sparsity_target.is_some() && min == 0.0 {
+        bail!("--min-sparsity-target has no effect without --min-sparsity-coefficient");
+    }
+    if flags.max_sparsity_target.is_some() && max == 0.0 {
+        bail!("--max-sparsity-target has no effect without --max-sparsity-coefficient");
+    }
+    Ok(())
+}
+
+#[cfg(test)]
+mod tests {
+    use clap::Parser;
+
+    use super::*;
+    use crate::arguments::CommandLine;
+
+    fn arguments(words: &[&str]) -> SettingArguments {
+        let line = ["sae-trainer", "--store", "s"].iter().chain(words);
+        CommandLine::try_parse_from(line).unwrap().train.settings
+    }
+
+    fn resolve(words: &[&str]) -> Result<Settings> {
+        Settings::resolve(&arguments(words), 768, None)
+    }
+
+    fn error(words: &[&str]) -> String {
+        resolve(words).unwrap_err().to_string()
+    }
+
+    #[test]
+    fn without_flags_it_is_the_reference_configuration() {
+        let settings = resolve(&[]).unwrap();
+        let step = &settings.step;
+        assert_eq!((step.features, step.batch, step.sparsity_window), (24_576, 4096, 300));
+        assert_eq!(settings.steps, 73_243); // 300M rows
+        assert_eq!((settings.lr, settings.warmup_steps, settings.lr_decay_steps), (4e-4, 0, 0));
+        assert_eq!(step.loss.mse, Mse::Centered);
+        assert_eq!(step.loss.penalty, Penalty::ApproxL0 { epsilon: 0.2 });
+        assert_eq!(step.loss.coefficient, 7e-5);
+        assert_eq!(step.loss.min_sparsity, Some(FrequencyPenalty { coefficient: 1e-6, target: 1e-5 }));
+        assert_eq!(step.loss.max_sparsity, None);
+        assert_eq!(step.decoder_norm, DecoderNorm::Unit);
+        assert_eq!(step.adam, Adam { beta1: 0.9, beta2: 0.999, epsilon: 1e-8 });
+        assert!(!step.pre_bias && !settings.drop_bos);
+    }
+
+    #[test]
+    fn l1_has_the_coefficient_of_the_reference_and_no_frequency_penalty() {
+        let settings = resolve(&["--loss", "l1"]).unwrap();
+        assert_eq!(settings.step.loss.penalty, Penalty::L1);
+        assert_eq!(settings.step.loss.coefficient, 8e-5);
+        assert_eq!(settings.step.loss.min_sparsity, None);
+    }
+
+    #[test]
+    fn every_flag_arrives() {
+        let settings = resolve(&[
+            "--loss",
+            "tanh",
+            "--tanh-coefficient",
+            "1e-4",
+            "--tanh-scale",
+            "3",
+            "--mse",
+            "sum",
+            "--features",
+            "2k",
+            "--batch",
+            "512",
+            "--steps",
+            "7",
+            "--lr",
+            "1e-3",
+            "--warmup-steps",
+            "2",
+            "--lr-decay-steps",
+            "3",
+            "--decoder-norm",
+            "tied",
+            "--pre-bias",
+            "--seed",
+            "9",
+            "--drop-bos",
+            "--max-sparsity-coefficient",
+            "2e-6",
+            "--max-sparsity-target",
+            "0.2",
+            "--epsilon",
+            "0.3",
+            "--min-sparsity-coefficient",
+            "0",
+            "--sparsity-window",
+            "11",
+            "--b-dec-init",
+            "mean",
+            "--mixing-chunks",
+            "5",
+            "--dead-rows",
+            "1000",
+            "--eval-rows",
+            "3k",
+            "--weight-by-decoder-norm",
+            "--coefficient-warmup-steps",
+            "4",
+        ])
+        .unwrap();
+        let step = &settings.step;
+        assert_eq!((step.features, step.batch, settings.steps), (2000, 512, 7));
+        assert_eq!(step.loss.penalty, Penalty::Tanh { scale: 3.0 });
+        assert_eq!((step.loss.coefficient, step.loss.mse), (1e-4, Mse::Sum));
+        assert_eq!((settings.lr, settings.warmup_steps, settings.lr_decay_steps), (1e-3, 2, 3));
+        assert_eq!((step.decoder_norm, step.pre_bias, step.sparsity_window), (DecoderNorm::Tied, true, 11));
+        assert_eq!(step.loss.min_sparsity, None);
+        assert_eq!(step.loss.max_sparsity, Some(FrequencyPenalty { coefficient: 2e-6, target: 0.2 }));
+        assert_eq!((step.loss.frequency_epsilon, step.loss.weight_by_decoder_norm), (0.3, true));
+        assert_eq!((settings.seed, settings.drop_bos, settings.mixing_chunks), (9, true, Some(5)));
+        assert_eq!((settings.dead_steps(), settings.eval_rows), (2, 3000));
+        assert_eq!((settings.b_dec_init, settings.coefficient_warmup_steps), (DecoderBias::Mean, 4));
+    }
+
+    #[test]
+    fn several_epsilons_become_a_schedule() {
+        let settings = resolve(&["--epsilon", "0.2,0.1,0.05"]).unwrap();
+        assert_eq!(settings.step.loss.penalty, Penalty::ApproxL0 { epsilon: 0.2 });
+        assert_eq!(settings.epsilon_scales, [1.0, 0.5, 0.25]);
+    }
+
+    #[test]
+    fn flags_of_another_loss_are_refused_by_name() {
+        assert!(
+            error(&["--loss", "l1", "--l0-coefficient", "1e-4"]).contains("--l0-coefficient has no effect")
+        );
+        assert!(
+            error(&["--loss", "l1", "--epsilon", "0.1"]).contains("--epsilon has no effect with --loss l1")
+        );
+        assert!(error(&["--loss", "none", "--weight-by-decoder-norm"]).contains("--weight-by-decoder-norm"));
+        assert!(error(&["--max-sparsity-target", "0.2"]).contains("--max-sparsity-coefficient"));
+        assert!(resolve(&["--loss", "l1", "--epsilon", "0.1", "--min-sparsity-coefficient", "1e-6"]).is_ok());
+    }
+
+    #[test]
+    fn impossible_values_are_refused() {
+        assert!(error(&["--lr", "0"]).contains("--lr"));
+        assert!(error(&["--lr", "nan"]).contains("--lr"));
+        assert!(error(&["--steps", "0"]).contains("at least 1 step"));
+        assert!(error(&["--epsilon", "0.2,-1"]).contains("--epsilon"));
+        assert!(error(&["--l0-coefficient=-1"]).contains("coefficient"));
+        assert!(error(&["--steps", "5", "--lr-decay-steps", "6"]).contains("--lr-decay-steps"));
+        assert!(error(&["--features", "0"]).contains("features"));
+    }
+
+    #[test]
+    fn an_initial_autoencoder_decides_size_and_pre_bias() {
+        let initial = Some(Initial { features: 99, pre_bias: true });
+        let settings = Settings::resolve(&arguments(&["--init-from", "x"]), 768, initial).unwrap();
+        assert_eq!((settings.step.features, settings.step.pre_bias), (99, true));
+        let initial = Some(Initial { features: 99, pre_bias: false });
+        assert!(Settings::resolve(&arguments(&["--init-from", "x", "--pre-bias"]), 768, initial).is_err());
+    }
+
+    #[test]
+    fn only_the_length_and_the_evaluation_may_change_when_a_run_goes_on() {
+        let run = resolve(&[]).unwrap();
+        let longer = resolve(&["--steps", "100k", "--eval-rows", "5k"]).unwrap();
+        assert_eq!(run.differences(&longer), Vec::<String>::new());
+        let other = resolve(&["--lr", "1e-3", "--loss", "l1"]).unwrap();
+        let sentences = run.differences(&other);
+        assert!(sentences.contains(&"lr is 0.0004 there and 0.001 here".to_owned()), "{sentences:?}");
+        assert!(sentences.iter().any(|s| s.starts_with("step.loss.penalty.kind")), "{sentences:?}");
+        let decaying = resolve(&["--steps", "100", "--lr-decay-steps", "5"]).unwrap();
+        let longer = resolve(&["--steps", "200", "--lr-decay-steps", "5"]).unwrap();
+        assert_eq!(decaying.differences(&longer), ["steps is 100 there and 200 here"]);
+    }
+}
