@@ -115,6 +115,9 @@ pub enum StoreError {
         /// Contexts that a resumed dump need not compute again.
         contexts_done: u64,
     },
+    /// A dump that has no row.
+    #[error("nothing to store in {}: the dump has no row", .0.display())]
+    Empty(PathBuf),
     /// A store of another format version.
     #[error("{} has store format version {found}; this program reads version {supported}", dir.display())]
     Version {

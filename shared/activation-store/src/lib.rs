@@ -5,19 +5,30 @@
 //! [`StoreWriter`] makes one, [`Store`] reads rows of it, [`BatchStream`] feeds a training run with shuffled
 //! batches of one or several.
 
+mod catalog;
+mod codec;
+mod disk;
 mod error;
+mod journal;
+mod lock;
+mod metadata;
+mod paths;
+mod permutation;
+mod rounding;
 mod specification;
 mod statistics;
 mod store;
 mod stream;
+mod widen;
 mod writer;
 
+pub use disk::{DiskHook, DiskStep};
 pub use error::StoreError;
 pub use specification::{Layout, Provenance, RowType, StoreSpec};
 pub use statistics::Statistics;
 pub use store::Store;
 pub use stream::{BatchStream, StreamOptions};
-pub use writer::{StoreSummary, StoreWriter, WriteProgress, WriterOptions};
+pub use writer::{StoreSummary, StoreWriter, WriteProgress, WriterOptions, estimated_bytes};
 
 /// The result of everything that touches a store.
 pub type Result<T, E = StoreError> = std::result::Result<T, E>;

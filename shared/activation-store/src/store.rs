@@ -1,73 +1,299 @@
 //! Reading a finished store.
 
+use std::fs::File;
 use std::ops::Range;
-use std::path::Path;
+use std::path::{Path, PathBuf};
+use std::sync::Arc;
 
-use crate::{Result, RowType, Statistics, StoreSpec};
+use memmap2::Mmap;
+use rayon::prelude::*;
+
+use crate::catalog::{self, Catalog};
+use crate::codec::{self, ShardIndex};
+use crate::journal::ShardFile;
+use crate::widen::widen_row;
+use crate::{Provenance, Result, RowType, Statistics, StoreError, StoreSpec, StoreSummary, paths};
 
 /// A finished store, opened for reading; cheap to clone.
+///
+/// The shards are mapped into memory. Nobody may shorten a shard file while it is mapped: the system then ends the
+/// program with SIGBUS.
 #[derive(Debug, Clone)]
-pub struct Store {}
+pub struct Store(Arc<Inner>);
+
+#[derive(Debug)]
+struct Inner {
+    dir: PathBuf,
+    catalog: Catalog,
+    shards: Vec<Shard>,
+}
+
+/// A mapped shard of the `activations` array.
+#[derive(Debug)]
+struct Shard {
+    path: PathBuf,
+    map: Mmap,
+    index: ShardIndex,
+}
 
 impl Store {
-    /// Opens the store in `dir`.
+    /// Opens the store in `dir`: checks the checksums of all small files, and the size and index of every shard.
+    ///
+    /// # Errors
+    /// No store, an unfinished one, one of another format version, and every missing, shortened, exchanged or
+    /// (as far as it can be seen without reading all rows) damaged file.
     pub fn open(dir: &Path) -> Result<Store> {
-        let _ = dir;
-        unreachable!()
+        let catalog = Catalog::read(dir)?;
+        let spec = &catalog.attributes.specification;
+        let mut shards = Vec::with_capacity(catalog.shards.len());
+        for (number, record) in catalog.shards.iter().enumerate() {
+            let number = number as u64;
+            let (path, map) = map_shard(dir, &paths::activations(number), &record.activations, spec)?;
+            let index = parse_index(&path, &map, spec, record.rows)?;
+            // The rows' origin is small and read when it is asked for.
+            map_shard(dir, &paths::origin(number), &record.origin, spec)?;
+            shards.push(Shard { path, map, index });
+        }
+        catalog::check_token_files(dir, &catalog.tokens)?;
+        Ok(Store(Arc::new(Inner { dir: dir.to_path_buf(), catalog, shards })))
     }
+
     /// Its folder.
     pub fn path(&self) -> &Path {
-        unreachable!()
+        &self.0.dir
     }
+
     /// Rows stored.
     pub fn rows(&self) -> u64 {
-        unreachable!()
+        self.0.catalog.attributes.rows
     }
+
     /// d, the elements of a row.
     pub fn width(&self) -> usize {
-        unreachable!()
+        self.spec().width
     }
+
     /// Element type of the rows.
     pub fn row_type(&self) -> RowType {
-        unreachable!()
+        self.spec().row_type
     }
+
     /// T, the tokens of a context.
     pub fn context_length(&self) -> usize {
-        unreachable!()
+        self.spec().context_length
     }
+
     /// Contexts stored.
     pub fn contexts(&self) -> u64 {
-        unreachable!()
+        self.0.catalog.attributes.contexts
     }
+
+    /// Values that were clipped to the row type's range.
+    pub fn clipped(&self) -> u64 {
+        self.0.catalog.attributes.clipped
+    }
+
     /// What was dumped and how; its `contexts` is the planned number.
     pub fn spec(&self) -> &StoreSpec {
-        unreachable!()
+        &self.0.catalog.attributes.specification
     }
+
     /// Where the rows come from.
-    pub fn provenance(&self) -> &crate::Provenance {
+    pub fn provenance(&self) -> &Provenance {
         &self.spec().provenance
     }
+
     /// Mean, variance and mean norm over all rows.
     pub fn stats(&self) -> &Statistics {
-        unreachable!()
+        &self.0.catalog.statistics
     }
+
     /// Bytes of all files of the store.
     pub fn stored_bytes(&self) -> u64 {
-        unreachable!()
+        self.0.catalog.stored_bytes()
     }
-    /// Decodes rows `range` into `out` `[range.len(), d]`.
+
+    /// The store in numbers.
+    pub fn summary(&self) -> StoreSummary {
+        StoreSummary {
+            path: self.0.dir.clone(),
+            contexts: self.contexts(),
+            rows: self.rows(),
+            raw_bytes: self.rows() * self.spec().row_bytes() as u64,
+            activation_bytes: self.0.catalog.activation_bytes(),
+            stored_bytes: self.stored_bytes(),
+            clipped: self.clipped(),
+            stats: self.stats().clone(),
+        }
+    }
+
+    /// Decodes rows `range` into `out` `[range.len(), d]`, the chunks in parallel.
     pub fn read_rows(&self, range: Range<u64>, out: &mut [f32]) -> Result<()> {
-        let _ = (range, out);
-        unreachable!()
+        self.check_range("rows", &range, self.rows())?;
+        let (width, row_type) = (self.width(), self.row_type());
+        let expected = (range.end - range.start) as usize * width;
+        if out.len() != expected {
+            return Err(StoreError::Length { what: "the slice for the rows", found: out.len(), expected });
+        }
+        let mut pieces = Vec::new();
+        let mut rest = out;
+        for (chunk, rows) in self.chunks_of(range) {
+            let (piece, after) = rest.split_at_mut(rows.len() * width);
+            pieces.push((chunk, rows, piece));
+            rest = after;
+        }
+        pieces.into_par_iter().try_for_each(|(chunk, rows, piece)| {
+            let mut planes = vec![0; self.chunk_bytes()];
+            self.decode_chunk(chunk, &mut decompressor()?, &mut planes)?;
+            for (row, out) in rows.zip(piece.chunks_exact_mut(width)) {
+                widen_row(&planes, row_type, row, out);
+            }
+            Ok(())
+        })
     }
+
+    /// The stored bytes of rows `range`, little-endian, `[range.len(), d]` elements of [`Store::row_type`].
+    pub fn read_raw_rows(&self, range: Range<u64>) -> Result<Vec<u8>> {
+        self.check_range("rows", &range, self.rows())?;
+        let (width, size) = (self.width(), self.row_type().bytes());
+        let mut planes = vec![0; self.chunk_bytes()];
+        let mut decompressor = decompressor()?;
+        let mut raw = Vec::with_capacity((range.end - range.start) as usize * width * size);
+        for (chunk, rows) in self.chunks_of(range) {
+            self.decode_chunk(chunk, &mut decompressor, &mut planes)?;
+            raw.extend_from_slice(&codec::unshuffle(&planes, size, rows.start * width..rows.end * width));
+        }
+        Ok(raw)
+    }
+
     /// For each row of `range`: context · context_length + position.
     pub fn origin(&self, range: Range<u64>) -> Result<Vec<u64>> {
-        let _ = range;
-        unreachable!()
+        self.check_range("rows", &range, self.rows())?;
+        let (spec, size) = (self.spec(), self.spec().origin_bytes());
+        let mut planes = vec![0; spec.layout.chunk_rows * size];
+        let mut decompressor = decompressor()?;
+        let mut origins = Vec::with_capacity((range.end - range.start) as usize);
+        let mut open: Option<(u64, PathBuf, Mmap, ShardIndex)> = None;
+        for (chunk, rows) in self.chunks_of(range) {
+            let shard = chunk / spec.layout.chunks_per_shard() as u64;
+            if open.as_ref().is_none_or(|(number, ..)| *number != shard) {
+                let record = &self.0.catalog.shards[shard as usize];
+                let (path, map) = map_shard(&self.0.dir, &paths::origin(shard), &record.origin, spec)?;
+                let index = parse_index(&path, &map, spec, record.rows)?;
+                open = Some((shard, path, map, index));
+            }
+            let (_, path, map, index) = open.as_ref().expect("just opened");
+            let inner = (chunk % spec.layout.chunks_per_shard() as u64) as usize;
+            decode_from(path, map, index, inner, &mut decompressor, &mut planes)?;
+            let raw = codec::unshuffle(&planes, size, rows);
+            origins.extend(raw.chunks_exact(size).map(codec::little_endian));
+        }
+        Ok(origins)
     }
+
     /// Tokens of the contexts of `range`, `[range.len(), context_length]`.
     pub fn context_tokens(&self, range: Range<u64>) -> Result<Vec<u32>> {
-        let _ = range;
-        unreachable!()
+        self.check_range("contexts", &range, self.contexts())?;
+        let (spec, length) = (self.spec(), self.context_length());
+        let per_chunk = spec.token_chunk_contexts() as u64;
+        let mut tokens = Vec::with_capacity((range.end - range.start) as usize * length);
+        let mut context = range.start;
+        while context < range.end {
+            let chunk = context / per_chunk;
+            let end = range.end.min((chunk + 1) * per_chunk);
+            let within = |context: u64| (context - chunk * per_chunk) as usize * length;
+            tokens.extend(codec::read_token_chunk(&self.0.dir, spec, chunk, within(context)..within(end))?);
+            context = end;
+        }
+        Ok(tokens)
     }
+
+    /// Inner chunks with rows, counted through all shards.
+    pub(crate) fn chunks(&self) -> u64 {
+        self.rows().div_ceil(self.spec().layout.chunk_rows as u64)
+    }
+
+    /// Rows in a chunk.
+    pub(crate) fn rows_of_chunk(&self, chunk: u64) -> usize {
+        let per_chunk = self.spec().layout.chunk_rows as u64;
+        per_chunk.min(self.rows() - chunk * per_chunk) as usize
+    }
+
+    /// Bytes of a decoded chunk.
+    pub(crate) fn chunk_bytes(&self) -> usize {
+        self.spec().layout.chunk_rows * self.spec().row_bytes()
+    }
+
+    /// Decodes a chunk into its byte planes, `chunk_bytes` long.
+    pub(crate) fn decode_chunk(
+        &self,
+        chunk: u64,
+        decompressor: &mut zstd::bulk::Decompressor<'_>,
+        planes: &mut [u8],
+    ) -> Result<()> {
+        let per_shard = self.spec().layout.chunks_per_shard() as u64;
+        let shard = &self.0.shards[(chunk / per_shard) as usize];
+        decode_from(&shard.path, &shard.map, &shard.index, (chunk % per_shard) as usize, decompressor, planes)
+    }
+
+    /// The chunks that hold rows `range`, each with the rows of it that belong to the range.
+    fn chunks_of(&self, range: Range<u64>) -> impl Iterator<Item = (u64, Range<usize>)> {
+        let per_chunk = self.spec().layout.chunk_rows as u64;
+        (range.start / per_chunk..range.end.div_ceil(per_chunk)).filter_map(move |chunk| {
+            let first = chunk * per_chunk;
+            let start = range.start.max(first);
+            let end = range.end.min(first + per_chunk);
+            (start < end).then(|| (chunk, (start - first) as usize..(end - first) as usize))
+        })
+    }
+
+    fn check_range(&self, what: &'static str, range: &Range<u64>, available: u64) -> Result<()> {
+        if range.start > range.end || range.end > available {
+            return Err(StoreError::OutOfRange { what, start: range.start, end: range.end, available });
+        }
+        Ok(())
+    }
+}
+
+/// A decompressor; it is worth keeping for more than one chunk.
+pub(crate) fn decompressor() -> Result<zstd::bulk::Decompressor<'static>> {
+    zstd::bulk::Decompressor::new()
+        .map_err(|error| StoreError::Specification(format!("zstd cannot start: {error}")))
+}
+
+/// Maps a shard file after checking its size, its index and the last chunk's checksum.
+fn map_shard(dir: &Path, name: &str, recorded: &ShardFile, spec: &StoreSpec) -> Result<(PathBuf, Mmap)> {
+    let path = catalog::check_size(dir, name, recorded.bytes)?;
+    let file = File::open(&path).map_err(StoreError::io("open", &path))?;
+    // SAFETY: finished shards are never written again; that nobody shortens one is the contract of `Store`.
+    let map = unsafe { Mmap::map(&file) }.map_err(StoreError::io("map", &path))?;
+    let tail = ShardIndex::encoded_len(spec.layout.chunks_per_shard()) + 4;
+    let start = map.len().checked_sub(tail);
+    let start = start.ok_or_else(|| StoreError::damaged(&path, "it is too short for its index"))?;
+    if crc32c::crc32c(&map[start..]) != recorded.tail_crc32c {
+        return Err(StoreError::damaged(
+            &path,
+            "its index is not the one that the journal records for this shard",
+        ));
+    }
+    Ok((path, map))
+}
+
+fn parse_index(path: &Path, map: &[u8], spec: &StoreSpec, rows: u64) -> Result<ShardIndex> {
+    let present = (rows as usize).div_ceil(spec.layout.chunk_rows);
+    ShardIndex::parse(map, spec.layout.chunks_per_shard(), present)
+        .map_err(|what| StoreError::damaged(path, what))
+}
+
+fn decode_from(
+    path: &Path,
+    map: &[u8],
+    index: &ShardIndex,
+    chunk: usize,
+    decompressor: &mut zstd::bulk::Decompressor<'_>,
+    planes: &mut [u8],
+) -> Result<()> {
+    let range = index.0[chunk].clone().expect("a chunk with rows is in the index");
+    codec::decode_chunk(decompressor, &map[range.start as usize..range.end as usize], planes)
+        .map_err(|what| StoreError::DamagedChunk { file: path.to_path_buf(), chunk, what })
 }

@@ -1,0 +1,235 @@
+//! How a chunk and a shard are encoded: byte planes, zstd, crc32c; then the chunks, their index, its crc32c.
+//!
+//! A chunk of `n` elements of `e` bytes is stored as `e` planes of `n` bytes: first the lowest byte of every
+//! element, then the next ones. (That is `numcodecs.shuffle`.) The high bytes of activations compress well and the
+//! low ones hardly at all; kept apart, zstd packs the former and copies the latter.
+
+use std::ops::Range;
+use std::path::Path;
+
+use crate::{Result, StoreError, StoreSpec, paths};
+
+/// Bytes of the checksum after a chunk and after an index.
+const CHECKSUM: usize = 4;
+/// Offset and length of a chunk that holds no row.
+const MISSING: u64 = u64::MAX;
+
+/// Writes the bytes of consecutive elements into the planes, beginning at element `first`.
+pub(crate) fn shuffle_into(elements: &[u8], size: usize, planes: &mut [u8], first: usize) {
+    let per_plane = planes.len() / size;
+    let count = elements.len() / size;
+    for (byte, plane) in planes.chunks_exact_mut(per_plane).enumerate() {
+        let plane = &mut plane[first..first + count];
+        for (to, element) in plane.iter_mut().zip(elements.chunks_exact(size)) {
+            *to = element[byte];
+        }
+    }
+}
+
+/// The elements `range` of a chunk, back in their natural byte order.
+pub(crate) fn unshuffle(planes: &[u8], size: usize, range: Range<usize>) -> Vec<u8> {
+    let per_plane = planes.len() / size;
+    let mut elements = vec![0; range.len() * size];
+    for (byte, plane) in planes.chunks_exact(per_plane).enumerate() {
+        for (element, &from) in elements.chunks_exact_mut(size).zip(&plane[range.clone()]) {
+            element[byte] = from;
+        }
+    }
+    elements
+}
+
+/// Compresses one chunk's planes and appends the checksum.
+pub(crate) fn encode_chunk(
+    compressor: &mut zstd::bulk::Compressor<'_>,
+    planes: &[u8],
+) -> std::io::Result<Vec<u8>> {
+    let mut stored = Vec::with_capacity(zstd::zstd_safe::compress_bound(planes.len()) + CHECKSUM);
+    compressor.compress_to_buffer(planes, &mut stored)?;
+    let checksum = crc32c::crc32c(&stored);
+    stored.extend_from_slice(&checksum.to_le_bytes());
+    stored.shrink_to_fit();
+    Ok(stored)
+}
+
+/// Checks and decompresses one chunk into `planes`, which must be exactly as long as the chunk.
+pub(crate) fn decode_chunk(
+    decompressor: &mut zstd::bulk::Decompressor<'_>,
+    stored: &[u8],
+    planes: &mut [u8],
+) -> std::result::Result<(), String> {
+    let Some((compressed, checksum)) = stored.split_last_chunk::<CHECKSUM>() else {
+        return Err(format!("it has {} bytes, too few for a checksum", stored.len()));
+    };
+    let (found, expected) = (crc32c::crc32c(compressed), u32::from_le_bytes(*checksum));
+    if found != expected {
+        return Err(format!("its crc32c is {found:08x}, recorded is {expected:08x}"));
+    }
+    let written = decompressor
+        .decompress_to_buffer(compressed, planes)
+        .map_err(|error| format!("zstd cannot decompress it to {} bytes ({error})", planes.len()))?;
+    if written != planes.len() {
+        return Err(format!("it decompresses to {written} bytes, expected {}", planes.len()));
+    }
+    Ok(())
+}
+
+/// Encodes a chunk of the `tokens` array; what the chunk's contexts do not fill is zeros.
+pub(crate) fn encode_tokens(
+    compressor: &mut zstd::bulk::Compressor<'_>,
+    spec: &StoreSpec,
+    tokens: &[u32],
+) -> std::io::Result<Vec<u8>> {
+    let size = spec.token_bytes();
+    let mut planes = vec![0; spec.token_chunk_contexts() * spec.context_length * size];
+    for (number, token) in tokens.iter().enumerate() {
+        shuffle_into(&token.to_le_bytes()[..size], size, &mut planes, number);
+    }
+    encode_chunk(compressor, &planes)
+}
+
+/// Reads the tokens `range` of a chunk of the `tokens` array.
+pub(crate) fn read_token_chunk(
+    dir: &Path,
+    spec: &StoreSpec,
+    chunk: u64,
+    range: Range<usize>,
+) -> Result<Vec<u32>> {
+    let path = dir.join(paths::tokens(chunk));
+    let stored = std::fs::read(&path).map_err(StoreError::io("read", &path))?;
+    let size = spec.token_bytes();
+    let mut planes = vec![0; spec.token_chunk_contexts() * spec.context_length * size];
+    zstd::bulk::Decompressor::new()
+        .map_err(|error| error.to_string())
+        .and_then(|mut decompressor| decode_chunk(&mut decompressor, &stored, &mut planes))
+        .map_err(|what| StoreError::damaged(&path, what))?;
+    Ok(unshuffle(&planes, size, range).chunks_exact(size).map(|bytes| little_endian(bytes) as u32).collect())
+}
+
+/// An unsigned number of up to eight bytes.
+pub(crate) fn little_endian(bytes: &[u8]) -> u64 {
+    bytes.iter().rev().fold(0, |number, &byte| number << 8 | u64::from(byte))
+}
+
+/// The index of a shard: where each of its inner chunks lies; `None` for a chunk past the last row.
+#[derive(Debug, Clone, PartialEq)]
+pub(crate) struct ShardIndex(pub(crate) Vec<Option<Range<u64>>>);
+
+impl ShardIndex {
+    /// Bytes of an index of `chunks` inner chunks, with its checksum.
+    pub(crate) fn encoded_len(chunks: usize) -> usize {
+        16 * chunks + CHECKSUM
+    }
+
+    /// The encoded index of a shard whose first chunks have the given lengths and lie one after the other.
+    pub(crate) fn encode(lengths: impl IntoIterator<Item = u64>, chunks: usize) -> Vec<u8> {
+        let mut bytes = Vec::with_capacity(Self::encoded_len(chunks));
+        let mut offset = 0_u64;
+        for length in lengths {
+            bytes.extend_from_slice(&offset.to_le_bytes());
+            bytes.extend_from_slice(&length.to_le_bytes());
+            offset += length;
+        }
+        bytes.resize(16 * chunks, 0xff);
+        let checksum = crc32c::crc32c(&bytes);
+        bytes.extend_from_slice(&checksum.to_le_bytes());
+        bytes
+    }
+
+    /// Reads the index at the end of a shard file, of which the first `present` of `chunks` chunks hold rows.
+    pub(crate) fn parse(file: &[u8], chunks: usize, present: usize) -> std::result::Result<Self, String> {
+        let Some(data_end) = file.len().checked_sub(Self::encoded_len(chunks)) else {
+            return Err(format!("it has {} bytes, too few for the index of {chunks} chunks", file.len()));
+        };
+        let (entries, checksum) = file[data_end..].split_at(16 * chunks);
+        let found = crc32c::crc32c(entries);
+        if found.to_le_bytes() != checksum {
+            return Err(format!("the crc32c of its index is {found:08x}, which is not the recorded one"));
+        }
+        let word = |bytes: &[u8]| u64::from_le_bytes(bytes.try_into().expect("eight bytes"));
+        let mut index = Vec::with_capacity(chunks);
+        for (chunk, entry) in entries.chunks_exact(16).enumerate() {
+            let (offset, length) = (word(&entry[..8]), word(&entry[8..]));
+            index.push(match (chunk < present, (offset, length)) {
+                (false, (MISSING, MISSING)) => None,
+                (false, _) => {
+                    return Err(format!(
+                        "its chunk {chunk} lies past the last row and is not marked missing"
+                    ));
+                }
+                (true, (MISSING, MISSING)) => return Err(format!("its chunk {chunk} is marked missing")),
+                (true, _) => {
+                    let end = offset.checked_add(length).filter(|&end| end <= data_end as u64);
+                    let end =
+                        end.ok_or_else(|| format!("its chunk {chunk} would end beyond the file's chunks"))?;
+                    Some(offset..end)
+                }
+            });
+        }
+        Ok(ShardIndex(index))
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use proptest::prelude::*;
+
+    #[test]
+    fn byte_planes_are_the_low_bytes_then_the_high_bytes() {
+        let mut planes = [0; 6];
+        shuffle_into(&[0x01, 0x11, 0x02, 0x12], 2, &mut planes, 1);
+        assert_eq!(planes, [0, 0x01, 0x02, 0, 0x11, 0x12]);
+        assert_eq!(unshuffle(&planes, 2, 1..3), [0x01, 0x11, 0x02, 0x12]);
+    }
+
+    #[test]
+    fn an_index_is_offsets_and_lengths_with_missing_chunks_marked_and_a_checksum() {
+        let bytes = ShardIndex::encode([5, 7], 3);
+        #[rustfmt::skip]
+        assert_eq!(bytes[..48], [
+            0, 0, 0, 0, 0, 0, 0, 0,   5, 0, 0, 0, 0, 0, 0, 0,
+            5, 0, 0, 0, 0, 0, 0, 0,   7, 0, 0, 0, 0, 0, 0, 0,
+            255, 255, 255, 255, 255, 255, 255, 255,   255, 255, 255, 255, 255, 255, 255, 255,
+        ]);
+        let file = [&[9; 12], &bytes[..]].concat();
+        let index = ShardIndex::parse(&file, 3, 2).unwrap();
+        assert_eq!(index.0, [Some(0..5), Some(5..12), None]);
+        assert!(ShardIndex::parse(&file, 3, 3).unwrap_err().contains("chunk 2 is marked missing"));
+        assert!(ShardIndex::parse(&file, 3, 1).unwrap_err().contains("not marked missing"));
+        assert!(ShardIndex::parse(&file[1..], 3, 2).unwrap_err().contains("beyond"));
+        assert!(ShardIndex::parse(&file[..20], 3, 2).unwrap_err().contains("too few"));
+    }
+
+    proptest! {
+        #[test]
+        fn a_chunk_comes_back_and_no_flipped_bit_passes(
+            planes in prop::collection::vec(0_u8..20, 1..3000), bit: prop::sample::Index,
+        ) {
+            let mut compressor = zstd::bulk::Compressor::new(1).unwrap();
+            let mut decompressor = zstd::bulk::Decompressor::new().unwrap();
+            let mut stored = encode_chunk(&mut compressor, &planes).unwrap();
+            let mut decoded = vec![0; planes.len()];
+            decode_chunk(&mut decompressor, &stored, &mut decoded).unwrap();
+            prop_assert_eq!(&decoded, &planes);
+            prop_assert!(decode_chunk(&mut decompressor, &stored, &mut vec![0; planes.len() + 1]).is_err());
+            prop_assert!(decode_chunk(&mut decompressor, &stored, &mut decoded[1..]).is_err());
+            let bit = bit.index(stored.len() * 8);
+            stored[bit / 8] ^= 1 << (bit % 8);
+            prop_assert!(decode_chunk(&mut decompressor, &stored, &mut decoded).is_err());
+        }
+
+        #[test]
+        fn any_bytes_as_an_index_give_an_error_or_ranges_inside_the_file(
+            mut file in prop::collection::vec(any::<u8>(), 0..200), chunks in 0_usize..8, present in 0_usize..8,
+        ) {
+            if file.len() >= ShardIndex::encoded_len(chunks) {
+                let end = file.len() - 4;
+                let checksum = crc32c::crc32c(&file[end - 16 * chunks..end]);
+                file[end..].copy_from_slice(&checksum.to_le_bytes());
+            }
+            if let Ok(ShardIndex(index)) = ShardIndex::parse(&file, chunks, present) {
+                prop_assert!(index.iter().flatten().all(|range| range.start <= range.end && range.end <= file.len() as u64));
+            }
+        }
+    }
+}

@@ -1,0 +1,151 @@
+//! Shuffled batches of one or several stores.
+
+mod order;
+mod pipeline;
+
+use std::sync::Arc;
+use std::time::{Duration, Instant};
+
+use order::Sources;
+use pipeline::{Pipeline, Settings};
+
+use crate::{Result, Store, StoreError};
+
+/// How a [`BatchStream`] cuts and orders its batches.
+#[derive(Debug, Clone)]
+pub struct StreamOptions {
+    /// Rows of a batch.
+    pub batch: usize,
+    /// Seed of the order.
+    pub seed: u64,
+    /// K, the chunks whose rows are mixed; `None` takes a number that mixes well.
+    pub mixing_chunks: Option<usize>,
+    /// Leave out rows whose token is the store's `bos_token`.
+    pub drop_bos: bool,
+    /// Decoding threads; 0 means one per core. The order does not depend on it.
+    pub threads: usize,
+    /// Batches made ahead of the reader.
+    pub prefetch: usize,
+}
+
+impl Default for StreamOptions {
+    fn default() -> Self {
+        StreamOptions { batch: 4096, seed: 0, mixing_chunks: None, drop_bos: false, threads: 0, prefetch: 4 }
+    }
+}
+
+/// Endless shuffled batches of one or several stores of one width.
+///
+/// The order is a pure function of (stores in their order, seed, epoch, K): the chunks of an epoch are permuted, the
+/// rows of every K consecutive chunks are permuted together, and the batches are cut from the resulting stream, epoch
+/// after epoch. An epoch has every row exactly once; a batch can lie across the end of one.
+#[derive(Debug)]
+pub struct BatchStream {
+    sources: Arc<Sources>,
+    settings: Settings,
+    /// Started by the first `next_batch`, so that a `seek` before it costs nothing.
+    pipeline: Option<Pipeline>,
+    step: u64,
+    current: Vec<f32>,
+    waited: Duration,
+}
+
+impl BatchStream {
+    /// A stream over `stores`, at step 0.
+    ///
+    /// # Errors
+    /// No store, stores of different widths, an empty batch, no row left; damage found while looking for BOS rows.
+    pub fn new(stores: Vec<Store>, options: StreamOptions) -> Result<BatchStream> {
+        if options.batch == 0 || options.mixing_chunks == Some(0) {
+            return Err(StoreError::Stream("the batch and the mixing block cannot be empty".to_owned()));
+        }
+        let sources = Arc::new(Sources::new(stores, options.drop_bos)?);
+        let cores = std::thread::available_parallelism().map_or(1, |cores| cores.get());
+        let settings = Settings {
+            batch: options.batch,
+            seed: options.seed,
+            mixing_chunks: sources.mixing_chunks(options.mixing_chunks)?,
+            threads: if options.threads == 0 { cores } else { options.threads },
+            prefetch: options.prefetch.max(1),
+        };
+        Ok(BatchStream {
+            sources,
+            settings,
+            pipeline: None,
+            step: 0,
+            current: Vec::new(),
+            waited: Duration::ZERO,
+        })
+    }
+
+    /// The next batch will be that of `step` (from 0). Nothing is replayed.
+    pub fn seek(&mut self, step: u64) -> Result<()> {
+        if step.checked_mul(self.settings.batch as u64).is_none() {
+            return Err(StoreError::Stream(format!("step {step} is too far")));
+        }
+        if step != self.step {
+            self.pipeline = None;
+            self.step = step;
+        }
+        Ok(())
+    }
+
+    /// The step of the next batch.
+    pub fn step(&self) -> u64 {
+        self.step
+    }
+
+    /// The next batch, `[batch, d]`.
+    ///
+    /// # Errors
+    /// Damage, with file and chunk. The step stays the same.
+    pub fn next_batch(&mut self) -> Result<&[f32]> {
+        let result = self.advance();
+        if result.is_err() {
+            // The threads have stopped; a further call starts new ones, and meets the same damage.
+            self.pipeline = None;
+        }
+        result?;
+        self.step += 1;
+        Ok(&self.current)
+    }
+
+    fn advance(&mut self) -> Result<()> {
+        if self.pipeline.is_none() {
+            self.pipeline = Some(Pipeline::start(&self.sources, &self.settings, self.step)?);
+        }
+        let pipeline = self.pipeline.as_ref().expect("just started");
+        if !pipeline.try_next(&mut self.current)? {
+            let start = Instant::now();
+            let result = pipeline.next(&mut self.current);
+            self.waited += start.elapsed();
+            result?;
+        }
+        Ok(())
+    }
+
+    /// Rows of a batch.
+    pub fn batch(&self) -> usize {
+        self.settings.batch
+    }
+
+    /// d, the elements of a row.
+    pub fn width(&self) -> usize {
+        self.sources.width()
+    }
+
+    /// K, the chunks whose rows are mixed.
+    pub fn mixing_chunks(&self) -> usize {
+        self.settings.mixing_chunks
+    }
+
+    /// Rows of one epoch (without the rows left out).
+    pub fn rows_per_epoch(&self) -> u64 {
+        self.sources.rows()
+    }
+
+    /// Time that [`BatchStream::next_batch`] spent waiting for data so far.
+    pub fn waited(&self) -> Duration {
+        self.waited
+    }
+}

@@ -1,0 +1,417 @@
+//! The threads that decode chunks and gather batches ahead of the reader.
+//!
+//! Every piece of work is independent: decode one chunk, permute one block's rows, gather one batch's rows out of one
+//! block. Any thread takes whichever is ready; what goes where is fixed by the order, so the number of threads cannot
+//! change a batch. Memory is bounded by the blocks and batches in flight, whose buffers go round.
+
+use std::collections::VecDeque;
+use std::sync::{Arc, Condvar, Mutex, MutexGuard};
+use std::thread::JoinHandle;
+
+use super::order::{BlockPlan, Epoch, Sources};
+use crate::store::decompressor;
+use crate::widen::widen_row;
+use crate::{Result, RowType, StoreError};
+
+/// What the threads need to know.
+#[derive(Debug, Clone)]
+pub(super) struct Settings {
+    pub(super) batch: usize,
+    pub(super) seed: u64,
+    pub(super) mixing_chunks: usize,
+    pub(super) threads: usize,
+    pub(super) prefetch: usize,
+}
+
+/// Running threads, from one step on; dropping it ends them.
+#[derive(Debug)]
+pub(super) struct Pipeline {
+    shared: Arc<Shared>,
+    threads: Vec<JoinHandle<()>>,
+}
+
+#[derive(Debug)]
+struct Shared {
+    sources: Arc<Sources>,
+    settings: Settings,
+    state: Mutex<State>,
+    /// Something may have become ready for a thread.
+    work: Condvar,
+    /// Something may have become ready for the reader.
+    ready: Condvar,
+}
+
+#[derive(Debug)]
+struct State {
+    stop: bool,
+    failure: Option<StoreError>,
+    /// Where the next block to open comes from.
+    epoch: Epoch,
+    next_block: u64,
+    next_id: u64,
+    /// Blocks in flight, in the stream's order.
+    blocks: VecDeque<Block>,
+    /// Batches in flight, in the stream's order.
+    batches: VecDeque<Batch>,
+    next_step: u64,
+    free_planes: Vec<Vec<u8>>,
+    free_batches: Vec<Vec<f32>>,
+}
+
+#[derive(Debug)]
+struct Block {
+    /// Counted from the pipeline's start. (A block without rows shares its `plan.start` with the next one.)
+    id: u64,
+    plan: BlockPlan,
+    /// Pieces of work handed out: the chunks, then the permutation.
+    handed_out: usize,
+    /// Pieces of work not finished.
+    pending: usize,
+    content: Content,
+    /// The content, once it is whole.
+    decoded: Option<Arc<Content>>,
+    /// Rows gathered, or passed over by the step that the pipeline started from.
+    gathered: u64,
+}
+
+/// A decoded mixing block.
+#[derive(Debug, Default)]
+struct Content {
+    /// The byte planes of each chunk.
+    planes: Vec<Vec<u8>>,
+    row_types: Vec<RowType>,
+    /// The permuted rows: slot · chunk_rows + row.
+    rows: Vec<u32>,
+}
+
+#[derive(Debug)]
+struct Batch {
+    step: u64,
+    /// `None` while a thread has it.
+    data: Option<Vec<f32>>,
+    /// Rows gathered.
+    filled: usize,
+}
+
+/// A piece of work.
+enum Task {
+    Decode {
+        block: u64,
+        slot: usize,
+        chunk: u32,
+        planes: Vec<u8>,
+    },
+    Permute {
+        block: u64,
+        plan: BlockPlan,
+    },
+    Gather {
+        step: u64,
+        data: Vec<f32>,
+        filled: usize,
+        block: u64,
+        rows: std::ops::Range<usize>,
+        content: Arc<Content>,
+    },
+}
+
+impl Pipeline {
+    /// Starts the threads; the first batch will be that of `step`.
+    pub(super) fn start(sources: &Arc<Sources>, settings: &Settings, step: u64) -> Result<Pipeline> {
+        let position = step
+            .checked_mul(settings.batch as u64)
+            .ok_or_else(|| StoreError::Stream(format!("step {step} is too far")))?;
+        let (number, offset) = (position / sources.rows(), position % sources.rows());
+        let epoch = Epoch::new(sources, settings.seed, number, settings.mixing_chunks);
+        let next_block = epoch.block_at(offset);
+        let state = State {
+            stop: false,
+            failure: None,
+            epoch,
+            next_block,
+            next_id: 0,
+            blocks: VecDeque::new(),
+            batches: VecDeque::new(),
+            next_step: step,
+            free_planes: Vec::new(),
+            free_batches: Vec::new(),
+        };
+        let shared = Arc::new(Shared {
+            sources: sources.clone(),
+            settings: settings.clone(),
+            state: Mutex::new(state),
+            work: Condvar::new(),
+            ready: Condvar::new(),
+        });
+        let mut pipeline = Pipeline { shared, threads: Vec::new() };
+        for number in 0..settings.threads {
+            let shared = pipeline.shared.clone();
+            let thread = std::thread::Builder::new()
+                .name(format!("store-read-{number}"))
+                .spawn(move || shared.run())
+                .map_err(|error| StoreError::Stream(format!("thread {number} cannot start: {error}")))?;
+            pipeline.threads.push(thread);
+        }
+        Ok(pipeline)
+    }
+
+    /// The next batch, if it is ready; gives the threads `used` to fill again.
+    pub(super) fn try_next(&self, used: &mut Vec<f32>) -> Result<bool> {
+        let mut state = self.shared.lock();
+        Self::take_front(&mut state, used, &self.shared)
+    }
+
+    /// Waits for the next batch.
+    pub(super) fn next(&self, used: &mut Vec<f32>) -> Result<()> {
+        let mut state = self.shared.lock();
+        while !Self::take_front(&mut state, used, &self.shared)? {
+            state = self.shared.ready.wait(state).expect("the state's lock is not poisoned");
+        }
+        Ok(())
+    }
+
+    fn take_front(state: &mut State, used: &mut Vec<f32>, shared: &Shared) -> Result<bool> {
+        let ready = |batch: &Batch| batch.filled == shared.settings.batch && batch.data.is_some();
+        if state.batches.front().is_some_and(ready) {
+            let data = state.batches.pop_front().and_then(|batch| batch.data).expect("the batch is ready");
+            let old = std::mem::replace(used, data);
+            if old.len() == used.len() {
+                state.free_batches.push(old);
+            }
+            shared.work.notify_all();
+            return Ok(true);
+        }
+        match state.failure.take() {
+            Some(failure) => Err(failure),
+            None => Ok(false),
+        }
+    }
+}
+
+impl Drop for Pipeline {
+    fn drop(&mut self) {
+        if let Ok(mut state) = self.shared.state.lock() {
+            state.stop = true;
+        }
+        self.shared.work.notify_all();
+        for thread in self.threads.drain(..) {
+            // A thread that panicked has printed why.
+            let _ = thread.join();
+        }
+    }
+}
+
+impl Shared {
+    fn lock(&self) -> MutexGuard<'_, State> {
+        self.state.lock().expect("the state's lock is not poisoned")
+    }
+
+    /// What each thread does.
+    fn run(&self) {
+        let _guard = ReportPanic(self);
+        let mut decompressor = match decompressor() {
+            Ok(decompressor) => decompressor,
+            Err(error) => return self.fail(error),
+        };
+        loop {
+            let task = {
+                let mut state = self.lock();
+                loop {
+                    if state.stop {
+                        return;
+                    }
+                    if let Some(task) = state.next_task(self) {
+                        break task;
+                    }
+                    state = self.work.wait(state).expect("the state's lock is not poisoned");
+                }
+            };
+            if let Err(error) = self.perform(task, &mut decompressor) {
+                return self.fail(error);
+            }
+        }
+    }
+
+    fn perform(&self, task: Task, decompressor: &mut zstd::bulk::Decompressor<'_>) -> Result<()> {
+        match task {
+            Task::Decode { block, slot, chunk, mut planes } => {
+                let (store, chunk) = self.sources.chunk(chunk);
+                planes.resize(store.chunk_bytes(), 0);
+                store.decode_chunk(chunk, decompressor, &mut planes)?;
+                self.lock().finish_part(block, |content| content.planes[slot] = planes);
+            }
+            Task::Permute { block, plan } => {
+                let rows = self.sources.block_rows(&plan.chunks, self.settings.seed, plan.epoch, plan.block);
+                let row_types =
+                    plan.chunks.iter().map(|&chunk| self.sources.chunk(chunk).0.row_type()).collect();
+                self.lock().finish_part(block, |content| {
+                    content.rows = rows;
+                    content.row_types = row_types;
+                });
+            }
+            Task::Gather { step, mut data, filled, block, rows, content } => {
+                let taken = rows.len();
+                self.gather(&content, rows, &mut data[filled * self.sources.width()..]);
+                // Before the lock: whoever sees all rows gathered takes the buffers back.
+                drop(content);
+                self.lock().finish_gather(step, block, data, taken);
+                self.ready.notify_one();
+            }
+        }
+        self.work.notify_all();
+        Ok(())
+    }
+
+    /// Rows `rows` of a block into the beginning of `out`.
+    fn gather(&self, content: &Content, rows: std::ops::Range<usize>, out: &mut [f32]) {
+        let chunk_rows = self.sources.chunk_rows();
+        let out = out.chunks_exact_mut(self.sources.width());
+        for (&row, out) in content.rows[rows].iter().zip(out) {
+            let (slot, row) = (row as usize / chunk_rows, row as usize % chunk_rows);
+            widen_row(&content.planes[slot], content.row_types[slot], row, out);
+        }
+    }
+
+    fn fail(&self, error: StoreError) {
+        let mut state = self.lock();
+        state.stop = true;
+        state.failure.get_or_insert(error);
+        self.work.notify_all();
+        self.ready.notify_all();
+    }
+}
+
+/// Makes a panic of a thread an error of the reader, who would otherwise wait for ever.
+struct ReportPanic<'a>(&'a Shared);
+
+impl Drop for ReportPanic<'_> {
+    fn drop(&mut self) {
+        if std::thread::panicking() {
+            self.0.fail(StoreError::Stream("a reading thread panicked".to_owned()));
+        }
+    }
+}
+
+impl State {
+    /// A piece of work that can be done now: gathering first, since the reader waits for it.
+    fn next_task(&mut self, shared: &Shared) -> Option<Task> {
+        self.open_batches(shared);
+        self.open_blocks(shared);
+        self.next_gather(shared.settings.batch).or_else(|| self.next_part())
+    }
+
+    fn open_batches(&mut self, shared: &Shared) {
+        let Settings { batch, prefetch, .. } = shared.settings;
+        while self.batches.len() < prefetch {
+            let data = self.free_batches.pop().unwrap_or_else(|| vec![0.0; batch * shared.sources.width()]);
+            self.batches.push_back(Batch { step: self.next_step, data: Some(data), filled: 0 });
+            self.next_step += 1;
+        }
+    }
+
+    fn open_blocks(&mut self, shared: &Shared) {
+        let Settings { seed, mixing_chunks, threads, batch, .. } = shared.settings;
+        // One block to gather from, and enough ahead that every thread has a chunk to decode.
+        while self.blocks.len() < 1 + threads.div_ceil(mixing_chunks) {
+            let Some(plan) = self.epoch.block(self.next_block) else {
+                self.epoch = Epoch::new(&shared.sources, seed, self.epoch.number() + 1, mixing_chunks);
+                self.next_block = 0;
+                continue;
+            };
+            self.next_block += 1;
+            // Only the first block can begin before the first batch.
+            let first = self.batches.front().map_or(plan.start, |first| first.step * batch as u64);
+            let gathered = if self.blocks.is_empty() { first.saturating_sub(plan.start) } else { 0 };
+            self.blocks.push_back(Block {
+                id: self.next_id,
+                handed_out: 0,
+                pending: plan.chunks.len() + 1,
+                content: Content { planes: vec![Vec::new(); plan.chunks.len()], ..Content::default() },
+                decoded: None,
+                gathered: gathered.min(plan.rows),
+                plan,
+            });
+            self.next_id += 1;
+        }
+    }
+
+    fn next_gather(&mut self, size: usize) -> Option<Task> {
+        for batch in &mut self.batches {
+            if batch.filled == size || batch.data.is_none() {
+                continue;
+            }
+            let position = batch.step * size as u64 + batch.filled as u64;
+            let block = self
+                .blocks
+                .iter()
+                .find(|block| (block.plan.start..block.plan.start + block.plan.rows).contains(&position))?;
+            let Some(content) = &block.decoded else { return None };
+            let first = (position - block.plan.start) as usize;
+            let rows = first..(block.plan.rows as usize).min(first + size - batch.filled);
+            let data = batch.data.take()?;
+            let (step, filled) = (batch.step, batch.filled);
+            return Some(Task::Gather {
+                step,
+                data,
+                filled,
+                block: block.id,
+                rows,
+                content: content.clone(),
+            });
+        }
+        None
+    }
+
+    fn next_part(&mut self) -> Option<Task> {
+        for block in &mut self.blocks {
+            let part = block.handed_out;
+            if part > block.plan.chunks.len() {
+                continue;
+            }
+            block.handed_out += 1;
+            return Some(match block.plan.chunks.get(part) {
+                Some(&chunk) => {
+                    let planes = self.free_planes.pop().unwrap_or_default();
+                    Task::Decode { block: block.id, slot: part, chunk, planes }
+                }
+                None => Task::Permute { block: block.id, plan: block.plan.clone() },
+            });
+        }
+        None
+    }
+
+    fn block(&mut self, id: u64) -> &mut Block {
+        let block = self.blocks.iter_mut().find(|block| block.id == id);
+        block.expect("a block stays while there is work on it")
+    }
+
+    fn finish_part(&mut self, block: u64, store: impl FnOnce(&mut Content)) {
+        let block = self.block(block);
+        store(&mut block.content);
+        block.pending -= 1;
+        if block.pending == 0 {
+            block.decoded = Some(Arc::new(std::mem::take(&mut block.content)));
+        }
+        self.release_blocks();
+    }
+
+    fn finish_gather(&mut self, step: u64, block: u64, data: Vec<f32>, rows: usize) {
+        self.block(block).gathered += rows as u64;
+        let batch = self.batches.iter_mut().find(|batch| batch.step == step);
+        let batch = batch.expect("a batch stays until it is full");
+        batch.data = Some(data);
+        batch.filled += rows;
+        self.release_blocks();
+    }
+
+    /// Takes the buffers of the blocks of which every row is gathered.
+    fn release_blocks(&mut self) {
+        while self.blocks.front().is_some_and(|block| block.pending == 0 && block.gathered == block.plan.rows)
+        {
+            let content = self.blocks.pop_front().and_then(|block| block.decoded);
+            if let Some(content) = content.and_then(Arc::into_inner) {
+                self.free_planes.extend(content.planes);
+            }
+        }
+    }
+}

@@ -1,0 +1,148 @@
+//! The thread that puts encoded shards on the disk, and the last files of a store.
+
+use std::collections::BTreeMap;
+use std::fs::{self, File};
+use std::path::Path;
+use std::sync::atomic::Ordering;
+use std::sync::mpsc::Receiver;
+
+use super::compress::Position;
+use super::{Counters, WriterFiles};
+use crate::codec::ShardIndex;
+use crate::disk::{Disk, Written};
+use crate::journal::{self, Entry, JOURNAL, MANIFEST, Manifest, ShardFile, TokenFile};
+use crate::metadata::{self, Attributes, ZARR_JSON};
+use crate::statistics::{RunningStatistics, Statistics};
+use crate::{Result, StoreError, StoreSpec, paths};
+
+/// What the compressing thread sends, in store order.
+#[derive(Debug)]
+pub(super) enum Commit {
+    /// An encoded chunk of `tokens`.
+    Tokens { chunk: u64, encoded: Vec<u8> },
+    /// The encoded chunks of a shard.
+    Shard { shard: u64, rows: u64, activations: Vec<Vec<u8>>, origin: Vec<Vec<u8>> },
+    /// Every shard of the window was sent.
+    Window { window: u64, from: Position, to: Position, clipped: u64, statistics: RunningStatistics },
+}
+
+/// Writes until nothing more comes.
+pub(super) fn run(
+    spec: &StoreSpec,
+    files: &mut WriterFiles,
+    commits: &Receiver<Commit>,
+    counters: &Counters,
+) -> Result<()> {
+    let WriterFiles { disk, journal, journal_path } = files;
+    let mut token_files: BTreeMap<u64, TokenFile> = BTreeMap::new();
+    while let Ok(commit) = commits.recv() {
+        match commit {
+            Commit::Tokens { chunk, encoded } => {
+                let Written { bytes, crc32c } = disk.publish(&paths::tokens(chunk), &[&encoded])?;
+                token_files.insert(chunk, TokenFile { chunk, bytes, crc32c });
+            }
+            Commit::Shard { shard, rows, activations, origin } => {
+                let activations = publish_shard(disk, spec, &paths::activations(shard), &activations)?;
+                let origin = publish_shard(disk, spec, &paths::origin(shard), &origin)?;
+                let entry = Entry::Shard { shard, rows, activations, origin };
+                disk.append(journal, journal_path, &journal::line(&entry))?;
+                counters.rows_stored.fetch_add(rows, Ordering::Relaxed);
+                counters.activation_bytes.fetch_add(activations.bytes, Ordering::Relaxed);
+            }
+            Commit::Window { window, from, to, clipped, statistics } => {
+                // Every chunk that the contexts from `from` to `to` touch, also one that was written before `from`
+                // because a context lies across it: so the line does not depend on where a dump was interrupted.
+                let per_chunk = spec.token_chunk_contexts() as u64;
+                let touched = to.contexts + u64::from(to.positions > 0);
+                token_files.retain(|&chunk, _| chunk >= from.contexts / per_chunk);
+                let tokens =
+                    token_files.values().copied().filter(|file| file.chunk * per_chunk < touched).collect();
+                let entry = Entry::Window {
+                    window,
+                    rows: statistics.rows(),
+                    contexts: to.contexts,
+                    positions: to.positions as u64,
+                    clipped,
+                    tokens,
+                    statistics: statistics.to_hex(),
+                };
+                disk.append(journal, journal_path, &journal::line(&entry))?;
+            }
+        }
+    }
+    Ok(())
+}
+
+fn publish_shard(disk: &Disk, spec: &StoreSpec, name: &str, chunks: &[Vec<u8>]) -> Result<ShardFile> {
+    let index =
+        ShardIndex::encode(chunks.iter().map(|chunk| chunk.len() as u64), spec.layout.chunks_per_shard());
+    let last = chunks.last().expect("a shard has a chunk");
+    let mut parts: Vec<&[u8]> = chunks.iter().map(|chunk| &chunk[..]).collect();
+    parts.push(&index);
+    let Written { bytes, crc32c } = disk.publish(name, &parts)?;
+    let checksum = &last[last.len() - 4..];
+    let tail_crc32c = crc32c::crc32c_append(crc32c::crc32c(checksum), &index);
+    Ok(ShardFile { bytes, crc32c, tail_crc32c })
+}
+
+/// Writes the metadata of the finished arrays, the statistics, the manifest and, last, the word "complete".
+pub(super) fn complete(
+    spec: &StoreSpec,
+    files: &WriterFiles,
+    contexts: u64,
+    clipped: u64,
+    statistics: &Statistics,
+) -> Result<()> {
+    let WriterFiles { disk, journal_path, .. } = files;
+    let mut manifest = Manifest::default();
+    let mut publish = |name: &str, content: &[u8]| -> Result<()> {
+        manifest.add(name, disk.publish(name, &[content])?);
+        Ok(())
+    };
+    let floats = |values: &[f64]| values.iter().flat_map(|value| value.to_le_bytes()).collect::<Vec<u8>>();
+    let rows = statistics.rows;
+    publish("activations/zarr.json", &metadata::text(&metadata::activations(spec, rows)))?;
+    publish("origin/zarr.json", &metadata::text(&metadata::origin(spec, rows)))?;
+    publish("tokens/zarr.json", &metadata::text(&metadata::tokens(spec, contexts)))?;
+    publish("stats/zarr.json", &metadata::text(&metadata::plain_group()))?;
+    for (name, values) in [("mean", &statistics.mean), ("variance", &statistics.variance)] {
+        publish(&format!("stats/{name}/zarr.json"), &metadata::text(&metadata::statistic(Some(spec.width))))?;
+        publish(&format!("stats/{name}/c/0"), &floats(values))?;
+    }
+    for (name, value) in [("mean_norm", statistics.mean_norm), ("rows", rows as f64)] {
+        publish(&format!("stats/{name}/zarr.json"), &metadata::text(&metadata::statistic(None)))?;
+        publish(&format!("stats/{name}/c"), &floats(&[value]))?;
+    }
+
+    let journal = fs::read(journal_path).map_err(StoreError::io("read", journal_path))?;
+    manifest.add(JOURNAL, Written { bytes: journal.len() as u64, crc32c: crc32c::crc32c(&journal) });
+    let group = group_text(spec, Some((rows, contexts, clipped)));
+    manifest.add(ZARR_JSON, Written { bytes: group.len() as u64, crc32c: crc32c::crc32c(&group) });
+    disk.publish(MANIFEST, &[&journal::line(&manifest)])?;
+    disk.publish(ZARR_JSON, &[&group])?;
+    disk.remove_partial()
+}
+
+/// The text of the group's metadata: of a new store, or of a finished one with its rows, contexts and clipped values.
+/// A resumed store keeps the command line that it was begun with.
+pub(super) fn group_text(spec: &StoreSpec, finished: Option<(u64, u64, u64)>) -> Vec<u8> {
+    let (rows, contexts, clipped) = finished.unwrap_or_default();
+    let attributes = Attributes {
+        format: "activation-store".to_owned(),
+        format_version: metadata::FORMAT_VERSION,
+        complete: finished.is_some(),
+        rows,
+        contexts,
+        clipped,
+        specification: spec.clone(),
+    };
+    metadata::text(&attributes.group())
+}
+
+/// Opens the journal of the store for appending, cut to its safe part.
+pub(super) fn open_journal(path: &Path, bytes: u64) -> Result<File> {
+    let journal =
+        File::options().create(true).append(true).open(path).map_err(StoreError::io("open", path))?;
+    journal.set_len(bytes).and_then(|()| journal.sync_all()).map_err(StoreError::io("shorten", path))?;
+    Ok(journal)
+}

@@ -1,0 +1,553 @@
+//! Writing a store: rows are rounded into a window, and two threads behind it shuffle, compress and commit.
+//!
+//! Memory is bounded by the window and about two shards: the rows are buffers that go round, and `append` waits for
+//! one to come back when all are in use.
+
+mod commit;
+mod compress;
+mod resume;
+
+use std::fs::File;
+use std::path::{Path, PathBuf};
+use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::mpsc::{self, Receiver, Sender};
+use std::sync::{Arc, Mutex};
+use std::thread::JoinHandle;
+
+use compress::{Failure, Position, Row, Work};
+use resume::Resumption;
+pub(crate) use resume::parse_attributes;
+
+use crate::disk::{Disk, DiskHook};
+use crate::journal::JOURNAL;
+use crate::lock::Lock;
+use crate::metadata::{Attributes, ZARR_JSON};
+use crate::rounding::{Rounding, RowBits, Unstorable};
+use crate::statistics::RunningStatistics;
+use crate::{Result, Statistics, Store, StoreError, StoreSpec};
+
+/// Resources of a [`StoreWriter`]; they do not change a byte of the store.
+#[derive(Debug, Clone, Default)]
+pub struct WriterOptions {
+    /// Compression threads; 0 means one per core.
+    pub threads: usize,
+    /// Do not ask whether the file system has room for the estimate.
+    pub skip_space_check: bool,
+    /// Called before each step that changes the store on disk.
+    pub disk_hook: Option<DiskHook>,
+}
+
+/// What the writer has taken in and written so far.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct WriteProgress {
+    /// Contexts taken in.
+    pub contexts: u64,
+    /// Rows taken in.
+    pub rows: u64,
+    /// Rows in finished shards.
+    pub rows_stored: u64,
+    /// Raw bytes of the rows in finished shards.
+    pub raw_bytes: u64,
+    /// Bytes of the finished shards' activations on disk.
+    pub stored_bytes: u64,
+}
+
+/// A finished store in numbers.
+#[derive(Debug, Clone, PartialEq)]
+pub struct StoreSummary {
+    /// The store's folder.
+    pub path: PathBuf,
+    /// Contexts stored.
+    pub contexts: u64,
+    /// Rows stored.
+    pub rows: u64,
+    /// Raw bytes of all rows.
+    pub raw_bytes: u64,
+    /// Bytes of the activations on disk.
+    pub activation_bytes: u64,
+    /// Bytes of all files of the store.
+    pub stored_bytes: u64,
+    /// Values clipped to the row type's range.
+    pub clipped: u64,
+    /// Statistics over all rows.
+    pub stats: Statistics,
+}
+
+/// Writes a store, or continues one that was interrupted.
+///
+/// Dropping it without [`StoreWriter::finish`] commits the windows that are full and leaves a store that can be
+/// resumed.
+#[derive(Debug)]
+pub struct StoreWriter {
+    dir: PathBuf,
+    spec: StoreSpec,
+    rounding: Rounding,
+    /// Contexts that need not be sent, and the finished positions of the one after them.
+    resumed: Position,
+    /// Contexts taken in.
+    contexts: u64,
+    /// Rows taken in.
+    rows: u64,
+    clipped: u64,
+    /// Rows of the current window, in the order of the text.
+    window: Vec<Row>,
+    /// Windows sent off, resumed ones included.
+    windows: u64,
+    /// Where the current window begins.
+    window_start: Position,
+    /// Tokens of the current chunk of the `tokens` array.
+    tokens: Vec<u32>,
+    counters: Arc<Counters>,
+    /// `None` once the store is complete.
+    pipeline: Option<Pipeline>,
+    stopped: bool,
+    /// Last, so that the store is free only when all else is gone.
+    _lock: Lock,
+}
+
+/// What the background threads report.
+#[derive(Debug, Default)]
+struct Counters {
+    rows_stored: AtomicU64,
+    activation_bytes: AtomicU64,
+}
+
+/// What the committing thread writes to.
+#[derive(Debug)]
+struct WriterFiles {
+    disk: Disk,
+    journal: File,
+    journal_path: PathBuf,
+}
+
+/// The background threads and the ways to them.
+#[derive(Debug)]
+struct Pipeline {
+    work: Sender<Work>,
+    rows: RowPool,
+    failure: Failure,
+    compressing: JoinHandle<Option<RunningStatistics>>,
+    committing: JoinHandle<WriterFiles>,
+}
+
+impl StoreWriter {
+    /// Creates the store in `dir`, or resumes the unfinished store of the same specification in it.
+    ///
+    /// A finished store of the same specification is no error: [`StoreWriter::contexts_done`] is then all its contexts
+    /// and [`StoreWriter::finish`] does nothing.
+    ///
+    /// # Errors
+    /// An impossible specification, too little space, a folder with other files or another store, a second writer,
+    /// and whatever the system refuses. Nothing that was there is changed in any of these cases.
+    pub fn open(dir: &Path, spec: &StoreSpec, options: &WriterOptions) -> Result<StoreWriter> {
+        spec.validate()?;
+        let existing = matching_attributes(dir, spec)?;
+        let complete = existing.as_ref().is_some_and(|attributes| attributes.complete);
+        if !complete && !options.skip_space_check {
+            let kept = Resumption::read(dir, spec)?.shard_bytes;
+            check_space(dir, spec, kept)?;
+        }
+        std::fs::create_dir_all(dir).map_err(StoreError::io("create", dir))?;
+        let lock = Lock::acquire(dir)?;
+        let disk = Disk::new(dir, options.disk_hook.clone())?;
+        // Read again: until the lock was ours, another process may have written here.
+        let existing = matching_attributes(dir, spec)?;
+        let spec = match &existing {
+            Some(attributes) => attributes.specification.clone(),
+            None => {
+                disk.publish(ZARR_JSON, &[&commit::group_text(spec, None)])?;
+                spec.clone()
+            }
+        };
+        if let Some(attributes) = existing.filter(|attributes| attributes.complete) {
+            return Ok(Self::of_complete_store(dir, spec, &attributes, lock));
+        }
+
+        let resumption = Resumption::read(dir, &spec)?;
+        let journal_path = dir.join(JOURNAL);
+        let journal = commit::open_journal(&journal_path, resumption.journal_bytes)?;
+        let mut tokens = resumption.tail_tokens(dir, &spec)?;
+        tokens.reserve(spec.token_chunk_contexts() * spec.context_length - tokens.len());
+        let counters = Arc::new(Counters {
+            rows_stored: resumption.rows.into(),
+            activation_bytes: resumption.activation_bytes.into(),
+        });
+        let files = WriterFiles { disk, journal, journal_path };
+        let pipeline = Pipeline::start(&spec, options.threads, &resumption, files, &counters)?;
+        let resumed = Position { contexts: resumption.contexts, positions: resumption.positions };
+        Ok(StoreWriter {
+            dir: dir.to_path_buf(),
+            rounding: rounding(&spec),
+            resumed,
+            contexts: resumption.contexts,
+            rows: resumption.rows,
+            clipped: resumption.clipped,
+            window: Vec::with_capacity(spec.layout.window_rows),
+            windows: resumption.windows,
+            window_start: resumed,
+            tokens,
+            counters,
+            pipeline: Some(pipeline),
+            stopped: false,
+            spec,
+            _lock: lock,
+        })
+    }
+
+    fn of_complete_store(dir: &Path, spec: StoreSpec, attributes: &Attributes, lock: Lock) -> StoreWriter {
+        let end = Position { contexts: attributes.contexts, positions: 0 };
+        StoreWriter {
+            dir: dir.to_path_buf(),
+            rounding: rounding(&spec),
+            resumed: end,
+            contexts: attributes.contexts,
+            rows: attributes.rows,
+            clipped: attributes.clipped,
+            window: Vec::new(),
+            windows: 0,
+            window_start: end,
+            tokens: Vec::new(),
+            counters: Arc::new(Counters { rows_stored: attributes.rows.into(), ..Counters::default() }),
+            pipeline: None,
+            stopped: false,
+            spec,
+            _lock: lock,
+        }
+    }
+
+    /// Contexts whose rows need not be sent again (0 for a new store): the next one to append is number
+    /// `contexts_done`, counted from 0.
+    pub fn contexts_done(&self) -> u64 {
+        self.resumed.contexts
+    }
+
+    /// The store was complete when it was opened.
+    pub fn is_complete(&self) -> bool {
+        self.pipeline.is_none()
+    }
+
+    /// Takes in whole contexts: `tokens` `[n, T]`, `rows` `[n·T, d]`. BOS rows are left out if the specification says
+    /// so; their tokens are stored nevertheless.
+    ///
+    /// # Errors
+    /// An activation that cannot be stored (its context and position are named), contexts beyond the planned ones, an
+    /// error of the threads behind. After an error the writer takes nothing more; what the journal vouches for stays.
+    pub fn append(&mut self, tokens: &[u32], rows: &[f32]) -> Result<()> {
+        if self.stopped {
+            return Err(StoreError::Stopped(self.dir.clone()));
+        }
+        let result = self.take_in(tokens, rows);
+        self.stopped = result.is_err();
+        result
+    }
+
+    fn take_in(&mut self, tokens: &[u32], rows: &[f32]) -> Result<()> {
+        let (length, width) = (self.spec.context_length, self.spec.width);
+        let contexts = tokens.len().div_ceil(length);
+        check_length("the slice of tokens", tokens.len(), contexts * length)?;
+        check_length("the slice of rows", rows.len(), tokens.len() * width)?;
+        if self.contexts + contexts as u64 > self.spec.contexts || (self.is_complete() && contexts > 0) {
+            return Err(StoreError::TooManyContexts { planned: self.spec.contexts });
+        }
+        self.check_tokens(tokens)?;
+        for (tokens, rows) in tokens.chunks_exact(length).zip(rows.chunks_exact(length * width)) {
+            self.take_in_tokens(tokens)?;
+            let stored_positions =
+                if self.contexts == self.resumed.contexts { self.resumed.positions } else { 0 };
+            for position in stored_positions..length {
+                if self.spec.drop_bos && tokens[position] == self.spec.bos_token {
+                    continue;
+                }
+                self.take_in_row(position, &rows[position * width..][..width])?;
+            }
+            self.contexts += 1;
+        }
+        Ok(())
+    }
+
+    fn check_tokens(&self, tokens: &[u32]) -> Result<()> {
+        match tokens.iter().position(|&token| u64::from(token) >= self.spec.vocabulary) {
+            None => Ok(()),
+            Some(index) => Err(StoreError::Token {
+                token: tokens[index],
+                context: self.contexts + (index / self.spec.context_length) as u64,
+                position: index % self.spec.context_length,
+                vocabulary: self.spec.vocabulary,
+            }),
+        }
+    }
+
+    fn take_in_tokens(&mut self, tokens: &[u32]) -> Result<()> {
+        self.tokens.extend_from_slice(tokens);
+        if self.tokens.len() == self.spec.token_chunk_contexts() * self.spec.context_length {
+            let tokens = std::mem::take(&mut self.tokens);
+            self.send(Work::Tokens {
+                chunk: self.contexts / self.spec.token_chunk_contexts() as u64,
+                tokens,
+            })?;
+        }
+        Ok(())
+    }
+
+    fn take_in_row(&mut self, position: usize, row: &[f32]) -> Result<()> {
+        let Some(bits) = self.pipeline.as_mut().and_then(|pipeline| pipeline.rows.take()) else {
+            return Err(self.failure());
+        };
+        let mut bits = bits;
+        match self.rounding.round(row, &mut bits) {
+            Ok(clipped) => self.clipped += clipped,
+            Err(Unstorable::NotFinite { channel }) => {
+                let value = row[channel];
+                return Err(StoreError::NotFinite { context: self.contexts, position, channel, value });
+            }
+            Err(Unstorable::Overflow { channel }) => {
+                let value = row[channel];
+                return Err(StoreError::Overflow { context: self.contexts, position, channel, value });
+            }
+        }
+        let origin = self.contexts * self.spec.context_length as u64 + position as u64;
+        self.window.push(Row { origin, bits });
+        self.rows += 1;
+        if self.window.len() == self.spec.layout.window_rows {
+            let whole = position + 1 == self.spec.context_length;
+            self.send_window(Position {
+                contexts: self.contexts + u64::from(whole),
+                positions: if whole { 0 } else { position + 1 },
+            })?;
+        }
+        Ok(())
+    }
+
+    /// Sends the window off; `to` is where the text has been taken in to.
+    fn send_window(&mut self, to: Position) -> Result<()> {
+        if !self.tokens.is_empty() {
+            // The chunk will be written again when it is full; until then a resumed dump needs its beginning.
+            let chunk =
+                (to.contexts + u64::from(to.positions > 0) - 1) / self.spec.token_chunk_contexts() as u64;
+            self.send(Work::Tokens { chunk, tokens: self.tokens.clone() })?;
+        }
+        let rows = std::mem::replace(&mut self.window, Vec::with_capacity(self.spec.layout.window_rows));
+        let (window, from, clipped) = (self.windows, self.window_start, self.clipped);
+        self.send(Work::Window { window, rows, from, to, clipped })?;
+        self.windows += 1;
+        self.window_start = to;
+        Ok(())
+    }
+
+    fn send(&mut self, work: Work) -> Result<()> {
+        match self.pipeline.as_ref().map(|pipeline| pipeline.work.send(work)) {
+            Some(Ok(())) => Ok(()),
+            _ => Err(self.failure()),
+        }
+    }
+
+    /// Why the threads behind stopped.
+    fn failure(&mut self) -> StoreError {
+        let noted = self.pipeline.as_ref().and_then(|pipeline| {
+            // The thread that failed notes it before it hangs up.
+            pipeline.failure.lock().ok()?.take()
+        });
+        noted.unwrap_or_else(|| StoreError::Stopped(self.dir.clone()))
+    }
+
+    /// What was taken in and written so far.
+    pub fn progress(&self) -> WriteProgress {
+        let rows_stored = self.counters.rows_stored.load(Ordering::Relaxed);
+        WriteProgress {
+            contexts: self.contexts,
+            rows: self.rows,
+            rows_stored,
+            raw_bytes: rows_stored * self.spec.row_bytes() as u64,
+            stored_bytes: self.counters.activation_bytes.load(Ordering::Relaxed),
+        }
+    }
+
+    /// Writes what is left, the statistics and the final metadata, and opens the store once to see that it is whole.
+    ///
+    /// # Errors
+    /// No row at all, an earlier error, and whatever the system refuses; the store can then be resumed.
+    pub fn finish(mut self) -> Result<StoreSummary> {
+        if self.stopped {
+            return Err(StoreError::Stopped(self.dir.clone()));
+        }
+        if !self.is_complete() {
+            if self.rows == 0 {
+                return Err(StoreError::Empty(self.dir.clone()));
+            }
+            let end = Position { contexts: self.contexts, positions: 0 };
+            if self.window_start != end {
+                self.send_window(end)?;
+            }
+            let pipeline = self.pipeline.take().expect("the store is not complete");
+            let (files, statistics) = pipeline.join(&self.dir)?;
+            commit::complete(&self.spec, &files, self.contexts, self.clipped, &statistics.finish())?;
+        }
+        Ok(Store::open(&self.dir)?.summary())
+    }
+}
+
+impl Drop for StoreWriter {
+    fn drop(&mut self) {
+        if let Some(pipeline) = self.pipeline.take() {
+            // Whoever drops a writer does not ask; the journal tells the next one.
+            let _ = pipeline.join(&self.dir);
+        }
+    }
+}
+
+impl Pipeline {
+    fn start(
+        spec: &StoreSpec,
+        threads: usize,
+        resumption: &Resumption,
+        files: WriterFiles,
+        counters: &Arc<Counters>,
+    ) -> Result<Pipeline> {
+        let (work, work_received) = mpsc::channel();
+        // One shard is written while the next is compressed.
+        let (commits, commits_received) = mpsc::sync_channel(1);
+        let (returned, returned_received) = mpsc::channel();
+        let failure = Failure::default();
+        let pool = rayon::ThreadPoolBuilder::new()
+            .num_threads(threads)
+            .thread_name(|number| format!("store-compress-{number}"))
+            .build()
+            .map_err(|error| StoreError::Specification(format!("{threads} compression threads: {error}")))?;
+
+        let committing = {
+            let (spec, counters, failure, mut files) =
+                (spec.clone(), counters.clone(), failure.clone(), files);
+            spawn("store-commit", move || {
+                let result = commit::run(&spec, &mut files, &commits_received, &counters);
+                note(&failure, result);
+                files
+            })?
+        };
+        let compressing = {
+            let (spec, failure) = (spec.clone(), failure.clone());
+            let (statistics, shards) = (resumption.statistics.clone(), resumption.shards);
+            spawn("store-shuffle", move || {
+                let result =
+                    compress::run(&spec, &pool, statistics, shards, &work_received, &returned, &commits);
+                note(&failure, result)
+            })?
+        };
+        let rows = RowPool {
+            free: Vec::new(),
+            returned: returned_received,
+            allocated: 0,
+            capacity: spec.layout.window_rows + spec.layout.shard_rows,
+            length: spec.row_bytes() / 2,
+        };
+        Ok(Pipeline { work, rows, failure, compressing, committing })
+    }
+
+    /// Lets the threads finish what was sent to them.
+    fn join(self, dir: &Path) -> Result<(WriterFiles, RunningStatistics)> {
+        drop(self.work);
+        let statistics = self.compressing.join();
+        let files = self.committing.join();
+        if let Some(error) = self.failure.lock().ok().and_then(|mut failure| failure.take()) {
+            return Err(error);
+        }
+        match (files, statistics) {
+            (Ok(files), Ok(Some(statistics))) => Ok((files, statistics)),
+            _ => Err(StoreError::Stopped(dir.to_path_buf())),
+        }
+    }
+}
+
+fn spawn<T: Send + 'static>(name: &str, body: impl FnOnce() -> T + Send + 'static) -> Result<JoinHandle<T>> {
+    let failed = |error| StoreError::Specification(format!("the thread {name} cannot start: {error}"));
+    std::thread::Builder::new().name(name.to_owned()).spawn(body).map_err(failed)
+}
+
+/// Keeps the first error for whoever asks.
+fn note<T>(failure: &Mutex<Option<StoreError>>, result: Result<T>) -> Option<T> {
+    match result {
+        Ok(value) => Some(value),
+        Err(error) => {
+            if let Ok(mut failure) = failure.lock() {
+                failure.get_or_insert(error);
+            }
+            None
+        }
+    }
+}
+
+/// Row buffers that go round between the writer and the compressing threads.
+#[derive(Debug)]
+struct RowPool {
+    free: Vec<RowBits>,
+    returned: Receiver<Vec<RowBits>>,
+    allocated: usize,
+    capacity: usize,
+    /// u16 of a row.
+    length: usize,
+}
+
+impl RowPool {
+    /// A buffer; waits for one if all are in use; `None` if none will ever come back.
+    fn take(&mut self) -> Option<RowBits> {
+        if self.free.is_empty() {
+            self.free.extend(self.returned.try_iter().flatten());
+        }
+        if self.free.is_empty() {
+            if self.allocated < self.capacity {
+                self.allocated += 1;
+                return Some(vec![0; self.length].into_boxed_slice());
+            }
+            self.free = self.returned.recv().ok()?;
+        }
+        self.free.pop()
+    }
+}
+
+fn rounding(spec: &StoreSpec) -> Rounding {
+    let bits = spec.mantissa_bits.unwrap_or(spec.row_type.mantissa_bits());
+    Rounding { row_type: spec.row_type, bits, clip: spec.clip }
+}
+
+fn check_length(what: &'static str, found: usize, expected: usize) -> Result<()> {
+    if found == expected { Ok(()) } else { Err(StoreError::Length { what, found, expected }) }
+}
+
+/// Contexts of an unfinished store that are safe; 0 if its journal cannot be read.
+pub(crate) fn contexts_done(dir: &Path, spec: &StoreSpec) -> u64 {
+    Resumption::read(dir, spec).map_or(0, |resumption| resumption.contexts)
+}
+
+/// The attributes of the store in `dir`, if there is one and it is of this dump.
+fn matching_attributes(dir: &Path, spec: &StoreSpec) -> Result<Option<Attributes>> {
+    let existing = resume::existing_attributes(dir)?;
+    if let Some(attributes) = &existing {
+        let differences = attributes.specification.differences(spec);
+        if !differences.is_empty() {
+            return Err(StoreError::Mismatch { dir: dir.to_path_buf(), differences });
+        }
+    }
+    Ok(existing)
+}
+
+/// Refuses a dump whose estimated size, less what is `kept` on disk already, is more than the file system has free.
+fn check_space(dir: &Path, spec: &StoreSpec, kept: u64) -> Result<()> {
+    let needed = estimated_bytes(spec).saturating_sub(kept);
+    // The folder may not exist yet.
+    let absolute = std::path::absolute(dir).map_err(StoreError::io("find", dir))?;
+    let nearest = absolute.ancestors().find(|folder| folder.exists()).unwrap_or(dir);
+    let available =
+        fs4::available_space(nearest).map_err(StoreError::io("find the free space of", nearest))?;
+    if needed > available {
+        return Err(StoreError::NoSpace { dir: dir.to_path_buf(), needed, available });
+    }
+    Ok(())
+}
+
+/// Estimated bytes of a finished store: of each element the sign, the kept mantissa bits and about three bits of
+/// exponent remain (measured on residuals); of each origin and each token about three quarters.
+pub fn estimated_bytes(spec: &StoreSpec) -> u64 {
+    let rows = spec.contexts as f64 * spec.context_length as f64;
+    let bits = f64::from(spec.mantissa_bits.unwrap_or(spec.row_type.mantissa_bits())) + 4.0;
+    let per_row = spec.width as f64 * bits / 8.0 + 0.75 * (spec.origin_bytes() + spec.token_bytes()) as f64;
+    (rows * per_row) as u64
+}
