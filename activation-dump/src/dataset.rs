@@ -1,0 +1,182 @@
+//! What `--dataset` names: files, folders, globs and hub ids, as one list of files in a fixed order.
+
+use std::fs::File;
+use std::io::Read;
+use std::path::{Path, PathBuf};
+
+use anyhow::{Context, Result, bail};
+use language_model::hub;
+use rayon::prelude::*;
+use sha2::{Digest, Sha256};
+
+use crate::documents;
+use crate::tokenizer::hex;
+
+/// The files of a dataset, in the order in which they are read.
+#[derive(Debug)]
+pub(crate) struct Dataset {
+    files: Vec<PathBuf>,
+    column: String,
+    hash: String,
+}
+
+impl Dataset {
+    /// Finds the files that `names` stand for. Folders are searched to their depth; files of a folder or
+    /// glob come in the order of their names, the names in the order given.
+    pub(crate) fn find(names: &[String], column: &str) -> Result<Dataset> {
+        let mut files = Vec::new();
+        let mut hash = Sha256::new();
+        for name in names {
+            let path = Path::new(name);
+            let local = if path.is_dir() {
+                files_below(path)?
+            } else if path.is_file() {
+                vec![path.to_owned()]
+            } else if name.contains(['*', '?', '[']) {
+                files_matching(name)?
+            } else if looks_like_hub_id(name) {
+                hub::dataset(name)?
+            } else {
+                bail!("--dataset {name}: no such file or folder, and not a hub id (owner/name)");
+            };
+            for digest in local.par_iter().map(|file| sha256(file)).collect::<Result<Vec<_>>>()? {
+                hash.update(digest);
+            }
+            files.extend(local);
+        }
+        Ok(Dataset { files, column: column.to_owned(), hash: hex(&hash.finalize()) })
+    }
+
+    /// SHA-256 over the contents of the local files and the revisions of the hub's datasets, in order:
+    /// where the files lie and what they are called does not matter.
+    pub(crate) fn hash(&self) -> &str {
+        &self.hash
+    }
+
+    /// Files in all.
+    pub(crate) fn file_count(&self) -> usize {
+        self.files.len()
+    }
+
+    /// Every document of every file.
+    pub(crate) fn documents(&self) -> impl Iterator<Item = Result<String>> + '_ {
+        self.files.iter().flat_map(|file| {
+            documents::open(file, &self.column).unwrap_or_else(|error| Box::new(std::iter::once(Err(error))))
+        })
+    }
+}
+
+fn files_below(folder: &Path) -> Result<Vec<PathBuf>> {
+    let mut found = Vec::new();
+    let mut folders = vec![folder.to_owned()];
+    while let Some(folder) = folders.pop() {
+        let named = || format!("reading folder {}", folder.display());
+        for entry in std::fs::read_dir(&folder).with_context(named)? {
+            let path = entry.with_context(named)?.path();
+            if path.is_dir() {
+                folders.push(path);
+            } else if documents::is_readable(&path) {
+                found.push(path);
+            }
+        }
+    }
+    if found.is_empty() {
+        bail!(
+            "{} has no file of text (.txt, .jsonl, .ndjson, also with .gz or .zst; .parquet)",
+            folder.display()
+        );
+    }
+    found.sort();
+    Ok(found)
+}
+
+fn files_matching(pattern: &str) -> Result<Vec<PathBuf>> {
+    let paths = glob::glob(pattern).with_context(|| format!("--dataset {pattern} is not a glob"))?;
+    let mut found = Vec::new();
+    for path in paths {
+        let path = path?;
+        if path.is_file() {
+            found.push(path);
+        }
+    }
+    if found.is_empty() {
+        bail!("--dataset {pattern} matches no file");
+    }
+    Ok(found) // glob returns them sorted
+}
+
+/// `owner/name`, both made of the characters that the hub allows.
+fn looks_like_hub_id(name: &str) -> bool {
+    let legal = |part: &str| {
+        !part.is_empty()
+            && !part.starts_with('.')
+            && part.bytes().all(|b| b.is_ascii_alphanumeric() || b"-_.".contains(&b))
+    };
+    name.split_once('/')
+        .is_some_and(|(owner, name)| legal(owner) && legal(name) && !documents::is_readable(Path::new(name)))
+}
+
+fn sha256(path: &Path) -> Result<[u8; 32]> {
+    let named = || format!("reading {}", path.display());
+    let mut file = File::open(path).with_context(named)?;
+    let (mut hash, mut buffer) = (Sha256::new(), vec![0; 1 << 20]);
+    loop {
+        match file.read(&mut buffer).with_context(named)? {
+            0 => return Ok(hash.finalize().into()),
+            read => hash.update(&buffer[..read]),
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn texts(names: &[&Path]) -> Result<Vec<String>> {
+        let names: Vec<String> = names.iter().map(|path| path.display().to_string()).collect();
+        Dataset::find(&names, "text")?.documents().collect()
+    }
+
+    #[test]
+    fn folders_globs_and_files_are_read_in_order() {
+        let folder = tempfile::tempdir().unwrap();
+        let at = |name: &str| folder.path().join(name);
+        std::fs::create_dir(at("sub")).unwrap();
+        for (name, text) in [("b.txt", "b"), ("a.txt", "a"), ("sub/c.txt", "c"), ("notes.md", "no")] {
+            std::fs::write(at(name), text).unwrap();
+        }
+        assert_eq!(texts(&[folder.path()]).unwrap(), ["a", "b", "c"]);
+        assert_eq!(texts(&[&at("*.txt")]).unwrap(), ["a", "b"]);
+        assert_eq!(texts(&[&at("sub"), &at("a.txt")]).unwrap(), ["c", "a"]);
+    }
+
+    #[test]
+    fn the_hash_follows_contents_and_order_and_not_names() {
+        let folder = tempfile::tempdir().unwrap();
+        let at = |name: &str| folder.path().join(name).display().to_string();
+        std::fs::write(at("a.txt"), "one").unwrap();
+        std::fs::write(at("b.txt"), "two").unwrap();
+        std::fs::write(at("c.txt"), "one").unwrap();
+        let hash = |names: &[String]| Dataset::find(names, "text").unwrap().hash().to_owned();
+        assert_eq!(hash(&[at("a.txt"), at("b.txt")]), hash(&[at("c.txt"), at("b.txt")]));
+        assert_ne!(hash(&[at("a.txt"), at("b.txt")]), hash(&[at("b.txt"), at("a.txt")]));
+    }
+
+    #[test]
+    fn what_is_not_there_is_named() {
+        let folder = tempfile::tempdir().unwrap();
+        let message = |name: &str| format!("{:#}", Dataset::find(&[name.to_owned()], "text").unwrap_err());
+        assert!(message("no/such/file.txt").contains("no/such/file.txt"));
+        assert!(message("missing.parquet").contains("missing.parquet"));
+        assert!(message(&folder.path().display().to_string()).contains("no file of text"));
+        assert!(message("nothing/*.txt").contains("matches no file"));
+    }
+
+    #[test]
+    fn hub_ids_are_told_from_paths() {
+        assert!(looks_like_hub_id("Skylion007/openwebtext"));
+        for path in ["text.jsonl", "a/b/c", "../text", "./text", "data/text.parquet", "/abs"] {
+            assert!(!looks_like_hub_id(path), "{path}");
+        }
+    }
+}
