@@ -27,7 +27,10 @@ pub enum DiskStep {
 
 /// Called before each step that changes a store on disk; an error makes the step fail. Tests inject faults with it.
 #[derive(Clone)]
-pub struct DiskHook(pub Arc<dyn Fn(DiskStep, &Path) -> std::io::Result<()> + Send + Sync>);
+pub struct DiskHook(pub Arc<DiskCallback>);
+
+/// What a [`DiskHook`] calls.
+pub type DiskCallback = dyn Fn(DiskStep, &Path) -> std::io::Result<()> + Send + Sync;
 
 impl fmt::Debug for DiskHook {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {

@@ -22,7 +22,7 @@ mod stream;
 mod widen;
 mod writer;
 
-pub use disk::{DiskHook, DiskStep};
+pub use disk::{DiskCallback, DiskHook, DiskStep};
 pub use error::StoreError;
 pub use specification::{Layout, Provenance, RowType, StoreSpec};
 pub use statistics::Statistics;

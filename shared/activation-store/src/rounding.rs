@@ -154,7 +154,7 @@ mod tests {
     proptest! {
         #[test]
         fn float16_rounding_takes_the_nearest_value_of_the_grid(pattern: u32, bits in 1_u8..=10) {
-            let value = f32::from_bits(pattern % 0x4780_0000 | pattern & 0x8000_0000); // below 65536
+            let value = f32::from_bits((pattern % 0x4780_0000) | (pattern & 0x8000_0000)); // below 65536
             let grid = grid(bits);
             let rounded = match f16_with(bits, value) {
                 Ok(rounded) => f64::from(rounded),

@@ -1,0 +1,40 @@
+//! Writes a store from files of plain numbers, for tests against other readers and for trying things out:
+//!
+//!     write_store FOLDER SPECIFICATION.json TOKENS ROWS
+//!
+//! TOKENS holds `[contexts, context_length]` little-endian uint32, ROWS `[contexts · context_length, width]`
+//! little-endian float32.
+
+use std::path::{Path, PathBuf};
+use std::{env, fs, process};
+
+use activation_store::{StoreSpec, StoreWriter, WriterOptions};
+
+fn main() {
+    let arguments: Vec<PathBuf> = env::args_os().skip(1).map(PathBuf::from).collect();
+    let [folder, specification, tokens, rows] = &arguments[..] else {
+        eprintln!("usage: write_store FOLDER SPECIFICATION.json TOKENS ROWS");
+        process::exit(2);
+    };
+    if let Err(error) = write(folder, specification, tokens, rows) {
+        eprintln!("error: {error}");
+        process::exit(1);
+    }
+}
+
+fn write(
+    folder: &Path,
+    specification: &Path,
+    tokens: &Path,
+    rows: &Path,
+) -> Result<(), Box<dyn std::error::Error>> {
+    let spec: StoreSpec = serde_json::from_slice(&fs::read(specification)?)?;
+    let tokens: Vec<u32> = bytemuck::pod_collect_to_vec(&fs::read(tokens)?);
+    let rows: Vec<f32> = bytemuck::pod_collect_to_vec(&fs::read(rows)?);
+    let mut writer = StoreWriter::open(folder, &spec, &WriterOptions::default())?;
+    let done = writer.contexts_done() as usize * spec.context_length;
+    writer.append(&tokens[done..], &rows[done * spec.width..])?;
+    let summary = writer.finish()?;
+    println!("{} rows, {} bytes", summary.rows, summary.stored_bytes);
+    Ok(())
+}

@@ -1,0 +1,223 @@
+//! Bad input is refused with what, where and what to do, and never damages what is there.
+
+mod support;
+
+use std::fs;
+
+use activation_store::{
+    BatchStream, Layout, Store, StoreError, StoreSpec, StoreWriter, StreamOptions, WriterOptions,
+};
+use support::*;
+
+fn open(dir: &std::path::Path, spec: &StoreSpec) -> Result<StoreWriter, StoreError> {
+    StoreWriter::open(dir, spec, &WriterOptions::default())
+}
+
+#[test]
+fn a_value_that_cannot_be_stored_is_named_by_context_and_position() {
+    for (value, text) in [
+        (f32::NAN, "the activation of context 23, position 4, channel 5 is NaN"),
+        (f32::NEG_INFINITY, "the activation of context 23, position 4, channel 5 is -inf"),
+        (1e5, "the activation 100000 of context 23, position 4, channel 5 is beyond float16"),
+    ] {
+        let dir = tempfile::tempdir().unwrap();
+        let spec = small_spec(40);
+        let mut writer = open(dir.path(), &spec).unwrap();
+        writer.append(&tokens(&spec, 0, 20), &rows(&spec, 0, 20)).unwrap();
+        let mut bad = rows(&spec, 20, 20);
+        bad[(3 * 10 + 4) * 12 + 5] = value;
+        let error = writer.append(&tokens(&spec, 20, 20), &bad).unwrap_err();
+        assert!(error.to_string().starts_with(text), "{error}");
+        assert!(matches!(writer.append(&[], &[]), Err(StoreError::Stopped(_))));
+        assert!(matches!(writer.finish(), Err(StoreError::Stopped(_))));
+        // What came before it is safe, and the dump can go on.
+        write_store(dir.path(), &spec, 10);
+        let reference = tempfile::tempdir().unwrap();
+        write_store(reference.path(), &spec, 10);
+        assert_same_files(reference.path(), dir.path());
+    }
+}
+
+#[test]
+fn clipped_values_are_counted_and_recorded() {
+    let dir = tempfile::tempdir().unwrap();
+    let mut spec = small_spec(40);
+    spec.clip = true;
+    let mut bad = rows(&spec, 0, 40);
+    (bad[17], bad[2000]) = (1e9, f32::NEG_INFINITY);
+    let mut writer = open(dir.path(), &spec).unwrap();
+    writer.append(&tokens(&spec, 0, 40), &bad).unwrap();
+    assert_eq!(writer.finish().unwrap().clipped, 2);
+    let store = Store::open(dir.path()).unwrap();
+    assert_eq!(store.clipped(), 2);
+    let mut all = vec![0.0; 400 * 12];
+    store.read_rows(0..400, &mut all).unwrap();
+    assert_eq!(all.iter().filter(|value| value.abs() == 65504.0).count(), 2);
+}
+
+#[test]
+fn a_store_of_another_dump_is_left_alone_and_the_differences_are_named() {
+    let dir = tempfile::tempdir().unwrap();
+    let spec = small_spec(40);
+    write_store(dir.path(), &spec, 10);
+    let before = files(dir.path());
+    let mut other = spec.clone();
+    other.seed = 99;
+    other.provenance.hook = "blocks.3.hook_resid_pre".to_owned();
+    let error = open(dir.path(), &other).unwrap_err().to_string();
+    assert!(error.contains("seed is 7 there, 99 here"), "{error}");
+    assert!(error.contains("provenance.hook is \"\" there, \"blocks.3.hook_resid_pre\" here"), "{error}");
+    assert_eq!(files(dir.path()), before);
+    // The command line is no part of what a dump is.
+    let mut same = spec;
+    same.provenance.command_line = "dump --threads 8".to_owned();
+    let writer = open(dir.path(), &same).unwrap();
+    assert!(writer.is_complete());
+    assert_eq!(writer.contexts_done(), 40);
+    assert_eq!(writer.finish().unwrap().rows, 400);
+    assert_eq!(files(dir.path()), before);
+}
+
+#[test]
+fn a_folder_of_other_files_is_left_alone() {
+    let dir = tempfile::tempdir().unwrap();
+    fs::write(dir.path().join("thesis.tex"), "text").unwrap();
+    let error = open(dir.path(), &small_spec(1)).unwrap_err();
+    assert!(matches!(error, StoreError::NotAStore(_)), "{error}");
+    fs::write(dir.path().join("zarr.json"), r#"{"zarr_format":3,"node_type":"group"}"#).unwrap();
+    assert!(matches!(open(dir.path(), &small_spec(1)), Err(StoreError::NotAStore(_))));
+    assert!(matches!(Store::open(dir.path()), Err(StoreError::NotAStore(_))));
+    assert_eq!(files(dir.path()).len(), 2);
+    assert!(matches!(Store::open(&dir.path().join("nothing")), Err(StoreError::NotFound(_))));
+}
+
+#[test]
+fn a_second_writer_is_refused() {
+    let dir = tempfile::tempdir().unwrap();
+    let spec = small_spec(40);
+    let mut first = open(dir.path(), &spec).unwrap();
+    let error = open(dir.path(), &spec).unwrap_err();
+    assert!(error.to_string().contains("another process is writing"), "{error}");
+    append_all(&mut first, &spec, 10).unwrap();
+    first.finish().unwrap();
+    assert!(Store::open(dir.path()).is_ok());
+}
+
+#[test]
+fn an_unfinished_store_is_not_read() {
+    let dir = tempfile::tempdir().unwrap();
+    let spec = small_spec(100);
+    let mut writer = open(dir.path(), &spec).unwrap();
+    writer.append(&tokens(&spec, 0, 50), &rows(&spec, 0, 50)).unwrap();
+    drop(writer);
+    // Two windows of 192 rows, 10 rows a context.
+    let error = Store::open(dir.path()).unwrap_err();
+    assert!(matches!(error, StoreError::Incomplete { contexts_done: 38, .. }), "{error}");
+}
+
+#[test]
+fn a_dump_that_does_not_fit_the_disk_is_refused_with_the_numbers_before_anything_is_written() {
+    let dir = tempfile::tempdir().unwrap();
+    let target = dir.path().join("deep/store");
+    let mut spec = StoreSpec::new(4096, 128, 1 << 40);
+    spec.layout = Layout::for_memory(4096, spec.row_type, 100_000_000);
+    let error = open(&target, &spec).unwrap_err();
+    assert!(error.to_string().contains("MB free"), "{error}");
+    assert!(!dir.path().join("deep").exists());
+}
+
+#[cfg(unix)]
+#[test]
+fn what_the_system_refuses_names_the_file() {
+    let dir = tempfile::tempdir().unwrap();
+    let file = dir.path().join("file");
+    fs::write(&file, "").unwrap();
+    let error = open(&file.join("store"), &small_spec(1)).unwrap_err();
+    assert!(error.to_string().contains("file/store"), "{error}");
+}
+
+#[test]
+fn slices_of_the_wrong_length_and_foreign_tokens_are_refused() {
+    let spec = small_spec(4);
+    let attempt = |tokens: &[u32], rows: &[f32]| {
+        let dir = tempfile::tempdir().unwrap();
+        open(dir.path(), &spec).unwrap().append(tokens, rows).unwrap_err().to_string()
+    };
+    let (good_tokens, good_rows) = (tokens(&spec, 0, 4), rows(&spec, 0, 4));
+    assert!(attempt(&good_tokens[..39], &good_rows).contains("tokens has 39 elements, expected 40"));
+    assert!(attempt(&good_tokens, &good_rows[1..]).contains("rows has 479 elements, expected 480"));
+    let mut foreign = good_tokens.clone();
+    foreign[25] = 500;
+    assert!(attempt(&foreign, &good_rows).contains("token 500 of context 2, position 5"));
+    let five = [&good_tokens[..], &good_tokens[..10]].concat();
+    assert!(attempt(&five, &[&good_rows[..], &good_rows[..120]].concat()).contains("planned for 4 contexts"));
+    let dir = tempfile::tempdir().unwrap();
+    assert!(matches!(open(dir.path(), &spec).unwrap().finish(), Err(StoreError::Empty(_))));
+}
+
+#[test]
+fn impossible_specifications_are_refused() {
+    let good = small_spec(10);
+    let layout = good.layout;
+    let bad = [
+        StoreSpec { width: 0, ..good.clone() },
+        StoreSpec { context_length: 0, ..good.clone() },
+        StoreSpec { contexts: u64::MAX, ..good.clone() },
+        StoreSpec { mantissa_bits: Some(11), ..good.clone() },
+        StoreSpec { mantissa_bits: Some(0), ..good.clone() },
+        StoreSpec { vocabulary: 0, ..good.clone() },
+        StoreSpec { layout: Layout { chunk_rows: 0, ..layout }, ..good.clone() },
+        StoreSpec { layout: Layout { shard_rows: 63, ..layout }, ..good.clone() },
+        StoreSpec { layout: Layout { window_rows: 100, ..layout }, ..good.clone() },
+        StoreSpec { layout: Layout { zstd_level: 99, ..layout }, ..good.clone() },
+    ];
+    for spec in bad {
+        let dir = tempfile::tempdir().unwrap();
+        assert!(matches!(open(dir.path(), &spec), Err(StoreError::Specification(_))), "{spec:?}");
+        assert!(files(dir.path()).is_empty());
+    }
+}
+
+#[test]
+fn a_layout_for_any_width_and_memory_is_valid_and_fits() {
+    for width in [1, 64, 576, 768, 4096, 16384, 1 << 20] {
+        for memory in [0, 1_000_000, 100_000_000, 2_000_000_000, 50_000_000_000] {
+            let mut spec = StoreSpec::new(width, 128, 1000);
+            spec.layout = Layout::for_memory(width, spec.row_type, memory);
+            spec.validate().unwrap();
+            let buffers = (spec.layout.window_rows + spec.layout.shard_rows) as u64 * spec.row_bytes() as u64;
+            let smallest = 2 * (spec.layout.chunk_rows * spec.row_bytes()) as u64;
+            assert!(buffers <= memory.max(smallest), "{width} {memory} {:?}", spec.layout);
+        }
+    }
+    let layout = StoreSpec::new(768, 128, 1).layout;
+    assert_eq!((layout.chunk_rows, layout.shard_rows), (2048, 32768));
+}
+
+#[test]
+fn streams_that_cannot_be_are_refused() {
+    let (dir, narrow) = (tempfile::tempdir().unwrap(), tempfile::tempdir().unwrap());
+    let spec = small_spec(20);
+    write_store(dir.path(), &spec, 10);
+    write_store(narrow.path(), &StoreSpec { width: 4, ..spec.clone() }, 10);
+    let store = |dir: &tempfile::TempDir| Store::open(dir.path()).unwrap();
+    let message = |stores, options| BatchStream::new(stores, options).unwrap_err().to_string();
+    assert!(message(vec![], StreamOptions::default()).contains("no store"));
+    assert!(message(vec![store(&dir), store(&narrow)], StreamOptions::default()).contains("12 elements"));
+    assert!(
+        message(vec![store(&dir)], StreamOptions { batch: 0, ..StreamOptions::default() }).contains("empty")
+    );
+    let mut only_bos = StoreWriter::open(
+        &narrow.path().join("bos"),
+        &StoreSpec { contexts: 1, ..spec.clone() },
+        &WriterOptions::default(),
+    )
+    .unwrap();
+    only_bos.append(&[BOS; 10], &rows(&spec, 0, 1)).unwrap();
+    only_bos.finish().unwrap();
+    let all_bos = Store::open(&narrow.path().join("bos")).unwrap();
+    let options = StreamOptions { drop_bos: true, ..StreamOptions::default() };
+    assert!(message(vec![all_bos], options).contains("every row is left out"));
+    let stream = BatchStream::new(vec![store(&dir)], StreamOptions::default()).unwrap();
+    drop(stream);
+}
