@@ -102,7 +102,11 @@ fn loss(settings: &Settings) -> String {
 
 /// As a person writes it: `7e-5`, `0.2`, `0.0004` as `4e-4`.
 fn short(value: f64) -> String {
-    if value != 0.0 && value.abs() < 0.01 { format!("{value:e}") } else { format!("{value}") }
+    if value != 0.0 && !(0.01..1e6).contains(&value.abs()) {
+        format!("{value:e}")
+    } else {
+        format!("{value}")
+    }
 }
 
 /// 0.2_f32 as 0.2, not as 0.20000000298.

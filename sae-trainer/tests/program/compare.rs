@@ -1,0 +1,36 @@
+//! `sae-trainer compare`.
+
+use serde_json::Value;
+
+use crate::fixture::{Place, text};
+
+#[test]
+fn runs_stand_side_by_side() {
+    let place = Place::new();
+    let small = "--store store --features 64 --batch 128 --steps 30";
+    place.run(&format!("{small} --out l0"));
+    place.run(&format!("{small} --loss l1 --out l1"));
+
+    let table = text(&place.run("compare l0 l1").stdout);
+    let lines: Vec<&str> = table.lines().collect();
+    assert_eq!(lines.len(), 4, "{table}");
+    assert!(lines[0].starts_with("run") && lines[0].contains("explained variance"), "{table}");
+    assert!(lines[1].starts_with("l0") && lines[1].contains("approx-l0 7e-5"), "{table}");
+    assert!(lines[2].starts_with("l1") && lines[2].contains("l1 8e-5"), "{table}");
+    assert!(lines[3].contains("4,096 rows"), "{table}");
+
+    let json: Value = serde_json::from_slice(&place.run("compare l0 l1 --json").stdout).unwrap();
+    let expected = place.metrics("l1").pop().unwrap();
+    assert_eq!(json[1]["evaluation"]["l0"], expected["l0"]);
+    assert_eq!(json[1]["run"], "l1");
+}
+
+#[test]
+fn what_is_no_finished_run_is_named() {
+    let place = Place::new();
+    assert!(place.fail("compare nowhere").contains("there is no run in nowhere"));
+    place.run("--store store --features 64 --batch 128 --steps 3 --out run");
+    std::fs::remove_file(place.path("run/summary.json")).unwrap();
+    let complaint = place.fail("compare run");
+    assert!(complaint.contains("not finished") && complaint.contains("--resume --out run"), "{complaint}");
+}

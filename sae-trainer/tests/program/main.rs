@@ -1,0 +1,7 @@
+//! The program as a user runs it, on small stores.
+
+mod compare;
+mod errors;
+mod fixture;
+mod resume;
+mod training;

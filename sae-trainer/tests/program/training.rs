@@ -1,0 +1,213 @@
+//! What a run computes and leaves behind.
+
+use activation_store::RowType;
+use sae::Sae;
+use serde_json::Value;
+
+use crate::fixture::{Place, WIDTH, mixtures, rows, text, write_store};
+
+const SMALL: &str = "--store store --features 64 --batch 128 --lr 3e-3 --log-every 10";
+
+fn number(value: &Value, name: &str) -> f64 {
+    value[name].as_f64().unwrap_or_else(|| panic!("no number `{name}` in {value}"))
+}
+
+#[test]
+fn a_run_leaves_its_configuration_metrics_checkpoint_and_autoencoder() {
+    let place = Place::new();
+    let output = place.run(&format!("{SMALL} --steps 600 --l0-coefficient 2e-2 --out run"));
+    assert!(text(&output.stdout).contains("L0"), "{}", text(&output.stdout));
+
+    let metrics = place.metrics("run");
+    let steps: Vec<u64> = metrics.iter().map(|line| line["step"].as_u64().unwrap()).collect();
+    let expected: Vec<u64> = [1].into_iter().chain((10..=600).step_by(10)).chain([600]).collect();
+    assert_eq!(steps, expected);
+    let (first, last) = (&metrics[0], &metrics[metrics.len() - 2]);
+    assert!(number(last, "mse_centered") < 0.5 * number(first, "mse_centered"), "{first}\n{last}");
+    assert!(number(last, "l0") < 0.7 * number(first, "l0"), "{first}\n{last}");
+    assert_eq!(number(last, "tokens"), 600.0 * 128.0);
+    assert_eq!(metrics.last().unwrap()["kind"], "evaluation");
+
+    let config: Value =
+        serde_json::from_slice(&std::fs::read(place.path("run/config.json")).unwrap()).unwrap();
+    assert_eq!(config["settings"]["step"]["features"], 64);
+    assert_eq!(config["stores"][0]["rows"], 4096);
+
+    let sae = Sae::load(&place.path("run/sae")).unwrap();
+    assert_eq!((sae.config.d_in, sae.config.d_sae), (WIDTH, 64));
+    assert_eq!(sae.config.metadata.hook_name.as_deref(), Some("blocks.1.hook_resid_pre"));
+    assert_eq!(sae.config.metadata.context_size, Some(8));
+    assert_eq!(Sae::load(&place.path("run/checkpoints/step-00000600")).unwrap().weights, sae.weights);
+}
+
+#[test]
+fn the_evaluation_is_what_the_saved_autoencoder_does_to_the_rows_of_the_store() {
+    let place = Place::new();
+    place.run(&format!("{SMALL} --steps 100 --pre-bias --out run"));
+    let evaluation = place.metrics("run").pop().unwrap();
+    // 4,096 rows are 32 whole batches: all rows are evaluated, each once.
+    assert_eq!((number(&evaluation, "rows"), number(&evaluation, "rows_of_the_store")), (4096.0, 4096.0));
+
+    let sae = Sae::load(&place.path("run/sae")).unwrap();
+    let x = rows(&place.path("store"));
+    let features = sae.encode(&x);
+    let reconstruction = sae.decode(&features);
+    let mean: Vec<f64> =
+        (0..WIDTH).map(|k| x.chunks(WIDTH).map(|row| f64::from(row[k])).sum::<f64>() / 4096.0).collect();
+    let (mut error, mut variance, mut norm, mut relative) = (0.0, 0.0, 0.0, 0.0);
+    for (row, xhat) in x.chunks(WIDTH).zip(reconstruction.chunks(WIDTH)) {
+        let e: f64 = row.iter().zip(xhat).map(|(x, y)| f64::from(y - x).powi(2)).sum();
+        let n: f64 = row.iter().map(|x| f64::from(*x).powi(2)).sum();
+        error += e;
+        norm += n;
+        relative += e / (WIDTH as f64 * n.sqrt());
+        variance += row.iter().zip(&mean).map(|(x, m)| (f64::from(*x) - m).powi(2)).sum::<f64>();
+    }
+    let l0 = features.iter().filter(|a| **a > 0.0).count() as f64 / 4096.0;
+    let l1 = features.iter().map(|a| f64::from(*a)).sum::<f64>() / 4096.0;
+    let dead = (0..64).filter(|j| features.iter().skip(*j).step_by(64).all(|a| *a == 0.0)).count();
+    for (name, expected) in [
+        ("l0", l0),
+        ("l1", l1),
+        ("mse_sum", error / 4096.0),
+        ("mse_uncentered", relative / 4096.0),
+        ("explained_variance", 1.0 - error / variance),
+        ("explained_variance_uncentered", 1.0 - error / norm),
+        ("dead_features", dead as f64),
+    ] {
+        let found = number(&evaluation, name);
+        assert!((found - expected).abs() <= 1e-4 * expected.abs(), "{name}: {found}, expected {expected}");
+    }
+    assert!((number(&evaluation, "decoder_norm_mean") - 1.0).abs() < 1e-5);
+    // The frequencies saved with the autoencoder are those of the evaluation.
+    let sparsity = sae.log_sparsity.unwrap();
+    for (j, log) in sparsity.iter().enumerate() {
+        let fired = features.iter().skip(j).step_by(64).filter(|a| **a > 0.0).count() as f64;
+        let expected = (fired / 4096.0 + 1e-10).log10();
+        assert!((f64::from(*log) - expected).abs() < 1e-2, "feature {j}: {log}, expected {expected}");
+    }
+}
+
+#[test]
+fn every_loss_error_and_norm_trains_without_going_wrong() {
+    let place = Place::new();
+    for (number_of_run, flags) in [
+        "--loss l1",
+        "--loss tanh --tanh-scale 3 --mse sum",
+        "--loss log --epsilon 0.5,0.1 --mse uncentered",
+        "--loss none --max-sparsity-coefficient 1e-5 --max-sparsity-target 0.05",
+        "--loss approx-l0 --coefficient-warmup-steps 20 --decoder-norm tied --drop-bos",
+        "--loss l1 --weight-by-decoder-norm --decoder-norm free --warmup-steps 10 --lr-decay-steps 20",
+        "--loss l1 --pre-bias --b-dec-init geometric-median --min-sparsity-coefficient 1e-6",
+    ]
+    .iter()
+    .enumerate()
+    {
+        let run = format!("run-{number_of_run}");
+        place.run(&format!("{SMALL} --steps 120 {flags} --out {run}"));
+        let metrics = place.metrics(&run);
+        let (first, last) = (&metrics[0], &metrics[metrics.len() - 2]);
+        assert!(number(last, "mse") < number(first, "mse"), "{flags}: {first}\n{last}");
+        let evaluation = metrics.last().unwrap();
+        assert!(number(evaluation, "explained_variance") > 0.2, "{flags}: {evaluation}");
+    }
+}
+
+#[test]
+fn schedules_reach_the_metrics() {
+    let place = Place::new();
+    place.run(&format!(
+        "{SMALL} --steps 40 --warmup-steps 20 --lr-decay-steps 20 --epsilon 0.2,0.1 \
+         --coefficient-warmup-steps 20 --out run"
+    ));
+    let metrics = place.metrics("run");
+    let column = |name: &str| -> Vec<f64> { metrics[..5].iter().map(|line| number(line, name)).collect() };
+    assert_eq!(column("step"), [1.0, 10.0, 20.0, 30.0, 40.0]);
+    let lr: Vec<f64> = column("lr").iter().map(|lr| (lr / 3e-3 * 1e6).round() / 1e6).collect();
+    assert_eq!(lr, [0.05, 0.5, 1.0, 0.55, 0.05]);
+    assert_eq!(column("epsilon_scale"), [1.0, 1.0, 1.0, 0.5, 0.5]);
+    assert_eq!(column("coefficient_scale"), [0.05, 0.5, 1.0, 1.0, 1.0]);
+}
+
+#[test]
+fn the_number_of_threads_changes_nothing_and_the_seed_does() {
+    let place = Place::new();
+    place.run(&format!("{SMALL} --steps 30 --threads 1 --out one"));
+    place.run(&format!("{SMALL} --steps 30 --threads 3 --out three"));
+    place.run(&format!("{SMALL} --steps 30 --threads 1 --seed 1 --out other"));
+    assert_eq!(place.sae_bytes("one"), place.sae_bytes("three"));
+    assert_eq!(place.metrics("one"), place.metrics("three"));
+    assert_ne!(place.sae_bytes("one"), place.sae_bytes("other"));
+}
+
+#[test]
+fn two_stores_are_read_as_one() {
+    let place = Place::new();
+    write_store(&place.path("second"), WIDTH, &mixtures(128, 2), RowType::F16);
+    place.run(&format!("{SMALL} --store second --steps 50 --out run"));
+    assert_eq!(number(place.metrics("run").last().unwrap(), "rows_of_the_store"), 5120.0);
+}
+
+#[test]
+fn bos_rows_can_be_left_out() {
+    let place = Place::new();
+    place.run(&format!("{SMALL} --drop-bos --steps 5 --out run"));
+    assert_eq!(number(place.metrics("run").last().unwrap(), "rows_of_the_store"), 4096.0 * 7.0 / 8.0);
+}
+
+#[test]
+fn the_decoder_bias_can_start_at_the_mean_of_the_rows() {
+    let place = Place::new();
+    place.run("--store store --features 64 --batch 128 --steps 1 --lr 1e-12 --b-dec-init mean --out run");
+    let sae = Sae::load(&place.path("run/sae")).unwrap();
+    let x = rows(&place.path("store"));
+    for (k, bias) in sae.weights.b_dec.iter().enumerate() {
+        let mean = x.iter().skip(k).step_by(WIDTH).map(|x| f64::from(*x)).sum::<f64>() / 4096.0;
+        assert!((f64::from(*bias) - mean).abs() < 1e-4, "component {k}: {bias}, expected {mean}");
+    }
+}
+
+#[test]
+fn training_can_start_from_a_saved_autoencoder() {
+    let place = Place::new();
+    place.run(&format!("{SMALL} --steps 50 --pre-bias --out first"));
+    place.run("--store store --batch 128 --steps 1 --lr 1e-12 --init-from first/sae --out second");
+    let evaluation = |run: &str| place.metrics(run).pop().unwrap();
+    assert_eq!(number(&evaluation("first"), "l0"), number(&evaluation("second"), "l0"));
+    assert!(Sae::load(&place.path("second/sae")).unwrap().config.apply_b_dec_to_input);
+}
+
+#[test]
+fn json_is_one_object_on_standard_output_and_nothing_else() {
+    let place = Place::new();
+    let output = place.run(&format!("{SMALL} --steps 5 --json --out run"));
+    let summary: Value = serde_json::from_slice(&output.stdout).unwrap();
+    assert_eq!(summary["steps"], 5);
+    assert_eq!(summary["loss"], "approx-l0");
+    assert_eq!(summary["evaluation"]["rows"], 4096);
+    assert!(summary["session"]["tokens_per_second"].as_f64().unwrap() > 0.0);
+    // The settings, a line of progress: for people, elsewhere.
+    let told = text(&output.stderr);
+    assert!(told.contains("blocks.1.hook_resid_pre of gpt2-small") && told.contains("step 5/5"), "{told}");
+}
+
+#[test]
+fn without_out_the_folder_is_named_after_store_and_loss() {
+    let place = Place::new();
+    place.run(&format!("{SMALL} --steps 2"));
+    assert!(place.path("runs/store-approx-l0-7e-5/sae").is_dir());
+    place.run(&format!("{SMALL} --steps 2 --loss none"));
+    assert!(place.path("runs/store-none/sae").is_dir());
+}
+
+#[test]
+fn old_checkpoints_make_room_for_new_ones() {
+    let place = Place::new();
+    place.run(&format!("{SMALL} --steps 40 --checkpoint-every 10 --keep-checkpoints 3 --out run"));
+    let mut names: Vec<_> = std::fs::read_dir(place.path("run/checkpoints"))
+        .unwrap()
+        .map(|entry| entry.unwrap().file_name().into_string().unwrap())
+        .collect();
+    names.sort();
+    assert_eq!(names, ["step-00000020", "step-00000030", "step-00000040"]);
+}
