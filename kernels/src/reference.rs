@@ -362,7 +362,7 @@ pub fn gradients(
             let da = dot(g_i, weights.decoder_row(j, d)) + slope * factors[j] + frequency;
             for k in 0..d {
                 gradient.w_dec[j * d + k] += a * g_i[k];
-                if spec.loss.weight_by_decoder_norm {
+                if spec.loss.weight_by_decoder_norm && factors[j] > 0.0 {
                     gradient.w_dec[j * d + k] += slope * a * weights.w_dec[j * d + k] / factors[j];
                 }
                 gradient.w_enc[k * f + j] += da * input[i * d + k];
@@ -384,12 +384,13 @@ pub fn project_decoder_gradient(spec: &StepSpec, weights: &Parameters, gradient:
     for (row, gradient) in
         weights.w_dec.chunks_exact(spec.width).zip(gradient.w_dec.chunks_exact_mut(spec.width))
     {
-        let along = dot(row, gradient) / dot(row, row);
+        let squared = dot(row, row);
+        let along = if squared > 0.0 { dot(row, gradient) / squared } else { 0.0 };
         gradient.iter_mut().zip(row).for_each(|(g, w)| *g -= along * w);
     }
 }
 
-/// Normalises the decoder's rows as [`DecoderNorm`] says.
+/// Normalises the decoder's rows as [`DecoderNorm`] says; a row of zeros stays one.
 pub fn normalise_decoder(spec: &StepSpec, weights: &mut Parameters) {
     if spec.decoder_norm == DecoderNorm::Free {
         return;
@@ -397,6 +398,9 @@ pub fn normalise_decoder(spec: &StepSpec, weights: &mut Parameters) {
     for j in 0..spec.features {
         let row = &mut weights.w_dec[j * spec.width..][..spec.width];
         let removed = norm(row);
+        if removed == 0.0 {
+            continue;
+        }
         row.iter_mut().for_each(|w| *w /= removed);
         if spec.decoder_norm == DecoderNorm::Tied {
             (0..spec.width).for_each(|k| weights.w_enc[k * spec.features + j] *= removed);

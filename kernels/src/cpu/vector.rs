@@ -35,19 +35,28 @@ pub(crate) fn dot_inline<const FMA: bool>(a: &[f32], b: &[f32]) -> f32 {
     add_lanes(lanes)
 }
 
+/// lanes += a·b.
+#[inline(always)]
+fn accumulate<const FMA: bool>(lanes: &mut [f32; LANES], a: &[f32; LANES], b: &[f32; LANES]) {
+    for at in 0..LANES {
+        lanes[at] = madd::<FMA>(a[at], b[at], lanes[at]);
+    }
+}
+
 /// Four dot products with the same b, each equal bit for bit to [`dot_inline`]'s.
 #[inline(always)]
 pub(crate) fn four_dots_inline<const FMA: bool>(a: [&[f32]; 4], b: &[f32]) -> [f32; 4] {
-    let mut lanes = [[0.0; LANES]; 4];
+    // Four arrays and not one of arrays: the compiler keeps these in vector registers.
+    let (mut l0, mut l1, mut l2, mut l3) = ([0.0; LANES], [0.0; LANES], [0.0; LANES], [0.0; LANES]);
     let (b_chunks, b_rest) = b.as_chunks::<LANES>();
     let [a0, a1, a2, a3] = a.map(|row| row.as_chunks::<LANES>());
     for ((((b, a0), a1), a2), a3) in b_chunks.iter().zip(a0.0).zip(a1.0).zip(a2.0).zip(a3.0) {
-        for (row, a) in [a0, a1, a2, a3].into_iter().enumerate() {
-            for at in 0..LANES {
-                lanes[row][at] = madd::<FMA>(a[at], b[at], lanes[row][at]);
-            }
-        }
+        accumulate::<FMA>(&mut l0, a0, b);
+        accumulate::<FMA>(&mut l1, a1, b);
+        accumulate::<FMA>(&mut l2, a2, b);
+        accumulate::<FMA>(&mut l3, a3, b);
     }
+    let mut lanes = [l0, l1, l2, l3];
     for (row, a) in [a0.1, a1.1, a2.1, a3.1].into_iter().enumerate() {
         for ((lane, a), b) in lanes[row].iter_mut().zip(a).zip(b_rest) {
             *lane = madd::<FMA>(*a, *b, *lane);

@@ -1,0 +1,129 @@
+//! The float64 definition's gradients against central differences of the function they are said to
+//! be the gradient of.
+
+use kernels::loss::{FrequencyPenalty, LossSpec, Mse, Penalty};
+use kernels::reference::{Parameters, forward, frequency_slopes, gradients, surrogate_loss};
+use kernels::step::{Adam, DecoderNorm, Schedule, StepSpec};
+
+const WIDTH: usize = 5;
+const FEATURES: usize = 9;
+const BATCH: usize = 8;
+
+fn numbers(count: usize, seed: u64) -> Vec<f64> {
+    let mut state = seed.wrapping_mul(0x9E37_79B9_7F4A_7C15) | 1;
+    (0..count)
+        .map(|_| {
+            state ^= state << 13;
+            state ^= state >> 7;
+            state ^= state << 17;
+            (state >> 11) as f64 / (1u64 << 52) as f64 - 1.0
+        })
+        .collect()
+}
+
+/// Weights under which feature 0 is dead, feature 1 dense, and the others on and off.
+fn weights() -> Parameters {
+    let mut b_enc = numbers(FEATURES, 1);
+    (b_enc[0], b_enc[1]) = (-20.0, 20.0);
+    Parameters {
+        w_enc: numbers(WIDTH * FEATURES, 2),
+        b_enc,
+        w_dec: numbers(FEATURES * WIDTH, 3),
+        b_dec: numbers(WIDTH, 4),
+    }
+}
+
+fn spec(loss: LossSpec, pre_bias: bool) -> StepSpec {
+    StepSpec {
+        width: WIDTH,
+        features: FEATURES,
+        batch: BATCH,
+        pre_bias,
+        loss,
+        decoder_norm: DecoderNorm::Free,
+        adam: Adam::default(),
+        sparsity_window: 1,
+    }
+}
+
+fn configurations() -> Vec<StepSpec> {
+    let penalties = [
+        Penalty::None,
+        Penalty::ApproxL0 { epsilon: 0.2 },
+        Penalty::L1,
+        Penalty::Tanh { scale: 0.7 },
+        Penalty::Log { epsilon: 0.3 },
+    ];
+    let frequency = |target| Some(FrequencyPenalty { coefficient: 0.05, target });
+    let mut all = Vec::new();
+    for mse in [Mse::Sum, Mse::Centered, Mse::Uncentered] {
+        for penalty in penalties {
+            for variant in 0..4 {
+                let loss = LossSpec {
+                    mse,
+                    penalty,
+                    coefficient: 0.3,
+                    min_sparsity: frequency(0.4).filter(|_| variant % 2 == 1),
+                    max_sparsity: frequency(0.6).filter(|_| variant % 2 == 1),
+                    frequency_epsilon: 0.25,
+                    weight_by_decoder_norm: variant >= 2,
+                };
+                all.push(spec(loss, variant == 1 || variant == 2));
+            }
+        }
+    }
+    all
+}
+
+#[test]
+fn gradients_equal_central_differences_in_every_configuration() {
+    let weights = weights();
+    let x = numbers(BATCH * WIDTH, 5);
+    let schedule = Schedule { lr: 0.0, coefficient_scale: 0.8, epsilon_scale: 0.9 };
+    for spec in configurations() {
+        let pass = forward(&spec, &weights, &x);
+        let fired = |j: usize| (0..BATCH).filter(|i| pass.activations[i * FEATURES + j] > 0.0).count();
+        let frequencies: Vec<f64> = (0..FEATURES).map(|j| fired(j) as f64 / BATCH as f64).collect();
+        assert_eq!((frequencies[0], frequencies[1]), (0.0, 1.0));
+        assert!(frequencies[2..].iter().filter(|s| **s > 0.0 && **s < 1.0).count() >= 5);
+        let slopes = frequency_slopes(&spec.loss, &frequencies);
+        let gradient = gradients(&spec, &schedule, &weights, &x, &pass, &slopes);
+        for tensor in 0..4 {
+            for at in 0..gradient.tensors()[tensor].len() {
+                let moved = |by: f64| {
+                    let mut moved = weights.clone();
+                    moved.tensors_mut()[tensor][at] += by;
+                    surrogate_loss(&spec, &schedule, &moved, &x, &slopes)
+                };
+                let step = 1e-6;
+                let difference = (moved(step) - moved(-step)) / (2.0 * step);
+                let got = gradient.tensors()[tensor][at];
+                assert!(
+                    (got - difference).abs() < 1e-7 * (1.0 + difference.abs()),
+                    "{spec:?} tensor {tensor} at {at}: {got} {difference}"
+                );
+            }
+        }
+    }
+}
+
+#[test]
+fn a_dead_feature_gets_no_gradient_and_a_dense_one_gets_the_frequency_term() {
+    let weights = weights();
+    let x = numbers(BATCH * WIDTH, 5);
+    let mut spec = spec(LossSpec::reconstruction(Mse::Sum), false);
+    let plain = |spec: &StepSpec| {
+        let pass = forward(spec, &weights, &x);
+        let mut frequencies = vec![0.5; FEATURES];
+        (frequencies[0], frequencies[1]) = (0.0, 1.0);
+        let slopes = frequency_slopes(&spec.loss, &frequencies);
+        gradients(spec, &Schedule::constant(0.0), &weights, &x, &pass, &slopes)
+    };
+    let without = plain(&spec);
+    let frequency = |target| Some(FrequencyPenalty { coefficient: 0.1, target });
+    (spec.loss.min_sparsity, spec.loss.max_sparsity) = (frequency(0.1), frequency(0.9));
+    let with = plain(&spec);
+    assert_eq!(with.b_enc[0], 0.0);
+    assert!(with.b_enc[1] > without.b_enc[1], "too dense a feature must be pushed down");
+    assert_eq!(with.b_enc[2..], without.b_enc[2..]);
+}

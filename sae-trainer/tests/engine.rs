@@ -1,0 +1,329 @@
+//! The CPU engine: against PyTorch's 50 steps (`kernels/tests/golden`), and its own promises: one result
+//! for any number of threads and either path, exact resume, weights untouched by a bad batch.
+
+use std::collections::BTreeMap;
+use std::path::Path as FilePath;
+
+use kernels::cpu::Isa;
+use sae::Weights;
+use sae_trainer::engine::{
+    Adam, CpuEngine, CpuOptions, DecoderNorm, Engine, EngineError, FrequencyPenalty, LossSpec, Mse, Path,
+    Penalty, Schedule, StepSpec, StepStats, Sums,
+};
+use safetensors::{Dtype, SafeTensors};
+
+#[derive(serde::Deserialize)]
+struct Case {
+    spec: StepSpec,
+    schedule: Vec<(f64, f64, f64)>,
+}
+
+fn golden(file: &str) -> Vec<u8> {
+    let folder = FilePath::new(env!("CARGO_MANIFEST_DIR")).join("../kernels/tests/golden");
+    let path = folder.join(file);
+    std::fs::read(&path).unwrap_or_else(|error| panic!("{}: {error}", path.display()))
+}
+
+fn tensor(file: &SafeTensors<'_>, name: &str) -> Vec<f64> {
+    let view = file.tensor(name).unwrap_or_else(|error| panic!("{name}: {error}"));
+    let data = view.data();
+    match view.dtype() {
+        Dtype::F32 => data
+            .chunks_exact(4)
+            .map(|bytes| f64::from(f32::from_le_bytes(bytes.try_into().unwrap())))
+            .collect(),
+        Dtype::F64 => {
+            data.chunks_exact(8).map(|bytes| f64::from_le_bytes(bytes.try_into().unwrap())).collect()
+        }
+        other => panic!("{name} is {other:?}"),
+    }
+}
+
+fn single(numbers: Vec<f64>) -> Vec<f32> {
+    numbers.into_iter().map(|v| v as f32).collect()
+}
+
+/// ‖got − expected‖ / ‖expected‖.
+fn relative_difference(got: &[f32], expected: &[f64]) -> f64 {
+    assert_eq!(got.len(), expected.len());
+    let squared: f64 = got.iter().zip(expected).map(|(a, b)| (f64::from(*a) - b).powi(2)).sum();
+    (squared / expected.iter().map(|v| v * v).sum::<f64>()).sqrt()
+}
+
+/// Options that force one path.
+fn only(path: Path) -> CpuOptions {
+    let sparse_density = if path == Path::Sparse { 1.0 } else { -1.0 };
+    CpuOptions { threads: 2, sparse_density, ..CpuOptions::default() }
+}
+
+#[test]
+fn fifty_steps_end_at_pytorchs_weights_in_every_configuration_on_both_paths() {
+    let bytes = golden("steps.safetensors");
+    let file = SafeTensors::deserialize(&bytes).unwrap();
+    let batches = single(tensor(&file, "batches"));
+    let cases: BTreeMap<String, Case> = serde_json::from_slice(&golden("steps.json")).unwrap();
+    let mut worst: (f64, String) = (0.0, String::new());
+    for (name, Case { spec, schedule }) in &cases {
+        let initial = Weights {
+            d_in: spec.width,
+            d_sae: spec.features,
+            w_enc: single(tensor(&file, "initial/W_enc")),
+            b_enc: single(tensor(&file, "initial/b_enc")),
+            w_dec: single(tensor(&file, "initial/W_dec")),
+            b_dec: single(tensor(&file, "initial/b_dec")),
+        };
+        let losses = tensor(&file, &format!("{name}/loss"));
+        for path in [Path::Sparse, Path::Dense] {
+            let mut engine = CpuEngine::new(*spec, &initial, only(path)).unwrap();
+            for ((batch, now), loss) in
+                batches.chunks_exact(spec.batch * spec.width).zip(schedule).zip(&losses)
+            {
+                let (lr, coefficient_scale, epsilon_scale) = *now;
+                let stats = engine.step(batch, &Schedule { lr, coefficient_scale, epsilon_scale }).unwrap();
+                assert_eq!(stats.path, path);
+                let off = (stats.loss - loss).abs() / loss.abs();
+                assert!(off < 1e-5, "{name} {path:?} step {}: {} {loss}", stats.step, stats.loss);
+            }
+            let weights = engine.weights();
+            for (key, got) in [
+                ("W_enc", &weights.w_enc),
+                ("b_enc", &weights.b_enc),
+                ("W_dec", &weights.w_dec),
+                ("b_dec", &weights.b_dec),
+            ] {
+                let expected = tensor(&file, &format!("{name}/weights/{key}"));
+                let off = relative_difference(got, &expected);
+                assert!(off < 1e-5, "{name} {path:?} {key}: {off:e}");
+                if off > worst.0 {
+                    worst = (off, format!("{name} {path:?} {key}"));
+                }
+            }
+        }
+    }
+    println!("largest relative difference {:.1e} ({})", worst.0, worst.1);
+}
+
+const WIDTH: usize = 35;
+const FEATURES: usize = 150;
+const BATCH: usize = 130;
+
+fn numbers(count: usize, seed: u64) -> Vec<f32> {
+    let mut state = seed.wrapping_mul(0x9E37_79B9_7F4A_7C15) | 1;
+    (0..count)
+        .map(|_| {
+            state ^= state << 13;
+            state ^= state >> 7;
+            state ^= state << 17;
+            (state >> 40) as f32 / (1u64 << 23) as f32 - 1.0
+        })
+        .collect()
+}
+
+fn spec() -> StepSpec {
+    let frequency = |target| Some(FrequencyPenalty { coefficient: 1e-3, target });
+    StepSpec {
+        width: WIDTH,
+        features: FEATURES,
+        batch: BATCH,
+        pre_bias: true,
+        loss: LossSpec {
+            mse: Mse::Centered,
+            penalty: Penalty::ApproxL0 { epsilon: 0.2 },
+            coefficient: 1e-3,
+            min_sparsity: frequency(0.1),
+            max_sparsity: frequency(0.6),
+            frequency_epsilon: 0.2,
+            weight_by_decoder_norm: true,
+        },
+        decoder_norm: DecoderNorm::Tied,
+        adam: Adam::default(),
+        sparsity_window: 4,
+    }
+}
+
+fn engine(options: CpuOptions) -> CpuEngine {
+    CpuEngine::new(spec(), &Weights::init(WIDTH, FEATURES, 7), options).unwrap()
+}
+
+fn batch(step: u64) -> Vec<f32> {
+    numbers(BATCH * WIDTH, 100 + step)
+}
+
+/// Trains and returns what was reported.
+fn train(engine: &mut CpuEngine, steps: std::ops::Range<u64>) -> Vec<StepStats> {
+    let schedule = Schedule::constant(1e-3);
+    steps.map(|step| engine.step(&batch(step), &schedule).unwrap()).collect()
+}
+
+#[test]
+fn any_number_of_threads_gives_the_same_bits_on_both_paths() {
+    for path in [Path::Sparse, Path::Dense] {
+        let run = |threads| {
+            let mut engine = engine(CpuOptions { threads, ..only(path) });
+            assert_eq!(engine.threads(), threads);
+            let stats = train(&mut engine, 0..6);
+            (stats, engine.state(), engine.evaluate(&batch(99)).unwrap())
+        };
+        let one = run(1);
+        for threads in [2, 3, 8] {
+            assert!(run(threads) == one, "{path:?} with {threads} threads");
+        }
+    }
+}
+
+#[test]
+fn both_paths_and_all_instruction_sets_agree_within_rounding() {
+    let run = |options| {
+        let mut engine = engine(options);
+        let stats = train(&mut engine, 0..20);
+        (engine.weights(), stats)
+    };
+    let (expected, expected_stats) = run(only(Path::Dense));
+    let expected: Vec<f64> = expected.w_enc.iter().chain(&expected.w_dec).map(|w| f64::from(*w)).collect();
+    for isa in Isa::available() {
+        for path in [Path::Sparse, Path::Dense] {
+            let (weights, stats) = run(CpuOptions { isa, ..only(path) });
+            let got: Vec<f32> = weights.w_enc.iter().chain(&weights.w_dec).copied().collect();
+            let off = relative_difference(&got, &expected);
+            assert!(off < 2e-6, "{} {path:?}: {off:e}", isa.name());
+            for (a, b) in stats.iter().zip(&expected_stats) {
+                assert!((a.loss - b.loss).abs() < 1e-5 * b.loss, "{} {path:?}", isa.name());
+                assert!((a.l0 - b.l0).abs() < 0.02, "{} {path:?}", isa.name());
+            }
+        }
+    }
+}
+
+#[test]
+fn a_resumed_run_continues_bit_for_bit_like_an_uninterrupted_one() {
+    // A limit between the densities of two steps, so that both paths occur.
+    let densities = train(&mut engine(CpuOptions::default()), 0..40).into_iter().map(|s| s.density);
+    let sparse_density = densities.clone().sum::<f64>() / densities.count() as f64;
+    let options = CpuOptions { sparse_density, ..CpuOptions::default() };
+    let mut whole = engine(options);
+    let all = train(&mut whole, 0..40);
+    let paths: Vec<Path> = all.iter().map(|stats| stats.path).collect();
+    assert!(paths.contains(&Path::Dense) && paths.contains(&Path::Sparse), "{paths:?}");
+    for stop in [1, 3, 17, 39] {
+        let mut first = engine(options);
+        train(&mut first, 0..stop);
+        let mut second = CpuEngine::new(spec(), &Weights::init(WIDTH, FEATURES, 1), options).unwrap();
+        second.restore(first.state()).unwrap();
+        assert_eq!(second.frequencies(), first.frequencies());
+        let rest = train(&mut second, stop..40);
+        assert_eq!(rest, all[stop as usize..]);
+        assert!(second.state() == whole.state(), "stopped after {stop} steps");
+    }
+}
+
+#[test]
+fn nan_and_infinity_in_a_batch_leave_everything_as_it_was() {
+    let mut engine = engine(CpuOptions::default());
+    train(&mut engine, 0..3);
+    let before = engine.state();
+    for bad in [f32::NAN, f32::INFINITY, f32::NEG_INFINITY] {
+        let mut rows = batch(3);
+        rows[57 * WIDTH + 4] = bad;
+        let error = engine.step(&rows, &Schedule::constant(1e-3)).unwrap_err();
+        assert_eq!(error, EngineError::NonFiniteRow { row: 57 });
+        assert_eq!(engine.evaluate(&rows).unwrap_err(), error);
+    }
+    // Finite rows whose squares are not: the loss is infinite.
+    let huge: Vec<f32> = batch(3).iter().map(|x| x * 1e30).collect();
+    let error = engine.step(&huge, &Schedule::constant(1e-3)).unwrap_err();
+    assert!(matches!(error, EngineError::NonFiniteLoss { step: 4, .. }), "{error}");
+    assert!(engine.state() == before);
+}
+
+#[test]
+fn a_row_at_the_mean_is_named_when_the_mse_divides_by_its_distance() {
+    let mut engine = engine(CpuOptions::default());
+    let before = engine.state();
+    let row = numbers(WIDTH, 3);
+    let error = engine.step(&row.repeat(BATCH), &Schedule::constant(1e-3)).unwrap_err();
+    assert!(matches!(error, EngineError::ZeroNorm { row: 0, mse: Mse::Centered, .. }), "{error}");
+    assert!(engine.state() == before);
+}
+
+#[test]
+fn wrong_sizes_are_refused_with_both_numbers() {
+    let mut engine = engine(CpuOptions::default());
+    let error = engine.step(&batch(0)[1..], &Schedule::constant(1e-3)).unwrap_err().to_string();
+    assert!(error.contains("4549") && error.contains("4550") && error.contains("B·d"), "{error}");
+    let error = engine.evaluate(&batch(0)[1..]).unwrap_err().to_string();
+    assert!(error.contains("multiple of d"), "{error}");
+    let mut state = engine.state();
+    state.weights.encoder.pop();
+    assert!(engine.restore(state).unwrap_err().to_string().contains("encoder has 5249 numbers"));
+    let other = Weights::init(WIDTH, FEATURES + 1, 7);
+    assert!(CpuEngine::new(spec(), &other, CpuOptions::default()).is_err());
+    let zero = StepSpec { features: 0, ..spec() };
+    assert!(CpuEngine::new(zero, &other, CpuOptions::default()).is_err());
+}
+
+#[test]
+fn a_step_that_overflows_the_weights_says_that_they_are_lost() {
+    let mut engine = engine(CpuOptions::default());
+    let error = engine.step(&batch(0), &Schedule::constant(1e38)).unwrap_err();
+    assert_eq!(error, EngineError::Diverged { step: 1 });
+}
+
+#[test]
+fn evaluation_reports_the_metrics_of_plain_encode_and_decode() {
+    let mut trained = engine(CpuOptions::default());
+    train(&mut trained, 0..5);
+    let weights = trained.weights();
+    let before = trained.state();
+    let mut merged = Sums::new(WIDTH, FEATURES);
+    let rows = 77;
+    let (mut error, mut total, mut active, mut l1, mut cosine) = (0.0, 0.0, 0u64, 0.0, 0.0);
+    for part in 0..3 {
+        let x = numbers(rows * WIDTH, 500 + part);
+        merged.merge(&trained.evaluate(&x).unwrap());
+        for row in x.chunks_exact(WIDTH) {
+            let mut reconstruction: Vec<f64> = weights.b_dec.iter().map(|b| f64::from(*b)).collect();
+            for j in 0..FEATURES {
+                let z = (0..WIDTH)
+                    .map(|k| {
+                        f64::from(row[k] - weights.b_dec[k]) * f64::from(weights.w_enc[k * FEATURES + j])
+                    })
+                    .sum::<f64>()
+                    + f64::from(weights.b_enc[j]);
+                if z > 0.0 {
+                    active += 1;
+                    l1 += z;
+                    for k in 0..WIDTH {
+                        reconstruction[k] += z * f64::from(weights.w_dec[j * WIDTH + k]);
+                    }
+                }
+            }
+            let x: Vec<f64> = row.iter().map(|v| f64::from(*v)).collect();
+            let dot = |a: &[f64], b: &[f64]| a.iter().zip(b).map(|(a, b)| a * b).sum::<f64>();
+            let e: Vec<f64> = reconstruction.iter().zip(&x).map(|(y, x)| y - x).collect();
+            error += dot(&e, &e);
+            total += dot(&x, &x);
+            cosine += dot(&x, &reconstruction) / (dot(&x, &x) * dot(&reconstruction, &reconstruction)).sqrt();
+        }
+    }
+    let count = 3.0 * rows as f64;
+    let near = |a: f64, b: f64| (a - b).abs() < 1e-5 * b.abs();
+    assert_eq!(merged.rows, 3 * rows as u64);
+    assert_eq!(merged.active, active);
+    assert_eq!(merged.firings.iter().sum::<u64>(), active);
+    assert!(near(merged.mse_sum(), error / count));
+    assert!(near(merged.explained_variance_uncentered(), 1.0 - error / total));
+    assert!(near(merged.l1(), l1 / count));
+    assert!(near(merged.cosine_similarity(), cosine / count));
+    assert!(trained.state() == before, "evaluation changed the state");
+    assert_eq!(trained.evaluate(&[]).unwrap(), Sums::new(WIDTH, FEATURES));
+}
+
+#[test]
+fn the_loss_falls_on_batches_that_repeat() {
+    let mut engine = engine(CpuOptions::default());
+    let schedule = Schedule::constant(1e-3);
+    let losses: Vec<f64> =
+        (0..120).map(|step| engine.step(&batch(step % 2), &schedule).unwrap().mse).collect();
+    assert!(losses[119] < 0.5 * losses[0], "{} {}", losses[0], losses[119]);
+    assert!(engine.steps_since_fired().iter().any(|since| *since == 0));
+}

@@ -1,0 +1,213 @@
+"""The training step in plain PyTorch, gradients by autograd: what the engines are held against.
+
+Nothing here follows the way the engines compute: one dense formula after the other, and a
+straight-through estimator written as such (value of the running frequency, gradient of the surrogate).
+"""
+
+import math
+
+import torch
+
+NAMES = ["W_enc", "b_enc", "W_dec", "b_dec"]
+
+
+def make_spec(
+    width,
+    features,
+    batch,
+    mse="centered",
+    penalty=None,
+    coefficient=0.0,
+    min_sparsity=None,
+    max_sparsity=None,
+    frequency_epsilon=0.2,
+    weight_by_decoder_norm=False,
+    decoder_norm="unit",
+    pre_bias=False,
+    window=5,
+):
+    """A step's description in the engines' own JSON form."""
+    return {
+        "width": width,
+        "features": features,
+        "batch": batch,
+        "pre_bias": pre_bias,
+        "loss": {
+            "mse": mse,
+            "penalty": penalty or {"kind": "none"},
+            "coefficient": coefficient,
+            "min_sparsity": min_sparsity,
+            "max_sparsity": max_sparsity,
+            "frequency_epsilon": frequency_epsilon,
+            "weight_by_decoder_norm": weight_by_decoder_norm,
+        },
+        "decoder_norm": decoder_norm,
+        "adam": {"beta1": 0.9, "beta2": 0.999, "epsilon": 1e-8},
+        "sparsity_window": window,
+    }
+
+
+def make_schedule(steps, lr, warmup=1, epsilon_scale=1.0):
+    """(lr, coefficient scale, epsilon scale) of each step, with a linear warm-up of both lr and coefficient."""
+    return [
+        [lr * min(1.0, (t + 1) / warmup), min(1.0, (t + 1) / warmup), epsilon_scale]
+        for t in range(steps)
+    ]
+
+
+def mse_loss(kind, x, xhat):
+    squared = (xhat - x) ** 2
+    if kind == "sum":
+        return squared.sum(-1).mean()
+    shifted = x - x.mean(0) if kind == "centered" else x
+    return (squared / shifted.norm(dim=-1, keepdim=True).detach()).mean()
+
+
+def penalties(penalty, a, epsilon_scale):
+    """The value that is differentiated and the value that is logged, elementwise."""
+    kind = penalty["kind"]
+    if kind == "none":
+        return torch.zeros_like(a), torch.zeros_like(a)
+    if kind == "approx-l0":
+        return a / (a + penalty["epsilon"] * epsilon_scale), (a > 0).to(a.dtype)
+    if kind == "l1":
+        return a, a
+    if kind == "tanh":
+        value = torch.tanh(penalty["scale"] * a)
+    elif kind == "log":
+        value = torch.log(1 + a / (penalty["epsilon"] * epsilon_scale))
+    else:
+        raise ValueError(kind)
+    return value, value
+
+
+class Window:
+    """The running frequency of each feature over the last batches, outlier batches left out."""
+
+    def __init__(self, length):
+        self.length, self.fractions = length, []
+
+    def push(self, a):
+        now = (a > 0).double().mean(0)
+        self.fractions = [*self.fractions, now][-self.length :]
+        near = [
+            f
+            for f in self.fractions
+            if f is now or abs(math.log10(f.mean()) - math.log10(now.mean())) < 0.5
+        ]
+        return torch.stack(near).mean(0)
+
+
+def loss_terms(spec, schedule, weights, x, window):
+    """The loss to differentiate and the loss to log."""
+    _, coefficient_scale, epsilon_scale = schedule
+    loss = spec["loss"]
+    w_enc, b_enc, w_dec, b_dec = weights
+    z = (x - b_dec if spec["pre_bias"] else x) @ w_enc + b_enc
+    a = torch.relu(z)
+    xhat = a @ w_dec + b_dec
+    mse = mse_loss(loss["mse"], x, xhat)
+    inside = a * w_dec.norm(dim=1) if loss["weight_by_decoder_norm"] else a
+    value, logged = penalties(loss["penalty"], inside, epsilon_scale)
+    coefficient = loss["coefficient"] * coefficient_scale
+    trained = mse + coefficient * value.sum(1).mean()
+    total = mse + coefficient * logged.sum(1).mean()
+
+    s = window.push(a.detach()).to(a.dtype)
+    surrogate = (a / (a + loss["frequency_epsilon"] * epsilon_scale)).mean(0)
+    straight_through = surrogate + (s - surrogate).detach()
+    log_s = torch.log10(straight_through + 1e-10)
+    if loss["min_sparsity"]:
+        low = loss["min_sparsity"]
+        term = low["coefficient"] * torch.relu(math.log10(low["target"]) - log_s).sum()
+        trained, total = trained + term, total + term
+    if loss["max_sparsity"]:
+        high = loss["max_sparsity"]
+        term = high["coefficient"] * torch.relu(log_s - math.log10(high["target"])).sum()
+        trained, total = trained + term, total + term
+    return trained, total, a
+
+
+def project(spec, weights):
+    """Removes the component of the decoder's gradient along the decoder."""
+    if spec["decoder_norm"] != "free":
+        w_dec = weights[2]
+        direction = w_dec.detach() / w_dec.detach().norm(dim=1, keepdim=True)
+        w_dec.grad -= (w_dec.grad * direction).sum(1, keepdim=True) * direction
+
+
+@torch.no_grad()
+def normalise(spec, weights):
+    w_enc, b_enc, w_dec, _ = weights
+    norm = w_dec.norm(dim=1)
+    if spec["decoder_norm"] != "free":
+        w_dec /= norm[:, None]
+    if spec["decoder_norm"] == "tied":
+        w_enc *= norm
+        b_enc *= norm
+
+
+def train(spec, schedule, initial, batches, dtype=torch.float64):
+    """Trains from `initial` (a dict of arrays) on `batches` [steps, B, d].
+
+    Returns the trained weights, the gradients of the first step as Adam sees them, and the losses.
+    """
+    weights = [torch.tensor(initial[name], dtype=dtype, requires_grad=True) for name in NAMES]
+    adam = spec["adam"]
+    optimizer = torch.optim.Adam(
+        weights, lr=1.0, betas=(adam["beta1"], adam["beta2"]), eps=adam["epsilon"]
+    )
+    window = Window(spec["sparsity_window"])
+    losses, l0, first_gradients = [], [], None
+    for x, now in zip(torch.tensor(batches, dtype=dtype), schedule):
+        trained, total, a = loss_terms(spec, now, weights, x, window)
+        optimizer.zero_grad()
+        trained.backward()
+        project(spec, weights)
+        first_gradients = first_gradients or [w.grad.clone() for w in weights]
+        optimizer.param_groups[0]["lr"] = now[0]
+        optimizer.step()
+        normalise(spec, weights)
+        losses.append(total.item())
+        l0.append((a > 0).sum(1).double().mean().item())
+    return (
+        {name: w.detach().numpy() for name, w in zip(NAMES, weights)},
+        {name: g.numpy() for name, g in zip(NAMES, first_gradients)},
+        {"loss": losses, "l0": l0},
+    )
+
+
+def cases(width, features, batch, steps, lr, coefficient):
+    """Every MSE, penalty, decoder norm, pre-bias on and off, min- and max-sparsity on and off, by name."""
+    approx_l0 = {"kind": "approx-l0", "epsilon": 0.2}
+    kinds = {
+        "none": {"kind": "none"},
+        "approx-l0": approx_l0,
+        "l1": {"kind": "l1"},
+        "tanh": {"kind": "tanh", "scale": 1.5},
+        "log": {"kind": "log", "epsilon": 0.3},
+    }
+    low = {"coefficient": coefficient / 4, "target": 0.3}
+    high = {"coefficient": coefficient / 4, "target": 0.5}
+    found = {}
+
+    def add(name, epsilon_scale=1.0, **options):
+        options = {"penalty": approx_l0, "coefficient": coefficient, **options}
+        spec = make_spec(width, features, batch, **options)
+        schedule = make_schedule(steps, lr, warmup=10, epsilon_scale=epsilon_scale)
+        found[name] = {"spec": spec, "schedule": schedule}
+
+    for mse in ["sum", "centered", "uncentered"]:
+        add(f"mse {mse}", mse=mse)
+    for name, penalty in kinds.items():
+        add(f"penalty {name}", penalty=penalty)
+        add(f"penalty {name} by norm", penalty=penalty, weight_by_decoder_norm=True, decoder_norm="free")
+    for norm in ["unit", "tied", "free"]:
+        add(f"norm {norm}", decoder_norm=norm, mse="sum")
+        add(f"norm {norm} pre-bias", decoder_norm=norm, pre_bias=True)
+    add("tied by norm", decoder_norm="tied", weight_by_decoder_norm=True)
+    add("min-sparsity", min_sparsity=low)
+    add("max-sparsity", max_sparsity=high, penalty=kinds["l1"])
+    add("both frequencies", min_sparsity=low, max_sparsity=high, penalty=kinds["none"], pre_bias=True)
+    add("epsilon schedule", min_sparsity=low, epsilon_scale=0.5, frequency_epsilon=0.1)
+    return found
