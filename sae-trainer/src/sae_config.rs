@@ -16,9 +16,10 @@ pub(crate) fn config(settings: &Settings, stores: &[Store], tokens: u64) -> Conf
         stores.iter().flat_map(|store| &store.provenance().dataset).map(String::as_str).collect();
     datasets.dedup();
     let mut from_pretrained = BTreeMap::new();
-    if !provenance.centered {
-        // TransformerLens centres the weights that write to the residual stream unless told otherwise.
-        from_pretrained.insert("center_writing_weights".to_owned(), false.into());
+    if provenance.centered {
+        // SAELens passes these to TransformerLens' `from_pretrained_no_processing`, which centres nothing
+        // unless told to.
+        from_pretrained.insert("center_writing_weights".to_owned(), true.into());
     }
     let further = [
         ("trained_with".to_owned(), program().into()),
@@ -26,10 +27,11 @@ pub(crate) fn config(settings: &Settings, stores: &[Store], tokens: u64) -> Conf
         ("loss".to_owned(), settings.penalty_name().into()),
         ("coefficient".to_owned(), settings.step.loss.coefficient.into()),
         ("residual_centered".to_owned(), provenance.centered.into()),
+        ("model".to_owned(), provenance.model.as_str().into()),
         ("model_hash".to_owned(), provenance.model_hash.as_str().into()),
     ];
     let metadata = Metadata {
-        model_name: Some(provenance.model.clone()),
+        model_name: Some(transformer_lens_name(&provenance.model).to_owned()),
         hook_name: Some(provenance.hook.clone()),
         context_size: Some(spec.context_length),
         prepend_bos: Some(true),
@@ -40,4 +42,26 @@ pub(crate) fn config(settings: &Settings, stores: &[Store], tokens: u64) -> Conf
         ..Metadata::default()
     };
     Config::standard(settings.step.width, settings.step.features, settings.step.pre_bias, metadata)
+}
+
+/// TransformerLens knows the GPT-2 models by the names they had before the hub sorted models by owner.
+fn transformer_lens_name(model: &str) -> &str {
+    match model.split_once('/') {
+        Some(("openai-community", name)) if name.starts_with("gpt2") => name,
+        Some(("distilbert", "distilgpt2")) => "distilgpt2",
+        _ => model,
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn gpt2_has_its_short_name_and_other_models_the_one_they_have() {
+        assert_eq!(transformer_lens_name("openai-community/gpt2"), "gpt2");
+        assert_eq!(transformer_lens_name("openai-community/gpt2-xl"), "gpt2-xl");
+        assert_eq!(transformer_lens_name("meta-llama/Llama-3.2-1B"), "meta-llama/Llama-3.2-1B");
+        assert_eq!(transformer_lens_name("models/smollm2-135m"), "models/smollm2-135m");
+    }
 }

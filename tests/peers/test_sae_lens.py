@@ -1,5 +1,8 @@
-"""The autoencoders that `sae` writes, opened by SAELens itself."""
+"""The autoencoders that `sae` and `sae-trainer` write, opened by SAELens itself."""
 
+import json
+
+import numpy as np
 import pytest
 import torch
 from sae_lens import SAE
@@ -39,3 +42,72 @@ def test_sae_lens_reads_the_metadata(example, tmp_path):
     assert sae.cfg.metadata.dataset_path == "openwebtext"
     sparsity = load_file(tmp_path / "sae" / "sparsity.safetensors")["sparsity"]
     assert sparsity.shape == (50,)
+
+
+def write_store(example, folder, centered, width=32, contexts=512, length=8):
+    """Writes a store whose rows are an offset and three of 80 directions each; returns the rows."""
+    random = np.random.default_rng(1)
+    directions = random.standard_normal((80, width)).astype(np.float32)
+    count = contexts * length
+    strengths = np.zeros((count, 80), dtype=np.float32)
+    for _ in range(3):
+        strengths[np.arange(count), random.integers(0, 80, count)] = random.uniform(0.5, 1.5, count)
+    rows = strengths @ directions + np.linspace(-1, 2, width, dtype=np.float32)
+    spec = dict(
+        width=width, context_length=length, contexts=contexts, row_type="float32", mantissa_bits=None,
+        clip=False, drop_bos=False, bos_token=0, vocabulary=50257, seed=0,
+        layout=dict(window_rows=1024, shard_rows=512, chunk_rows=128, zstd_level=1),
+        provenance=dict(model="gpt2-small", model_hash="", hook="blocks.1.hook_resid_pre", layer=1, centered=centered,
+                        tokenizer_hash="", dataset=["openwebtext"], dataset_hash="", tool_version="",
+                        command_line=""),
+    )  # fmt: skip
+    work = folder.parent
+    (work / "spec.json").write_text(json.dumps(spec))
+    (np.arange(count) % length).astype(np.uint32).tofile(work / "tokens.bin")
+    rows.astype(np.float32).tofile(work / "rows.bin")
+    example("write_store", folder, work / "spec.json", work / "tokens.bin", work / "rows.bin")
+    return torch.from_numpy(rows.astype(np.float32))
+
+
+@pytest.mark.filterwarnings("ignore:.*non-empty model_from_pretrained_kwargs")
+@pytest.mark.parametrize("centered", [True, False])
+@pytest.mark.parametrize("flags", [["--loss", "approx-l0"], ["--loss", "l1", "--pre-bias", "--b-dec-init", "mean"]])
+def test_a_trained_autoencoder_has_the_metrics_that_sae_lens_gives_it(example, program, tmp_path, flags, centered):
+    x = write_store(example, tmp_path / "store", centered)
+    run = tmp_path / "run"
+    printed = program("sae-trainer", "--store", tmp_path / "store", "--out", run, "--features", 200, "--batch", 256,
+                      "--steps", 300, "--lr", "3e-3", "--json", *flags)  # fmt: skip
+    found = json.loads(printed)["evaluation"]
+    assert found["rows"] == len(x)  # every row, once
+
+    sae = SAE.load_from_disk(run / "sae")
+    with torch.no_grad():
+        features = sae.encode(x)
+        reconstruction = sae.decode(features)
+    error = (reconstruction - x).double()
+    active = features > 0
+    expected = dict(
+        l0=active.sum(1).double().mean(),
+        l0_std=active.sum(1).double().std(unbiased=False),
+        l1=features.double().sum(1).mean(),
+        mse_sum=error.pow(2).sum(1).mean(),
+        mse_uncentered=(error.pow(2).mean(1) / x.double().norm(dim=1)).mean(),
+        explained_variance=1 - error.pow(2).sum() / (x.double() - x.double().mean(0)).pow(2).sum(),
+        explained_variance_uncentered=1 - error.pow(2).sum() / x.double().pow(2).sum(),
+        cosine_similarity=torch.cosine_similarity(reconstruction.double(), x.double()).mean(),
+        l2_ratio=(reconstruction.double().norm(dim=1) / x.double().norm(dim=1)).mean(),
+        density=active.double().mean(),
+        dead_features=(~active.any(0)).sum(),
+        features_over_1_percent=(active.double().mean(0) > 0.01).sum(),
+        features_over_10_percent=(active.double().mean(0) > 0.1).sum(),
+        features_over_20_percent=(active.double().mean(0) > 0.2).sum(),
+        decoder_norm_mean=sae.W_dec.detach().double().norm(dim=1).mean(),
+    )
+    assert expected["explained_variance"] > 0.5, "it has learnt something"
+    for name, value in expected.items():
+        assert found[name] == pytest.approx(float(value), rel=2e-4, abs=1e-6), name
+    sparsity = load_file(run / "sae" / "sparsity.safetensors")["sparsity"]
+    torch.testing.assert_close(sparsity, torch.log10(active.double().mean(0) + 1e-10).float(), rtol=0, atol=1e-2)
+    # What SAELens gives to TransformerLens' from_pretrained_no_processing.
+    assert sae.cfg.metadata.model_from_pretrained_kwargs == ({"center_writing_weights": True} if centered else {})
+    assert sae.cfg.apply_b_dec_to_input is ("--pre-bias" in flags)
