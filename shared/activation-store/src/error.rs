@@ -17,7 +17,7 @@ pub enum StoreError {
         source: std::io::Error,
     },
     /// The folder exists, holds files, and is not a store.
-    #[error("{} is not an activation store and not empty; choose another folder", .0.display())]
+    #[error("{} holds files that are not an activation store's; choose another folder", .0.display())]
     NotAStore(PathBuf),
     /// No store at this path.
     #[error("there is no activation store at {} (no zarr.json in it)", .0.display())]

@@ -19,6 +19,7 @@ mod specification;
 mod statistics;
 mod store;
 mod stream;
+mod verify;
 mod widen;
 mod writer;
 
@@ -28,6 +29,7 @@ pub use specification::{Layout, Provenance, RowType, StoreSpec};
 pub use statistics::Statistics;
 pub use store::Store;
 pub use stream::{BatchStream, StreamOptions};
+pub use verify::{Problem, VerifyReport, verify};
 pub use writer::{StoreSummary, StoreWriter, WriteProgress, WriterOptions, estimated_bytes};
 
 /// The result of everything that touches a store.
