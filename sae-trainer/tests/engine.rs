@@ -325,5 +325,5 @@ fn the_loss_falls_on_batches_that_repeat() {
     let losses: Vec<f64> =
         (0..120).map(|step| engine.step(&batch(step % 2), &schedule).unwrap().mse).collect();
     assert!(losses[119] < 0.5 * losses[0], "{} {}", losses[0], losses[119]);
-    assert!(engine.steps_since_fired().iter().any(|since| *since == 0));
+    assert!(engine.steps_since_fired().contains(&0));
 }
