@@ -1,0 +1,257 @@
+//! However a dump is interrupted, going on ends with the same bytes.
+
+mod support;
+
+use std::fs;
+use std::io;
+use std::path::{Path, PathBuf};
+use std::process::{Command, Stdio};
+use std::sync::atomic::{AtomicUsize, Ordering};
+use std::sync::{Arc, Mutex};
+use std::time::{Duration, Instant};
+
+use activation_store::{
+    DiskHook, DiskStep, Layout, RowType, Store, StoreError, StoreSpec, StoreWriter, WriterOptions,
+};
+use support::*;
+
+/// A temporary folder in memory where the system has one: these tests flush thousands of files.
+fn fast_tempdir() -> tempfile::TempDir {
+    tempfile::tempdir_in("/dev/shm").or_else(|_| tempfile::tempdir()).unwrap()
+}
+
+/// Six windows of 100 rows and a short one; the boundaries fall inside of contexts, and inside of chunks of tokens.
+fn spec() -> StoreSpec {
+    let mut spec = small_spec(66);
+    spec.layout = Layout { window_rows: 96, shard_rows: 48, chunk_rows: 16, zstd_level: 1 };
+    spec
+}
+
+/// Writes from wherever the store in `dir` is to its end.
+fn go_on(dir: &Path, spec: &StoreSpec, batch: u64, hook: Option<DiskHook>) -> Result<(), StoreError> {
+    let options = WriterOptions { threads: 2, disk_hook: hook, ..WriterOptions::default() };
+    let mut writer = StoreWriter::open(dir, spec, &options)?;
+    append_all(&mut writer, spec, batch)?;
+    writer.finish()?;
+    Ok(())
+}
+
+fn reference(spec: &StoreSpec) -> tempfile::TempDir {
+    let dir = fast_tempdir();
+    go_on(dir.path(), spec, 9, None).unwrap();
+    dir
+}
+
+/// A hook that lets `before` steps pass and fails the next one, and notes the steps.
+fn fault(before: usize, error: io::ErrorKind, steps: &Arc<Mutex<Vec<DiskStep>>>) -> DiskHook {
+    let (count, steps) = (AtomicUsize::new(0), steps.clone());
+    DiskHook(Arc::new(move |step, _| {
+        steps.lock().unwrap().push(step);
+        if count.fetch_add(1, Ordering::SeqCst) == before { Err(error.into()) } else { Ok(()) }
+    }))
+}
+
+#[test]
+fn a_failure_of_any_step_is_reported_and_going_on_gives_the_same_bytes() {
+    let spec = spec();
+    let reference = reference(&spec);
+    let steps = Arc::new(Mutex::new(Vec::new()));
+    go_on(fast_tempdir().path(), &spec, 9, Some(fault(usize::MAX, io::ErrorKind::Other, &steps))).unwrap();
+    let steps = std::mem::take(&mut *steps.lock().unwrap());
+    for step in [
+        DiskStep::Write,
+        DiskStep::Sync,
+        DiskStep::Rename,
+        DiskStep::SyncFolder,
+        DiskStep::Append,
+        DiskStep::SyncJournal,
+    ] {
+        assert!(steps.contains(&step), "{step:?} never happens");
+    }
+    for (number, step) in steps.iter().enumerate() {
+        let dir = fast_tempdir();
+        let seen = Arc::default();
+        let kind = if number % 2 == 0 { io::ErrorKind::StorageFull } else { io::ErrorKind::Other };
+        let error = go_on(dir.path(), &spec, 9, Some(fault(number, kind, &seen))).unwrap_err();
+        assert!(matches!(error, StoreError::Io { .. }), "step {number} ({step:?}): {error}");
+        assert!(!dir.path().join("writer.lock").exists());
+        if let Ok(store) = Store::open(dir.path()) {
+            // Only the flush of the very last rename can fail when all is there.
+            assert_eq!((store.rows(), *step), (660, DiskStep::SyncFolder));
+        }
+        go_on(dir.path(), &spec, 7, None)
+            .unwrap_or_else(|error| panic!("after step {number} ({step:?}): {error}"));
+        assert_same_files(reference.path(), dir.path());
+    }
+}
+
+#[test]
+fn a_journal_torn_at_any_byte_is_taken_up_before_the_tear() {
+    let spec = spec();
+    let reference = reference(&spec);
+    let unfinished = fast_tempdir();
+    let mut writer = StoreWriter::open(unfinished.path(), &spec, &WriterOptions::default()).unwrap();
+    writer.append(&tokens(&spec, 0, 50), &rows(&spec, 0, 50)).unwrap();
+    drop(writer);
+    let before = files(unfinished.path());
+    let journal = &before["journal"];
+    let mut done = Vec::new();
+    for length in (0..=journal.len()).step_by(61).chain([journal.len()]) {
+        let dir = fast_tempdir();
+        for (name, content) in &before {
+            let path = dir.path().join(name);
+            fs::create_dir_all(path.parent().unwrap()).unwrap();
+            fs::write(path, content).unwrap();
+        }
+        let torn = [&journal[..length], b"torn"].concat();
+        fs::write(dir.path().join("journal"), torn).unwrap();
+        let writer = StoreWriter::open(dir.path(), &spec, &WriterOptions::default()).unwrap();
+        done.push(writer.contexts_done());
+        drop(writer);
+        go_on(dir.path(), &spec, 9, None).unwrap();
+        assert_same_files(reference.path(), dir.path());
+    }
+    done.dedup();
+    // 96 rows a window, 10 rows a context: windows end in contexts 9, 19, 28, 38 and 48.
+    assert_eq!(done, [0, 9, 19, 28, 38, 48]);
+}
+
+#[test]
+fn a_dump_can_end_early_and_a_long_context_can_span_windows() {
+    let mut spec = spec();
+    spec.context_length = 250; // more than two windows
+    spec.contexts = 9;
+    let whole = fast_tempdir();
+    go_on(whole.path(), &spec, 4, None).unwrap();
+    for sent in 1..8 {
+        let dir = fast_tempdir();
+        let mut writer = StoreWriter::open(dir.path(), &spec, &WriterOptions::default()).unwrap();
+        writer.append(&tokens(&spec, 0, sent), &rows(&spec, 0, sent)).unwrap();
+        drop(writer);
+        go_on(dir.path(), &spec, 1, None).unwrap();
+        assert_same_files(whole.path(), dir.path());
+    }
+    // The text ends after 7 of the 9 planned contexts; once in one go, once after an interruption.
+    let ends_early = |interrupted: bool| {
+        let dir = fast_tempdir();
+        let mut writer = StoreWriter::open(dir.path(), &spec, &WriterOptions::default()).unwrap();
+        if interrupted {
+            writer.append(&tokens(&spec, 0, 5), &rows(&spec, 0, 5)).unwrap();
+            drop(writer);
+            writer = StoreWriter::open(dir.path(), &spec, &WriterOptions::default()).unwrap();
+        }
+        let done = writer.contexts_done();
+        writer.append(&tokens(&spec, done, 7 - done), &rows(&spec, done, 7 - done)).unwrap();
+        assert_eq!(writer.finish().unwrap().contexts, 7);
+        dir
+    };
+    assert_same_files(ends_early(false).path(), ends_early(true).path());
+}
+
+#[test]
+fn bos_rows_left_out_at_a_window_s_end_do_not_disturb_resuming() {
+    for length in [3, 7, 16] {
+        let mut spec = spec();
+        (spec.context_length, spec.contexts, spec.drop_bos) = (length, 900 / length as u64, true);
+        let reference = reference(&spec);
+        for sent in (1..spec.contexts).step_by(11) {
+            let dir = fast_tempdir();
+            let mut writer = StoreWriter::open(dir.path(), &spec, &WriterOptions::default()).unwrap();
+            writer.append(&tokens(&spec, 0, sent), &rows(&spec, 0, sent)).unwrap();
+            drop(writer);
+            go_on(dir.path(), &spec, 13, None).unwrap();
+            assert_same_files(reference.path(), dir.path());
+        }
+    }
+}
+
+#[test]
+fn chunks_of_tokens_that_windows_share_are_recorded_alike_with_and_without_interruption() {
+    // 3 contexts a chunk of tokens; 96·1024 rows a window, so windows end within contexts and within chunks.
+    let mut spec = StoreSpec::new(1, 170_000, 11);
+    spec.row_type = RowType::F32;
+    (spec.vocabulary, spec.bos_token) = (500, BOS);
+    spec.layout = Layout { window_rows: 96 << 10, shard_rows: 48 << 10, chunk_rows: 16 << 10, zstd_level: 1 };
+    let reference = reference(&spec);
+    assert_eq!(files(reference.path()).keys().filter(|name| name.starts_with("tokens/c/")).count(), 4);
+    let store = Store::open(reference.path()).unwrap();
+    assert_eq!(store.context_tokens(0..11).unwrap(), tokens(&spec, 0, 11));
+    assert_eq!(store.context_tokens(2..4).unwrap(), tokens(&spec, 2, 2));
+    for sent in 1..11 {
+        let dir = fast_tempdir();
+        let mut writer = StoreWriter::open(dir.path(), &spec, &WriterOptions::default()).unwrap();
+        writer.append(&tokens(&spec, 0, sent), &rows(&spec, 0, sent)).unwrap();
+        drop(writer);
+        go_on(dir.path(), &spec, 1, None).unwrap();
+        assert_same_files(reference.path(), dir.path());
+    }
+}
+
+const CHILD_FOLDER: &str = "ACTIVATION_STORE_TEST_FOLDER";
+const CHILD_STEP: &str = "ACTIVATION_STORE_TEST_STEP";
+
+/// What the killed process runs: writes the store slowly enough to be hit anywhere, or kills itself before a step.
+#[test]
+#[ignore = "run by the tests that kill it"]
+fn child() {
+    let Some(dir) = std::env::var_os(CHILD_FOLDER).map(PathBuf::from) else { return };
+    let fatal = std::env::var(CHILD_STEP).ok().map(|step| step.parse::<usize>().unwrap());
+    let count = AtomicUsize::new(0);
+    let hook = DiskHook(Arc::new(move |_, _| {
+        let number = count.fetch_add(1, Ordering::SeqCst);
+        match fatal {
+            Some(fatal) if number == fatal => std::process::abort(),
+            Some(_) => {}
+            None => std::thread::sleep(Duration::from_micros(400)),
+        }
+        Ok(())
+    }));
+    go_on(&dir, &spec(), 3, Some(hook)).unwrap();
+}
+
+fn spawn_child(dir: &Path, step: Option<usize>) -> std::process::Child {
+    let mut command = Command::new(std::env::current_exe().unwrap());
+    command.args(["--exact", "child", "--ignored"]).env(CHILD_FOLDER, dir);
+    if let Some(step) = step {
+        command.env(CHILD_STEP, step.to_string());
+    }
+    command.stdout(Stdio::null()).stderr(Stdio::null()).spawn().unwrap()
+}
+
+#[test]
+fn killed_at_fifty_random_moments_a_dump_goes_on_to_the_same_bytes() {
+    let spec = spec();
+    let reference = reference(&spec);
+    let whole = fast_tempdir();
+    let start = Instant::now();
+    assert!(spawn_child(whole.path(), None).wait().unwrap().success());
+    let duration = start.elapsed();
+    assert_same_files(reference.path(), whole.path());
+    let mut interrupted = 0;
+    for kill in 0..50_u64 {
+        let dir = fast_tempdir();
+        let mut child = spawn_child(dir.path(), None);
+        let share = (kill * 7919 + 13) % 50;
+        std::thread::sleep(duration * share as u32 / 50);
+        child.kill().unwrap(); // SIGKILL
+        child.wait().unwrap();
+        interrupted += u32::from(Store::open(dir.path()).is_err());
+        go_on(dir.path(), &spec, 9, None).unwrap();
+        assert_same_files(reference.path(), dir.path());
+    }
+    assert!(interrupted > 25, "only {interrupted} of 50 were hit before the end");
+}
+
+#[test]
+fn a_process_that_dies_before_any_step_leaves_a_store_that_goes_on() {
+    let spec = spec();
+    let reference = reference(&spec);
+    // Between rename and journal, between a window's last shard and its line, in the middle of the last files, ….
+    for step in (0..260).step_by(6) {
+        let dir = fast_tempdir();
+        let died = !spawn_child(dir.path(), Some(step)).wait().unwrap().success();
+        assert_eq!(died, Store::open(dir.path()).is_err(), "step {step}");
+        go_on(dir.path(), &spec, 9, None).unwrap();
+        assert_same_files(reference.path(), dir.path());
+    }
+}

@@ -1,0 +1,175 @@
+//! The order of a stream: every row once an epoch, the same however it is reached and on however many threads.
+
+mod support;
+
+use std::collections::HashMap;
+use std::sync::LazyLock;
+
+use activation_store::{BatchStream, Layout, Store, StoreSpec, StreamOptions};
+use proptest::prelude::*;
+use support::*;
+
+/// Three stores of one width, with different lengths, layouts and row types.
+static STORES: LazyLock<(tempfile::TempDir, Vec<StoreSpec>)> = LazyLock::new(|| {
+    let dir = tempfile::tempdir().unwrap();
+    let mut specs = vec![small_spec(107), small_spec(31), small_spec(64)];
+    specs[1].layout = Layout { window_rows: 128, shard_rows: 128, chunk_rows: 32, zstd_level: 3 };
+    specs[1].row_type = activation_store::RowType::F32;
+    specs[2].drop_bos = true;
+    for (number, spec) in specs.iter().enumerate() {
+        write_store(&dir.path().join(number.to_string()), spec, 10);
+    }
+    (dir, specs)
+});
+
+fn stores(numbers: &[usize]) -> Vec<Store> {
+    numbers.iter().map(|number| Store::open(&STORES.0.path().join(number.to_string())).unwrap()).collect()
+}
+
+fn rows_of_batches(stream: &mut BatchStream, batches: usize) -> Vec<Vec<u32>> {
+    let width = stream.width();
+    let mut rows = Vec::new();
+    for _ in 0..batches {
+        let batch = stream.next_batch().unwrap();
+        rows.extend(batch.chunks_exact(width).map(|row| row.iter().map(|value| value.to_bits()).collect()));
+    }
+    rows
+}
+
+/// All rows of the stores, each with how often it occurs.
+fn census(numbers: &[usize], drop_bos: bool) -> HashMap<Vec<u32>, usize> {
+    let mut census = HashMap::new();
+    for &number in numbers {
+        let spec = &STORES.1[number];
+        let all_tokens = tokens(spec, 0, spec.contexts);
+        for (row, token) in rows(spec, 0, spec.contexts).chunks_exact(spec.width).zip(all_tokens) {
+            if token != BOS || !(drop_bos || spec.drop_bos) {
+                let row = row.iter().map(|&value| stored(spec, value).to_bits()).collect();
+                *census.entry(row).or_default() += 1;
+            }
+        }
+    }
+    census
+}
+
+fn count(rows: &[Vec<u32>]) -> HashMap<Vec<u32>, usize> {
+    let mut counts = HashMap::new();
+    for row in rows {
+        *counts.entry(row.clone()).or_default() += 1;
+    }
+    counts
+}
+
+fn some_stores() -> impl Strategy<Value = Vec<usize>> {
+    prop_oneof![Just(vec![0]), Just(vec![1]), Just(vec![2, 0]), Just(vec![0, 1, 2]), Just(vec![1, 1])]
+}
+
+proptest! {
+    #![proptest_config(ProptestConfig { cases: 40, ..ProptestConfig::default() })]
+
+    #[test]
+    fn an_epoch_has_every_row_of_every_store_once(
+        numbers in some_stores(), seed: u64, drop_bos: bool, batch in 1_usize..300, k in 1_usize..200, threads in 1_usize..5,
+    ) {
+        let options = StreamOptions { batch, seed, mixing_chunks: Some(k), drop_bos, threads, prefetch: 3 };
+        let mut stream = BatchStream::new(stores(&numbers), options).unwrap();
+        let per_epoch = stream.rows_per_epoch() as usize;
+        let rows = rows_of_batches(&mut stream, (3 * per_epoch).div_ceil(batch));
+        let expected = census(&numbers, drop_bos);
+        prop_assert_eq!(expected.values().sum::<usize>(), per_epoch);
+        let epochs: Vec<_> = rows.chunks_exact(per_epoch).take(3).collect();
+        for epoch in &epochs {
+            prop_assert!(count(epoch) == expected);
+        }
+        prop_assert!(epochs[0] != epochs[1] && epochs[1] != epochs[2]);
+    }
+
+    #[test]
+    fn seeking_is_replaying_and_threads_change_nothing(
+        numbers in some_stores(), seed: u64, drop_bos: bool, batch in 1_usize..300, k in 1_usize..200,
+        threads in 1_usize..6, prefetch in 0_usize..6, steps in prop::collection::vec(0_u64..40, 1..6),
+    ) {
+        let options = StreamOptions { batch, seed, mixing_chunks: Some(k), drop_bos, threads: 1, prefetch: 1 };
+        let mut replayed = BatchStream::new(stores(&numbers), options.clone()).unwrap();
+        let all = rows_of_batches(&mut replayed, 43);
+        let options = StreamOptions { threads, prefetch, ..options };
+        let mut stream = BatchStream::new(stores(&numbers), options).unwrap();
+        for step in steps {
+            stream.seek(step).unwrap();
+            prop_assert_eq!(stream.step(), step);
+            let rows = rows_of_batches(&mut stream, 3);
+            prop_assert!(rows[..] == all[step as usize * batch..][..3 * batch], "step {}", step);
+            prop_assert_eq!(stream.step(), step + 3);
+        }
+    }
+}
+
+#[test]
+fn seeds_and_k_give_different_orders() {
+    let order = |seed, k| {
+        let options = StreamOptions { batch: 64, seed, mixing_chunks: Some(k), ..StreamOptions::default() };
+        rows_of_batches(&mut BatchStream::new(stores(&[0]), options).unwrap(), 4)
+    };
+    assert_eq!(order(1, 4), order(1, 4));
+    assert_ne!(order(1, 4), order(2, 4));
+    assert_ne!(order(1, 4), order(1, 5));
+}
+
+#[test]
+fn far_steps_are_reached_at_once_and_impossible_ones_refused() {
+    let mut stream =
+        BatchStream::new(stores(&[0]), StreamOptions { batch: 64, ..StreamOptions::default() }).unwrap();
+    stream.seek(1 << 50).unwrap();
+    assert_eq!(stream.next_batch().unwrap().len(), 64 * 12);
+    assert!(stream.seek(u64::MAX).is_err());
+    assert_eq!(stream.step(), (1 << 50) + 1);
+    assert_eq!(stream.next_batch().unwrap().len(), 64 * 12);
+}
+
+/// Pairs of rows of one context within a batch, summed over an epoch's batches, divided by what a uniform permutation
+/// of all rows gives in expectation.
+fn pairs_against_uniform(store: Store, batch: usize, mixing_chunks: Option<usize>, seed: u64) -> f64 {
+    let length = store.context_length();
+    let width = store.width();
+    let options = StreamOptions { batch, seed, mixing_chunks, ..StreamOptions::default() };
+    let mut stream = BatchStream::new(vec![store], options).unwrap();
+    let rows = stream.rows_per_epoch();
+    let batches = rows / batch as u64;
+    let mut pairs = 0_u64;
+    for _ in 0..batches {
+        let mut in_context: HashMap<u64, u64> = HashMap::new();
+        for row in stream.next_batch().unwrap().chunks_exact(width) {
+            *in_context.entry(row[0] as u64 / length as u64).or_default() += 1;
+        }
+        pairs += in_context.values().map(|n| n * (n - 1) / 2).sum::<u64>();
+    }
+    let in_batch = batch as f64 * (batch as f64 - 1.0) / 2.0;
+    let uniform = batches as f64 * in_batch * (length as f64 - 1.0) / (rows as f64 - 1.0);
+    pairs as f64 / uniform
+}
+
+#[test]
+fn rows_of_one_context_meet_at_most_twice_as_often_as_in_a_uniform_permutation() {
+    // 64 windows of 2048 rows, chunks of 32 rows: the shape of a store of 64M rows, 1/512 as long.
+    let dir = tempfile::tempdir().unwrap();
+    let mut spec = StoreSpec::new(2, 128, 1024);
+    spec.row_type = activation_store::RowType::F32; // component 0 names the row exactly
+    spec.layout = Layout { window_rows: 2048, shard_rows: 2048, chunk_rows: 32, zstd_level: 1 };
+    (spec.vocabulary, spec.bos_token) = (500, BOS);
+    write_store(dir.path(), &spec, 1024);
+    let ratio = |k| {
+        // Batches well below a mixing block, so that K counts and not the batch.
+        let seeds = 0..8;
+        let n = seeds.end as f64;
+        seeds.map(|seed| pairs_against_uniform(Store::open(dir.path()).unwrap(), 128, k, seed)).sum::<f64>()
+            / n
+    };
+    // By default K = max(64, R/W) = 64 chunks: 1 + R/(W·K) = 2, less 1/64 for the pairs that one block cannot have.
+    let default = ratio(None);
+    assert!((1.8..2.2).contains(&default), "{default}");
+    // The formula behind the default, where it is far from 1.
+    let few = ratio(Some(16));
+    assert!((4.6..5.4).contains(&few), "{few}");
+    let all = ratio(Some(usize::MAX));
+    assert!((0.9..1.1).contains(&all), "{all}");
+}
