@@ -35,7 +35,7 @@ impl Dataset {
             } else if name.contains(['*', '?', '[']) {
                 files_matching(name)?
             } else if looks_like_hub_id(name) {
-                hub::dataset(name)?
+                hub::dataset(name)?.files()?
             } else {
                 bail!("--dataset {name}: no such file or folder, and not a hub id (owner/name)");
             };

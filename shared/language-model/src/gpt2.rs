@@ -3,9 +3,9 @@
 //! Tensor names and layouts are the checkpoint's: `Conv1D` weights are `[in, out]`. Checkpoints of
 //! the bare transformer name tensors `h.0.…`, those with a language-model head `transformer.h.0.…`.
 
-use crate::attention::{Context, attend};
-use crate::graph::{Graph, INPUT, Value, float, int, string};
-use crate::{Activation, Checkpoint, Error, HookPoint, ModelConfig, Site};
+use crate::attention::Contexts;
+use crate::graph::{Graph, INPUT, Value, float, int};
+use crate::{Checkpoint, Error, HookPoint, ModelConfig, Site};
 
 /// The serialized graph of `checkpoint` up to `hooks`.
 pub(crate) fn graph(checkpoint: &Checkpoint, hooks: &[HookPoint], center: bool) -> Result<Vec<u8>, Error> {
@@ -13,25 +13,24 @@ pub(crate) fn graph(checkpoint: &Checkpoint, hooks: &[HookPoint], center: bool) 
     let prefix = if checkpoint.has("transformer.wte.weight") { "transformer." } else { "" };
     let mut graph = Graph::new(checkpoint);
     let g = &mut graph;
-    let context = Context::new(g);
+    let contexts = Contexts::new(g);
     let last = hooks.iter().map(|hook| hook.layer).max().unwrap_or(0);
 
-    let mut resid = embed(g, config, prefix, &context)?;
+    let mut resid = embed(g, config, prefix, &contexts)?;
     for layer in 0..=last {
-        resid = block(g, config, &format!("{prefix}h.{layer}"), layer, &context, resid)?;
+        resid = block(g, config, &format!("{prefix}h.{layer}"), layer, &contexts, resid)?;
     }
     Ok(graph.finish(hooks, center))
 }
 
 /// wte[ids] + wpe[positions], `[rows, d_model]`.
-fn embed(g: &mut Graph<'_>, config: &ModelConfig, prefix: &str, context: &Context) -> Result<Value, Error> {
+fn embed(g: &mut Graph<'_>, config: &ModelConfig, prefix: &str, contexts: &Contexts) -> Result<Value, Error> {
     let d = config.d_model;
     let tokens = g.embedding(&format!("{prefix}wte.weight"), &[config.vocabulary, d], INPUT)?;
     let positions =
-        g.embedding(&format!("{prefix}wpe.weight"), &[config.max_positions, d], &context.positions)?;
+        g.embedding(&format!("{prefix}wpe.weight"), &[config.max_positions, d], &contexts.positions)?;
     let sum = g.op("Add", &[&tokens, &positions], &[]);
-    let rows = g.ints(&[-1, d as i64]);
-    Ok(g.op("Reshape", &[&sum, &rows], &[]))
+    Ok(g.rows(&sum, d))
 }
 
 /// One block; returns the residual stream behind it.
@@ -40,12 +39,12 @@ fn block(
     config: &ModelConfig,
     name: &str,
     layer: usize,
-    context: &Context,
+    contexts: &Contexts,
     resid_pre: Value,
 ) -> Result<Value, Error> {
     g.hook(layer, Site::ResidPre, &resid_pre);
     let normed = layer_norm(g, config, &format!("{name}.ln_1"), &resid_pre)?;
-    let attn_out = attention(g, config, &format!("{name}.attn"), context, &normed)?;
+    let attn_out = attention(g, config, &format!("{name}.attn"), contexts, &normed)?;
     g.hook(layer, Site::AttnOut, &attn_out);
 
     let resid_mid = g.op("Add", &[&resid_pre, &attn_out], &[]);
@@ -70,20 +69,20 @@ fn attention(
     g: &mut Graph<'_>,
     config: &ModelConfig,
     name: &str,
-    context: &Context,
+    contexts: &Contexts,
     x: &str,
 ) -> Result<Value, Error> {
     let d = config.d_model;
     let qkv = conv1d(g, &format!("{name}.c_attn"), x, [d, 3 * d])?;
     let [q, k, v] = g.op_n("Split", &[&qkv], &[int("axis", -1), int("num_outputs", 3)]);
-    let z = attend(g, context, config, &q, &k, &v);
+    let z = contexts.attend(g, config, &q, &k, &v);
     conv1d(g, &format!("{name}.c_proj"), &z, [d, d])
 }
 
 fn mlp(g: &mut Graph<'_>, config: &ModelConfig, name: &str, x: &str) -> Result<Value, Error> {
     let (d, d_mlp) = (config.d_model, config.d_mlp);
     let hidden = conv1d(g, &format!("{name}.c_fc"), x, [d, d_mlp])?;
-    let active = activation(g, config.activation, &hidden);
+    let active = g.activation(config.activation, &hidden);
     conv1d(g, &format!("{name}.c_proj"), &active, [d_mlp, d])
 }
 
@@ -92,16 +91,4 @@ fn conv1d(g: &mut Graph<'_>, name: &str, x: &str, [rows, columns]: [usize; 2]) -
     let weight = g.weight(&format!("{name}.weight"), &[rows, columns])?;
     let bias = g.weight(&format!("{name}.bias"), &[columns])?;
     Ok(g.op("Gemm", &[x, &weight, &bias], &[]))
-}
-
-pub(crate) fn activation(g: &mut Graph<'_>, kind: Activation, x: &str) -> Value {
-    match kind {
-        Activation::GeluTanh => g.op("Gelu", &[x], &[string("approximate", "tanh")]),
-        Activation::Gelu => g.op("Gelu", &[x], &[string("approximate", "none")]),
-        Activation::Relu => g.op("Relu", &[x], &[]),
-        Activation::Silu => {
-            let gate = g.op("Sigmoid", &[x], &[]);
-            g.op("Mul", &[x, &gate], &[])
-        }
-    }
 }

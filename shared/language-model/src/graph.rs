@@ -10,7 +10,7 @@ use crate::onnx::{
     OperatorSetIdProto, StringStringEntryProto, TensorProto, TensorShapeProto, TensorType, TypeProto,
     ValueInfoProto,
 };
-use crate::{Checkpoint, Error, HookPoint, Site};
+use crate::{Activation, Checkpoint, Error, HookPoint, Site};
 
 /// The graph's input, token ids int64 `[contexts, length]`.
 pub(crate) const INPUT: &str = "ids";
@@ -39,7 +39,7 @@ impl<'c> Graph<'c> {
     /// The tensor `name` of the checkpoint as float32, whatever it is stored in.
     pub(crate) fn weight(&mut self, name: &str, shape: &[usize]) -> Result<Value, Error> {
         let stored = self.stored_weight(name, shape)?;
-        Ok(self.to_f32(stored, name))
+        Ok(self.as_f32(stored, name))
     }
 
     /// The tensor `name` if the checkpoint has it.
@@ -51,7 +51,7 @@ impl<'c> Graph<'c> {
     pub(crate) fn embedding(&mut self, name: &str, shape: &[usize], indices: &str) -> Result<Value, Error> {
         let table = self.stored_weight(name, shape)?;
         let rows = self.op("Gather", &[&table, indices], &[]);
-        Ok(self.to_f32(rows, name))
+        Ok(self.as_f32(rows, name))
     }
 
     /// Adds a node with one output and returns it.
@@ -81,10 +81,10 @@ impl<'c> Graph<'c> {
         outputs
     }
 
-    /// A constant int64 vector.
-    pub(crate) fn ints(&mut self, values: &[i64]) -> Value {
-        let bytes = values.iter().flat_map(|v| v.to_le_bytes()).collect();
-        self.constant(DataType::Int64, vec![values.len() as i64], bytes)
+    /// A constant list of sizes, int64.
+    pub(crate) fn sizes(&mut self, values: &[usize]) -> Value {
+        let values: Vec<i64> = values.iter().map(|&value| value as i64).collect();
+        self.int_vector(&values)
     }
 
     /// A constant int64 number.
@@ -98,9 +98,23 @@ impl<'c> Graph<'c> {
         self.constant(DataType::Float, vec![values.len() as i64], bytes)
     }
 
-    /// A constant float32 number.
-    pub(crate) fn float(&mut self, value: f32) -> Value {
-        self.constant(DataType::Float, Vec::new(), value.to_le_bytes().to_vec())
+    /// `x` as rows of `width` components, whatever its dimensions were.
+    pub(crate) fn rows(&mut self, x: &str, width: usize) -> Value {
+        let shape = self.int_vector(&[-1, width as i64]);
+        self.op("Reshape", &[x, &shape], &[])
+    }
+
+    /// The MLP's non-linearity, element by element.
+    pub(crate) fn activation(&mut self, kind: Activation, x: &str) -> Value {
+        match kind {
+            Activation::GeluTanh => self.op("Gelu", &[x], &[string("approximate", "tanh")]),
+            Activation::Gelu => self.op("Gelu", &[x], &[string("approximate", "none")]),
+            Activation::Relu => self.op("Relu", &[x], &[]),
+            Activation::Silu => {
+                let gate = self.op("Sigmoid", &[x], &[]);
+                self.op("Mul", &[x, &gate], &[])
+            }
+        }
     }
 
     /// Names `value` as what is seen at a hook.
@@ -152,12 +166,17 @@ impl<'c> Graph<'c> {
 
     /// x minus its mean over the components.
     fn centered(&mut self, x: &str) -> Value {
-        let axis = self.ints(&[-1]);
+        let axis = self.int_vector(&[-1]);
         let mean = self.op("ReduceMean", &[x, &axis], &[int("keepdims", 1)]);
         self.op("Sub", &[x, &mean], &[])
     }
 
-    fn to_f32(&mut self, value: Value, tensor: &str) -> Value {
+    fn int_vector(&mut self, values: &[i64]) -> Value {
+        let bytes = values.iter().flat_map(|v| v.to_le_bytes()).collect();
+        self.constant(DataType::Int64, vec![values.len() as i64], bytes)
+    }
+
+    fn as_f32(&mut self, value: Value, tensor: &str) -> Value {
         let dtype = self.initializers[tensor].data_type;
         if dtype == DataType::Float as i32 {
             return value;
@@ -234,8 +253,8 @@ impl<'c> Graph<'c> {
     }
 }
 
-/// Opset of the standard operators used; 20 brought `Gelu`.
-const OPSET: i64 = 20;
+/// Opset of the standard operators: 20 brought `Gelu`, 23 `Attention`.
+const OPSET: i64 = 23;
 
 /// An integer attribute.
 pub(crate) fn int(name: &str, value: i64) -> AttributeProto {
@@ -248,13 +267,8 @@ pub(crate) fn float(name: &str, value: f32) -> AttributeProto {
 }
 
 /// A string attribute.
-pub(crate) fn string(name: &str, value: &str) -> AttributeProto {
+fn string(name: &str, value: &str) -> AttributeProto {
     AttributeProto { s: Some(value.as_bytes().to_vec()), ..attribute(name, AttributeType::String) }
-}
-
-/// An attribute that is a list of integers.
-pub(crate) fn ints(name: &str, values: &[i64]) -> AttributeProto {
-    AttributeProto { ints: values.to_vec(), ..attribute(name, AttributeType::Ints) }
 }
 
 fn attribute(name: &str, kind: AttributeType) -> AttributeProto {

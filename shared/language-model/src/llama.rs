@@ -4,7 +4,7 @@
 //! Tensor names and layouts are the checkpoint's: `Linear` weights are `[out, in]`. Checkpoints
 //! with a language-model head name tensors `model.layers.0.…`, those without `layers.0.…`.
 
-use crate::attention::{Context, attend};
+use crate::attention::Contexts;
 use crate::graph::{Graph, INPUT, Value, float, int};
 use crate::{Checkpoint, Error, HookPoint, ModelConfig, Rope, RopeScaling, Site};
 
@@ -14,13 +14,13 @@ pub(crate) fn graph(checkpoint: &Checkpoint, hooks: &[HookPoint], center: bool) 
     let prefix = if checkpoint.has("model.embed_tokens.weight") { "model." } else { "" };
     let mut graph = Graph::new(checkpoint);
     let g = &mut graph;
-    let context = Context::new(g);
-    let rotation = rotation(g, config, &context);
+    let contexts = Contexts::new(g);
+    let rotation = rotation(g, config, &contexts);
     let last = hooks.iter().map(|hook| hook.layer).max().unwrap_or(0);
 
     let mut resid = embed(g, config, prefix)?;
     for layer in 0..=last {
-        resid = block(g, config, &format!("{prefix}layers.{layer}"), layer, &context, &rotation, resid)?;
+        resid = block(g, config, &format!("{prefix}layers.{layer}"), layer, &contexts, &rotation, resid)?;
     }
     Ok(graph.finish(hooks, center))
 }
@@ -29,8 +29,7 @@ pub(crate) fn graph(checkpoint: &Checkpoint, hooks: &[HookPoint], center: bool) 
 fn embed(g: &mut Graph<'_>, config: &ModelConfig, prefix: &str) -> Result<Value, Error> {
     let shape = [config.vocabulary, config.d_model];
     let tokens = g.embedding(&format!("{prefix}embed_tokens.weight"), &shape, INPUT)?;
-    let rows = g.ints(&[-1, config.d_model as i64]);
-    Ok(g.op("Reshape", &[&tokens, &rows], &[]))
+    Ok(g.rows(&tokens, config.d_model))
 }
 
 /// One block; returns the residual stream behind it.
@@ -39,13 +38,13 @@ fn block(
     config: &ModelConfig,
     name: &str,
     layer: usize,
-    context: &Context,
+    contexts: &Contexts,
     rotation: &Rotation,
     resid_pre: Value,
 ) -> Result<Value, Error> {
     g.hook(layer, Site::ResidPre, &resid_pre);
     let normed = rms_norm(g, config, &format!("{name}.input_layernorm"), &resid_pre)?;
-    let attn_out = attention(g, config, &format!("{name}.self_attn"), context, rotation, &normed)?;
+    let attn_out = attention(g, config, &format!("{name}.self_attn"), contexts, rotation, &normed)?;
     g.hook(layer, Site::AttnOut, &attn_out);
 
     let resid_mid = g.op("Add", &[&resid_pre, &attn_out], &[]);
@@ -70,7 +69,7 @@ fn attention(
     g: &mut Graph<'_>,
     config: &ModelConfig,
     name: &str,
-    context: &Context,
+    contexts: &Contexts,
     rotation: &Rotation,
     x: &str,
 ) -> Result<Value, Error> {
@@ -79,9 +78,9 @@ fn attention(
     let q = linear(g, &format!("{name}.q_proj"), x, [queries, d])?;
     let k = linear(g, &format!("{name}.k_proj"), x, [keys, d])?;
     let v = linear(g, &format!("{name}.v_proj"), x, [keys, d])?;
-    let q = rotation.apply(g, config, context, &q, config.heads);
-    let k = rotation.apply(g, config, context, &k, config.kv_heads);
-    let z = attend(g, context, config, &q, &k, &v);
+    let q = rotation.apply(g, config, contexts, &q, config.heads);
+    let k = rotation.apply(g, config, contexts, &k, config.kv_heads);
+    let z = contexts.attend(g, config, &q, &k, &v);
     linear(g, &format!("{name}.o_proj"), &z, [d, queries])
 }
 
@@ -90,7 +89,7 @@ fn mlp(g: &mut Graph<'_>, config: &ModelConfig, name: &str, x: &str) -> Result<V
     let (d, d_mlp) = (config.d_model, config.d_mlp);
     let gate = linear(g, &format!("{name}.gate_proj"), x, [d_mlp, d])?;
     let up = linear(g, &format!("{name}.up_proj"), x, [d_mlp, d])?;
-    let gate = crate::gpt2::activation(g, config.activation, &gate);
+    let gate = g.activation(config.activation, &gate);
     let hidden = g.op("Mul", &[&gate, &up], &[]);
     linear(g, &format!("{name}.down_proj"), &hidden, [d, d_mlp])
 }
@@ -110,11 +109,11 @@ struct Rotation {
     sin: Value,
 }
 
-fn rotation(g: &mut Graph<'_>, config: &ModelConfig, context: &Context) -> Rotation {
+fn rotation(g: &mut Graph<'_>, config: &ModelConfig, contexts: &Contexts) -> Rotation {
     let frequencies = config.rope.map_or(Vec::new(), |rope| frequencies(rope, config.head_dim));
     let frequencies = g.floats(&frequencies);
-    let positions = g.op("Cast", &[&context.positions], &[int("to", 1)]);
-    let axes = g.ints(&[1, 2]);
+    let positions = g.op("Cast", &[&contexts.positions], &[int("to", 1)]);
+    let axes = g.sizes(&[1, 2]);
     let positions = g.op("Unsqueeze", &[&positions, &axes], &[]);
     let angles = g.op("Mul", &[&positions, &frequencies], &[]);
     Rotation { cos: g.op("Cos", &[&angles], &[]), sin: g.op("Sin", &[&angles], &[]) }
@@ -127,11 +126,11 @@ impl Rotation {
         &self,
         g: &mut Graph<'_>,
         config: &ModelConfig,
-        context: &Context,
+        contexts: &Contexts,
         x: &str,
         heads: usize,
     ) -> Value {
-        let x = context.split_heads(g, x, &[heads as i64, config.head_dim as i64]);
+        let x = contexts.split(g, x, &[heads, config.head_dim]);
         let [first, second] = g.op_n("Split", &[&x], &[int("axis", -1), int("num_outputs", 2)]);
         let first_cos = g.op("Mul", &[&first, &self.cos], &[]);
         let second_sin = g.op("Mul", &[&second, &self.sin], &[]);

@@ -65,8 +65,6 @@ pub(crate) struct AttributeProto {
     pub(crate) i: Option<i64>,
     #[prost(bytes = "vec", optional, tag = "4")]
     pub(crate) s: Option<Vec<u8>>,
-    #[prost(int64, repeated, tag = "8")]
-    pub(crate) ints: Vec<i64>,
     #[prost(enumeration = "AttributeType", tag = "20")]
     pub(crate) r#type: i32,
 }
@@ -79,7 +77,6 @@ pub(crate) enum AttributeType {
     Float = 1,
     Int = 2,
     String = 3,
-    Ints = 7,
 }
 
 /// `onnx.TensorProto`. Its bytes are either in `raw_data` or, with `data_location` 1, in the file
@@ -110,7 +107,6 @@ pub(crate) enum DataType {
     Undefined = 0,
     Float = 1,
     Int64 = 7,
-    Bool = 9,
     Float16 = 10,
     Bfloat16 = 16,
 }

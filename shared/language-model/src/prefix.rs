@@ -80,19 +80,21 @@ impl PrefixModel {
             problem: "ONNX Runtime needs a path in UTF-8".to_string(),
         })?;
 
-        let configure = Error::onnx("configuring the session");
+        let configuring = "configuring the session";
         let mut builder = Session::builder(&runtime.environment)
-            .map_err(configure)?
+            .map_err(Error::onnx(configuring))?
             .with_optimization_level(GraphOptimizationLevel::All)
-            .and_then(|builder| builder.with_intra_threads(options.threads))
-            .and_then(|builder| {
-                builder.with_config_entry("session.model_external_initializers_file_folder_path", folder)
-            })
-            .map_err(Error::onnx("configuring the session"))?;
+            .map_err(Error::onnx(configuring))?
+            .with_intra_threads(options.threads)
+            .map_err(Error::onnx(configuring))?
+            .with_config_entry("session.model_external_initializers_file_folder_path", folder)
+            .map_err(Error::onnx(configuring))?;
         if cuda {
             // Without `error_on_failure` the CPU would run in its place, and nobody would know.
+            // TF32 would round every product's factors to 10 bits; these are float32 activations.
+            let provider = ep::CUDA::default().with_device_id(0).with_tf32(false);
             builder = builder
-                .with_execution_providers([ep::CUDA::default().with_device_id(0).build().error_on_failure()])
+                .with_execution_providers([provider.build().error_on_failure()])
                 .map_err(|error| Error::CudaUnavailable(error.message().to_string()))?;
         }
         let session = builder.commit_from_memory(&bytes).map_err(Error::onnx("loading the graph"))?;
