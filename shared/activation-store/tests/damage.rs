@@ -33,8 +33,11 @@ fn problems(dir: &Path) -> Vec<(String, Option<usize>)> {
     report.problems.into_iter().map(|problem| (problem.file, problem.chunk)).collect()
 }
 
+/// Rows, origins, tokens.
+type Everything = (Vec<f32>, Vec<u64>, Vec<u32>);
+
 /// Reads every row, origin and token as a training run does.
-fn read_everything(dir: &Path) -> Result<(Vec<f32>, Vec<u64>, Vec<u32>), StoreError> {
+fn read_everything(dir: &Path) -> Result<Everything, StoreError> {
     let store = Store::open(dir)?;
     let mut rows = vec![0.0; store.rows() as usize * store.width()];
     store.read_rows(0..store.rows(), &mut rows)?;
@@ -55,7 +58,7 @@ fn a_sound_store_has_no_problem_and_every_byte_is_read() {
 fn every_flipped_bit_is_found_by_verify_and_no_read_returns_wrong_numbers() {
     let dir = sound_store();
     let (rows, origins, tokens) = read_everything(dir.path()).unwrap();
-    let same = |read: &(Vec<f32>, Vec<u64>, Vec<u32>)| {
+    let same = |read: &Everything| {
         read.0.iter().zip(&rows).all(|(a, b)| a.to_bits() == b.to_bits())
             && read.1 == origins
             && read.2 == tokens
