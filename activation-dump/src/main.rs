@@ -18,13 +18,15 @@ use std::sync::Arc;
 use std::sync::atomic::AtomicBool;
 use std::time::Instant;
 
-use activation_store::{Layout, Provenance, RowType, StoreSpec, StoreWriter, WriterOptions};
+use activation_store::{
+    Layout, Provenance, RowType, Store, StoreError, StoreSpec, StoreWriter, WriterOptions,
+};
 use anyhow::{Context, Result, bail};
 use arguments::Arguments;
 use clap::Parser;
 use human_units::{format_bytes, format_count};
 use language_model::{Checkpoint, HookPoint, PrefixModel, Runtime, SessionOptions, hub};
-use pipeline::{End, Plan};
+use pipeline::{End, Outcome, Plan};
 use progress::Progress;
 use summary::Summary;
 
@@ -41,8 +43,21 @@ fn main() -> ExitCode {
         Ok(End::Planned | End::TextExhausted) => ExitCode::SUCCESS,
         Err(error) => {
             eprintln!("error: {error:#}");
+            if let Some(hint) = hint(&error) {
+                eprintln!("hint: {hint}");
+            }
             ExitCode::FAILURE
         }
+    }
+}
+
+/// The flags that help with an error whose text, a library's, cannot know them.
+fn hint(error: &anyhow::Error) -> Option<&'static str> {
+    match error.downcast_ref::<StoreError>()? {
+        StoreError::Overflow { .. } => Some("--dtype f32 stores it as it is, --clip as float16's largest value"),
+        StoreError::Mismatch { .. } => Some("--out names another folder"),
+        StoreError::NoSpace { .. } => Some("--tokens asks for fewer tokens, --mantissa-bits for smaller ones"),
+        _ => None,
     }
 }
 
@@ -56,7 +71,7 @@ fn dump(arguments: &Arguments) -> Result<End> {
 
     // The cheap checks come first: nothing is built before the command makes sense.
     let hook = arguments.what.hook_point()?;
-    let folder = hub::model(&arguments.source.model)?;
+    let folder = if std::path::Path::new(&arguments.source.model).is_dir() { PathBuf::from(&arguments.source.model) } else { hub::model(&arguments.source.model)? };
     let checkpoint = Checkpoint::open(&folder)?;
     let config = checkpoint.config();
     let plan = plan(arguments, config.max_positions)?;
@@ -74,17 +89,27 @@ fn dump(arguments: &Arguments) -> Result<End> {
     let writer = StoreWriter::open(&out, &spec, &WriterOptions { threads, ..WriterOptions::default() })?;
     print_plan(&plan, &spec, &out, &dataset, &writer, model.provider());
 
-    let mut progress = Progress::start(plan.contexts, writer.contexts_done(), plan.length, spec.row_bytes());
-    let (writer, outcome) =
-        pipeline::run(&dataset, &tokenizer, &mut model, writer, &plan, &stop, |now| progress.update(now))?;
-    progress.finish();
-
+    let (writer, outcome) = if writer.is_complete() {
+        eprintln!("the store is complete already; nothing was run");
+        (writer, Outcome::nothing())
+    } else {
+        let mut progress =
+            Progress::start(plan.contexts, writer.contexts_done(), plan.length, spec.row_bytes());
+        let ran =
+            pipeline::run(&dataset, &tokenizer, &mut model, writer, &plan, &stop, |now| progress.update(now));
+        progress.finish();
+        ran?
+    };
     if outcome.end == End::Interrupted {
-        let done = writer.contexts_done();
-        drop(writer);
+        drop(writer); // commits the windows that are full
+        let done = match Store::open(&out) {
+            Err(StoreError::Incomplete { contexts_done, .. }) => contexts_done,
+            _ => 0,
+        };
         eprintln!(
-            "stopped; {} contexts are safe in {}: give the same command again to go on",
+            "stopped; {} of {} contexts are safe in {}: give the same command again to go on",
             format_count(done as f64),
+            format_count(plan.contexts as f64),
             out.display()
         );
         return Ok(outcome.end);

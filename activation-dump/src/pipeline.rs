@@ -51,6 +51,19 @@ pub(crate) struct Outcome {
     pub(crate) elapsed: Duration,
 }
 
+impl Outcome {
+    /// Of a dump that was complete before it began.
+    pub(crate) fn nothing() -> Outcome {
+        Outcome {
+            end: End::Planned,
+            documents: 0,
+            contexts_run: 0,
+            busy: Busy::default(),
+            elapsed: Duration::ZERO,
+        }
+    }
+}
+
 /// Why the pipeline ended.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(crate) enum End {

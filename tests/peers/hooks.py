@@ -1,0 +1,72 @@
+"""Every hook of every block of a `transformers` model, with TransformerLens' names."""
+
+import torch
+from transformers.models.llama import modeling_llama
+
+
+def hook_outputs(model, ids, center=False):
+    """name -> [contexts * length, d_model] in the model's own dtype."""
+    out = {}
+
+    def keep(name, x):
+        x = x[0] if isinstance(x, tuple) else x
+        out[name] = x.detach().reshape(-1, x.shape[-1]).clone()
+
+    handles = []
+    core = getattr(model, "transformer", getattr(model, "model", model))
+    for layer, block in enumerate(getattr(core, "h", None) or core.layers):
+        name = f"blocks.{layer}.hook_"
+        gpt2 = hasattr(block, "attn")
+        attention = block.attn if gpt2 else block.self_attn
+        second_norm = block.ln_2 if gpt2 else block.post_attention_layernorm
+        handles += [
+            block.register_forward_pre_hook(
+                lambda _, args, kwargs, name=name: keep(name + "resid_pre", args[0] if args else kwargs["hidden_states"]),
+                with_kwargs=True,
+            ),
+            attention.register_forward_hook(lambda _, args, x, name=name: keep(name + "attn_out", x)),
+            second_norm.register_forward_pre_hook(lambda _, args, name=name: keep(name + "resid_mid", args[0])),
+            block.mlp.register_forward_hook(lambda _, args, x, name=name: keep(name + "mlp_out", x)),
+            block.register_forward_hook(lambda _, args, x, name=name: keep(name + "resid_post", x)),
+        ]
+    try:
+        with torch.no_grad(), float64_all_through(model):
+            core(ids, use_cache=False)
+    finally:
+        for handle in handles:
+            handle.remove()
+    if center:
+        out = {name: x - x.mean(-1, keepdim=True) for name, x in out.items()}
+    return out
+
+
+class float64_all_through:
+    """Makes a float64 Llama compute its norms and rotations in float64; `transformers` uses float32.
+
+    The rotary frequencies stay the float32 numbers that they are in every float32 run: they are part of
+    the model.
+    """
+
+    def __init__(self, model):
+        self.active = next(model.parameters()).dtype == torch.float64
+
+    def __enter__(self):
+        if not self.active:
+            return
+        self.saved = modeling_llama.LlamaRMSNorm.forward, modeling_llama.LlamaRotaryEmbedding.forward
+        modeling_llama.LlamaRMSNorm.forward = rms_norm
+        modeling_llama.LlamaRotaryEmbedding.forward = rotary
+
+    def __exit__(self, *_):
+        if self.active:
+            modeling_llama.LlamaRMSNorm.forward, modeling_llama.LlamaRotaryEmbedding.forward = self.saved
+
+
+def rms_norm(self, x):
+    return self.weight * x / torch.sqrt(x.pow(2).mean(-1, keepdim=True) + self.variance_epsilon)
+
+
+def rotary(self, x, position_ids):
+    angles = position_ids[..., None].double() * self.inv_freq.double()
+    angles = torch.cat([angles, angles], -1)
+    return angles.cos() * self.attention_scaling, angles.sin() * self.attention_scaling

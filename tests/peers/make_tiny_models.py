@@ -1,0 +1,70 @@
+"""Makes shared/language-model/tests/data: tiny models of each family with what `transformers` computes.
+
+    python tests/peers/make_tiny_models.py
+
+Each folder is a model of random weights (config.json, model.safetensors or shards) with `golden.safetensors`:
+token ids [contexts, length] and every hook of every block, [contexts * length, d_model], computed in
+float64. The weights are large enough that attention is far from uniform.
+"""
+
+import json
+import pathlib
+import shutil
+
+import torch
+from hooks import hook_outputs
+from safetensors.torch import save_file
+from transformers import GPT2Config, GPT2LMHeadModel, GPT2Model, LlamaConfig, LlamaForCausalLM
+
+FOLDER = pathlib.Path(__file__).resolve().parents[2] / "shared/language-model/tests/data"
+
+GPT2 = dict(vocab_size=37, n_positions=12, n_embd=12, n_layer=2, n_head=3, bos_token_id=36, eos_token_id=36)
+LLAMA = dict(
+    vocab_size=41,
+    hidden_size=12,
+    intermediate_size=20,
+    num_hidden_layers=2,
+    num_attention_heads=4,
+    num_key_value_heads=2,
+    head_dim=6,  # not hidden_size / heads, as in some Llamas
+    max_position_embeddings=16,
+    bos_token_id=1,
+    eos_token_id=2,
+)
+LLAMA3_ROPE = dict(
+    rope_type="llama3",
+    rope_theta=500.0,
+    factor=4.0,
+    low_freq_factor=1.0,
+    high_freq_factor=4.0,
+    original_max_position_embeddings=8,
+)
+
+
+def make(name, model, length, dtype=torch.float32, **save):
+    folder = FOLDER / name
+    shutil.rmtree(folder, ignore_errors=True)
+    for parameter in model.parameters():
+        torch.nn.init.normal_(parameter, std=0.5)
+    model = model.to(dtype).eval()
+    model.save_pretrained(folder, **save)
+    (folder / "generation_config.json").unlink(missing_ok=True)
+    ids = torch.randint(0, model.config.vocab_size, (3, length))
+    save_file({"ids": ids, **hook_outputs(model.double(), ids)}, folder / "golden.safetensors")
+    config = json.loads((folder / "config.json").read_text())
+    print(f"{name}: {sum(f.stat().st_size for f in folder.iterdir())} bytes, {config['architectures']}")
+
+
+def main():
+    torch.manual_seed(0)
+    make("gpt2", GPT2LMHeadModel(GPT2Config(**GPT2)), 12)
+    # Without a head the tensors have other names; fp16 weights; shards; another activation function.
+    bare = GPT2Model(GPT2Config(**GPT2, n_inner=20, activation_function="relu"))
+    make("gpt2-bare-f16-shards", bare, 7, torch.float16, max_shard_size="4KB")
+    make("llama", LlamaForCausalLM(LlamaConfig(**LLAMA, rope_theta=100.0)), 16)
+    scaled = LlamaConfig(**LLAMA, rope_parameters=LLAMA3_ROPE, attention_bias=True, tie_word_embeddings=True)
+    make("llama-bf16-rope-scaled", LlamaForCausalLM(scaled), 16, torch.bfloat16)
+
+
+if __name__ == "__main__":
+    main()
