@@ -2,7 +2,7 @@
 
 use std::time::Duration;
 
-use activation_store::BatchStream;
+use activation_store::{BatchStream, Store, StreamOptions};
 use human_units::{format_bytes, format_count, format_duration};
 
 use crate::engine::{Penalty, StepSpec};
@@ -56,7 +56,10 @@ pub(crate) fn settings(plan: &Plan, stream: &BatchStream, threads: usize) {
         ),
         (
             "engine",
-            format!("cpu, {threads} threads, about {} of memory", format_bytes(memory_estimate(step))),
+            format!(
+                "cpu, {threads} threads, about {} of memory",
+                format_bytes(engine_memory(step) + stream_memory(&plan.stores, stream))
+            ),
         ),
         ("run", format!("{}, seed {}", plan.out.display(), settings.seed)),
     ];
@@ -66,14 +69,24 @@ pub(crate) fn settings(plan: &Plan, stream: &BatchStream, threads: usize) {
     eprint!("{}\n{}", program(), pairs(&lines));
 }
 
-/// Bytes of memory at the peak, the rows of the store that are being mixed not included: weights and
-/// moments, a second copy of them while a checkpoint is written, the frequency window, and two dense
-/// [B, F] arrays at the start, when most features are active.
-fn memory_estimate(step: &StepSpec) -> u64 {
+/// Bytes of memory that the steps need at the peak: weights and moments, a second copy of them while a
+/// checkpoint is written, the frequency window, and two dense [B, F] arrays at the start, when most features
+/// are active.
+fn engine_memory(step: &StepSpec) -> u64 {
     let (d, f, batch) = (step.width as u64, step.features as u64, step.batch as u64);
     let weights = 4 * (2 * d * f + d + f);
     let window = 4 * step.sparsity_window as u64 * f;
     7 * weights + 2 * window + 8 * batch * f + 12 * batch * d
+}
+
+/// Bytes of memory for the rows read ahead: a block of chunks that is being mixed, the next one, and the
+/// batches. (The pages of the store's files that the system keeps in memory are not counted; it takes them
+/// back when it needs them.)
+fn stream_memory(stores: &[Store], stream: &BatchStream) -> u64 {
+    let chunk = |store: &Store| store.spec().layout.chunk_rows * store.width() * store.row_type().bytes();
+    let largest = stores.iter().map(chunk).max().unwrap_or(0);
+    let batches = (StreamOptions::default().prefetch + 1) * stream.batch() * stream.width() * 4;
+    (2 * stream.mixing_chunks() * largest + batches) as u64
 }
 
 /// `approx-l0 7e-5 (epsilon 0.2), min-sparsity 1e-6 under 1e-5, centered MSE`

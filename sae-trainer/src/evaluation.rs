@@ -5,6 +5,7 @@ use anyhow::Result;
 
 use crate::engine::{Engine, EvalStats};
 use crate::interrupt::Interrupt;
+use crate::progress;
 use crate::settings::Settings;
 
 /// The order of evaluation is the same for every run on a store, whatever its seed.
@@ -23,14 +24,18 @@ pub(crate) fn evaluate(
     let options = StreamOptions { seed: SEED, ..stream_options(settings, threads) };
     let mut stream = BatchStream::new(stores.to_vec(), options)?;
     let rows = settings.eval_rows.min(stream.rows_per_epoch());
-    let batches = (rows / settings.step.batch as u64).max(1);
+    let batch = settings.step.batch as u64;
+    let batches = (rows / batch).max(1);
+    let bar = progress::evaluation(batches * batch);
     let mut sums = EvalStats::new(settings.step.width, settings.step.features);
     for _ in 0..batches {
         if interrupt.requested().is_some() {
             return Ok(None);
         }
         sums.merge(&engine.evaluate(stream.next_batch()?)?);
+        bar.inc(batch);
     }
+    bar.finish_and_clear();
     Ok(Some((sums, stream.rows_per_epoch())))
 }
 

@@ -95,3 +95,15 @@ impl Progress {
         }
     }
 }
+
+/// A bar over the rows of the evaluation; where there is no terminal, one line.
+pub(crate) fn evaluation(rows: u64) -> ProgressBar {
+    let bar = ProgressBar::with_draw_target(Some(rows), ProgressDrawTarget::stderr());
+    let style =
+        ProgressStyle::with_template("{bar:24} evaluating: {human_pos} of {human_len} rows  ETA {eta}");
+    bar.set_style(style.expect("the template is valid"));
+    if bar.is_hidden() {
+        eprintln!("evaluating on {} rows of the store", grouped(rows));
+    }
+    bar
+}

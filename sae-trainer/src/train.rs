@@ -112,6 +112,8 @@ impl Run {
             self.save_checkpoint()?;
         }
         let session = self.session(elapsed);
+        // Lets go of the blocks that were read ahead: evaluation has its own.
+        self.stream.seek(0)?;
         let threads = threads(&self.flags);
         let evaluated =
             evaluate(&mut *self.engine, &self.plan.stores, self.plan.settings(), threads, &self.interrupt)?;
