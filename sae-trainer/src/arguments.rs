@@ -141,28 +141,28 @@ pub(crate) struct LossArguments {
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub(crate) loss: Option<PenaltyChoice>,
     /// Coefficient of approx-l0 [default: 7e-5]
-    #[arg(long, value_name = "X")]
+    #[arg(long, value_name = "X", allow_negative_numbers = true, value_parser = parse_coefficient)]
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub(crate) l0_coefficient: Option<f64>,
     /// Coefficient of l1 [default: 8e-5]
-    #[arg(long, value_name = "X")]
+    #[arg(long, value_name = "X", allow_negative_numbers = true, value_parser = parse_coefficient)]
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub(crate) l1_coefficient: Option<f64>,
     /// Coefficient of tanh [default: 7e-5]
-    #[arg(long, value_name = "X")]
+    #[arg(long, value_name = "X", allow_negative_numbers = true, value_parser = parse_coefficient)]
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub(crate) tanh_coefficient: Option<f64>,
     /// Coefficient of log [default: 7e-5]
-    #[arg(long, value_name = "X")]
+    #[arg(long, value_name = "X", allow_negative_numbers = true, value_parser = parse_coefficient)]
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub(crate) log_coefficient: Option<f64>,
     /// The k of tanh(k a) [default: 5, the slope at zero of approx-l0 with its default epsilon]
-    #[arg(long, value_name = "X")]
+    #[arg(long, value_name = "X", allow_negative_numbers = true, value_parser = parse_positive)]
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub(crate) tanh_scale: Option<f64>,
     /// The epsilon of a/(a+epsilon), of log(1+a/epsilon) and of the frequency penalties' gradient; several
     /// values, as in 0.2,0.1,0.05, divide the run into as many equal parts [default: 0.2]
-    #[arg(long, value_name = "X,…", value_delimiter = ',')]
+    #[arg(long, value_name = "X,…", value_delimiter = ',', allow_negative_numbers = true, value_parser = parse_positive)]
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     pub(crate) epsilon: Vec<f64>,
     /// Let the penalty's coefficient grow linearly from 0 over this many steps [default: 0]
@@ -180,19 +180,19 @@ pub(crate) struct LossArguments {
     pub(crate) mse: Option<MseChoice>,
     /// Coefficient of the penalty on features that fire too seldom; 0 is off
     /// [default: 1e-6 with approx-l0, tanh and log; 0 with l1 and none]
-    #[arg(long, value_name = "X")]
+    #[arg(long, value_name = "X", allow_negative_numbers = true, value_parser = parse_coefficient)]
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub(crate) min_sparsity_coefficient: Option<f64>,
     /// Fraction of rows under which a feature fires too seldom [default: 1e-5]
-    #[arg(long, value_name = "FRACTION")]
+    #[arg(long, value_name = "FRACTION", allow_negative_numbers = true, value_parser = parse_fraction)]
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub(crate) min_sparsity_target: Option<f64>,
     /// Coefficient of the penalty on features that fire too often; 0 is off [default: 0]
-    #[arg(long, value_name = "X")]
+    #[arg(long, value_name = "X", allow_negative_numbers = true, value_parser = parse_coefficient)]
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub(crate) max_sparsity_coefficient: Option<f64>,
     /// Fraction of rows over which a feature fires too often [default: 0.1]
-    #[arg(long, value_name = "FRACTION")]
+    #[arg(long, value_name = "FRACTION", allow_negative_numbers = true, value_parser = parse_fraction)]
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub(crate) max_sparsity_target: Option<f64>,
     /// Batches over which a feature's running frequency is taken [default: 300]
@@ -214,7 +214,7 @@ pub(crate) struct LengthArguments {
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub(crate) steps: Option<u64>,
     /// Learning rate of Adam [default: 4e-4]
-    #[arg(long, value_name = "X")]
+    #[arg(long, value_name = "X", allow_negative_numbers = true, value_parser = parse_positive)]
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub(crate) lr: Option<f64>,
     /// Let the learning rate grow linearly over this many steps at the start [default: 0]
@@ -310,6 +310,24 @@ pub(crate) enum DeviceChoice {
     Cuda,
 }
 
+fn parse_coefficient(text: &str) -> Result<f64, String> {
+    parse_number(text, |x| x >= 0.0, "it must be a number of at least 0")
+}
+
+fn parse_positive(text: &str) -> Result<f64, String> {
+    // The engine computes in float32.
+    parse_number(text, |x| x as f32 > 0.0, "it must be a number above 0")
+}
+
+fn parse_fraction(text: &str) -> Result<f64, String> {
+    parse_number(text, |x| x > 0.0 && x <= 1.0, "it must be above 0 and at most 1")
+}
+
+fn parse_number(text: &str, fits: impl Fn(f64) -> bool, rule: &str) -> Result<f64, String> {
+    let number = text.parse::<f64>().ok().filter(|x| (*x as f32).is_finite() && fits(*x));
+    number.ok_or_else(|| format!("{rule}, as in 0.2 or 7e-5"))
+}
+
 fn is_false(flag: &bool) -> bool {
     !flag
 }
@@ -338,6 +356,23 @@ mod tests {
         assert_eq!((settings.length.tokens, settings.model.features), (Some(300_000_000), Some(24_000)));
         assert!(matches!(parse(&["compare", "x", "y"]).unwrap().command, Some(Command::Compare(_))));
         assert!(parse(&["--store", "a", "compare", "x"]).is_err());
+    }
+
+    #[test]
+    fn numbers_out_of_range_are_refused_by_flag() {
+        for (flag, value) in [
+            ("--lr", "0"),
+            ("--lr", "-1"),
+            ("--lr", "nan"),
+            ("--lr", "inf"),
+            ("--l0-coefficient", "-1"),
+            ("--epsilon", "0.2,-1"),
+            ("--tanh-scale", "1e-300"),
+            ("--min-sparsity-target", "7"),
+        ] {
+            let error = parse(&[flag, value]).unwrap_err().to_string();
+            assert!(error.contains(flag) && error.contains("it must be"), "{flag} {value}: {error}");
+        }
     }
 
     #[test]
