@@ -4,7 +4,7 @@
 
 Each folder is a model of random weights (config.json, model.safetensors or shards) with `golden.safetensors`:
 token ids [contexts, length] and every hook of every block, [contexts * length, d_model], computed in
-float64. The weights are large enough that attention is far from uniform.
+float64 and rounded once. The weights are large enough that attention is far from uniform.
 """
 
 import json
@@ -46,11 +46,14 @@ def make(name, model, length, dtype=torch.float32, **save):
     shutil.rmtree(folder, ignore_errors=True)
     for parameter in model.parameters():
         torch.nn.init.normal_(parameter, std=0.5)
-    model = model.to(dtype).eval()
-    model.save_pretrained(folder, **save)
+    model.to(dtype).save_pretrained(folder, **save)
     (folder / "generation_config.json").unlink(missing_ok=True)
+    model = type(model).from_pretrained(folder, dtype=torch.float32).double()
     ids = torch.randint(0, model.config.vocab_size, (3, length))
-    save_file({"ids": ids, **hook_outputs(model.double(), ids)}, folder / "golden.safetensors")
+    golden = {name: x.float() for name, x in hook_outputs(model, ids).items()}
+    save_file({"ids": ids, **golden}, folder / "golden.safetensors")
+    for file in folder.glob("*.safetensors"):
+        file.chmod(0o644)
     config = json.loads((folder / "config.json").read_text())
     print(f"{name}: {sum(f.stat().st_size for f in folder.iterdir())} bytes, {config['architectures']}")
 

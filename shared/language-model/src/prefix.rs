@@ -204,3 +204,80 @@ fn use_cuda(runtime: &Runtime, device: Device) -> Result<bool, Error> {
         (Some(problem), _) => Err(Error::CudaUnavailable(problem)),
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use std::collections::HashSet;
+    use std::path::PathBuf;
+
+    use prost::Message;
+
+    use super::*;
+    use crate::Site;
+    use crate::onnx::{EXTERNAL, GraphProto, ModelProto};
+
+    fn graph_of(name: &str, hooks: &[HookPoint]) -> (Checkpoint, GraphProto) {
+        let folder: PathBuf = [env!("CARGO_MANIFEST_DIR"), "tests/data", name].iter().collect();
+        let checkpoint = Checkpoint::open(&folder).unwrap();
+        let bytes = prefix_graph(&checkpoint, hooks, false).unwrap();
+        (checkpoint, ModelProto::decode(&bytes[..]).unwrap().graph.unwrap())
+    }
+
+    /// Names of the checkpoint's tensors that the graph reads.
+    fn weights(graph: &GraphProto) -> Vec<&str> {
+        let external = graph.initializer.iter().filter(|tensor| tensor.data_location == EXTERNAL);
+        external.map(|tensor| tensor.name.as_str()).collect()
+    }
+
+    #[test]
+    fn only_what_the_hooks_depend_on_is_in_the_graph() {
+        let (_, graph) = graph_of("gpt2", &[HookPoint::resid_pre(0)]);
+        assert_eq!(weights(&graph), ["transformer.wpe.weight", "transformer.wte.weight"]);
+
+        let (_, graph) = graph_of("llama", &[HookPoint { layer: 0, site: Site::AttnOut }]);
+        assert!(weights(&graph).iter().all(|name| !name.contains("mlp") && !name.contains("layers.1")));
+        assert!(!graph.node.iter().any(|node| node.op_type == "Sigmoid"));
+
+        let (_, graph) = graph_of("llama", &[HookPoint::resid_pre(1)]);
+        assert!(weights(&graph).iter().all(|name| !name.contains("layers.1")));
+        assert!(weights(&graph).contains(&"model.layers.0.mlp.down_proj.weight"));
+    }
+
+    #[test]
+    fn every_value_is_made_before_it_is_read_and_made_once() {
+        for name in ["gpt2", "gpt2-bare-f16-shards", "llama", "llama-bf16-rope-scaled"] {
+            let hooks = Site::ALL.map(|site| HookPoint { layer: 1, site });
+            let (_, graph) = graph_of(name, &hooks);
+            let mut known: HashSet<&str> =
+                graph.initializer.iter().map(|tensor| tensor.name.as_str()).collect();
+            known.insert(graph::INPUT);
+            for node in &graph.node {
+                assert!(
+                    node.input.iter().all(|input| known.contains(input.as_str())),
+                    "{name} {}",
+                    node.name
+                );
+                assert!(node.output.iter().all(|output| known.insert(output)), "{name} {}", node.name);
+            }
+            assert!(graph.output.iter().all(|output| known.contains(output.name.as_str())), "{name}");
+        }
+    }
+
+    #[test]
+    fn weights_are_not_copied_but_found_in_the_checkpoint_s_files() {
+        for name in ["gpt2", "gpt2-bare-f16-shards", "llama-bf16-rope-scaled"] {
+            let (checkpoint, graph) = graph_of(name, &[HookPoint { layer: 1, site: Site::ResidPost }]);
+            for tensor in graph.initializer.iter().filter(|tensor| tensor.data_location == EXTERNAL) {
+                let entry =
+                    |key: &str| &tensor.external_data.iter().find(|entry| entry.key == key).unwrap().value;
+                let shape: Vec<usize> = tensor.dims.iter().map(|&size| size as usize).collect();
+                let stored = checkpoint.tensor(&tensor.name, &shape).unwrap();
+                assert_eq!(checkpoint.weights_folder().join(entry("location")), stored.file);
+                assert_eq!(entry("offset"), &stored.offset.to_string());
+                assert_eq!(entry("length"), &stored.length.to_string());
+            }
+            let inline = graph.initializer.iter().filter_map(|tensor| tensor.raw_data.as_ref());
+            assert!(inline.map(Vec::len).sum::<usize>() < 1000, "{name}");
+        }
+    }
+}

@@ -1,0 +1,127 @@
+//! The tiny models of `tests/data` against what `transformers` computed for them in float64
+//! (`tests/peers/make_tiny_models.py`).
+
+mod models;
+
+use language_model::{Checkpoint, Device, HookPoint, PrefixModel, SessionOptions, Site};
+use models::{Golden, NAMES, all_hooks, folder, runtime, worst_difference};
+
+const CPU: SessionOptions = SessionOptions { device: Device::Cpu, threads: 1, center: false };
+/// Activations here are up to about 30.
+const TOLERANCE: f32 = 2e-5;
+
+#[test]
+fn every_hook_of_every_block_agrees_with_transformers() {
+    for name in NAMES {
+        let (checkpoint, golden) = (Checkpoint::open(&folder(name)).unwrap(), Golden::read(name));
+        let hooks = all_hooks(&checkpoint);
+        let mut model = PrefixModel::load(&runtime(), &checkpoint, &hooks, &CPU).unwrap();
+        let (ids, contexts, length) = golden.ids();
+        let activations = model.run(&ids, contexts, length).unwrap();
+        for (index, hook) in hooks.iter().enumerate() {
+            let worst = worst_difference(activations.rows(index), &golden.rows(*hook));
+            assert!(worst < TOLERANCE, "{name} {hook}: {worst:e}");
+        }
+    }
+}
+
+#[test]
+fn a_hook_alone_gives_the_same_as_among_all() {
+    for name in NAMES {
+        let (checkpoint, golden) = (Checkpoint::open(&folder(name)).unwrap(), Golden::read(name));
+        let (ids, contexts, length) = golden.ids();
+        for hook in all_hooks(&checkpoint) {
+            let mut model = PrefixModel::load(&runtime(), &checkpoint, &[hook], &CPU).unwrap();
+            let activations = model.run(&ids, contexts, length).unwrap();
+            let worst = worst_difference(activations.rows(0), &golden.rows(hook));
+            assert!(worst < TOLERANCE, "{name} {hook}: {worst:e}");
+        }
+    }
+}
+
+#[test]
+fn centring_subtracts_each_row_s_mean() {
+    for name in NAMES {
+        let (checkpoint, golden) = (Checkpoint::open(&folder(name)).unwrap(), Golden::read(name));
+        let hooks = all_hooks(&checkpoint);
+        let options = SessionOptions { center: true, ..CPU };
+        let mut model = PrefixModel::load(&runtime(), &checkpoint, &hooks, &options).unwrap();
+        let (ids, contexts, length) = golden.ids();
+        let activations = model.run(&ids, contexts, length).unwrap();
+        let d = checkpoint.config().d_model;
+        for (index, hook) in hooks.iter().enumerate() {
+            let mut expected = golden.rows(*hook);
+            let plain = expected.clone();
+            for row in expected.chunks_exact_mut(d) {
+                let mean = row.iter().sum::<f32>() / d as f32;
+                row.iter_mut().for_each(|x| *x -= mean);
+            }
+            let worst = worst_difference(activations.rows(index), &expected);
+            assert!(worst < TOLERANCE, "{name} {hook}: {worst:e}");
+            assert!(
+                worst_difference(&plain, &expected) > 100.0 * TOLERANCE,
+                "{name} {hook} has no mean to remove"
+            );
+        }
+    }
+}
+
+#[test]
+fn outputs_come_in_the_order_asked_for_also_when_two_hooks_are_one_value() {
+    let (checkpoint, golden) = (Checkpoint::open(&folder("gpt2")).unwrap(), Golden::read("gpt2"));
+    let post = HookPoint { layer: 0, site: Site::ResidPost };
+    let hooks = [HookPoint::resid_pre(1), HookPoint::resid_pre(0), post, HookPoint::resid_pre(1)];
+    for center in [false, true] {
+        let options = SessionOptions { center, ..CPU };
+        let mut model = PrefixModel::load(&runtime(), &checkpoint, &hooks, &options).unwrap();
+        assert_eq!(model.hooks(), hooks);
+        let (ids, contexts, length) = golden.ids();
+        let activations = model.run(&ids, contexts, length).unwrap();
+        assert_eq!(activations.rows(0), activations.rows(2));
+        assert_eq!(activations.rows(0), activations.rows(3));
+        assert_ne!(activations.rows(0), activations.rows(1));
+    }
+}
+
+#[test]
+fn contexts_do_not_see_each_other_and_tokens_do_not_see_later_ones() {
+    for name in NAMES {
+        let checkpoint = Checkpoint::open(&folder(name)).unwrap();
+        let last = HookPoint { layer: checkpoint.config().layers - 1, site: Site::ResidPost };
+        let mut model = PrefixModel::load(&runtime(), &checkpoint, &[last], &CPU).unwrap();
+        let d = checkpoint.config().d_model;
+        let both = model.run(&[5, 6, 7, 8, 9, 10], 2, 3).unwrap();
+        let second = model.run(&[8, 9, 10], 1, 3).unwrap();
+        assert!(worst_difference(&both.rows(0)[3 * d..], second.rows(0)) < TOLERANCE, "{name}");
+        let beginning = model.run(&[8, 9], 1, 2).unwrap();
+        assert!(worst_difference(&second.rows(0)[..2 * d], beginning.rows(0)) < TOLERANCE, "{name}");
+    }
+}
+
+#[test]
+fn the_cpu_runs_where_there_is_no_cuda_and_says_so() {
+    // The library of scripts/fetch-onnxruntime has no CUDA provider, whatever the machine has.
+    let checkpoint = Checkpoint::open(&folder("gpt2")).unwrap();
+    let options = SessionOptions { device: Device::Auto, ..CPU };
+    let model = PrefixModel::load(&runtime(), &checkpoint, &[HookPoint::resid_pre(0)], &options).unwrap();
+    assert_eq!(model.provider(), "CPUExecutionProvider");
+    let options = SessionOptions { device: Device::Cuda, ..CPU };
+    let error = PrefixModel::load(&runtime(), &checkpoint, &[HookPoint::resid_pre(0)], &options).unwrap_err();
+    let message = error.to_string();
+    for part in ["no CUDA", "libonnxruntime_providers_cuda.so", "does not exist"] {
+        assert!(message.contains(part), "{message}");
+    }
+}
+
+#[test]
+fn activations_outlive_the_model_and_cross_threads() {
+    let (checkpoint, golden) = (Checkpoint::open(&folder("gpt2")).unwrap(), Golden::read("gpt2"));
+    let hook = HookPoint::resid_pre(1);
+    let mut model = PrefixModel::load(&runtime(), &checkpoint, &[hook], &CPU).unwrap();
+    let (ids, contexts, length) = golden.ids();
+    let activations = model.run(&ids, contexts, length).unwrap();
+    drop(model);
+    let worst =
+        std::thread::spawn(move || worst_difference(activations.rows(0), &golden.rows(hook))).join().unwrap();
+    assert!(worst < TOLERANCE);
+}

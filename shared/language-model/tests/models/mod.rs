@@ -1,0 +1,63 @@
+//! The tiny models of `tests/data` and the library that runs them, for the tests beside this folder.
+
+// Each test file is a crate of its own and uses its own part of this.
+#![allow(dead_code, unreachable_pub)]
+
+use std::path::{Path, PathBuf};
+
+use language_model::{Checkpoint, HookPoint, Runtime, Site};
+use safetensors::SafeTensors;
+
+pub const NAMES: [&str; 4] = ["gpt2", "gpt2-bare-f16-shards", "llama", "llama-bf16-rope-scaled"];
+
+pub fn folder(name: &str) -> PathBuf {
+    Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/data").join(name)
+}
+
+pub fn runtime() -> Runtime {
+    Runtime::load(None).unwrap_or_else(|error| panic!("{error}"))
+}
+
+pub fn all_hooks(checkpoint: &Checkpoint) -> Vec<HookPoint> {
+    let layers = 0..checkpoint.config().layers;
+    layers.flat_map(|layer| Site::ALL.map(|site| HookPoint { layer, site })).collect()
+}
+
+/// A copy of a model that a test may damage.
+pub fn copy(name: &str) -> tempfile::TempDir {
+    let copy = tempfile::tempdir().unwrap();
+    for entry in std::fs::read_dir(folder(name)).unwrap() {
+        let file = entry.unwrap().path();
+        std::fs::copy(&file, copy.path().join(file.file_name().unwrap())).unwrap();
+    }
+    copy
+}
+
+/// What `transformers` computed: token ids `[contexts, length]` and each hook's rows.
+pub struct Golden(Vec<u8>);
+
+impl Golden {
+    pub fn read(name: &str) -> Golden {
+        Golden(std::fs::read(folder(name).join("golden.safetensors")).unwrap())
+    }
+
+    pub fn ids(&self) -> (Vec<i64>, usize, usize) {
+        let file = SafeTensors::deserialize(&self.0).unwrap();
+        let ids = file.tensor("ids").unwrap();
+        let values = ids.data().chunks_exact(8).map(|b| i64::from_le_bytes(b.try_into().unwrap())).collect();
+        (values, ids.shape()[0], ids.shape()[1])
+    }
+
+    pub fn rows(&self, hook: HookPoint) -> Vec<f32> {
+        let file = SafeTensors::deserialize(&self.0).unwrap();
+        let rows = file.tensor(&hook.to_string()).unwrap();
+        rows.data().chunks_exact(4).map(|b| f32::from_le_bytes(b.try_into().unwrap())).collect()
+    }
+}
+
+/// The largest absolute difference; NaN counts as infinitely far.
+pub fn worst_difference(found: &[f32], expected: &[f32]) -> f32 {
+    assert_eq!(found.len(), expected.len());
+    let differences = found.iter().zip(expected).map(|(a, b)| (a - b).abs());
+    differences.fold(0.0, |worst, d| if d.is_nan() { f32::INFINITY } else { worst.max(d) })
+}
