@@ -291,7 +291,13 @@ pub(crate) fn summary(folder: &Path) -> Result<Option<Summary>> {
     Ok(Some(summary.with_context(|| format!("{} is not the summary of a run", path.display()))?))
 }
 
+/// A process that was stopped before it wrote anything leaves its lock.
 fn is_empty(folder: &Path) -> Result<bool> {
-    let mut entries = fs::read_dir(folder).with_context(|| format!("cannot read {}", folder.display()))?;
-    Ok(entries.next().is_none())
+    let error = || format!("cannot read {}", folder.display());
+    for entry in fs::read_dir(folder).with_context(error)? {
+        if entry.with_context(error)?.file_name() != LOCK {
+            return Ok(false);
+        }
+    }
+    Ok(true)
 }

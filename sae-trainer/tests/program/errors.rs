@@ -76,9 +76,12 @@ fn a_folder_that_is_no_run_is_left_alone() {
     let told = place.fail(&format!("{SMALL} --out thesis"));
     assert!(told.contains("thesis is not empty and not a run"), "{told}");
     assert_eq!(place.files("thesis").len(), 1);
-    // An empty folder is as good as none.
+    // An empty folder is as good as none, and so is one that a process was stopped in before it began.
     fs::create_dir(place.path("empty")).unwrap();
     place.run(&format!("{SMALL} --out empty"));
+    fs::create_dir(place.path("begun")).unwrap();
+    fs::write(place.path("begun/.lock"), "").unwrap();
+    place.run(&format!("{SMALL} --out begun"));
 }
 
 #[test]

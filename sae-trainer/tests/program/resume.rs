@@ -94,12 +94,12 @@ fn a_finished_run_can_be_lengthened() {
 fn a_second_ctrl_c_ends_the_run_at_once() {
     let place = Place::new();
     // Steps that take long enough for two signals.
-    let line = "--store store --features 65536 --batch 4096 --steps 50 --out run";
+    let line = "--store store --features 16384 --batch 4096 --steps 500 --out run";
     let mut child = start(&place, line);
     let metrics = place.path("run/metrics.jsonl");
     wait_for(&mut child, "the first step", || lines(&metrics) > 0);
     signal(&child, "-INT");
-    std::thread::sleep(Duration::from_millis(30));
+    std::thread::sleep(Duration::from_millis(5));
     signal(&child, "-INT");
     let output = child.wait_with_output().unwrap();
     assert_eq!(output.status.code(), Some(130));
