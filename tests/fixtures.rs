@@ -24,7 +24,8 @@ pub fn program(name: &str) -> Command {
         let test = std::env::current_exe().expect("a running test has a path");
         let folder = test.ancestors().nth(2).expect("tests lie in target/PROFILE/deps").to_owned();
         let mut build = Command::new(env!("CARGO"));
-        build.args(["build", "--quiet", "-p", "activation-dump", "-p", "sae-trainer"]);
+        // The same selection as in scripts/test: another one would build dependencies with other features.
+        build.args(["build", "--quiet", "--workspace", "--bins", "--examples"]);
         if folder.ends_with("release") {
             build.arg("--release");
         }

@@ -13,18 +13,24 @@ use crate::documents;
 use crate::tokenizer::hex;
 
 /// The files of a dataset, in the order in which they are read.
-#[derive(Debug)]
 pub(crate) struct Dataset {
-    files: Vec<PathBuf>,
+    parts: Vec<Part>,
     column: String,
     hash: String,
+}
+
+/// Files that were named together.
+enum Part {
+    Local(Vec<PathBuf>),
+    /// Fetched into the hub's cache one by one, each when its turn comes.
+    Hub(hub::Dataset),
 }
 
 impl Dataset {
     /// Finds the files that `names` stand for. Folders are searched to their depth; files of a folder or
     /// glob come in the order of their names, the names in the order given.
     pub(crate) fn find(names: &[String], column: &str) -> Result<Dataset> {
-        let mut files = Vec::new();
+        let mut parts = Vec::new();
         let mut hash = Sha256::new();
         for name in names {
             let path = Path::new(name);
@@ -35,16 +41,19 @@ impl Dataset {
             } else if name.contains(['*', '?', '[']) {
                 files_matching(name)?
             } else if looks_like_hub_id(name) {
-                hub::dataset(name)?.files()?
+                let dataset = hub::dataset(name)?;
+                hash.update(format!("{name}@{}\n", dataset.revision()));
+                parts.push(Part::Hub(dataset));
+                continue;
             } else {
                 bail!("--dataset {name}: no such file or folder, and not a hub id (owner/name)");
             };
             for digest in local.par_iter().map(|file| sha256(file)).collect::<Result<Vec<_>>>()? {
                 hash.update(digest);
             }
-            files.extend(local);
+            parts.push(Part::Local(local));
         }
-        Ok(Dataset { files, column: column.to_owned(), hash: hex(&hash.finalize()) })
+        Ok(Dataset { parts, column: column.to_owned(), hash: hex(&hash.finalize()) })
     }
 
     /// SHA-256 over the contents of the local files and the revisions of the hub's datasets, in order:
@@ -55,14 +64,32 @@ impl Dataset {
 
     /// Files in all.
     pub(crate) fn file_count(&self) -> usize {
-        self.files.len()
+        self.parts.iter().map(Part::len).sum()
     }
 
     /// Every document of every file.
     pub(crate) fn documents(&self) -> impl Iterator<Item = Result<String>> + '_ {
-        self.files.iter().flat_map(|file| {
-            documents::open(file, &self.column).unwrap_or_else(|error| Box::new(std::iter::once(Err(error))))
+        let files = self.parts.iter().flat_map(|part| (0..part.len()).map(move |index| part.file(index)));
+        files.flat_map(|file| {
+            let opened = file.and_then(|path| documents::open(&path, &self.column));
+            opened.unwrap_or_else(|error| Box::new(std::iter::once(Err(error))))
         })
+    }
+}
+
+impl Part {
+    fn len(&self) -> usize {
+        match self {
+            Part::Local(files) => files.len(),
+            Part::Hub(dataset) => dataset.names().len(),
+        }
+    }
+
+    fn file(&self, index: usize) -> Result<PathBuf> {
+        match self {
+            Part::Local(files) => Ok(files[index].clone()),
+            Part::Hub(dataset) => Ok(dataset.file(index)?),
+        }
     }
 }
 
@@ -165,7 +192,7 @@ mod tests {
     #[test]
     fn what_is_not_there_is_named() {
         let folder = tempfile::tempdir().unwrap();
-        let message = |name: &str| format!("{:#}", Dataset::find(&[name.to_owned()], "text").unwrap_err());
+        let message = |name: &str| format!("{:#}", Dataset::find(&[name.to_owned()], "text").err().unwrap());
         assert!(message("no/such/file.txt").contains("no/such/file.txt"));
         assert!(message("missing.parquet").contains("missing.parquet"));
         assert!(message(&folder.path().display().to_string()).contains("no file of text"));

@@ -54,9 +54,13 @@ fn main() -> ExitCode {
 /// The flags that help with an error whose text, a library's, cannot know them.
 fn hint(error: &anyhow::Error) -> Option<&'static str> {
     match error.downcast_ref::<StoreError>()? {
-        StoreError::Overflow { .. } => Some("--dtype f32 stores it as it is, --clip as float16's largest value"),
+        StoreError::Overflow { .. } => {
+            Some("--dtype f32 stores it as it is, --clip as float16's largest value")
+        }
         StoreError::Mismatch { .. } => Some("--out names another folder"),
-        StoreError::NoSpace { .. } => Some("--tokens asks for fewer tokens, --mantissa-bits for smaller ones"),
+        StoreError::NoSpace { .. } => {
+            Some("--tokens asks for fewer tokens, --mantissa-bits for smaller ones")
+        }
         _ => None,
     }
 }
@@ -71,7 +75,7 @@ fn dump(arguments: &Arguments) -> Result<End> {
 
     // The cheap checks come first: nothing is built before the command makes sense.
     let hook = arguments.what.hook_point()?;
-    let folder = if std::path::Path::new(&arguments.source.model).is_dir() { PathBuf::from(&arguments.source.model) } else { hub::model(&arguments.source.model)? };
+    let folder = hub::model(&arguments.source.model)?;
     let checkpoint = Checkpoint::open(&folder)?;
     let config = checkpoint.config();
     let plan = plan(arguments, config.max_positions)?;

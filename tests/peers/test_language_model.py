@@ -42,22 +42,24 @@ def run_hooks(example, tmp_path):
 
 
 def compare(ours, model, ids, center=False):
-    """Worst errors against float64 over all hooks: ours and `transformers`' own in float32.
+    """Worst errors against float64 over all hooks: ours, and `transformers`' own in float32.
 
-    float32 has 24 bits, so 1e-4 is out of reach for every float32 implementation once activations are in
-    the thousands. There ours may be as far off as `transformers`' is, and half as much again for the luck
-    of the roundings.
+    float32 has 24 bits, so an absolute error of 1e-4 is out of reach of every float32 implementation
+    once activations are in the thousands. A hook where it is missed passes if its error is below 1e-4 of
+    its largest activation and, as a root mean square, below twice `transformers`' own.
     """
     theirs = hook_outputs(model.float(), ids, center)
     exact = hook_outputs(model.double(), ids, center)
     assert ours.keys() == exact.keys()
     worst = {"ours": 0.0, "transformers": 0.0, "largest activation": 0.0}
     for name, truth in exact.items():
-        our_error = (ours[name].double() - truth).abs().max().item()
-        their_error = (theirs[name].double() - truth).abs().max().item()
-        allowed = max(TOLERANCE, 1.5 * their_error)
-        assert our_error < allowed, f"{name}: {our_error:.2e} from float64, transformers {their_error:.2e}"
-        for key, value in zip(worst, (our_error, their_error, truth.abs().max().item())):
+        our_error, their_error = (ours[name].double() - truth).abs(), (theirs[name].double() - truth).abs()
+        largest = truth.abs().max().item()
+        if not our_error.max() < TOLERANCE:
+            said = f"{name}: {our_error.max():.2e} from float64, transformers {their_error.max():.2e}"
+            assert our_error.max() < TOLERANCE * largest, said
+            assert our_error.pow(2).mean() < 4 * their_error.pow(2).mean(), said
+        for key, value in zip(worst, (our_error.max().item(), their_error.max().item(), largest)):
             worst[key] = max(worst[key], value)
     print("worst over", len(exact), "hooks:", {key: f"{value:.2e}" for key, value in worst.items()})
     return worst
@@ -82,9 +84,9 @@ def random_ids(vocabulary, contexts, length):
     return torch.randint(0, vocabulary, (contexts, length), generator=torch.Generator().manual_seed(1))
 
 
-@pytest.mark.parametrize("center", [False, True])
-def test_gpt2_of_true_shapes_at_the_scale_of_its_initialization(tmp_path, run_hooks, center):
-    model = random_gpt2(0.02)
+@pytest.mark.parametrize(("scale", "center"), [(0.02, False), (0.02, True), (0.05, False)])
+def test_gpt2_of_true_shapes_at_its_initialization_s_scale_and_above(tmp_path, run_hooks, scale, center):
+    model = random_gpt2(scale)
     model.save_pretrained(tmp_path / "model")
     ids = random_ids(50257, 2, 128)
     worst = compare(run_hooks(tmp_path / "model", ids, center), model, ids, center)
@@ -93,8 +95,8 @@ def test_gpt2_of_true_shapes_at_the_scale_of_its_initialization(tmp_path, run_ho
     gc.collect()
 
 
-def test_gpt2_of_true_shapes_with_large_weights_and_outlier_components(tmp_path, run_hooks):
-    model = random_gpt2(0.15, outlier=30.0)
+def test_gpt2_of_true_shapes_with_massive_activations(tmp_path, run_hooks):
+    model = random_gpt2(0.05, outlier=100.0)
     model.save_pretrained(tmp_path / "model")
     ids = random_ids(50257, 2, 64)
     worst = compare(run_hooks(tmp_path / "model", ids), model, ids)
