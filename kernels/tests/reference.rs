@@ -23,7 +23,7 @@ fn numbers(count: usize, seed: u64) -> Vec<f64> {
 
 /// Weights under which feature 0 is dead, feature 1 dense, and the others on and off.
 fn weights() -> Parameters {
-    let mut b_enc = numbers(FEATURES, 1);
+    let mut b_enc: Vec<f64> = numbers(FEATURES, 1).iter().map(|b| b * 0.2).collect();
     (b_enc[0], b_enc[1]) = (-20.0, 20.0);
     Parameters {
         w_enc: numbers(WIDTH * FEATURES, 2),

@@ -5,12 +5,14 @@
 //! features; it packs its panel (feature-interleaved, for the tile) into a buffer that fits the second
 //! cache level, once for all its rows. Cost: 2·B·F·d operations, one reading of W_enc per block of rows.
 
+use std::cell::RefCell;
 use std::sync::atomic::{AtomicUsize, Ordering};
 
 use rayon::prelude::*;
 
 use super::isa::{Isa, Level};
 use super::pairs::{ActivePairs, Block, Pair, ROW_GROUP};
+use super::screen::{self, Candidates, ScreenedPanel, ScreenedRows};
 use super::tile::{self, Lanes, Plain};
 
 /// Rows of a block, a multiple of [`ROW_GROUP`].
@@ -39,7 +41,31 @@ pub struct Encode<'a> {
 #[derive(Debug, Default)]
 pub struct EncodeBuffers {
     blocks: Vec<Vec<Block>>,
+    screened: ScreenedRows,
 }
+
+/// How the active pairs are found. The set is the same either way, values agree within rounding.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Search {
+    /// By the float32 product of all pairs.
+    Plain,
+    /// By [screening](super::screen) where the instruction set has a tile for it and few enough pairs pass.
+    Screened,
+}
+
+/// What an encode that found few enough pairs reports.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Found {
+    /// Pairs that screening could not rule out and that were computed again in float32.
+    pub rechecked: usize,
+}
+
+/// Screening a block stops after its first group of rows if it leaves more than this share of the
+/// pairs: computing a candidate again costs about twice its share of the plain product.
+const LARGEST_CANDIDATE_SHARE: f64 = 0.3;
+
+/// The bytes' products are added in 32 bits.
+const LARGEST_SCREENED_WIDTH: usize = 1 << 17;
 
 impl Encode<'_> {
     fn rows(&self) -> usize {
@@ -57,61 +83,78 @@ impl Encode<'_> {
 
     /// The panel's weights for the tile: for each group of `tile_width` features, for each k, their
     /// weights side by side; zeros (and a bias of 0) fill the last group, which leaves z = 0 there.
-    fn pack(&self, features: std::ops::Range<usize>, tile_width: usize) -> Packed {
+    fn pack(&self, features: std::ops::Range<usize>, tile_width: usize, packed: &mut Packed) {
         let groups = features.len().div_ceil(tile_width);
-        let mut weights = vec![0.0; groups * tile_width * self.width];
-        let mut bias = vec![0.0; groups * tile_width];
+        let Packed { weights, bias } = packed;
+        weights.resize(groups * tile_width * self.width, 0.0);
+        bias.resize(groups * tile_width, 0.0);
         bias[..features.len()].copy_from_slice(&self.bias[features.clone()]);
-        for (at, row) in self.weights[features.start * self.width..features.end * self.width]
-            .chunks_exact(self.width)
-            .enumerate()
-        {
+        bias[features.len()..].fill(0.0);
+        for at in 0..groups * tile_width {
             let group = &mut weights[at / tile_width * tile_width * self.width..];
-            for (to, weight) in group[at % tile_width..].iter_mut().step_by(tile_width).zip(row) {
-                *to = *weight;
+            let places = group[at % tile_width..].iter_mut().step_by(tile_width).take(self.width);
+            if at < features.len() {
+                let row = &self.weights[(features.start + at) * self.width..][..self.width];
+                places.zip(row).for_each(|(to, weight)| *to = *weight);
+            } else {
+                places.for_each(|to| *to = 0.0);
             }
         }
-        Packed { weights, bias }
     }
 }
 
+thread_local! {
+    /// Each worker's packed panel: kept, because a fresh one costs more in page faults than in packing.
+    static PACKED: RefCell<Packed> = RefCell::default();
+}
+
+#[derive(Default)]
 struct Packed {
     weights: Vec<f32>,
     bias: Vec<f32>,
 }
 
-/// The active pairs of the batch into `pairs`, unless there are more than `limit`: then false, and
+/// The active pairs of the batch into `pairs`, unless there are more than `limit`: then None, and
 /// `pairs` holds nothing of use.
 pub fn encode_sparse(
     isa: Isa,
     input: Encode<'_>,
+    search: Search,
     limit: usize,
     buffers: &mut EncodeBuffers,
     pairs: &mut ActivePairs,
-) -> bool {
+) -> Option<Found> {
     let (rows, features, panel) = (input.rows(), input.features(), input.panel());
     let row_blocks = rows.div_ceil(ROW_BLOCK);
-    buffers.blocks.resize_with(features.div_ceil(panel), Vec::new);
+    let EncodeBuffers { blocks, screened } = buffers;
+    let screened = (search == Search::Screened
+        && screen::available(isa)
+        && input.width <= LARGEST_SCREENED_WIDTH)
+        .then(|| {
+            screened.fill(isa, &input);
+            &*screened
+        });
+    blocks.resize_with(features.div_ceil(panel), Vec::new);
     // The count only grows, so whether it passes the limit does not depend on the threads' order.
     let found = AtomicUsize::new(0);
-    buffers.blocks.par_iter_mut().enumerate().for_each(|(p, panel_blocks)| {
+    blocks.par_iter_mut().enumerate().for_each(|(p, panel_blocks)| {
         panel_blocks.resize_with(row_blocks, Block::default);
         let columns = p * panel..((p + 1) * panel).min(features);
         panel_blocks.par_iter_mut().enumerate().for_each(|(r, block)| {
-            block.pairs.clear();
+            block.clear();
             if found.load(Ordering::Relaxed) <= limit {
                 let lines = r * ROW_BLOCK..((r + 1) * ROW_BLOCK).min(rows);
-                find_pairs(isa, &input, lines, columns.clone(), block);
+                find_pairs(isa, &input, screened, lines, columns.clone(), block);
                 found.fetch_add(block.pairs.len(), Ordering::Relaxed);
             }
         });
     });
     if found.into_inner() > limit {
-        buffers.blocks.clear();
-        return false;
+        blocks.clear();
+        return None;
     }
-    pairs.sort(&buffers.blocks, rows, features, ROW_BLOCK, panel);
-    true
+    pairs.sort(blocks, rows, features, ROW_BLOCK, panel);
+    Some(Found { rechecked: blocks.iter().flatten().map(|block| block.rechecked).sum() })
 }
 
 /// The activations into `activations` [B,F], zeros included.
@@ -153,14 +196,14 @@ trait Epilogue {
 
 struct Collect<'a> {
     block: &'a mut Block,
-    first_row: usize,
 }
 
 impl Epilogue for Collect<'_> {
     #[inline(always)]
     fn begin_strip(&mut self, first_row: usize) {
-        if (first_row - self.first_row).is_multiple_of(ROW_GROUP) {
-            self.block.group_starts.push(self.block.pairs.len());
+        // Blocks begin at multiples of a group.
+        if first_row.is_multiple_of(ROW_GROUP) {
+            self.block.begin_group();
         }
     }
 
@@ -236,14 +279,62 @@ impl Epilogue for Write<'_> {
 fn find_pairs(
     isa: Isa,
     input: &Encode<'_>,
+    screened: Option<&ScreenedRows>,
     rows: std::ops::Range<usize>,
     features: std::ops::Range<usize>,
     block: &mut Block,
 ) {
-    block.group_starts.clear();
-    let mut collect = Collect { first_row: rows.start, block };
-    product_of_block(isa, input, rows, features, &mut collect);
-    block.group_starts.push(block.pairs.len());
+    let mut rest = rows;
+    if let Some(screened) = screened {
+        rest.start = screen_block(isa, input, screened, rest.clone(), features.clone(), block);
+    }
+    if !rest.is_empty() {
+        product_of_block(isa, input, rest, features, &mut Collect { block });
+    }
+    block.begin_group();
+}
+
+thread_local! {
+    /// Each worker's memory for screening.
+    static SCREENING: RefCell<(ScreenedPanel, Candidates, Vec<f32>)> = RefCell::default();
+}
+
+/// Screens a block's rows from the first on, until all are done or screening turns out not to pay.
+/// Returns the first row that was not screened.
+fn screen_block(
+    isa: Isa,
+    input: &Encode<'_>,
+    screened: &ScreenedRows,
+    rows: std::ops::Range<usize>,
+    features: std::ops::Range<usize>,
+    block: &mut Block,
+) -> usize {
+    let (mut panel, mut candidates, mut scratch) = SCREENING.take();
+    panel.fill(isa, input, screened, features.clone());
+    let mut next = rows.start;
+    while next < rows.end {
+        let group = next..(next + ROW_GROUP).min(rows.end);
+        block.begin_group();
+        let before = block.rechecked;
+        for row in group.clone().step_by(screen::TILE_HEIGHT) {
+            let height = screen::TILE_HEIGHT.min(group.end - row);
+            let strip = (row, height);
+            screen::candidates(isa, screened, &panel, input.width, strip, &mut candidates);
+            for (m, found) in candidates.iter().take(height).enumerate() {
+                block.rechecked += found.len();
+                let first = (row + m, features.start);
+                let pairs = &mut block.pairs;
+                screen::recheck(isa, input, screened, &panel, first, found, &mut scratch, pairs);
+            }
+        }
+        let cells = group.len() * features.len();
+        next = group.end;
+        if (block.rechecked - before) as f64 > LARGEST_CANDIDATE_SHARE * cells as f64 {
+            break;
+        }
+    }
+    SCREENING.set((panel, candidates, scratch));
+    next
 }
 
 fn write_block(
@@ -314,7 +405,8 @@ unsafe fn tiles<V: Lanes, E: Epilogue, const MR: usize, const NV: usize>(
 ) {
     const { assert!(ROW_GROUP.is_multiple_of(MR) && FEATURE_GROUP.is_multiple_of(NV * V::COUNT)) };
     let (tile_width, depth) = (NV * V::COUNT, input.width);
-    let packed = input.pack(features.clone(), tile_width);
+    let mut packed = PACKED.take();
+    input.pack(features.clone(), tile_width, &mut packed);
     for row in rows.clone().step_by(MR) {
         epilogue.begin_strip(row);
         // A short last strip computes its last row several times and drops the copies.
@@ -336,122 +428,8 @@ unsafe fn tiles<V: Lanes, E: Epilogue, const MR: usize, const NV: usize>(
             }
         }
     }
+    PACKED.set(packed);
 }
 
 #[cfg(test)]
-mod tests {
-    use super::*;
-
-    /// Numbers in (-1, 1) without a pattern that a wrong index could keep.
-    fn numbers(count: usize, seed: u64) -> Vec<f32> {
-        let mut state = seed.wrapping_mul(0x9E37_79B9_7F4A_7C15) | 1;
-        (0..count)
-            .map(|_| {
-                state ^= state << 13;
-                state ^= state >> 7;
-                state ^= state << 17;
-                (state >> 40) as f32 / (1u64 << 23) as f32 - 1.0
-            })
-            .collect()
-    }
-
-    /// z by the definition: the bias, then one product after the other, in float32.
-    fn definition(input: &Encode<'_>, fused: bool) -> Vec<f32> {
-        let mut z = Vec::new();
-        for x in input.x.chunks_exact(input.width) {
-            for (weights, bias) in input.weights.chunks_exact(input.width).zip(input.bias) {
-                z.push(
-                    x.iter().zip(weights).fold(
-                        *bias,
-                        |sum, (x, w)| {
-                            if fused { x.mul_add(*w, sum) } else { x * w + sum }
-                        },
-                    ),
-                );
-            }
-        }
-        z
-    }
-
-    const SIZES: [(usize, usize, usize); 7] =
-        [(1, 1, 1), (5, 3, 17), (48, 8, 48), (49, 7, 50), (131, 33, 97), (1537, 2, 33), (10, 1500, 101)];
-
-    #[test]
-    fn dense_activations_equal_the_definition_bit_for_bit_on_every_instruction_set() {
-        for (rows, width, features) in SIZES {
-            let (x, weights) = (numbers(rows * width, 1), numbers(features * width, 2));
-            let bias = numbers(features, 3);
-            let input = Encode { x: &x, weights: &weights, bias: &bias, width };
-            for isa in Isa::available() {
-                let fused = isa.level() != Level::Portable || super::super::isa::PORTABLE_FMA;
-                let expected: Vec<f32> = definition(&input, fused).iter().map(|z| z.max(0.0)).collect();
-                let mut got = vec![f32::NAN; rows * features];
-                encode_dense(isa, input, &mut got);
-                assert_eq!(got, expected, "{} {rows} {width} {features}", isa.name());
-            }
-        }
-    }
-
-    #[test]
-    fn sparse_lists_hold_exactly_the_dense_activations_in_both_orders() {
-        for (rows, width, features) in SIZES {
-            let (x, weights) = (numbers(rows * width, 4), numbers(features * width, 5));
-            let bias: Vec<f32> = numbers(features, 6).iter().map(|b| b - 0.5).collect();
-            let input = Encode { x: &x, weights: &weights, bias: &bias, width };
-            for isa in Isa::available() {
-                let mut dense = vec![0.0; rows * features];
-                encode_dense(isa, input, &mut dense);
-                let (mut buffers, mut pairs) = (EncodeBuffers::default(), ActivePairs::default());
-                // The second call reuses the first one's memory.
-                for _ in 0..2 {
-                    assert!(encode_sparse(isa, input, rows * features, &mut buffers, &mut pairs));
-                }
-                for row in 0..rows {
-                    let line = &dense[row * features..][..features];
-                    let (indices, values) = pairs.of_row(row);
-                    let expected: Vec<(u32, f32)> =
-                        (0..features).filter(|j| line[*j] > 0.0).map(|j| (j as u32, line[j])).collect();
-                    let got: Vec<(u32, f32)> = indices.iter().copied().zip(values.iter().copied()).collect();
-                    assert_eq!(got, expected, "{} row {row}", isa.name());
-                }
-                for feature in 0..features {
-                    let (indices, values) = pairs.of_feature(feature);
-                    let expected: Vec<(u32, f32)> = (0..rows)
-                        .map(|i| (i as u32, dense[i * features + feature]))
-                        .filter(|(_, a)| *a > 0.0)
-                        .collect();
-                    let got: Vec<(u32, f32)> = indices.iter().copied().zip(values.iter().copied()).collect();
-                    assert_eq!(got, expected, "{} feature {feature}", isa.name());
-                }
-            }
-        }
-    }
-
-    #[test]
-    fn more_pairs_than_the_limit_are_refused_and_just_as_many_are_not() {
-        let (rows, width, features) = (100, 4, 130);
-        let (x, weights, bias) =
-            (numbers(rows * width, 7), numbers(features * width, 8), numbers(features, 9));
-        let input = Encode { x: &x, weights: &weights, bias: &bias, width };
-        let (mut buffers, mut pairs) = (EncodeBuffers::default(), ActivePairs::default());
-        let isa = Isa::detect();
-        assert!(encode_sparse(isa, input, rows * features, &mut buffers, &mut pairs));
-        let count = pairs.len();
-        assert!(count > 1000);
-        assert!(!encode_sparse(isa, input, count - 1, &mut buffers, &mut pairs));
-        assert!(encode_sparse(isa, input, count, &mut buffers, &mut pairs));
-        assert_eq!(pairs.len(), count);
-    }
-
-    #[test]
-    fn nan_and_negative_zero_are_not_active() {
-        let (x, weights) = ([1.0, f32::NAN], [0.0]);
-        let bias = [-0.0];
-        let input = Encode { x: &x, weights: &weights, bias: &bias, width: 1 };
-        let (mut buffers, mut pairs) = (EncodeBuffers::default(), ActivePairs::default());
-        for isa in Isa::available() {
-            assert!(encode_sparse(isa, input, 2, &mut buffers, &mut pairs));
-            assert!(pairs.is_empty());
-        }
-    }
-}
+mod tests;

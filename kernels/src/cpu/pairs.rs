@@ -21,6 +21,22 @@ pub(crate) struct Block {
     pub(crate) pairs: Vec<Pair>,
     /// Where the pairs of each group of [`ROW_GROUP`] rows begin, and at the end where the last one ends.
     pub(crate) group_starts: Vec<usize>,
+    /// Pairs that screening left to be computed again.
+    pub(crate) rechecked: usize,
+}
+
+impl Block {
+    /// Forgets everything but the memory.
+    pub(crate) fn clear(&mut self) {
+        self.pairs.clear();
+        self.group_starts.clear();
+        self.rechecked = 0;
+    }
+
+    /// The pairs that follow belong to the next group of rows.
+    pub(crate) fn begin_group(&mut self) {
+        self.group_starts.push(self.pairs.len());
+    }
 }
 
 /// Rows that are sorted together; a multiple of every tile's height.

@@ -2,7 +2,7 @@
 
 use kernels::cpu::decode::{Decode, RowResult, decode_sparse, sum_of_rows};
 use kernels::cpu::dense::{count_active, decode_dense};
-use kernels::cpu::encode::{Encode, EncodeBuffers, encode_dense, encode_sparse};
+use kernels::cpu::encode::{Encode, EncodeBuffers, Search, encode_dense, encode_sparse};
 use kernels::cpu::frequency::FrequencyWindow;
 use kernels::cpu::pairs::ActivePairs;
 use kernels::cpu::rows::{RowNorms, first_non_finite_row, row_norms, subtract_bias};
@@ -25,13 +25,15 @@ pub struct CpuOptions {
     pub isa: Isa,
     /// Up to this density (active pairs / (B·F)) a step takes the sparse path.
     pub sparse_density: f64,
+    /// How the active pairs are searched.
+    pub search: Search,
 }
 
 impl Default for CpuOptions {
     /// One thread per core, the widest instruction set, and the density up to which the sparse path was
     /// measured to be the faster one.
     fn default() -> CpuOptions {
-        CpuOptions { threads: 0, isa: Isa::detect(), sparse_density: 0.25 }
+        CpuOptions { threads: 0, isa: Isa::detect(), sparse_density: 0.25, search: Search::Screened }
     }
 }
 
@@ -228,6 +230,8 @@ struct Forward {
     path: Path,
     /// In how many rows each feature is active, [F].
     counts: Vec<u32>,
+    /// Pairs that screening left to compute again.
+    rechecked: usize,
 }
 
 /// One pass over a batch, on the engine's threads.
@@ -316,6 +320,7 @@ impl Step<'_> {
             density: sums.density(),
             below_target: terms.below_target,
             path: forward.path,
+            rechecked: forward.rechecked as f64 / (spec.batch * spec.features) as f64,
         })
     }
 
@@ -335,7 +340,7 @@ impl Step<'_> {
         if spec.pre_bias {
             subtract_bias(batch, &weights.decoder_bias, &mut self.buffers.input);
         }
-        let path = self.encode(batch, weights, expected);
+        let (path, rechecked) = self.encode(batch, weights, expected);
 
         if spec.loss.weight_by_decoder_norm {
             let rows = weights.decoder.chunks_exact(spec.width);
@@ -363,12 +368,12 @@ impl Step<'_> {
                 count_active(activations, spec.features)
             }
         };
-        Ok(Forward { path, counts })
+        Ok(Forward { path, counts, rechecked })
     }
 
     /// Fills the pairs or, if there are too many of them, the dense activations. The density decides;
-    /// `expected` only says what to try first.
-    fn encode(&mut self, batch: &[f32], weights: &Parameters, expected: Path) -> Path {
+    /// `expected` only says what to try first. Also returns how many pairs screening left to compute again.
+    fn encode(&mut self, batch: &[f32], weights: &Parameters, expected: Path) -> (Path, usize) {
         let (isa, spec) = (self.options.isa, self.spec);
         let Buffers { input, encode, pairs, activations, .. } = &mut *self.buffers;
         let cells = batch.len() / spec.width * spec.features;
@@ -379,16 +384,24 @@ impl Step<'_> {
             bias: &weights.encoder_bias,
             width: spec.width,
         };
-        let mut sparse = || encode_sparse(isa, input, limit, encode, pairs);
-        if expected == Path::Sparse && sparse() {
+        let search = self.options.search;
+        let mut sparse =
+            || encode_sparse(isa, input, search, limit, encode, pairs).map(|found| found.rechecked);
+        if expected == Path::Sparse
+            && let Some(rechecked) = sparse()
+        {
             activations.clear();
             activations.shrink_to_fit();
-            return Path::Sparse;
+            return (Path::Sparse, rechecked);
         }
         activations.resize(cells, 0.0);
         encode_dense(isa, input, activations);
         let active: u64 = count_active(activations, spec.features).into_iter().map(u64::from).sum();
-        if active as usize <= limit && sparse() { Path::Sparse } else { Path::Dense }
+        let few = active as usize <= limit;
+        match few.then(sparse).flatten() {
+            Some(rechecked) => (Path::Sparse, rechecked),
+            None => (Path::Dense, 0),
+        }
     }
 
     /// An error if the MSE that is trained divides by a norm of 0.

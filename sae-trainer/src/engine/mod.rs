@@ -6,6 +6,7 @@ mod cpu;
 pub use cpu::{CpuEngine, CpuOptions};
 
 pub use kernels::cpu::Parameters;
+pub use kernels::cpu::encode::Search;
 pub use kernels::loss::{FrequencyPenalty, LossSpec, Mse, Penalty};
 pub use kernels::stats::Sums;
 pub use kernels::step::{Adam, DecoderNorm, Schedule, SpecError, StepSpec};
@@ -62,6 +63,9 @@ pub struct StepStats {
     pub below_target: usize,
     /// How the step was computed.
     pub path: Path,
+    /// The share of all pairs (row, feature) that the encode's screening could not rule out and computed
+    /// again in float32; 0 without screening.
+    pub rechecked: f64,
 }
 
 /// What an evaluation reports: sums over rows that add up over batches ([`Sums::merge`]) and the

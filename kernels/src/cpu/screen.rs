@@ -1,0 +1,522 @@
+//! Screening: an 8-bit product that rules out most pairs (row, feature) before the exact one.
+//!
+//! z = x·w + b is split at the batch's mean m and scaled column by column, x' = (x − m)/c, w' = c·w, so that
+//! z = x'·w' + (m·w + b). Rows and weights are rounded to 7 bits with a step of their own, x' ≈ x_q, w' ≈ w_q; then
+//!
+//! ```text
+//! |x'·w' − x_q·w_q| ≤ ‖x' − x_q‖·‖w'‖ + ‖x_q‖·‖w' − w_q‖        (Cauchy–Schwarz, residuals as they are)
+//! ```
+//!
+//! and only pairs with x_q·w_q + (m·w + b) + that bound + the float32 rounding bounds > 0 can be active. They
+//! are computed again in float32 from x and w. The float32 sum in the tile's order decides whether a pair is
+//! active: where the recheck's own sum, which is formed in another order, is too near 0 to tell, it is formed in
+//! that order as well. So the set of active pairs is that of the plain product bit for bit, and values differ
+//! by rounding alone.
+//!
+//! Cost on AVX2: 1.5 multiplications per 32 products (`maddubs`, `maddubs`, `madd`) where float32 takes 4.
+
+use rayon::prelude::*;
+
+use super::encode::Encode;
+use super::isa::{Isa, Level, madd, per_isa};
+use super::pairs::Pair;
+use super::vector::{dot_inline, four_dots_inline};
+
+/// Largest magnitude of a rounded number: two products of 127·63 pairs fit the 16 bits in which they are added.
+const LARGEST: f32 = 63.0;
+/// Rows are stored as unsigned bytes with this zero.
+const ZERO: u8 = 64;
+/// Adding and subtracting 1.5·2²³ rounds a number of magnitude below 2²² to the nearest integer.
+const ROUNDER: f32 = 12_582_912.0;
+/// Columns are padded to a multiple of this many, two groups of four bytes.
+const COLUMN_GROUP: usize = 8;
+/// Magnitudes below this are taken as zeros: their squares underflow.
+const TINY: f32 = 1e-18;
+
+/// Features of a vector of the tile, and of a tile.
+pub(crate) const TILE_WIDTH: usize = 16;
+/// Rows of a tile.
+pub(crate) const TILE_HEIGHT: usize = 4;
+
+/// The batch, rounded.
+#[derive(Debug, Default)]
+pub(crate) struct ScreenedRows {
+    /// m, [d].
+    centre: Vec<f32>,
+    /// c, [d].
+    scale: Vec<f32>,
+    /// 1/c, [d].
+    inverse_scale: Vec<f32>,
+    /// ‖m/c‖.
+    centre_norm: f32,
+    /// x_q as bytes, [B, padded d].
+    bytes: Vec<u8>,
+    /// What a row contributes to the bound, [B].
+    rows: Vec<RowBound>,
+}
+
+/// A row's share of the bound.
+#[derive(Debug, Clone, Copy, Default)]
+struct RowBound {
+    /// One step of x_q.
+    step: f32,
+    /// Multiplies ‖w'‖: ‖x' − x_q‖ and all rounding.
+    residual: f32,
+    /// Multiplies ‖w' − w_q‖: ‖x_q‖.
+    norm: f32,
+    /// Multiplies ‖w'‖: the rounding of a float32 sum, in whichever order.
+    rounding: f32,
+}
+
+/// A panel's weights, rounded and packed: for each group of [`TILE_WIDTH`] features, for each four columns, the
+/// features' four bytes side by side.
+#[derive(Debug, Default)]
+pub(crate) struct ScreenedPanel {
+    /// Features, without those that fill the last tile.
+    count: usize,
+    bytes: Vec<i8>,
+    features: PanelBound,
+}
+
+/// The features' shares of the bound, each [panel, padded to the tile].
+#[derive(Debug, Default)]
+struct PanelBound {
+    /// Σ_k 64·w_q, which the rows' zero adds to every sum.
+    zero: Vec<i32>,
+    /// One step of w_q.
+    step: Vec<f32>,
+    /// ‖w'‖.
+    norm: Vec<f32>,
+    /// ‖w' − w_q‖.
+    residual: Vec<f32>,
+    /// m·w + b and the slack of both.
+    base: Vec<f32>,
+}
+
+/// How far rounding can move a float32 sum of d products, relative to the product of the norms; generous
+/// enough for all sums in here together.
+fn rounding(width: usize) -> f32 {
+    (width + 64) as f32 * 2.0f32.powi(-22)
+}
+
+/// What rounding one vector gives.
+struct Rounded {
+    step: f32,
+    norm: f32,
+    residual: f32,
+    rounded_norm: f32,
+}
+
+per_isa! {
+    /// Rounds `values` to integers in −63..=63 (as float) times a step.
+    fn round(values: &[f32], integers: &mut [f32]) -> Rounded {
+        let mut largest = [0.0f32; 16];
+        let (chunks, rest) = values.as_chunks::<16>();
+        for chunk in chunks {
+            for at in 0..16 {
+                largest[at] = largest[at].max(chunk[at].abs());
+            }
+        }
+        let largest = largest.iter().chain(rest).fold(0.0f32, |most, v| most.max(v.abs()));
+        let (step, inverse) =
+            if largest > TINY { (largest / LARGEST, LARGEST / largest) } else { (0.0, 0.0) };
+        for (integer, value) in integers.iter_mut().zip(values) {
+            *integer = madd::<FMA>(*value, inverse, ROUNDER) - ROUNDER;
+        }
+        let mut lanes = [[0.0f32; 16]; 2];
+        let (integer_chunks, integer_rest) = integers[..values.len()].as_chunks::<16>();
+        for (values, integers) in chunks.iter().zip(integer_chunks) {
+            for at in 0..16 {
+                let residual = values[at] - step * integers[at];
+                lanes[0][at] = madd::<FMA>(residual, residual, lanes[0][at]);
+                lanes[1][at] = madd::<FMA>(integers[at], integers[at], lanes[1][at]);
+            }
+        }
+        for (at, (value, integer)) in rest.iter().zip(integer_rest).enumerate() {
+            let residual = value - step * integer;
+            lanes[0][at] = madd::<FMA>(residual, residual, lanes[0][at]);
+            lanes[1][at] = madd::<FMA>(*integer, *integer, lanes[1][at]);
+        }
+        // What squares too small for float32 leave out is below TINY per number.
+        let lost = TINY * (values.len() as f32).sqrt();
+        let enlarged = |lanes: &[f32; 16]| lanes.iter().sum::<f32>().sqrt() * 1.0001;
+        Rounded {
+            step,
+            norm: dot_inline::<FMA>(values, values).sqrt() * 1.0001 + lost,
+            residual: enlarged(&lanes[0]) + lost,
+            rounded_norm: step * enlarged(&lanes[1]),
+        }
+    }
+}
+
+per_isa! {
+    /// (x − m)·(1/c) into `out`.
+    fn centre_and_scale(x: &[f32], centre: &[f32], inverse_scale: &[f32], out: &mut [f32]) {
+        let length = out.len();
+        let (x, centre, inverse) = (&x[..length], &centre[..length], &inverse_scale[..length]);
+        for at in 0..length {
+            out[at] = (x[at] - centre[at]) * inverse[at];
+        }
+    }
+}
+
+per_isa! {
+    /// w·c into `out`; returns m·w.
+    fn scale_weights(w: &[f32], centre: &[f32], scale: &[f32], out: &mut [f32]) -> f32 {
+        for ((out, w), scale) in out.iter_mut().zip(w).zip(scale) {
+            *out = w * scale;
+        }
+        dot_inline::<FMA>(w, centre)
+    }
+}
+
+per_isa! {
+    /// Integers (as float) to bytes, `zero` added.
+    fn to_bytes(integers: &[f32], zero: f32, bytes: &mut [u8]) {
+        for (byte, integer) in bytes.iter_mut().zip(integers) {
+            // The sum's lowest byte is the integer's, in two's complement.
+            *byte = (*integer + zero + ROUNDER).to_bits() as u8;
+        }
+    }
+}
+
+/// Whether a screening tile exists for the instruction set.
+pub(crate) fn available(isa: Isa) -> bool {
+    #[cfg(target_arch = "x86_64")]
+    return isa.level() >= Level::Avx2;
+    #[cfg(not(target_arch = "x86_64"))]
+    return isa.level() != Level::Portable;
+}
+
+impl ScreenedRows {
+    fn padded(width: usize) -> usize {
+        width.next_multiple_of(COLUMN_GROUP)
+    }
+
+    /// Rounds the batch.
+    pub(crate) fn fill(&mut self, isa: Isa, input: &Encode<'_>) {
+        let width = input.width;
+        self.choose_columns(input);
+        let padded = ScreenedRows::padded(width);
+        let count = input.x.len() / width;
+        self.bytes.resize(count * padded, ZERO);
+        self.rows.resize(count, RowBound::default());
+        let ScreenedRows { centre, inverse_scale, centre_norm, bytes, rows, .. } = self;
+        let blocks = bytes.par_chunks_mut(64 * padded).zip(rows.par_chunks_mut(64));
+        blocks.zip(input.x.par_chunks(64 * width)).for_each(|((bytes, bounds), x)| {
+            let (mut scaled, mut integers) = (vec![0.0; width], vec![0.0; width]);
+            let lines = bytes.chunks_exact_mut(padded).zip(bounds).zip(x.chunks_exact(width));
+            for ((bytes, bound), x) in lines {
+                centre_and_scale(isa, x, centre, inverse_scale, &mut scaled);
+                let rounded = round(isa, &scaled, &mut integers);
+                to_bytes(isa, &integers, f32::from(ZERO), &mut bytes[..width]);
+                bytes[width..].fill(ZERO);
+                let rounding = rounding(width) * (rounded.norm + *centre_norm);
+                *bound = RowBound {
+                    step: rounded.step,
+                    residual: rounded.residual + rounding,
+                    norm: rounded.rounded_norm,
+                    rounding,
+                };
+            }
+        });
+    }
+
+    /// Chooses m and c: the column's mean, and a scale that gives rows and weights the same spread in
+    /// every column, so that a column with large activations does not coarsen all others' steps. Any choice
+    /// keeps the result exact.
+    fn choose_columns(&mut self, input: &Encode<'_>) {
+        let width = input.width;
+        let moments = |rows: &[f32]| {
+            let mut moments = vec![(0.0f64, 0.0f64); width];
+            for row in rows.chunks_exact(width) {
+                for (moment, x) in moments.iter_mut().zip(row) {
+                    let x = f64::from(*x);
+                    *moment = (moment.0 + x, moment.1 + x * x);
+                }
+            }
+            moments
+        };
+        let partial: Vec<_> = input.x.par_chunks(64 * width).map(moments).collect();
+        let count = (input.x.len() / width) as f64;
+        // Every so manieth weight row is enough to see how large each column's weights are.
+        let stride = (input.bias.len() / 128).max(1);
+        let sample = input.weights.chunks_exact(width).step_by(stride);
+        let mut weight_squares = vec![0.0f64; width];
+        for row in sample {
+            weight_squares.iter_mut().zip(row).for_each(|(sum, w)| *sum += f64::from(w * w));
+        }
+        self.centre.clear();
+        self.scale.clear();
+        for k in 0..width {
+            let (sum, squares) =
+                partial.iter().fold((0.0, 0.0), |sum, part| (sum.0 + part[k].0, sum.1 + part[k].1));
+            let mean = sum / count;
+            let spread = (squares / count - mean * mean).max(0.0).sqrt();
+            let ratio = (spread / weight_squares[k].sqrt()).sqrt();
+            let usable = ratio.is_finite() && ratio > 1e-6 && ratio < 1e6;
+            self.centre.push(mean as f32);
+            self.scale.push(if usable { ratio as f32 } else { 1.0 });
+        }
+        self.inverse_scale = self.scale.iter().map(|scale| 1.0 / scale).collect();
+        let scaled = self.centre.iter().zip(&self.inverse_scale).map(|(m, inverse)| m * inverse);
+        self.centre_norm = scaled.map(|m| f64::from(m).powi(2)).sum::<f64>().sqrt() as f32 * 1.0001;
+    }
+}
+
+impl ScreenedPanel {
+    /// Rounds and packs the panel's weights.
+    pub(crate) fn fill(
+        &mut self,
+        isa: Isa,
+        input: &Encode<'_>,
+        rows: &ScreenedRows,
+        features: std::ops::Range<usize>,
+    ) {
+        let width = input.width;
+        let padded = ScreenedRows::padded(width);
+        self.count = features.len();
+        let count = features.len().next_multiple_of(TILE_WIDTH);
+        self.bytes.clear();
+        self.bytes.resize(count * padded, 0);
+        let PanelBound { zero, step, norm, residual, base } = &mut self.features;
+        zero.clear();
+        zero.resize(count, 0);
+        for (bound, filler) in [(step, 0.0), (norm, 0.0), (residual, 0.0), (base, -1.0)] {
+            bound.clear();
+            bound.resize(count, filler);
+        }
+        let (mut scaled, mut integers) = (vec![0.0; width], vec![0.0; width]);
+        let mut bytes = vec![0u8; padded];
+        for (at, feature) in features.enumerate() {
+            let w = &input.weights[feature * width..][..width];
+            let bias = input.bias[feature];
+            let centre = scale_weights(isa, w, &rows.centre, &rows.scale, &mut scaled);
+            let rounded = round(isa, &scaled, &mut integers);
+            to_bytes(isa, &integers, 0.0, &mut bytes[..width]);
+            let bound = &mut self.features;
+            bound.zero[at] = integers.iter().sum::<f32>() as i32 * i32::from(ZERO);
+            bound.step[at] = rounded.step;
+            bound.norm[at] = rounded.norm;
+            bound.residual[at] = rounded.residual;
+            // The last term covers products of two numbers too small for their squares.
+            bound.base[at] = centre + bias + rounding(width) * (centre.abs() + bias.abs()) + 1e-35;
+            let group = &mut self.bytes[at / TILE_WIDTH * TILE_WIDTH * padded..];
+            let places = group[at % TILE_WIDTH * 4..].chunks_mut(TILE_WIDTH * 4);
+            for (to, four) in places.zip(bytes.as_chunks::<4>().0) {
+                to[..4].copy_from_slice(&four.map(|byte| byte as i8));
+            }
+        }
+    }
+}
+
+/// Candidates of a strip: for each row the panel's features that can be active, ascending.
+pub(crate) type Candidates = [Vec<u32>; TILE_HEIGHT];
+
+/// The candidates of `height` rows from `row` on, as numbers within the panel.
+pub(crate) fn candidates(
+    isa: Isa,
+    rows: &ScreenedRows,
+    panel: &ScreenedPanel,
+    width: usize,
+    (row, height): (usize, usize),
+    found: &mut Candidates,
+) {
+    found.iter_mut().for_each(Vec::clear);
+    let padded = ScreenedRows::padded(width);
+    // A short last strip screens its last row several times and drops the copies.
+    let numbers: [usize; TILE_HEIGHT] = std::array::from_fn(|m| row + m.min(height - 1));
+    #[cfg(target_arch = "x86_64")]
+    {
+        assert!(available(isa), "no screening tile for this instruction set");
+        // SAFETY: the instruction set was just checked; every row has `padded` bytes.
+        unsafe { x86::candidates(rows, panel, padded, numbers, found) };
+    }
+    #[cfg(not(target_arch = "x86_64"))]
+    {
+        let _ = (isa, panel, padded, numbers);
+        unreachable!("no screening tile for this instruction set");
+    }
+    found[height..].iter_mut().for_each(Vec::clear);
+}
+
+#[cfg(target_arch = "x86_64")]
+mod x86 {
+    use super::{Candidates, RowBound, ScreenedPanel, ScreenedRows, TILE_HEIGHT, TILE_WIDTH};
+    use std::arch::x86_64::*;
+
+    /// Vectors of eight features in a tile.
+    const VECTORS: usize = TILE_WIDTH / 8;
+
+    /// # Safety
+    /// The CPU must have AVX2 and FMA; `numbers` must be rows of `rows`.
+    #[target_feature(enable = "avx2,fma")]
+    pub(super) unsafe fn candidates(
+        rows: &ScreenedRows,
+        panel: &ScreenedPanel,
+        padded: usize,
+        numbers: [usize; TILE_HEIGHT],
+        found: &mut Candidates,
+    ) {
+        let bytes = numbers.map(|row| rows.bytes[row * padded..][..padded].as_ptr());
+        let bounds = numbers.map(|row| rows.rows[row]);
+        for first in (0..panel.features.base.len()).step_by(TILE_WIDTH) {
+            let weights = &panel.bytes[first * padded..][..TILE_WIDTH * padded];
+            // SAFETY: the rows and the tile's weights have the lengths that the product reads.
+            let sums = unsafe { product(bytes, padded, weights.as_ptr()) };
+            for v in 0..VECTORS {
+                let at = first + 8 * v;
+                let column = sums.map(|sums| sums[v]);
+                // SAFETY: the bounds hold eight numbers from `at` on: their count is a multiple of the tile.
+                let masks = unsafe { possible(column, panel, at, &bounds) };
+                // A bound that is NaN rules out not even the features that only fill the tile.
+                let existing = (1 << panel.count.saturating_sub(at).min(8)) - 1;
+                for (mask, found) in masks.into_iter().zip(found.iter_mut()) {
+                    let mut mask = mask & existing;
+                    while mask != 0 {
+                        found.push(at as u32 + mask.trailing_zeros());
+                        mask &= mask - 1;
+                    }
+                }
+            }
+        }
+    }
+
+    /// Σ_k row byte · weight byte in 32 bits.
+    ///
+    /// # Safety
+    /// AVX2; `rows` valid for `padded` bytes, `weights` for 16·`padded`.
+    #[inline]
+    #[target_feature(enable = "avx2,fma")]
+    unsafe fn product(
+        rows: [*const u8; TILE_HEIGHT],
+        padded: usize,
+        weights: *const i8,
+    ) -> [[__m256i; VECTORS]; TILE_HEIGHT] {
+        let ones = _mm256_set1_epi16(1);
+        let mut sums = [[_mm256_setzero_si256(); VECTORS]; TILE_HEIGHT];
+        let mut from = weights.cast::<__m256i>();
+        for k in (0..padded).step_by(8) {
+            // SAFETY: each turn reads 8 bytes of each row and 128 of the weights.
+            unsafe {
+                let mut low = [_mm256_setzero_si256(); VECTORS];
+                let mut high = low;
+                for v in 0..VECTORS {
+                    low[v] = _mm256_loadu_si256(from.add(v));
+                    high[v] = _mm256_loadu_si256(from.add(VECTORS + v));
+                }
+                from = from.add(2 * VECTORS);
+                for m in 0..TILE_HEIGHT {
+                    let x = rows[m].add(k).cast::<i32>();
+                    let x_low = _mm256_set1_epi32(x.read_unaligned());
+                    let x_high = _mm256_set1_epi32(x.add(1).read_unaligned());
+                    for v in 0..VECTORS {
+                        let pairs = _mm256_add_epi16(
+                            _mm256_maddubs_epi16(x_low, low[v]),
+                            _mm256_maddubs_epi16(x_high, high[v]),
+                        );
+                        sums[m][v] = _mm256_add_epi32(sums[m][v], _mm256_madd_epi16(pairs, ones));
+                    }
+                }
+            }
+        }
+        sums
+    }
+
+    /// For each row a bit for each of eight features from `at` on: whether z can be above 0.
+    ///
+    /// # Safety
+    /// AVX2 and FMA; the panel's bounds valid for eight numbers from `at` on.
+    #[inline]
+    #[target_feature(enable = "avx2,fma")]
+    unsafe fn possible(
+        sums: [__m256i; TILE_HEIGHT],
+        panel: &ScreenedPanel,
+        at: usize,
+        rows: &[RowBound; TILE_HEIGHT],
+    ) -> [u32; TILE_HEIGHT] {
+        let features = &panel.features;
+        // SAFETY: the caller's promise.
+        let (zero, step, norm, residual, base) = unsafe {
+            (
+                _mm256_loadu_si256(features.zero.as_ptr().add(at).cast()),
+                _mm256_loadu_ps(features.step.as_ptr().add(at)),
+                _mm256_loadu_ps(features.norm.as_ptr().add(at)),
+                _mm256_loadu_ps(features.residual.as_ptr().add(at)),
+                _mm256_loadu_ps(features.base.as_ptr().add(at)),
+            )
+        };
+        let mut masks = [0; TILE_HEIGHT];
+        for m in 0..TILE_HEIGHT {
+            let row = &rows[m];
+            let exact = _mm256_mul_ps(_mm256_cvtepi32_ps(_mm256_sub_epi32(sums[m], zero)), step);
+            let mut upper = _mm256_fmadd_ps(_mm256_set1_ps(row.step), exact, base);
+            upper = _mm256_fmadd_ps(_mm256_set1_ps(row.residual), norm, upper);
+            upper = _mm256_fmadd_ps(_mm256_set1_ps(row.norm), residual, upper);
+            // "Not at most 0" and not "above 0": NaN rules nothing out.
+            let possible = _mm256_cmp_ps::<_CMP_NLE_UQ>(upper, _mm256_setzero_ps());
+            masks[m] = _mm256_movemask_ps(possible) as u32;
+        }
+        masks
+    }
+}
+
+per_isa! {
+    /// z in the tile's order: the bias, then one product after the other.
+    fn in_order(x: &[f32], w: &[f32], bias: f32) -> f32 {
+        x.iter().zip(w).fold(bias, |sum, (x, w)| madd::<FMA>(*x, *w, sum))
+    }
+}
+
+per_isa! {
+    /// x·w for each candidate, four at a time, into `products`.
+    fn products(x: &[f32], weights: &[f32], candidates: &[u32], products: &mut Vec<f32>) {
+        let width = x.len();
+        let (fours, rest) = candidates.as_chunks::<4>();
+        let row = |at: u32| &weights[at as usize * width..][..width];
+        products.clear();
+        for four in fours {
+            products.extend(four_dots_inline::<FMA>(four.map(row), x));
+        }
+        match *rest {
+            [] => {}
+            [a] => products.push(dot_inline::<FMA>(row(a), x)),
+            // Four at once, two of them twice, take less time than two or three one after the other.
+            [a, b] => products.extend(&four_dots_inline::<FMA>([a, b, a, b].map(row), x)[..2]),
+            [a, b, c, ..] => products.extend(&four_dots_inline::<FMA>([a, b, c, a].map(row), x)[..3]),
+        }
+    }
+}
+
+/// Appends the pairs of row `row` that are active among the candidates, numbers within the panel that
+/// begins at feature `first`. `scratch` is memory only.
+pub(crate) fn recheck(
+    isa: Isa,
+    input: &Encode<'_>,
+    rows: &ScreenedRows,
+    panel: &ScreenedPanel,
+    (row, first): (usize, usize),
+    candidates: &[u32],
+    scratch: &mut Vec<f32>,
+    pairs: &mut Vec<Pair>,
+) {
+    let width = input.width;
+    let x = &input.x[row * width..][..width];
+    let weights = &input.weights[first * width..];
+    products(isa, x, weights, candidates, scratch);
+    for (at, product) in candidates.iter().zip(&*scratch) {
+        let feature = first + *at as usize;
+        let bias = input.bias[feature];
+        let mut value = product + bias;
+        let uncertain = rows.rows[row].rounding * panel.features.norm[*at as usize]
+            + rounding(width) * bias.abs()
+            + 1e-35;
+        let certain = value.abs() > uncertain;
+        if !certain {
+            value = in_order(isa, x, &weights[*at as usize * width..][..width], bias);
+        }
+        if value > 0.0 {
+            pairs.push(Pair { row: row as u32, feature: feature as u32, value });
+        }
+    }
+}
