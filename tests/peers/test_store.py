@@ -100,3 +100,40 @@ def test_the_example_of_the_format_page_finds_a_rows_text(example, repository, t
     assert (names["rows"][0] == rows.astype(np.float16)[origin]).all()
     assert names["token"] == tokens.ravel()[origin]
     assert str(names["token"]) in capsys.readouterr().out
+
+
+@pytest.mark.parametrize("row_type", ["float16", "float32"])
+def test_numpy_loads_an_export(example, tmp_path, row_type):
+    tokens, rows = write(example, tmp_path / "acts", row_type=row_type)
+    assert example("export_store", tmp_path / "acts", "npy", tmp_path / "npy") == "4800 rows in 3 files, 0 left out\n"
+    activations = np.load(tmp_path / "npy/activations-00000.npy")
+    origin = np.load(tmp_path / "npy/origin-00000.npy")
+    assert activations.dtype == row_type
+    assert (np.sort(origin) == np.arange(4800)).all()
+    assert (activations == rows.astype(row_type)[origin]).all()
+    assert (np.load(tmp_path / "npy/tokens.npy") == tokens).all()
+
+
+@pytest.mark.parametrize("row_type", ["float16", "float32"])
+@pytest.mark.parametrize("drop_bos", [False, True])
+def test_sae_lens_trains_from_an_export(example, tmp_path, row_type, drop_bos):
+    import torch
+    from sae_lens import ActivationsStore
+
+    tokens, rows = write(example, tmp_path / "acts", row_type=row_type, drop_bos=drop_bos)
+    out = example("export_store", tmp_path / "acts", "sae-lens", tmp_path / "cache")
+    kept = int((tokens != BOS).sum()) if drop_bos else 4800
+    assert out == f"{kept - kept % 16} rows in 3 files, {kept % 16} left out\n"
+    origin = zarr.open(tmp_path / "acts", mode="r")["origin"][:]
+
+    # SAELens' own reader, without its set-up of a language model and a text.
+    store = ActivationsStore.__new__(ActivationsStore)
+    store.cached_activations_path = str(tmp_path / "cache")
+    store.hook_name, store.context_size, store.d_in = "blocks.0.hook_resid_pre", 16, 40
+    store.device, store.dtype = torch.device("cpu"), torch.float32
+    store.cached_activation_dataset = store.load_cached_activation_dataset()
+    store.store_batch_size_prompts = len(store.cached_activation_dataset)
+    read, ids = store._load_raw_llm_batch_from_cached(raise_on_epoch_end=False)
+    expected = rows.astype(row_type)[origin[: len(read)]].astype(np.float32)
+    assert (read.numpy() == expected).all()
+    assert (ids.numpy() == tokens.ravel()[origin[: len(read)]]).all()

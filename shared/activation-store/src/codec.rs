@@ -18,6 +18,17 @@ const MISSING: u64 = u64::MAX;
 pub(crate) fn shuffle_into(elements: &[u8], size: usize, planes: &mut [u8], first: usize) {
     let per_plane = planes.len() / size;
     let count = elements.len() / size;
+    if size == 2 {
+        // The common case, in a form that vectorises.
+        let (low, high) = planes.split_at_mut(per_plane);
+        let places = low[first..first + count].iter_mut().zip(&mut high[first..first + count]);
+        for (element, (low, high)) in elements.as_chunks::<2>().0.iter().zip(places) {
+            let element = u16::from_le_bytes(*element);
+            *low = element as u8;
+            *high = (element >> 8) as u8;
+        }
+        return;
+    }
     for (byte, plane) in planes.chunks_exact_mut(per_plane).enumerate() {
         let plane = &mut plane[first..first + count];
         for (to, element) in plane.iter_mut().zip(elements.chunks_exact(size)) {

@@ -158,6 +158,12 @@ pub enum StoreError {
         /// How many there are.
         available: u64,
     },
+    /// An export's folder is there already.
+    #[error("{} exists already; choose another folder for the export", .0.display())]
+    Exists(PathBuf),
+    /// The rows cannot be written in the other format.
+    #[error("cannot export: {0}")]
+    Export(String),
     /// The stores or options of a batch stream do not fit together.
     #[error("cannot make a batch stream: {0}")]
     Stream(String),

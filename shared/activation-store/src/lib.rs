@@ -9,6 +9,7 @@ mod catalog;
 mod codec;
 mod disk;
 mod error;
+mod export;
 mod journal;
 mod lock;
 mod metadata;
@@ -25,6 +26,7 @@ mod writer;
 
 pub use disk::{DiskCallback, DiskHook, DiskStep};
 pub use error::StoreError;
+pub use export::{ExportFormat, ExportSummary, export};
 pub use specification::{Layout, Provenance, RowType, StoreSpec};
 pub use statistics::Statistics;
 pub use store::Store;

@@ -156,14 +156,16 @@ impl Store {
     pub fn read_raw_rows(&self, range: Range<u64>) -> Result<Vec<u8>> {
         self.check_range("rows", &range, self.rows())?;
         let (width, size) = (self.width(), self.row_type().bytes());
-        let mut planes = vec![0; self.chunk_bytes()];
-        let mut decompressor = decompressor()?;
-        let mut raw = Vec::with_capacity((range.end - range.start) as usize * width * size);
-        for (chunk, rows) in self.chunks_of(range) {
-            self.decode_chunk(chunk, &mut decompressor, &mut planes)?;
-            raw.extend_from_slice(&codec::unshuffle(&planes, size, rows.start * width..rows.end * width));
-        }
-        Ok(raw)
+        let pieces: Vec<(u64, Range<usize>)> = self.chunks_of(range).collect();
+        let pieces: Vec<Vec<u8>> = pieces
+            .into_par_iter()
+            .map(|(chunk, rows)| {
+                let mut planes = vec![0; self.chunk_bytes()];
+                self.decode_chunk(chunk, &mut decompressor()?, &mut planes)?;
+                Ok(codec::unshuffle(&planes, size, rows.start * width..rows.end * width))
+            })
+            .collect::<Result<_>>()?;
+        Ok(pieces.concat())
     }
 
     /// For each row of `range`: context · context_length + position.

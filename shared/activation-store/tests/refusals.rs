@@ -5,7 +5,8 @@ mod support;
 use std::fs;
 
 use activation_store::{
-    BatchStream, Layout, Store, StoreError, StoreSpec, StoreWriter, StreamOptions, WriterOptions,
+    BatchStream, ExportFormat, Layout, Store, StoreError, StoreSpec, StoreWriter, StreamOptions,
+    WriterOptions, export,
 };
 use support::*;
 
@@ -220,4 +221,22 @@ fn streams_that_cannot_be_are_refused() {
     assert!(message(vec![all_bos], options).contains("every row is left out"));
     let stream = BatchStream::new(vec![store(&dir)], StreamOptions::default()).unwrap();
     drop(stream);
+}
+
+#[test]
+fn an_export_that_cannot_be_made_leaves_nothing() {
+    let dir = tempfile::tempdir().unwrap();
+    let spec = StoreSpec { context_length: 20, contexts: 1, ..small_spec(1) };
+    write_store(&dir.path().join("store"), &StoreSpec { drop_bos: true, ..spec }, 1);
+    let store = Store::open(&dir.path().join("store")).unwrap();
+    let attempt = |format, name: &str| export(&store, format, &dir.path().join(name), &mut |_| {});
+    // 19 rows do not fill a record of 20.
+    let error = attempt(ExportFormat::SaeLens, "cache").unwrap_err().to_string();
+    assert!(error.contains("19 rows do not fill one record of 20"), "{error}");
+    assert!(!dir.path().join("cache").exists() && !dir.path().join("cache.partial").exists());
+    let summary = attempt(ExportFormat::Npy, "npy").unwrap();
+    assert_eq!((summary.rows, summary.rows_left_out, summary.files), (19, 0, 3));
+    let before = files(&dir.path().join("npy"));
+    assert!(matches!(attempt(ExportFormat::Npy, "npy"), Err(StoreError::Exists(_))));
+    assert_eq!(files(&dir.path().join("npy")), before);
 }

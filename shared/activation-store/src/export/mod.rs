@@ -1,0 +1,86 @@
+//! Writing a store's rows in the formats of other tools.
+
+mod npy;
+mod sae_lens;
+
+use std::fs;
+use std::path::{Path, PathBuf};
+
+use crate::{Result, Store, StoreError};
+
+/// A format that [`export`] writes.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum ExportFormat {
+    /// NumPy files: `activations-00000.npy`, … `[rows, d]` and `origin-00000.npy`, … `[rows]` of the same rows, in the
+    /// store's order and element type, and `tokens.npy` `[contexts, T]`.
+    Npy,
+    /// SAELens' cached activations: a Hugging Face `datasets` folder with the columns HOOK `[T, d]` and `token_ids`
+    /// `[T]`. As in SAELens' own shuffled caches, the T rows of a record are not those of one context but any T
+    /// rows, each with its own token. Rows that do not fill the last record are left out.
+    SaeLens,
+}
+
+/// What [`export`] wrote.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct ExportSummary {
+    /// The folder.
+    pub path: PathBuf,
+    /// Files in it.
+    pub files: u64,
+    /// Their bytes.
+    pub bytes: u64,
+    /// Rows written.
+    pub rows: u64,
+    /// Rows left out because they did not fill a record.
+    pub rows_left_out: u64,
+}
+
+/// About how many bytes a file of rows has.
+const FILE_BYTES: u64 = 500_000_000;
+
+/// Writes all rows of `store` to the new folder `out`; `progress` is called with the rows written so far.
+///
+/// # Errors
+/// An existing `out`, damage in the store, too few rows for one record, and whatever the system refuses. The folder
+/// gets its name when everything is in it.
+pub fn export(
+    store: &Store,
+    format: ExportFormat,
+    out: &Path,
+    progress: &mut dyn FnMut(u64),
+) -> Result<ExportSummary> {
+    if out.exists() {
+        return Err(StoreError::Exists(out.to_path_buf()));
+    }
+    let Some(name) = out.file_name() else {
+        return Err(StoreError::Exists(out.to_path_buf()));
+    };
+    let mut partial = name.to_owned();
+    partial.push(".partial");
+    let partial = out.with_file_name(partial);
+    if partial.exists() {
+        fs::remove_dir_all(&partial).map_err(StoreError::io("remove", &partial))?;
+    }
+    fs::create_dir_all(&partial).map_err(StoreError::io("create", &partial))?;
+    let written = match format {
+        ExportFormat::Npy => npy::write(store, &partial, progress),
+        ExportFormat::SaeLens => sae_lens::write(store, &partial, progress),
+    };
+    let rows = match written {
+        Ok(rows) => rows,
+        Err(error) => {
+            // Half an export is of no use; the error says what to do.
+            let _ = fs::remove_dir_all(&partial);
+            return Err(error);
+        }
+    };
+    let (mut files, mut bytes) = (0, 0);
+    for entry in fs::read_dir(&partial).map_err(StoreError::io("read", &partial))? {
+        let length =
+            entry.and_then(|entry| entry.metadata()).map_err(StoreError::io("read", &partial))?.len();
+        files += 1;
+        bytes += length;
+    }
+    fs::rename(&partial, out).map_err(StoreError::io("rename a finished folder to", out))?;
+    Ok(ExportSummary { path: out.to_path_buf(), files, bytes, rows, rows_left_out: store.rows() - rows })
+}
