@@ -121,8 +121,6 @@ fn encode(
 ) -> Result<EncodedChunk> {
     let Scratch { compressor, planes, returned } = scratch
         .map_err(|error| StoreError::Specification(format!("the compressor cannot start: {error}")))?;
-    let bits = rows.iter().map(|row| &row.bits[..]);
-    let statistics = RunningStatistics::of(spec.row_type, spec.width, bits);
 
     let (size, origin_size) = (spec.row_type.bytes(), spec.origin_bytes());
     // The last chunk is padded with zeros, as Zarr wants.
@@ -139,8 +137,10 @@ fn encode(
     for (number, row) in rows.iter().enumerate() {
         codec::shuffle_into(bytemuck::cast_slice(&row.bits), size, planes, number * spec.width);
     }
+    let count = rows.len();
     // The writer can fill these rows anew while this chunk is being compressed. Nobody listens once it has finished.
     let _ = returned.send(rows.into_iter().map(|row| row.bits).collect());
+    let statistics = RunningStatistics::of(spec.row_type, spec.width, planes, count);
     let activations = codec::encode_chunk(compressor, planes).map_err(zstd_failed)?;
     Ok(EncodedChunk { activations, origin, statistics })
 }
