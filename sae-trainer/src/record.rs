@@ -31,6 +31,7 @@ pub(crate) struct StepRecord {
     metrics: Metrics,
     features_below_target: usize,
     path: &'static str,
+    rechecked: f64,
     pub(crate) timing: Timing,
 }
 
@@ -157,6 +158,7 @@ impl StepRecord {
                 Path::Dense => "dense",
                 Path::Sparse => "sparse",
             },
+            rechecked: stats.rechecked,
             timing,
         }
     }

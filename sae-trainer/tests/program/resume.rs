@@ -6,8 +6,8 @@ use std::time::{Duration, Instant};
 
 use crate::fixture::{Place, text};
 
-const RUN: &str = "--store store --features 64 --batch 128 --lr 3e-3 --log-every 7 --steps 2000 \
-                   --sparsity-window 25";
+const RUN: &str = "--store store --features 128 --batch 128 --lr 3e-3 --l0-coefficient 2e-2 --log-every 7 \
+                   --steps 2000 --sparsity-window 25";
 
 fn start(place: &Place, line: &str) -> Child {
     place.command(line).stdout(Stdio::piped()).stderr(Stdio::piped()).spawn().unwrap()
@@ -36,6 +36,10 @@ fn signal(child: &Child, signal: &str) {
 fn after_ctrl_c_a_run_goes_on_to_the_bytes_of_an_uninterrupted_one() {
     let place = Place::new();
     place.run(&format!("{RUN} --out straight"));
+    // Steps of both kinds have to be continued.
+    for path in ["dense", "sparse"] {
+        assert!(place.metrics("straight").iter().any(|line| line["path"] == path), "no {path} step");
+    }
 
     let mut child = start(&place, &format!("{RUN} --out broken"));
     let metrics = place.path("broken/metrics.jsonl");
@@ -127,7 +131,7 @@ fn other_settings_are_refused_by_name_and_nothing_is_touched() {
 
     let told = place.fail(&format!("{run} --out run"));
     assert!(told.contains("holds this run already") && told.contains("--resume"), "{told}");
-    let told = place.fail(&format!("{run} --loss l1 --out run"));
+    let told = place.fail(&format!("{} --loss l1 --out run", run.replace("--l0-coefficient 2e-2", "")));
     assert!(told.contains("holds another run") && told.contains("approx-l0"), "{told}");
     let told = place.fail("--resume --out run --lr 1e-3");
     assert!(told.contains("lr is 0.003 there and 0.001 here"), "{told}");
