@@ -13,6 +13,8 @@ use crate::{Error, ModelConfig};
 
 const SINGLE: &str = "model.safetensors";
 const INDEX: &str = "model.safetensors.index.json";
+/// The longest header that the safetensors format allows, in bytes.
+const MAX_HEADER: u64 = 100_000_000;
 
 /// A Hugging Face model folder, opened: configuration read, weight files checked, nothing loaded.
 #[derive(Clone, Debug)]
@@ -178,9 +180,9 @@ fn read_header(path: &Path, tensors: &mut HashMap<String, Tensor>) -> Result<(),
     }
     file.read_exact(&mut length).map_err(Error::io(path))?;
     let header_length = u64::from_le_bytes(length);
-    if header_length > file_length - 8 {
+    if header_length > (file_length - 8).min(MAX_HEADER) {
         return Err(damaged(format!(
-            "the header should be {header_length} bytes long, but the file ends after {file_length} (truncated or damaged)"
+            "the header should be {header_length} bytes long in a file of {file_length} (truncated or damaged)"
         )));
     }
     let header_length = usize::try_from(header_length).map_err(|e| damaged(e.to_string()))?;
