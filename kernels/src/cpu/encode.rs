@@ -60,12 +60,15 @@ pub struct Found {
     pub rechecked: usize,
 }
 
-/// Screening a block stops after its first group of rows if it leaves more than this share of the
-/// pairs: computing a candidate again costs about twice its share of the plain product.
-const LARGEST_CANDIDATE_SHARE: f64 = 0.3;
+/// Screening does not pay if it leaves more than this share of the pairs: it takes half of the plain
+/// product's time, and computing a candidate again five times its share of it.
+const LARGEST_CANDIDATE_SHARE: f64 = 0.1;
 
-/// The bytes' products are added in 32 bits.
+/// Beyond this width the screening's sums could leave their 32 bits.
 const LARGEST_SCREENED_WIDTH: usize = 1 << 17;
+
+/// Rows on which it is tried whether screening pays; a multiple of [`ROW_GROUP`].
+const TRIAL_ROWS: usize = 2 * ROW_GROUP;
 
 impl Encode<'_> {
     fn rows(&self) -> usize {
@@ -127,13 +130,13 @@ pub fn encode_sparse(
     let (rows, features, panel) = (input.rows(), input.features(), input.panel());
     let row_blocks = rows.div_ceil(ROW_BLOCK);
     let EncodeBuffers { blocks, screened } = buffers;
-    let screened = (search == Search::Screened
-        && screen::available(isa)
-        && input.width <= LARGEST_SCREENED_WIDTH)
-        .then(|| {
-            screened.fill(isa, &input);
-            &*screened
-        });
+    let screened =
+        (search == Search::Screened && screen::available(isa) && input.width <= LARGEST_SCREENED_WIDTH)
+            .then(|| {
+                screened.fill(isa, &input);
+                &*screened
+            })
+            .filter(|screened| screening_pays(isa, &input, screened));
     blocks.resize_with(features.div_ceil(panel), Vec::new);
     // The count only grows, so whether it passes the limit does not depend on the threads' order.
     let found = AtomicUsize::new(0);
@@ -284,12 +287,10 @@ fn find_pairs(
     features: std::ops::Range<usize>,
     block: &mut Block,
 ) {
-    let mut rest = rows;
     if let Some(screened) = screened {
-        rest.start = screen_block(isa, input, screened, rest.clone(), features.clone(), block);
-    }
-    if !rest.is_empty() {
-        product_of_block(isa, input, rest, features, &mut Collect { block });
+        screen_block(isa, input, screened, rows, features, block);
+    } else {
+        product_of_block(isa, input, rows, features, &mut Collect { block });
     }
     block.begin_group();
 }
@@ -299,8 +300,23 @@ thread_local! {
     static SCREENING: RefCell<(ScreenedPanel, Candidates, Vec<f32>)> = RefCell::default();
 }
 
-/// Screens a block's rows from the first on, until all are done or screening turns out not to pay.
-/// Returns the first row that was not screened.
+/// Whether screening leaves few enough pairs, tried on the first rows and the first panel: a function of
+/// the inputs alone, as all results are.
+fn screening_pays(isa: Isa, input: &Encode<'_>, screened: &ScreenedRows) -> bool {
+    let (rows, features) = (input.rows().min(TRIAL_ROWS), input.features().min(input.panel()));
+    let (mut panel, mut candidates, scratch) = SCREENING.take();
+    panel.fill(isa, input, screened, 0..features);
+    let mut left = 0;
+    for row in (0..rows).step_by(screen::TILE_HEIGHT) {
+        let strip = (row, screen::TILE_HEIGHT.min(rows - row));
+        screen::candidates(isa, screened, &panel, input.width, strip, &mut candidates);
+        left += candidates.iter().map(Vec::len).sum::<usize>();
+    }
+    SCREENING.set((panel, candidates, scratch));
+    left as f64 <= LARGEST_CANDIDATE_SHARE * (rows * features) as f64
+}
+
+/// Finds a block's pairs among those that screening leaves.
 fn screen_block(
     isa: Isa,
     input: &Encode<'_>,
@@ -308,33 +324,23 @@ fn screen_block(
     rows: std::ops::Range<usize>,
     features: std::ops::Range<usize>,
     block: &mut Block,
-) -> usize {
+) {
     let (mut panel, mut candidates, mut scratch) = SCREENING.take();
     panel.fill(isa, input, screened, features.clone());
-    let mut next = rows.start;
-    while next < rows.end {
-        let group = next..(next + ROW_GROUP).min(rows.end);
-        block.begin_group();
-        let before = block.rechecked;
-        for row in group.clone().step_by(screen::TILE_HEIGHT) {
-            let height = screen::TILE_HEIGHT.min(group.end - row);
-            let strip = (row, height);
-            screen::candidates(isa, screened, &panel, input.width, strip, &mut candidates);
-            for (m, found) in candidates.iter().take(height).enumerate() {
-                block.rechecked += found.len();
-                let first = (row + m, features.start);
-                let pairs = &mut block.pairs;
-                screen::recheck(isa, input, screened, &panel, first, found, &mut scratch, pairs);
-            }
+    for row in rows.clone().step_by(screen::TILE_HEIGHT) {
+        if row.is_multiple_of(ROW_GROUP) {
+            block.begin_group();
         }
-        let cells = group.len() * features.len();
-        next = group.end;
-        if (block.rechecked - before) as f64 > LARGEST_CANDIDATE_SHARE * cells as f64 {
-            break;
+        let height = screen::TILE_HEIGHT.min(rows.end - row);
+        screen::candidates(isa, screened, &panel, input.width, (row, height), &mut candidates);
+        for (m, found) in candidates.iter().take(height).enumerate() {
+            block.rechecked += found.len();
+            let first = (row + m, features.start);
+            let pairs = &mut block.pairs;
+            screen::recheck(isa, input, screened, &panel, first, found, &mut scratch, pairs);
         }
     }
     SCREENING.set((panel, candidates, scratch));
-    next
 }
 
 fn write_block(
