@@ -14,6 +14,7 @@
 //! All functions run on the current rayon thread pool, and none of their results depends on the number of
 //! its threads: every sum is formed over blocks of a fixed size, in a fixed order.
 
+pub mod ceiling;
 pub mod decode;
 pub mod dense;
 pub mod encode;

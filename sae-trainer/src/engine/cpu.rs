@@ -116,6 +116,11 @@ impl CpuEngine {
     pub fn threads(&self) -> usize {
         self.pool.current_num_threads()
     }
+
+    /// Runs something on the engine's threads.
+    pub(crate) fn run<R: Send>(&self, work: impl FnOnce() -> R + Send) -> R {
+        self.pool.install(work)
+    }
 }
 
 impl Engine for CpuEngine {

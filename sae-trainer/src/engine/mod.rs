@@ -1,8 +1,10 @@
 //! The seam between the training loop and the arithmetic: an [`Engine`] does optimizer steps on
 //! batches of rows; everything above it (schedule, logging, checkpoints, resume) is written once.
 
+mod bench;
 mod cpu;
 
+pub use bench::{BenchReport, BenchRow, Bound, bench, synthetic};
 pub use cpu::{CpuEngine, CpuOptions};
 
 pub use kernels::cpu::Parameters;

@@ -1,0 +1,359 @@
+//! The roofline of a CPU step: for each part its time, its work, the bound that holds it and the share of
+//! that bound it reaches.
+//!
+//! Work counts what the formulas ask for, not what an implementation happens to do: the encode is 2·B·F·d
+//! operations even where screening does them in 16-bit integers (then its share can exceed 1), and bytes are
+//! those that must come from memory or a cache that all of an array does not fit.
+
+use std::time::Instant;
+
+use kernels::cpu::ceiling::{copy_rate, multiply_add_rate};
+use kernels::cpu::decode::{Decode, RowResult, decode_sparse, sum_of_rows};
+use kernels::cpu::dense::decode_dense;
+use kernels::cpu::encode::{Encode, EncodeBuffers, encode_dense, encode_sparse};
+use kernels::cpu::pairs::ActivePairs;
+use kernels::cpu::rows::{RowNorms, row_norms};
+use kernels::cpu::sparsity::Sparsity;
+use kernels::cpu::train::{Activations, Train, train};
+use kernels::cpu::update::AdamStep;
+use kernels::cpu::{Parameters, TrainedParameters, transposed};
+use kernels::step::{Schedule, StepSpec};
+use sae::Weights;
+
+use super::{CpuEngine, CpuOptions, Engine, EngineError, Path};
+
+/// What limits a part.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Bound {
+    /// The rate of float32 multiply-adds.
+    Arithmetic,
+    /// The rate at which memory is read and written.
+    Memory,
+}
+
+/// One part of a step.
+#[derive(Debug, Clone, Copy, PartialEq)]
+pub struct BenchRow {
+    /// The part's name.
+    pub part: &'static str,
+    /// Median time in seconds.
+    pub seconds: f64,
+    /// Float32 operations.
+    pub operations: f64,
+    /// Bytes moved.
+    pub bytes: f64,
+    /// What limits it: the ceiling that takes longer for its work.
+    pub bound: Bound,
+    /// The time that the bound alone asks for, divided by the measured time.
+    pub share: f64,
+}
+
+impl BenchRow {
+    fn new(part: &'static str, seconds: f64, operations: f64, bytes: f64, ceilings: (f64, f64)) -> BenchRow {
+        let (arithmetic, memory) = (operations / ceilings.0, bytes / ceilings.1);
+        let bound = if arithmetic >= memory { Bound::Arithmetic } else { Bound::Memory };
+        let share = arithmetic.max(memory) / seconds;
+        BenchRow { part, seconds, operations, bytes, bound, share }
+    }
+
+    /// Operations per second.
+    pub fn operation_rate(&self) -> f64 {
+        self.operations / self.seconds
+    }
+
+    /// Bytes per second.
+    pub fn byte_rate(&self) -> f64 {
+        self.bytes / self.seconds
+    }
+}
+
+/// The roofline of one step on one batch.
+#[derive(Debug, Clone, PartialEq)]
+pub struct BenchReport {
+    /// The parts and, last, the whole step.
+    pub rows: Vec<BenchRow>,
+    /// Measured ceiling: float32 operations per second.
+    pub operation_ceiling: f64,
+    /// Measured ceiling: bytes per second.
+    pub byte_ceiling: f64,
+    /// Mean number of active features of a row.
+    pub l0: f64,
+    /// The path that the batch's density calls for.
+    pub path: Path,
+    /// The share of all pairs that screening left to be computed again.
+    pub rechecked: f64,
+    /// Worker threads.
+    pub threads: usize,
+    /// The instruction set.
+    pub isa: &'static str,
+    /// Rows per second of the whole step.
+    pub rows_per_second: f64,
+}
+
+/// Weights and a batch of which each row activates about `l0` of the spec's features, for a bench without a
+/// store: rows and weights uniform, the bias at the quantile of their products.
+pub fn synthetic(spec: &StepSpec, l0: f64, seed: u64) -> (Weights, Vec<f32>) {
+    let (d, f) = (spec.width, spec.features);
+    let mut weights = Weights::init(d, f, seed);
+    // Rows like the decoder's: as many numbers as a batch needs, spread alike in every direction.
+    let batch = Weights::init(d, spec.batch, seed.wrapping_add(1)).w_dec;
+    let sample = spec.batch.min(64);
+    let mut products: Vec<f32> = Vec::with_capacity(sample * f);
+    for row in batch.chunks_exact(d).take(sample) {
+        let mut z = vec![0.0f32; f];
+        for (x, w) in row.iter().zip(weights.w_enc.chunks_exact(f)) {
+            z.iter_mut().zip(w).for_each(|(z, w)| *z += x * w);
+        }
+        products.extend(z);
+    }
+    let above = ((l0 / f as f64) * products.len() as f64) as usize;
+    let rank = products.len() - 1 - above.min(products.len() - 1);
+    let (_, quantile, _) = products.select_nth_unstable_by(rank, f32::total_cmp);
+    weights.b_enc.fill(-*quantile);
+    (weights, batch)
+}
+
+/// Times the parts of a step and the whole step on `batch` [B,d], `repeats` times each; medians count. The
+/// parts run without the pre-bias' own subtraction, on the path that the batch's density calls for.
+///
+/// # Errors
+/// As [`CpuEngine::new`] and [`Engine::step`].
+pub fn bench(
+    spec: &StepSpec,
+    weights: &Weights,
+    batch: &[f32],
+    options: CpuOptions,
+    repeats: usize,
+) -> Result<BenchReport, EngineError> {
+    let mut engine = CpuEngine::new(*spec, weights, options)?;
+    let schedule = Schedule::constant(0.0);
+    // The first steps find the path and touch the memory.
+    engine.step(batch, &schedule)?;
+    let stats = engine.step(batch, &schedule)?;
+    let mut failure = None;
+    let whole = median(repeats, || {
+        if let Err(error) = engine.step(batch, &schedule) {
+            failure = Some(error);
+        }
+    });
+    if let Some(error) = failure {
+        return Err(error);
+    }
+    let run = || {
+        let ceilings = (multiply_add_rate(options.isa), copy_rate());
+        let parts = Parts::new(spec, weights, batch, options, stats.path);
+        let work = Work::of(spec, stats.l0 * spec.batch as f64, stats.path);
+        (parts.time(repeats, &work, ceilings), work, ceilings)
+    };
+    let (mut rows, work, ceilings) = engine.run(run);
+    rows.push(BenchRow::new("whole step", whole, work.operations(), work.bytes(), ceilings));
+    Ok(BenchReport {
+        rows,
+        operation_ceiling: ceilings.0,
+        byte_ceiling: ceilings.1,
+        l0: stats.l0,
+        path: stats.path,
+        rechecked: stats.rechecked,
+        threads: engine.threads(),
+        isa: options.isa.name(),
+        rows_per_second: spec.batch as f64 / whole,
+    })
+}
+
+/// Median time in seconds.
+fn median(repeats: usize, mut once: impl FnMut()) -> f64 {
+    let mut times: Vec<f64> = (0..repeats.max(1))
+        .map(|_| {
+            let start = Instant::now();
+            once();
+            start.elapsed().as_secs_f64()
+        })
+        .collect();
+    times.sort_by(f64::total_cmp);
+    times[times.len() / 2]
+}
+
+/// Operations and bytes of each part.
+struct Work {
+    encode: (f64, f64),
+    decode: (f64, f64),
+    train: (f64, f64),
+}
+
+impl Work {
+    fn of(spec: &StepSpec, pairs: f64, path: Path) -> Work {
+        let (b, d, f) = (spec.batch as f64, spec.width as f64, spec.features as f64);
+        let cells = b * f;
+        // Weights and both moments of encoder and decoder, read and written once.
+        let update = 6.0 * 4.0 * 2.0 * f * d;
+        match path {
+            Path::Sparse => Work {
+                encode: (2.0 * cells * d, 4.0 * (f * d + b * d)),
+                decode: (2.0 * pairs * d, 4.0 * d * (pairs + 2.0 * b)),
+                train: (6.0 * pairs * d + 20.0 * f * d, 8.0 * pairs * d + update),
+            },
+            Path::Dense => Work {
+                encode: (2.0 * cells * d, 4.0 * (f * d + b * d + cells)),
+                decode: (2.0 * cells * d, 4.0 * (cells + f * d + 2.0 * b * d)),
+                train: (6.0 * cells * d + 20.0 * f * d, 4.0 * cells + update),
+            },
+        }
+    }
+
+    fn operations(&self) -> f64 {
+        self.encode.0 + self.decode.0 + self.train.0
+    }
+
+    fn bytes(&self) -> f64 {
+        self.encode.1 + self.decode.1 + self.train.1
+    }
+}
+
+/// A step's parts with all they need, to be run one by one.
+struct Parts<'a> {
+    spec: &'a StepSpec,
+    options: CpuOptions,
+    path: Path,
+    batch: &'a [f32],
+    norms: RowNorms,
+    parameters: TrainedParameters,
+    sparsity: Sparsity,
+}
+
+impl<'a> Parts<'a> {
+    fn new(
+        spec: &'a StepSpec,
+        weights: &Weights,
+        batch: &'a [f32],
+        options: CpuOptions,
+        path: Path,
+    ) -> Parts<'a> {
+        let (d, f) = (spec.width, spec.features);
+        let mut norms = RowNorms::default();
+        row_norms(options.isa, batch, d, &mut norms);
+        let parameters = TrainedParameters {
+            weights: Parameters {
+                encoder: transposed(&weights.w_enc, d, f),
+                encoder_bias: weights.b_enc.clone(),
+                decoder: weights.w_dec.clone(),
+                decoder_bias: weights.b_dec.clone(),
+            },
+            first: Parameters::zeros(d, f),
+            second: Parameters::zeros(d, f),
+        };
+        let sparsity = Sparsity::new(&spec.loss, &Schedule::constant(0.0), spec.batch);
+        Parts { spec, options, path, batch, norms, parameters, sparsity }
+    }
+
+    fn time(mut self, repeats: usize, work: &Work, ceilings: (f64, f64)) -> Vec<BenchRow> {
+        let (spec, isa) = (self.spec, self.options.isa);
+        let (d, f) = (spec.width, spec.features);
+        let (mut buffers, mut pairs) = (EncodeBuffers::default(), ActivePairs::default());
+        let mut dense = vec![0.0; if self.path == Path::Dense { spec.batch * f } else { 0 }];
+        let encode = Encode {
+            x: self.batch,
+            weights: &self.parameters.weights.encoder,
+            bias: &self.parameters.weights.encoder_bias,
+            width: d,
+        };
+        let encode = median(repeats, || match self.path {
+            Path::Sparse => {
+                let (search, limit) = (self.options.search, spec.batch * f);
+                encode_sparse(isa, encode, search, limit, &mut buffers, &mut pairs);
+            }
+            Path::Dense => encode_dense(isa, encode, &mut dense),
+        });
+
+        let decode = Decode {
+            x: self.batch,
+            norms: &self.norms,
+            weights: &self.parameters.weights.decoder,
+            bias: &self.parameters.weights.decoder_bias,
+            decoder_norms: None,
+            mse: spec.loss.mse,
+            sparsity: &self.sparsity,
+        };
+        let mut g = vec![0.0; self.batch.len()];
+        let mut results = vec![RowResult::default(); spec.batch];
+        let decode = median(repeats, || match self.path {
+            Path::Sparse => decode_sparse(isa, decode, &pairs, &mut g, &mut results),
+            Path::Dense => decode_dense(isa, decode, &dense, &mut g, &mut results),
+        });
+
+        let slopes = vec![0.0; f];
+        let sum_of_g = sum_of_rows(&g, d);
+        let adam = AdamStep::new(&spec.adam, 0.0, 1);
+        let input = Train {
+            spec,
+            sparsity: &self.sparsity,
+            adam: &adam,
+            slopes: &slopes,
+            x: self.batch,
+            g: &g,
+            sum_of_g: &sum_of_g,
+        };
+        let activations = match self.path {
+            Path::Sparse => Activations::Sparse(&pairs),
+            Path::Dense => Activations::Dense(&dense),
+        };
+        let parameters = &mut self.parameters;
+        let train = median(repeats, || {
+            train(isa, input, activations, parameters);
+        });
+        vec![
+            BenchRow::new("encode", encode, work.encode.0, work.encode.1, ceilings),
+            BenchRow::new("decode", decode, work.decode.0, work.decode.1, ceilings),
+            BenchRow::new("backward and update", train, work.train.0, work.train.1, ceilings),
+        ]
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::engine::{Adam, DecoderNorm, LossSpec, Mse};
+
+    fn spec() -> StepSpec {
+        StepSpec {
+            width: 24,
+            features: 400,
+            batch: 128,
+            pre_bias: false,
+            loss: LossSpec::reconstruction(Mse::Sum),
+            decoder_norm: DecoderNorm::Unit,
+            adam: Adam::default(),
+            sparsity_window: 3,
+        }
+    }
+
+    #[test]
+    fn a_synthetic_batch_has_about_the_l0_asked_for() {
+        for l0 in [4.0, 40.0, 200.0] {
+            let (weights, batch) = synthetic(&spec(), l0, 3);
+            let mut engine = CpuEngine::new(spec(), &weights, CpuOptions::default()).unwrap();
+            let got = engine.evaluate(&batch).unwrap().l0();
+            assert!((got - l0).abs() < 0.15 * l0, "{got} {l0}");
+        }
+    }
+
+    #[test]
+    fn the_report_covers_every_part_on_both_paths() {
+        for (l0, path) in [(4.0, Path::Sparse), (200.0, Path::Dense)] {
+            let (weights, batch) = synthetic(&spec(), l0, 3);
+            let options = CpuOptions { threads: 2, ..CpuOptions::default() };
+            let report = bench(&spec(), &weights, &batch, options, 3).unwrap();
+            let parts: Vec<&str> = report.rows.iter().map(|row| row.part).collect();
+            assert_eq!(parts, ["encode", "decode", "backward and update", "whole step"]);
+            assert_eq!((report.path, report.threads), (path, 2));
+            for row in &report.rows {
+                assert!(row.seconds > 0.0 && row.share > 0.0 && row.operation_rate() > 0.0);
+                let ceilings = (report.operation_ceiling, report.byte_ceiling);
+                let least = (row.operations / ceilings.0).max(row.bytes / ceilings.1);
+                assert!((row.share - least / row.seconds).abs() < 1e-9 * row.share);
+            }
+            let whole = report.rows[3];
+            let sum: f64 = report.rows[..3].iter().map(|row| row.operations).sum();
+            assert!((whole.operations - sum).abs() < 1e-6 * sum);
+        }
+    }
+}
