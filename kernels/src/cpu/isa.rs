@@ -1,6 +1,6 @@
 //! Which instruction set the float32 step runs on, chosen at run time.
 
-/// An instruction set that this machine has. Results on [`Isa::AVX2`](Isa::available) and wider sets are the same
+/// An instruction set that this machine has. Results on AVX2 and on wider sets are the same
 /// bit for bit; the portable one rounds products and sums separately on x86-64.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct Isa(Level);
