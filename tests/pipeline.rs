@@ -5,7 +5,7 @@ use std::process::{Command, Stdio};
 use std::time::Duration;
 
 use activation_store::Store;
-use end_to_end::{Run, TINY, gibberish, program, run_ok, tiny_gpt2};
+use end_to_end::{Run, TINY, gibberish, program, run_fails, run_ok, tiny_gpt2};
 
 /// A dump of the tiny model: `contexts` contexts of 16 tokens; returns the summary that `--json` prints.
 fn dump(folder: &Path, out: &Path, contexts: usize, more: &[&str]) -> serde_json::Value {
@@ -213,4 +213,38 @@ fn check_that_it_learnt(run: &Path) {
     for file in ["cfg.json", "sae_weights.safetensors", "sparsity.safetensors"] {
         assert!(run.join("sae").join(file).is_file(), "{}: sae/{file} is missing", run.display());
     }
+}
+
+#[test]
+fn a_finished_store_is_described_verified_and_exported() {
+    let folder = tempfile::tempdir().unwrap();
+    let store = folder.path().join("store");
+    dump(folder.path(), &store, 300, &[]);
+    let path = store.display().to_string();
+    let json =
+        |run: Run| -> serde_json::Value { serde_json::from_str(&run.stdout).expect("--json prints JSON") };
+
+    let info = json(run_ok("activation-dump", ["info", &path, "--json"]));
+    assert_eq!((info["rows"].as_u64(), info["contexts"].as_u64()), (Some(4800), Some(300)));
+    assert_eq!(info["specification"]["provenance"]["hook"], "blocks.1.hook_resid_pre");
+    let text = run_ok("activation-dump", ["info", &path]).stdout;
+    assert!(text.contains("blocks.1.hook_resid_pre") && text.contains("4.8k of 32 float16"), "{text}");
+
+    let npy = folder.path().join("npy").display().to_string();
+    run_ok("activation-dump", ["export", &path, "--format", "npy", "--out", &npy]);
+    assert!(files_below(Path::new(&npy)).iter().any(|file| file.extension().is_some_and(|end| end == "npy")));
+    run_fails("activation-dump", ["export", &path, "--format", "sae-lens", "--out", &npy], &[&npy]);
+
+    assert!(run_ok("activation-dump", ["verify", &path]).stdout.contains("sound"));
+    let shard = store.join("activations/c/0/0");
+    let mut bytes = std::fs::read(&shard).unwrap();
+    let middle = bytes.len() / 2;
+    bytes[middle] ^= 1;
+    std::fs::write(&shard, bytes).unwrap();
+    let damaged = end_to_end::run("activation-dump", ["verify", &path, "--json"]);
+    assert_eq!(damaged.code, Some(1));
+    let problems = json(damaged)["problems"].clone();
+    assert_eq!(problems.as_array().map(Vec::len), Some(1), "{problems}");
+    assert_eq!(problems[0]["file"], "activations/c/0/0");
+    assert!(problems[0]["chunk"].is_u64());
 }

@@ -3,7 +3,7 @@
 use std::path::PathBuf;
 
 use activation_store::RowType;
-use clap::{Args, Parser, ValueEnum};
+use clap::{Args, Parser, Subcommand, ValueEnum};
 use human_units::{parse_bytes, parse_count};
 use language_model::{Device, HookPoint, NormKind};
 
@@ -12,6 +12,7 @@ use language_model::{Device, HookPoint, NormKind};
 #[derive(Debug, Parser)]
 #[command(
     version,
+    args_conflicts_with_subcommands = true,
     after_help = "\
 Examples:
   activation-dump --layer 1 --tokens 300M
@@ -20,11 +21,68 @@ Examples:
       a model folder and local text
   activation-dump --model models/gpt2 --dataset 'text/*.jsonl.zst' --hook blocks.6.hook_mlp_out
       another hook point
+  activation-dump info stores/smollm2
+      what a store holds
 
 A model folder holds config.json, model.safetensors (or its shards) and tokenizer.json, as on the
 hub. An interrupted dump goes on where it stopped when the same command is given again."
 )]
-pub(crate) struct Arguments {
+pub(crate) struct CommandLine {
+    #[command(subcommand)]
+    pub(crate) command: Option<Command>,
+    #[command(flatten)]
+    pub(crate) dump: DumpArguments,
+}
+
+/// What one asks a finished store.
+#[derive(Debug, Subcommand)]
+pub(crate) enum Command {
+    /// Says what a store holds: rows, sizes, provenance, statistics
+    Info(InfoArguments),
+    /// Reads every byte of a store and names every damaged file and chunk
+    Verify(VerifyArguments),
+    /// Writes a store's rows in another tool's format
+    Export(ExportArguments),
+}
+
+#[derive(Debug, Args)]
+pub(crate) struct InfoArguments {
+    /// Folder of the store
+    pub(crate) store: PathBuf,
+    /// Print one JSON object
+    #[arg(long)]
+    pub(crate) json: bool,
+}
+
+#[derive(Debug, Args)]
+pub(crate) struct VerifyArguments {
+    /// Folder of the store
+    pub(crate) store: PathBuf,
+    /// Print one JSON object
+    #[arg(long)]
+    pub(crate) json: bool,
+}
+
+#[derive(Debug, Args)]
+pub(crate) struct ExportArguments {
+    /// Folder of the store
+    pub(crate) store: PathBuf,
+    /// sae-lens: SAELens' cached activations (a Hugging Face datasets folder); npy: plain NumPy files
+    #[arg(long, value_enum)]
+    pub(crate) format: ExportChoice,
+    /// New folder for the export
+    #[arg(long, value_name = "FOLDER")]
+    pub(crate) out: PathBuf,
+}
+
+#[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum)]
+pub(crate) enum ExportChoice {
+    SaeLens,
+    Npy,
+}
+
+#[derive(Debug, Args)]
+pub(crate) struct DumpArguments {
     #[command(flatten)]
     pub(crate) source: SourceArguments,
     #[command(flatten)]
@@ -194,13 +252,14 @@ mod tests {
 
     use super::*;
 
-    fn parse(words: &[&str]) -> Result<Arguments, clap::Error> {
-        Arguments::try_parse_from(std::iter::once("activation-dump").chain(words.iter().copied()))
+    fn parse(words: &[&str]) -> Result<DumpArguments, clap::Error> {
+        let words = std::iter::once("activation-dump").chain(words.iter().copied());
+        CommandLine::try_parse_from(words).map(|line| line.dump)
     }
 
     #[test]
     fn the_definition_is_consistent() {
-        Arguments::command().debug_assert();
+        CommandLine::command().debug_assert();
     }
 
     #[test]

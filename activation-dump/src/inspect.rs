@@ -1,0 +1,139 @@
+//! `info`, `verify` and `export`: what one asks a finished store.
+
+use std::process::ExitCode;
+use std::sync::atomic::{AtomicU64, Ordering};
+
+use activation_store::{ExportFormat, Store};
+use anyhow::Result;
+use human_units::{format_bytes, format_count};
+use indicatif::{ProgressBar, ProgressStyle};
+use serde_json::json;
+
+use crate::arguments::{ExportArguments, ExportChoice, InfoArguments, VerifyArguments};
+
+/// Prints what the store holds.
+pub(crate) fn info(arguments: &InfoArguments) -> Result<ExitCode> {
+    let store = Store::open(&arguments.store)?;
+    let (spec, summary, stats) = (store.spec(), store.summary(), store.stats());
+    let ratio = summary.raw_bytes as f64 / summary.activation_bytes.max(1) as f64;
+    let bytes_per_row = summary.activation_bytes as f64 / summary.rows.max(1) as f64;
+    if arguments.json {
+        let value = json!({
+            "store": store.path(),
+            "rows": summary.rows,
+            "contexts": summary.contexts,
+            "raw_bytes": summary.raw_bytes,
+            "activation_bytes": summary.activation_bytes,
+            "stored_bytes": summary.stored_bytes,
+            "bytes_per_row": bytes_per_row,
+            "compression_ratio": ratio,
+            "clipped_values": summary.clipped,
+            "specification": spec,
+            "statistics": { "mean": stats.mean, "variance": stats.variance, "mean_norm": stats.mean_norm },
+        });
+        println!("{}", serde_json::to_string_pretty(&value)?);
+        return Ok(ExitCode::SUCCESS);
+    }
+    let from = &spec.provenance;
+    let bits = spec.mantissa_bits.map_or(String::new(), |bits| format!(", {bits} mantissa bits kept"));
+    let count = |number: u64| format_count(number as f64);
+    println!("store        {}", store.path().display());
+    println!("activations  {} of {}{}", from.hook, from.model, if from.centered { ", centred" } else { "" });
+    println!("text         {}", from.dataset.join(", "));
+    println!("rows         {} of {} {} numbers{bits}", count(summary.rows), spec.width, spec.row_type.name());
+    println!(
+        "contexts     {} of {} tokens, BOS is {}{}",
+        count(summary.contexts),
+        spec.context_length,
+        spec.bos_token,
+        if spec.drop_bos { " and its rows are left out" } else { "" }
+    );
+    println!(
+        "size         {}: {bytes_per_row:.0} bytes a row, {ratio:.3}x smaller than raw; {} with all files",
+        format_bytes(summary.activation_bytes),
+        format_bytes(summary.stored_bytes)
+    );
+    println!(
+        "shuffled     {} rows at a time, seed {}; chunks of {} rows, shards of {}",
+        count(spec.layout.window_rows as u64),
+        spec.seed,
+        spec.layout.chunk_rows,
+        count(spec.layout.shard_rows as u64)
+    );
+    let variance: f64 = stats.variance.iter().sum();
+    println!("statistics   mean norm {:.4}, total variance {variance:.4}", stats.mean_norm);
+    if summary.clipped > 0 {
+        println!("clipped      {} values beyond float16", summary.clipped);
+    }
+    println!("hashes       weights {}, tokenizer {}", short(&from.model_hash), short(&from.tokenizer_hash));
+    println!("             text {}", short(&from.dataset_hash));
+    println!("written by   {} {}: {}", env!("CARGO_PKG_NAME"), from.tool_version, from.command_line);
+    Ok(ExitCode::SUCCESS)
+}
+
+/// Reads everything; the exit code is 1 if anything is damaged.
+pub(crate) fn verify(arguments: &VerifyArguments) -> Result<ExitCode> {
+    let bar = ProgressBar::no_length();
+    bar.set_style(
+        ProgressStyle::with_template("  {bytes} read, {bytes_per_sec}").expect("the template is constant"),
+    );
+    let reached = AtomicU64::new(0);
+    let report = activation_store::verify(&arguments.store, &|bytes| {
+        let most = reached.fetch_max(bytes, Ordering::Relaxed).max(bytes);
+        bar.set_position(most);
+    })?;
+    bar.finish_and_clear();
+    if arguments.json {
+        let problems: Vec<_> = report
+            .problems
+            .iter()
+            .map(|problem| json!({ "file": problem.file, "chunk": problem.chunk, "what": problem.what }))
+            .collect();
+        let value = json!({ "files": report.files, "bytes": report.bytes, "problems": problems });
+        println!("{}", serde_json::to_string_pretty(&value)?);
+    } else {
+        for problem in &report.problems {
+            match problem.chunk {
+                Some(chunk) => println!("{}, chunk {chunk}: {}", problem.file, problem.what),
+                None => println!("{}: {}", problem.file, problem.what),
+            }
+        }
+        let read = format!("{} files, {} read", report.files, format_bytes(report.bytes));
+        match report.problems.len() {
+            0 => println!("{} is sound ({read})", arguments.store.display()),
+            found => println!("{} is damaged in {found} places ({read})", arguments.store.display()),
+        }
+    }
+    Ok(if report.problems.is_empty() { ExitCode::SUCCESS } else { ExitCode::FAILURE })
+}
+
+/// Writes the rows in another tool's format.
+pub(crate) fn export(arguments: &ExportArguments) -> Result<ExitCode> {
+    let store = Store::open(&arguments.store)?;
+    let format = match arguments.format {
+        ExportChoice::SaeLens => ExportFormat::SaeLens,
+        ExportChoice::Npy => ExportFormat::Npy,
+    };
+    let bar = ProgressBar::new(store.rows());
+    let template = "  {bar:30} {percent:>3}%  {human_pos} rows, {per_sec}, ETA {eta}";
+    bar.set_style(ProgressStyle::with_template(template).expect("the template is constant"));
+    let summary =
+        activation_store::export(&store, format, &arguments.out, &mut |rows| bar.set_position(rows))?;
+    bar.finish_and_clear();
+    eprintln!(
+        "{} rows in {} files, {}, in {}",
+        format_count(summary.rows as f64),
+        summary.files,
+        format_bytes(summary.bytes),
+        summary.path.display()
+    );
+    if summary.rows_left_out > 0 {
+        eprintln!("{} rows at the end did not fill a record and were left out", summary.rows_left_out);
+    }
+    Ok(ExitCode::SUCCESS)
+}
+
+/// The beginning of a hash, enough to tell two apart by eye.
+fn short(hash: &str) -> &str {
+    hash.get(..16).unwrap_or(hash)
+}
