@@ -25,6 +25,8 @@ Examples:
       continues an interrupted run from its last checkpoint
   sae-trainer compare runs/*
       a table of several runs
+  sae-trainer bench --features 24576 --batch 4096
+      what a step costs on this machine, part by part
 
 Counts take the suffixes k, M and G: --tokens 300M. A row of the store is one token."
 )]
@@ -39,6 +41,8 @@ pub(crate) struct CommandLine {
 pub(crate) enum Command {
     /// Prints a table of several runs: L0, errors, dead features, speed
     Compare(CompareArguments),
+    /// Times the parts of a training step on this machine against what bounds them
+    Bench(BenchArguments),
 }
 
 #[derive(Debug, Args)]
@@ -47,6 +51,38 @@ pub(crate) struct CompareArguments {
     #[arg(required = true, value_name = "RUN")]
     pub(crate) runs: Vec<PathBuf>,
     /// Print one JSON array, an object for each run, instead of the table
+    #[arg(long)]
+    pub(crate) json: bool,
+}
+
+/// Sizes and data of a bench. Without `--store` and `--from` rows and weights are synthetic.
+#[derive(Debug, Args)]
+pub(crate) struct BenchArguments {
+    /// Row width of synthetic data
+    #[arg(long, value_name = "D", default_value_t = 768, conflicts_with = "from")]
+    pub(crate) width: usize,
+    /// Number of features of synthetic weights
+    #[arg(long, value_name = "F", default_value = "24576", value_parser = parse_count, conflicts_with = "from")]
+    pub(crate) features: u64,
+    /// Active features of a row of synthetic data
+    #[arg(long, value_name = "N", default_value_t = 20.0, conflicts_with = "from")]
+    pub(crate) l0: f64,
+    /// Rows in a batch
+    #[arg(long, value_name = "ROWS", default_value = "4096", value_parser = parse_count)]
+    pub(crate) batch: u64,
+    /// Take the batch from this store
+    #[arg(long, value_name = "FOLDER", requires = "from")]
+    pub(crate) store: Option<PathBuf>,
+    /// Take the weights, and with them the density, from a run's sae/ or one of its checkpoints
+    #[arg(long, value_name = "FOLDER", requires = "store")]
+    pub(crate) from: Option<PathBuf>,
+    /// How often each part is timed; medians count
+    #[arg(long, value_name = "N", default_value_t = 7, value_parser = clap::value_parser!(u16).range(1..))]
+    pub(crate) repeats: u16,
+    /// CPU threads [default: one a core]
+    #[arg(long, value_name = "N", value_parser = clap::value_parser!(u16).range(1..=1024))]
+    pub(crate) threads: Option<u16>,
+    /// Print one JSON object instead of the table
     #[arg(long)]
     pub(crate) json: bool,
 }

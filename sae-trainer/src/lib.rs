@@ -10,12 +10,13 @@
 //!   and whether it can be done.
 //! - `train`: the loop; `schedule`, `evaluation`, `decoder_bias`: its parts.
 //! - `run_folder`, `checkpoint`, `record`: what a run leaves on disk.
-//! - `progress`, `compare`: what a person sees.
+//! - `progress`, `compare`, `bench`: what a person sees.
 
 use std::process::ExitCode;
 
 mod announce;
 mod arguments;
+mod bench;
 mod checkpoint;
 mod compare;
 mod decoder_bias;
@@ -38,6 +39,7 @@ pub fn main() -> ExitCode {
     let line = arguments::CommandLine::parse();
     let result = match line.command {
         Some(arguments::Command::Compare(compare)) => compare::compare(&compare).map(|()| ExitCode::SUCCESS),
+        Some(arguments::Command::Bench(bench)) => bench::bench(&bench).map(|()| ExitCode::SUCCESS),
         None => train::train(line.train).map(ExitCode::from),
     };
     result.unwrap_or_else(|error| {

@@ -1,5 +1,6 @@
 //! The program as a user runs it, on small stores.
 
+mod bench;
 mod compare;
 mod errors;
 mod fixture;
