@@ -7,7 +7,7 @@ use std::sync::atomic::Ordering;
 use std::sync::mpsc::Receiver;
 
 use super::compress::Position;
-use super::{Counters, WriterFiles};
+use super::pipeline::{Counters, WriterFiles};
 use crate::codec::ShardIndex;
 use crate::disk::{Disk, Written};
 use crate::journal::{self, Entry, JOURNAL, MANIFEST, Manifest, ShardFile, TokenFile};

@@ -5,25 +5,26 @@
 
 mod commit;
 mod compress;
+mod pipeline;
 mod resume;
+mod space;
 
-use std::fs::File;
 use std::path::{Path, PathBuf};
-use std::sync::atomic::{AtomicU64, Ordering};
-use std::sync::mpsc::{self, Receiver, Sender};
-use std::sync::{Arc, Mutex};
-use std::thread::JoinHandle;
+use std::sync::Arc;
+use std::sync::atomic::Ordering;
 
-use compress::{Failure, Position, Row, Work};
+use compress::{Position, Row, Work};
+use pipeline::{Counters, Pipeline, WriterFiles};
 use resume::Resumption;
 pub(crate) use resume::parse_attributes;
+use space::check_space;
+pub use space::estimated_bytes;
 
 use crate::disk::{Disk, DiskHook};
 use crate::journal::JOURNAL;
 use crate::lock::Lock;
 use crate::metadata::{Attributes, ZARR_JSON};
-use crate::rounding::{Rounding, RowBits, Unstorable};
-use crate::statistics::RunningStatistics;
+use crate::rounding::{Rounding, Unstorable};
 use crate::{Result, Statistics, Store, StoreError, StoreSpec};
 
 /// Resources of a [`StoreWriter`]; they do not change a byte of the store.
@@ -103,31 +104,6 @@ pub struct StoreWriter {
     stopped: bool,
     /// Last, so that the store is free only when all else is gone.
     _lock: Lock,
-}
-
-/// What the background threads report.
-#[derive(Debug, Default)]
-struct Counters {
-    rows_stored: AtomicU64,
-    activation_bytes: AtomicU64,
-}
-
-/// What the committing thread writes to.
-#[derive(Debug)]
-struct WriterFiles {
-    disk: Disk,
-    journal: File,
-    journal_path: PathBuf,
-}
-
-/// The background threads and the ways to them.
-#[derive(Debug)]
-struct Pipeline {
-    work: Sender<Work>,
-    rows: RowPool,
-    failure: Failure,
-    compressing: JoinHandle<Option<RunningStatistics>>,
-    committing: JoinHandle<WriterFiles>,
 }
 
 impl StoreWriter {
@@ -395,114 +371,6 @@ impl Drop for StoreWriter {
     }
 }
 
-impl Pipeline {
-    fn start(
-        spec: &StoreSpec,
-        threads: usize,
-        resumption: &Resumption,
-        files: WriterFiles,
-        counters: &Arc<Counters>,
-    ) -> Result<Pipeline> {
-        let (work, work_received) = mpsc::channel();
-        // One shard is written while the next is compressed.
-        let (commits, commits_received) = mpsc::sync_channel(1);
-        let (returned, returned_received) = mpsc::channel();
-        let failure = Failure::default();
-        let pool = rayon::ThreadPoolBuilder::new()
-            .num_threads(threads)
-            .thread_name(|number| format!("store-compress-{number}"))
-            .build()
-            .map_err(|error| StoreError::Specification(format!("{threads} compression threads: {error}")))?;
-
-        let committing = {
-            let (spec, counters, failure, mut files) =
-                (spec.clone(), counters.clone(), failure.clone(), files);
-            spawn("store-commit", move || {
-                let result = commit::run(&spec, &mut files, &commits_received, &counters);
-                note(&failure, result);
-                files
-            })?
-        };
-        let compressing = {
-            let (spec, failure) = (spec.clone(), failure.clone());
-            let (statistics, shards) = (resumption.statistics.clone(), resumption.shards);
-            spawn("store-shuffle", move || {
-                let result =
-                    compress::run(&spec, &pool, statistics, shards, &work_received, &returned, &commits);
-                note(&failure, result)
-            })?
-        };
-        let rows = RowPool {
-            free: Vec::new(),
-            returned: returned_received,
-            allocated: 0,
-            capacity: spec.layout.window_rows + spec.layout.shard_rows,
-            length: spec.row_bytes() / 2,
-        };
-        Ok(Pipeline { work, rows, failure, compressing, committing })
-    }
-
-    /// Lets the threads finish what was sent to them.
-    fn join(self, dir: &Path) -> Result<(WriterFiles, RunningStatistics)> {
-        drop(self.work);
-        let statistics = self.compressing.join();
-        let files = self.committing.join();
-        if let Some(error) = self.failure.lock().ok().and_then(|mut failure| failure.take()) {
-            return Err(error);
-        }
-        match (files, statistics) {
-            (Ok(files), Ok(Some(statistics))) => Ok((files, statistics)),
-            _ => Err(StoreError::Stopped(dir.to_path_buf())),
-        }
-    }
-}
-
-fn spawn<T: Send + 'static>(name: &str, body: impl FnOnce() -> T + Send + 'static) -> Result<JoinHandle<T>> {
-    let failed = |error| StoreError::Specification(format!("the thread {name} cannot start: {error}"));
-    std::thread::Builder::new().name(name.to_owned()).spawn(body).map_err(failed)
-}
-
-/// Keeps the first error for whoever asks.
-fn note<T>(failure: &Mutex<Option<StoreError>>, result: Result<T>) -> Option<T> {
-    match result {
-        Ok(value) => Some(value),
-        Err(error) => {
-            if let Ok(mut failure) = failure.lock() {
-                failure.get_or_insert(error);
-            }
-            None
-        }
-    }
-}
-
-/// Row buffers that go round between the writer and the compressing threads.
-#[derive(Debug)]
-struct RowPool {
-    free: Vec<RowBits>,
-    returned: Receiver<Vec<RowBits>>,
-    allocated: usize,
-    capacity: usize,
-    /// u16 of a row.
-    length: usize,
-}
-
-impl RowPool {
-    /// A buffer; waits for one if all are in use; `None` if none will ever come back.
-    fn take(&mut self) -> Option<RowBits> {
-        if self.free.is_empty() {
-            self.free.extend(self.returned.try_iter().flatten());
-        }
-        if self.free.is_empty() {
-            if self.allocated < self.capacity {
-                self.allocated += 1;
-                return Some(vec![0; self.length].into_boxed_slice());
-            }
-            self.free = self.returned.recv().ok()?;
-        }
-        self.free.pop()
-    }
-}
-
 fn rounding(spec: &StoreSpec) -> Rounding {
     let bits = spec.mantissa_bits.unwrap_or(spec.row_type.mantissa_bits());
     Rounding { row_type: spec.row_type, bits, clip: spec.clip }
@@ -527,27 +395,4 @@ fn matching_attributes(dir: &Path, spec: &StoreSpec) -> Result<Option<Attributes
         }
     }
     Ok(existing)
-}
-
-/// Refuses a dump whose estimated size, less what is `kept` on disk already, is more than the file system has free.
-fn check_space(dir: &Path, spec: &StoreSpec, kept: u64) -> Result<()> {
-    let needed = estimated_bytes(spec).saturating_sub(kept);
-    // The folder may not exist yet.
-    let absolute = std::path::absolute(dir).map_err(StoreError::io("find", dir))?;
-    let nearest = absolute.ancestors().find(|folder| folder.exists()).unwrap_or(dir);
-    let available =
-        fs4::available_space(nearest).map_err(StoreError::io("find the free space of", nearest))?;
-    if needed > available {
-        return Err(StoreError::NoSpace { dir: dir.to_path_buf(), needed, available });
-    }
-    Ok(())
-}
-
-/// Estimated bytes of a finished store: of each element the sign, the kept mantissa bits and about three bits of
-/// exponent remain (measured on residuals); of each origin and each token about three quarters.
-pub fn estimated_bytes(spec: &StoreSpec) -> u64 {
-    let rows = spec.contexts as f64 * spec.context_length as f64;
-    let bits = f64::from(spec.mantissa_bits.unwrap_or(spec.row_type.mantissa_bits())) + 4.0;
-    let per_row = spec.width as f64 * bits / 8.0 + 0.75 * (spec.origin_bytes() + spec.token_bytes()) as f64;
-    (rows * per_row) as u64
 }

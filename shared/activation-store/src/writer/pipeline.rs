@@ -1,0 +1,149 @@
+//! The two threads behind a writer and the buffers that go round between them.
+
+use std::fs::File;
+use std::path::{Path, PathBuf};
+use std::sync::atomic::AtomicU64;
+use std::sync::mpsc::{self, Receiver, Sender};
+use std::sync::{Arc, Mutex};
+use std::thread::JoinHandle;
+
+use super::compress::{Failure, Work};
+use super::resume::Resumption;
+use super::{commit, compress};
+use crate::disk::Disk;
+use crate::rounding::RowBits;
+use crate::statistics::RunningStatistics;
+use crate::{Result, StoreError, StoreSpec};
+
+/// What the background threads report.
+#[derive(Debug, Default)]
+pub(super) struct Counters {
+    pub(super) rows_stored: AtomicU64,
+    pub(super) activation_bytes: AtomicU64,
+}
+
+/// What the committing thread writes to.
+#[derive(Debug)]
+pub(super) struct WriterFiles {
+    pub(super) disk: Disk,
+    pub(super) journal: File,
+    pub(super) journal_path: PathBuf,
+}
+
+/// The background threads and the ways to them.
+#[derive(Debug)]
+pub(super) struct Pipeline {
+    pub(super) work: Sender<Work>,
+    pub(super) rows: RowPool,
+    pub(super) failure: Failure,
+    compressing: JoinHandle<Option<RunningStatistics>>,
+    committing: JoinHandle<WriterFiles>,
+}
+
+impl Pipeline {
+    pub(super) fn start(
+        spec: &StoreSpec,
+        threads: usize,
+        resumption: &Resumption,
+        files: WriterFiles,
+        counters: &Arc<Counters>,
+    ) -> Result<Pipeline> {
+        let (work, work_received) = mpsc::channel();
+        // One shard is written while the next is compressed.
+        let (commits, commits_received) = mpsc::sync_channel(1);
+        let (returned, returned_received) = mpsc::channel();
+        let failure = Failure::default();
+        let pool = rayon::ThreadPoolBuilder::new()
+            .num_threads(threads)
+            .thread_name(|number| format!("store-compress-{number}"))
+            .build()
+            .map_err(|error| StoreError::Specification(format!("{threads} compression threads: {error}")))?;
+
+        let committing = {
+            let (spec, counters, failure, mut files) =
+                (spec.clone(), counters.clone(), failure.clone(), files);
+            spawn("store-commit", move || {
+                let result = commit::run(&spec, &mut files, &commits_received, &counters);
+                note(&failure, result);
+                files
+            })?
+        };
+        let compressing = {
+            let (spec, failure) = (spec.clone(), failure.clone());
+            let (statistics, shards) = (resumption.statistics.clone(), resumption.shards);
+            spawn("store-shuffle", move || {
+                let result =
+                    compress::run(&spec, &pool, statistics, shards, &work_received, &returned, &commits);
+                note(&failure, result)
+            })?
+        };
+        let rows = RowPool {
+            free: Vec::new(),
+            returned: returned_received,
+            allocated: 0,
+            capacity: spec.layout.window_rows + spec.layout.shard_rows,
+            length: spec.row_bytes() / 2,
+        };
+        Ok(Pipeline { work, rows, failure, compressing, committing })
+    }
+
+    /// Lets the threads finish what was sent to them.
+    pub(super) fn join(self, dir: &Path) -> Result<(WriterFiles, RunningStatistics)> {
+        drop(self.work);
+        let statistics = self.compressing.join();
+        let files = self.committing.join();
+        if let Some(error) = self.failure.lock().ok().and_then(|mut failure| failure.take()) {
+            return Err(error);
+        }
+        match (files, statistics) {
+            (Ok(files), Ok(Some(statistics))) => Ok((files, statistics)),
+            _ => Err(StoreError::Stopped(dir.to_path_buf())),
+        }
+    }
+}
+
+fn spawn<T: Send + 'static>(name: &str, body: impl FnOnce() -> T + Send + 'static) -> Result<JoinHandle<T>> {
+    let failed = |error| StoreError::Specification(format!("the thread {name} cannot start: {error}"));
+    std::thread::Builder::new().name(name.to_owned()).spawn(body).map_err(failed)
+}
+
+/// Keeps the first error for whoever asks.
+fn note<T>(failure: &Mutex<Option<StoreError>>, result: Result<T>) -> Option<T> {
+    match result {
+        Ok(value) => Some(value),
+        Err(error) => {
+            if let Ok(mut failure) = failure.lock() {
+                failure.get_or_insert(error);
+            }
+            None
+        }
+    }
+}
+
+/// Row buffers that go round between the writer and the compressing threads.
+#[derive(Debug)]
+pub(super) struct RowPool {
+    free: Vec<RowBits>,
+    returned: Receiver<Vec<RowBits>>,
+    allocated: usize,
+    capacity: usize,
+    /// u16 of a row.
+    length: usize,
+}
+
+impl RowPool {
+    /// A buffer; waits for one if all are in use; `None` if none will ever come back.
+    pub(super) fn take(&mut self) -> Option<RowBits> {
+        if self.free.is_empty() {
+            self.free.extend(self.returned.try_iter().flatten());
+        }
+        if self.free.is_empty() {
+            if self.allocated < self.capacity {
+                self.allocated += 1;
+                return Some(vec![0; self.length].into_boxed_slice());
+            }
+            self.free = self.returned.recv().ok()?;
+        }
+        self.free.pop()
+    }
+}

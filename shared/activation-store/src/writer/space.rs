@@ -1,0 +1,28 @@
+//! How much room a store will take, and whether there is that much.
+
+use std::path::Path;
+
+use crate::{Result, StoreError, StoreSpec};
+
+/// Refuses a dump whose estimated size, less what is `kept` on disk already, is more than the file system has free.
+pub(super) fn check_space(dir: &Path, spec: &StoreSpec, kept: u64) -> Result<()> {
+    let needed = estimated_bytes(spec).saturating_sub(kept);
+    // The folder may not exist yet.
+    let absolute = std::path::absolute(dir).map_err(StoreError::io("find", dir))?;
+    let nearest = absolute.ancestors().find(|folder| folder.exists()).unwrap_or(dir);
+    let available =
+        fs4::available_space(nearest).map_err(StoreError::io("find the free space of", nearest))?;
+    if needed > available {
+        return Err(StoreError::NoSpace { dir: dir.to_path_buf(), needed, available });
+    }
+    Ok(())
+}
+
+/// Estimated bytes of a finished store: of each element the sign, the kept mantissa bits and about three bits of
+/// exponent remain (measured on residuals); of each origin and each token about three quarters.
+pub fn estimated_bytes(spec: &StoreSpec) -> u64 {
+    let rows = spec.contexts as f64 * spec.context_length as f64;
+    let bits = f64::from(spec.mantissa_bits.unwrap_or(spec.row_type.mantissa_bits())) + 4.0;
+    let per_row = spec.width as f64 * bits / 8.0 + 0.75 * (spec.origin_bytes() + spec.token_bytes()) as f64;
+    (rows * per_row) as u64
+}
