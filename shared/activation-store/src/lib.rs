@@ -32,7 +32,11 @@ pub use statistics::Statistics;
 pub use store::Store;
 pub use stream::{BatchStream, StreamOptions};
 pub use verify::{Problem, VerifyReport, verify};
+pub use widen::BatchElement;
 pub use writer::{StoreSummary, StoreWriter, WriteProgress, WriterOptions, estimated_bytes};
+
+/// The 16-bit types of [`BatchElement`].
+pub use half::{bf16, f16};
 
 /// The result of everything that touches a store.
 pub type Result<T, E = StoreError> = std::result::Result<T, E>;

@@ -1,18 +1,107 @@
-//! From a decoded chunk's byte planes to float32 rows.
+//! From a decoded chunk's byte planes to the rows of a batch.
 //!
 //! The planes are never put back together in memory: a row's bytes are joined in registers and converted at once, so
 //! that a row is written once after decompression.
 
-use half::f16;
 use half::slice::HalfFloatSliceExt;
+use half::{bf16, f16};
 
 use crate::RowType;
 
+/// An element type that batches can have: `f32`, [`f16`] or [`bf16`].
+pub trait BatchElement: sealed::Join {}
+
+impl BatchElement for f32 {}
+impl BatchElement for f16 {}
+impl BatchElement for bf16 {}
+
+mod sealed {
+    use crate::RowType;
+
+    /// What the crate needs of an element type.
+    pub trait Join: Copy + Default + Send + Sync + std::fmt::Debug + 'static {
+        /// The type's name.
+        const NAME: &str;
+
+        /// Row `row` of a chunk's planes into `out` `[d]`, rounded to nearest-even where the type is narrower. False
+        /// if a value is beyond the type.
+        fn join_row(planes: &[u8], row_type: RowType, row: usize, out: &mut [Self]) -> bool;
+    }
+}
+
+impl sealed::Join for f32 {
+    const NAME: &str = "float32";
+
+    fn join_row(planes: &[u8], row_type: RowType, row: usize, out: &mut [f32]) -> bool {
+        widen_row(planes, row_type, row, out);
+        true
+    }
+}
+
+impl sealed::Join for f16 {
+    const NAME: &str = "float16";
+
+    fn join_row(planes: &[u8], row_type: RowType, row: usize, out: &mut [f16]) -> bool {
+        if row_type == RowType::F32 {
+            let narrow = |wide: &[f32], out: &mut [f16]| out.convert_from_f32_slice(wide);
+            narrow_row(planes, row_type, row, out, narrow);
+            let largest = out.iter().fold(0, |largest: u16, value| largest.max(value.to_bits() & 0x7fff));
+            return largest <= f16::MAX.to_bits();
+        }
+        let (low, high) = planes.split_at(planes.len() / 2);
+        let first = row * out.len();
+        let (low, high) = (&low[first..][..out.len()], &high[first..][..out.len()]);
+        for ((out, &low), &high) in out.iter_mut().zip(low).zip(high) {
+            *out = f16::from_bits(u16::from(low) | u16::from(high) << 8);
+        }
+        true
+    }
+}
+
+impl sealed::Join for bf16 {
+    const NAME: &str = "bfloat16";
+
+    fn join_row(planes: &[u8], row_type: RowType, row: usize, out: &mut [bf16]) -> bool {
+        let narrow = |wide: &[f32], out: &mut [bf16]| {
+            for (out, &value) in out.iter_mut().zip(wide) {
+                // To nearest-even; a store has no NaN, which this would not keep.
+                let bits = value.to_bits();
+                *out = bf16::from_bits((bits.wrapping_add(0x7fff + (bits >> 16 & 1)) >> 16) as u16);
+            }
+        };
+        narrow_row(planes, row_type, row, out, narrow);
+        let largest = out.iter().fold(0, |largest: u16, value| largest.max(value.to_bits() & 0x7fff));
+        largest <= bf16::MAX.to_bits()
+    }
+}
+
+/// A row by way of some float32 values at a time, few enough to stay in the first cache.
+fn narrow_row<T>(
+    planes: &[u8],
+    row_type: RowType,
+    row: usize,
+    out: &mut [T],
+    narrow: impl Fn(&[f32], &mut [T]),
+) {
+    let mut wide = [0.0; 256];
+    let mut first = row * out.len();
+    for out in out.chunks_mut(wide.len()) {
+        let wide = &mut wide[..out.len()];
+        widen(planes, row_type, first, wide);
+        narrow(wide, out);
+        first += out.len();
+    }
+}
+
 /// Row `row` of a chunk's planes into `out` `[d]`.
 pub(crate) fn widen_row(planes: &[u8], row_type: RowType, row: usize, out: &mut [f32]) {
-    let width = out.len();
+    widen(planes, row_type, row * out.len(), out);
+}
+
+/// The elements of a chunk from number `first` on into `out`.
+fn widen(planes: &[u8], row_type: RowType, first: usize, out: &mut [f32]) {
     let per_plane = planes.len() / row_type.bytes();
-    let plane = |byte: usize| &planes[byte * per_plane + row * width..][..width];
+    let plane = |byte: usize| &planes[byte * per_plane + first..][..out.len()];
     match row_type {
         RowType::F16 => widen_f16(plane(0), plane(1), out),
         RowType::F32 => widen_f32([plane(0), plane(1), plane(2), plane(3)], out),
@@ -92,6 +181,7 @@ fn widen_f32(planes: [&[u8]; 4], out: &mut [f32]) {
 
 #[cfg(test)]
 mod tests {
+    use super::sealed::Join;
     use super::*;
 
     #[test]
@@ -110,5 +200,47 @@ mod tests {
                 assert!(plain == expected || plain.is_nan() && expected.is_nan(), "{pattern:04x}");
             }
         }
+    }
+
+    #[test]
+    fn every_float16_pattern_becomes_the_nearest_bfloat16_and_itself() {
+        let finite: Vec<u16> = (0..=u16::MAX).filter(|&bits| f16::from_bits(bits).is_finite()).collect();
+        let planes: Vec<u8> = finite
+            .iter()
+            .map(|bits| *bits as u8)
+            .chain(finite.iter().map(|bits| (bits >> 8) as u8))
+            .collect();
+        let mut same = vec![f16::ZERO; finite.len()];
+        assert!(f16::join_row(&planes, RowType::F16, 0, &mut same));
+        assert!(same.iter().map(|value| value.to_bits()).eq(finite.iter().copied()));
+        let mut brain = vec![bf16::ZERO; finite.len()];
+        assert!(bf16::join_row(&planes, RowType::F16, 0, &mut brain));
+        for (&bits, found) in finite.iter().zip(brain) {
+            let expected = bf16::from_f32(f16::from_bits(bits).to_f32());
+            assert_eq!(found.to_bits(), expected.to_bits(), "{bits:04x}");
+        }
+    }
+
+    #[test]
+    fn float32_rows_are_rounded_once_and_values_beyond_the_type_are_noticed() {
+        let planes = |values: &[f32]| -> Vec<u8> {
+            (0..4).flat_map(|byte| values.iter().map(move |value| value.to_le_bytes()[byte])).collect()
+        };
+        // Halfway cases, neighbours of them, subnormals, the largest values that fit.
+        let values: Vec<f32> = (0..700)
+            .map(|index: u32| f32::from_bits(0x3f80_0000 + index * 0x0800 + index % 3))
+            .chain([65504.0, -65519.99, 1e-7, -6e-8, 0.0, -0.0])
+            .collect();
+        let mut half = vec![f16::ZERO; values.len()];
+        assert!(f16::join_row(&planes(&values), RowType::F32, 0, &mut half));
+        let mut brain = vec![bf16::ZERO; values.len()];
+        assert!(bf16::join_row(&planes(&values), RowType::F32, 0, &mut brain));
+        for ((&value, half), brain) in values.iter().zip(half).zip(brain) {
+            assert_eq!(half.to_bits(), f16::from_f32(value).to_bits(), "{value}");
+            assert_eq!(brain.to_bits(), bf16::from_f32(value).to_bits(), "{value}");
+        }
+        assert!(!f16::join_row(&planes(&[1.0, -65520.0]), RowType::F32, 0, &mut [f16::ZERO; 2]));
+        assert!(bf16::join_row(&planes(&[1.0, -65520.0]), RowType::F32, 0, &mut [bf16::ZERO; 2]));
+        assert!(!bf16::join_row(&planes(&[f32::MAX, 0.0]), RowType::F32, 0, &mut [bf16::ZERO; 2]));
     }
 }

@@ -85,6 +85,66 @@ fn a_failure_of_any_step_is_reported_and_going_on_gives_the_same_bytes() {
     }
 }
 
+/// A small file system in memory; unmounted when dropped.
+#[cfg(target_os = "linux")]
+struct SmallDisk(tempfile::TempDir);
+
+#[cfg(target_os = "linux")]
+impl SmallDisk {
+    /// `None` where the user may not mount.
+    fn mount(kilobytes: u32) -> Option<SmallDisk> {
+        let dir = tempfile::tempdir().unwrap();
+        let options = format!("size={kilobytes}k");
+        let mut mount = Command::new("mount");
+        mount.args(["-t", "tmpfs", "-o", &options, "tmpfs"]).arg(dir.path()).stderr(Stdio::null());
+        mount.status().is_ok_and(|status| status.success()).then(|| SmallDisk(dir))
+    }
+
+    fn resize(&self, kilobytes: u32) {
+        let options = format!("remount,size={kilobytes}k");
+        assert!(Command::new("mount").args(["-o", &options]).arg(self.0.path()).status().unwrap().success());
+    }
+}
+
+#[cfg(target_os = "linux")]
+impl Drop for SmallDisk {
+    fn drop(&mut self) {
+        let _ = Command::new("umount").arg(self.0.path()).status();
+    }
+}
+
+#[test]
+#[cfg(target_os = "linux")]
+fn a_disk_that_is_really_full_is_reported_and_with_more_room_the_dump_goes_on_to_the_same_bytes() {
+    let spec = spec();
+    let reference = reference(&spec);
+    let mut full = 0;
+    for kilobytes in (16..200).step_by(8) {
+        let Some(disk) = SmallDisk::mount(kilobytes) else {
+            eprintln!(
+                "SKIPPED: a small file system cannot be mounted here; the injected faults stand for it"
+            );
+            return;
+        };
+        let dir = disk.0.path().join("store");
+        let options = WriterOptions { threads: 2, skip_space_check: true, ..WriterOptions::default() };
+        let written = StoreWriter::open(&dir, &spec, &options).and_then(|mut writer| {
+            append_all(&mut writer, &spec, 9)?;
+            writer.finish()
+        });
+        if let Err(error) = written {
+            let StoreError::Io { source, .. } = &error else { panic!("{kilobytes} kB: {error}") };
+            assert_eq!(source.kind(), io::ErrorKind::StorageFull, "{kilobytes} kB: {error}");
+            assert!(Store::open(&dir).is_err());
+            full += 1;
+        }
+        disk.resize(4096);
+        go_on(&dir, &spec, 7, None).unwrap();
+        assert_same_files(reference.path(), &dir);
+    }
+    assert!(full > 5, "the disk was full only {full} times");
+}
+
 #[test]
 fn a_journal_torn_at_any_byte_is_taken_up_before_the_tear() {
     let spec = spec();

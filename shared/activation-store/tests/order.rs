@@ -5,7 +5,7 @@ mod support;
 use std::collections::HashMap;
 use std::sync::LazyLock;
 
-use activation_store::{BatchStream, Layout, Store, StoreSpec, StreamOptions};
+use activation_store::{BatchStream, Layout, Store, StoreError, StoreSpec, StreamOptions, bf16, f16};
 use proptest::prelude::*;
 use support::*;
 
@@ -102,6 +102,49 @@ proptest! {
             prop_assert_eq!(stream.step(), step + 3);
         }
     }
+}
+
+#[test]
+fn batches_of_sixteen_bits_are_the_float32_batches_rounded_once() {
+    // A store of float32, one of float16, both at once.
+    for numbers in [vec![0], vec![1], vec![2, 1]] {
+        let options = StreamOptions { batch: 77, seed: 5, ..StreamOptions::default() };
+        let mut wide = BatchStream::new(stores(&numbers), options.clone()).unwrap();
+        let mut half = BatchStream::<f16>::with_element(stores(&numbers), options.clone()).unwrap();
+        let mut brain = BatchStream::<bf16>::with_element(stores(&numbers), options).unwrap();
+        half.seek(3).unwrap();
+        brain.seek(3).unwrap();
+        wide.seek(3).unwrap();
+        for _ in 0..30 {
+            let wide = wide.next_batch().unwrap();
+            let expected_half = wide.iter().map(|&value| f16::from_f32(value).to_bits());
+            assert!(half.next_batch().unwrap().iter().map(|value| value.to_bits()).eq(expected_half));
+            let expected_brain = wide.iter().map(|&value| bf16::from_f32(value).to_bits());
+            assert!(brain.next_batch().unwrap().iter().map(|value| value.to_bits()).eq(expected_brain));
+        }
+    }
+}
+
+#[test]
+fn a_value_beyond_float16_is_an_error_of_a_float16_batch_only() {
+    let dir = tempfile::tempdir().unwrap();
+    let mut spec = StoreSpec::new(1, 8, 16);
+    spec.row_type = activation_store::RowType::F32;
+    let mut writer =
+        activation_store::StoreWriter::open(dir.path(), &spec, &activation_store::WriterOptions::default())
+            .unwrap();
+    let mut rows = vec![1.5; 128];
+    rows[40] = 70_000.0;
+    writer.append(&[0; 128], &rows).unwrap();
+    writer.finish().unwrap();
+    let store = Store::open(dir.path()).unwrap();
+    let options = StreamOptions { batch: 128, ..StreamOptions::default() };
+    let mut half = BatchStream::<f16>::with_element(vec![store.clone()], options.clone()).unwrap();
+    let error = half.next_batch().unwrap_err();
+    assert!(matches!(error, StoreError::Stream(_)) && error.to_string().contains("beyond"), "{error}");
+    let mut brain = BatchStream::<bf16>::with_element(vec![store.clone()], options.clone()).unwrap();
+    assert!(brain.next_batch().unwrap().contains(&bf16::from_f32(70_000.0)));
+    assert!(BatchStream::new(vec![store], options).unwrap().next_batch().unwrap().contains(&70_000.0));
 }
 
 #[test]

@@ -2,6 +2,7 @@
 
 mod order;
 mod pipeline;
+mod planes;
 
 use std::sync::Arc;
 use std::time::{Duration, Instant};
@@ -9,6 +10,7 @@ use std::time::{Duration, Instant};
 use order::Sources;
 use pipeline::{Pipeline, Settings};
 
+use crate::widen::BatchElement;
 use crate::{Result, Store, StoreError};
 
 /// How a [`BatchStream`] cuts and orders its batches.
@@ -39,23 +41,37 @@ impl Default for StreamOptions {
 /// The order is a pure function of (stores in their order, seed, epoch, K): the chunks of an epoch are permuted, the
 /// rows of every K consecutive chunks are permuted together, and the batches are cut from the resulting stream, epoch
 /// after epoch. An epoch has every row exactly once; a batch can lie across the end of one.
+///
+/// Batches are float32 ([`BatchStream::new`]), or another `T` that rows are converted to, rounded to nearest-even, when
+/// a batch is gathered ([`BatchStream::with_element`]). The order is the same for all.
 #[derive(Debug)]
-pub struct BatchStream {
+pub struct BatchStream<T = f32> {
     sources: Arc<Sources>,
     settings: Settings,
     /// Started by the first `next_batch`, so that a `seek` before it costs nothing.
-    pipeline: Option<Pipeline>,
+    pipeline: Option<Pipeline<T>>,
     step: u64,
-    current: Vec<f32>,
+    current: Vec<T>,
     waited: Duration,
 }
 
 impl BatchStream {
-    /// A stream over `stores`, at step 0.
+    /// A stream of float32 batches over `stores`, at step 0.
     ///
     /// # Errors
     /// No store, stores of different widths, an empty batch, no row left; damage found while looking for BOS rows.
     pub fn new(stores: Vec<Store>, options: StreamOptions) -> Result<BatchStream> {
+        Self::with_element(stores, options)
+    }
+}
+
+impl<T: BatchElement> BatchStream<T> {
+    /// A stream of batches of `T` over `stores`, at step 0:
+    /// `BatchStream::<bf16>::with_element(stores, options)`.
+    ///
+    /// # Errors
+    /// As [`BatchStream::new`]. A value beyond `T` is an error of [`BatchStream::next_batch`].
+    pub fn with_element(stores: Vec<Store>, options: StreamOptions) -> Result<BatchStream<T>> {
         if options.batch == 0 || options.mixing_chunks == Some(0) {
             return Err(StoreError::Stream("the batch and the mixing block cannot be empty".to_owned()));
         }
@@ -98,8 +114,8 @@ impl BatchStream {
     /// The next batch, `[batch, d]`.
     ///
     /// # Errors
-    /// Damage, with file and chunk. The step stays the same.
-    pub fn next_batch(&mut self) -> Result<&[f32]> {
+    /// Damage, with file and chunk; a value beyond `T`. The step stays the same.
+    pub fn next_batch(&mut self) -> Result<&[T]> {
         let result = self.advance();
         if result.is_err() {
             // The threads have stopped; a further call starts new ones, and meets the same damage.

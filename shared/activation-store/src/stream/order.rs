@@ -89,14 +89,14 @@ impl Sources {
     }
 
     /// K as asked for, or one that mixes well: with rows R and windows of W rows, two rows of a batch share a context
-    /// (1 + R/(W·K)) times as often as in a uniform permutation, so K = R/W makes it twice. At least 64 chunks, at
-    /// most 1 GiB of them.
+    /// (1 + R/(W·K)) times as often as in a uniform permutation, so K = R/W makes it twice. At least 64 chunks;
+    /// at most 384 MiB of them, as two blocks are in memory at a time.
     pub(crate) fn mixing_chunks(&self, asked: Option<usize>) -> Result<usize> {
         let window = |store: &Store| store.rows().div_ceil(store.spec().layout.window_rows as u64);
         let default = || {
             let windows: u64 = self.stores.iter().map(window).sum();
             let chunk_bytes = self.stores.iter().map(Store::chunk_bytes).max().unwrap_or(1);
-            (windows.max(64) as usize).min(((1 << 30) / chunk_bytes).max(1))
+            (windows.max(64) as usize).min(((384 << 20) / chunk_bytes).max(1))
         };
         let chunks = asked.unwrap_or_else(default).min(self.chunks.len());
         if chunks > u32::MAX as usize / self.chunk_rows {

@@ -9,8 +9,9 @@ use std::sync::{Arc, Condvar, Mutex, MutexGuard};
 use std::thread::JoinHandle;
 
 use super::order::{BlockPlan, Epoch, Sources};
+use super::planes::Planes;
 use crate::store::decompressor;
-use crate::widen::{prefetch_row, widen_row};
+use crate::widen::{BatchElement, prefetch_row};
 use crate::{Result, RowType, StoreError};
 
 /// What the threads need to know.
@@ -25,16 +26,16 @@ pub(super) struct Settings {
 
 /// Running threads, from one step on; dropping it ends them.
 #[derive(Debug)]
-pub(super) struct Pipeline {
-    shared: Arc<Shared>,
+pub(super) struct Pipeline<T> {
+    shared: Arc<Shared<T>>,
     threads: Vec<JoinHandle<()>>,
 }
 
 #[derive(Debug)]
-struct Shared {
+struct Shared<T> {
     sources: Arc<Sources>,
     settings: Settings,
-    state: Mutex<State>,
+    state: Mutex<State<T>>,
     /// Something may have become ready for a thread.
     work: Condvar,
     /// Something may have become ready for the reader.
@@ -42,7 +43,7 @@ struct Shared {
 }
 
 #[derive(Debug)]
-struct State {
+struct State<T> {
     stop: bool,
     failure: Option<StoreError>,
     /// Where the next block to open comes from.
@@ -52,10 +53,10 @@ struct State {
     /// Blocks in flight, in the stream's order.
     blocks: VecDeque<Block>,
     /// Batches in flight, in the stream's order.
-    batches: VecDeque<Batch>,
+    batches: VecDeque<Batch<T>>,
     next_step: u64,
-    free_planes: Vec<Vec<u8>>,
-    free_batches: Vec<Vec<f32>>,
+    free_planes: Vec<Planes>,
+    free_batches: Vec<Vec<T>>,
 }
 
 #[derive(Debug)]
@@ -78,28 +79,28 @@ struct Block {
 #[derive(Debug, Default)]
 struct Content {
     /// The byte planes of each chunk.
-    planes: Vec<Vec<u8>>,
+    planes: Vec<Planes>,
     row_types: Vec<RowType>,
     /// The permuted rows: slot · chunk_rows + row.
     rows: Vec<u32>,
 }
 
 #[derive(Debug)]
-struct Batch {
+struct Batch<T> {
     step: u64,
     /// `None` while a thread has it.
-    data: Option<Vec<f32>>,
+    data: Option<Vec<T>>,
     /// Rows gathered.
     filled: usize,
 }
 
 /// A piece of work.
-enum Task {
+enum Task<T> {
     Decode {
         block: u64,
         slot: usize,
         chunk: u32,
-        planes: Vec<u8>,
+        planes: Planes,
     },
     Permute {
         block: u64,
@@ -107,7 +108,7 @@ enum Task {
     },
     Gather {
         step: u64,
-        data: Vec<f32>,
+        data: Vec<T>,
         filled: usize,
         block: u64,
         rows: std::ops::Range<usize>,
@@ -115,9 +116,9 @@ enum Task {
     },
 }
 
-impl Pipeline {
+impl<T: BatchElement> Pipeline<T> {
     /// Starts the threads; the first batch will be that of `step`.
-    pub(super) fn start(sources: &Arc<Sources>, settings: &Settings, step: u64) -> Result<Pipeline> {
+    pub(super) fn start(sources: &Arc<Sources>, settings: &Settings, step: u64) -> Result<Pipeline<T>> {
         let position = step
             .checked_mul(settings.batch as u64)
             .ok_or_else(|| StoreError::Stream(format!("step {step} is too far")))?;
@@ -156,13 +157,13 @@ impl Pipeline {
     }
 
     /// The next batch, if it is ready; gives the threads `used` to fill again.
-    pub(super) fn try_next(&self, used: &mut Vec<f32>) -> Result<bool> {
+    pub(super) fn try_next(&self, used: &mut Vec<T>) -> Result<bool> {
         let mut state = self.shared.lock();
         Self::take_front(&mut state, used, &self.shared)
     }
 
     /// Waits for the next batch.
-    pub(super) fn next(&self, used: &mut Vec<f32>) -> Result<()> {
+    pub(super) fn next(&self, used: &mut Vec<T>) -> Result<()> {
         let mut state = self.shared.lock();
         while !Self::take_front(&mut state, used, &self.shared)? {
             state = self.shared.ready.wait(state).expect("the state's lock is not poisoned");
@@ -170,8 +171,8 @@ impl Pipeline {
         Ok(())
     }
 
-    fn take_front(state: &mut State, used: &mut Vec<f32>, shared: &Shared) -> Result<bool> {
-        let ready = |batch: &Batch| batch.filled == shared.settings.batch && batch.data.is_some();
+    fn take_front(state: &mut State<T>, used: &mut Vec<T>, shared: &Shared<T>) -> Result<bool> {
+        let ready = |batch: &Batch<T>| batch.filled == shared.settings.batch && batch.data.is_some();
         if state.batches.front().is_some_and(ready) {
             let data = state.batches.pop_front().and_then(|batch| batch.data).expect("the batch is ready");
             let old = std::mem::replace(used, data);
@@ -188,7 +189,7 @@ impl Pipeline {
     }
 }
 
-impl Drop for Pipeline {
+impl<T> Drop for Pipeline<T> {
     fn drop(&mut self) {
         if let Ok(mut state) = self.shared.state.lock() {
             state.stop = true;
@@ -201,11 +202,21 @@ impl Drop for Pipeline {
     }
 }
 
-impl Shared {
-    fn lock(&self) -> MutexGuard<'_, State> {
+impl<T> Shared<T> {
+    fn lock(&self) -> MutexGuard<'_, State<T>> {
         self.state.lock().expect("the state's lock is not poisoned")
     }
 
+    fn fail(&self, error: StoreError) {
+        let mut state = self.lock();
+        state.stop = true;
+        state.failure.get_or_insert(error);
+        self.work.notify_all();
+        self.ready.notify_all();
+    }
+}
+
+impl<T: BatchElement> Shared<T> {
     /// What each thread does.
     fn run(&self) {
         let _guard = ReportPanic(self);
@@ -232,11 +243,11 @@ impl Shared {
         }
     }
 
-    fn perform(&self, task: Task, decompressor: &mut zstd::bulk::Decompressor<'_>) -> Result<()> {
+    fn perform(&self, task: Task<T>, decompressor: &mut zstd::bulk::Decompressor<'_>) -> Result<()> {
         match task {
             Task::Decode { block, slot, chunk, mut planes } => {
                 let (store, chunk) = self.sources.chunk(chunk);
-                planes.resize(store.chunk_bytes(), 0);
+                planes.resize(store.chunk_bytes())?;
                 store.decode_chunk(chunk, decompressor, &mut planes)?;
                 self.lock().finish_part(block, |content| content.planes[slot] = planes);
             }
@@ -251,7 +262,7 @@ impl Shared {
             }
             Task::Gather { step, mut data, filled, block, rows, content } => {
                 let taken = rows.len();
-                self.gather(&content, rows, &mut data[filled * self.sources.width()..]);
+                self.gather(&content, rows, &mut data[filled * self.sources.width()..])?;
                 // Before the lock: whoever sees all rows gathered takes the buffers back.
                 drop(content);
                 self.lock().finish_gather(step, block, data, taken);
@@ -263,7 +274,7 @@ impl Shared {
     }
 
     /// Rows `rows` of a block into the beginning of `out`.
-    fn gather(&self, content: &Content, rows: std::ops::Range<usize>, out: &mut [f32]) {
+    fn gather(&self, content: &Content, rows: std::ops::Range<usize>, out: &mut [T]) -> Result<()> {
         // Rows asked for before they are needed: 2 to 8 serve equally well.
         const AHEAD: usize = 4;
         let (width, chunk_rows) = (self.sources.width(), self.sources.chunk_rows());
@@ -275,23 +286,21 @@ impl Shared {
                 prefetch_row(&content.planes[slot], content.row_types[slot], row, width);
             }
             let (slot, row) = place(rows[index]);
-            widen_row(&content.planes[slot], content.row_types[slot], row, out);
+            if !T::join_row(&content.planes[slot], content.row_types[slot], row, out) {
+                let name = T::NAME;
+                return Err(StoreError::Stream(format!(
+                    "a row has a value beyond the range of {name}: read it in batches of float32"
+                )));
+            }
         }
-    }
-
-    fn fail(&self, error: StoreError) {
-        let mut state = self.lock();
-        state.stop = true;
-        state.failure.get_or_insert(error);
-        self.work.notify_all();
-        self.ready.notify_all();
+        Ok(())
     }
 }
 
 /// Makes a panic of a thread an error of the reader, who would otherwise wait for ever.
-struct ReportPanic<'a>(&'a Shared);
+struct ReportPanic<'a, T>(&'a Shared<T>);
 
-impl Drop for ReportPanic<'_> {
+impl<T> Drop for ReportPanic<'_, T> {
     fn drop(&mut self) {
         if std::thread::panicking() {
             self.0.fail(StoreError::Stream("a reading thread panicked".to_owned()));
@@ -299,24 +308,25 @@ impl Drop for ReportPanic<'_> {
     }
 }
 
-impl State {
+impl<T: BatchElement> State<T> {
     /// A piece of work that can be done now: gathering first, since the reader waits for it.
-    fn next_task(&mut self, shared: &Shared) -> Option<Task> {
+    fn next_task(&mut self, shared: &Shared<T>) -> Option<Task<T>> {
         self.open_batches(shared);
         self.open_blocks(shared);
         self.next_gather(shared.settings.batch).or_else(|| self.next_part())
     }
 
-    fn open_batches(&mut self, shared: &Shared) {
+    fn open_batches(&mut self, shared: &Shared<T>) {
         let Settings { batch, prefetch, .. } = shared.settings;
         while self.batches.len() < prefetch {
-            let data = self.free_batches.pop().unwrap_or_else(|| vec![0.0; batch * shared.sources.width()]);
+            let data =
+                self.free_batches.pop().unwrap_or_else(|| vec![T::default(); batch * shared.sources.width()]);
             self.batches.push_back(Batch { step: self.next_step, data: Some(data), filled: 0 });
             self.next_step += 1;
         }
     }
 
-    fn open_blocks(&mut self, shared: &Shared) {
+    fn open_blocks(&mut self, shared: &Shared<T>) {
         let Settings { seed, mixing_chunks, threads, batch, .. } = shared.settings;
         // One block to gather from, and enough ahead that every thread has a chunk to decode.
         while self.blocks.len() < 1 + threads.div_ceil(mixing_chunks) {
@@ -333,7 +343,10 @@ impl State {
                 id: self.next_id,
                 handed_out: 0,
                 pending: plan.chunks.len() + 1,
-                content: Content { planes: vec![Vec::new(); plan.chunks.len()], ..Content::default() },
+                content: Content {
+                    planes: plan.chunks.iter().map(|_| Planes::default()).collect(),
+                    ..Content::default()
+                },
                 decoded: None,
                 gathered: gathered.min(plan.rows),
                 plan,
@@ -342,7 +355,7 @@ impl State {
         }
     }
 
-    fn next_gather(&mut self, size: usize) -> Option<Task> {
+    fn next_gather(&mut self, size: usize) -> Option<Task<T>> {
         for batch in &mut self.batches {
             if batch.filled == size || batch.data.is_none() {
                 continue;
@@ -369,7 +382,7 @@ impl State {
         None
     }
 
-    fn next_part(&mut self) -> Option<Task> {
+    fn next_part(&mut self) -> Option<Task<T>> {
         for block in &mut self.blocks {
             let part = block.handed_out;
             if part > block.plan.chunks.len() {
@@ -402,7 +415,7 @@ impl State {
         self.release_blocks();
     }
 
-    fn finish_gather(&mut self, step: u64, block: u64, data: Vec<f32>, rows: usize) {
+    fn finish_gather(&mut self, step: u64, block: u64, data: Vec<T>, rows: usize) {
         self.block(block).gathered += rows as u64;
         let batch = self.batches.iter_mut().find(|batch| batch.step == step);
         let batch = batch.expect("a batch stays until it is full");
