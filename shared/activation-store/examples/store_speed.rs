@@ -1,37 +1,52 @@
-//! Measures size and speed of the store on real rows:
+//! Measures the store on the rows of a real one, for `scripts/bench-store`. Each command prints one JSON object:
 //!
-//!     store_speed STORE [SCRATCH-FOLDER]
+//!     store_speed memcpy STORE
+//!     store_speed layout STORE SCRATCH TYPE BITS CHUNK-ROWS LEVEL     writes the rows anew, then reads them
+//!     store_speed read STORE GIGABYTES                                reads through a BatchStream, default options
+//!     store_speed mixing STORE TIMES WINDOW-ROWS K                    0 is the default
+//!     store_speed repeat STORE TIMES OUT                              writes the rows TIMES times into a new store
 //!
-//! Copies the rows of STORE into new stores with other layouts and element types, and prints for each: how many times
-//! smaller it is than raw rows, and the throughput of writing (round, shuffle, compress, flush) and of reading through a
-//! `BatchStream` (decompress, mix, widen to float32) out of the page cache. Throughputs are bytes of raw rows per second
-//! of processor time ("a core") and of wall-clock time with one compressing or decoding thread; memcpy is that of the
-//! same raw bytes.
+//! Speeds are bytes of raw rows per second: `core` of processor time, `wall` of wall-clock time with one compressing or
+//! decoding thread. Reading is decompression, mixing and conversion to batches, out of the page cache.
 
-use std::path::{Path, PathBuf};
+use std::collections::HashMap;
+use std::path::Path;
 use std::time::Instant;
 use std::{env, fs, process};
 
 use activation_store::{
-    BatchStream, Layout, RowType, Store, StoreSpec, StoreWriter, StreamOptions, WriterOptions,
+    BatchElement, BatchStream, Layout, RowType, Store, StoreSpec, StoreSummary, StoreWriter, StreamOptions,
+    WriterOptions, bf16, f16,
 };
+use serde_json::{Value, json};
 
-/// Bytes of raw rows that each reading measurement goes through.
-const READ_BYTES: u64 = 6_000_000_000;
+type Outcome<T> = Result<T, Box<dyn std::error::Error>>;
+
+/// Bytes of raw rows that a reading measurement goes through.
+const READ_BYTES: u64 = 1_000_000_000;
 
 fn main() {
-    let arguments: Vec<PathBuf> = env::args_os().skip(1).map(PathBuf::from).collect();
-    let (store, scratch) = match &arguments[..] {
-        [store] => (store, env::temp_dir()),
-        [store, scratch] => (store, scratch.clone()),
+    let arguments: Vec<String> = env::args().skip(1).collect();
+    let arguments: Vec<&str> = arguments.iter().map(String::as_str).collect();
+    let measured = match arguments[..] {
+        ["memcpy", store] => memcpy(store),
+        ["layout", store, scratch, row_type, bits, chunk_rows, level] => {
+            layout(store, scratch, [row_type, bits, chunk_rows, level])
+        }
+        ["read", store, gigabytes] => read_by_default(store, gigabytes),
+        ["mixing", store, times, window_rows, k] => mixing(store, [times, window_rows, k]),
+        ["repeat", store, times, out] => repeat(store, times, out),
         _ => {
-            eprintln!("usage: store_speed STORE [SCRATCH-FOLDER]");
+            eprintln!("usage: store_speed memcpy|layout|read|mixing|repeat STORE …");
             process::exit(2);
         }
     };
-    if let Err(error) = measure(store, &scratch) {
-        eprintln!("error: {error}");
-        process::exit(1);
+    match measured {
+        Ok(value) => println!("{value}"),
+        Err(error) => {
+            eprintln!("error: {error}");
+            process::exit(1);
+        }
     }
 }
 
@@ -42,104 +57,9 @@ struct Rows {
     rows: Vec<f32>,
 }
 
-fn measure(store: &Path, scratch: &Path) -> Result<(), Box<dyn std::error::Error>> {
-    let source = load(&Store::open(store)?)?;
-    let count = source.rows.len() / source.spec.width;
-    println!("{count} rows of {} elements from {}", source.spec.width, store.display());
-    println!("memcpy: {:.2} GB/s", memcpy_speed(&source.rows));
-    println!();
-    println!(
-        "{:8} {:>4} {:>6} {:>5} | {:>7} {:>8} | {:>10} {:>10} | {:>10} {:>10}",
-        "type",
-        "bits",
-        "chunk",
-        "level",
-        "smaller",
-        "B/row",
-        "write core",
-        "write wall",
-        "read core",
-        "read wall"
-    );
-    let with = |row_type, mantissa_bits, chunk_rows, zstd_level| {
-        let mut spec = source.spec.clone();
-        (spec.row_type, spec.mantissa_bits) = (row_type, mantissa_bits);
-        spec.layout = Layout { zstd_level, ..Layout::for_memory(spec.width, row_type, 1_000_000_000) };
-        let chunks = spec.layout.chunks_per_shard();
-        spec.layout.chunk_rows = chunk_rows;
-        spec.layout.shard_rows = chunk_rows * chunks;
-        spec.layout.window_rows -= spec.layout.window_rows % spec.layout.shard_rows;
-        spec
-    };
-    for (row_type, bits, chunk_rows, level) in [
-        (RowType::F16, None, 2048, 1),
-        (RowType::F16, None, 512, 1),
-        (RowType::F16, None, 1024, 1),
-        (RowType::F16, None, 4096, 1),
-        (RowType::F16, None, 2048, -5),
-        (RowType::F16, None, 2048, 3),
-        (RowType::F16, None, 2048, 6),
-        (RowType::F16, Some(7), 2048, 1),
-        (RowType::F16, Some(6), 2048, 1),
-        (RowType::F16, Some(5), 2048, 1),
-        (RowType::F16, Some(4), 2048, 1),
-        (RowType::F32, None, 1024, 1),
-    ] {
-        measure_one(&source, &with(row_type, bits, chunk_rows, level), scratch)?;
-    }
-    Ok(())
-}
-
-fn measure_one(source: &Rows, spec: &StoreSpec, scratch: &Path) -> Result<(), Box<dyn std::error::Error>> {
-    let folder = scratch.join(format!("store-speed-{}", process::id()));
-    let options = WriterOptions { threads: 1, ..WriterOptions::default() };
-    let clock = Clock::start();
-    let mut writer = StoreWriter::open(&folder, spec, &options)?;
-    for (tokens, rows) in source
-        .tokens
-        .chunks(16 * spec.context_length)
-        .zip(source.rows.chunks(16 * spec.context_length * spec.width))
-    {
-        writer.append(tokens, rows)?;
-    }
-    let summary = writer.finish()?;
-    let (write_core, write_wall) = clock.speed(summary.raw_bytes);
-
-    let options = StreamOptions { threads: 1, ..StreamOptions::default() };
-    let mut stream = BatchStream::new(vec![Store::open(&folder)?], options)?;
-    let batch_bytes = (stream.batch() * spec.row_bytes()) as u64;
-    // Once through the file, so that it lies in the page cache and the buffers are warm.
-    let mut sum = 0.0_f64;
-    for _ in 0..stream.rows_per_epoch() / stream.batch() as u64 {
-        sum += f64::from(stream.next_batch()?[0]);
-    }
-    let clock = Clock::start();
-    let batches = READ_BYTES / batch_bytes;
-    for _ in 0..batches {
-        sum += f64::from(stream.next_batch()?[0]);
-    }
-    let (read_core, read_wall) = clock.speed(batches * batch_bytes);
-    assert!(sum.is_finite());
-    drop(stream);
-    fs::remove_dir_all(&folder)?;
-    println!(
-        "{:8} {:>4} {:>6} {:>5} | {:>6.3}x {:>8.1} | {:>5.2} GB/s {:>5.2} GB/s | {:>5.2} GB/s {:>5.2} GB/s",
-        spec.row_type.name(),
-        spec.mantissa_bits.unwrap_or(spec.row_type.mantissa_bits()),
-        spec.layout.chunk_rows,
-        spec.layout.zstd_level,
-        summary.raw_bytes as f64 / summary.activation_bytes as f64,
-        summary.activation_bytes as f64 / summary.rows as f64,
-        write_core,
-        write_wall,
-        read_core,
-        read_wall,
-    );
-    Ok(())
-}
-
-fn load(store: &Store) -> Result<Rows, Box<dyn std::error::Error>> {
-    let (width, length) = (store.width(), store.context_length());
+fn load(store: &str) -> Outcome<Rows> {
+    let store = Store::open(Path::new(store))?;
+    let width = store.width();
     let mut spec = store.spec().clone();
     // Contexts of which some rows were left out cannot be appended again.
     if spec.drop_bos {
@@ -153,21 +73,150 @@ fn load(store: &Store) -> Result<Rows, Box<dyn std::error::Error>> {
         rows[origin as usize * width..][..width].copy_from_slice(row);
     }
     let tokens = store.context_tokens(0..store.contexts())?;
-    assert_eq!(tokens.len() * width, rows.len(), "{} contexts of {length}", store.contexts());
     Ok(Rows { spec, tokens, rows })
 }
 
-fn memcpy_speed(rows: &[f32]) -> f64 {
+fn memcpy(store: &str) -> Outcome<Value> {
+    let rows = load(store)?.rows;
     let mut copy = vec![0.0; rows.len()];
-    copy.copy_from_slice(rows);
+    copy.copy_from_slice(&rows);
     let clock = Clock::start();
     let mut copied = 0;
-    while copied < READ_BYTES {
-        copy.copy_from_slice(std::hint::black_box(rows));
+    while copied < 2 * READ_BYTES {
+        copy.copy_from_slice(std::hint::black_box(&rows));
         std::hint::black_box(&mut copy);
-        copied += size_of_val(rows) as u64;
+        copied += size_of_val(&rows[..]) as u64;
     }
-    clock.speed(copied).0
+    Ok(clock.speed(copied))
+}
+
+fn layout(store: &str, scratch: &str, choice: [&str; 4]) -> Outcome<Value> {
+    let source = load(store)?;
+    let [row_type, bits, chunk_rows, level] = choice;
+    let mut spec = source.spec.clone();
+    spec.row_type = serde_json::from_value(json!(row_type))?;
+    spec.mantissa_bits = Some(bits.parse()?).filter(|&bits| bits < spec.row_type.mantissa_bits());
+    let chunk_rows: usize = chunk_rows.parse()?;
+    let shard_rows = 16 * chunk_rows;
+    let window_rows =
+        Layout::for_memory(spec.width, spec.row_type, 1_000_000_000).window_rows.div_ceil(shard_rows)
+            * shard_rows;
+    spec.layout = Layout { window_rows, shard_rows, chunk_rows, zstd_level: level.parse()? };
+    let folder = Path::new(scratch).join(format!("store-speed-{}", process::id()));
+    let clock = Clock::start();
+    let summary = write(&source, &spec, 1, &folder)?;
+    let written = clock.speed(summary.raw_bytes);
+    let store = Store::open(&folder)?;
+    let read = match spec.row_type {
+        RowType::F16 => json!({
+            "float32": read::<f32>(&store, READ_BYTES, 1)?,
+            "float16": read::<f16>(&store, READ_BYTES, 1)?,
+            "bfloat16": read::<bf16>(&store, READ_BYTES, 1)?,
+        }),
+        RowType::F32 => json!({ "float32": read::<f32>(&store, READ_BYTES, 1)? }),
+    };
+    fs::remove_dir_all(&folder)?;
+    Ok(json!({
+        "ratio": summary.raw_bytes as f64 / summary.activation_bytes as f64,
+        "write": written,
+        "read": read,
+    }))
+}
+
+/// Writes the rows `times` times one after the other.
+fn write(source: &Rows, spec: &StoreSpec, times: u64, folder: &Path) -> Outcome<StoreSummary> {
+    let mut spec = spec.clone();
+    spec.contexts *= times;
+    let options = WriterOptions { threads: 1, ..WriterOptions::default() };
+    let mut writer = StoreWriter::open(folder, &spec, &options)?;
+    let contexts = 16 * spec.context_length;
+    for _ in 0..times {
+        for (tokens, rows) in source.tokens.chunks(contexts).zip(source.rows.chunks(contexts * spec.width)) {
+            writer.append(tokens, rows)?;
+        }
+    }
+    Ok(writer.finish()?)
+}
+
+fn repeat(store: &str, times: &str, out: &str) -> Outcome<Value> {
+    let source = load(store)?;
+    let clock = Clock::start();
+    let summary = write(&source, &source.spec, times.parse()?, Path::new(out))?;
+    Ok(
+        json!({ "rows": summary.rows, "raw_bytes": summary.raw_bytes, "write": clock.speed(summary.raw_bytes) }),
+    )
+}
+
+/// Reads `bytes` of raw rows in batches of `T`, after the first batches.
+fn read<T: BatchElement>(store: &Store, bytes: u64, threads: usize) -> Outcome<Value> {
+    let options = StreamOptions { threads, ..StreamOptions::default() };
+    let mut stream = BatchStream::<T>::with_element(vec![store.clone()], options)?;
+    let batch_bytes = (stream.batch() * store.spec().row_bytes()) as u64;
+    // Once through a small store, so that it lies in the page cache and the buffers are warm.
+    for _ in 0..(stream.rows_per_epoch() / stream.batch() as u64).min(200) {
+        std::hint::black_box(stream.next_batch()?);
+    }
+    let (clock, mut anonymous) = (Clock::start(), 0);
+    let batches = bytes / batch_bytes;
+    for _ in 0..batches {
+        std::hint::black_box(stream.next_batch()?);
+        anonymous = anonymous.max(anonymous_bytes().unwrap_or(0));
+    }
+    let mut speed = clock.speed(batches * batch_bytes);
+    speed["peak_anonymous_MiB"] = json!(anonymous >> 20);
+    speed["k"] = json!(stream.mixing_chunks());
+    Ok(speed)
+}
+
+fn read_by_default(store: &str, gigabytes: &str) -> Outcome<Value> {
+    let gigabytes: f64 = gigabytes.parse()?;
+    read::<f32>(&Store::open(Path::new(store))?, (gigabytes * 1e9) as u64, 0)
+}
+
+/// Pairs of rows of one context in a batch, against a uniform permutation of all rows.
+///
+/// The order depends on the numbers of rows only, not on what is in them. So it is measured on a store with the
+/// contexts of STORE (TIMES over) and the default layout of float16 rows of its width, whose rows say which context they are of.
+fn mixing(store: &str, choice: [&str; 3]) -> Outcome<Value> {
+    let model = Store::open(Path::new(store))?;
+    let [times, window_rows, k]: [usize; 3] = [choice[0].parse()?, choice[1].parse()?, choice[2].parse()?];
+    let contexts = model.contexts() as usize * times;
+    let length = model.context_length();
+    let mut spec = StoreSpec::new(1, length, contexts as u64);
+    (spec.row_type, spec.vocabulary) = (RowType::F32, 2);
+    spec.layout = Layout::for_memory(model.width(), RowType::F16, 2 << 30);
+    if window_rows > 0 {
+        let shards = window_rows.div_ceil(spec.layout.shard_rows);
+        spec.layout.window_rows = shards * spec.layout.shard_rows;
+    }
+    let folder = tempfile::tempdir()?;
+    let mut writer = StoreWriter::open(folder.path(), &spec, &WriterOptions::default())?;
+    for context in 0..contexts {
+        writer.append(&vec![0; length], &vec![context as f32; length])?;
+    }
+    writer.finish()?;
+    // The default K of such a store.
+    let windows = (contexts * length).div_ceil(spec.layout.window_rows);
+    let most = (384 << 20) / (spec.layout.chunk_rows * model.width() * RowType::F16.bytes());
+    let k = if k > 0 { k } else { windows.max(64).min(most) };
+    let options = StreamOptions { mixing_chunks: Some(k), ..StreamOptions::default() };
+    let mut stream = BatchStream::new(vec![Store::open(folder.path())?], options)?;
+    let (rows, batch) = (stream.rows_per_epoch(), stream.batch());
+    let batches = rows / batch as u64;
+    let mut pairs = 0_u64;
+    for _ in 0..batches {
+        let mut of_context: HashMap<u32, u64> = HashMap::new();
+        for &context in stream.next_batch()? {
+            *of_context.entry(context as u32).or_default() += 1;
+        }
+        pairs += of_context.values().map(|n| n * (n - 1) / 2).sum::<u64>();
+    }
+    let in_batches = batches as f64 * batch as f64 * (batch as f64 - 1.0) / 2.0;
+    let uniform = in_batches * (length as f64 - 1.0) / (rows as f64 - 1.0);
+    Ok(json!({
+        "rows": rows, "window_rows": spec.layout.window_rows, "windows": windows, "k": stream.mixing_chunks(),
+        "pairs_against_uniform": pairs as f64 / uniform,
+    }))
 }
 
 /// Wall-clock and processor time since its start.
@@ -182,11 +231,11 @@ impl Clock {
     }
 
     /// GB per second of processor time and of wall-clock time.
-    fn speed(&self, bytes: u64) -> (f64, f64) {
+    fn speed(&self, bytes: u64) -> Value {
         let gigabytes = bytes as f64 / 1e9;
         let wall = self.wall.elapsed().as_secs_f64();
         let processor = self.processor.and_then(|start| Some(processor_seconds()? - start)).unwrap_or(wall);
-        (gigabytes / processor, gigabytes / wall)
+        json!({ "core": gigabytes / processor, "wall": gigabytes / wall })
     }
 }
 
@@ -196,4 +245,11 @@ fn processor_seconds() -> Option<f64> {
     let fields: Vec<&str> = stat.rsplit(')').next()?.split_whitespace().collect();
     let ticks: u64 = fields.get(11)?.parse::<u64>().ok()? + fields.get(12)?.parse::<u64>().ok()?;
     Some(ticks as f64 / 100.0)
+}
+
+/// Resident memory that is not mapped files, where the system tells (Linux).
+fn anonymous_bytes() -> Option<u64> {
+    let status = fs::read_to_string("/proc/self/status").ok()?;
+    let line = status.lines().find_map(|line| line.strip_prefix("RssAnon:"))?;
+    Some(line.trim().strip_suffix(" kB")?.parse::<u64>().ok()? << 10)
 }
