@@ -207,7 +207,7 @@ fn a_missing_onnx_runtime_names_the_command_that_gets_it() {
 }
 
 #[test]
-fn a_second_writer_is_refused() {
+fn two_writers_at_once_leave_one_whole_store() {
     let setting = Setting::new();
     let mut first = end_to_end::program("activation-dump")
         .args(setting.dump(&[]))
