@@ -7,9 +7,11 @@
 //! - [`mod@reference`]: every formula in float64, dense and slow: the definition that everything
 //!   else is held against.
 //! - [`cpu`]: the float32 step on CPU threads.
+//! - [`cuda`]: the same step on a GPU.
 //! - [`stats`]: the sums from which all metrics follow.
 
 pub mod cpu;
+pub mod cuda;
 pub mod loss;
 pub mod reference;
 pub mod stats;

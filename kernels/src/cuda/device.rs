@@ -1,0 +1,287 @@
+//! The seam between the step and the machine it runs on: memory, kernel launches, dense products.
+//!
+//! Everything above (the step) is written once against [`Device`] and runs on a GPU and, in the tests,
+//! on an emulation that executes the same `.cu` files on the CPU. All work is ordered: an operation sees the
+//! results of every operation called before it on the same device. Calls may return before the work is done;
+//! only [`Device::download`], [`Device::finish_download`] and [`Device::synchronize`] wait.
+
+use thiserror::Error;
+
+/// What a device is.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Properties {
+    /// The name that the vendor gave it.
+    pub name: String,
+    /// Major and minor compute capability, such as (9, 0).
+    pub compute_capability: (u32, u32),
+    /// The number of streaming multiprocessors.
+    pub multiprocessors: u32,
+    /// The most shared memory that one block can be given (opt-in), in bytes.
+    pub shared_memory_per_block: usize,
+    /// The size of the second-level cache in bytes.
+    pub l2_bytes: usize,
+    /// The size of its memory in bytes.
+    pub memory_bytes: usize,
+}
+
+/// An operation of a device that failed.
+#[derive(Debug, Clone, PartialEq, Eq, Error)]
+pub enum DeviceError {
+    /// There is not enough memory.
+    #[error(
+        "the device has {free} bytes of memory free, but {wanted} are needed for {what}: lower the batch size, the \
+         number of features or the number of autoencoders trained at once"
+    )]
+    OutOfMemory {
+        /// What the memory was for.
+        what: String,
+        /// How much was asked for.
+        wanted: usize,
+        /// How much there was.
+        free: usize,
+    },
+    /// The driver, the compiler or a library reported an error.
+    #[error("{operation} failed: {reason}")]
+    Failed {
+        /// What was tried, with the name of the kernel or the library.
+        operation: String,
+        /// The error in the words of the one who reported it.
+        reason: String,
+    },
+}
+
+/// A function of one of the files in `kernels/cuda`.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
+pub struct Kernel {
+    /// The file's name without `.cu`.
+    pub module: &'static str,
+    /// The `extern "C" __global__` function.
+    pub function: &'static str,
+}
+
+/// One argument of a kernel.
+#[derive(Debug)]
+pub enum Argument<'a, B> {
+    /// A pointer to a byte of a buffer.
+    Buffer(&'a B, usize),
+    /// A null pointer, where the kernel takes one.
+    Null,
+    /// A number of 32 bits.
+    U32(u32),
+    /// A number of 64 bits.
+    U64(u64),
+    /// A single-precision number.
+    F32(f32),
+}
+
+/// A kernel launch.
+#[derive(Debug)]
+pub struct Launch<'a, B> {
+    /// What is launched.
+    pub kernel: Kernel,
+    /// The number of blocks in x, y and z.
+    pub grid: [u32; 3],
+    /// The number of threads of a block in x, y and z.
+    pub block: [u32; 3],
+    /// Dynamic shared memory of a block, in bytes.
+    pub shared_bytes: u32,
+    /// The arguments, in the order of the kernel's parameters.
+    pub arguments: &'a [Argument<'a, B>],
+}
+
+/// What the elements of a product's factors are; products are summed and written in float32.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Element {
+    /// float32, multiplied as such (not TF32).
+    F32,
+    /// bfloat16.
+    Bf16,
+}
+
+/// A factor of a product, row-major in a buffer.
+#[derive(Debug)]
+pub struct Factor<'a, B> {
+    /// Where it lies.
+    pub buffer: &'a B,
+    /// Its first byte in the buffer.
+    pub offset: usize,
+    /// Elements from one stored row to the next.
+    pub stride: usize,
+    /// Whether the product takes it transposed.
+    pub transposed: bool,
+}
+
+/// out [m,n] (float32, row-major) = a [m,k] · b [k,n] + keep · out, a and b after their transposition.
+#[derive(Debug)]
+pub struct Gemm<'a, B> {
+    /// m, n and k.
+    pub sizes: (usize, usize, usize),
+    /// The type of both factors.
+    pub element: Element,
+    /// a.
+    pub a: Factor<'a, B>,
+    /// b.
+    pub b: Factor<'a, B>,
+    /// out.
+    pub out: &'a B,
+    /// The first byte of out in its buffer.
+    pub out_offset: usize,
+    /// Elements from one row of out to the next.
+    pub out_stride: usize,
+    /// Whether the product is added to out (true) or replaces it.
+    pub accumulate: bool,
+}
+
+/// The search for candidates: which z_ij can be positive, judged by a product of bfloat16 numbers.
+///
+/// Bit j % 32 of word `mask[i·mask_stride + j/32]` becomes 1 if
+///
+/// ```text
+/// Σ_k x_ik w_jk + base_j + residual_i · norm_j + length_i · error_j > 0
+/// ```
+///
+/// (the sum in float32 in any order; everything after it in this order, by fused multiply-adds or not: the
+/// bounds have room for it), and 0 otherwise. The kernel writes every word of rows 0 … `rows` and of all
+/// `mask_stride` words; what it writes into rows from `rows` up to the next multiple of 256 does not matter.
+/// Arrays of features are padded to 32·`mask_stride`, in which base is −∞ beyond F.
+///
+#[derive(Debug)]
+pub struct Screen<'a, B> {
+    /// The number of rows B.
+    pub rows: usize,
+    /// The number of features F.
+    pub features: usize,
+    /// Numbers in a row of x and w: a multiple of 64, zeros beyond d.
+    pub stride: usize,
+    /// X, bfloat16 [B,stride].
+    pub x: &'a B,
+    /// W_encᵀ, bfloat16 [F,stride].
+    pub w: &'a B,
+    /// ‖x_i − bfloat16(x_i)‖, rounded up, [B] float32.
+    pub residual: &'a B,
+    /// ‖bfloat16(x_i)‖, rounded up, [B] float32.
+    pub length: &'a B,
+    /// ‖W_j‖, rounded up, [32·mask_stride] float32.
+    pub norm: &'a B,
+    /// ‖W_j − bfloat16(W_j)‖ plus the accumulation's share, rounded up, [32·mask_stride] float32.
+    pub error: &'a B,
+    /// b_enc,j plus the room for its own rounding, [32·mask_stride] float32; −∞ beyond F.
+    pub base: &'a B,
+    /// The mask, [rows padded to 256, mask_stride] words.
+    pub mask: &'a B,
+    /// Words in a row of the mask: ⌈F/256⌉·8.
+    pub mask_stride: usize,
+}
+
+/// A machine that runs the kernels.
+pub trait Device {
+    /// Memory of the device. Freed when dropped, after the work that uses it.
+    type Buffer;
+    /// A download under way.
+    type Transfer;
+    /// Recorded work.
+    type Graph;
+
+    /// What the device is.
+    fn properties(&self) -> &Properties;
+
+    /// Free bytes of memory at the moment.
+    ///
+    /// # Errors
+    /// If the device does not answer.
+    fn free_memory(&self) -> Result<usize, DeviceError>;
+
+    /// Memory for `bytes` bytes, aligned to 256, with any content. `what` is named if there is none left.
+    ///
+    /// # Errors
+    /// [`DeviceError::OutOfMemory`], or what the driver said.
+    fn allocate(&mut self, bytes: usize, what: &str) -> Result<Self::Buffer, DeviceError>;
+
+    /// A number that differs between buffers alive at the same time.
+    fn identity(&self, buffer: &Self::Buffer) -> u64;
+
+    /// Copies `bytes` into a buffer from byte `offset` on. `bytes` may be changed after the return.
+    ///
+    /// # Errors
+    /// If the range is not within the buffer, or what the driver said.
+    fn upload(&mut self, to: &mut Self::Buffer, offset: usize, bytes: &[u8]) -> Result<(), DeviceError>;
+
+    /// Waits for all work and copies bytes of a buffer from `offset` on.
+    ///
+    /// # Errors
+    /// If the range is not within the buffer, or what the driver said; errors of earlier work may show here.
+    fn download(&mut self, from: &Self::Buffer, offset: usize, to: &mut [u8]) -> Result<(), DeviceError>;
+
+    /// Sets `bytes` bytes from `offset` on to 0.
+    ///
+    /// # Errors
+    /// If the range is not within the buffer, or what the driver said.
+    fn zero(&mut self, buffer: &mut Self::Buffer, offset: usize, bytes: usize) -> Result<(), DeviceError>;
+
+    /// Starts to copy `bytes` bytes of a buffer to the host, without waiting.
+    ///
+    /// # Errors
+    /// If the range is not within the buffer, or what the driver said.
+    fn start_download(
+        &mut self,
+        from: &Self::Buffer,
+        offset: usize,
+        bytes: usize,
+    ) -> Result<Self::Transfer, DeviceError>;
+
+    /// Waits for a download (for it alone, not for later work) and hands over its bytes.
+    ///
+    /// # Errors
+    /// What the driver said; errors of earlier work may show here.
+    fn finish_download(&mut self, transfer: Self::Transfer) -> Result<Vec<u8>, DeviceError>;
+
+    /// Launches a kernel. A grid with a 0 in it is no launch.
+    ///
+    /// # Safety
+    /// The arguments are what the kernel's parameters ask for, in number and type, and every buffer is as
+    /// large as the kernel's description says for these arguments, grid and block.
+    ///
+    /// # Errors
+    /// If the kernel cannot be compiled, loaded or launched.
+    unsafe fn launch(&mut self, launch: &Launch<'_, Self::Buffer>) -> Result<(), DeviceError>;
+
+    /// A dense product.
+    ///
+    /// # Errors
+    /// If a factor or the product does not lie within its buffer, or what the library said.
+    fn gemm(&mut self, gemm: &Gemm<'_, Self::Buffer>) -> Result<(), DeviceError>;
+
+    /// Finds the candidates.
+    ///
+    /// # Errors
+    /// If an array is smaller than [`Screen`] says, or as [`Device::launch`].
+    fn screen(&mut self, screen: &Screen<'_, Self::Buffer>) -> Result<(), DeviceError>;
+
+    /// Waits until all work is done.
+    ///
+    /// # Errors
+    /// Errors of earlier work.
+    fn synchronize(&mut self) -> Result<(), DeviceError>;
+
+    /// Begins to record launches, products, screens and zeroings instead of running them. Returns whether the
+    /// device can: where it answers false, what follows is run as always. Uploads and downloads are no part
+    /// of what is recorded and do not happen in between.
+    ///
+    /// # Errors
+    /// What the driver said.
+    fn begin_recording(&mut self) -> Result<bool, DeviceError> {
+        Ok(false)
+    }
+
+    /// Ends the recording, without running what was recorded.
+    ///
+    /// # Errors
+    /// What the driver said.
+    fn end_recording(&mut self) -> Result<Self::Graph, DeviceError>;
+
+    /// Runs recorded work. Its buffers must still be alive.
+    ///
+    /// # Errors
+    /// What the driver said.
+    fn replay(&mut self, graph: &Self::Graph) -> Result<(), DeviceError>;
+}

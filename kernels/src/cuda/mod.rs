@@ -1,0 +1,11 @@
+//! The float32 step on a GPU: handwritten kernels (`kernels/cuda`) and the order in which they run.
+//!
+//! Memory layout on the device. Rows of X, of both weight matrices and of everything in their shape are padded
+//! with zeros to `stride` numbers, d rounded up to a multiple of 64: no kernel has a tail in the inner dimension,
+//! rows are aligned for 16-byte loads and TMA, and zeros stay zeros through a whole step. Both weight matrices are
+//! [F,stride], one row per feature, as on the CPU.
+//!
+//! The encode's result is a bit mask, one bit per pair (row, feature): 12 MB at B = 4096, F = 24,576. It has no
+//! order that could vary and cannot overflow; lists of pairs follow from it by prefix sums.
+
+pub mod device;
