@@ -132,45 +132,34 @@ pub struct Gemm<'a, B> {
     pub accumulate: bool,
 }
 
-/// The search for candidates: which z_ij can be positive, judged by a product of bfloat16 numbers.
-///
-/// Bit j % 32 of word `mask[i·mask_stride + j/32]` becomes 1 if
-///
-/// ```text
-/// Σ_k x_ik w_jk + base_j + residual_i · norm_j + length_i · error_j > 0
-/// ```
-///
-/// (the sum in float32 in any order; everything after it in this order, by fused multiply-adds or not: the
-/// bounds have room for it), and 0 otherwise. The kernel writes every word of rows 0 … `rows` and of all
-/// `mask_stride` words; what it writes into rows from `rows` up to the next multiple of 256 does not matter.
-/// Arrays of features are padded to 32·`mask_stride`, in which base is −∞ beyond F.
-///
+/// The search for candidates: which z_ij can be positive, judged by a product of bfloat16 numbers. What is
+/// computed and how the arrays lie is said in `kernels/cuda/README.md`.
 #[derive(Debug)]
 pub struct Screen<'a, B> {
-    /// The number of rows B.
-    pub rows: usize,
     /// The number of features F.
     pub features: usize,
-    /// Numbers in a row of x and w: a multiple of 64, zeros beyond d.
+    /// The number of rows B.
+    pub rows: usize,
+    /// Numbers in a row of both factors: d rounded up to a multiple of 64, zeros beyond d.
     pub stride: usize,
-    /// X, bfloat16 [B,stride].
+    /// W_enc transposed, bfloat16 [F,stride].
+    pub encoder: &'a B,
+    /// The encoder's input, bfloat16 [B,stride].
     pub x: &'a B,
-    /// W_encᵀ, bfloat16 [F,stride].
-    pub w: &'a B,
-    /// ‖x_i − bfloat16(x_i)‖, rounded up, [B] float32.
-    pub residual: &'a B,
-    /// ‖bfloat16(x_i)‖, rounded up, [B] float32.
-    pub length: &'a B,
-    /// ‖W_j‖, rounded up, [32·mask_stride] float32.
-    pub norm: &'a B,
-    /// ‖W_j − bfloat16(W_j)‖ plus the accumulation's share, rounded up, [32·mask_stride] float32.
-    pub error: &'a B,
-    /// b_enc,j plus the room for its own rounding, [32·mask_stride] float32; −∞ beyond F.
-    pub base: &'a B,
-    /// The mask, [rows padded to 256, mask_stride] words.
+    /// b_enc,j plus the room for its rounding, float32 [F].
+    pub feature_base: &'a B,
+    /// ‖w_j‖, rounded up, float32 [F].
+    pub feature_norm: &'a B,
+    /// ‖w_j − bf16(w_j)‖, rounded up, float32 [F].
+    pub feature_residual: &'a B,
+    /// ‖bf16(x_i)‖, rounded up, float32 [B].
+    pub row_norm: &'a B,
+    /// ‖x_i − bf16(x_i)‖ plus the accumulation's bound, rounded up, float32 [B].
+    pub row_residual: &'a B,
+    /// The mask, [F,words] words of 32 bits.
     pub mask: &'a B,
-    /// Words in a row of the mask: ⌈F/256⌉·8.
-    pub mask_stride: usize,
+    /// ⌈B/32⌉ rounded up to a multiple of 4.
+    pub words: usize,
 }
 
 /// A machine that runs the kernels.

@@ -5,7 +5,7 @@
 //! rows are aligned for 16-byte loads and TMA, and zeros stay zeros through a whole step. Both weight matrices are
 //! [F,stride], one row per feature, as on the CPU.
 //!
-//! The encode's result is a bit mask, one bit per pair (row, feature): 12 MB at B = 4096, F = 24,576. It has no
+//! The encode's result is a bit mask, one bit per pair (row, feature): 12.6 MB at B = 4096, F = 24,576. It has no
 //! order that could vary and cannot overflow; lists of pairs follow from it by prefix sums.
 
 pub mod device;
