@@ -297,22 +297,36 @@ fn find_pairs(
 
 thread_local! {
     /// Each worker's memory for screening.
-    static SCREENING: RefCell<(ScreenedPanel, Candidates, Vec<f32>)> = RefCell::default();
+    static SCREENING: RefCell<Screening> = RefCell::default();
+}
+
+struct Screening {
+    panel: ScreenedPanel,
+    candidates: Candidates,
+    products: Vec<f32>,
+}
+
+impl Default for Screening {
+    fn default() -> Screening {
+        let candidates = std::array::from_fn(|_| Vec::new());
+        Screening { panel: ScreenedPanel::default(), candidates, products: Vec::new() }
+    }
 }
 
 /// Whether screening leaves few enough pairs, tried on the first rows and the first panel: a function of
 /// the inputs alone, as all results are.
 fn screening_pays(isa: Isa, input: &Encode<'_>, screened: &ScreenedRows) -> bool {
     let (rows, features) = (input.rows().min(TRIAL_ROWS), input.features().min(input.panel()));
-    let (mut panel, mut candidates, scratch) = SCREENING.take();
+    let mut memory = SCREENING.take();
+    let Screening { panel, candidates, .. } = &mut memory;
     panel.fill(isa, input, screened, 0..features);
     let mut left = 0;
-    for row in (0..rows).step_by(screen::TILE_HEIGHT) {
-        let strip = (row, screen::TILE_HEIGHT.min(rows - row));
-        screen::candidates(isa, screened, &panel, input.width, strip, &mut candidates);
+    for row in (0..rows).step_by(ROW_GROUP) {
+        let group = row..(row + ROW_GROUP).min(rows);
+        screen::candidates(isa, screened, panel, input.width, group, candidates);
         left += candidates.iter().map(Vec::len).sum::<usize>();
     }
-    SCREENING.set((panel, candidates, scratch));
+    SCREENING.set(memory);
     left as f64 <= LARGEST_CANDIDATE_SHARE * (rows * features) as f64
 }
 
@@ -325,22 +339,18 @@ fn screen_block(
     features: std::ops::Range<usize>,
     block: &mut Block,
 ) {
-    let (mut panel, mut candidates, mut scratch) = SCREENING.take();
+    let mut memory = SCREENING.take();
+    let Screening { panel, candidates, products } = &mut memory;
     panel.fill(isa, input, screened, features.clone());
-    for row in rows.clone().step_by(screen::TILE_HEIGHT) {
-        if row.is_multiple_of(ROW_GROUP) {
-            block.begin_group();
-        }
-        let height = screen::TILE_HEIGHT.min(rows.end - row);
-        screen::candidates(isa, screened, &panel, input.width, (row, height), &mut candidates);
-        for (m, found) in candidates.iter().take(height).enumerate() {
-            block.rechecked += found.len();
-            let first = (row + m, features.start);
-            let pairs = &mut block.pairs;
-            screen::recheck(isa, input, screened, &panel, first, found, &mut scratch, pairs);
-        }
+    for row in rows.clone().step_by(ROW_GROUP) {
+        block.begin_group();
+        let group = row..(row + ROW_GROUP).min(rows.end);
+        screen::candidates(isa, screened, panel, input.width, group, candidates);
+        block.rechecked += candidates.iter().map(Vec::len).sum::<usize>();
+        let first = (row, features.start);
+        screen::recheck(isa, input, screened, panel, first, candidates, products, &mut block.pairs);
     }
-    SCREENING.set((panel, candidates, scratch));
+    SCREENING.set(memory);
 }
 
 fn write_block(

@@ -21,11 +21,13 @@
 #[cfg(target_arch = "x86_64")]
 mod x86;
 
+use std::ops::Range;
+
 use rayon::prelude::*;
 
 use super::encode::Encode;
 use super::isa::{Isa, Level, madd, per_isa};
-use super::pairs::Pair;
+use super::pairs::{Pair, ROW_GROUP};
 use super::vector::{dot_inline, four_dots_inline};
 
 /// Largest magnitude of a rounded number.
@@ -41,9 +43,14 @@ const COLUMN_GROUP: usize = 2;
 const TINY: f32 = 1e-18;
 
 /// Features of a vector of the tile, and of a tile.
-pub(crate) const TILE_WIDTH: usize = 16;
+const TILE_WIDTH: usize = 16;
 /// Rows of a tile.
-pub(crate) const TILE_HEIGHT: usize = 6;
+const TILE_HEIGHT: usize = 6;
+
+/// Weight rows of a row's candidates that are asked for beforehand: more would push each other out.
+const PREFETCHED: usize = 4;
+
+const _: () = assert!(ROW_GROUP.is_multiple_of(TILE_HEIGHT));
 
 /// The batch, rounded.
 #[derive(Debug, Default)]
@@ -56,7 +63,8 @@ pub(crate) struct ScreenedRows {
     inverse_scale: Vec<f32>,
     /// ‖m/c‖.
     centre_norm: f32,
-    /// x_q in steps, [B, padded d].
+    /// x_q in steps, for each [`TILE_HEIGHT`] rows (zeros fill the last ones), for each two columns, the rows' two
+    /// numbers side by side.
     words: Vec<i16>,
     /// What a row contributes to the bound, [B].
     rows: Vec<RowBound>,
@@ -205,18 +213,19 @@ impl ScreenedRows {
         self.choose_columns(input);
         let padded = ScreenedRows::padded(width);
         let count = input.x.len() / width;
-        self.words.resize(count * padded, 0);
+        self.words.clear();
+        self.words.resize(count.next_multiple_of(TILE_HEIGHT) * padded, 0);
         self.rows.resize(count, RowBound::default());
         let ScreenedRows { centre, inverse_scale, centre_norm, words, rows, .. } = self;
-        let blocks = words.par_chunks_mut(64 * padded).zip(rows.par_chunks_mut(64));
-        blocks.zip(input.x.par_chunks(64 * width)).for_each(|((words, bounds), x)| {
+        let groups = words.par_chunks_mut(ROW_GROUP * padded).zip(rows.par_chunks_mut(ROW_GROUP));
+        groups.zip(input.x.par_chunks(ROW_GROUP * width)).for_each(|((words, bounds), x)| {
             let (mut scaled, mut integers) = (vec![0.0; width], vec![0.0; width]);
-            let lines = words.chunks_exact_mut(padded).zip(bounds).zip(x.chunks_exact(width));
-            for ((words, bound), x) in lines {
+            let mut line = vec![0; padded];
+            for (at, (bound, x)) in bounds.iter_mut().zip(x.chunks_exact(width)).enumerate() {
                 centre_and_scale(isa, x, centre, inverse_scale, &mut scaled);
                 let rounded = round(isa, &scaled, &mut integers);
-                to_words(isa, &integers, &mut words[..width]);
-                words[width..].fill(0);
+                to_words(isa, &integers, &mut line[..width]);
+                interleave(&line, at, TILE_HEIGHT, words);
                 let rounding = rounding(width) * (rounded.norm + *centre_norm);
                 *bound = RowBound {
                     step: rounded.step,
@@ -272,13 +281,7 @@ impl ScreenedRows {
 
 impl ScreenedPanel {
     /// Rounds and packs the panel's weights.
-    pub(crate) fn fill(
-        &mut self,
-        isa: Isa,
-        input: &Encode<'_>,
-        rows: &ScreenedRows,
-        features: std::ops::Range<usize>,
-    ) {
+    pub(crate) fn fill(&mut self, isa: Isa, input: &Encode<'_>, rows: &ScreenedRows, features: Range<usize>) {
         let width = input.width;
         let padded = ScreenedRows::padded(width);
         self.count = features.len();
@@ -304,43 +307,47 @@ impl ScreenedPanel {
             bound.residual[at] = rounded.residual;
             // The last term covers products of two numbers too small for their squares.
             bound.base[at] = centre + bias + rounding(width) * (centre.abs() + bias.abs()) + 1e-35;
-            let group = &mut self.words[at / TILE_WIDTH * TILE_WIDTH * padded..];
-            let places = group[at % TILE_WIDTH * 2..].chunks_mut(TILE_WIDTH * 2);
-            for (to, pair) in places.zip(words.as_chunks::<2>().0) {
-                to[..2].copy_from_slice(pair);
-            }
+            interleave(&words, at, TILE_WIDTH, &mut self.words);
         }
     }
 }
 
-/// Candidates of a strip: for each row the panel's features that can be active, ascending.
-pub(crate) type Candidates = [Vec<u32>; TILE_HEIGHT];
+/// Writes line `at` of many into `packed`, where for each `height` lines and each two columns the lines' two numbers
+/// lie side by side: a tile then reads one stream from front to back.
+fn interleave(line: &[i16], at: usize, height: usize, packed: &mut [i16]) {
+    let tile = &mut packed[at / height * height * line.len()..];
+    let places = tile[at % height * 2..].chunks_mut(height * 2);
+    for (to, pair) in places.zip(line.as_chunks::<2>().0) {
+        to[..2].copy_from_slice(pair);
+    }
+}
 
-/// The candidates of `height` rows from `row` on, as numbers within the panel.
+/// Candidates of a group of rows: for each row the panel's features that can be active, ascending.
+pub(crate) type Candidates = [Vec<u32>; ROW_GROUP];
+
+/// The candidates of the rows `group`, at most [`ROW_GROUP`] of them, as numbers within the panel.
+///
+/// A tile's weights are used for all the group's rows while they are in the first cache level.
 pub(crate) fn candidates(
     isa: Isa,
     rows: &ScreenedRows,
     panel: &ScreenedPanel,
     width: usize,
-    (row, height): (usize, usize),
+    group: Range<usize>,
     found: &mut Candidates,
 ) {
     found.iter_mut().for_each(Vec::clear);
     let padded = ScreenedRows::padded(width);
-    // A short last strip screens its last row several times and drops the copies.
-    let numbers: [usize; TILE_HEIGHT] = std::array::from_fn(|m| row + m.min(height - 1));
+    assert!(available(isa), "no screening tile for this instruction set");
+    assert!(group.len() <= ROW_GROUP && group.start.is_multiple_of(TILE_HEIGHT));
     #[cfg(target_arch = "x86_64")]
-    {
-        assert!(available(isa), "no screening tile for this instruction set");
-        // SAFETY: the instruction set was just checked; every row has `padded` numbers.
-        unsafe { x86::candidates(rows, panel, padded, numbers, found) };
+    for first in (0..panel.features.base.len()).step_by(TILE_WIDTH) {
+        for row in group.clone().step_by(TILE_HEIGHT) {
+            let found = &mut found[row - group.start..][..TILE_HEIGHT.min(group.end - row)];
+            // SAFETY: the instruction set was just checked.
+            unsafe { x86::candidates(rows, panel, padded, row, first, found) };
+        }
     }
-    #[cfg(not(target_arch = "x86_64"))]
-    {
-        let _ = (isa, panel, padded, numbers);
-        unreachable!("no screening tile for this instruction set");
-    }
-    found[height..].iter_mut().for_each(Vec::clear);
 }
 
 per_isa! {
@@ -370,9 +377,57 @@ per_isa! {
     }
 }
 
-/// Appends the pairs of row `row` that are active among the candidates, numbers within the panel that
-/// begins at feature `first`. `scratch` is memory only.
+/// Asks for a row that is read soon.
+fn prefetch(row: &[f32]) {
+    #[cfg(target_arch = "x86_64")]
+    {
+        use std::arch::x86_64::{_MM_HINT_T0, _mm_prefetch};
+        const CACHE_LINE: usize = 16;
+        for line in row.chunks(CACHE_LINE) {
+            // SAFETY: a prefetch reads and writes nothing.
+            unsafe { _mm_prefetch(line.as_ptr().cast(), _MM_HINT_T0) };
+        }
+    }
+    #[cfg(not(target_arch = "x86_64"))]
+    let _ = row;
+}
+
+/// Appends the pairs of the rows from `row` on that are active among their candidates, numbers within the panel
+/// that begins at feature `first`. `scratch` is memory only.
+///
+/// Candidates are few and far between, so each costs two rows that no cache holds: they are asked for while the
+/// candidates before them are computed.
 pub(crate) fn recheck(
+    isa: Isa,
+    input: &Encode<'_>,
+    rows: &ScreenedRows,
+    panel: &ScreenedPanel,
+    (row, first): (usize, usize),
+    candidates: &Candidates,
+    scratch: &mut Vec<f32>,
+    pairs: &mut Vec<Pair>,
+) {
+    let width = input.width;
+    let weights = &input.weights[first * width..];
+    let x = |at: usize| &input.x[(row + at) * width..][..width];
+    let w = |feature: u32| &weights[feature as usize * width..][..width];
+    let fetch = |next: Option<usize>| {
+        let Some(at) = next else { return };
+        prefetch(x(at));
+        candidates[at].iter().take(PREFETCHED).for_each(|feature| prefetch(w(*feature)));
+    };
+    let mut with_candidates = (0..ROW_GROUP).filter(|&at| !candidates[at].is_empty());
+    let mut next = with_candidates.next();
+    fetch(next);
+    while let Some(at) = next {
+        next = with_candidates.next();
+        fetch(next);
+        recheck_row(isa, input, rows, panel, (row + at, first), &candidates[at], scratch, pairs);
+    }
+}
+
+/// As [`recheck`], of one row.
+fn recheck_row(
     isa: Isa,
     input: &Encode<'_>,
     rows: &ScreenedRows,
