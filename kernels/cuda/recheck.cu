@@ -1,0 +1,132 @@
+// recheck: the activations of the candidates, in float32, and which of them are active.
+//
+//   a_ij = x_i · w_j + b_j     for each candidate (i, j) of a row's list; those with a_ij > 0 stay
+//
+// The sum is formed by 32 lanes; where it is too near 0 for its order not to matter, it is formed again in the order of
+// encode.cu, which decides. So the active set is that of the definition, bit for bit, whatever the screen let pass.
+// Lists are compacted in place: row i keeps row_active[i] entries from starts[i] on, in ascending order. The bits of
+// candidates that are not active are cleared in mask [F,words].
+//
+// Cost per candidate: 2·stride operations, 4·stride bytes of W_enc from L2 (300 MB at 25 candidates a row, B = 4096,
+// d = 768). A block owns a row; a warp takes 4 candidates at a time, which share the reading of x_i.
+#include "reduce.cuh"
+
+constexpr u32 TOGETHER = 128;  // candidates between two barriers: one per thread of the block
+
+__device__ __forceinline__ float4 four_at(const float *numbers, u64 at) {
+    return *(const float4 *)(numbers + at);
+}
+__device__ __forceinline__ float4 four_at(const bf16 *numbers, u64 at) {
+    uint2 pairs = *(const uint2 *)(numbers + at);
+    float4 four;
+    four.x = __uint_as_float(pairs.x << 16);
+    four.y = __uint_as_float(pairs.x & 0xffff0000u);
+    four.z = __uint_as_float(pairs.y << 16);
+    four.w = __uint_as_float(pairs.y & 0xffff0000u);
+    return four;
+}
+
+// x_i · w_j for four features; every lane gets the sums.
+template <class T>
+__device__ __forceinline__ void four_products(const T *x, const T *encoder, const u32 (&j)[4], u32 stride,
+                                              float (&sums)[4]) {
+    u32 lane = threadIdx.x & 31u;
+#pragma unroll
+    for (u32 n = 0; n < 4; n++) sums[n] = 0.0f;
+    for (u32 column = lane * 4; column < stride; column += 128) {
+        float4 a = four_at(x, column);
+#pragma unroll
+        for (u32 n = 0; n < 4; n++) {
+            float4 b = four_at(encoder, (u64)j[n] * stride + column);
+            sums[n] = fmaf(a.x, b.x, sums[n]);
+            sums[n] = fmaf(a.y, b.y, sums[n]);
+            sums[n] = fmaf(a.z, b.z, sums[n]);
+            sums[n] = fmaf(a.w, b.w, sums[n]);
+        }
+    }
+#pragma unroll
+    for (u32 n = 0; n < 4; n++) sums[n] = warp_sum(sums[n]);
+}
+
+// z in the order of the definition.
+template <class T>
+__device__ float in_order(const T *x, const T *encoder_row, float bias, u32 stride) {
+    float sum = bias;
+    for (u32 column = 0; column < stride; column += 4) {
+        float4 a = four_at(x, column), b = four_at(encoder_row, column);
+        sum = fmaf(a.x, b.x, sum);
+        sum = fmaf(a.y, b.y, sum);
+        sum = fmaf(a.z, b.z, sum);
+        sum = fmaf(a.w, b.w, sum);
+    }
+    return sum;
+}
+
+// `length` and `feature_norm` say how near to 0 is too near; with bfloat16 operands that is not asked.
+template <class T>
+__device__ void recheck_row(const T *x, const T *encoder, const float *encoder_bias, const float *length,
+                            const float *feature_norm, const u32 *starts, u32 *pair_features, float *row_values,
+                            u32 *row_active, u32 *mask, u32 stride, u32 words, bool exact) {
+    __shared__ u32 candidates[TOGETHER];
+    __shared__ float values[TOGETHER];
+    __shared__ u32 scratch[32];
+    u32 row = blockIdx.x, warp = threadIdx.x >> 5, lane = threadIdx.x & 31u;
+    const T *line = x + (u64)row * stride;
+    u32 begin = starts[row], end = starts[row + 1], out = begin;
+    for (u32 base = begin; base < end; base += TOGETHER) {
+        u32 count = min(TOGETHER, end - base);
+        if (threadIdx.x < count) candidates[threadIdx.x] = pair_features[base + threadIdx.x];
+        __syncthreads();
+        for (u32 four = warp * 4; four < count; four += TOGETHER / 8) {
+            u32 j[4];
+            float sums[4];
+#pragma unroll
+            for (u32 n = 0; n < 4; n++) j[n] = candidates[min(four + n, count - 1)];
+            four_products(line, encoder, j, stride, sums);
+            if (lane < 4 && four + lane < count) {
+                float sum = lane == 0 ? sums[0] : lane == 1 ? sums[1] : lane == 2 ? sums[2] : sums[3];
+                u32 feature = candidates[four + lane];
+                float bias = encoder_bias[feature], value = sum + bias;
+                if (exact) {
+                    float uncertain = rounding(stride) * (length[row] * feature_norm[feature] + fabsf(bias)) + 1e-35f;
+                    bool certain = fabsf(value) > uncertain;  // NaN is not
+                    if (!certain) value = in_order(line, encoder + (u64)feature * stride, bias, stride);
+                }
+                values[four + lane] = value;
+            }
+        }
+        __syncthreads();
+        bool active = threadIdx.x < count && values[threadIdx.x] > 0.0f;
+        u32 kept, at = out + block_scan_exclusive((u32)active, scratch, kept);
+        if (active) {
+            pair_features[at] = candidates[threadIdx.x];
+            row_values[at] = values[threadIdx.x];
+        } else if (threadIdx.x < count) {
+            atomicAnd(&mask[(u64)candidates[threadIdx.x] * words + row / 32], ~(1u << (row & 31u)));
+        }
+        out += kept;
+        __syncthreads();
+    }
+    if (threadIdx.x == 0) row_active[row] = out - begin;
+}
+
+// Block of 128 threads, grid B.
+extern "C" __global__ void __launch_bounds__(128)
+recheck(const float *__restrict__ x, const float *__restrict__ encoder, const float *__restrict__ encoder_bias,
+        const float *__restrict__ length, const float *__restrict__ feature_norm, const u32 *__restrict__ starts,
+        u32 *pair_features, float *row_values, u32 *row_active, u32 *mask, u32 stride, u32 words,
+        const Report *__restrict__ report) {
+    if (report->status != RUNNING) return;
+    recheck_row(x, encoder, encoder_bias, length, feature_norm, starts, pair_features, row_values, row_active, mask,
+                stride, words, true);
+}
+
+// The same from the bfloat16 copies, for `--precision bf16`: half the bytes, and no order of summation decides anything.
+extern "C" __global__ void __launch_bounds__(128)
+recheck_bf16(const bf16 *__restrict__ x, const bf16 *__restrict__ encoder, const float *__restrict__ encoder_bias,
+             const u32 *__restrict__ starts, u32 *pair_features, float *row_values, u32 *row_active, u32 *mask,
+             u32 stride, u32 words, const Report *__restrict__ report) {
+    if (report->status != RUNNING) return;
+    recheck_row(x, encoder, encoder_bias, (const float *)0, (const float *)0, starts, pair_features, row_values,
+                row_active, mask, stride, words, false);
+}
