@@ -9,3 +9,7 @@
 //! order that could vary and cannot overflow; lists of pairs follow from it by prefix sums.
 
 pub mod device;
+pub mod cubin_cache;
+pub mod libraries;
+pub mod nvrtc;
+pub mod sources;
