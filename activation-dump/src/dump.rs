@@ -44,8 +44,9 @@ pub(crate) fn dump(arguments: &DumpArguments) -> Result<ExitCode> {
     let center = arguments.what.center.centers(config.norm);
 
     let runtime = Runtime::load(arguments.machine.onnxruntime.as_deref())?;
-    let options = SessionOptions { device: arguments.machine.device.into(), threads, center };
-    let mut model = PrefixModel::load(&runtime, &checkpoint, &[hook], &options)?;
+    let options =
+        SessionOptions { device: arguments.machine.device.into(), threads, center, precision: None };
+    let model = PrefixModel::load(&runtime, &checkpoint, &[hook], &options)?;
 
     let spec =
         store_spec(arguments, &plan, hook, &checkpoint, &tokenizer, &dataset, center, model.provider())?;
@@ -60,7 +61,7 @@ pub(crate) fn dump(arguments: &DumpArguments) -> Result<ExitCode> {
         let mut progress =
             Progress::start(plan.contexts, writer.contexts_done(), plan.length, spec.row_bytes());
         let ran =
-            pipeline::run(&dataset, &tokenizer, &mut model, writer, &plan, &stop, |now| progress.update(now));
+            pipeline::run(&dataset, &tokenizer, &model, writer, &plan, &stop, |now| progress.update(now));
         progress.finish();
         ran?
     };

@@ -117,7 +117,7 @@ struct TextEnd {
 pub(crate) fn run(
     dataset: &Dataset,
     tokenizer: &Tokenizer,
-    model: &mut PrefixModel,
+    model: &PrefixModel,
     mut writer: StoreWriter,
     plan: &Plan,
     stop: &AtomicBool,
@@ -224,7 +224,7 @@ fn take_texts(documents: &mut impl Iterator<Item = Result<String>>) -> Result<Ve
 
 /// Runs the model on each batch; returns the contexts run and the time at it.
 fn model_stage(
-    model: &mut PrefixModel,
+    model: &PrefixModel,
     length: usize,
     done: u64,
     contexts: Receiver<Contexts>,

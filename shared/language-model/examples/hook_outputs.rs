@@ -30,8 +30,8 @@ fn main() -> Result<(), Box<dyn Error>> {
     let hooks: Vec<HookPoint> = (0..checkpoint.config().layers)
         .flat_map(|layer| Site::ALL.map(|site| HookPoint { layer, site }))
         .collect();
-    let options = SessionOptions { device: Device::Auto, threads: 0, center };
-    let mut model = PrefixModel::load(&Runtime::load(None)?, &checkpoint, &hooks, &options)?;
+    let options = SessionOptions { device: Device::Auto, threads: 0, center, precision: None };
+    let model = PrefixModel::load(&Runtime::load(None)?, &checkpoint, &hooks, &options)?;
     let activations = model.run(&tokens, *contexts, *length)?;
 
     let shape = vec![contexts * length, checkpoint.config().d_model];

@@ -17,8 +17,9 @@ fn main() -> Result<(), Box<dyn Error>> {
         return Err("usage: prefix_speed MODEL_FOLDER HOOK THREADS".into());
     };
     let checkpoint = Checkpoint::open(Path::new(model))?;
-    let options = SessionOptions { device: Device::Auto, threads: threads.parse()?, center: false };
-    let mut model = PrefixModel::load(&Runtime::load(None)?, &checkpoint, &[hook.parse()?], &options)?;
+    let options =
+        SessionOptions { device: Device::Auto, threads: threads.parse()?, center: false, precision: None };
+    let model = PrefixModel::load(&Runtime::load(None)?, &checkpoint, &[hook.parse()?], &options)?;
     for line in std::io::stdin().lines() {
         let line = line?;
         let (contexts, length) = line.split_once(' ').ok_or("expected CONTEXTS LENGTH")?;

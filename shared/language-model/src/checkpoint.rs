@@ -7,9 +7,8 @@ use std::path::{Path, PathBuf};
 
 use safetensors::tensor::{Dtype, Metadata};
 use serde::Deserialize;
-use sha2::{Digest, Sha256};
 
-use crate::{Error, ModelConfig};
+use crate::{Error, ModelConfig, hash};
 
 const SINGLE: &str = "model.safetensors";
 const INDEX: &str = "model.safetensors.index.json";
@@ -93,11 +92,7 @@ impl Checkpoint {
     /// # Errors
     /// When a weight file cannot be read.
     pub fn hash(&self) -> Result<String, Error> {
-        let hashes = self.files.iter().map(|file| hash_file(file)).collect::<Result<Vec<_>, _>>()?;
-        Ok(match hashes.as_slice() {
-            [only] => only.clone(),
-            several => hex(&Sha256::digest(several.concat())),
-        })
+        hash::files(&self.files)
     }
 
     /// The tensor called `name`, which must have this shape.
@@ -132,12 +127,17 @@ impl Checkpoint {
     /// The deepest folder that holds every weight file. External data in an ONNX graph is named
     /// relative to it.
     pub fn weights_folder(&self) -> &Path {
-        let mut common = self.files[0].parent().unwrap_or(Path::new("/"));
-        while !self.files.iter().all(|file| file.starts_with(common)) {
-            common = common.parent().unwrap_or(Path::new("/"));
-        }
-        common
+        common_folder(&self.files)
     }
+}
+
+/// The deepest folder that holds all of `files`, which are absolute and at least one.
+pub(crate) fn common_folder(files: &[PathBuf]) -> &Path {
+    let mut common = files[0].parent().unwrap_or(Path::new("/"));
+    while !files.iter().all(|file| file.starts_with(common)) {
+        common = common.parent().unwrap_or(Path::new("/"));
+    }
+    common
 }
 
 #[derive(Deserialize)]
@@ -211,20 +211,4 @@ fn read_header(path: &Path, tensors: &mut HashMap<String, Tensor>) -> Result<(),
         tensors.insert(name, tensor);
     }
     Ok(())
-}
-
-fn hash_file(path: &Path) -> Result<String, Error> {
-    let mut file = File::open(path).map_err(Error::io(path))?;
-    let mut hasher = Sha256::new();
-    let mut block = vec![0; 1 << 20];
-    loop {
-        match file.read(&mut block).map_err(Error::io(path))? {
-            0 => return Ok(hex(&hasher.finalize())),
-            n => hasher.update(&block[..n]),
-        }
-    }
-}
-
-fn hex(bytes: &[u8]) -> String {
-    bytes.iter().map(|byte| format!("{byte:02x}")).collect()
 }

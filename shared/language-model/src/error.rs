@@ -82,6 +82,24 @@ pub enum Error {
         /// The element type in the file.
         found: String,
     },
+    /// An ONNX file cannot be used.
+    #[error("{}: {problem}", path.display())]
+    OnnxFile {
+        /// The file.
+        path: PathBuf,
+        /// What is wrong with it.
+        problem: String,
+    },
+    /// A tensor's name is not in an ONNX file's graph.
+    #[error("{}: the graph has no tensor `{tensor}`; near it are {}", path.display(), near.join(", "))]
+    UnknownTensor {
+        /// The file.
+        path: PathBuf,
+        /// The name as given.
+        tensor: String,
+        /// Names of tensors that are in the graph, the likeliest first.
+        near: Vec<String>,
+    },
     /// A hook point's name is not one.
     #[error(
         "unknown hook `{name}`; hooks are named blocks.LAYER.hook_SITE with SITE one of \
@@ -128,6 +146,17 @@ pub enum Error {
         path: PathBuf,
         /// The loader's reason.
         problem: String,
+    },
+    /// Part of a graph that was to run on CUDA would run on the CPU.
+    #[error(
+        "ONNX Runtime would run a part of the model on {provider} though CUDA was asked for ({operators}): \
+         its CUDA provider lacks them. Use another ONNX Runtime, or the device `cpu`"
+    )]
+    NotOnCuda {
+        /// The provider that would run it.
+        provider: String,
+        /// The operators, with how many there are of each.
+        operators: String,
     },
     /// `cuda` was asked for and cannot be had.
     #[error("no CUDA: {0}. Use the device `cpu` or `auto` to run without")]

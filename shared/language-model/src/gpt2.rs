@@ -5,13 +5,18 @@
 
 use crate::attention::Contexts;
 use crate::graph::{Graph, INPUT, Value, float, int};
-use crate::{Checkpoint, Error, HookPoint, ModelConfig, Site};
+use crate::{Checkpoint, Error, HookPoint, ModelConfig, Precision, Site};
 
 /// The serialized graph of `checkpoint` up to `hooks`.
-pub(crate) fn graph(checkpoint: &Checkpoint, hooks: &[HookPoint], center: bool) -> Result<Vec<u8>, Error> {
+pub(crate) fn graph(
+    checkpoint: &Checkpoint,
+    hooks: &[HookPoint],
+    center: bool,
+    precision: Precision,
+) -> Result<Vec<u8>, Error> {
     let config = checkpoint.config();
     let prefix = if checkpoint.has("transformer.wte.weight") { "transformer." } else { "" };
-    let mut graph = Graph::new(checkpoint);
+    let mut graph = Graph::new(checkpoint, precision);
     let g = &mut graph;
     let contexts = Contexts::new(g);
     let last = hooks.iter().map(|hook| hook.layer).max().unwrap_or(0);
@@ -45,12 +50,14 @@ fn block(
     g.hook(layer, Site::ResidPre, &resid_pre);
     let normed = layer_norm(g, config, &format!("{name}.ln_1"), &resid_pre)?;
     let attn_out = attention(g, config, &format!("{name}.attn"), contexts, &normed)?;
+    let attn_out = g.residual(attn_out);
     g.hook(layer, Site::AttnOut, &attn_out);
 
     let resid_mid = g.op("Add", &[&resid_pre, &attn_out], &[]);
     g.hook(layer, Site::ResidMid, &resid_mid);
     let normed = layer_norm(g, config, &format!("{name}.ln_2"), &resid_mid)?;
     let mlp_out = mlp(g, config, &format!("{name}.mlp"), &normed)?;
+    let mlp_out = g.residual(mlp_out);
     g.hook(layer, Site::MlpOut, &mlp_out);
 
     let resid_post = g.op("Add", &[&resid_mid, &mlp_out], &[]);
@@ -62,7 +69,8 @@ fn layer_norm(g: &mut Graph<'_>, config: &ModelConfig, name: &str, x: &str) -> R
     let weight = g.weight(&format!("{name}.weight"), &[config.d_model])?;
     let bias = g.weight(&format!("{name}.bias"), &[config.d_model])?;
     let attributes = [int("axis", -1), float("epsilon", config.norm_epsilon)];
-    Ok(g.op("LayerNormalization", &[x, &weight, &bias], &attributes))
+    let normed = g.op("LayerNormalization", &[x, &weight, &bias], &attributes);
+    Ok(g.product_input(normed))
 }
 
 fn attention(
@@ -88,7 +96,7 @@ fn mlp(g: &mut Graph<'_>, config: &ModelConfig, name: &str, x: &str) -> Result<V
 
 /// x·weight + bias with a weight `[in, out]`.
 fn conv1d(g: &mut Graph<'_>, name: &str, x: &str, [rows, columns]: [usize; 2]) -> Result<Value, Error> {
-    let weight = g.weight(&format!("{name}.weight"), &[rows, columns])?;
-    let bias = g.weight(&format!("{name}.bias"), &[columns])?;
+    let weight = g.product_weight(&format!("{name}.weight"), &[rows, columns])?;
+    let bias = g.product_weight(&format!("{name}.bias"), &[columns])?;
     Ok(g.op("Gemm", &[x, &weight, &bias], &[]))
 }

@@ -10,12 +10,12 @@ use crate::onnx::{
     OperatorSetIdProto, StringStringEntryProto, TensorProto, TensorShapeProto, TensorType, TypeProto,
     ValueInfoProto,
 };
-use crate::{Activation, Checkpoint, Error, HookPoint, Site};
+use crate::{Activation, Checkpoint, Error, HookPoint, Precision, Site};
 
 /// The graph's input, token ids int64 `[contexts, length]`.
 pub(crate) const INPUT: &str = "ids";
 
-/// The graph's output for the hook with this index, float32 `[contexts * length, d_model]`.
+/// The graph's output for the hook with this index, `[contexts * length, d_model]`.
 pub(crate) fn output_name(index: usize) -> String {
     format!("hook_{index}")
 }
@@ -26,32 +26,57 @@ pub(crate) type Value = String;
 /// An ONNX graph under construction.
 pub(crate) struct Graph<'c> {
     checkpoint: &'c Checkpoint,
+    precision: Precision,
     nodes: Vec<NodeProto>,
     initializers: HashMap<Value, TensorProto>,
     hooks: HashMap<HookPoint, Value>,
 }
 
 impl<'c> Graph<'c> {
-    pub(crate) fn new(checkpoint: &'c Checkpoint) -> Graph<'c> {
-        Graph { checkpoint, nodes: Vec::new(), initializers: HashMap::new(), hooks: HashMap::new() }
+    /// An empty graph. In half precision the factors and results of matrix products, and what is between
+    /// them, are float16; the residual stream and the norms stay float32, so that nothing rounds or
+    /// overflows there. Families say where that is with [`Graph::product_input`] and [`Graph::residual`].
+    pub(crate) fn new(checkpoint: &'c Checkpoint, precision: Precision) -> Graph<'c> {
+        let (nodes, initializers, hooks) = (Vec::new(), HashMap::new(), HashMap::new());
+        Graph { checkpoint, precision, nodes, initializers, hooks }
     }
 
     /// The tensor `name` of the checkpoint as float32, whatever it is stored in.
     pub(crate) fn weight(&mut self, name: &str, shape: &[usize]) -> Result<Value, Error> {
         let stored = self.stored_weight(name, shape)?;
-        Ok(self.as_f32(stored, name))
+        Ok(self.cast(stored, self.stored_type(name), DataType::Float))
     }
 
-    /// The tensor `name` if the checkpoint has it.
-    pub(crate) fn optional_weight(&mut self, name: &str, shape: &[usize]) -> Result<Option<Value>, Error> {
-        if self.checkpoint.has(name) { self.weight(name, shape).map(Some) } else { Ok(None) }
+    /// The tensor `name` in the precision of products, whatever it is stored in.
+    pub(crate) fn product_weight(&mut self, name: &str, shape: &[usize]) -> Result<Value, Error> {
+        let stored = self.stored_weight(name, shape)?;
+        Ok(self.cast(stored, self.stored_type(name), self.product_type()))
+    }
+
+    /// The tensor `name` in the precision of products, if the checkpoint has it.
+    pub(crate) fn optional_product_weight(
+        &mut self,
+        name: &str,
+        shape: &[usize],
+    ) -> Result<Option<Value>, Error> {
+        if self.checkpoint.has(name) { self.product_weight(name, shape).map(Some) } else { Ok(None) }
+    }
+
+    /// A float32 value in the precision of products.
+    pub(crate) fn product_input(&mut self, value: Value) -> Value {
+        self.cast(value, DataType::Float, self.product_type())
+    }
+
+    /// A value in the precision of products as float32.
+    pub(crate) fn residual(&mut self, value: Value) -> Value {
+        self.cast(value, self.product_type(), DataType::Float)
     }
 
     /// Rows `indices` of the matrix `name`, as float32. Only those rows are converted.
     pub(crate) fn embedding(&mut self, name: &str, shape: &[usize], indices: &str) -> Result<Value, Error> {
         let table = self.stored_weight(name, shape)?;
         let rows = self.op("Gather", &[&table, indices], &[]);
-        Ok(self.as_f32(rows, name))
+        Ok(self.cast(rows, self.stored_type(name), DataType::Float))
     }
 
     /// Adds a node with one output and returns it.
@@ -129,6 +154,8 @@ impl<'c> Graph<'c> {
         for (index, hook) in hooks.iter().enumerate() {
             let value = self.hooks[hook].clone();
             let value = if center { self.centered(&value) } else { value };
+            // Half precision also halves what is copied from a device.
+            let value = self.product_input(value);
             // One value can be at two hooks (a block's end is the next one's beginning), but an
             // output needs a name of its own.
             let value = if taken.insert(value.clone()) { value } else { self.op("Identity", &[&value], &[]) };
@@ -152,7 +179,9 @@ impl<'c> Graph<'c> {
             input: vec![tensor_info(INPUT, DataType::Int64, vec![symbol("contexts"), symbol("length")])],
             output: outputs
                 .iter()
-                .map(|name| tensor_info(name, DataType::Float, vec![symbol("rows"), d_model.clone()]))
+                .map(|name| {
+                    tensor_info(name, self.precision.output_type(), vec![symbol("rows"), d_model.clone()])
+                })
                 .collect(),
         };
         let model = ModelProto {
@@ -176,12 +205,20 @@ impl<'c> Graph<'c> {
         self.constant(DataType::Int64, vec![values.len() as i64], bytes)
     }
 
-    fn as_f32(&mut self, value: Value, tensor: &str) -> Value {
-        let dtype = self.initializers[tensor].data_type;
-        if dtype == DataType::Float as i32 {
-            return value;
+    fn cast(&mut self, value: Value, from: DataType, to: DataType) -> Value {
+        if from == to { value } else { self.op("Cast", &[&value], &[int("to", to as i64)]) }
+    }
+
+    fn product_type(&self) -> DataType {
+        match self.precision {
+            Precision::Full => DataType::Float,
+            Precision::Half => DataType::Float16,
         }
-        self.op("Cast", &[&value], &[int("to", DataType::Float as i64)])
+    }
+
+    /// The type of a tensor that [`Graph::stored_weight`] has brought into the graph.
+    fn stored_type(&self, name: &str) -> DataType {
+        DataType::try_from(self.initializers[name].data_type).unwrap_or(DataType::Undefined)
     }
 
     fn stored_weight(&mut self, name: &str, shape: &[usize]) -> Result<Value, Error> {
@@ -253,6 +290,54 @@ impl<'c> Graph<'c> {
     }
 }
 
+/// Nodes behind `tensors` of a file whose operators have version `opset`, and the outputs that they make:
+/// converted to the type of `precision` and, if asked for, centred in float32.
+pub(crate) fn file_outputs(
+    tensors: &[&str],
+    center: bool,
+    precision: Precision,
+    opset: i64,
+) -> (Vec<NodeProto>, Vec<ValueInfoProto>) {
+    let mut nodes = Vec::new();
+    for (index, tensor) in tensors.iter().enumerate() {
+        let own = |part: &str| format!("language-model.{index}.{part}");
+        let mut node = |op_type: &str, inputs: &[&str], output: String, attributes: &[AttributeProto]| {
+            nodes.push(NodeProto {
+                input: inputs.iter().map(|input| input.to_string()).collect(),
+                output: vec![output.clone()],
+                name: own(op_type),
+                op_type: op_type.to_string(),
+                attribute: attributes.to_vec(),
+                domain: String::new(),
+            });
+            output
+        };
+        let to = |kind: DataType| int("to", kind as i64);
+        let mut last = tensor.to_string();
+        if center {
+            last = node("Cast", &[&last], own("float"), &[to(DataType::Float)]);
+            // Since version 18 the axes are an input, which the whole last part of the graph may be without.
+            let axes = ints("axes", &[-1]);
+            let mean = match opset {
+                ..18 => node("ReduceMean", &[&last], own("mean"), &[axes, int("keepdims", 1)]),
+                _ => {
+                    let axes = node("Constant", &[], own("axes"), &[ints("value_ints", &[-1])]);
+                    node("ReduceMean", &[&last, &axes], own("mean"), &[int("keepdims", 1)])
+                }
+            };
+            last = node("Sub", &[&last, &mean], own("centred"), &[]);
+        }
+        node("Cast", &[&last], output_name(index), &[to(precision.output_type())]);
+    }
+    let output = |index| ValueInfoProto {
+        name: output_name(index),
+        r#type: Some(TypeProto {
+            tensor_type: Some(TensorType { elem_type: precision.output_type() as i32, shape: None }),
+        }),
+    };
+    (nodes, (0..tensors.len()).map(output).collect())
+}
+
 /// Opset of the standard operators: 20 brought `Gelu`, 23 `Attention`.
 const OPSET: i64 = 23;
 
@@ -264,6 +349,11 @@ pub(crate) fn int(name: &str, value: i64) -> AttributeProto {
 /// A floating-point attribute.
 pub(crate) fn float(name: &str, value: f32) -> AttributeProto {
     AttributeProto { f: Some(value), ..attribute(name, AttributeType::Float) }
+}
+
+/// An attribute of several integers.
+fn ints(name: &str, values: &[i64]) -> AttributeProto {
+    AttributeProto { ints: values.to_vec(), ..attribute(name, AttributeType::Ints) }
 }
 
 /// A string attribute.

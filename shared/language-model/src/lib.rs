@@ -12,7 +12,7 @@
 //! let runtime = Runtime::load(None)?;
 //! let checkpoint = Checkpoint::open("models/smollm2-135m".as_ref())?;
 //! let hooks = [HookPoint::resid_pre(1)];
-//! let mut model = PrefixModel::load(&runtime, &checkpoint, &hooks, &SessionOptions::default())?;
+//! let model = PrefixModel::load(&runtime, &checkpoint, &hooks, &SessionOptions::default())?;
 //! let activations = model.run(&[0, 504, 3575, 282], 1, 4)?;
 //! assert_eq!(activations.rows(0).len(), 4 * checkpoint.config().d_model);
 //! # Ok(())
@@ -22,23 +22,30 @@
 //! A model family is one file (`gpt2.rs`, `llama.rs`) that reads top to bottom with the
 //! checkpoint's own tensor names; a new family is one more such file.
 
+mod assignment;
 mod attention;
 mod checkpoint;
 mod config;
 mod cuda;
 mod error;
+mod feed;
 mod gpt2;
 mod graph;
+mod hash;
 mod hook;
 pub mod hub;
+mod lane;
 mod llama;
 mod onnx;
+mod onnx_file;
 mod prefix;
 mod runtime;
+mod wire;
 
 pub use checkpoint::Checkpoint;
 pub use config::{Activation, Family, ModelConfig, NormKind, Rope, RopeScaling};
 pub use error::Error;
 pub use hook::{HookPoint, Site};
-pub use prefix::{Activations, Device, PrefixModel, SessionOptions, prefix_graph};
+pub use onnx_file::OnnxFile;
+pub use prefix::{Activations, Device, Precision, PrefixModel, SessionOptions, prefix_graph};
 pub use runtime::Runtime;

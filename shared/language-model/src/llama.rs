@@ -6,13 +6,18 @@
 
 use crate::attention::Contexts;
 use crate::graph::{Graph, INPUT, Value, float, int};
-use crate::{Checkpoint, Error, HookPoint, ModelConfig, Rope, RopeScaling, Site};
+use crate::{Checkpoint, Error, HookPoint, ModelConfig, Precision, Rope, RopeScaling, Site};
 
 /// The serialized graph of `checkpoint` up to `hooks`.
-pub(crate) fn graph(checkpoint: &Checkpoint, hooks: &[HookPoint], center: bool) -> Result<Vec<u8>, Error> {
+pub(crate) fn graph(
+    checkpoint: &Checkpoint,
+    hooks: &[HookPoint],
+    center: bool,
+    precision: Precision,
+) -> Result<Vec<u8>, Error> {
     let config = checkpoint.config();
     let prefix = if checkpoint.has("model.embed_tokens.weight") { "model." } else { "" };
-    let mut graph = Graph::new(checkpoint);
+    let mut graph = Graph::new(checkpoint, precision);
     let g = &mut graph;
     let contexts = Contexts::new(g);
     let rotation = rotation(g, config, &contexts);
@@ -45,12 +50,14 @@ fn block(
     g.hook(layer, Site::ResidPre, &resid_pre);
     let normed = rms_norm(g, config, &format!("{name}.input_layernorm"), &resid_pre)?;
     let attn_out = attention(g, config, &format!("{name}.self_attn"), contexts, rotation, &normed)?;
+    let attn_out = g.residual(attn_out);
     g.hook(layer, Site::AttnOut, &attn_out);
 
     let resid_mid = g.op("Add", &[&resid_pre, &attn_out], &[]);
     g.hook(layer, Site::ResidMid, &resid_mid);
     let normed = rms_norm(g, config, &format!("{name}.post_attention_layernorm"), &resid_mid)?;
     let mlp_out = mlp(g, config, &format!("{name}.mlp"), &normed)?;
+    let mlp_out = g.residual(mlp_out);
     g.hook(layer, Site::MlpOut, &mlp_out);
 
     let resid_post = g.op("Add", &[&resid_mid, &mlp_out], &[]);
@@ -62,7 +69,8 @@ fn block(
 fn rms_norm(g: &mut Graph<'_>, config: &ModelConfig, name: &str, x: &str) -> Result<Value, Error> {
     let weight = g.weight(&format!("{name}.weight"), &[config.d_model])?;
     let attributes = [int("axis", -1), float("epsilon", config.norm_epsilon)];
-    Ok(g.op("SimplifiedLayerNormalization", &[x, &weight], &attributes))
+    let normed = g.op("SimplifiedLayerNormalization", &[x, &weight], &attributes);
+    Ok(g.product_input(normed))
 }
 
 fn attention(
@@ -96,9 +104,9 @@ fn mlp(g: &mut Graph<'_>, config: &ModelConfig, name: &str, x: &str) -> Result<V
 
 /// x·weightᵀ, plus the bias if the checkpoint has one; the weight is `[out, in]`.
 fn linear(g: &mut Graph<'_>, name: &str, x: &str, [rows, columns]: [usize; 2]) -> Result<Value, Error> {
-    let weight = g.weight(&format!("{name}.weight"), &[rows, columns])?;
+    let weight = g.product_weight(&format!("{name}.weight"), &[rows, columns])?;
     let mut inputs = vec![x.to_string(), weight];
-    inputs.extend(g.optional_weight(&format!("{name}.bias"), &[rows])?);
+    inputs.extend(g.optional_product_weight(&format!("{name}.bias"), &[rows])?);
     let inputs: Vec<&str> = inputs.iter().map(String::as_str).collect();
     Ok(g.op("Gemm", &inputs, &[int("transB", 1)]))
 }
@@ -116,7 +124,8 @@ fn rotation(g: &mut Graph<'_>, config: &ModelConfig, contexts: &Contexts) -> Rot
     let axes = g.sizes(&[1, 2]);
     let positions = g.op("Unsqueeze", &[&positions, &axes], &[]);
     let angles = g.op("Mul", &[&positions, &frequencies], &[]);
-    Rotation { cos: g.op("Cos", &[&angles], &[]), sin: g.op("Sin", &[&angles], &[]) }
+    let (cos, sin) = (g.op("Cos", &[&angles], &[]), g.op("Sin", &[&angles], &[]));
+    Rotation { cos: g.product_input(cos), sin: g.product_input(sin) }
 }
 
 impl Rotation {

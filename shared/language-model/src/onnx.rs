@@ -1,4 +1,5 @@
-//! The part of ONNX's protobuf schema (`onnx.proto`, IR version 10) that a prefix graph uses.
+//! The part of ONNX's protobuf schema (`onnx.proto`, IR version 10) that a prefix graph uses, and that is
+//! read of a file. A file is taken apart with [`crate::wire`], so that what is not here is not lost.
 
 /// `onnx.ModelProto`.
 #[derive(Clone, PartialEq, prost::Message)]
@@ -65,6 +66,8 @@ pub(crate) struct AttributeProto {
     pub(crate) i: Option<i64>,
     #[prost(bytes = "vec", optional, tag = "4")]
     pub(crate) s: Option<Vec<u8>>,
+    #[prost(int64, repeated, tag = "8")]
+    pub(crate) ints: Vec<i64>,
     #[prost(enumeration = "AttributeType", tag = "20")]
     pub(crate) r#type: i32,
 }
@@ -77,6 +80,7 @@ pub(crate) enum AttributeType {
     Float = 1,
     Int = 2,
     String = 3,
+    Ints = 7,
 }
 
 /// `onnx.TensorProto`. Its bytes are either in `raw_data` or, with `data_location` 1, in the file
@@ -97,6 +101,39 @@ pub(crate) struct TensorProto {
     pub(crate) data_location: i32,
 }
 
+/// What `onnx.TensorProto` says about its bytes, without the bytes.
+#[derive(Clone, PartialEq, prost::Message)]
+pub(crate) struct TensorHeader {
+    #[prost(int64, repeated, tag = "1")]
+    pub(crate) dims: Vec<i64>,
+    #[prost(string, tag = "8")]
+    pub(crate) name: String,
+    #[prost(message, repeated, tag = "13")]
+    pub(crate) external_data: Vec<StringStringEntryProto>,
+    #[prost(int32, tag = "14")]
+    pub(crate) data_location: i32,
+}
+
+/// `onnx.SparseTensorProto`, whose name is that of its values.
+#[derive(Clone, PartialEq, prost::Message)]
+pub(crate) struct SparseTensorHeader {
+    #[prost(message, optional, tag = "1")]
+    pub(crate) values: Option<TensorHeader>,
+}
+
+/// What `onnx.NodeProto` reads, makes and is; its attributes are left out.
+#[derive(Clone, PartialEq, prost::Message)]
+pub(crate) struct NodeHeader {
+    #[prost(string, repeated, tag = "1")]
+    pub(crate) input: Vec<String>,
+    #[prost(string, repeated, tag = "2")]
+    pub(crate) output: Vec<String>,
+    #[prost(string, tag = "3")]
+    pub(crate) name: String,
+    #[prost(string, tag = "4")]
+    pub(crate) op_type: String,
+}
+
 /// `TensorProto.data_location` of a tensor whose bytes are in another file.
 pub(crate) const EXTERNAL: i32 = 1;
 
@@ -106,7 +143,9 @@ pub(crate) const EXTERNAL: i32 = 1;
 pub(crate) enum DataType {
     Undefined = 0,
     Float = 1,
+    Int32 = 6,
     Int64 = 7,
+    Bool = 9,
     Float16 = 10,
     Bfloat16 = 16,
 }

@@ -1,10 +1,19 @@
 //! A model's prefix, running: token ids in, activations out.
 
+use std::borrow::Cow;
+use std::path::Path;
+use std::sync::{Mutex, TryLockError};
+
+use half::f16;
 use ort::ep;
 use ort::session::Session;
 use ort::session::builder::GraphOptimizationLevel;
-use ort::value::{Tensor, TensorRef};
 
+use crate::assignment::{self, Assignment, CPU, CUDA};
+use crate::feed::{self, Input};
+use crate::lane::{Lane, OutputShape, Rows};
+use crate::onnx::DataType;
+use crate::onnx_file::OnnxFile;
 use crate::{Checkpoint, Error, Family, HookPoint, Runtime, cuda, gpt2, graph, llama};
 
 /// Where a model runs.
@@ -20,6 +29,26 @@ pub enum Device {
     Cuda,
 }
 
+/// The floating-point type that a model computes in.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Precision {
+    /// float32.
+    Full,
+    /// float16 for the factors and results of matrix products and for the activations that come out;
+    /// float32 for the residual stream, the norms and the sums inside products and softmax.
+    Half,
+}
+
+impl Precision {
+    /// The type of the activations.
+    pub(crate) fn output_type(self) -> DataType {
+        match self {
+            Precision::Full => DataType::Float,
+            Precision::Half => DataType::Float16,
+        }
+    }
+}
+
 /// How a [`PrefixModel`] runs and what it computes.
 #[derive(Clone, Debug, Default)]
 pub struct SessionOptions {
@@ -31,32 +60,64 @@ pub struct SessionOptions {
     /// What TransformerLens computes with `center_writing_weights`; harmless for LayerNorm models,
     /// a change of the model for others.
     pub center: bool,
+    /// What a checkpoint computes in, and the type in which activations leave the device; an ONNX file
+    /// computes in what it was exported in. By default half precision on CUDA and full on the CPU,
+    /// where half gains nothing.
+    pub precision: Option<Precision>,
 }
 
 /// The part of a model that its hooks depend on, ready to run.
 #[derive(Debug)]
 pub struct PrefixModel {
-    session: Session,
-    hooks: Vec<HookPoint>,
-    provider: &'static str,
-    d_model: usize,
-    vocabulary: usize,
-    max_positions: usize,
+    /// Sessions on the same graph; each runs one batch at a time.
+    lanes: Vec<Mutex<Lane>>,
+    names: Vec<String>,
+    shapes: Vec<OutputShape>,
+    assignment: Assignment,
+    cuda: bool,
+    limits: Limits,
 }
 
-/// What one [`PrefixModel::run`] computed. The rows stay where ONNX Runtime wrote them; the value
-/// can be sent to another thread and outlives the model.
+/// What a model's input must keep to; `None` where nothing is known or anything goes.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+struct Limits {
+    vocabulary: Option<usize>,
+    positions: Option<usize>,
+    contexts: Option<usize>,
+    length: Option<usize>,
+}
+
+/// What one [`PrefixModel::run`] computed. The value can be sent to another thread and outlives the model.
 #[derive(Debug)]
 pub struct Activations {
-    hooks: Vec<Tensor<f32>>,
+    hooks: Vec<Rows>,
 }
 
 impl Activations {
-    /// The activations at the hook with this index in the list given to [`PrefixModel::load`]:
-    /// row-major `[contexts * length, d_model]`.
-    pub fn rows(&self, hook: usize) -> &[f32] {
-        self.hooks[hook].extract_tensor().1
+    /// The activations at the hook with this index in the list that the model was made with: row-major
+    /// `[contexts * length, width]`. Those of a model in half precision are converted.
+    pub fn rows(&self, hook: usize) -> Cow<'_, [f32]> {
+        match self.hooks[hook].full() {
+            Some(rows) => Cow::Borrowed(rows),
+            None => Cow::Owned(self.hooks[hook].widened()),
+        }
     }
+
+    /// The same as [`Activations::rows`] for a model in half precision, as they are; `None` for others.
+    pub fn half_rows(&self, hook: usize) -> Option<&[f16]> {
+        self.hooks[hook].half()
+    }
+}
+
+/// A graph for ONNX Runtime and how to feed it.
+struct Prepared<'p> {
+    graph: &'p [u8],
+    weights_folder: &'p Path,
+    inputs: Vec<Input>,
+    names: Vec<String>,
+    /// The outputs' dimensions where the graph is ours.
+    shapes: Option<Vec<OutputShape>>,
+    limits: Limits,
 }
 
 impl PrefixModel {
@@ -72,115 +133,284 @@ impl PrefixModel {
         hooks: &[HookPoint],
         options: &SessionOptions,
     ) -> Result<PrefixModel, Error> {
-        let bytes = prefix_graph(checkpoint, hooks, options.center)?;
         let cuda = use_cuda(runtime, options.device)?;
-        let folder = checkpoint.weights_folder();
-        let folder = folder.to_str().ok_or_else(|| Error::NotAModel {
-            path: folder.to_path_buf(),
-            problem: "ONNX Runtime needs a path in UTF-8".to_string(),
-        })?;
-
-        let configuring = "configuring the session";
-        let mut builder = Session::builder(&runtime.environment)
-            .map_err(Error::onnx(configuring))?
-            .with_optimization_level(GraphOptimizationLevel::All)
-            .map_err(Error::onnx(configuring))?
-            .with_intra_threads(options.threads)
-            .map_err(Error::onnx(configuring))?
-            .with_config_entry("session.model_external_initializers_file_folder_path", folder)
-            .map_err(Error::onnx(configuring))?;
-        if cuda {
-            // Without `error_on_failure` the CPU would run in its place, and nobody would know.
-            // TF32 would round every product's factors to 10 bits; these are float32 activations.
-            let provider = ep::CUDA::default().with_device_id(0).with_tf32(false);
-            builder = builder
-                .with_execution_providers([provider.build().error_on_failure()])
-                .map_err(|error| Error::CudaUnavailable(error.message().to_string()))?;
-        }
-        let session = builder.commit_from_memory(&bytes).map_err(Error::onnx("loading the graph"))?;
+        let graph = prefix_graph(checkpoint, hooks, options.center, precision(options, cuda))?;
         let config = checkpoint.config();
-        Ok(PrefixModel {
-            session,
-            hooks: hooks.to_vec(),
-            provider: if cuda { "CUDAExecutionProvider" } else { "CPUExecutionProvider" },
-            d_model: config.d_model,
-            vocabulary: config.vocabulary,
-            max_positions: config.max_positions,
+        let rows = OutputShape { grid: false, components: vec![config.d_model] };
+        let prepared = Prepared {
+            graph: &graph,
+            weights_folder: checkpoint.weights_folder(),
+            inputs: feed::ids_alone(graph::INPUT),
+            names: hooks.iter().map(HookPoint::to_string).collect(),
+            shapes: Some(vec![rows; hooks.len()]),
+            limits: Limits {
+                vocabulary: Some(config.vocabulary),
+                positions: Some(config.max_positions),
+                ..Limits::default()
+            },
+        };
+        PrefixModel::open(runtime, prepared, options, cuda)
+    }
+
+    /// Opens a session on the part of an ONNX file that the tensors called `tensors` depend on. They must
+    /// have the shape `[contexts, length, …]` or `[contexts * length, …]`; dimensions behind these make
+    /// one row. Of the file's inputs, the token ids are found by name (`input_ids`) or type; masks,
+    /// positions and an empty cache are filled in.
+    ///
+    /// # Errors
+    /// When a tensor is not in the graph or has another shape, an input cannot be filled, the device is
+    /// not there, or ONNX Runtime refuses the graph.
+    pub fn from_onnx(
+        runtime: &Runtime,
+        file: &OnnxFile,
+        tensors: &[&str],
+        options: &SessionOptions,
+    ) -> Result<PrefixModel, Error> {
+        if tensors.is_empty() {
+            return Err(Error::NoHooks);
+        }
+        let cuda = use_cuda(runtime, options.device)?;
+        let part = file.ancestors(tensors)?;
+        let problem = |problem: String| Error::OnnxFile { path: file.path().to_path_buf(), problem };
+        let inputs = feed::inputs(&part.inputs).map_err(problem)?;
+        let (nodes, outputs) =
+            graph::file_outputs(tensors, options.center, precision(options, cuda), file.opset());
+        let graph = part.model(&nodes, &outputs);
+        let [contexts, length] = inputs[0].fixed();
+        let vocabulary = file.vocabulary(&inputs[0].name);
+        let prepared = Prepared {
+            graph: &graph,
+            weights_folder: &part.weights_folder,
+            inputs,
+            names: tensors.iter().map(|tensor| tensor.to_string()).collect(),
+            shapes: None,
+            limits: Limits { vocabulary, positions: None, contexts, length },
+        };
+        PrefixModel::open(runtime, prepared, options, cuda)
+    }
+
+    fn open(
+        runtime: &Runtime,
+        prepared: Prepared<'_>,
+        options: &SessionOptions,
+        cuda: bool,
+    ) -> Result<PrefixModel, Error> {
+        let Prepared { graph, weights_folder, inputs, names, shapes, limits } = prepared;
+        let session = || session(runtime, graph, weights_folder, options.threads, cuda);
+        let mut first = Lane::new(session()?, inputs.clone());
+        let assignment = assignment::read(first.session())?;
+        if cuda {
+            assignment::all_on_cuda(&assignment)?;
+        }
+        let shapes = match shapes {
+            Some(shapes) => shapes,
+            None => probe(&mut first, &names, limits)?,
+        };
+        let mut lanes = vec![first];
+        if cuda {
+            // While one batch is copied back and converted, the next one computes.
+            lanes.push(Lane::new(session()?, inputs));
+            for lane in &mut lanes {
+                lane.bind_pinned(&shapes)?;
+            }
+        }
+        let lanes = lanes.into_iter().map(Mutex::new).collect();
+        Ok(PrefixModel { lanes, names, shapes, assignment, cuda, limits })
+    }
+
+    /// Names of the hooks or tensors, in the order of [`Activations::rows`].
+    pub fn names(&self) -> &[String] {
+        &self.names
+    }
+
+    /// Components of a row at the hook with this index.
+    pub fn width(&self, hook: usize) -> usize {
+        self.shapes[hook].width()
+    }
+
+    /// ONNX Runtime's name for what the model runs on, read back from the session.
+    pub fn provider(&self) -> &str {
+        if self.cuda { CUDA } else { CPU }
+    }
+
+    /// How ONNX Runtime divided the graph: provider, operator, number of nodes. On CUDA nothing but
+    /// shapes and positions is computed on the CPU; a model of which more would be is not opened.
+    pub fn assignment(&self) -> impl Iterator<Item = (&str, &str, usize)> {
+        self.assignment.iter().flat_map(|(provider, operators)| {
+            operators.iter().map(|(operator, count)| (provider.as_str(), operator.as_str(), *count))
         })
     }
 
-    /// The hooks, in the order of [`Activations::rows`].
-    pub fn hooks(&self) -> &[HookPoint] {
-        &self.hooks
+    /// Rows of the token embedding, if known: ids are below.
+    pub fn vocabulary(&self) -> Option<usize> {
+        self.limits.vocabulary
     }
 
-    /// ONNX Runtime's name for what the model runs on.
-    pub fn provider(&self) -> &str {
-        self.provider
+    /// Tokens of the longest context, if there is a limit.
+    pub fn max_length(&self) -> Option<usize> {
+        self.limits.length.or(self.limits.positions)
+    }
+
+    /// Contexts of a batch, for an ONNX file that was exported for one batch size only.
+    pub fn fixed_contexts(&self) -> Option<usize> {
+        self.limits.contexts
+    }
+
+    /// Calls of [`PrefixModel::run`] that keep the device busy when made from as many threads.
+    pub fn lanes(&self) -> usize {
+        self.lanes.len()
     }
 
     /// Runs the model on `contexts` contexts of `length` tokens each; `ids` is row-major
-    /// `[contexts, length]`. Contexts do not see each other, a token sees those before it.
+    /// `[contexts, length]`. Contexts do not see each other, a token sees those before it. Threads can
+    /// call this at the same time; more than [`PrefixModel::lanes`] of them wait for each other.
     ///
     /// # Errors
     /// When `ids` has another length or holds an id outside the vocabulary, a context is longer
     /// than the model's positions, or ONNX Runtime fails.
-    pub fn run(&mut self, ids: &[i64], contexts: usize, length: usize) -> Result<Activations, Error> {
-        self.check_input(ids, contexts, length)?;
-        let failed = "running the graph";
-        let input = TensorRef::from_array_view(([contexts, length], ids)).map_err(Error::onnx(failed))?;
-        let mut outputs =
-            self.session.run(ort::inputs![graph::INPUT => input]).map_err(Error::onnx(failed))?;
-        let mut hooks = Vec::with_capacity(self.hooks.len());
-        for index in 0..self.hooks.len() {
-            let output = outputs.remove(graph::output_name(index)).ok_or_else(|| Error::Onnx {
-                doing: failed,
-                message: format!("output {index} is missing"),
-            })?;
-            let tensor =
-                output.downcast::<ort::value::TensorValueType<f32>>().map_err(Error::onnx(failed))?;
-            debug_assert_eq!(tensor.extract_tensor().1.len(), contexts * length * self.d_model);
-            hooks.push(tensor);
+    pub fn run(&self, ids: &[i64], contexts: usize, length: usize) -> Result<Activations, Error> {
+        self.limits.check(ids, contexts, length)?;
+        let hooks = self.with_lane(|lane| lane.run(ids, contexts, length, self.names.len()))?;
+        for (rows, (name, shape)) in hooks.iter().zip(self.names.iter().zip(&self.shapes)) {
+            let expected = contexts * length * shape.width();
+            if rows.len() != expected {
+                return Err(Error::Onnx {
+                    doing: "running the graph",
+                    message: format!("{name} has {} numbers instead of {expected}", rows.len()),
+                });
+            }
         }
         Ok(Activations { hooks })
     }
 
-    fn check_input(&self, ids: &[i64], contexts: usize, length: usize) -> Result<(), Error> {
+    /// Calls `use_it` with a lane that is free, or waits for the first.
+    fn with_lane<T>(&self, use_it: impl FnOnce(&mut Lane) -> T) -> T {
+        for lane in &self.lanes {
+            match lane.try_lock() {
+                Ok(mut lane) => return use_it(&mut lane),
+                // A run that panicked leaves no state behind: inputs and outputs are bound anew.
+                Err(TryLockError::Poisoned(lane)) => return use_it(&mut lane.into_inner()),
+                Err(TryLockError::WouldBlock) => {}
+            }
+        }
+        use_it(&mut self.lanes[0].lock().unwrap_or_else(|poisoned| poisoned.into_inner()))
+    }
+}
+
+impl Limits {
+    fn check(&self, ids: &[i64], contexts: usize, length: usize) -> Result<(), Error> {
         if contexts == 0 || length == 0 || contexts.checked_mul(length) != Some(ids.len()) {
             return Err(Error::Input(format!(
                 "{} token ids do not make {contexts} contexts of {length} tokens",
                 ids.len()
             )));
         }
-        if length > self.max_positions {
+        if let Some(positions) = self.positions.filter(|positions| length > *positions) {
             return Err(Error::Input(format!(
-                "a context of {length} tokens is longer than the model's {} positions",
-                self.max_positions
+                "a context of {length} tokens is longer than the model's {positions} positions"
             )));
         }
-        let outside = |id: &i64| usize::try_from(*id).map_or(true, |id| id >= self.vocabulary);
+        if let Some(fixed) = self.length.filter(|fixed| length != *fixed) {
+            return Err(Error::Input(format!(
+                "this ONNX file takes contexts of {fixed} tokens only, not of {length}"
+            )));
+        }
+        if let Some(fixed) = self.contexts.filter(|fixed| contexts != *fixed) {
+            return Err(Error::Input(format!(
+                "this ONNX file takes {fixed} contexts at a time only, not {contexts}"
+            )));
+        }
+        let vocabulary = self.vocabulary.unwrap_or(usize::MAX);
+        let outside = |id: &i64| usize::try_from(*id).map_or(true, |id| id >= vocabulary);
         if let Some(index) = ids.iter().position(outside) {
             return Err(Error::Input(format!(
-                "token id {} (context {}, position {}) is not in the model's vocabulary of {}",
+                "token id {} (context {}, position {}) is not in the model's vocabulary of {vocabulary}",
                 ids[index],
                 index / length,
                 index % length,
-                self.vocabulary
             )));
         }
         Ok(())
     }
 }
 
+fn session(
+    runtime: &Runtime,
+    graph: &[u8],
+    weights_folder: &Path,
+    threads: usize,
+    cuda: bool,
+) -> Result<Session, Error> {
+    let folder = weights_folder.to_str().ok_or_else(|| Error::NotAModel {
+        path: weights_folder.to_path_buf(),
+        problem: "ONNX Runtime needs a path in UTF-8".to_string(),
+    })?;
+    let configuring = "configuring the session";
+    let mut builder = Session::builder(&runtime.environment)
+        .map_err(Error::onnx(configuring))?
+        .with_optimization_level(GraphOptimizationLevel::All)
+        .map_err(Error::onnx(configuring))?
+        .with_intra_threads(threads)
+        .map_err(Error::onnx(configuring))?
+        .with_config_entry("session.model_external_initializers_file_folder_path", folder)
+        .map_err(Error::onnx(configuring))?
+        .with_config_entry(assignment::RECORD, "1")
+        .map_err(Error::onnx(configuring))?;
+    if cuda {
+        // Without `error_on_failure` the CPU would run in its place, and nobody would know.
+        // TF32 would round every product's factors to 10 bits; float32 means float32.
+        let provider = ep::CUDA::default().with_device_id(0).with_tf32(false);
+        builder = builder
+            .with_execution_providers([provider.build().error_on_failure()])
+            .map_err(|error| Error::CudaUnavailable(error.message().to_string()))?;
+    }
+    builder.commit_from_memory(graph).map_err(Error::onnx("loading the graph"))
+}
+
+/// Finds the dimensions of a file's outputs by running it on two contexts of three tokens, or on what it is
+/// fixed to: exported shapes can be missing, and can be wrong.
+fn probe(lane: &mut Lane, names: &[String], limits: Limits) -> Result<Vec<OutputShape>, Error> {
+    let (contexts, length) = (limits.contexts.unwrap_or(2), limits.length.unwrap_or(3));
+    let ids = vec![0; contexts * length];
+    let outputs = lane.output_shapes(&ids, contexts, length, names.len())?;
+    let shapes = outputs.iter().zip(names).map(|(dims, name)| {
+        let sizes: Vec<usize> = dims.iter().map(|&size| size as usize).collect();
+        match sizes.as_slice() {
+            [first, second, components @ ..]
+                if (*first, *second) == (contexts, length) && !components.is_empty() =>
+            {
+                Ok(OutputShape { grid: true, components: components.to_vec() })
+            }
+            [rows, components @ ..] if *rows == contexts * length && !components.is_empty() => {
+                Ok(OutputShape { grid: false, components: components.to_vec() })
+            }
+            _ => Err(Error::Input(format!(
+                "tensor `{name}` has the shape {sizes:?} for {contexts} contexts of {length} tokens; \
+                 activations are [contexts, length, width] or [contexts * length, width]"
+            ))),
+        }
+    });
+    shapes.collect()
+}
+
+fn precision(options: &SessionOptions, cuda: bool) -> Precision {
+    options.precision.unwrap_or(if cuda { Precision::Half } else { Precision::Full })
+}
+
 /// The ONNX graph of `checkpoint` up to `hooks`, serialized: input `ids` int64 `[contexts, length]`,
-/// outputs `hook_0`, `hook_1`, … float32 `[contexts, length, d_model]` in the order of `hooks`. The
-/// weights stay in the checkpoint: they are external data relative to
+/// outputs `hook_0`, `hook_1`, … `[contexts * length, d_model]` in the order of `hooks`, float32 or in half
+/// precision float16. The weights stay in the checkpoint: they are external data relative to
 /// [`Checkpoint::weights_folder`]. This is what [`PrefixModel::load`] runs, for use elsewhere.
 ///
 /// # Errors
 /// When a hook's layer is out of range, or the checkpoint lacks a tensor or has one of another
 /// shape or type.
-pub fn prefix_graph(checkpoint: &Checkpoint, hooks: &[HookPoint], center: bool) -> Result<Vec<u8>, Error> {
+pub fn prefix_graph(
+    checkpoint: &Checkpoint,
+    hooks: &[HookPoint],
+    center: bool,
+    precision: Precision,
+) -> Result<Vec<u8>, Error> {
     let layers = checkpoint.config().layers;
     if hooks.is_empty() {
         return Err(Error::NoHooks);
@@ -189,8 +419,8 @@ pub fn prefix_graph(checkpoint: &Checkpoint, hooks: &[HookPoint], center: bool) 
         return Err(Error::LayerOutOfRange { hook: hook.to_string(), layer: hook.layer, last: layers - 1 });
     }
     match checkpoint.config().family {
-        Family::Gpt2 => gpt2::graph(checkpoint, hooks, center),
-        Family::Llama => llama::graph(checkpoint, hooks, center),
+        Family::Gpt2 => gpt2::graph(checkpoint, hooks, center, precision),
+        Family::Llama => llama::graph(checkpoint, hooks, center, precision),
     }
 }
 
@@ -219,7 +449,7 @@ mod tests {
     fn graph_of(name: &str, hooks: &[HookPoint]) -> (Checkpoint, GraphProto) {
         let folder: PathBuf = [env!("CARGO_MANIFEST_DIR"), "tests/data", name].iter().collect();
         let checkpoint = Checkpoint::open(&folder).unwrap();
-        let bytes = prefix_graph(&checkpoint, hooks, false).unwrap();
+        let bytes = prefix_graph(&checkpoint, hooks, false, Precision::Full).unwrap();
         (checkpoint, ModelProto::decode(&bytes[..]).unwrap().graph.unwrap())
     }
 

@@ -5,7 +5,9 @@ mod models;
 use std::fs;
 use std::path::Path;
 
-use language_model::{Checkpoint, Device, Error, HookPoint, PrefixModel, SessionOptions, Site, prefix_graph};
+use language_model::{
+    Checkpoint, Device, Error, HookPoint, Precision, PrefixModel, SessionOptions, Site, prefix_graph,
+};
 use models::{copy, folder, runtime};
 
 fn open_error(folder: &Path) -> String {
@@ -14,7 +16,8 @@ fn open_error(folder: &Path) -> String {
 
 fn graph_error(folder: &Path) -> Error {
     let checkpoint = Checkpoint::open(folder).unwrap();
-    prefix_graph(&checkpoint, &[HookPoint::resid_pre(1)], false).expect_err("it should not build")
+    prefix_graph(&checkpoint, &[HookPoint::resid_pre(1)], false, Precision::Full)
+        .expect_err("it should not build")
 }
 
 fn edit_config(folder: &Path, edit: impl Fn(&mut serde_json::Value)) {
@@ -127,18 +130,17 @@ fn a_tensor_of_another_shape_is_named_with_both_shapes() {
 fn a_layer_out_of_range_is_refused_with_the_range() {
     let checkpoint = Checkpoint::open(&folder("gpt2")).unwrap();
     let hook = HookPoint { layer: 2, site: Site::MlpOut };
-    let error = prefix_graph(&checkpoint, &[hook], false).unwrap_err();
+    let error = prefix_graph(&checkpoint, &[hook], false, Precision::Full).unwrap_err();
     assert_says(&error.to_string(), &["blocks.2.hook_mlp_out", "layers 0 to 1"]);
-    assert!(matches!(prefix_graph(&checkpoint, &[], false), Err(Error::NoHooks)));
+    assert!(matches!(prefix_graph(&checkpoint, &[], false, Precision::Full), Err(Error::NoHooks)));
 }
 
 #[test]
 fn ids_and_contexts_that_do_not_fit_the_model_are_refused_before_it_runs() {
     let checkpoint = Checkpoint::open(&folder("gpt2")).unwrap();
-    let options = SessionOptions { device: Device::Cpu, threads: 1, center: false };
-    let mut model = PrefixModel::load(&runtime(), &checkpoint, &[HookPoint::resid_pre(1)], &options).unwrap();
-    let mut message =
-        |ids: &[i64], contexts, length| model.run(ids, contexts, length).unwrap_err().to_string();
+    let options = SessionOptions { device: Device::Cpu, threads: 1, center: false, precision: None };
+    let model = PrefixModel::load(&runtime(), &checkpoint, &[HookPoint::resid_pre(1)], &options).unwrap();
+    let message = |ids: &[i64], contexts, length| model.run(ids, contexts, length).unwrap_err().to_string();
     assert_says(&message(&[1; 13], 1, 13), &["13 tokens", "12 positions"]);
     assert_says(&message(&[1; 5], 2, 3), &["5 token ids", "2 contexts of 3"]);
     assert_says(&message(&[], 0, 3), &["0 contexts"]);
@@ -177,7 +179,7 @@ fn weights_are_found_through_links_as_in_the_hub_s_cache() {
         std::os::unix::fs::symlink(format!("../../blobs/{number}"), link).unwrap();
     }
     let checkpoint = Checkpoint::open(&snapshot).unwrap();
-    let options = SessionOptions { device: Device::Cpu, threads: 1, center: false };
-    let mut model = PrefixModel::load(&runtime(), &checkpoint, &[HookPoint::resid_pre(1)], &options).unwrap();
+    let options = SessionOptions { device: Device::Cpu, threads: 1, center: false, precision: None };
+    let model = PrefixModel::load(&runtime(), &checkpoint, &[HookPoint::resid_pre(1)], &options).unwrap();
     assert!(model.run(&[1, 2, 3], 1, 3).is_ok());
 }
