@@ -5,7 +5,7 @@
 #pragma once
 
 // What cuTensorMapEncodeTiled makes; passed by value as a __grid_constant__ parameter.
-struct alignas(64) TensorMap {
+struct alignas(128) TensorMap {
     unsigned long long opaque[16];
 };
 

@@ -18,7 +18,11 @@ fn resources(source: &Source, capability: (u32, u32)) -> Vec<Resources> {
     match compile(source, Architecture(capability)) {
         Ok(compiled) => {
             assert!(compiled.cubin.starts_with(b"\x7fELF"), "{} is no machine code", source.name);
-            assert!(!compiled.resources.is_empty(), "{}.cu has no kernel, or the report changed", source.name);
+            assert!(
+                !compiled.resources.is_empty(),
+                "{}.cu has no kernel, or the report changed",
+                source.name
+            );
             compiled.resources
         }
         Err(error) => panic!("{error}"),

@@ -25,7 +25,8 @@ pub struct CubinCache {
 impl CubinCache {
     /// The user's cache: `$XDG_CACHE_HOME/sae-trainer/kernels`, by default under `~/.cache`; none without a home.
     pub fn of_the_user() -> CubinCache {
-        let variable = |name: &str| std::env::var_os(name).map(PathBuf::from).filter(|path| path.is_absolute());
+        let variable =
+            |name: &str| std::env::var_os(name).map(PathBuf::from).filter(|path| path.is_absolute());
         let base = variable("XDG_CACHE_HOME").or_else(|| Some(variable("HOME")?.join(".cache")));
         CubinCache { folder: base.map(|base| base.join("sae-trainer/kernels")) }
     }

@@ -108,8 +108,10 @@ fn folders() -> Vec<PathBuf> {
     }
     for environment in [variable("VIRTUAL_ENV"), variable("CONDA_PREFIX")].into_iter().flatten() {
         let lib = environment.join("lib");
-        let pythons = std::fs::read_dir(&lib).into_iter().flatten().filter_map(|entry| Some(entry.ok()?.path()));
-        for packages in pythons.map(|python| python.join("site-packages/nvidia")).filter(|path| path.is_dir()) {
+        let pythons =
+            std::fs::read_dir(&lib).into_iter().flatten().filter_map(|entry| Some(entry.ok()?.path()));
+        for packages in pythons.map(|python| python.join("site-packages/nvidia")).filter(|path| path.is_dir())
+        {
             // The layouts of the wheels for CUDA 13 and for CUDA 12.
             folders.extend(["cu13/lib", "cuda_nvrtc/lib", "cublas/lib"].map(|part| packages.join(part)));
         }

@@ -8,8 +8,9 @@
 //! The encode's result is a bit mask, one bit per pair (row, feature): 12.6 MB at B = 4096, F = 24,576. It has no
 //! order that could vary and cannot overflow; lists of pairs follow from it by prefix sums.
 
-pub mod device;
 pub mod cubin_cache;
+pub mod cuda_device;
+pub mod device;
 pub mod libraries;
 pub mod nvrtc;
 pub mod sources;

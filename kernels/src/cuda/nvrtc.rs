@@ -100,8 +100,10 @@ impl Program {
         let text = |text: &str| CString::new(text).expect("sources hold no zero bytes");
         let (code, name) = (text(source.text), text(&format!("{}.cu", source.name)));
         let headers: Vec<CString> = HEADERS.iter().map(|header| text(header.text)).collect();
-        let names: Vec<CString> = HEADERS.iter().map(|header| text(&format!("{}.cuh", header.name))).collect();
-        let pointers = |strings: &[CString]| strings.iter().map(|s| s.as_ptr()).collect::<Vec<*const c_char>>();
+        let names: Vec<CString> =
+            HEADERS.iter().map(|header| text(&format!("{}.cuh", header.name))).collect();
+        let pointers =
+            |strings: &[CString]| strings.iter().map(|s| s.as_ptr()).collect::<Vec<*const c_char>>();
         let mut program = std::ptr::null_mut();
         // SAFETY: all strings end with a zero byte and live as long as the program.
         unsafe {
@@ -141,7 +143,9 @@ impl Program {
             }
             log
         };
-        CStr::from_bytes_until_nul(&log).map(|log| log.to_string_lossy().trim().to_owned()).unwrap_or_default()
+        CStr::from_bytes_until_nul(&log)
+            .map(|log| log.to_string_lossy().trim().to_owned())
+            .unwrap_or_default()
     }
 
     fn cubin(&self) -> Result<Vec<u8>, NvrtcError> {

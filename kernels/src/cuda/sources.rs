@@ -17,15 +17,31 @@ macro_rules! sources {
 
 /// The files that are compiled, each for itself.
 pub const KERNELS: &[Source] = sources!(".cu":
+    "backward"
+    "decode"
+    "dense"
+    "encode"
     "encode_mma"
     "encode_wgmma"
+    "frequency"
+    "lists"
+    "recheck"
+    "report"
+    "rows"
+    "screen"
+    "update"
 );
 
 /// The files that they include.
 pub const HEADERS: &[Source] = sources!(".cuh":
     "ampere"
+    "decode"
+    "feature"
     "hopper"
+    "reduce"
     "screen_bits"
+    "sparsity"
+    "types"
 );
 
 /// The lowest compute capability that a file is made for.

@@ -1,0 +1,293 @@
+//! Owned handles of the driver: context, streams, events, memory of the device and pinned memory of the host.
+
+use std::ffi::{c_int, c_void};
+use std::sync::Arc;
+use std::sync::atomic::{AtomicU64, Ordering};
+
+use cudarc::driver::result::{self, DriverError};
+use cudarc::driver::sys;
+
+use super::Unavailable;
+use crate::cuda::device::{DeviceError, Properties};
+
+/// The driver must know CUDA 12.0: tensor maps are that old.
+const OLDEST_CUDA: (i32, i32) = (12, 0);
+
+/// An error of the driver in its own words.
+pub(super) fn failed(operation: impl Into<String>) -> impl FnOnce(DriverError) -> DeviceError {
+    let operation = operation.into();
+    move |error| {
+        let words = |text: Result<&std::ffi::CStr, DriverError>| {
+            text.map(|text| text.to_string_lossy().into_owned()).unwrap_or_default()
+        };
+        let reason = format!("{} ({})", words(error.error_string()), words(error.error_name()));
+        DeviceError::Failed { operation, reason }
+    }
+}
+
+/// A device's primary context, the one that other libraries in the process use too.
+#[derive(Debug)]
+pub(super) struct Context {
+    device: sys::CUdevice,
+    context: sys::CUcontext,
+}
+
+// SAFETY: the handles may be used from any thread; every use makes the context the thread's current one.
+unsafe impl Send for Context {}
+// SAFETY: as above; the driver locks what calls share.
+unsafe impl Sync for Context {}
+
+impl Context {
+    /// The context of device number `ordinal`.
+    pub(super) fn new(ordinal: usize) -> Result<Context, Unavailable> {
+        // The bindings panic where the library is absent.
+        if !crate::cuda::libraries::driver_is_present() {
+            return Err(Unavailable::NoDriver);
+        }
+        let no_device = |error: DriverError| {
+            let DeviceError::Failed { reason, .. } = failed("")(error) else {
+                unreachable!("it is that kind")
+            };
+            Unavailable::NoDevice(reason)
+        };
+        result::init().map_err(no_device)?;
+        let found = cuda_version().map_err(no_device)?;
+        if found < OLDEST_CUDA {
+            return Err(Unavailable::OldDriver { found, needed: OLDEST_CUDA, why: "" });
+        }
+        let count = result::device::get_count().map_err(no_device)?;
+        if ordinal >= usize::try_from(count).unwrap_or(0) {
+            return Err(Unavailable::NoDevice(format!("device number {ordinal} of {count}")));
+        }
+        let device = result::device::get(ordinal as c_int).map_err(no_device)?;
+        // SAFETY: the device was just got from the driver.
+        let context = unsafe { result::primary_ctx::retain(device) }.map_err(failed("creating a context"))?;
+        let context = Context { device, context };
+        context.bind()?;
+        Ok(context)
+    }
+
+    /// Makes it the calling thread's context.
+    pub(super) fn bind(&self) -> Result<(), DeviceError> {
+        // SAFETY: the context is retained as long as `self` lives.
+        unsafe { result::ctx::set_current(self.context) }.map_err(failed("using the context"))
+    }
+
+    fn attribute(&self, attribute: sys::CUdevice_attribute) -> Result<u32, DeviceError> {
+        // SAFETY: the device is valid.
+        let value = unsafe { result::device::get_attribute(self.device, attribute) };
+        Ok(value.map_err(failed("reading a property of the device"))?.max(0) as u32)
+    }
+
+    /// What the device is.
+    pub(super) fn properties(&self) -> Result<Properties, DeviceError> {
+        use sys::CUdevice_attribute_enum as Attribute;
+        let name = result::device::get_name(self.device).map_err(failed("reading the device's name"))?;
+        // SAFETY: the device is valid.
+        let memory = unsafe { result::device::total_mem(self.device) };
+        Ok(Properties {
+            name: name.trim_end_matches('\0').to_owned(),
+            compute_capability: (
+                self.attribute(Attribute::CU_DEVICE_ATTRIBUTE_COMPUTE_CAPABILITY_MAJOR)?,
+                self.attribute(Attribute::CU_DEVICE_ATTRIBUTE_COMPUTE_CAPABILITY_MINOR)?,
+            ),
+            multiprocessors: self.attribute(Attribute::CU_DEVICE_ATTRIBUTE_MULTIPROCESSOR_COUNT)?,
+            shared_memory_per_block: self
+                .attribute(Attribute::CU_DEVICE_ATTRIBUTE_MAX_SHARED_MEMORY_PER_BLOCK_OPTIN)?
+                as usize,
+            l2_bytes: self.attribute(Attribute::CU_DEVICE_ATTRIBUTE_L2_CACHE_SIZE)? as usize,
+            memory_bytes: memory.map_err(failed("reading the device's memory size"))?,
+        })
+    }
+}
+
+impl Drop for Context {
+    fn drop(&mut self) {
+        // SAFETY: it was retained once and is released once. An error here leaves nothing to be done.
+        let _ = unsafe { result::primary_ctx::release(self.device) };
+    }
+}
+
+/// The CUDA version that the driver supports, major and minor. The driver's library must be there.
+pub(super) fn cuda_version() -> Result<(i32, i32), DriverError> {
+    let mut version = 0;
+    // SAFETY: the number is valid for writing during the call.
+    unsafe { sys::cuDriverGetVersion(&mut version) }.result()?;
+    Ok((version / 1000, version % 1000 / 10))
+}
+
+/// A queue of work.
+#[derive(Debug)]
+pub(super) struct Stream {
+    context: Arc<Context>,
+    pub(super) handle: sys::CUstream,
+}
+
+// SAFETY: streams may be used from any thread with their context current.
+unsafe impl Send for Stream {}
+
+impl Stream {
+    pub(super) fn new(context: &Arc<Context>) -> Result<Stream, DeviceError> {
+        let handle = result::stream::create(result::stream::StreamKind::NonBlocking);
+        Ok(Stream { context: context.clone(), handle: handle.map_err(failed("creating a stream"))? })
+    }
+
+    /// What is queued from now on runs after `event`'s last recording.
+    pub(super) fn wait(&self, event: &Event) -> Result<(), DeviceError> {
+        let flags = sys::CUevent_wait_flags::CU_EVENT_WAIT_DEFAULT;
+        // SAFETY: both are alive.
+        unsafe { result::stream::wait_event(self.handle, event.handle, flags) }
+            .map_err(failed("letting one stream wait for another"))
+    }
+
+    pub(super) fn synchronize(&self) -> Result<(), DeviceError> {
+        // SAFETY: the stream is alive.
+        unsafe { result::stream::synchronize(self.handle) }.map_err(failed("the work queued on the device"))
+    }
+}
+
+impl Drop for Stream {
+    fn drop(&mut self) {
+        if self.context.bind().is_ok() {
+            // SAFETY: it is alive and not used after this; the driver waits for its work.
+            let _ = unsafe { result::stream::destroy(self.handle) };
+        }
+    }
+}
+
+/// A point in a stream.
+#[derive(Debug)]
+pub(super) struct Event {
+    context: Arc<Context>,
+    handle: sys::CUevent,
+}
+
+// SAFETY: events may be used from any thread with their context current.
+unsafe impl Send for Event {}
+
+impl Event {
+    /// An event; `timed` ones cost more.
+    pub(super) fn new(context: &Arc<Context>, timed: bool) -> Result<Event, DeviceError> {
+        let flags = if timed {
+            sys::CUevent_flags::CU_EVENT_DEFAULT
+        } else {
+            sys::CUevent_flags::CU_EVENT_DISABLE_TIMING
+        };
+        let handle = result::event::create(flags).map_err(failed("creating an event"))?;
+        Ok(Event { context: context.clone(), handle })
+    }
+
+    /// The end of what is queued on `stream` now.
+    pub(super) fn record(&self, stream: &Stream) -> Result<(), DeviceError> {
+        // SAFETY: both are alive.
+        unsafe { result::event::record(self.handle, stream.handle) }.map_err(failed("recording an event"))
+    }
+
+    /// Waits on the host.
+    pub(super) fn synchronize(&self) -> Result<(), DeviceError> {
+        // SAFETY: it is alive.
+        unsafe { result::event::synchronize(self.handle) }.map_err(failed("the work queued on the device"))
+    }
+
+    /// Seconds from `self` to `end`, both timed and past.
+    pub(super) fn seconds_until(&self, end: &Event) -> Result<f64, DeviceError> {
+        let mut milliseconds = 0.0f32;
+        // SAFETY: both are alive; `CudaDevice::start_timing` has seen that the driver has this function.
+        unsafe { sys::cuEventElapsedTime_v2(&mut milliseconds, self.handle, end.handle) }
+            .result()
+            .map_err(failed("reading the time between two events"))?;
+        Ok(f64::from(milliseconds) / 1e3)
+    }
+}
+
+impl Drop for Event {
+    fn drop(&mut self) {
+        if self.context.bind().is_ok() {
+            // SAFETY: it is alive and not used after this.
+            let _ = unsafe { result::event::destroy(self.handle) };
+        }
+    }
+}
+
+/// Memory of the device.
+#[derive(Debug)]
+pub struct CudaBuffer {
+    context: Arc<Context>,
+    pub(super) pointer: sys::CUdeviceptr,
+    pub(super) bytes: usize,
+    /// The number of the last operation that uses it.
+    pub(super) last_use: Arc<AtomicU64>,
+}
+
+impl CudaBuffer {
+    /// Memory for `bytes` bytes, a multiple of 256 (an empty buffer has an address too).
+    pub(super) fn new(context: &Arc<Context>, bytes: usize) -> Result<CudaBuffer, DriverError> {
+        // SAFETY: what is there before the first write is read by nobody, or poison in a check.
+        let pointer = unsafe { result::malloc_sync(bytes.max(1)) }?;
+        Ok(CudaBuffer { context: context.clone(), pointer, bytes, last_use: Arc::new(AtomicU64::new(0)) })
+    }
+
+    /// Its size in bytes.
+    pub fn len(&self) -> usize {
+        self.bytes
+    }
+
+    /// Whether it holds nothing.
+    pub fn is_empty(&self) -> bool {
+        self.bytes == 0
+    }
+
+    pub(super) fn used_at(&self, operation: u64) {
+        self.last_use.store(operation, Ordering::Relaxed);
+    }
+}
+
+impl Drop for CudaBuffer {
+    fn drop(&mut self) {
+        if self.context.bind().is_ok() {
+            // SAFETY: it is alive and not used after this; freeing waits for the device's work.
+            let _ = unsafe { result::free_sync(self.pointer) };
+        }
+    }
+}
+
+/// Host memory that the device reads and writes at full speed while the host goes on.
+#[derive(Debug)]
+pub(super) struct Pinned {
+    context: Arc<Context>,
+    pointer: *mut c_void,
+    bytes: usize,
+}
+
+// SAFETY: it is plain memory that `self` owns.
+unsafe impl Send for Pinned {}
+
+impl Pinned {
+    pub(super) fn new(context: &Arc<Context>, bytes: usize) -> Result<Pinned, DeviceError> {
+        // SAFETY: the memory is written below before anyone reads it.
+        let pointer = unsafe { result::malloc_host(bytes.max(1), 0) }
+            .map_err(failed(format!("pinning {bytes} bytes of host memory")))?;
+        // SAFETY: it is that large and nobody else's.
+        unsafe { pointer.cast::<u8>().write_bytes(0, bytes.max(1)) };
+        Ok(Pinned { context: context.clone(), pointer, bytes })
+    }
+
+    pub(super) fn bytes(&self) -> &[u8] {
+        // SAFETY: initialised, of that size, borrowed with `self`; the caller has waited for the device's writes.
+        unsafe { std::slice::from_raw_parts(self.pointer.cast(), self.bytes) }
+    }
+
+    pub(super) fn bytes_mut(&mut self) -> &mut [u8] {
+        // SAFETY: as above.
+        unsafe { std::slice::from_raw_parts_mut(self.pointer.cast(), self.bytes) }
+    }
+}
+
+impl Drop for Pinned {
+    fn drop(&mut self) {
+        if self.context.bind().is_ok() {
+            // SAFETY: it is alive and not used after this; freeing waits for the device's work.
+            let _ = unsafe { result::free_host(self.pointer) };
+        }
+    }
+}
