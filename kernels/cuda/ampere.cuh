@@ -4,6 +4,8 @@
 #pragma once
 #ifdef __CUDACC__
 
+#define DYNAMIC_SHARED(name) extern __shared__ __align__(1024) unsigned char name[]
+
 // The address that PTX wants for shared memory.
 __device__ __forceinline__ unsigned shared_address(const void* pointer) {
     return static_cast<unsigned>(__cvta_generic_to_shared(pointer));

@@ -58,7 +58,7 @@ extern "C" __global__ void __launch_bounds__(THREADS, 2)
                const float* __restrict__ feature_residual, const float* __restrict__ row_norm,
                const float* __restrict__ row_residual, unsigned* __restrict__ mask, unsigned features, unsigned rows,
                unsigned stride, unsigned words) {
-    extern __shared__ __align__(128) unsigned char stages[];
+    DYNAMIC_SHARED(stages);
     unsigned base = shared_address(stages);
     unsigned first_feature = blockIdx.y * FEATURES, first_row = blockIdx.x * ROWS;
     unsigned lane = threadIdx.x % 32, warp = threadIdx.x / 32;

@@ -53,7 +53,7 @@ extern "C" __global__ void __launch_bounds__(384, 1)
                  const float* __restrict__ feature_residual, const float* __restrict__ row_norm,
                  const float* __restrict__ row_residual, unsigned* __restrict__ mask, unsigned features, unsigned rows,
                  unsigned stride, unsigned words) {
-    extern __shared__ __align__(1024) unsigned char shared[];
+    DYNAMIC_SHARED(shared);
     unsigned char* aligned = shared + (1024 - shared_address(shared) % 1024) % 1024;
     unsigned stages = shared_address(aligned);
     unsigned full = stages + BARRIERS_AT, empty = full + STAGES * 8;

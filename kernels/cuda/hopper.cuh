@@ -9,7 +9,16 @@ struct alignas(128) TensorMap {
     unsigned long long opaque[16];
 };
 
+// How the product finds a factor with rows of 128 bytes (64 bfloat16 numbers) under the copy engine's 128-byte
+// swizzle, at an address that is a multiple of 1024: eight rows are one pattern of 1024 bytes, which is the stride.
+// Bits 0-13: address / 16; 16-29: leading offset, without meaning here; 32-45: stride / 16; 62-63: 1, the swizzle.
+__device__ __forceinline__ unsigned long long factor_descriptor(unsigned address) {
+    return static_cast<unsigned long long>((address & 0x3ffff) >> 4) | 1ull << 16 | 64ull << 32 | 1ull << 62;
+}
+
 #ifdef __CUDACC__
+
+#define DYNAMIC_SHARED(name) extern __shared__ __align__(1024) unsigned char name[]
 
 // The address that PTX wants for shared memory.
 __device__ __forceinline__ unsigned shared_address(const void* pointer) {
@@ -89,13 +98,6 @@ __device__ __forceinline__ void wait_products() {
 // A barrier of the `threads` threads that name `number` (0 is that of __syncthreads).
 __device__ __forceinline__ void sync_threads(unsigned number, unsigned threads) {
     asm volatile("bar.sync %0, %1;" ::"r"(number), "r"(threads) : "memory");
-}
-
-// How the product finds a factor with rows of 128 bytes (64 bfloat16 numbers) under the copy engine's 128-byte
-// swizzle, at an address that is a multiple of 1024: eight rows are one pattern of 1024 bytes, which is the stride.
-// Bits 0-13: address / 16; 16-29: leading offset, without meaning here; 32-45: stride / 16; 62-63: 1, the swizzle.
-__device__ __forceinline__ unsigned long long factor_descriptor(unsigned address) {
-    return static_cast<unsigned long long>((address & 0x3ffff) >> 4) | 1ull << 16 | 64ull << 32 | 1ull << 62;
 }
 
 #define SUMS_8(d, i) "+f"(d[i]), "+f"(d[i + 1]), "+f"(d[i + 2]), "+f"(d[i + 3]), "+f"(d[i + 4]), "+f"(d[i + 5]), "+f"(d[i + 6]), "+f"(d[i + 7])

@@ -46,6 +46,8 @@ struct Thread {
 extern Thread *current;
 extern uint3 block_index, block_size, grid_size;
 void block_barrier(const char *where);
+// Lets the others run until `*number` is another.
+void wait_for_change(const unsigned *number, const char *where);
 // Exchanges a value with the warp: returns what lane `source` gave. All lanes of `mask` must call.
 uint64_t exchange(unsigned mask, uint64_t value, unsigned source, const char *where);
 unsigned ballot(unsigned mask, bool predicate, const char *where);

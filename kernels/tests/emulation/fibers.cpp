@@ -116,6 +116,10 @@ static void wait_for(const unsigned *generation, const char *where) {
     to_scheduler(false);
 }
 
+void wait_for_change(const unsigned *number, const char *where) {
+    wait_for(number, where);
+}
+
 static void pass_if_all_arrived() {
     if (live > 0 && block_arrived == live) {
         block_arrived = 0;
