@@ -12,7 +12,7 @@ use rayon::prelude::*;
 
 use super::isa::{Isa, Level};
 use super::pairs::{ActivePairs, Block, Pair, ROW_GROUP};
-use super::screen::{self, Candidates, ScreenedPanel, ScreenedRows};
+use super::screen::{self, Candidates, Grid, ScreenedPanel, ScreenedRows};
 use super::tile::{self, Lanes, Plain};
 
 /// Rows of a block, a multiple of [`ROW_GROUP`].
@@ -60,9 +60,11 @@ pub struct Found {
     pub rechecked: usize,
 }
 
-/// Screening does not pay if it leaves more than this share of the pairs: it takes half of the plain
-/// product's time, and computing a candidate again five times its share of it.
-const LARGEST_CANDIDATE_SHARE: f64 = 0.1;
+/// What an encode costs with each grid besides the candidates, in units of the plain product (measured).
+const GRID_COSTS: [(Grid, f64); 2] = [(Grid::Bits8, 0.48), (Grid::Bits16, 0.70)];
+/// What computing a pair again costs, in units of a pair of the plain product (measured): both its rows come from a
+/// cache level that the tile does not wait for.
+const RECHECK_COST: f64 = 9.0;
 
 /// Beyond this width the screening's sums could leave their 32 bits.
 const LARGEST_SCREENED_WIDTH: usize = 1 << 17;
@@ -127,16 +129,25 @@ pub fn encode_sparse(
     buffers: &mut EncodeBuffers,
     pairs: &mut ActivePairs,
 ) -> Option<Found> {
-    let (rows, features, panel) = (input.rows(), input.features(), input.panel());
-    let row_blocks = rows.div_ceil(ROW_BLOCK);
     let EncodeBuffers { blocks, screened } = buffers;
     let screened =
         (search == Search::Screened && screen::available(isa) && input.width <= LARGEST_SCREENED_WIDTH)
-            .then(|| {
-                screened.fill(isa, &input);
-                &*screened
-            })
-            .filter(|screened| screening_pays(isa, &input, screened));
+            .then(|| choose_grid(isa, &input, screened))
+            .flatten();
+    find_all(isa, input, screened, limit, blocks, pairs)
+}
+
+/// As [`encode_sparse`], with the choice of the search made.
+fn find_all(
+    isa: Isa,
+    input: Encode<'_>,
+    screened: Option<&ScreenedRows>,
+    limit: usize,
+    blocks: &mut Vec<Vec<Block>>,
+    pairs: &mut ActivePairs,
+) -> Option<Found> {
+    let (rows, features, panel) = (input.rows(), input.features(), input.panel());
+    let row_blocks = rows.div_ceil(ROW_BLOCK);
     blocks.resize_with(features.div_ceil(panel), Vec::new);
     // The count only grows, so whether it passes the limit does not depend on the threads' order.
     let found = AtomicUsize::new(0);
@@ -313,9 +324,31 @@ impl Default for Screening {
     }
 }
 
-/// Whether screening leaves few enough pairs, tried on the first rows and the first panel: a function of
-/// the inputs alone, as all results are.
-fn screening_pays(isa: Isa, input: &Encode<'_>, screened: &ScreenedRows) -> bool {
+/// Rounds the batch to the grid that promises the shortest encode; None if the plain product does.
+///
+/// The shares of pairs that the grids leave are tried on the first rows and the first panel: a function of the inputs
+/// alone, as all results are.
+fn choose_grid<'a>(isa: Isa, input: &Encode<'_>, screened: &'a mut ScreenedRows) -> Option<&'a ScreenedRows> {
+    screened.choose_columns(input);
+    let [(coarse, coarse_cost), (fine, fine_cost)] = GRID_COSTS;
+    screened.fill(isa, input, coarse);
+    let coarse_cost = coarse_cost + RECHECK_COST * candidate_share(isa, input, screened);
+    // No grid leaves fewer than none.
+    if coarse_cost > fine_cost {
+        screened.fill(isa, input, fine);
+        let fine_cost = fine_cost + RECHECK_COST * candidate_share(isa, input, screened);
+        if coarse_cost.min(fine_cost) > 1.0 {
+            return None;
+        }
+        if coarse_cost < fine_cost {
+            screened.fill(isa, input, coarse);
+        }
+    }
+    Some(screened)
+}
+
+/// The share of the pairs that screening leaves, of the first rows and the first panel.
+fn candidate_share(isa: Isa, input: &Encode<'_>, screened: &ScreenedRows) -> f64 {
     let (rows, features) = (input.rows().min(TRIAL_ROWS), input.features().min(input.panel()));
     let mut memory = SCREENING.take();
     let Screening { panel, candidates, .. } = &mut memory;
@@ -323,11 +356,11 @@ fn screening_pays(isa: Isa, input: &Encode<'_>, screened: &ScreenedRows) -> bool
     let mut left = 0;
     for row in (0..rows).step_by(ROW_GROUP) {
         let group = row..(row + ROW_GROUP).min(rows);
-        screen::candidates(isa, screened, panel, input.width, group, candidates);
+        screen::candidates(isa, screened, panel, group, candidates);
         left += candidates.iter().map(Vec::len).sum::<usize>();
     }
     SCREENING.set(memory);
-    left as f64 <= LARGEST_CANDIDATE_SHARE * (rows * features) as f64
+    left as f64 / (rows * features) as f64
 }
 
 /// Finds a block's pairs among those that screening leaves.
@@ -345,7 +378,7 @@ fn screen_block(
     for row in rows.clone().step_by(ROW_GROUP) {
         block.begin_group();
         let group = row..(row + ROW_GROUP).min(rows.end);
-        screen::candidates(isa, screened, panel, input.width, group, candidates);
+        screen::candidates(isa, screened, panel, group, candidates);
         block.rechecked += candidates.iter().map(Vec::len).sum::<usize>();
         let first = (row, features.start);
         screen::recheck(isa, input, screened, panel, first, candidates, products, &mut block.pairs);

@@ -13,11 +13,11 @@
 //! that order as well. So the set of active pairs is that of the plain product bit for bit, and values differ
 //! by rounding alone.
 //!
-//! Why 16 bits: `madd` multiplies and adds pairs of them at twice the rate of float32's fused multiply-add on any
-//! CPU with AVX2, which is what bfloat16 reaches where the CPU has it, and its rounding residuals are a tenth of
-//! bfloat16's. 8 bits would be a third faster still, but their bound left 18 % of the pairs of a real autoencoder
-//! (d 576, F 4608, L0 225) to be computed again, where 16 bits leave hardly more than the active ones.
+//! Two grids of integers are at hand ([`Grid`]): 8 bits take less time for the product and leave more pairs to be
+//! computed again, 16 bits leave hardly more than the active ones. Which is better depends on how sparse the
+//! activations are, so it is tried on the first rows of each batch.
 
+mod rounding;
 #[cfg(target_arch = "x86_64")]
 mod x86;
 
@@ -29,26 +29,13 @@ use super::encode::Encode;
 use super::isa::{Isa, Level, madd, per_isa};
 use super::pairs::{Pair, ROW_GROUP};
 use super::vector::{dot_inline, four_dots_inline};
+pub(crate) use rounding::Grid;
+use rounding::{Rounder, interleave};
 
-/// Largest magnitude of a rounded number.
-const LARGEST: f32 = 32_000.0;
-/// Largest norm of the integers of a row: by Cauchy–Schwarz no sum of products then leaves 32 bits, not
-/// even halfway, rounding (half a unit per column, up to 2¹⁷ columns) included.
-const LARGEST_NORM: f32 = 46_000.0;
-/// Adding and subtracting 1.5·2²³ rounds a number of magnitude below 2²² to the nearest integer.
-const ROUNDER: f32 = 12_582_912.0;
-/// Columns are padded to a multiple of this many: the pair that one instruction multiplies and adds.
-const COLUMN_GROUP: usize = 2;
-/// Magnitudes below this are taken as zeros: their squares underflow.
-const TINY: f32 = 1e-18;
-
-/// Features of a vector of the tile, and of a tile.
+/// Features of a tile.
 const TILE_WIDTH: usize = 16;
 /// Rows of a tile.
 const TILE_HEIGHT: usize = 6;
-
-/// Weight rows of a row's candidates that are asked for beforehand: more would push each other out.
-const PREFETCHED: usize = 4;
 
 const _: () = assert!(ROW_GROUP.is_multiple_of(TILE_HEIGHT));
 
@@ -63,9 +50,10 @@ pub(crate) struct ScreenedRows {
     inverse_scale: Vec<f32>,
     /// ‖m/c‖.
     centre_norm: f32,
-    /// x_q in steps, for each [`TILE_HEIGHT`] rows (zeros fill the last ones), for each two columns, the rows' two
-    /// numbers side by side.
-    words: Vec<i16>,
+    grid: Grid,
+    /// x_q in steps: for each [`TILE_HEIGHT`] rows (zeros fill the last ones), for each group of columns, the rows'
+    /// words side by side.
+    words: Vec<u32>,
     /// What a row contributes to the bound, [B].
     rows: Vec<RowBound>,
 }
@@ -83,19 +71,21 @@ struct RowBound {
     rounding: f32,
 }
 
-/// A panel's weights, rounded and packed: for each group of [`TILE_WIDTH`] features, for each two columns, the
-/// features' two numbers side by side.
+/// A panel's weights, rounded and packed: for each [`TILE_WIDTH`] features, for each group of columns, the features'
+/// words side by side.
 #[derive(Debug, Default)]
 pub(crate) struct ScreenedPanel {
     /// Features, without those that fill the last tile.
     count: usize,
-    words: Vec<i16>,
+    words: Vec<u32>,
     features: PanelBound,
 }
 
 /// The features' shares of the bound, each [panel, padded to the tile].
 #[derive(Debug, Default)]
 struct PanelBound {
+    /// What a sum begins with.
+    start: Vec<i32>,
     /// One step of w_q.
     step: Vec<f32>,
     /// ‖w'‖.
@@ -110,57 +100,6 @@ struct PanelBound {
 /// enough for all sums in here together.
 fn rounding(width: usize) -> f32 {
     (width + 64) as f32 * 2.0f32.powi(-22)
-}
-
-/// What rounding one vector gives.
-struct Rounded {
-    step: f32,
-    norm: f32,
-    residual: f32,
-    rounded_norm: f32,
-}
-
-per_isa! {
-    /// Rounds `values` to integers (as float) times a step.
-    fn round(values: &[f32], integers: &mut [f32]) -> Rounded {
-        let mut largest = [0.0f32; 16];
-        let (chunks, rest) = values.as_chunks::<16>();
-        for chunk in chunks {
-            for at in 0..16 {
-                largest[at] = largest[at].max(chunk[at].abs());
-            }
-        }
-        let largest = largest.iter().chain(rest).fold(0.0f32, |most, v| most.max(v.abs()));
-        // What squares too small for float32 leave out is below TINY per number.
-        let lost = TINY * (values.len() as f32).sqrt();
-        let norm = dot_inline::<FMA>(values, values).sqrt() * 1.0001 + lost;
-        let step = (largest / LARGEST).max(norm / LARGEST_NORM);
-        let (step, inverse) = if largest > TINY { (step, 1.0 / step) } else { (0.0, 0.0) };
-        for (integer, value) in integers.iter_mut().zip(values) {
-            *integer = madd::<FMA>(*value, inverse, ROUNDER) - ROUNDER;
-        }
-        let mut lanes = [[0.0f32; 16]; 2];
-        let (integer_chunks, integer_rest) = integers[..values.len()].as_chunks::<16>();
-        for (values, integers) in chunks.iter().zip(integer_chunks) {
-            for at in 0..16 {
-                let residual = values[at] - step * integers[at];
-                lanes[0][at] = madd::<FMA>(residual, residual, lanes[0][at]);
-                lanes[1][at] = madd::<FMA>(integers[at], integers[at], lanes[1][at]);
-            }
-        }
-        for (at, (value, integer)) in rest.iter().zip(integer_rest).enumerate() {
-            let residual = value - step * integer;
-            lanes[0][at] = madd::<FMA>(residual, residual, lanes[0][at]);
-            lanes[1][at] = madd::<FMA>(*integer, *integer, lanes[1][at]);
-        }
-        let enlarged = |lanes: &[f32; 16]| lanes.iter().sum::<f32>().sqrt() * 1.0001;
-        Rounded {
-            step,
-            norm,
-            residual: enlarged(&lanes[0]) + lost,
-            rounded_norm: step * enlarged(&lanes[1]),
-        }
-    }
 }
 
 per_isa! {
@@ -184,16 +123,6 @@ per_isa! {
     }
 }
 
-per_isa! {
-    /// Integers (as float) to integers.
-    fn to_words(integers: &[f32], words: &mut [i16]) {
-        for (word, integer) in words.iter_mut().zip(integers) {
-            // The sum's lower half is the integer in two's complement.
-            *word = (*integer + ROUNDER).to_bits() as i16;
-        }
-    }
-}
-
 /// Whether a screening tile exists for the instruction set.
 pub(crate) fn available(isa: Isa) -> bool {
     #[cfg(target_arch = "x86_64")]
@@ -203,29 +132,24 @@ pub(crate) fn available(isa: Isa) -> bool {
 }
 
 impl ScreenedRows {
-    fn padded(width: usize) -> usize {
-        width.next_multiple_of(COLUMN_GROUP)
-    }
-
-    /// Rounds the batch.
-    pub(crate) fn fill(&mut self, isa: Isa, input: &Encode<'_>) {
+    /// Rounds the batch to `grid`; [`ScreenedRows::choose_columns`] comes first.
+    pub(crate) fn fill(&mut self, isa: Isa, input: &Encode<'_>, grid: Grid) {
         let width = input.width;
-        self.choose_columns(input);
-        let padded = ScreenedRows::padded(width);
+        let groups = grid.column_groups(width);
         let count = input.x.len() / width;
+        self.grid = grid;
         self.words.clear();
-        self.words.resize(count.next_multiple_of(TILE_HEIGHT) * padded, 0);
+        self.words.resize(count.next_multiple_of(TILE_HEIGHT) * groups, 0);
         self.rows.resize(count, RowBound::default());
         let ScreenedRows { centre, inverse_scale, centre_norm, words, rows, .. } = self;
-        let groups = words.par_chunks_mut(ROW_GROUP * padded).zip(rows.par_chunks_mut(ROW_GROUP));
-        groups.zip(input.x.par_chunks(ROW_GROUP * width)).for_each(|((words, bounds), x)| {
-            let (mut scaled, mut integers) = (vec![0.0; width], vec![0.0; width]);
-            let mut line = vec![0; padded];
+        let row_groups = words.par_chunks_mut(ROW_GROUP * groups).zip(rows.par_chunks_mut(ROW_GROUP));
+        row_groups.zip(input.x.par_chunks(ROW_GROUP * width)).for_each(|((words, bounds), x)| {
+            let mut scaled = vec![0.0; width];
+            let mut rounder = Rounder::new(grid, width);
             for (at, (bound, x)) in bounds.iter_mut().zip(x.chunks_exact(width)).enumerate() {
                 centre_and_scale(isa, x, centre, inverse_scale, &mut scaled);
-                let rounded = round(isa, &scaled, &mut integers);
-                to_words(isa, &integers, &mut line[..width]);
-                interleave(&line, at, TILE_HEIGHT, words);
+                let rounded = rounder.row(isa, &scaled);
+                interleave(rounder.words(), at, TILE_HEIGHT, words);
                 let rounding = rounding(width) * (rounded.norm + *centre_norm);
                 *bound = RowBound {
                     step: rounded.step,
@@ -240,7 +164,7 @@ impl ScreenedRows {
     /// Chooses m and c: the column's mean, and a scale that gives rows and weights the same spread in
     /// every column, so that a column with large activations does not coarsen all others' steps. Any choice
     /// keeps the result exact.
-    fn choose_columns(&mut self, input: &Encode<'_>) {
+    pub(crate) fn choose_columns(&mut self, input: &Encode<'_>) {
         let width = input.width;
         let moments = |rows: &[f32]| {
             let mut moments = vec![(0.0f64, 0.0f64); width];
@@ -282,43 +206,35 @@ impl ScreenedRows {
 impl ScreenedPanel {
     /// Rounds and packs the panel's weights.
     pub(crate) fn fill(&mut self, isa: Isa, input: &Encode<'_>, rows: &ScreenedRows, features: Range<usize>) {
-        let width = input.width;
-        let padded = ScreenedRows::padded(width);
+        let groups = rows.grid.column_groups(input.width);
         self.count = features.len();
         let count = features.len().next_multiple_of(TILE_WIDTH);
         self.words.clear();
-        self.words.resize(count * padded, 0);
-        let PanelBound { step, norm, residual, base } = &mut self.features;
+        self.words.resize(count * groups, 0);
+        let PanelBound { start, step, norm, residual, base } = &mut self.features;
+        start.clear();
+        start.resize(count, 0);
         for (bound, filler) in [(step, 0.0), (norm, 0.0), (residual, 0.0), (base, -1.0)] {
             bound.clear();
             bound.resize(count, filler);
         }
-        let (mut scaled, mut integers) = (vec![0.0; width], vec![0.0; width]);
-        let mut words = vec![0i16; padded];
+        let width = input.width;
+        let mut scaled = vec![0.0; width];
+        let mut rounder = Rounder::new(rows.grid, width);
         for (at, feature) in features.enumerate() {
             let w = &input.weights[feature * width..][..width];
             let bias = input.bias[feature];
             let centre = scale_weights(isa, w, &rows.centre, &rows.scale, &mut scaled);
-            let rounded = round(isa, &scaled, &mut integers);
-            to_words(isa, &integers, &mut words[..width]);
+            let rounded = rounder.weights(isa, &scaled);
+            interleave(rounder.words(), at, TILE_WIDTH, &mut self.words);
             let bound = &mut self.features;
+            bound.start[at] = rounder.start();
             bound.step[at] = rounded.step;
             bound.norm[at] = rounded.norm;
             bound.residual[at] = rounded.residual;
             // The last term covers products of two numbers too small for their squares.
             bound.base[at] = centre + bias + rounding(width) * (centre.abs() + bias.abs()) + 1e-35;
-            interleave(&words, at, TILE_WIDTH, &mut self.words);
         }
-    }
-}
-
-/// Writes line `at` of many into `packed`, where for each `height` lines and each two columns the lines' two numbers
-/// lie side by side: a tile then reads one stream from front to back.
-fn interleave(line: &[i16], at: usize, height: usize, packed: &mut [i16]) {
-    let tile = &mut packed[at / height * height * line.len()..];
-    let places = tile[at % height * 2..].chunks_mut(height * 2);
-    for (to, pair) in places.zip(line.as_chunks::<2>().0) {
-        to[..2].copy_from_slice(pair);
     }
 }
 
@@ -332,12 +248,10 @@ pub(crate) fn candidates(
     isa: Isa,
     rows: &ScreenedRows,
     panel: &ScreenedPanel,
-    width: usize,
     group: Range<usize>,
     found: &mut Candidates,
 ) {
     found.iter_mut().for_each(Vec::clear);
-    let padded = ScreenedRows::padded(width);
     assert!(available(isa), "no screening tile for this instruction set");
     assert!(group.len() <= ROW_GROUP && group.start.is_multiple_of(TILE_HEIGHT));
     #[cfg(target_arch = "x86_64")]
@@ -345,7 +259,7 @@ pub(crate) fn candidates(
         for row in group.clone().step_by(TILE_HEIGHT) {
             let found = &mut found[row - group.start..][..TILE_HEIGHT.min(group.end - row)];
             // SAFETY: the instruction set was just checked.
-            unsafe { x86::candidates(rows, panel, padded, row, first, found) };
+            unsafe { x86::candidates(rows, panel, row, first, found) };
         }
     }
 }
@@ -395,8 +309,8 @@ fn prefetch(row: &[f32]) {
 /// Appends the pairs of the rows from `row` on that are active among their candidates, numbers within the panel
 /// that begins at feature `first`. `scratch` is memory only.
 ///
-/// Candidates are few and far between, so each costs two rows that no cache holds: they are asked for while the
-/// candidates before them are computed.
+/// A row's numbers are asked for while the candidates of the row before are computed: they lie in the third cache
+/// level at best. (The weights are in the second: asking for them as well took more time than it saved.)
 pub(crate) fn recheck(
     isa: Isa,
     input: &Encode<'_>,
@@ -408,13 +322,10 @@ pub(crate) fn recheck(
     pairs: &mut Vec<Pair>,
 ) {
     let width = input.width;
-    let weights = &input.weights[first * width..];
-    let x = |at: usize| &input.x[(row + at) * width..][..width];
-    let w = |feature: u32| &weights[feature as usize * width..][..width];
-    let fetch = |next: Option<usize>| {
-        let Some(at) = next else { return };
-        prefetch(x(at));
-        candidates[at].iter().take(PREFETCHED).for_each(|feature| prefetch(w(*feature)));
+    let fetch = |at: Option<usize>| {
+        if let Some(at) = at {
+            prefetch(&input.x[(row + at) * width..][..width]);
+        }
     };
     let mut with_candidates = (0..ROW_GROUP).filter(|&at| !candidates[at].is_empty());
     let mut next = with_candidates.next();

@@ -119,15 +119,33 @@ fn nan_and_negative_zero_are_not_active() {
     }
 }
 
-/// Both searches of one input; checks that they find the same set and values within rounding, and returns the
-/// numbers of active and of rechecked pairs.
-fn compare_searches(input: Encode<'_>) -> (usize, usize) {
+/// The plain search and both grids' on one input; checks that they find the same set and values within rounding, and
+/// returns the number of active pairs and those that each grid rechecked.
+fn compare_searches(input: Encode<'_>) -> (usize, [usize; 2]) {
     let isa = Isa::detect();
     let limit = input.rows() * input.features();
     let (mut buffers, mut plain) = (EncodeBuffers::default(), ActivePairs::default());
-    let mut screened = ActivePairs::default();
     encode_sparse(isa, input, Search::Plain, limit, &mut buffers, &mut plain).unwrap();
-    let found = encode_sparse(isa, input, Search::Screened, limit, &mut buffers, &mut screened).unwrap();
+    let rechecked = [Grid::Bits8, Grid::Bits16].map(|grid| {
+        let mut rows = ScreenedRows::default();
+        let screened = screen::available(isa).then(|| {
+            rows.choose_columns(&input);
+            rows.fill(isa, &input, grid);
+            &rows
+        });
+        let mut found_pairs = ActivePairs::default();
+        let found = find_all(isa, input, screened, limit, &mut buffers.blocks, &mut found_pairs).unwrap();
+        assert_same(&input, &found_pairs, &plain);
+        found.rechecked
+    });
+    let mut chosen = ActivePairs::default();
+    encode_sparse(isa, input, Search::Screened, limit, &mut buffers, &mut chosen).unwrap();
+    assert_same(&input, &chosen, &plain);
+    (plain.len(), rechecked)
+}
+
+/// The same pairs, values within rounding.
+fn assert_same(input: &Encode<'_>, screened: &ActivePairs, plain: &ActivePairs) {
     assert_eq!(screened.row_starts, plain.row_starts);
     assert_eq!(screened.features, plain.features);
     assert_eq!(screened.feature_starts, plain.feature_starts);
@@ -142,7 +160,6 @@ fn compare_searches(input: Encode<'_>) -> (usize, usize) {
             assert!((got - expected).abs() <= bound, "{got} {expected}");
         }
     }
-    (plain.len(), found.rechecked)
 }
 
 #[test]
@@ -176,9 +193,28 @@ fn screening_rules_most_pairs_out_where_few_are_active() {
     let (active, rechecked) = compare_searches(Encode { x: &x, weights: &weights, bias: &bias, width });
     assert!(active > cells / 200 && active < cells / 10, "{active} of {cells}");
     if screen::available(Isa::detect()) {
-        assert!(rechecked >= active && rechecked < active + cells / 10, "{rechecked} {active} {cells}");
+        let [coarse, fine] = rechecked;
+        assert!(fine >= active && fine < active + cells / 100, "{fine} {active} {cells}");
+        assert!(coarse >= fine && coarse < active + cells / 5, "{coarse} {active} {cells}");
     } else {
-        assert_eq!(rechecked, 0);
+        assert_eq!(rechecked, [0, 0]);
+    }
+}
+
+#[test]
+fn sums_of_bytes_stay_within_their_16_bits_at_the_grid_s_limits() {
+    // Equal magnitudes make the largest sums: of all signs alike, of blocks alike, and of one column in each block.
+    let (rows, width, features) = (12, 64, 48);
+    let sign = |index: usize, kind: usize| match kind % 4 {
+        0 => 1.0,
+        1 => -1.0,
+        2 => [1.0, -1.0][index / 16 % 2],
+        _ => f32::from(u8::from(index.is_multiple_of(16))),
+    };
+    let x: Vec<f32> = (0..rows * width).map(|at| sign(at % width, at / width)).collect();
+    let weights: Vec<f32> = (0..features * width).map(|at| sign(at % width, at / width / 3)).collect();
+    for bias in [-63.9, -15.9, 0.5, -64.0] {
+        compare_searches(Encode { x: &x, weights: &weights, bias: &vec![bias; features], width });
     }
 }
 

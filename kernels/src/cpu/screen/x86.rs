@@ -1,5 +1,6 @@
 //! The screening tile on AVX2.
 
+use super::rounding::{BYTE_BLOCK, Grid};
 use super::{RowBound, ScreenedPanel, ScreenedRows, TILE_HEIGHT, TILE_WIDTH};
 use std::arch::x86_64::*;
 
@@ -15,17 +16,23 @@ const VECTORS: usize = TILE_WIDTH / 8;
 pub(super) unsafe fn candidates(
     rows: &ScreenedRows,
     panel: &ScreenedPanel,
-    padded: usize,
     row: usize,
     first: usize,
     found: &mut [Vec<u32>],
 ) {
-    let words = &rows.words[row * padded..][..TILE_HEIGHT * padded];
+    let groups = panel.words.len() / panel.features.base.len();
+    let words = &rows.words[row * groups..][..TILE_HEIGHT * groups];
+    let weights = &panel.words[first * groups..][..TILE_WIDTH * groups];
+    let start = &panel.features.start[first..][..TILE_WIDTH];
     // The fillers' bounds are of no interest.
     let bounds: [&RowBound; TILE_HEIGHT] = std::array::from_fn(|m| &rows.rows[row + m.min(found.len() - 1)]);
-    let weights = &panel.words[first * padded..][..TILE_WIDTH * padded];
-    // SAFETY: the rows and the tile's weights have the lengths that the product reads.
-    let sums = unsafe { product(words.as_ptr(), padded, weights.as_ptr()) };
+    // SAFETY: the rows, the tile's weights and starts have the lengths that the products read.
+    let sums = unsafe {
+        match rows.grid {
+            Grid::Bits8 => product_of_bytes(words.as_ptr(), groups, weights.as_ptr(), start.as_ptr()),
+            Grid::Bits16 => product_of_words(words.as_ptr(), groups, weights.as_ptr()),
+        }
+    };
     for v in 0..VECTORS {
         let at = first + 8 * v;
         let column = sums.map(|sums| sums[v]);
@@ -43,24 +50,26 @@ pub(super) unsafe fn candidates(
     }
 }
 
-/// Σ_k x_q·w_q in 32 bits.
+/// The sums of a tile, eight features a vector.
+type Sums = [[__m256i; VECTORS]; TILE_HEIGHT];
+
+/// Σ_k x_q·w_q in 32 bits, of numbers of 16 bits.
 ///
 /// # Safety
-/// AVX2; `rows` valid for 6·`padded` numbers, `weights` for 16·`padded`.
+/// AVX2; `rows` valid for 6·`groups` words, `weights` for 16·`groups`.
 #[inline]
 #[target_feature(enable = "avx2,fma")]
-unsafe fn product(rows: *const i16, padded: usize, weights: *const i16) -> [[__m256i; VECTORS]; TILE_HEIGHT] {
+unsafe fn product_of_words(rows: *const u32, groups: usize, weights: *const u32) -> Sums {
     // 6×2 sums, 2 weights, 1 broadcast and 1 product fill the 16 registers.
     let mut sums = [[_mm256_setzero_si256(); VECTORS]; TILE_HEIGHT];
-    let (mut rows, mut from) = (rows.cast::<i32>(), weights.cast::<__m256i>());
-    for _ in 0..padded / 2 {
-        // SAFETY: each turn reads two numbers of each row and 32 of the weights.
+    let (mut rows, mut weights) = (rows.cast::<i32>(), weights.cast::<__m256i>());
+    for _ in 0..groups {
+        // SAFETY: each turn reads one word of each row and 16 of the weights.
         unsafe {
-            let w: [__m256i; VECTORS] = std::array::from_fn(|v| _mm256_loadu_si256(from.add(v)));
-            from = from.add(VECTORS);
+            let w: [__m256i; VECTORS] = std::array::from_fn(|v| _mm256_loadu_si256(weights.add(v)));
+            weights = weights.add(VECTORS);
             for m in 0..TILE_HEIGHT {
-                let x = rows.add(m).read_unaligned();
-                let x = _mm256_set1_epi32(x);
+                let x = _mm256_set1_epi32(*rows.add(m));
                 for v in 0..VECTORS {
                     sums[m][v] = _mm256_add_epi32(sums[m][v], _mm256_madd_epi16(x, w[v]));
                 }
@@ -69,6 +78,68 @@ unsafe fn product(rows: *const i16, padded: usize, weights: *const i16) -> [[__m
         }
     }
     sums
+}
+
+/// `start` + Σ_k (x_q + offset)·w_q in 32 bits, of numbers of 8 bits.
+///
+/// # Safety
+/// AVX2; `rows` valid for 6·`groups` words, `weights` for 16·`groups`, `start` for 16 numbers.
+#[inline]
+#[target_feature(enable = "avx2,fma")]
+unsafe fn product_of_bytes(rows: *const u32, groups: usize, weights: *const u32, start: *const i32) -> Sums {
+    // Not a constant for the compiler: unrolled, the turns need more registers than there are.
+    let more_turns = std::hint::black_box(BYTE_BLOCK / 4 - 1);
+    let ones = _mm256_set1_epi16(1);
+    // SAFETY: the caller's promise.
+    let start: [__m256i; VECTORS] =
+        std::array::from_fn(|v| unsafe { _mm256_loadu_si256(start.cast::<__m256i>().add(v)) });
+    // In memory: the registers hold the sums of 16 bits.
+    let mut sums = [start; TILE_HEIGHT];
+    let (mut rows, mut weights) = (rows.cast::<i32>(), weights.cast::<__m256i>());
+    for _ in 0..groups / (BYTE_BLOCK / 4) {
+        // SAFETY: each turn reads one word of each row and 16 of the weights.
+        let mut short = unsafe { turn_of_bytes(rows, weights, |_, _, product| product) };
+        for _ in 0..more_turns {
+            // SAFETY: as above.
+            unsafe {
+                (rows, weights) = (rows.add(TILE_HEIGHT), weights.add(VECTORS));
+                short = turn_of_bytes(rows, weights, |m, v, product| _mm256_add_epi16(short[m][v], product));
+            }
+        }
+        // SAFETY: the next block's, or the end.
+        (rows, weights) = unsafe { (rows.add(TILE_HEIGHT), weights.add(VECTORS)) };
+        for m in 0..TILE_HEIGHT {
+            for v in 0..VECTORS {
+                sums[m][v] = _mm256_add_epi32(sums[m][v], _mm256_madd_epi16(short[m][v], ones));
+            }
+        }
+    }
+    sums
+}
+
+/// Products of one word of each row and 16 of the weights, neighbours added up in 16 bits.
+///
+/// # Safety
+/// AVX2; `rows` valid for 6 words, `weights` for 2 vectors.
+#[inline]
+#[target_feature(enable = "avx2,fma")]
+unsafe fn turn_of_bytes(
+    rows: *const i32,
+    weights: *const __m256i,
+    sum: impl Fn(usize, usize, __m256i) -> __m256i,
+) -> Sums {
+    // SAFETY: the caller's promise.
+    unsafe {
+        let w: [__m256i; VECTORS] = std::array::from_fn(|v| _mm256_loadu_si256(weights.add(v)));
+        let mut sums = [[_mm256_setzero_si256(); VECTORS]; TILE_HEIGHT];
+        for m in 0..TILE_HEIGHT {
+            let x = _mm256_set1_epi32(*rows.add(m));
+            for v in 0..VECTORS {
+                sums[m][v] = sum(m, v, _mm256_maddubs_epi16(x, w[v]));
+            }
+        }
+        sums
+    }
 }
 
 /// For each row a bit for each of eight features from `at` on: whether z can be above 0.

@@ -1,0 +1,250 @@
+//! Rounding a vector to integers times a step, and packing the integers for the tiles.
+
+use crate::cpu::isa::{Isa, madd, per_isa};
+use crate::cpu::vector::dot_inline;
+
+/// How finely rows and weights are rounded. A word of 32 bits holds the numbers of a group of columns.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
+pub(crate) enum Grid {
+    /// Rows are integers to ±[`LARGEST_ROW_BYTE`], stored with [`ROW_BYTE_OFFSET`] added so that they are unsigned, as
+    /// `maddubs` wants its first factor; weights are signed. Their products are added up in 16 bits over
+    /// [`BYTE_BLOCK`] columns, of which two lanes take half each.
+    Bits8,
+    /// Integers whose products `madd` adds up in 32 bits.
+    #[default]
+    Bits16,
+}
+
+/// Columns whose products are added up in 16 bits, on the grid of 8.
+pub(super) const BYTE_BLOCK: usize = 16;
+/// Largest magnitude of a row's number on the grid of 8 bits. With it rows and weights lose about as much: a larger
+/// one leaves less room for the weights in 16 bits.
+const LARGEST_ROW_BYTE: f32 = 95.0;
+/// Added to a row's numbers on the grid of 8 bits.
+const ROW_BYTE_OFFSET: i32 = 96;
+/// Largest sum of magnitudes of a lane's eight weights: times 95 + 96 it fits 16 bits.
+const LARGEST_LANE_SUM: f32 = 171.0;
+/// Numbers of a row beyond this many times their root mean square are cut off on the grid of 8 bits, if that leaves a
+/// smaller residual.
+const CUT_OFF: f32 = 5.0;
+
+/// Largest magnitude of a number on the grid of 16 bits.
+const LARGEST_WORD: f32 = 32_000.0;
+/// Largest norm of the integers of a vector on the grid of 16 bits: by Cauchy–Schwarz no sum of products then leaves 32
+/// bits, not even halfway, rounding (half a unit per column, up to 2¹⁷ columns) included.
+const LARGEST_WORD_NORM: f32 = 46_000.0;
+
+/// Adding and subtracting 1.5·2²³ rounds a number of magnitude below 2²² to the nearest integer.
+const ROUNDER: f32 = 12_582_912.0;
+/// Magnitudes below this are taken as zeros: their squares underflow.
+const TINY: f32 = 1e-18;
+
+impl Grid {
+    /// Words of a vector of `width` numbers, zeros that fill the last block included.
+    pub(crate) fn column_groups(self, width: usize) -> usize {
+        match self {
+            Grid::Bits8 => width.next_multiple_of(BYTE_BLOCK) / 4,
+            Grid::Bits16 => width.div_ceil(2),
+        }
+    }
+}
+
+/// What rounding one vector gives.
+pub(super) struct Rounded {
+    /// One step.
+    pub(super) step: f32,
+    /// The vector's norm, or a little more.
+    pub(super) norm: f32,
+    /// The norm of what rounding took away, or a little more.
+    pub(super) residual: f32,
+    /// The rounded vector's norm, or a little more.
+    pub(super) rounded_norm: f32,
+}
+
+/// Memory for rounding vectors of one width.
+pub(super) struct Rounder {
+    grid: Grid,
+    /// As floats; zeros fill the last block.
+    integers: Vec<f32>,
+    words: Vec<u32>,
+}
+
+impl Rounder {
+    pub(super) fn new(grid: Grid, width: usize) -> Rounder {
+        let groups = grid.column_groups(width);
+        let per_group = if grid == Grid::Bits8 { 4 } else { 2 };
+        Rounder { grid, integers: vec![0.0; groups * per_group], words: vec![0; groups] }
+    }
+
+    /// The last vector's words.
+    pub(super) fn words(&self) -> &[u32] {
+        &self.words
+    }
+
+    /// What a sum of products of the last weights begins with: takes out again what the rows' offset adds.
+    pub(super) fn start(&self) -> i32 {
+        match self.grid {
+            Grid::Bits8 => -ROW_BYTE_OFFSET * self.integers.iter().sum::<f32>() as i32,
+            Grid::Bits16 => 0,
+        }
+    }
+
+    /// Rounds a row of X.
+    pub(super) fn row(&mut self, isa: Isa, values: &[f32]) -> Rounded {
+        let size = Size::of(isa, values);
+        match self.grid {
+            Grid::Bits16 => self.words_of(isa, values, &size),
+            Grid::Bits8 => {
+                let whole = size.largest / LARGEST_ROW_BYTE;
+                let cut = CUT_OFF * size.norm / (values.len() as f32).sqrt() / LARGEST_ROW_BYTE;
+                let mut rounded = round(isa, values, &size, whole, LARGEST_ROW_BYTE, &mut self.integers);
+                if cut < whole {
+                    let shorter = round(isa, values, &size, cut, LARGEST_ROW_BYTE, &mut self.integers);
+                    rounded = if shorter.residual < rounded.residual {
+                        shorter
+                    } else {
+                        round(isa, values, &size, whole, LARGEST_ROW_BYTE, &mut self.integers)
+                    };
+                }
+                pack_bytes(isa, &self.integers, ROW_BYTE_OFFSET as u8, &mut self.words);
+                rounded
+            }
+        }
+    }
+
+    /// Rounds the weights of a feature.
+    pub(super) fn weights(&mut self, isa: Isa, values: &[f32]) -> Rounded {
+        let size = Size::of(isa, values);
+        match self.grid {
+            Grid::Bits16 => self.words_of(isa, values, &size),
+            Grid::Bits8 => {
+                // Rounding adds half a unit per number at most.
+                let lane = largest_lane_sum(isa, values) / (LARGEST_LANE_SUM - 4.0);
+                let step = lane.max(size.largest / 127.0);
+                let rounded = round(isa, values, &size, step, 127.0, &mut self.integers);
+                pack_bytes(isa, &self.integers, 0, &mut self.words);
+                rounded
+            }
+        }
+    }
+
+    /// Rounds to the grid of 16 bits.
+    fn words_of(&mut self, isa: Isa, values: &[f32], size: &Size) -> Rounded {
+        let step = (size.largest / LARGEST_WORD).max(size.norm / LARGEST_WORD_NORM);
+        let rounded = round(isa, values, size, step, LARGEST_WORD, &mut self.integers);
+        pack_words(isa, &self.integers, &mut self.words);
+        rounded
+    }
+}
+
+/// Writes line `at` of many into `packed`, where for each `height` lines and each group of columns the lines' words lie
+/// side by side: a tile then reads one stream from front to back.
+pub(super) fn interleave(line: &[u32], at: usize, height: usize, packed: &mut [u32]) {
+    let tile = &mut packed[at / height * height * line.len()..];
+    let places = tile[at % height..].iter_mut().step_by(height);
+    places.zip(line).for_each(|(to, word)| *to = *word);
+}
+
+/// A vector's largest magnitude and its norm.
+struct Size {
+    largest: f32,
+    /// Or a little more.
+    norm: f32,
+    /// What squares too small for float32 leave out of a norm.
+    lost: f32,
+}
+
+impl Size {
+    fn of(isa: Isa, values: &[f32]) -> Size {
+        let (largest, square) = largest_and_square(isa, values);
+        let lost = TINY * (values.len() as f32).sqrt();
+        Size { largest, norm: square.sqrt() * 1.0001 + lost, lost }
+    }
+}
+
+per_isa! {
+    /// max |v|, Σ v².
+    fn largest_and_square(values: &[f32]) -> (f32, f32) {
+        let mut largest = [0.0f32; 16];
+        let (chunks, rest) = values.as_chunks::<16>();
+        for chunk in chunks {
+            for at in 0..16 {
+                largest[at] = largest[at].max(chunk[at].abs());
+            }
+        }
+        let largest = largest.iter().chain(rest).fold(0.0f32, |most, v| most.max(v.abs()));
+        (largest, dot_inline::<FMA>(values, values))
+    }
+}
+
+per_isa! {
+    /// The largest sum of magnitudes that a lane of 16 bits adds up: of columns 0, 1, 4, 5, 8, 9, 12 and 13 of a block,
+    /// or of the other ones.
+    fn largest_lane_sum(values: &[f32]) -> f32 {
+        let mut largest = 0.0f32;
+        for block in values.chunks(BYTE_BLOCK) {
+            let mut sums = [0.0f32; 4];
+            for (at, value) in block.iter().enumerate() {
+                sums[at % 4] += value.abs();
+            }
+            largest = largest.max(sums[0] + sums[1]).max(sums[2] + sums[3]);
+        }
+        // A little more for the sums' own rounding.
+        largest * 1.000_01
+    }
+}
+
+per_isa! {
+    /// Rounds `values` to integers (as float) of at most `limit` times `step`.
+    fn round(values: &[f32], size: &Size, step: f32, limit: f32, integers: &mut [f32]) -> Rounded {
+        let (step, inverse) = if size.largest > TINY { (step, 1.0 / step) } else { (0.0, 0.0) };
+        let length = values.len();
+        for (integer, value) in integers[..length].iter_mut().zip(values) {
+            let scaled = (*value * inverse).max(-limit).min(limit);
+            *integer = (scaled + ROUNDER) - ROUNDER;
+        }
+        let mut lanes = [[0.0f32; 16]; 2];
+        let (chunks, rest) = values.as_chunks::<16>();
+        let (integer_chunks, integer_rest) = integers[..length].as_chunks::<16>();
+        for (values, integers) in chunks.iter().zip(integer_chunks) {
+            for at in 0..16 {
+                let residual = values[at] - step * integers[at];
+                lanes[0][at] = madd::<FMA>(residual, residual, lanes[0][at]);
+                lanes[1][at] = madd::<FMA>(integers[at], integers[at], lanes[1][at]);
+            }
+        }
+        for (at, (value, integer)) in rest.iter().zip(integer_rest).enumerate() {
+            let residual = value - step * integer;
+            lanes[0][at] = madd::<FMA>(residual, residual, lanes[0][at]);
+            lanes[1][at] = madd::<FMA>(*integer, *integer, lanes[1][at]);
+        }
+        let enlarged = |lanes: &[f32; 16]| lanes.iter().sum::<f32>().sqrt() * 1.0001;
+        Rounded {
+            step,
+            norm: size.norm,
+            residual: enlarged(&lanes[0]) + size.lost,
+            rounded_norm: step * enlarged(&lanes[1]),
+        }
+    }
+}
+
+per_isa! {
+    /// Integers (as float) to 16 bits, two in a word.
+    fn pack_words(integers: &[f32], words: &mut [u32]) {
+        for (word, pair) in words.iter_mut().zip(integers.as_chunks::<2>().0) {
+            // The sum's lower half is the integer in two's complement.
+            let [low, high] = pair.map(|integer| (integer + ROUNDER).to_bits() & 0xffff);
+            *word = low | high << 16;
+        }
+    }
+}
+
+per_isa! {
+    /// Integers (as float) to 8 bits, four in a word, each with `offset` added.
+    fn pack_bytes(integers: &[f32], offset: u8, words: &mut [u32]) {
+        for (word, four) in words.iter_mut().zip(integers.as_chunks::<4>().0) {
+            let [a, b, c, d] = four.map(|integer| u32::from(((integer + ROUNDER).to_bits() as u8).wrapping_add(offset)));
+            *word = a | b << 8 | c << 16 | d << 24;
+        }
+    }
+}
