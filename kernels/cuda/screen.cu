@@ -7,14 +7,14 @@
 
 constexpr u32 FEATURES_AT_ONCE = 8;
 
-// Block of 128 threads, grid (⌈words/4⌉, ⌈F/8⌉).
+// Block of 128 threads, grid (⌈F/8⌉, words/4).
 extern "C" __global__ void screen(const bf16 *__restrict__ encoder, const bf16 *__restrict__ x,
                                   const float *__restrict__ feature_base, const float *__restrict__ feature_norm,
                                   const float *__restrict__ feature_residual, const float *__restrict__ row_norm,
                                   const float *__restrict__ row_residual, u32 *__restrict__ mask, u32 features,
                                   u32 rows, u32 stride, u32 words) {
-    u32 row = blockIdx.x * 128 + threadIdx.x, word = row / 32;
-    u32 first = blockIdx.y * FEATURES_AT_ONCE;
+    u32 row = blockIdx.y * 128 + threadIdx.x, word = row / 32;
+    u32 first = blockIdx.x * FEATURES_AT_ONCE;
     // Rows and features that fill the last block repeat the last ones, so that no lane leaves the ballots.
     const bf16 *line = x + (u64)min(row, rows - 1) * stride;
     float sums[FEATURES_AT_ONCE];

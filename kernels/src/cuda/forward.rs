@@ -1,0 +1,301 @@
+//! The first half of a step: from a batch to g = dL/dx̂ and the report.
+
+use super::buffers::{all, count, launch, maybe};
+use super::device::{Argument, Device, DeviceError, Screen};
+use super::layout::{mse_kind, penalty_kind};
+use super::plan::{Path, Precision, SUMMED_ROWS};
+use super::step::CudaStep;
+use crate::loss::Mse;
+
+/// Threads of kernels with one warp per line, and the lines of a block.
+const LINE_THREADS: u32 = 256;
+const LINES: usize = 8;
+
+/// What a pass over a batch is for.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) enum Purpose {
+    /// A step: a loss that is not finite refuses it.
+    Training,
+    /// Metrics alone.
+    Evaluation,
+}
+
+impl<D: Device> CudaStep<D> {
+    /// The batch with padded rows: itself, or the copy that `pad` makes.
+    pub(crate) fn padded<'a>(&'a self, batch: &'a D::Buffer) -> &'a D::Buffer {
+        self.buffers.x.as_ref().unwrap_or(batch)
+    }
+
+    /// What the encoder reads.
+    pub(crate) fn encoder_input<'a>(&'a self, batch: &'a D::Buffer) -> &'a D::Buffer {
+        self.buffers.input.as_ref().unwrap_or_else(|| self.padded(batch))
+    }
+
+    /// ‖W_dec_j‖ where the penalty is weighted by it.
+    pub(crate) fn penalty_norms(&self) -> Argument<'_, D::Buffer> {
+        maybe(self.spec.loss.weight_by_decoder_norm.then_some(&self.buffers.decoder_norm))
+    }
+
+    /// Everything up to the report, on the first `rows` rows of `batch` [B,d].
+    pub(crate) fn forward(
+        &self,
+        device: &mut D,
+        batch: &D::Buffer,
+        rows: usize,
+        path: Path,
+        purpose: Purpose,
+    ) -> Result<(), DeviceError> {
+        let b = &self.buffers;
+        self.rows(device, batch, rows, purpose)?;
+        match path {
+            Path::Sparse => self.encode_and_decode_pairs(device, batch, rows)?,
+            Path::Dense => self.encode_and_decode_dense(device, batch, rows)?,
+        }
+        launch(
+            device,
+            ("report", "report_rows"),
+            (1, 1),
+            1024,
+            &[
+                all(&b.results),
+                all(&b.squared),
+                all(&b.centered),
+                all(&b.column_sum),
+                count(rows),
+                count(self.plan.width),
+                count(self.plan.stride),
+                Argument::U32(mse_kind(self.spec.loss.mse)),
+                Argument::U32(u32::from(purpose == Purpose::Training)),
+                all(&b.scalars),
+                all(&b.report),
+            ],
+        )
+    }
+
+    fn rows(
+        &self,
+        device: &mut D,
+        batch: &D::Buffer,
+        rows: usize,
+        purpose: Purpose,
+    ) -> Result<(), DeviceError> {
+        let (plan, b) = (&self.plan, &self.buffers);
+        let stride = plan.stride;
+        if let Some(x) = &b.x {
+            let arguments = [all(batch), all(x), count(rows), count(plan.width), count(stride)];
+            launch(device, ("rows", "pad_rows"), ((rows * stride).div_ceil(256), 1), 256, &arguments)?;
+        }
+        let x = self.padded(batch);
+        launch(device, ("rows", "begin"), (1, 1), 1, &[all(&b.report)])?;
+        self.column_sums(device, x, &b.column_parts, rows)?;
+        let arguments = [
+            all(&b.column_parts),
+            all(&b.column_sum),
+            all(&b.mean),
+            count(rows),
+            count(stride),
+            all(&b.report),
+        ];
+        launch(device, ("rows", "finish_columns"), (stride.div_ceil(64), 1), 64, &arguments)?;
+        let zero_check = match (purpose, self.spec.loss.mse) {
+            (Purpose::Evaluation, _) | (_, Mse::Sum) => 0,
+            (_, Mse::Centered) => 1,
+            (_, Mse::Uncentered) => 2,
+        };
+        let bias = Argument::Buffer(&b.parameters, 4 * self.decoder_bias_at());
+        launch(
+            device,
+            ("rows", "row_norms"),
+            (rows.div_ceil(LINES), 1),
+            LINE_THREADS,
+            &[
+                all(x),
+                all(&b.mean),
+                if b.input.is_some() { bias } else { Argument::Null },
+                maybe(b.input.as_ref()),
+                all(&b.x_bf16),
+                all(&b.squared),
+                all(&b.centered),
+                all(&b.length),
+                all(&b.row_norm),
+                all(&b.row_residual),
+                count(rows),
+                count(stride),
+                Argument::U32(u32::from(self.has_bounds())),
+                Argument::U32(zero_check),
+                all(&b.report),
+            ],
+        )
+    }
+
+    /// Sums over 64 rows of each column of `matrix` [rows,stride], float64, into `parts`.
+    pub(crate) fn column_sums(
+        &self,
+        device: &mut D,
+        matrix: &D::Buffer,
+        parts: &D::Buffer,
+        rows: usize,
+    ) -> Result<(), DeviceError> {
+        let stride = self.plan.stride;
+        let arguments = [all(matrix), all(parts), count(rows), count(stride), all(&self.buffers.report)];
+        let grid = (stride.div_ceil(64), rows.div_ceil(SUMMED_ROWS));
+        launch(device, ("rows", "column_sums"), grid, 64, &arguments)
+    }
+
+    /// Sets the bits of the pairs that may be active.
+    fn find_candidates(&self, device: &mut D, batch: &D::Buffer, rows: usize) -> Result<(), DeviceError> {
+        let (plan, b) = (&self.plan, &self.buffers);
+        let words = mask_words(rows);
+        let Some(encoder_bf16) = &b.encoder_bf16 else {
+            let arguments = [
+                all(&b.parameters),
+                Argument::Buffer(&b.parameters, 4 * self.encoder_bias_at()),
+                all(self.encoder_input(batch)),
+                all(&b.mask),
+                count(plan.features),
+                count(rows),
+                count(plan.stride),
+                count(words),
+                all(&b.report),
+            ];
+            let grid = (words.div_ceil(2), plan.features.div_ceil(64));
+            return launch(device, ("encode", "encode"), grid, 128, &arguments);
+        };
+        device.screen(&Screen {
+            features: plan.features,
+            rows,
+            stride: plan.stride,
+            encoder: encoder_bf16,
+            x: &b.x_bf16,
+            feature_base: &b.feature_base,
+            feature_norm: &b.feature_norm,
+            feature_residual: &b.feature_residual,
+            row_norm: &b.row_norm,
+            row_residual: &b.row_residual,
+            mask: &b.mask,
+            words,
+        })
+    }
+
+    fn encode_and_decode_pairs(
+        &self,
+        device: &mut D,
+        batch: &D::Buffer,
+        rows: usize,
+    ) -> Result<(), DeviceError> {
+        let (plan, b) = (&self.plan, &self.buffers);
+        let (features, words, row_words) = (plan.features, mask_words(rows), plan.row_words);
+        self.find_candidates(device, batch, rows)?;
+        launch(
+            device,
+            ("lists", "transpose_mask"),
+            (words.div_ceil(8), features.div_ceil(256)),
+            256,
+            &[
+                all(&b.mask),
+                all(&b.row_mask),
+                count(features),
+                count(rows),
+                count(words),
+                count(row_words),
+                all(&b.report),
+            ],
+        )?;
+        self.count_bits(device, (&b.row_mask, rows, row_words), &b.row_counts)?;
+        let arguments =
+            [all(&b.row_counts), all(&b.row_starts), count(rows), count(plan.pairs), all(&b.report)];
+        launch(device, ("lists", "scan_rows"), (1, 1), 1024, &arguments)?;
+        self.expand_bits(device, (&b.row_mask, rows, row_words), &b.row_starts, &b.pair_features)?;
+        self.recheck(device, batch, rows)?;
+        self.count_bits(device, (&b.mask, features, words), &b.counts)?;
+        self.decode(device, batch, rows)
+    }
+
+    fn recheck(&self, device: &mut D, batch: &D::Buffer, rows: usize) -> Result<(), DeviceError> {
+        let (plan, b) = (&self.plan, &self.buffers);
+        let bias = Argument::Buffer(&b.parameters, 4 * self.encoder_bias_at());
+        let lists = [
+            all(&b.row_starts),
+            all(&b.pair_features),
+            all(&b.row_values),
+            all(&b.row_active),
+            all(&b.mask),
+            count(plan.stride),
+            count(mask_words(rows)),
+            all(&b.report),
+        ];
+        let (function, operands) = match (&b.encoder_bf16, self.options.precision) {
+            (Some(encoder), Precision::Bf16) => ("recheck_bf16", vec![all(&b.x_bf16), all(encoder), bias]),
+            _ => {
+                let input = all(self.encoder_input(batch));
+                ("recheck", vec![input, all(&b.parameters), bias, all(&b.length), all(&b.feature_norm)])
+            }
+        };
+        let arguments: Vec<_> = operands.into_iter().chain(lists).collect();
+        launch(device, ("recheck", function), (rows, 1), 128, &arguments)
+    }
+
+    fn decode(&self, device: &mut D, batch: &D::Buffer, rows: usize) -> Result<(), DeviceError> {
+        let (plan, b) = (&self.plan, &self.buffers);
+        let (function, decoder) = match &b.decoder_bf16 {
+            Some(decoder) => ("decode_bf16", all(decoder)),
+            None => ("decode", Argument::Buffer(&b.parameters, 4 * self.decoder_at())),
+        };
+        launch(
+            device,
+            ("decode", function),
+            (rows, 1),
+            plan.decode_threads,
+            &[
+                all(self.padded(batch)),
+                all(&b.squared),
+                all(&b.centered),
+                decoder,
+                Argument::Buffer(&b.parameters, 4 * self.decoder_bias_at()),
+                self.penalty_norms(),
+                all(&b.row_starts),
+                all(&b.row_active),
+                all(&b.pair_features),
+                all(&b.row_values),
+                all(&b.g),
+                all(&b.results),
+                count(rows),
+                count(plan.width),
+                count(plan.stride),
+                Argument::U32(mse_kind(self.spec.loss.mse)),
+                Argument::U32(penalty_kind(self.spec.loss.penalty)),
+                all(&b.scalars),
+                all(&b.report),
+            ],
+        )
+    }
+
+    /// The number of bits in each line of a mask, given with its lines and words.
+    pub(crate) fn count_bits(
+        &self,
+        device: &mut D,
+        (mask, lines, words): (&D::Buffer, usize, usize),
+        counts: &D::Buffer,
+    ) -> Result<(), DeviceError> {
+        let arguments = [all(mask), all(counts), count(lines), count(words), all(&self.buffers.report)];
+        launch(device, ("lists", "count_bits"), (lines.div_ceil(LINES), 1), LINE_THREADS, &arguments)
+    }
+
+    /// The positions of the bits of each line of a mask.
+    pub(crate) fn expand_bits(
+        &self,
+        device: &mut D,
+        (mask, lines, words): (&D::Buffer, usize, usize),
+        starts: &D::Buffer,
+        indices: &D::Buffer,
+    ) -> Result<(), DeviceError> {
+        let report = all(&self.buffers.report);
+        let arguments = [all(mask), all(starts), all(indices), count(lines), count(words), report];
+        launch(device, ("lists", "expand_bits"), (lines.div_ceil(LINES), 1), LINE_THREADS, &arguments)
+    }
+}
+
+/// Words in a line of the mask of a batch of `rows`.
+pub(crate) fn mask_words(rows: usize) -> usize {
+    rows.div_ceil(32).next_multiple_of(4)
+}

@@ -1,0 +1,146 @@
+//! The structures that host and kernels share, as `kernels/cuda/types.cuh` and `frequency.cu` declare them.
+
+use bytemuck::{Pod, Zeroable};
+
+use crate::loss::{LossSpec, Mse, Penalty};
+use crate::step::{Adam, DecoderNorm, Schedule};
+
+/// What changes from step to step.
+#[repr(C)]
+#[derive(Debug, Clone, Copy, PartialEq, Pod, Zeroable)]
+pub(crate) struct Scalars {
+    pub(crate) step: u64,
+    pub(crate) coefficient: f64,
+    pub(crate) penalty_coefficient: f32,
+    pub(crate) penalty_parameter: f32,
+    pub(crate) frequency_epsilon: f32,
+    pub(crate) rate: f32,
+    pub(crate) beta1: f32,
+    pub(crate) beta2: f32,
+    pub(crate) rest1: f32,
+    pub(crate) rest2: f32,
+    pub(crate) root_correction: f32,
+    pub(crate) epsilon: f32,
+}
+
+impl Scalars {
+    /// Those of step number `step`, counted from 1, on batches of `rows`; as the CPU forms them in
+    /// `cpu::update` and `cpu::sparsity`.
+    pub(crate) fn new(loss: &LossSpec, adam: &Adam, schedule: &Schedule, rows: usize, step: u64) -> Scalars {
+        let t = step as f64;
+        let coefficient = loss.coefficient * schedule.coefficient_scale;
+        let scale = schedule.epsilon_scale as f32;
+        let penalty_parameter = match loss.penalty.with_epsilon_scaled(scale) {
+            Penalty::ApproxL0 { epsilon } | Penalty::Log { epsilon } => epsilon,
+            Penalty::Tanh { scale } => scale,
+            Penalty::None | Penalty::L1 => 0.0,
+        };
+        Scalars {
+            step,
+            coefficient,
+            penalty_coefficient: (coefficient / rows as f64) as f32,
+            penalty_parameter,
+            frequency_epsilon: loss.frequency_epsilon * scale,
+            rate: (schedule.lr / (1.0 - adam.beta1.powf(t))) as f32,
+            beta1: adam.beta1 as f32,
+            beta2: adam.beta2 as f32,
+            rest1: (1.0 - adam.beta1) as f32,
+            rest2: (1.0 - adam.beta2) as f32,
+            root_correction: (1.0 / (1.0 - adam.beta2.powf(t)).sqrt()) as f32,
+            epsilon: adam.epsilon as f32,
+        }
+    }
+}
+
+/// What a step reports.
+#[repr(C)]
+#[derive(Debug, Clone, Copy, PartialEq, Pod, Zeroable)]
+pub(crate) struct Report {
+    pub(crate) status: u32,
+    pub(crate) row: u32,
+    pub(crate) step: u64,
+    pub(crate) loss: f64,
+    pub(crate) mse: f64,
+    pub(crate) penalty_term: f64,
+    pub(crate) min_sparsity: f64,
+    pub(crate) max_sparsity: f64,
+    pub(crate) squared_error: f64,
+    pub(crate) centered_error: f64,
+    pub(crate) uncentered_error: f64,
+    pub(crate) squared_norm: f64,
+    pub(crate) mean_squared_norm: f64,
+    pub(crate) cosine: f64,
+    pub(crate) norm_ratio: f64,
+    pub(crate) l1: f64,
+    pub(crate) penalty: f64,
+    pub(crate) active: u64,
+    pub(crate) active_squared: u64,
+    pub(crate) candidates: u64,
+    pub(crate) below_target: u32,
+    pub(crate) diverged: u32,
+    pub(crate) non_finite_row: u32,
+    pub(crate) zero_row: u32,
+}
+
+/// `Report::status`.
+pub(crate) mod status {
+    pub(crate) const RUNNING: u32 = 0;
+    pub(crate) const NON_FINITE_ROW: u32 = 1;
+    pub(crate) const ZERO_NORM: u32 = 2;
+    pub(crate) const NON_FINITE_LOSS: u32 = 3;
+    pub(crate) const OVERFLOW_OF_PAIRS: u32 = 4;
+}
+
+/// The size of a row's result of the decode.
+pub(crate) const ROW_RESULT_BYTES: usize = 32;
+
+/// The frequency window's bookkeeping on the device.
+#[repr(C)]
+#[derive(Debug, Clone, Copy, PartialEq, Pod, Zeroable)]
+pub(crate) struct Window {
+    pub(crate) filled: u32,
+    pub(crate) newest: u32,
+    pub(crate) counted: u32,
+    pub(crate) evicted: u32,
+    pub(crate) changes: u32,
+    pub(crate) unused: u32,
+}
+
+/// The number of a penalty in `sparsity.cuh`.
+pub(crate) fn penalty_kind(penalty: Penalty) -> u32 {
+    match penalty {
+        Penalty::None => 0,
+        Penalty::ApproxL0 { .. } => 1,
+        Penalty::L1 => 2,
+        Penalty::Tanh { .. } => 3,
+        Penalty::Log { .. } => 4,
+    }
+}
+
+/// The number of an MSE in `decode.cuh`.
+pub(crate) fn mse_kind(mse: Mse) -> u32 {
+    match mse {
+        Mse::Sum => 0,
+        Mse::Centered => 1,
+        Mse::Uncentered => 2,
+    }
+}
+
+/// The number of a decoder norm in `feature.cuh`.
+pub(crate) fn norm_kind(norm: DecoderNorm) -> u32 {
+    match norm {
+        DecoderNorm::Unit => 0,
+        DecoderNorm::Tied => 1,
+        DecoderNorm::Free => 2,
+    }
+}
+
+/// The frequency terms as `window_features` takes them: coefficient and target of min- and of max-sparsity,
+/// then whether there is a min- and a max-sparsity term.
+pub(crate) fn frequency_targets(loss: &LossSpec) -> [f64; 6] {
+    let numbers = |penalty: Option<crate::loss::FrequencyPenalty>| {
+        penalty.map_or((0.0, 1.0, 0.0), |penalty| (penalty.coefficient, penalty.target, 1.0))
+    };
+    let (min, max) = (numbers(loss.min_sparsity), numbers(loss.max_sparsity));
+    [min.0, min.1, max.0, max.1, min.2, max.2]
+}

@@ -1,0 +1,182 @@
+//! The second half of a step: the frequency window, gradients and the update.
+
+use super::buffers::{all, count, launch, maybe, update_blocks, window_blocks};
+use super::device::{Argument, Device, DeviceError};
+use super::forward::mask_words;
+use super::layout::{norm_kind, penalty_kind};
+use super::plan::{Path, SUMMED_ROWS};
+use super::step::CudaStep;
+
+/// One of the kernels that exist per number of components a thread owns.
+pub(crate) fn per_chunks(names: [&'static str; 4], chunks: usize) -> &'static str {
+    names[chunks.trailing_zeros() as usize]
+}
+
+impl<D: Device> CudaStep<D> {
+    /// Everything after the report of a training step.
+    pub(crate) fn train(
+        &self,
+        device: &mut D,
+        batch: &D::Buffer,
+        path: Path,
+    ) -> Result<(), DeviceError> {
+        let (plan, b) = (&self.plan, &self.buffers);
+        self.advance_window(device)?;
+        self.column_sums(device, &b.g, &b.column_parts, plan.rows)?;
+        match path {
+            Path::Sparse => self.update_from_pairs(device, batch)?,
+            Path::Dense => self.update_dense(device, batch)?,
+        }
+        self.update_decoder_bias(device)?;
+        let arguments =
+            [all(&b.term_parts), count(window_blocks(plan)), all(&b.scalars), all(&b.report)];
+        launch(device, ("report", "finish"), (1, 1), 1, &arguments)
+    }
+
+    fn advance_window(&self, device: &mut D) -> Result<(), DeviceError> {
+        let (plan, b) = (&self.plan, &self.buffers);
+        let arguments = [
+            all(&b.counts),
+            all(&b.window),
+            all(&b.totals),
+            all(&b.summed),
+            all(&b.changes),
+            count(plan.features),
+            count(plan.window),
+            all(&b.report),
+        ];
+        launch(device, ("frequency", "window_advance"), (1, 1), 1024, &arguments)?;
+        let arguments = [
+            all(&b.counts),
+            all(&b.window),
+            all(&b.changes),
+            all(&b.ring),
+            all(&b.window_sums),
+            all(&b.frequencies),
+            all(&b.slopes),
+            all(&b.steps_since_fired),
+            all(&b.term_parts),
+            count(plan.features),
+            count(plan.rows),
+            all(&b.targets),
+            all(&b.report),
+        ];
+        launch(device, ("frequency", "window_features"), (window_blocks(plan), 1), 256, &arguments)
+    }
+
+    fn update_from_pairs(&self, device: &mut D, batch: &D::Buffer) -> Result<(), DeviceError> {
+        let (plan, b) = (&self.plan, &self.buffers);
+        let features = plan.features;
+        let arguments = [
+            all(&b.counts),
+            all(&b.feature_starts),
+            all(&b.segment_starts),
+            count(features),
+            all(&b.report),
+        ];
+        launch(device, ("lists", "scan_features"), (1, 1), 1024, &arguments)?;
+        let mask = (&b.mask, features, mask_words(plan.rows));
+        self.expand_bits(device, mask, &b.feature_starts, &b.pair_rows)?;
+        let arguments = [
+            all(&b.feature_starts),
+            all(&b.pair_rows),
+            all(&b.row_starts),
+            all(&b.row_active),
+            all(&b.pair_features),
+            all(&b.row_values),
+            all(&b.feature_values),
+            count(features),
+            all(&b.report),
+        ];
+        launch(device, ("lists", "gather_values"), (features.div_ceil(8), 1), 256, &arguments)?;
+
+        let x = self.encoder_input(batch);
+        let kind = penalty_kind(self.spec.loss.penalty);
+        let weighted = u32::from(self.spec.loss.weight_by_decoder_norm);
+        let segments = per_chunks(
+            ["backward_segments_1", "backward_segments_2", "backward_segments_4", "backward_segments_8"],
+            plan.chunks,
+        );
+        let arguments = [
+            all(&b.parameters),
+            all(&b.decoder_norm),
+            all(&b.feature_starts),
+            all(&b.segment_starts),
+            all(&b.pair_rows),
+            all(&b.feature_values),
+            all(&b.slopes),
+            all(x),
+            all(&b.g),
+            all(&b.segment_sums),
+            count(features),
+            count(plan.stride),
+            Argument::U32(kind),
+            Argument::U32(weighted),
+            all(&b.scalars),
+            all(&b.report),
+        ];
+        // No more blocks than there can be segments.
+        let blocks = (plan.segment_blocks as usize).min(plan.segments);
+        launch(device, ("backward", segments), (blocks, 1), plan.row_threads, &arguments)?;
+
+        let update = per_chunks(
+            ["backward_update_1", "backward_update_2", "backward_update_4", "backward_update_8"],
+            plan.chunks,
+        );
+        let pairs = [
+            all(&b.feature_starts),
+            all(&b.segment_starts),
+            all(&b.pair_rows),
+            all(&b.feature_values),
+            all(&b.slopes),
+            all(x),
+            all(&b.g),
+            all(&b.segment_sums),
+            maybe(b.pre_bias.as_ref().map(|(parts, _)| parts)),
+            count(features),
+            count(plan.stride),
+            Argument::U32(kind),
+            Argument::U32(weighted),
+            Argument::U32(norm_kind(self.spec.decoder_norm)),
+            all(&b.scalars),
+            all(&b.report),
+        ];
+        let arguments: Vec<_> = self.derived().into_iter().chain(pairs).collect();
+        launch(device, ("backward", update), (update_blocks(plan), 1), plan.row_threads, &arguments)
+    }
+
+    /// The parameters and the arrays that follow from them: the first arguments of every update kernel.
+    pub(crate) fn derived(&self) -> [Argument<'_, D::Buffer>; 8] {
+        let b = &self.buffers;
+        [
+            all(&b.parameters),
+            maybe(b.encoder_bf16.as_ref()),
+            maybe(b.decoder_bf16.as_ref()),
+            all(&b.feature_base),
+            all(&b.feature_norm),
+            all(&b.feature_residual),
+            all(&b.decoder_norm),
+            Argument::U32(u32::from(self.has_bounds())),
+        ]
+    }
+
+    fn update_decoder_bias(&self, device: &mut D) -> Result<(), DeviceError> {
+        let (plan, b) = (&self.plan, &self.buffers);
+        let blocks = update_blocks(plan);
+        if let Some((parts, sums)) = &b.pre_bias {
+            self.column_sums(device, parts, sums, blocks)?;
+        }
+        let arguments = [
+            all(&b.parameters),
+            all(&b.column_parts),
+            count(plan.rows.div_ceil(SUMMED_ROWS)),
+            maybe(b.pre_bias.as_ref().map(|(_, sums)| sums)),
+            count(blocks.div_ceil(SUMMED_ROWS)),
+            count(plan.features),
+            count(plan.stride),
+            all(&b.scalars),
+            all(&b.report),
+        ];
+        launch(device, ("update", "update_decoder_bias"), (plan.stride.div_ceil(64), 1), 64, &arguments)
+    }
+}
