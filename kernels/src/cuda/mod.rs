@@ -8,9 +8,19 @@
 //! The encode's result is a bit mask, one bit per pair (row, feature): 12.6 MB at B = 4096, F = 24,576. It has no
 //! order that could vary and cannot overflow; lists of pairs follow from it by prefix sums.
 
+mod buffers;
 pub mod cubin_cache;
 pub mod cuda_device;
+mod dense;
 pub mod device;
+mod forward;
+mod layout;
 pub mod libraries;
 pub mod nvrtc;
+pub mod plan;
 pub mod sources;
+mod state;
+pub mod step;
+mod train;
+
+pub use state::State;

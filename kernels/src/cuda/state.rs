@@ -132,7 +132,8 @@ impl<D: Device> CudaStep<D> {
     fn load_window(&mut self, device: &mut D, window: &[u32]) -> Result<(), StepError> {
         let f = self.plan.features;
         let lines: Vec<&[u32]> = window.chunks_exact(f).collect();
-        let totals: Vec<u64> = lines.iter().map(|line| line.iter().map(|count| u64::from(*count)).sum()).collect();
+        let totals: Vec<u64> =
+            lines.iter().map(|line| line.iter().map(|count| u64::from(*count)).sum()).collect();
         // A batch counts if it is near the newest one: what counted before does not matter.
         let level = |total: u64| (total as f64).log10();
         let newest = lines.len().saturating_sub(1);
@@ -186,7 +187,10 @@ impl<D: Device> CudaStep<D> {
         let offset = 4 * copy * self.plan.parameters();
         device.download(&self.buffers.parameters, offset, bytemuck::cast_slice_mut(&mut packed))?;
         let matrix = |start: usize| {
-            packed[start..][..f * stride].chunks_exact(stride).flat_map(|row| row[..d].iter().copied()).collect()
+            packed[start..][..f * stride]
+                .chunks_exact(stride)
+                .flat_map(|row| row[..d].iter().copied())
+                .collect()
         };
         Ok(Parameters {
             encoder: matrix(0),

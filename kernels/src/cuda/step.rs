@@ -302,12 +302,7 @@ impl<D: Device> CudaStep<D> {
     ///
     /// # Panics
     /// If `rows` is more than B.
-    pub fn evaluate(
-        &mut self,
-        device: &mut D,
-        batch: &D::Buffer,
-        rows: usize,
-    ) -> Result<Sums, StepError> {
+    pub fn evaluate(&mut self, device: &mut D, batch: &D::Buffer, rows: usize) -> Result<Sums, StepError> {
         assert!(rows <= self.plan.rows, "an evaluation of {rows} rows in buffers for {}", self.plan.rows);
         let mut sums = Sums::new(self.plan.width, self.plan.features);
         if rows == 0 {
@@ -399,8 +394,7 @@ impl<D: Device> CudaStep<D> {
     /// Fills the arrays that follow from the weights.
     pub(crate) fn derive(&self, device: &mut D) -> Result<(), DeviceError> {
         let function = per_chunks(["derive_1", "derive_2", "derive_4", "derive_8"], self.plan.chunks);
-        let sizes =
-            [Argument::U32(self.plan.features as u32), Argument::U32(self.plan.stride as u32)];
+        let sizes = [Argument::U32(self.plan.features as u32), Argument::U32(self.plan.stride as u32)];
         let arguments: Vec<_> = self.derived().into_iter().chain(sizes).collect();
         launch(device, ("update", function), (self.plan.features, 1), self.plan.row_threads, &arguments)
     }
@@ -409,7 +403,9 @@ impl<D: Device> CudaStep<D> {
         let row = report.row as usize;
         match report.status {
             status::NON_FINITE_ROW => StepError::NonFiniteRow { row },
-            status::ZERO_NORM => StepError::ZeroNorm { row: report.zero_row as usize, mse: self.spec.loss.mse },
+            status::ZERO_NORM => {
+                StepError::ZeroNorm { row: report.zero_row as usize, mse: self.spec.loss.mse }
+            }
             status::NON_FINITE_LOSS => StepError::NonFiniteLoss { step, loss: report.loss },
             unknown => StepError::Device(DeviceError::Failed {
                 operation: "a training step".into(),

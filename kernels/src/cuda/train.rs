@@ -14,12 +14,7 @@ pub(crate) fn per_chunks(names: [&'static str; 4], chunks: usize) -> &'static st
 
 impl<D: Device> CudaStep<D> {
     /// Everything after the report of a training step.
-    pub(crate) fn train(
-        &self,
-        device: &mut D,
-        batch: &D::Buffer,
-        path: Path,
-    ) -> Result<(), DeviceError> {
+    pub(crate) fn train(&self, device: &mut D, batch: &D::Buffer, path: Path) -> Result<(), DeviceError> {
         let (plan, b) = (&self.plan, &self.buffers);
         self.advance_window(device)?;
         self.column_sums(device, &b.g, &b.column_parts, plan.rows)?;
@@ -28,8 +23,7 @@ impl<D: Device> CudaStep<D> {
             Path::Dense => self.update_dense(device, batch)?,
         }
         self.update_decoder_bias(device)?;
-        let arguments =
-            [all(&b.term_parts), count(window_blocks(plan)), all(&b.scalars), all(&b.report)];
+        let arguments = [all(&b.term_parts), count(window_blocks(plan)), all(&b.scalars), all(&b.report)];
         launch(device, ("report", "finish"), (1, 1), 1, &arguments)
     }
 
@@ -67,13 +61,8 @@ impl<D: Device> CudaStep<D> {
     fn update_from_pairs(&self, device: &mut D, batch: &D::Buffer) -> Result<(), DeviceError> {
         let (plan, b) = (&self.plan, &self.buffers);
         let features = plan.features;
-        let arguments = [
-            all(&b.counts),
-            all(&b.feature_starts),
-            all(&b.segment_starts),
-            count(features),
-            all(&b.report),
-        ];
+        let arguments =
+            [all(&b.counts), all(&b.feature_starts), all(&b.segment_starts), count(features), all(&b.report)];
         launch(device, ("lists", "scan_features"), (1, 1), 1024, &arguments)?;
         let mask = (&b.mask, features, mask_words(plan.rows));
         self.expand_bits(device, mask, &b.feature_starts, &b.pair_rows)?;

@@ -182,7 +182,10 @@ extern "C" __attribute__((weak)) char __start_emulated_shared[], __stop_emulated
 
 // NaN in every float: what a kernel reads from shared memory without having written it spoils its results.
 __attribute__((no_sanitize("address"))) static void poison_shared_memory() {
-    for (volatile char *at = __start_emulated_shared; at < __stop_emulated_shared; at++) *at = (char)0xff;
+    char *at = __start_emulated_shared;
+    for (; (uintptr_t)at % 8 && at < __stop_emulated_shared; at++) *at = (char)0xff;
+    for (; at + 8 <= __stop_emulated_shared; at += 8) *(uint64_t *)at = ~0ull;
+    for (; at < __stop_emulated_shared; at++) *at = (char)0xff;
 }
 
 static void prepare(Fiber &fiber, unsigned number, unsigned count) {

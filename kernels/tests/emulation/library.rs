@@ -1,0 +1,177 @@
+//! Compiles the kernels for the CPU and loads them.
+
+use std::collections::BTreeMap;
+use std::hash::{DefaultHasher, Hash, Hasher};
+use std::path::{Path, PathBuf};
+use std::process::{Child, Command};
+use std::sync::OnceLock;
+
+use kernels::cuda::sources::{HEADERS, KERNELS};
+
+use super::EmulatedKernel;
+
+/// Whether memory accesses are checked.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
+pub(crate) enum Sanitizer {
+    None,
+    /// The process must have been started with the sanitizer's library preloaded.
+    Address,
+}
+
+/// Set in processes that were started with the address sanitizer preloaded.
+pub(crate) const SANITIZED: &str = "EMULATION_SANITIZED";
+
+impl Sanitizer {
+    pub(crate) fn from_environment() -> Sanitizer {
+        if std::env::var_os(SANITIZED).is_some() { Sanitizer::Address } else { Sanitizer::None }
+    }
+}
+
+/// Files that only tensor cores can run.
+const ONLY_ON_A_GPU: [&str; 2] = ["encode_mma", "encode_wgmma"];
+
+/// -O2 without contraction: a multiply-add is fused where the source says so, which is what the CPU engine does.
+const FLAGS: [&str; 9] = [
+    "-std=c++17",
+    "-O2",
+    "-g1",
+    "-march=native",
+    "-ffp-contract=off",
+    "-fPIC",
+    "-Wall",
+    "-Wno-unknown-pragmas",
+    "-Werror",
+];
+
+impl Sanitizer {
+    fn flags(self) -> &'static [&'static str] {
+        match self {
+            Sanitizer::None => &[],
+            Sanitizer::Address => {
+                &["-fsanitize=address", "-fsanitize-sections=emulated_shared", "-fno-omit-frame-pointer"]
+            }
+        }
+    }
+}
+
+/// All kernels, loaded.
+pub(crate) struct Kernels {
+    kernels: BTreeMap<String, EmulatedKernel>,
+}
+
+impl Kernels {
+    /// The kernels, compiled if they are not yet.
+    pub(crate) fn get(sanitizer: Sanitizer) -> &'static Kernels {
+        static LOADED: OnceLock<Kernels> = OnceLock::new();
+        LOADED.get_or_init(|| Kernels::load(&compiled(sanitizer)))
+    }
+
+    pub(crate) fn find(&self, name: &str) -> Option<&EmulatedKernel> {
+        self.kernels.get(name)
+    }
+
+    pub(crate) fn names(&self) -> impl Iterator<Item = &str> {
+        self.kernels.keys().map(String::as_str)
+    }
+
+    fn load(path: &Path) -> Kernels {
+        // SAFETY: the library's constructors are those of the C++ runtime.
+        let library = unsafe { libloading::Library::new(path) }
+            .unwrap_or_else(|error| panic!("{}: {error}", path.display()));
+        let library: &'static libloading::Library = Box::leak(Box::new(library));
+        let mut kernels = BTreeMap::new();
+        for source in KERNELS.iter().filter(|source| !ONLY_ON_A_GPU.contains(&source.name)) {
+            for name in kernel_names(source.text) {
+                // SAFETY: EXPORT_KERNEL defines both symbols with these types.
+                let kernel = unsafe {
+                    EmulatedKernel {
+                        launch: *library.get(format!("{name}__launch")).unwrap(),
+                        kinds: *library.get(format!("{name}__kinds")).unwrap(),
+                    }
+                };
+                kernels.insert(name, kernel);
+            }
+        }
+        Kernels { kernels }
+    }
+}
+
+/// The names of the `extern "C" __global__` functions of a file. A name that ends with `##CHUNKS` stands for one
+/// per `KERNELS(…)` below it.
+fn kernel_names(text: &str) -> Vec<String> {
+    let mut names = Vec::new();
+    for part in text.split("extern \"C\" __global__ void").skip(1) {
+        let blank = |c: char| c.is_whitespace() || c == '\\';
+        let mut rest = part.trim_start_matches(blank);
+        if let Some(bounds) = rest.strip_prefix("__launch_bounds__") {
+            rest = bounds.split_once(')').unwrap().1.trim_start_matches(blank);
+        }
+        let name = rest.split('(').next().unwrap().trim();
+        match name.strip_suffix("##CHUNKS") {
+            None => names.push(name.to_owned()),
+            Some(stem) => {
+                let uses = text.lines().filter_map(|line| line.strip_prefix("KERNELS("));
+                names.extend(uses.map(|rest| format!("{stem}{}", rest.trim_end_matches(')'))));
+            }
+        }
+    }
+    names
+}
+
+fn folder() -> PathBuf {
+    Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/emulation")
+}
+
+/// The library's path; compiles it if there is none for these sources and flags.
+fn compiled(sanitizer: Sanitizer) -> PathBuf {
+    let own: Vec<String> =
+        ["cuda.h", "fibers.cpp"].map(|file| std::fs::read_to_string(folder().join(file)).unwrap()).to_vec();
+    let mut hash = DefaultHasher::new();
+    (FLAGS, sanitizer, &own).hash(&mut hash);
+    KERNELS.iter().chain(HEADERS).for_each(|source| (source.name, source.text).hash(&mut hash));
+    let root = Path::new(env!("CARGO_TARGET_TMPDIR"));
+    let library = root.join(format!("emulation-{:016x}.so", hash.finish()));
+    if !library.exists() {
+        // Several test binaries may do this at once: each in a folder of its own, the last rename wins.
+        let build = tempfile::Builder::new().prefix("emulation-").tempdir_in(root).unwrap();
+        compile(build.path(), sanitizer);
+        std::fs::rename(build.path().join("library.so"), &library).unwrap();
+    }
+    library
+}
+
+fn compile(build: &Path, sanitizer: Sanitizer) {
+    for header in HEADERS {
+        std::fs::write(build.join(header.name).with_extension("cuh"), header.text).unwrap();
+    }
+    let mut objects = vec!["fibers".to_owned()];
+    std::fs::copy(folder().join("fibers.cpp"), build.join("fibers.cpp")).unwrap();
+    for source in KERNELS.iter().filter(|source| !ONLY_ON_A_GPU.contains(&source.name)) {
+        std::fs::write(build.join(source.name).with_extension("cu"), source.text).unwrap();
+        let exports: String =
+            kernel_names(source.text).iter().map(|name| format!("EXPORT_KERNEL({name})\n")).collect();
+        let text = format!("#include \"cuda.h\"\n#include \"{}.cu\"\n{exports}", source.name);
+        std::fs::write(build.join(source.name).with_extension("cpp"), text).unwrap();
+        objects.push(source.name.to_owned());
+    }
+    let start = |arguments: Vec<String>| -> Child {
+        let mut command = Command::new("g++");
+        command.current_dir(build).args(FLAGS).args(sanitizer.flags()).args(&arguments);
+        command.arg("-I").arg(folder());
+        command.spawn().unwrap_or_else(|error| panic!("g++, which compiles the emulation: {error}"))
+    };
+    let threads = std::thread::available_parallelism().map_or(1, usize::from);
+    for group in objects.chunks(threads) {
+        let children: Vec<Child> = group
+            .iter()
+            .map(|name| start(vec!["-c".into(), format!("{name}.cpp"), "-o".into(), format!("{name}.o")]))
+            .collect();
+        for mut child in children {
+            assert!(child.wait().unwrap().success(), "g++ refused a kernel; what it said is above");
+        }
+    }
+    let link = objects.iter().map(|name| format!("{name}.o"));
+    let mut child =
+        start(["-shared", "-o", "library.so"].map(String::from).into_iter().chain(link).collect());
+    assert!(child.wait().unwrap().success(), "the emulation could not be linked");
+}
