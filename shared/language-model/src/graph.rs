@@ -300,12 +300,12 @@ pub(crate) fn file_outputs(
 ) -> (Vec<NodeProto>, Vec<ValueInfoProto>) {
     let mut nodes = Vec::new();
     for (index, tensor) in tensors.iter().enumerate() {
-        let own = |part: &str| format!("language-model.{index}.{part}");
+        let own = |part: &str| file_output_name(index, part);
         let mut node = |op_type: &str, inputs: &[&str], output: String, attributes: &[AttributeProto]| {
             nodes.push(NodeProto {
                 input: inputs.iter().map(|input| input.to_string()).collect(),
                 output: vec![output.clone()],
-                name: own(op_type),
+                name: output.clone(),
                 op_type: op_type.to_string(),
                 attribute: attributes.to_vec(),
                 domain: String::new(),
@@ -327,15 +327,20 @@ pub(crate) fn file_outputs(
             };
             last = node("Sub", &[&last, &mean], own("centred"), &[]);
         }
-        node("Cast", &[&last], output_name(index), &[to(precision.output_type())]);
+        node("Cast", &[&last], own("output"), &[to(precision.output_type())]);
     }
-    let output = |index| ValueInfoProto {
-        name: output_name(index),
+    let output = |index: usize| ValueInfoProto {
+        name: file_output_name(index, "output"),
         r#type: Some(TypeProto {
             tensor_type: Some(TensorType { elem_type: precision.output_type() as i32, shape: None }),
         }),
     };
     (nodes, (0..tensors.len()).map(output).collect())
+}
+
+/// The name of what is added to a file's graph for the output with this index; nobody else's.
+fn file_output_name(index: usize, part: &str) -> String {
+    format!("language-model.{index}.{part}")
 }
 
 /// Opset of the standard operators: 20 brought `Gelu`, 23 `Attention`.

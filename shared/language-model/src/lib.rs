@@ -40,6 +40,7 @@ mod onnx;
 mod onnx_file;
 mod prefix;
 mod runtime;
+mod session;
 mod wire;
 
 pub use checkpoint::Checkpoint;

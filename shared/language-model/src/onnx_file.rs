@@ -46,6 +46,8 @@ mod number {
 #[derive(Clone, Debug)]
 pub struct OnnxFile {
     path: PathBuf,
+    /// The folder that the file is in, links resolved.
+    folder: PathBuf,
     bytes: Vec<u8>,
     /// Where `ModelProto.graph` lies in `bytes`.
     graph: Range<usize>,
@@ -139,8 +141,10 @@ impl OnnxFile {
         let graph = graph.ok_or_else(|| damaged("it has no graph".to_string()))?;
         let opset =
             opset.ok_or_else(|| damaged("it imports no version of ONNX's own operators".to_string()))?;
+        let resolved = path.canonicalize().map_err(Error::io(path))?;
         let mut file = OnnxFile {
             path: path.to_path_buf(),
+            folder: resolved.parent().unwrap_or(Path::new("/")).to_path_buf(),
             bytes: Vec::new(),
             graph: graph.clone(),
             nodes: Vec::new(),
@@ -303,9 +307,8 @@ impl OnnxFile {
         let read = |bytes| wire::fields(bytes).map_err(self.problem());
         let name_of = |bytes| decode::<ValueInfoProto>(bytes).map(|info| info.name).map_err(self.problem());
         let files = self.external_files(|name| needed.contains(name));
-        let beside = self.path.canonicalize().map_err(Error::io(&self.path))?;
         let weights_folder = match files.as_slice() {
-            [] => beside.parent().unwrap_or(Path::new("/")),
+            [] => &self.folder,
             files => common_folder(files),
         };
 
@@ -469,3 +472,7 @@ fn range(whole: &[u8], part: &[u8]) -> Range<usize> {
     let start = part.as_ptr() as usize - whole.as_ptr() as usize;
     start..start + part.len()
 }
+
+#[cfg(test)]
+#[path = "onnx_file_tests.rs"]
+mod tests;

@@ -4,17 +4,14 @@ use std::borrow::Cow;
 use std::path::Path;
 use std::sync::{Mutex, TryLockError};
 
-use half::f16;
-use ort::ep;
-use ort::session::Session;
-use ort::session::builder::GraphOptimizationLevel;
-
 use crate::assignment::{self, Assignment, CPU, CUDA};
 use crate::feed::{self, Input};
 use crate::lane::{Lane, OutputShape, Rows};
 use crate::onnx::DataType;
 use crate::onnx_file::OnnxFile;
+use crate::session::session;
 use crate::{Checkpoint, Error, Family, HookPoint, Runtime, cuda, gpt2, graph, llama};
+use half::f16;
 
 /// Where a model runs.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
@@ -270,7 +267,7 @@ impl PrefixModel {
     /// than the model's positions, or ONNX Runtime fails.
     pub fn run(&self, ids: &[i64], contexts: usize, length: usize) -> Result<Activations, Error> {
         self.limits.check(ids, contexts, length)?;
-        let hooks = self.with_lane(|lane| lane.run(ids, contexts, length, self.names.len()))?;
+        let hooks = self.with_lane(|lane| lane.run(ids, contexts, length))?;
         for (rows, (name, shape)) in hooks.iter().zip(self.names.iter().zip(&self.shapes)) {
             let expected = contexts * length * shape.width();
             if rows.len() != expected {
@@ -334,63 +331,27 @@ impl Limits {
     }
 }
 
-fn session(
-    runtime: &Runtime,
-    graph: &[u8],
-    weights_folder: &Path,
-    threads: usize,
-    cuda: bool,
-) -> Result<Session, Error> {
-    let folder = weights_folder.to_str().ok_or_else(|| Error::NotAModel {
-        path: weights_folder.to_path_buf(),
-        problem: "ONNX Runtime needs a path in UTF-8".to_string(),
-    })?;
-    let configuring = "configuring the session";
-    let mut builder = Session::builder(&runtime.environment)
-        .map_err(Error::onnx(configuring))?
-        .with_optimization_level(GraphOptimizationLevel::All)
-        .map_err(Error::onnx(configuring))?
-        .with_intra_threads(threads)
-        .map_err(Error::onnx(configuring))?
-        .with_config_entry("session.model_external_initializers_file_folder_path", folder)
-        .map_err(Error::onnx(configuring))?
-        .with_config_entry(assignment::RECORD, "1")
-        .map_err(Error::onnx(configuring))?;
-    if cuda {
-        // Without `error_on_failure` the CPU would run in its place, and nobody would know.
-        // TF32 would round every product's factors to 10 bits; float32 means float32.
-        let provider = ep::CUDA::default().with_device_id(0).with_tf32(false);
-        builder = builder
-            .with_execution_providers([provider.build().error_on_failure()])
-            .map_err(|error| Error::CudaUnavailable(error.message().to_string()))?;
-    }
-    builder.commit_from_memory(graph).map_err(Error::onnx("loading the graph"))
-}
-
-/// Finds the dimensions of a file's outputs by running it on two contexts of three tokens, or on what it is
-/// fixed to: exported shapes can be missing, and can be wrong.
+/// Finds the dimensions of a file's outputs by running it: exported shapes can be missing, and can be wrong.
+/// Two batches tell contexts and positions from a width that happens to be the same.
 fn probe(lane: &mut Lane, names: &[String], limits: Limits) -> Result<Vec<OutputShape>, Error> {
-    let (contexts, length) = (limits.contexts.unwrap_or(2), limits.length.unwrap_or(3));
-    let ids = vec![0; contexts * length];
-    let outputs = lane.output_shapes(&ids, contexts, length, names.len())?;
-    let shapes = outputs.iter().zip(names).map(|(dims, name)| {
-        let sizes: Vec<usize> = dims.iter().map(|&size| size as usize).collect();
-        match sizes.as_slice() {
-            [first, second, components @ ..]
-                if (*first, *second) == (contexts, length) && !components.is_empty() =>
-            {
-                Ok(OutputShape { grid: true, components: components.to_vec() })
+    let mut found: Option<Vec<OutputShape>> = None;
+    for (contexts, length) in [(2, 3), (3, 2)] {
+        let size = [limits.contexts.unwrap_or(contexts), limits.length.unwrap_or(length)];
+        let outputs = lane.output_dims(&vec![0; size[0] * size[1]], size[0], size[1])?;
+        let shapes = outputs.iter().map(|dims| OutputShape::of(dims, size)).collect::<Vec<_>>();
+        for (index, name) in names.iter().enumerate() {
+            let same = found.as_ref().is_none_or(|found| Some(&found[index]) == shapes[index].as_ref());
+            if shapes[index].is_none() || !same {
+                return Err(Error::Input(format!(
+                    "tensor `{name}` has the shape {:?} for {} contexts of {} tokens; activations are \
+                     [contexts, length, width] or [contexts * length, width]",
+                    outputs[index], size[0], size[1]
+                )));
             }
-            [rows, components @ ..] if *rows == contexts * length && !components.is_empty() => {
-                Ok(OutputShape { grid: false, components: components.to_vec() })
-            }
-            _ => Err(Error::Input(format!(
-                "tensor `{name}` has the shape {sizes:?} for {contexts} contexts of {length} tokens; \
-                 activations are [contexts, length, width] or [contexts * length, width]"
-            ))),
         }
-    });
-    shapes.collect()
+        found = Some(shapes.into_iter().flatten().collect());
+    }
+    Ok(found.unwrap_or_default())
 }
 
 fn precision(options: &SessionOptions, cuda: bool) -> Precision {

@@ -3,7 +3,7 @@
 
 mod models;
 
-use language_model::{Checkpoint, Device, HookPoint, PrefixModel, SessionOptions, Site};
+use language_model::{Checkpoint, Device, HookPoint, Precision, PrefixModel, SessionOptions, Site};
 use models::{Golden, NAMES, all_hooks, folder, runtime, worst_difference};
 
 const CPU: SessionOptions =
@@ -127,4 +127,27 @@ fn activations_outlive_the_model_and_cross_threads() {
         .join()
         .unwrap();
     assert!(worst < TOLERANCE);
+}
+
+#[test]
+fn half_precision_differs_by_float16_s_rounding_and_by_more_than_float32_s() {
+    let options = SessionOptions { precision: Some(Precision::Half), ..CPU };
+    for name in NAMES {
+        let (checkpoint, golden) = (Checkpoint::open(&folder(name)).unwrap(), Golden::read(name));
+        let hooks = all_hooks(&checkpoint);
+        let model = PrefixModel::load(&runtime(), &checkpoint, &hooks, &options).unwrap();
+        let (ids, contexts, length) = golden.ids();
+        let activations = model.run(&ids, contexts, length).unwrap();
+        let mut worst_of_all = 0.0_f32;
+        for (index, hook) in hooks.iter().enumerate() {
+            let (found, expected) = (activations.rows(index), golden.rows(*hook));
+            let largest = expected.iter().fold(0.0_f32, |largest, x| largest.max(x.abs()));
+            let worst = worst_difference(&found, &expected) / largest;
+            // A rounding to 11 bits is 5e-4; a block makes several one after another.
+            assert!(worst < 4e-3, "{name} {hook}: {worst:e} of the largest activation");
+            assert_eq!(activations.half_rows(index).unwrap()[3].to_f32(), found[3]);
+            worst_of_all = worst_of_all.max(worst);
+        }
+        assert!(worst_of_all > 1e-4, "{name} was not computed in half precision: {worst_of_all:e}");
+    }
 }
