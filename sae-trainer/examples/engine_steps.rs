@@ -58,7 +58,7 @@ fn main() -> Result<()> {
         losses.push(stats.loss as f32);
         l0.push(stats.l0 as f32);
         if step == 0 {
-            let moments = engine.state().first_moments;
+            let moments = engine.state()?.first_moments;
             let scale = (1.0 / (1.0 - case.spec.adam.beta1)) as f32;
             let gradient = |moment: Vec<f32>| moment.into_iter().map(|m| m * scale).collect();
             let encoder = transposed(&moments.encoder, f, d);
@@ -68,7 +68,7 @@ fn main() -> Result<()> {
             output.insert("gradient/b_dec", (vec![d], gradient(moments.decoder_bias)));
         }
     }
-    let weights = engine.weights();
+    let weights = engine.weights()?;
     output.insert("W_enc", (vec![d, f], weights.w_enc));
     output.insert("b_enc", (vec![f], weights.b_enc));
     output.insert("W_dec", (vec![f, d], weights.w_dec));

@@ -26,6 +26,8 @@ pub(crate) struct Progress {
     /// Seconds a step, smoothed over about the last 20: early steps are slower than later ones.
     step_seconds: f64,
     last_line: Option<Instant>,
+    /// As of the last logged step.
+    dead: usize,
 }
 
 impl Progress {
@@ -45,11 +47,14 @@ impl Progress {
             last_step: now,
             step_seconds: 0.0,
             last_line: None,
+            dead: 0,
         }
     }
 
-    /// After a step; `logged` says that it is one of those in `metrics.jsonl`.
-    pub(crate) fn step(&mut self, stats: &StepStats, dead: usize, logged: bool) {
+    /// After a step; if it is one of those in `metrics.jsonl`, with the dead features counted for it.
+    pub(crate) fn step(&mut self, stats: &StepStats, dead: Option<usize>) {
+        let logged = dead.is_some();
+        self.dead = dead.unwrap_or(self.dead);
         let now = Instant::now();
         let seconds = now.duration_since(self.last_step).as_secs_f64();
         self.last_step = now;
@@ -58,17 +63,17 @@ impl Progress {
         self.step_seconds += weight * (seconds - self.step_seconds);
         if let Some(bar) = &self.bar {
             bar.set_position(stats.step);
-            bar.set_message(self.line(stats, dead));
+            bar.set_message(self.line(stats));
             return;
         }
         let silence = self.last_line.map_or(LONGEST, |last| now.duration_since(last));
         if silence >= LONGEST || (logged && silence >= SHORTEST) || stats.step == self.steps {
-            eprintln!("{}", self.line(stats, dead));
+            eprintln!("{}", self.line(stats));
             self.last_line = Some(now);
         }
     }
 
-    fn line(&self, stats: &StepStats, dead: usize) -> String {
+    fn line(&self, stats: &StepStats) -> String {
         let left = Duration::from_secs_f64((self.steps - stats.step) as f64 * self.step_seconds);
         format!(
             "step {}/{}  {} tokens/s  L0 {}  MSE {}  EV {:.4}  dead {}  ETA {}",
@@ -78,7 +83,7 @@ impl Progress {
             number(stats.l0),
             number(stats.mse),
             stats.explained_variance,
-            grouped(dead as u64),
+            grouped(self.dead as u64),
             format_duration(left)
         )
     }

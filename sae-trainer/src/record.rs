@@ -5,7 +5,7 @@
 
 use serde::{Deserialize, Serialize};
 
-use crate::engine::{Engine, EvalStats, Path, Schedule, StepStats};
+use crate::engine::{Engine, EngineError, EvalStats, Path, Schedule, StepStats};
 use crate::settings::Settings;
 
 /// Keeps the logarithm of a frequency finite: log10(s + 1e-10), -10 marks a feature that never fires.
@@ -120,10 +120,11 @@ impl StepRecord {
         stats: &StepStats,
         engine: &dyn Engine,
         timing: Timing,
-    ) -> StepRecord {
+    ) -> Result<StepRecord, EngineError> {
         let batch = settings.step.batch as u64;
-        let over = |limit: f32| engine.frequencies().iter().filter(|&&s| s > limit).count();
-        StepRecord {
+        let frequencies = engine.frequencies()?;
+        let over = |limit: f32| frequencies.iter().filter(|&&s| s > limit).count();
+        Ok(StepRecord {
             kind: "step",
             step: stats.step,
             tokens: stats.step * batch,
@@ -147,7 +148,7 @@ impl StepRecord {
                 cosine_similarity: stats.cosine_similarity,
                 l2_ratio: stats.l2_ratio,
                 density: stats.density,
-                dead_features: dead_features(settings, stats.step, engine.steps_since_fired()),
+                dead_features: dead_features(settings, stats.step, &engine.steps_since_fired()?),
                 dead_rows: settings.dead_steps().min(stats.step) * batch,
                 features_over_1_percent: over(0.01),
                 features_over_10_percent: over(0.1),
@@ -160,7 +161,12 @@ impl StepRecord {
             },
             rechecked: stats.rechecked,
             timing,
-        }
+        })
+    }
+
+    /// Features that had not fired for a while.
+    pub(crate) fn dead_features(&self) -> usize {
+        self.metrics.dead_features
     }
 }
 

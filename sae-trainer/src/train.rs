@@ -16,7 +16,7 @@ use crate::evaluation::{evaluate, stream_options};
 use crate::interrupt::Interrupt;
 use crate::plan::Plan;
 use crate::progress::Progress;
-use crate::record::{EvaluationRecord, Session, StepRecord, Summary, Timing, dead_features, log10_frequency};
+use crate::record::{EvaluationRecord, Session, StepRecord, Summary, Timing, log10_frequency};
 use crate::run_folder::{RunFolder, checkpoints, program};
 use crate::sae_config;
 use crate::schedule;
@@ -44,6 +44,32 @@ struct Run {
     step: u64,
     /// Steps that were done before this process.
     first_step: u64,
+}
+
+/// When the steps of the log were done.
+struct Clock {
+    started: Instant,
+    last: Instant,
+    last_step: u64,
+}
+
+impl Clock {
+    fn start(step: u64) -> Clock {
+        let now = Instant::now();
+        Clock { started: now, last: now, last_step: step }
+    }
+
+    /// The time since the start, and the speed since the last lap.
+    fn lap(&mut self, step: u64, batch: u64) -> Timing {
+        let now = Instant::now();
+        let rows = (step - self.last_step) * batch;
+        let timing = Timing {
+            seconds: now.duration_since(self.started).as_secs_f64(),
+            tokens_per_second: rows as f64 / now.duration_since(self.last).as_secs_f64(),
+        };
+        (self.last, self.last_step) = (now, step);
+        timing
+    }
 }
 
 /// Why the loop over steps ended.
@@ -120,7 +146,7 @@ impl Run {
         let Some((sums, rows_of_the_store)) = evaluated else {
             return self.stop(self.interrupt.requested().unwrap_or(130));
         };
-        let weights = self.engine.weights();
+        let weights = self.engine.weights()?;
         let evaluation =
             EvaluationRecord::new(self.step, &sums, rows_of_the_store, weights.decoder_norm_mean());
         let sparsity = sums.feature_densities().into_iter().map(|s| log10_frequency(s) as f32).collect();
@@ -138,55 +164,66 @@ impl Run {
     }
 
     fn steps(&mut self, progress: &mut Progress) -> Result<End> {
-        let started = Instant::now();
-        let (mut last_record, mut last_step) = (started, self.step);
-        while self.step < self.settings().steps {
+        let mut clock = Clock::start(self.step);
+        let steps = self.settings().steps;
+        let mut submitted = self.step;
+        while submitted < steps {
             if let Some(code) = self.interrupt.requested() {
+                self.settle(progress, &mut clock)?;
                 return Ok(End::Interrupted(code));
             }
-            let schedule = schedule::at(self.plan.settings(), self.step);
+            let schedule = schedule::at(self.plan.settings(), submitted);
             let batch = self.stream.next_batch()?;
-            let stats = match self.engine.step(batch, &schedule) {
-                Ok(stats) => stats,
-                Err(error) => return Err(self.step_error(error)),
-            };
-            self.step = stats.step;
-
-            let settings = self.plan.settings();
-            let logged = self.is_logged(&stats);
-            if logged {
-                let now = Instant::now();
-                let rows = (self.step - last_step) * settings.step.batch as u64;
-                let timing = Timing {
-                    seconds: now.duration_since(started).as_secs_f64(),
-                    tokens_per_second: rows as f64 / now.duration_since(last_record).as_secs_f64(),
-                };
-                (last_record, last_step) = (now, self.step);
-                self.folder.record(&StepRecord::new(settings, &schedule, &stats, &*self.engine, timing))?;
+            let stats = self.engine.submit(batch, &schedule).map_err(|error| self.step_error(error))?;
+            submitted += 1;
+            if let Some(stats) = stats {
+                self.done(&stats, progress, &mut clock)?;
             }
-            progress.step(
-                &stats,
-                dead_features(settings, self.step, self.engine.steps_since_fired()),
-                logged,
-            );
-            if self.step.is_multiple_of(self.flags.checkpoint_every) && self.step < settings.steps {
+            let checkpoint = submitted.is_multiple_of(self.flags.checkpoint_every) && submitted < steps;
+            // The log reads frequencies of the very step.
+            if self.is_logged(submitted) || checkpoint {
+                self.settle(progress, &mut clock)?;
+            }
+            if checkpoint {
                 self.save_checkpoint()?;
             }
         }
         Ok(End::Finished)
     }
 
+    /// Waits for the steps that have begun.
+    fn settle(&mut self, progress: &mut Progress, clock: &mut Clock) -> Result<()> {
+        while let Some(stats) = self.engine.finish().map_err(|error| self.step_error(error))? {
+            self.done(&stats, progress, clock)?;
+        }
+        Ok(())
+    }
+
+    /// Notes a step that was done.
+    fn done(&mut self, stats: &StepStats, progress: &mut Progress, clock: &mut Clock) -> Result<()> {
+        self.step = stats.step;
+        let mut dead = None;
+        if self.is_logged(stats.step) {
+            let settings = self.plan.settings();
+            let timing = clock.lap(stats.step, settings.step.batch as u64);
+            let schedule = schedule::at(settings, stats.step - 1);
+            let record = StepRecord::new(settings, &schedule, stats, &*self.engine, timing)?;
+            self.folder.record(&record)?;
+            dead = Some(record.dead_features());
+        }
+        progress.step(stats, dead);
+        Ok(())
+    }
+
     /// The first step, every `--log-every`, and the last.
-    fn is_logged(&self, stats: &StepStats) -> bool {
-        stats.step == 1
-            || stats.step.is_multiple_of(self.flags.log_every)
-            || stats.step == self.settings().steps
+    fn is_logged(&self, step: u64) -> bool {
+        step == 1 || step.is_multiple_of(self.flags.log_every) || step == self.settings().steps
     }
 
     /// Keeps what there is after a Ctrl-C, and says how to go on.
     fn stop(&mut self, code: u8) -> Result<u8> {
         let checkpoint = self.save_checkpoint()?;
-        let sae = self.folder.save_sae(&self.current_sae())?;
+        let sae = self.folder.save_sae(&self.current_sae()?)?;
         eprintln!(
             "stopped after step {} of {}; saved {} and {}\ncontinue with: sae-trainer --resume --out {}",
             self.step,
@@ -199,8 +236,8 @@ impl Run {
     }
 
     fn save_checkpoint(&mut self) -> Result<PathBuf> {
-        let sae = self.current_sae();
-        let state: EngineState = self.engine.state();
+        let sae = self.current_sae()?;
+        let state: EngineState = self.engine.state()?;
         self.folder.checkpoint(&sae, &state, usize::from(self.flags.keep_checkpoints)).with_context(|| {
             let path = self.folder.path();
             match checkpoints(path).ok().and_then(|mut all| all.pop()) {
@@ -213,10 +250,10 @@ impl Run {
     }
 
     /// The autoencoder as it is now, with the running frequencies.
-    fn current_sae(&self) -> Sae {
-        let frequencies = self.engine.frequencies().iter();
-        let sparsity = frequencies.map(|&s| log10_frequency(f64::from(s)) as f32).collect();
-        self.sae(self.engine.weights(), sparsity)
+    fn current_sae(&self) -> Result<Sae> {
+        let frequencies = self.engine.frequencies()?;
+        let sparsity = frequencies.iter().map(|&s| log10_frequency(f64::from(s)) as f32).collect();
+        Ok(self.sae(self.engine.weights()?, sparsity))
     }
 
     fn sae(&self, weights: Weights, log_sparsity: Vec<f32>) -> Sae {

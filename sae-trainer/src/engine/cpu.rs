@@ -1,5 +1,7 @@
 //! The engine on CPU threads: drives the pieces of [`kernels::cpu`] in the order of a step.
 
+use std::borrow::Cow;
+
 use kernels::cpu::decode::{Decode, RowResult, decode_sparse, sum_of_rows};
 use kernels::cpu::dense::{count_active, decode_dense};
 use kernels::cpu::encode::{Encode, EncodeBuffers, Search, encode_dense, encode_sparse};
@@ -155,35 +157,35 @@ impl Engine for CpuEngine {
         })
     }
 
-    fn weights(&self) -> sae::Weights {
+    fn weights(&self) -> Result<sae::Weights, EngineError> {
         let weights = &self.parameters.weights;
-        sae::Weights {
+        Ok(sae::Weights {
             d_in: self.spec.width,
             d_sae: self.spec.features,
             w_enc: transposed(&weights.encoder, self.spec.features, self.spec.width),
             b_enc: weights.encoder_bias.clone(),
             w_dec: weights.decoder.clone(),
             b_dec: weights.decoder_bias.clone(),
-        }
+        })
     }
 
-    fn frequencies(&self) -> &[f32] {
-        &self.frequencies
+    fn frequencies(&self) -> Result<Cow<'_, [f32]>, EngineError> {
+        Ok(Cow::Borrowed(&self.frequencies))
     }
 
-    fn steps_since_fired(&self) -> &[u64] {
-        &self.steps_since_fired
+    fn steps_since_fired(&self) -> Result<Cow<'_, [u64]>, EngineError> {
+        Ok(Cow::Borrowed(&self.steps_since_fired))
     }
 
-    fn state(&self) -> EngineState {
-        EngineState {
+    fn state(&self) -> Result<EngineState, EngineError> {
+        Ok(EngineState {
             step: self.steps,
             weights: self.parameters.weights.clone(),
             first_moments: self.parameters.first.clone(),
             second_moments: self.parameters.second.clone(),
             window: self.window.counts(),
             steps_since_fired: self.steps_since_fired.clone(),
-        }
+        })
     }
 
     fn restore(&mut self, state: EngineState) -> Result<(), EngineError> {

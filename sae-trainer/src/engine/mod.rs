@@ -9,9 +9,12 @@ pub use cpu::{CpuEngine, CpuOptions};
 
 pub use kernels::cpu::Parameters;
 pub use kernels::cpu::encode::Search;
+use kernels::cuda::device::DeviceError;
 pub use kernels::loss::{FrequencyPenalty, LossSpec, Mse, Penalty};
 pub use kernels::stats::Sums;
 pub use kernels::step::{Adam, DecoderNorm, Schedule, SpecError, StepSpec};
+
+use std::borrow::Cow;
 
 use thiserror::Error;
 
@@ -150,6 +153,9 @@ pub enum EngineError {
         /// The step.
         step: u64,
     },
+    /// The device failed, or has too little memory.
+    #[error(transparent)]
+    Device(#[from] DeviceError),
     /// The worker threads could not be started.
     #[error("could not start {threads} worker threads: {reason}")]
     Threads {
@@ -171,6 +177,25 @@ pub trait Engine {
     /// A batch of another size, NaN or infinity in the batch or in the loss: the weights are unchanged.
     fn step(&mut self, batch: &[f32], schedule: &Schedule) -> Result<StepStats, EngineError>;
 
+    /// Begins an optimizer step on `batch` [B, d], which may change after the return, and reports the step that was
+    /// finished meanwhile, if any: an engine that computes elsewhere is given a step ahead, so that it never waits for
+    /// its host. Steps are reported once each and in order; [`Engine::finish`] gives those that are left.
+    ///
+    /// # Errors
+    /// As [`Engine::step`], of the earliest step that failed; those begun after it have not happened either.
+    fn submit(&mut self, batch: &[f32], schedule: &Schedule) -> Result<Option<StepStats>, EngineError> {
+        self.step(batch, schedule).map(Some)
+    }
+
+    /// Waits for the next step that was begun and not yet reported; none if all were. Until there is none, the
+    /// methods below may not be called.
+    ///
+    /// # Errors
+    /// As [`Engine::submit`].
+    fn finish(&mut self) -> Result<Option<StepStats>, EngineError> {
+        Ok(None)
+    }
+
     /// The forward pass alone on any number of rows, `batch` [rows, d].
     ///
     /// # Errors
@@ -178,16 +203,28 @@ pub trait Engine {
     fn evaluate(&mut self, batch: &[f32]) -> Result<EvalStats, EngineError>;
 
     /// A copy of the weights in their public layout.
-    fn weights(&self) -> sae::Weights;
+    ///
+    /// # Errors
+    /// A device that fails.
+    fn weights(&self) -> Result<sae::Weights, EngineError>;
 
     /// The running frequencies s_j as of the last step, [F]; zeros before the first.
-    fn frequencies(&self) -> &[f32];
+    ///
+    /// # Errors
+    /// A device that fails.
+    fn frequencies(&self) -> Result<Cow<'_, [f32]>, EngineError>;
 
     /// Steps since each feature was last active, [F].
-    fn steps_since_fired(&self) -> &[u64];
+    ///
+    /// # Errors
+    /// A device that fails.
+    fn steps_since_fired(&self) -> Result<Cow<'_, [u64]>, EngineError>;
 
     /// Everything a run needs to continue bit for bit.
-    fn state(&self) -> EngineState;
+    ///
+    /// # Errors
+    /// A device that fails.
+    fn state(&self) -> Result<EngineState, EngineError>;
 
     /// Continues from a state.
     ///
