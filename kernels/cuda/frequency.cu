@@ -22,7 +22,7 @@ struct Window {
 
 constexpr u32 LEAVES = 0x80000000u;
 
-// Counts the batch, decides which lines of the ring count. One block of 1024 threads. The decision on each line is one
+// Counts the batch, decides which lines of the ring count. One block of up to 1024 threads. The decision on each line is one
 // thread's; the change list is in the order of the lines.
 extern "C" __global__ void __launch_bounds__(1024)
 window_advance(const u32 *__restrict__ counts, Window *window, u64 *totals, u32 *summed, u32 *change_list, u32 features,

@@ -69,7 +69,7 @@ extern "C" __global__ void expand_bits(const u32 *__restrict__ mask, const u32 *
     }
 }
 
-// starts[0 … n] = running sums of size(counts[at]) from 0, one block of 1024 threads, each a run of neighbours. Returns
+// starts[0 … n] = running sums of size(counts[at]) from 0, one block, each thread a run of neighbours. Returns
 // the whole sum, which may be beyond 32 bits (then the starts are of no use).
 template <class Size>
 __device__ __forceinline__ u64 scan(const u32 *counts, u32 *starts, u32 n, u64 *shared, Size size) {

@@ -1,6 +1,6 @@
 // report: the sums over a batch's rows, the loss, and whether the step may change anything.
 //
-// One block of 1024 threads; at B = 4096 it reads 130 kB of row results, a few microseconds of latency. All sums are float64
+// One block of up to 1024 threads, a whole number of warps; at B = 4096 it reads 130 kB of row results, a few microseconds of latency. All sums are float64
 // over a fixed tree.
 #include "decode.cuh"
 

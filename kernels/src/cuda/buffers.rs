@@ -232,6 +232,11 @@ pub(crate) fn count<'a, B>(number: usize) -> Argument<'a, B> {
     Argument::U32(u32::try_from(number).expect("the plan bounds every size to 32 bits"))
 }
 
+/// Threads of a kernel that is one block, for `items` items: no more than there is work for.
+pub(crate) fn one_block(items: usize) -> u32 {
+    items.next_multiple_of(32).clamp(32, 1024) as u32
+}
+
 /// Launches a kernel of this crate on a grid in x and y.
 pub(crate) fn launch<D: Device>(
     device: &mut D,

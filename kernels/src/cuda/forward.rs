@@ -1,6 +1,6 @@
 //! The first half of a step: from a batch to g = dL/dx̂ and the report.
 
-use super::buffers::{all, count, launch, maybe};
+use super::buffers::{all, count, launch, maybe, one_block};
 use super::device::{Argument, Device, DeviceError, Screen};
 use super::layout::{mse_kind, penalty_kind};
 use super::plan::{Path, Precision, SUMMED_ROWS};
@@ -55,7 +55,7 @@ impl<D: Device> CudaStep<D> {
             device,
             ("report", "report_rows"),
             (1, 1),
-            1024,
+            one_block(rows),
             &[
                 all(&b.results),
                 all(&b.squared),
@@ -204,7 +204,7 @@ impl<D: Device> CudaStep<D> {
         self.count_bits(device, (&b.row_mask, rows, row_words), &b.row_counts)?;
         let arguments =
             [all(&b.row_counts), all(&b.row_starts), count(rows), count(plan.pairs), all(&b.report)];
-        launch(device, ("lists", "scan_rows"), (1, 1), 1024, &arguments)?;
+        launch(device, ("lists", "scan_rows"), (1, 1), one_block(rows), &arguments)?;
         self.expand_bits(device, (&b.row_mask, rows, row_words), &b.row_starts, &b.pair_features)?;
         self.recheck(device, batch, rows)?;
         self.count_bits(device, (&b.mask, features, words), &b.counts)?;

@@ -1,6 +1,6 @@
 //! The second half of a step: the frequency window, gradients and the update.
 
-use super::buffers::{all, count, launch, maybe, update_blocks, window_blocks};
+use super::buffers::{all, count, launch, maybe, one_block, update_blocks, window_blocks};
 use super::device::{Argument, Device, DeviceError};
 use super::forward::mask_words;
 use super::layout::{norm_kind, penalty_kind};
@@ -39,7 +39,7 @@ impl<D: Device> CudaStep<D> {
             count(plan.window),
             all(&b.report),
         ];
-        launch(device, ("frequency", "window_advance"), (1, 1), 1024, &arguments)?;
+        launch(device, ("frequency", "window_advance"), (1, 1), one_block(plan.features), &arguments)?;
         let arguments = [
             all(&b.counts),
             all(&b.window),
@@ -63,7 +63,7 @@ impl<D: Device> CudaStep<D> {
         let features = plan.features;
         let arguments =
             [all(&b.counts), all(&b.feature_starts), all(&b.segment_starts), count(features), all(&b.report)];
-        launch(device, ("lists", "scan_features"), (1, 1), 1024, &arguments)?;
+        launch(device, ("lists", "scan_features"), (1, 1), one_block(features), &arguments)?;
         let mask = (&b.mask, features, mask_words(plan.rows));
         self.expand_bits(device, mask, &b.feature_starts, &b.pair_rows)?;
         let arguments = [

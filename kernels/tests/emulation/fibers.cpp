@@ -12,11 +12,14 @@
 
 namespace emulation {
 
-constexpr size_t STACK = 256 * 1024;
+constexpr size_t STACK = 64 * 1024;
+// Stacks do not begin at equal distances from a power of 2: their tops would all share a few lines of the caches.
+constexpr size_t STACK_PITCH = STACK + 5 * 64;
 
 struct Warp {
     unsigned generation, arrived, gone;  // gone: lanes that have left the kernel or never were
     uint64_t slots[2][32];               // two, because a fast lane may give again before a slow one has taken
+    unsigned votes[2];
 };
 
 struct Fiber {
@@ -157,12 +160,12 @@ uint64_t exchange(unsigned mask, uint64_t value, unsigned source, const char *wh
 }
 
 unsigned ballot(unsigned mask, bool predicate, const char *where) {
-    unsigned phase = running->phase, bits = 0;
-    exchange(mask, predicate, running->thread.lane, where);
-    for (unsigned lane = 0; lane < 32; lane++) {
-        if (mask >> lane & 1) bits |= (unsigned)(running->warp->slots[phase][lane] & 1) << lane;
-    }
-    return bits;
+    unsigned phase = running->phase, bit = 1u << running->thread.lane;
+    running->phase ^= 1;
+    unsigned &votes = running->warp->votes[phase];
+    votes = predicate ? votes | bit : votes & ~bit;
+    warp_barrier(mask, where);
+    return running->warp->votes[phase] & mask;
 }
 
 static void entry() {
@@ -196,7 +199,7 @@ static void prepare(Fiber &fiber, unsigned number, unsigned count) {
     fiber.warp = &warps[number >> 5];
     if (number == count - 1 && (count & 31)) fiber.warp->gone = ~((2u << fiber.thread.lane) - 1);
     fiber.where = "its start";
-    fiber.stack = stacks + number * STACK;
+    fiber.stack = stacks + number * STACK_PITCH;
     void **top = (void **)(fiber.stack + STACK);
     *--top = nullptr;
     *--top = (void *)entry;
@@ -249,9 +252,9 @@ void launch(const unsigned grid[3], const unsigned block[3], void (*call)(void *
     unsigned count = block[0] * block[1] * block[2];
     fibers.resize(count);
     warps.resize((count + 31) / 32);
-    if (stacks_held < count * STACK) {
+    if (stacks_held < count * STACK_PITCH) {
         std::free(stacks);
-        stacks_held = count * STACK;
+        stacks_held = (count * STACK_PITCH + 4095) / 4096 * 4096;
         stacks = (char *)std::aligned_alloc(4096, stacks_held);
     }
 #ifdef __SANITIZE_ADDRESS__
