@@ -10,8 +10,15 @@ use super::decode::{Decode, RowResult};
 use super::isa::{Isa, per_isa};
 use super::sparsity::Sparsity;
 
-/// Rows of a decode task.
-const ROW_BLOCK: usize = 128;
+/// Most rows of a decode task: each task packs all of W_dec anew for its product.
+const LARGEST_ROW_BLOCK: usize = 512;
+/// Tasks that a decode should have at least.
+const TASKS: usize = 16;
+
+/// Rows of a decode task: a function of the sizes alone, so that no sum depends on the threads.
+fn row_block(rows: usize) -> usize {
+    rows.div_ceil(TASKS).next_multiple_of(16).clamp(64, LARGEST_ROW_BLOCK)
+}
 
 /// A matrix in memory: element (i, j) lies at i·row_stride + j·column_stride.
 #[derive(Debug, Clone, Copy)]
@@ -63,8 +70,9 @@ fn multiply(a: Matrix<'_>, b: Matrix<'_>, (m, k, n): (usize, usize, usize), out:
 
 /// In how many rows each feature is active, [F], from the activations [B,F].
 pub fn count_active(activations: &[f32], features: usize) -> Vec<u32> {
+    let block = row_block(activations.len() / features);
     let partial: Vec<Vec<u32>> = activations
-        .par_chunks(ROW_BLOCK * features)
+        .par_chunks(block * features)
         .map(|rows| {
             let mut counts = vec![0; features];
             for row in rows.chunks_exact(features) {
@@ -90,10 +98,11 @@ pub fn decode_dense(
 ) {
     let width = input.bias.len();
     let features = input.weights.len() / width;
+    let size = row_block(results.len());
     let blocks = gradient
-        .par_chunks_mut(ROW_BLOCK * width)
-        .zip(results.par_chunks_mut(ROW_BLOCK))
-        .zip(activations.par_chunks(ROW_BLOCK * features));
+        .par_chunks_mut(size * width)
+        .zip(results.par_chunks_mut(size))
+        .zip(activations.par_chunks(size * features));
     blocks.enumerate().for_each(|(block, ((gradient, results), activations))| {
         let sizes = (results.len(), features, width);
         multiply(Matrix::rows(activations, features), Matrix::rows(input.weights, width), sizes, gradient);
@@ -109,7 +118,7 @@ pub fn decode_dense(
                 }
             }
             let (l1, penalty) = input.sparsity.row_sums(&active, &active_values, input.decoder_norms);
-            let row = block * ROW_BLOCK + at;
+            let row = block * size + at;
             let active = active.len() as u32;
             *result = RowResult { active, l1, penalty, ..input.finish_row(isa, row, values) };
         }
@@ -129,6 +138,8 @@ pub(crate) struct PanelGradient {
     pub(crate) by_norm: Vec<f32>,
     /// da, [panel,B].
     by_value: Vec<f32>,
+    /// The panel's activations, [panel,B].
+    activations: Vec<f32>,
 }
 
 /// What the backward pass of a panel reads.
@@ -163,6 +174,23 @@ per_isa! {
     }
 }
 
+/// Columns of a matrix of `width` columns, from `first` on, into the rows of `out` [columns,rows]. Tile by tile: a
+/// column's numbers lie a page or more apart, and one page serves a tile's width at once.
+fn transpose_columns(matrix: &[f32], width: usize, first: usize, rows: usize, out: &mut [f32]) {
+    const TILE: usize = 16;
+    let columns = out.len() / rows;
+    for row in (0..rows).step_by(TILE) {
+        let lines = row..(row + TILE).min(rows);
+        for column in (0..columns).step_by(TILE) {
+            for at in column..(column + TILE).min(columns) {
+                for line in lines.clone() {
+                    out[at * rows + line] = matrix[line * width + first + at];
+                }
+            }
+        }
+    }
+}
+
 /// The gradients of a panel's weights into `out`. `norm` and `slope` give ‖W_dec_j‖ (or 1) and the
 /// frequency term's slope of a feature.
 pub(crate) fn backward_panel(
@@ -180,21 +208,21 @@ pub(crate) fn backward_panel(
     out.by_value.resize(count * rows, 0.0);
     multiply(Matrix::rows(input.decoder, width), g.transposed(), (count, width, rows), &mut out.by_value);
 
+    out.activations.resize(count * rows, 0.0);
+    transpose_columns(input.activations, input.total_features, first, rows, &mut out.activations);
     out.encoder_bias.clear();
     out.by_norm.clear();
-    let (mut column, mut penalties) = (vec![0.0; rows], Vec::new());
-    for (at, by_value) in out.by_value.chunks_exact_mut(rows).enumerate() {
+    let mut penalties = Vec::new();
+    let columns = out.activations.chunks_exact(rows);
+    for (at, (by_value, column)) in out.by_value.chunks_exact_mut(rows).zip(columns).enumerate() {
         let feature = first + at;
-        let activations = input.activations[feature..].iter().step_by(input.total_features);
-        column.iter_mut().zip(activations).for_each(|(to, a)| *to = *a);
-        out.by_norm.push(sparsity.derivatives(&column, norm(feature), slope(feature), &mut penalties));
-        out.encoder_bias.push(mask(isa, by_value, &column, &penalties));
+        out.by_norm.push(sparsity.derivatives(column, norm(feature), slope(feature), &mut penalties));
+        out.encoder_bias.push(mask(isa, by_value, column, &penalties));
     }
 
     out.encoder.resize(count * width, 0.0);
     out.decoder.resize(count * width, 0.0);
     let sizes = (count, rows, width);
     multiply(Matrix::rows(&out.by_value, rows), Matrix::rows(input.x, width), sizes, &mut out.encoder);
-    let activations = Matrix::rows(&input.activations[first..], input.total_features).transposed();
-    multiply(activations, g, sizes, &mut out.decoder);
+    multiply(Matrix::rows(&out.activations, rows), g, sizes, &mut out.decoder);
 }

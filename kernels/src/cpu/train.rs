@@ -17,8 +17,10 @@ use super::vector::{add_scaled_inline, dot};
 
 /// Features of a task on the sparse path: few, because their numbers of pairs differ by orders of magnitude.
 const SPARSE_BLOCK: usize = 32;
-/// Features of a task on the dense path.
-const DENSE_BLOCK: usize = 128;
+/// Most features of a task on the dense path: each task packs all of x and g anew for its products.
+const LARGEST_DENSE_BLOCK: usize = 512;
+/// Tasks that the dense path should have at least.
+const DENSE_TASKS: usize = 32;
 
 /// The activations that a step found.
 #[derive(Debug, Clone, Copy)]
@@ -57,7 +59,11 @@ pub fn train(
 ) -> bool {
     let size = match activations {
         Activations::Sparse(_) => SPARSE_BLOCK,
-        Activations::Dense(_) => DENSE_BLOCK,
+        // A function of the sizes alone, so that no sum depends on the threads.
+        Activations::Dense(_) => {
+            let fair = input.spec.features.div_ceil(DENSE_TASKS).next_multiple_of(16);
+            fair.clamp(64, LARGEST_DENSE_BLOCK)
+        }
     };
     let (blocks, mut decoder_bias) = parameters.split(size);
     let outcomes: Vec<BlockOutcome> = blocks
