@@ -1,7 +1,8 @@
 """Every hook of every block of a `transformers` model, with TransformerLens' names."""
 
+import sys
+
 import torch
-from transformers.models.llama import modeling_llama
 
 
 def hook_outputs(model, ids, center=False):
@@ -13,22 +14,24 @@ def hook_outputs(model, ids, center=False):
         out[name] = x.detach().reshape(-1, x.shape[-1]).clone()
 
     handles = []
-    core = getattr(model, "transformer", getattr(model, "model", model))
+    core = model.base_model
     for layer, block in enumerate(getattr(core, "h", None) or core.layers):
         name = f"blocks.{layer}.hook_"
-        gpt2 = hasattr(block, "attn")
-        attention = block.attn if gpt2 else block.self_attn
-        second_norm = block.ln_2 if gpt2 else block.post_attention_layernorm
+        attention = next(getattr(block, key) for key in ("attn", "attention", "self_attn") if hasattr(block, key))
+        second_norm = block.ln_2 if hasattr(block, "ln_2") else block.post_attention_layernorm
         handles += [
             block.register_forward_pre_hook(
                 lambda _, args, kwargs, name=name: keep(name + "resid_pre", args[0] if args else kwargs["hidden_states"]),
                 with_kwargs=True,
             ),
             attention.register_forward_hook(lambda _, args, x, name=name: keep(name + "attn_out", x)),
-            second_norm.register_forward_pre_hook(lambda _, args, name=name: keep(name + "resid_mid", args[0])),
             block.mlp.register_forward_hook(lambda _, args, x, name=name: keep(name + "mlp_out", x)),
             block.register_forward_hook(lambda _, args, x, name=name: keep(name + "resid_post", x)),
         ]
+        if not getattr(block, "use_parallel_residual", False):
+            handles.append(
+                second_norm.register_forward_pre_hook(lambda _, args, name=name: keep(name + "resid_mid", args[0]))
+            )
     try:
         with torch.no_grad(), float64_all_through(model):
             core(ids, use_cache=False)
@@ -41,25 +44,28 @@ def hook_outputs(model, ids, center=False):
 
 
 class float64_all_through:
-    """Makes a float64 Llama compute its norms and rotations in float64; `transformers` uses float32.
+    """Makes a float64 model compute its RMS norms and rotations in float64; `transformers` uses float32.
 
     The rotary frequencies stay the float32 numbers that they are in every float32 run: they are part of
     the model.
     """
 
     def __init__(self, model):
-        self.active = next(model.parameters()).dtype == torch.float64
+        active = next(model.parameters()).dtype == torch.float64
+        kinds = vars(sys.modules[type(model).__module__]).items() if active else ()
+        ours = {"RMSNorm": rms_norm, "RotaryEmbedding": rotary}
+        self.patches = [
+            (kind, forward) for name, kind in kinds for end, forward in ours.items() if name.endswith(end)
+        ]
 
     def __enter__(self):
-        if not self.active:
-            return
-        self.saved = modeling_llama.LlamaRMSNorm.forward, modeling_llama.LlamaRotaryEmbedding.forward
-        modeling_llama.LlamaRMSNorm.forward = rms_norm
-        modeling_llama.LlamaRotaryEmbedding.forward = rotary
+        self.saved = [kind.forward for kind, _ in self.patches]
+        for kind, forward in self.patches:
+            kind.forward = forward
 
     def __exit__(self, *_):
-        if self.active:
-            modeling_llama.LlamaRMSNorm.forward, modeling_llama.LlamaRotaryEmbedding.forward = self.saved
+        for (kind, _), forward in zip(self.patches, self.saved):
+            kind.forward = forward
 
 
 def rms_norm(self, x):

@@ -14,7 +14,15 @@ import shutil
 import torch
 from hooks import hook_outputs
 from safetensors.torch import save_file
-from transformers import GPT2Config, GPT2LMHeadModel, GPT2Model, LlamaConfig, LlamaForCausalLM
+from transformers import (
+    GPT2Config,
+    GPT2LMHeadModel,
+    GPT2Model,
+    GPTNeoXConfig,
+    GPTNeoXForCausalLM,
+    LlamaConfig,
+    LlamaForCausalLM,
+)
 
 FOLDER = pathlib.Path(__file__).resolve().parents[2] / "shared/language-model/tests/data"
 
@@ -30,6 +38,17 @@ LLAMA = dict(
     max_position_embeddings=16,
     bos_token_id=1,
     eos_token_id=2,
+)
+GPT_NEOX = dict(
+    vocab_size=43,
+    hidden_size=16,
+    intermediate_size=20,
+    num_hidden_layers=2,
+    num_attention_heads=2,
+    max_position_embeddings=16,
+    rope_parameters=dict(rope_type="default", rope_theta=100.0, partial_rotary_factor=0.5),
+    bos_token_id=0,
+    eos_token_id=0,
 )
 LLAMA3_ROPE = dict(
     rope_type="llama3",
@@ -67,6 +86,7 @@ def main():
     make("llama", LlamaForCausalLM(LlamaConfig(**LLAMA, rope_theta=100.0)), 16)
     scaled = LlamaConfig(**LLAMA, rope_parameters=LLAMA3_ROPE, attention_bias=True, tie_word_embeddings=True)
     make("llama-bf16-rope-scaled", LlamaForCausalLM(scaled), 16, torch.bfloat16)
+    make("gpt-neox", GPTNeoXForCausalLM(GPTNeoXConfig(**GPT_NEOX)), 16)
 
 
 if __name__ == "__main__":

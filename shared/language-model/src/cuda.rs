@@ -1,4 +1,4 @@
-//! Is there a CUDA device, and what is missing if not?
+//! Is there a CUDA device, what is missing if not, and how much memory it has.
 
 use std::ffi::c_int;
 use std::path::Path;
@@ -23,6 +23,55 @@ pub(crate) fn missing(provider: &Path) -> Option<String> {
         (Ok(_), Err(provider)) => Some(provider),
         (Err(device), Err(provider)) => Some(format!("{device}; also, {provider}")),
     }
+}
+
+/// What ONNX Runtime says when its CUDA provider does not start, with where the libraries are looked for.
+pub(crate) fn explain(message: &str) -> String {
+    let path = std::env::var("LD_LIBRARY_PATH").unwrap_or_default();
+    format!(
+        "{message}; the provider needs the CUDA runtime, cuBLAS, cuRAND, cuFFT and cuDNN 9 of its CUDA version, and \
+         looks for them beside itself, in LD_LIBRARY_PATH ({path}) and where the system's linker looks"
+    )
+}
+
+/// Bytes of memory that are free on the first device; `None` without one.
+pub(crate) fn free_memory() -> Option<u64> {
+    type Context = *mut std::ffi::c_void;
+    type PrimaryRetain = unsafe extern "C" fn(context: *mut Context, device: c_int) -> c_int;
+    type PrimaryRelease = unsafe extern "C" fn(device: c_int) -> c_int;
+    type Push = unsafe extern "C" fn(context: Context) -> c_int;
+    type Pop = unsafe extern "C" fn(context: *mut Context) -> c_int;
+    type GetInfo = unsafe extern "C" fn(free: *mut usize, total: *mut usize) -> c_int;
+
+    device_count().ok()?;
+    // SAFETY: loading the driver runs its initialisers, which `device_count` has just done.
+    let driver = unsafe { Library::new(DRIVER) }.ok()?;
+    let (retain, release, push, pop, get_info);
+    // SAFETY: the types are those of the CUDA driver API's cuda.h; the names with _v2 are what its macros
+    // stand for.
+    unsafe {
+        retain = driver.get::<PrimaryRetain>(b"cuDevicePrimaryCtxRetain\0").ok()?;
+        release = driver.get::<PrimaryRelease>(b"cuDevicePrimaryCtxRelease_v2\0").ok()?;
+        push = driver.get::<Push>(b"cuCtxPushCurrent_v2\0").ok()?;
+        pop = driver.get::<Pop>(b"cuCtxPopCurrent_v2\0").ok()?;
+        get_info = driver.get::<GetInfo>(b"cuMemGetInfo_v2\0").ok()?;
+    }
+    let (mut context, mut free, mut total) = (std::ptr::null_mut(), 0, 0);
+    // SAFETY: the driver is initialised. Each call is made only after the one before succeeded, what is
+    // pushed is popped and what is retained is released, and every pointer is valid for its call.
+    let known = unsafe {
+        if retain(&mut context, 0) != 0 {
+            return None;
+        }
+        let mut known = false;
+        if push(context) == 0 {
+            known = get_info(&mut free, &mut total) == 0;
+            pop(&mut context);
+        }
+        release(0);
+        known
+    };
+    known.then_some(free as u64)
 }
 
 /// The number of CUDA devices, at least one, or why there is none.

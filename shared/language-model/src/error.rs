@@ -2,6 +2,8 @@
 
 use std::path::PathBuf;
 
+use crate::family::MODEL_TYPES;
+
 /// What failed, where, and what to do about it.
 #[derive(Debug, thiserror::Error)]
 #[non_exhaustive]
@@ -32,8 +34,9 @@ pub enum Error {
     },
     /// The architecture is not one of the families in this crate.
     #[error(
-        "{}: architecture `{architecture}` is not supported (supported model_type: gpt2, llama)",
-        path.display()
+        "{}: architecture `{architecture}` is not supported (supported model_type: {}); \
+         any model can be used as an ONNX file",
+        path.display(), MODEL_TYPES.map(|(name, _)| name).join(", ")
     )]
     UnsupportedArchitecture {
         /// The configuration file.
@@ -119,6 +122,15 @@ pub enum Error {
         /// The model's last layer.
         last: usize,
     },
+    /// The model has no residual stream between attention and MLP.
+    #[error(
+        "{hook}: this model's blocks compute attention and MLP side by side from the same input, so there is no \
+         resid_mid; it has resid_pre, attn_out, mlp_out and resid_post"
+    )]
+    NoSuchSite {
+        /// The hook's name.
+        hook: String,
+    },
     /// A model needs at least one hook to be cut at.
     #[error("no hook point was asked for")]
     NoHooks,
@@ -157,6 +169,18 @@ pub enum Error {
         provider: String,
         /// The operators, with how many there are of each.
         operators: String,
+    },
+    /// A provider computes something else than the CPU.
+    #[error(
+        "{provider} does not compute what the CPU computes: at {} a row is off by {:.1e} of its norm, {:.0e} is \
+         rounding. Use another ONNX Runtime, or the device `cpu`",
+        check.hook, check.difference, check.tolerance
+    )]
+    SelfCheck {
+        /// The provider.
+        provider: String,
+        /// Where and how far it is off.
+        check: crate::SelfCheck,
     },
     /// `cuda` was asked for and cannot be had.
     #[error("no CUDA: {0}. Use the device `cpu` or `auto` to run without")]

@@ -3,9 +3,59 @@
 //! Tensor names and layouts are the checkpoint's: `Conv1D` weights are `[in, out]`. Checkpoints of
 //! the bare transformer name tensors `h.0.…`, those with a language-model head `transformer.h.0.…`.
 
+use serde::Deserialize;
+
 use crate::attention::Contexts;
+use crate::config::{activation, even_split};
 use crate::graph::{Graph, INPUT, Value, float, int};
-use crate::{Checkpoint, Error, HookPoint, ModelConfig, Precision, Site};
+use crate::{Checkpoint, Error, Family, HookPoint, ModelConfig, NormKind, Precision, Site};
+
+/// Reads `config.json`.
+pub(crate) fn config(text: &str) -> Result<ModelConfig, String> {
+    serde_json::from_str::<Json>(text).map_err(|error| error.to_string())?.config()
+}
+
+/// GPT-2's keys, with `transformers`' defaults for those that may be left out.
+#[derive(Deserialize)]
+struct Json {
+    n_layer: usize,
+    n_embd: usize,
+    n_head: usize,
+    n_positions: usize,
+    vocab_size: usize,
+    n_inner: Option<usize>,
+    layer_norm_epsilon: Option<f32>,
+    activation_function: Option<String>,
+    scale_attn_weights: Option<bool>,
+    scale_attn_by_inverse_layer_idx: Option<bool>,
+    bos_token_id: Option<u32>,
+}
+
+impl Json {
+    fn config(self) -> Result<ModelConfig, String> {
+        if self.scale_attn_weights == Some(false) || self.scale_attn_by_inverse_layer_idx == Some(true) {
+            return Err("attention scaled other than by 1/sqrt(head width) is not supported".into());
+        }
+        let head_dim = even_split(self.n_embd, self.n_head)?;
+        Ok(ModelConfig {
+            family: Family::Gpt2,
+            layers: self.n_layer,
+            d_model: self.n_embd,
+            heads: self.n_head,
+            kv_heads: self.n_head,
+            head_dim,
+            d_mlp: self.n_inner.unwrap_or(4 * self.n_embd),
+            vocabulary: self.vocab_size,
+            max_positions: self.n_positions,
+            norm: NormKind::LayerNorm,
+            norm_epsilon: self.layer_norm_epsilon.unwrap_or(1e-5),
+            activation: activation(self.activation_function.as_deref().unwrap_or("gelu_new"))?,
+            rope: None,
+            parallel: false,
+            bos_token: self.bos_token_id,
+        })
+    }
+}
 
 /// The serialized graph of `checkpoint` up to `hooks`.
 pub(crate) fn graph(
@@ -25,7 +75,7 @@ pub(crate) fn graph(
     for layer in 0..=last {
         resid = block(g, config, &format!("{prefix}h.{layer}"), layer, &contexts, resid)?;
     }
-    Ok(graph.finish(hooks, center))
+    graph.finish(hooks, center)
 }
 
 /// wte[ids] + wpe[positions], `[rows, d_model]`.

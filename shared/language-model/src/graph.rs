@@ -106,6 +106,25 @@ impl<'c> Graph<'c> {
         outputs
     }
 
+    /// x·weightᵀ with the tensor `name.weight`, `[out, in]`, plus `name.bias` if the checkpoint has it.
+    pub(crate) fn linear(
+        &mut self,
+        name: &str,
+        x: &str,
+        [rows, columns]: [usize; 2],
+    ) -> Result<Value, Error> {
+        let weight = self.product_weight(&format!("{name}.weight"), &[rows, columns])?;
+        let bias = self.optional_product_weight(&format!("{name}.bias"), &[rows])?;
+        let mut inputs = vec![x, weight.as_str()];
+        inputs.extend(bias.as_deref());
+        Ok(self.op("Gemm", &inputs, &[int("transB", 1)]))
+    }
+
+    /// A configuration that a family's own reader does not make.
+    pub(crate) fn impossible(&self, problem: &str) -> Error {
+        Error::Config { path: self.checkpoint.folder().join("config.json"), problem: problem.to_string() }
+    }
+
     /// A constant list of sizes, int64.
     pub(crate) fn sizes(&mut self, values: &[usize]) -> Value {
         let values: Vec<i64> = values.iter().map(|&value| value as i64).collect();
@@ -148,11 +167,15 @@ impl<'c> Graph<'c> {
     }
 
     /// The serialized model with `hooks` as its outputs and only what they depend on.
-    pub(crate) fn finish(mut self, hooks: &[HookPoint], center: bool) -> Vec<u8> {
+    ///
+    /// # Errors
+    /// When the model has nothing at one of them.
+    pub(crate) fn finish(mut self, hooks: &[HookPoint], center: bool) -> Result<Vec<u8>, Error> {
         let mut taken = HashSet::new();
         let mut outputs = Vec::new();
         for (index, hook) in hooks.iter().enumerate() {
-            let value = self.hooks[hook].clone();
+            let value = self.hooks.get(hook).cloned();
+            let value = value.ok_or_else(|| Error::NoSuchSite { hook: hook.to_string() })?;
             let value = if center { self.centered(&value) } else { value };
             // Half precision also halves what is copied from a device.
             let value = self.product_input(value);
@@ -190,7 +213,7 @@ impl<'c> Graph<'c> {
             graph: Some(graph),
             opset_import: vec![OperatorSetIdProto { domain: String::new(), version: OPSET }],
         };
-        model.encode_to_vec()
+        Ok(model.encode_to_vec())
     }
 
     /// x minus its mean over the components.

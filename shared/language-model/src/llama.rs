@@ -4,9 +4,90 @@
 //! Tensor names and layouts are the checkpoint's: `Linear` weights are `[out, in]`. Checkpoints
 //! with a language-model head name tensors `model.layers.0.…`, those without `layers.0.…`.
 
+use serde::Deserialize;
+
 use crate::attention::Contexts;
+use crate::config::{activation, even_split};
 use crate::graph::{Graph, INPUT, Value, float, int};
-use crate::{Checkpoint, Error, HookPoint, ModelConfig, Precision, Rope, RopeScaling, Site};
+use crate::rope::{RopeJson, Rotation};
+use crate::{Checkpoint, Error, Family, HookPoint, ModelConfig, NormKind, Precision, Site};
+
+/// Reads `config.json`. Mistral's and Qwen2's attention can be over a window.
+pub(crate) fn config(text: &str) -> Result<ModelConfig, String> {
+    let kind: Kind = serde_json::from_str(text).map_err(|error| error.to_string())?;
+    let mut json: Json = serde_json::from_str(text).map_err(|error| error.to_string())?;
+    match kind.model_type.as_str() {
+        "mistral" => {
+            // Left out it is 4096, null there is none: the two look the same in `json`.
+            let keys: serde_json::Value = serde_json::from_str(text).map_err(|error| error.to_string())?;
+            if keys.get("sliding_window").is_none() {
+                json.sliding_window = Some(4096);
+            }
+            json.config(|_| true)
+        }
+        "qwen2" => json.config(|used| used == Some(true)),
+        _ => json.config(|_| false),
+    }
+}
+
+#[derive(Deserialize)]
+struct Kind {
+    model_type: String,
+}
+
+/// Llama's keys; older files keep RoPE's in `rope_theta` and `rope_scaling`, newer ones in
+/// `rope_parameters`.
+#[derive(Deserialize)]
+struct Json {
+    num_hidden_layers: usize,
+    hidden_size: usize,
+    intermediate_size: usize,
+    num_attention_heads: usize,
+    num_key_value_heads: Option<usize>,
+    head_dim: Option<usize>,
+    vocab_size: usize,
+    max_position_embeddings: usize,
+    rms_norm_eps: Option<f32>,
+    hidden_act: Option<String>,
+    rope_theta: Option<f64>,
+    rope_scaling: Option<RopeJson>,
+    rope_parameters: Option<RopeJson>,
+    use_sliding_window: Option<bool>,
+    sliding_window: Option<usize>,
+    bos_token_id: Option<u32>,
+}
+
+impl Json {
+    fn config(self, window_in_use: impl Fn(Option<bool>) -> bool) -> Result<ModelConfig, String> {
+        let head_dim = match self.head_dim {
+            Some(width) => width,
+            None => even_split(self.hidden_size, self.num_attention_heads)?,
+        };
+        let rope = self.rope_parameters.or(self.rope_scaling).unwrap_or_default();
+        let theta = rope.rope_theta.or(self.rope_theta).unwrap_or(10_000.0);
+        let partial = rope.partial_rotary_factor.unwrap_or(1.0);
+        // Attention over a window is plain attention in contexts that are no longer than it.
+        let window = self.sliding_window.filter(|_| window_in_use(self.use_sliding_window));
+        Ok(ModelConfig {
+            family: Family::Llama,
+            layers: self.num_hidden_layers,
+            d_model: self.hidden_size,
+            heads: self.num_attention_heads,
+            kv_heads: self.num_key_value_heads.unwrap_or(self.num_attention_heads),
+            head_dim,
+            d_mlp: self.intermediate_size,
+            vocabulary: self.vocab_size,
+            max_positions: window
+                .map_or(self.max_position_embeddings, |w| w.min(self.max_position_embeddings)),
+            norm: NormKind::RmsNorm,
+            norm_epsilon: self.rms_norm_eps.unwrap_or(1e-6),
+            activation: activation(self.hidden_act.as_deref().unwrap_or("silu"))?,
+            rope: Some(rope.rope(theta, (head_dim as f64 * partial) as usize)?),
+            parallel: false,
+            bos_token: self.bos_token_id,
+        })
+    }
+}
 
 /// The serialized graph of `checkpoint` up to `hooks`.
 pub(crate) fn graph(
@@ -20,14 +101,15 @@ pub(crate) fn graph(
     let mut graph = Graph::new(checkpoint, precision);
     let g = &mut graph;
     let contexts = Contexts::new(g);
-    let rotation = rotation(g, config, &contexts);
+    let rotation = config.rope.map(|rope| Rotation::new(g, rope, &contexts));
+    let rotation = rotation.ok_or_else(|| g.impossible("a Llama has rotary positions"))?;
     let last = hooks.iter().map(|hook| hook.layer).max().unwrap_or(0);
 
     let mut resid = embed(g, config, prefix)?;
     for layer in 0..=last {
         resid = block(g, config, &format!("{prefix}layers.{layer}"), layer, &contexts, &rotation, resid)?;
     }
-    Ok(graph.finish(hooks, center))
+    graph.finish(hooks, center)
 }
 
 /// embed_tokens[ids], `[rows, d_model]`.
@@ -83,94 +165,21 @@ fn attention(
 ) -> Result<Value, Error> {
     let d = config.d_model;
     let (queries, keys) = (config.heads * config.head_dim, config.kv_heads * config.head_dim);
-    let q = linear(g, &format!("{name}.q_proj"), x, [queries, d])?;
-    let k = linear(g, &format!("{name}.k_proj"), x, [keys, d])?;
-    let v = linear(g, &format!("{name}.v_proj"), x, [keys, d])?;
+    let q = g.linear(&format!("{name}.q_proj"), x, [queries, d])?;
+    let k = g.linear(&format!("{name}.k_proj"), x, [keys, d])?;
+    let v = g.linear(&format!("{name}.v_proj"), x, [keys, d])?;
     let q = rotation.apply(g, config, contexts, &q, config.heads);
     let k = rotation.apply(g, config, contexts, &k, config.kv_heads);
     let z = contexts.attend(g, config, &q, &k, &v);
-    linear(g, &format!("{name}.o_proj"), &z, [d, queries])
+    g.linear(&format!("{name}.o_proj"), &z, [d, queries])
 }
 
 /// down(silu(gate(x)) · up(x)).
 fn mlp(g: &mut Graph<'_>, config: &ModelConfig, name: &str, x: &str) -> Result<Value, Error> {
     let (d, d_mlp) = (config.d_model, config.d_mlp);
-    let gate = linear(g, &format!("{name}.gate_proj"), x, [d_mlp, d])?;
-    let up = linear(g, &format!("{name}.up_proj"), x, [d_mlp, d])?;
+    let gate = g.linear(&format!("{name}.gate_proj"), x, [d_mlp, d])?;
+    let up = g.linear(&format!("{name}.up_proj"), x, [d_mlp, d])?;
     let gate = g.activation(config.activation, &gate);
     let hidden = g.op("Mul", &[&gate, &up], &[]);
-    linear(g, &format!("{name}.down_proj"), &hidden, [d, d_mlp])
-}
-
-/// x·weightᵀ, plus the bias if the checkpoint has one; the weight is `[out, in]`.
-fn linear(g: &mut Graph<'_>, name: &str, x: &str, [rows, columns]: [usize; 2]) -> Result<Value, Error> {
-    let weight = g.product_weight(&format!("{name}.weight"), &[rows, columns])?;
-    let mut inputs = vec![x.to_string(), weight];
-    inputs.extend(g.optional_product_weight(&format!("{name}.bias"), &[rows])?);
-    let inputs: Vec<&str> = inputs.iter().map(String::as_str).collect();
-    Ok(g.op("Gemm", &inputs, &[int("transB", 1)]))
-}
-
-/// Cosines and sines of the rotary embedding, `[length, 1, head_dim / 2]` each.
-struct Rotation {
-    cos: Value,
-    sin: Value,
-}
-
-fn rotation(g: &mut Graph<'_>, config: &ModelConfig, contexts: &Contexts) -> Rotation {
-    let frequencies = config.rope.map_or(Vec::new(), |rope| frequencies(rope, config.head_dim));
-    let frequencies = g.floats(&frequencies);
-    let positions = g.op("Cast", &[&contexts.positions], &[int("to", 1)]);
-    let axes = g.sizes(&[1, 2]);
-    let positions = g.op("Unsqueeze", &[&positions, &axes], &[]);
-    let angles = g.op("Mul", &[&positions, &frequencies], &[]);
-    let (cos, sin) = (g.op("Cos", &[&angles], &[]), g.op("Sin", &[&angles], &[]));
-    Rotation { cos: g.product_input(cos), sin: g.product_input(sin) }
-}
-
-impl Rotation {
-    /// Turns component i of each head against component i + head_dim/2 (the "rotate half"
-    /// convention of `transformers`). `x` and the result are `[rows, heads * head_dim]`.
-    fn apply(
-        &self,
-        g: &mut Graph<'_>,
-        config: &ModelConfig,
-        contexts: &Contexts,
-        x: &str,
-        heads: usize,
-    ) -> Value {
-        let x = contexts.split(g, x, &[heads, config.head_dim]);
-        let [first, second] = g.op_n("Split", &[&x], &[int("axis", -1), int("num_outputs", 2)]);
-        let first_cos = g.op("Mul", &[&first, &self.cos], &[]);
-        let second_sin = g.op("Mul", &[&second, &self.sin], &[]);
-        let second_cos = g.op("Mul", &[&second, &self.cos], &[]);
-        let first_sin = g.op("Mul", &[&first, &self.sin], &[]);
-        let turned_first = g.op("Sub", &[&first_cos, &second_sin], &[]);
-        let turned_second = g.op("Add", &[&second_cos, &first_sin], &[]);
-        g.op("Concat", &[&turned_first, &turned_second], &[int("axis", -1)])
-    }
-}
-
-/// Angle per position of each pair of components, `[head_dim / 2]`: theta^(-2i / head_dim),
-/// stretched as the scaling says.
-///
-/// Rounded to f32 where `transformers` rounds, because an angle grows with the position and with
-/// it a difference in the last digit.
-fn frequencies(rope: Rope, head_dim: usize) -> Vec<f32> {
-    let plain = |pair: usize| 1.0 / rope.theta.powf(f64::from(2.0 * pair as f32 / head_dim as f32)) as f32;
-    (0..head_dim / 2).map(|pair| scaled(plain(pair), rope.scaling)).collect()
-}
-
-fn scaled(frequency: f32, scaling: RopeScaling) -> f32 {
-    match scaling {
-        RopeScaling::None => frequency,
-        RopeScaling::Linear { factor } => frequency / factor as f32,
-        RopeScaling::Llama3 { factor, low_freq_factor, high_freq_factor, original_max_positions } => {
-            let wavelength = 2.0 * std::f64::consts::PI / f64::from(frequency);
-            let ramp = (original_max_positions / wavelength - low_freq_factor)
-                / (high_freq_factor - low_freq_factor);
-            let kept = ramp.clamp(0.0, 1.0);
-            (f64::from(frequency) * (kept + (1.0 - kept) / factor)) as f32
-        }
-    }
+    g.linear(&format!("{name}.down_proj"), &hidden, [d, d_mlp])
 }

@@ -6,7 +6,7 @@ use ort::ep;
 use ort::session::Session;
 use ort::session::builder::GraphOptimizationLevel;
 
-use crate::{Error, Runtime, assignment};
+use crate::{Error, Runtime, assignment, cuda};
 
 /// A session on `graph`, serialized, whose external data lies in `weights_folder`.
 pub(crate) fn session(
@@ -37,7 +37,7 @@ pub(crate) fn session(
         let provider = ep::CUDA::default().with_device_id(0).with_tf32(false);
         builder = builder
             .with_execution_providers([provider.build().error_on_failure()])
-            .map_err(|error| Error::CudaUnavailable(error.message().to_string()))?;
+            .map_err(|error| Error::CudaUnavailable(cuda::explain(error.message())))?;
     }
     builder.commit_from_memory(graph).map_err(Error::onnx("loading the graph"))
 }

@@ -81,18 +81,35 @@ fn a_damaged_header_is_found_on_opening() {
 fn an_architecture_that_is_not_supported_is_named_with_those_that_are() {
     let model = copy("gpt2");
     edit_config(model.path(), |config| config["model_type"] = "mamba".into());
-    assert_says(&open_error(model.path()), &["config.json", "`mamba`", "gpt2, llama"]);
+    assert_says(&open_error(model.path()), &["config.json", "`mamba`", "gpt2, gpt_neox, llama"]);
 }
 
 #[test]
 fn a_configuration_that_would_change_the_graph_is_refused() {
-    let cases: [(&str, &str, serde_json::Value, &str); 6] = [
+    let cases: [(&str, &str, serde_json::Value, &str); 8] = [
         ("gpt2", "activation_function", "tanhshrink".into(), "`tanhshrink` is not supported"),
         ("gpt2", "scale_attn_by_inverse_layer_idx", true.into(), "1/sqrt(head width)"),
         ("gpt2", "n_head", 5.into(), "does not divide into 5 heads"),
         ("gpt2", "n_layer", 0.into(), "number of layers is 0"),
         ("llama", "num_key_value_heads", 3.into(), "cannot share 3 key/value heads"),
-        ("llama", "rope_parameters", serde_json::json!({"rope_type": "yarn"}), "`yarn` is not supported"),
+        (
+            "llama",
+            "rope_parameters",
+            serde_json::json!({"rope_type": "longrope"}),
+            "`longrope` is not supported",
+        ),
+        (
+            "llama",
+            "rope_parameters",
+            serde_json::json!({"rope_type": "yarn", "factor": 2}),
+            "original_max_position",
+        ),
+        (
+            "gpt-neox",
+            "rope_parameters",
+            serde_json::json!({"partial_rotary_factor": 0.4}),
+            "not 3 of 8 components",
+        ),
     ];
     for (name, key, value, part) in cases {
         let model = copy(name);
@@ -133,6 +150,35 @@ fn a_layer_out_of_range_is_refused_with_the_range() {
     let error = prefix_graph(&checkpoint, &[hook], false, Precision::Full).unwrap_err();
     assert_says(&error.to_string(), &["blocks.2.hook_mlp_out", "layers 0 to 1"]);
     assert!(matches!(prefix_graph(&checkpoint, &[], false, Precision::Full), Err(Error::NoHooks)));
+}
+
+#[test]
+fn a_site_that_a_parallel_block_does_not_have_is_refused() {
+    let checkpoint = Checkpoint::open(&folder("gpt-neox")).unwrap();
+    let hook = HookPoint { layer: 1, site: Site::ResidMid };
+    let error = prefix_graph(&checkpoint, &[hook], false, Precision::Full).unwrap_err();
+    assert_says(&error.to_string(), &["blocks.1.hook_resid_mid", "side by side", "resid_post"]);
+}
+
+#[test]
+fn contexts_end_where_a_sliding_window_would_begin_to_slide() {
+    let positions = |model_type: &str, keys: serde_json::Value| {
+        let model = copy("llama");
+        edit_config(model.path(), |config| {
+            config["model_type"] = model_type.into();
+            for (key, value) in keys.as_object().unwrap() {
+                config[key] = value.clone();
+            }
+        });
+        Checkpoint::open(model.path()).unwrap().config().max_positions
+    };
+    use serde_json::json;
+    assert_eq!(positions("llama", json!({"sliding_window": 5})), 16);
+    assert_eq!(positions("mistral", json!({"sliding_window": 5})), 5);
+    assert_eq!(positions("mistral", json!({"sliding_window": null, "max_position_embeddings": 9000})), 9000);
+    assert_eq!(positions("mistral", json!({"max_position_embeddings": 9000})), 4096);
+    assert_eq!(positions("qwen2", json!({"sliding_window": 5, "use_sliding_window": false})), 16);
+    assert_eq!(positions("qwen2", json!({"sliding_window": 5, "use_sliding_window": true})), 5);
 }
 
 #[test]

@@ -3,8 +3,10 @@
 
 mod models;
 
-use language_model::{Checkpoint, Device, HookPoint, Precision, PrefixModel, SessionOptions, Site};
-use models::{Golden, NAMES, all_hooks, folder, runtime, worst_difference};
+use language_model::{
+    Checkpoint, Device, HookPoint, Precision, PrefixModel, SessionOptions, Site, self_check,
+};
+use models::{Golden, NAMES, all_hooks, copy, folder, runtime, worst_difference};
 
 const CPU: SessionOptions =
     SessionOptions { device: Device::Cpu, threads: 1, center: false, precision: None };
@@ -149,5 +151,32 @@ fn half_precision_differs_by_float16_s_rounding_and_by_more_than_float32_s() {
             worst_of_all = worst_of_all.max(worst);
         }
         assert!(worst_of_all > 1e-4, "{name} was not computed in half precision: {worst_of_all:e}");
+    }
+}
+
+#[test]
+fn the_self_check_passes_for_the_same_model_and_fails_for_another() {
+    let ids: Vec<i64> = (0..24).map(|i| i * 5 % 37).collect();
+    let load = |path: &std::path::Path, precision| {
+        let checkpoint = Checkpoint::open(path).unwrap();
+        let options = SessionOptions { precision: Some(precision), ..CPU };
+        PrefixModel::load(&runtime(), &checkpoint, &all_hooks(&checkpoint), &options).unwrap()
+    };
+    let reference = load(&folder("gpt2"), Precision::Full);
+    let same = self_check(&reference, &reference, &ids, 2, 12).unwrap();
+    assert_eq!((same.difference, same.tolerance), (0.0, 1e-3));
+    let half = self_check(&load(&folder("gpt2"), Precision::Half), &reference, &ids, 2, 12).unwrap();
+    assert!(half.difference > 1e-4 && half.difference < half.tolerance, "{half:?}");
+
+    // Another GELU: a model that is nearly right.
+    let wrong = copy("gpt2");
+    let path = wrong.path().join("config.json");
+    let config = std::fs::read_to_string(&path).unwrap().replace("gelu_new", "relu");
+    std::fs::write(&path, config).unwrap();
+    for precision in [Precision::Full, Precision::Half] {
+        let error = self_check(&load(wrong.path(), precision), &reference, &ids, 2, 12).unwrap_err();
+        let message = error.to_string();
+        assert!(message.contains("CPUExecutionProvider does not compute what the CPU computes"), "{message}");
+        assert!(message.contains("blocks."), "{message}");
     }
 }

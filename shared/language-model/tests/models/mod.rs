@@ -8,7 +8,7 @@ use std::path::{Path, PathBuf};
 use language_model::{Checkpoint, HookPoint, Runtime, Site};
 use safetensors::SafeTensors;
 
-pub const NAMES: [&str; 4] = ["gpt2", "gpt2-bare-f16-shards", "llama", "llama-bf16-rope-scaled"];
+pub const NAMES: [&str; 5] = ["gpt2", "gpt2-bare-f16-shards", "llama", "llama-bf16-rope-scaled", "gpt-neox"];
 
 pub fn folder(name: &str) -> PathBuf {
     Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/data").join(name)
@@ -20,7 +20,8 @@ pub fn runtime() -> Runtime {
 
 pub fn all_hooks(checkpoint: &Checkpoint) -> Vec<HookPoint> {
     let layers = 0..checkpoint.config().layers;
-    layers.flat_map(|layer| Site::ALL.map(|site| HookPoint { layer, site })).collect()
+    let hooks = layers.flat_map(|layer| Site::ALL.map(|site| HookPoint { layer, site }));
+    hooks.filter(|hook| !checkpoint.config().parallel || hook.site != Site::ResidMid).collect()
 }
 
 /// A copy of a model that a test may damage.

@@ -1,0 +1,154 @@
+//! GPT-NeoX (Black et al. 2022) and Pythia: rotary positions on a part of each head, LayerNorm, attention and
+//! MLP both reading the block's input.
+//!
+//! Tensor names and layouts are the checkpoint's: `Linear` weights are `[out, in]`, and a head's query, key
+//! and value lie together in `query_key_value`. Checkpoints with a language-model head name tensors
+//! `gpt_neox.layers.0.…`, those without `layers.0.…`.
+
+use serde::Deserialize;
+
+use crate::attention::Contexts;
+use crate::config::{activation, even_split};
+use crate::graph::{Graph, INPUT, Value, float, int};
+use crate::rope::{RopeJson, Rotation};
+use crate::{Checkpoint, Error, Family, HookPoint, ModelConfig, NormKind, Precision, Site};
+
+/// Reads `config.json`.
+pub(crate) fn config(text: &str) -> Result<ModelConfig, String> {
+    serde_json::from_str::<Json>(text).map_err(|error| error.to_string())?.config()
+}
+
+/// The keys of `config.json`; older files keep RoPE's in `rotary_emb_base` and `rotary_pct`.
+#[derive(Deserialize)]
+struct Json {
+    num_hidden_layers: usize,
+    hidden_size: usize,
+    intermediate_size: usize,
+    num_attention_heads: usize,
+    vocab_size: usize,
+    max_position_embeddings: usize,
+    layer_norm_eps: Option<f32>,
+    hidden_act: Option<String>,
+    rotary_emb_base: Option<f64>,
+    rotary_pct: Option<f64>,
+    rope_scaling: Option<RopeJson>,
+    rope_parameters: Option<RopeJson>,
+    use_parallel_residual: Option<bool>,
+    bos_token_id: Option<u32>,
+}
+
+impl Json {
+    fn config(self) -> Result<ModelConfig, String> {
+        let head_dim = even_split(self.hidden_size, self.num_attention_heads)?;
+        let rope = self.rope_parameters.or(self.rope_scaling).unwrap_or_default();
+        let theta = rope.rope_theta.or(self.rotary_emb_base).unwrap_or(10_000.0);
+        let partial = rope.partial_rotary_factor.or(self.rotary_pct).unwrap_or(0.25);
+        Ok(ModelConfig {
+            family: Family::GptNeox,
+            layers: self.num_hidden_layers,
+            d_model: self.hidden_size,
+            heads: self.num_attention_heads,
+            kv_heads: self.num_attention_heads,
+            head_dim,
+            d_mlp: self.intermediate_size,
+            vocabulary: self.vocab_size,
+            max_positions: self.max_position_embeddings,
+            norm: NormKind::LayerNorm,
+            norm_epsilon: self.layer_norm_eps.unwrap_or(1e-5),
+            activation: activation(self.hidden_act.as_deref().unwrap_or("gelu"))?,
+            rope: Some(rope.rope(theta, (head_dim as f64 * partial) as usize)?),
+            parallel: self.use_parallel_residual.unwrap_or(true),
+            bos_token: self.bos_token_id,
+        })
+    }
+}
+
+/// The serialized graph of `checkpoint` up to `hooks`.
+pub(crate) fn graph(
+    checkpoint: &Checkpoint,
+    hooks: &[HookPoint],
+    center: bool,
+    precision: Precision,
+) -> Result<Vec<u8>, Error> {
+    let config = checkpoint.config();
+    let prefix = if checkpoint.has("gpt_neox.embed_in.weight") { "gpt_neox." } else { "" };
+    let mut graph = Graph::new(checkpoint, precision);
+    let g = &mut graph;
+    let contexts = Contexts::new(g);
+    let rotation = config.rope.map(|rope| Rotation::new(g, rope, &contexts));
+    let rotation = rotation.ok_or_else(|| g.impossible("a GPT-NeoX has rotary positions"))?;
+    let last = hooks.iter().map(|hook| hook.layer).max().unwrap_or(0);
+
+    let tokens =
+        g.embedding(&format!("{prefix}embed_in.weight"), &[config.vocabulary, config.d_model], INPUT)?;
+    let mut resid = g.rows(&tokens, config.d_model);
+    for layer in 0..=last {
+        resid = block(g, config, &format!("{prefix}layers.{layer}"), layer, &contexts, &rotation, resid)?;
+    }
+    graph.finish(hooks, center)
+}
+
+/// One block; returns the residual stream behind it.
+fn block(
+    g: &mut Graph<'_>,
+    config: &ModelConfig,
+    name: &str,
+    layer: usize,
+    contexts: &Contexts,
+    rotation: &Rotation,
+    resid_pre: Value,
+) -> Result<Value, Error> {
+    g.hook(layer, Site::ResidPre, &resid_pre);
+    let normed = layer_norm(g, config, &format!("{name}.input_layernorm"), &resid_pre)?;
+    let attn_out = attention(g, config, &format!("{name}.attention"), contexts, rotation, &normed)?;
+    let attn_out = g.residual(attn_out);
+    g.hook(layer, Site::AttnOut, &attn_out);
+
+    // Where the two are parallel, there is no residual stream between them, and no hook.
+    let resid_mid = g.op("Add", &[&resid_pre, &attn_out], &[]);
+    if !config.parallel {
+        g.hook(layer, Site::ResidMid, &resid_mid);
+    }
+    let mlp_input = if config.parallel { &resid_pre } else { &resid_mid };
+    let normed = layer_norm(g, config, &format!("{name}.post_attention_layernorm"), mlp_input)?;
+    let mlp_out = mlp(g, config, &format!("{name}.mlp"), &normed)?;
+    let mlp_out = g.residual(mlp_out);
+    g.hook(layer, Site::MlpOut, &mlp_out);
+
+    let resid_post = g.op("Add", &[&resid_mid, &mlp_out], &[]);
+    g.hook(layer, Site::ResidPost, &resid_post);
+    Ok(resid_post)
+}
+
+fn layer_norm(g: &mut Graph<'_>, config: &ModelConfig, name: &str, x: &str) -> Result<Value, Error> {
+    let weight = g.weight(&format!("{name}.weight"), &[config.d_model])?;
+    let bias = g.weight(&format!("{name}.bias"), &[config.d_model])?;
+    let attributes = [int("axis", -1), float("epsilon", config.norm_epsilon)];
+    let normed = g.op("LayerNormalization", &[x, &weight, &bias], &attributes);
+    Ok(g.product_input(normed))
+}
+
+fn attention(
+    g: &mut Graph<'_>,
+    config: &ModelConfig,
+    name: &str,
+    contexts: &Contexts,
+    rotation: &Rotation,
+    x: &str,
+) -> Result<Value, Error> {
+    let (d, heads) = (config.d_model, config.heads);
+    let qkv = g.linear(&format!("{name}.query_key_value"), x, [3 * d, d])?;
+    let qkv = contexts.split(g, &qkv, &[heads, 3 * config.head_dim]);
+    let [q, k, v] = g.op_n("Split", &[&qkv], &[int("axis", -1), int("num_outputs", 3)]);
+    let q = rotation.apply(g, config, contexts, &q, heads);
+    let k = rotation.apply(g, config, contexts, &k, heads);
+    let z = contexts.attend(g, config, &q, &k, &v);
+    g.linear(&format!("{name}.dense"), &z, [d, d])
+}
+
+fn mlp(g: &mut Graph<'_>, config: &ModelConfig, name: &str, x: &str) -> Result<Value, Error> {
+    let (d, d_mlp) = (config.d_model, config.d_mlp);
+    let hidden = g.linear(&format!("{name}.dense_h_to_4h"), x, [d_mlp, d])?;
+    let active = g.activation(config.activation, &hidden);
+    g.linear(&format!("{name}.dense_4h_to_h"), &active, [d, d_mlp])
+}

@@ -1,0 +1,103 @@
+//! Does a model on a device compute what the same model computes on the CPU?
+
+use crate::{Error, Precision, PrefixModel};
+
+/// How far two runs of a model on the same tokens are apart.
+#[derive(Clone, Debug, PartialEq)]
+pub struct SelfCheck {
+    /// The hook at which they are farthest apart.
+    pub hook: String,
+    /// The largest difference of a row: ‖found − expected‖ / ‖expected‖, with the median row's norm for
+    /// rows that are shorter than it.
+    pub difference: f32,
+    /// The largest difference that counts as rounding.
+    pub tolerance: f32,
+}
+
+/// The largest [`SelfCheck::difference`] that counts as rounding. Half precision rounds each factor and
+/// result to 11 bits (5e-4), a dozen times a block; float32 to 24 bits, but sums over thousands of terms come
+/// in another order. A wrong mask, position or layout is off by more than 1.
+pub fn tolerance(precision: Precision) -> f32 {
+    match precision {
+        Precision::Full => 1e-3,
+        Precision::Half => 3e-2,
+    }
+}
+
+/// Runs `model` and `reference` on the same ids `[contexts, length]` and compares every row at every hook.
+///
+/// Both must have the same hooks; `reference` is the same model on the CPU in float32. Meant for the first
+/// batch of a long run: a provider that computes something else is found before it has cost a night.
+///
+/// # Errors
+/// When they are farther apart than [`tolerance`] of the model's precision, or either fails to run.
+pub fn self_check(
+    model: &PrefixModel,
+    reference: &PrefixModel,
+    ids: &[i64],
+    contexts: usize,
+    length: usize,
+) -> Result<SelfCheck, Error> {
+    if model.names() != reference.names() {
+        return Err(Error::Input("the model and its reference have different hooks".to_string()));
+    }
+    let (found, expected) = (model.run(ids, contexts, length)?, reference.run(ids, contexts, length)?);
+    let half = (0..model.names().len()).any(|hook| found.half_rows(hook).is_some());
+    let tolerance = tolerance(if half { Precision::Half } else { Precision::Full });
+    let mut worst = SelfCheck { hook: String::new(), difference: 0.0, tolerance };
+    for (hook, name) in model.names().iter().enumerate() {
+        let difference = farthest_row(&found.rows(hook), &expected.rows(hook), model.width(hook));
+        if worst.hook.is_empty() || difference > worst.difference {
+            worst = SelfCheck { hook: name.clone(), difference, tolerance };
+        }
+    }
+    if worst.difference <= tolerance {
+        return Ok(worst);
+    }
+    Err(Error::SelfCheck { provider: model.provider().to_string(), check: worst })
+}
+
+/// The largest difference of a row; infinite where one is not a number.
+fn farthest_row(found: &[f32], expected: &[f32], width: usize) -> f32 {
+    if found.len() != expected.len() {
+        return f32::INFINITY;
+    }
+    let mut norms: Vec<f32> = expected.chunks_exact(width).map(|row| norm(row.iter().copied())).collect();
+    let rows = found.chunks_exact(width).zip(expected.chunks_exact(width));
+    let differences: Vec<f32> = rows.map(|(a, b)| norm(a.iter().zip(b).map(|(a, b)| a - b))).collect();
+    let row_norms = norms.clone();
+    let middle = norms.len() / 2;
+    let median = *norms.select_nth_unstable_by(middle, f32::total_cmp).1;
+    let relative = differences.iter().zip(row_norms).map(|(difference, norm)| {
+        let relative = difference / norm.max(median).max(f32::MIN_POSITIVE);
+        if relative.is_nan() { f32::INFINITY } else { relative }
+    });
+    relative.fold(0.0, f32::max)
+}
+
+fn norm(numbers: impl Iterator<Item = f32>) -> f32 {
+    numbers.map(|x| f64::from(x) * f64::from(x)).sum::<f64>().sqrt() as f32
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_row_s_difference_is_relative_to_its_norm_but_not_below_the_median_s() {
+        let expected = [3.0, 4.0, 0.0, 0.01, 300.0, 400.0];
+        let mut found = expected;
+        found[4] += 5.0; // of 500
+        assert!((farthest_row(&found, &expected, 2) - 0.01).abs() < 1e-6);
+        found[3] += 0.25; // of the median norm, 5
+        assert!((farthest_row(&found, &expected, 2) - 0.05).abs() < 1e-6);
+        assert_eq!(farthest_row(&expected, &expected, 2), 0.0);
+    }
+
+    #[test]
+    fn what_is_not_a_number_is_infinitely_far() {
+        assert_eq!(farthest_row(&[f32::NAN, 1.0], &[1.0, 1.0], 2), f32::INFINITY);
+        assert_eq!(farthest_row(&[f32::INFINITY, 1.0], &[1.0, 1.0], 2), f32::INFINITY);
+        assert_eq!(farthest_row(&[1.0], &[1.0, 1.0], 1), f32::INFINITY);
+    }
+}
