@@ -3,9 +3,11 @@
 use std::time::Duration;
 
 use activation_store::{BatchStream, Store, StreamOptions};
-use human_units::{format_bytes, format_count, format_duration};
+use anyhow::Result;
+use human_units::{format_count, format_duration};
 
-use crate::engine::{Penalty, StepSpec};
+use crate::compute::Compute;
+use crate::engine::Penalty;
 use crate::plan::Plan;
 use crate::record::Summary;
 use crate::run_folder::program;
@@ -13,7 +15,7 @@ use crate::settings::Settings;
 use crate::table::{grouped, number, pairs};
 
 /// Prints what is about to be trained, on what and with what.
-pub(crate) fn settings(plan: &Plan, stream: &BatchStream, threads: usize) {
+pub(crate) fn settings(plan: &Plan, stream: &BatchStream, compute: &Compute) -> Result<()> {
     let settings = plan.settings();
     let step = &settings.step;
     let provenance = plan.stores[0].provenance();
@@ -54,29 +56,14 @@ pub(crate) fn settings(plan: &Plan, stream: &BatchStream, threads: usize) {
                 short(settings.lr)
             ),
         ),
-        (
-            "engine",
-            format!(
-                "cpu, {threads} threads, about {} of memory",
-                format_bytes(engine_memory(step) + stream_memory(&plan.stores, stream))
-            ),
-        ),
+        ("engine", compute.describe(step, stream_memory(&plan.stores, stream))?),
         ("run", format!("{}, seed {}", plan.out.display(), settings.seed)),
     ];
     if let Some(path) = &settings.init_from {
         lines.push(("start", path.display().to_string()));
     }
     eprint!("{}\n{}", program(), pairs(&lines));
-}
-
-/// Bytes of memory that the steps need at the peak: weights and moments, a second copy of them while a
-/// checkpoint is written, the frequency window, and two dense [B, F] arrays at the start, when most features
-/// are active.
-fn engine_memory(step: &StepSpec) -> u64 {
-    let (d, f, batch) = (step.width as u64, step.features as u64, step.batch as u64);
-    let weights = 4 * (2 * d * f + d + f);
-    let window = 4 * step.sparsity_window as u64 * f;
-    7 * weights + 2 * window + 8 * batch * f + 12 * batch * d
+    Ok(())
 }
 
 /// Bytes of memory for the rows read ahead: a block of chunks that is being mixed, the next one, and the

@@ -261,6 +261,11 @@ pub(crate) struct LengthArguments {
     #[arg(long, value_name = "STEPS", value_parser = parse_count)]
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub(crate) lr_decay_steps: Option<u64>,
+    /// How products are formed: exact and fp32 give the float32 product's active features and values, exact by ruling most
+    /// pairs out beforehand in fewer bits; bf16 computes in bfloat16, on a GPU alone [default: exact]
+    #[arg(long, value_enum, value_name = "KIND", hide_possible_values = true)]
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub(crate) precision: Option<PrecisionChoice>,
     /// A feature counts as dead when it did not fire in this many last rows [default: 1M]
     #[arg(long, value_name = "ROWS", value_parser = parse_count)]
     #[serde(default, skip_serializing_if = "Option::is_none")]
@@ -282,7 +287,7 @@ pub(crate) struct RunArguments {
     /// be left out; only --steps, --tokens and --eval-rows may differ from the run's
     #[arg(long)]
     pub(crate) resume: bool,
-    /// Where the steps are computed; this build has an engine for the CPU, and auto means that one
+    /// Where the steps are computed: on a GPU (cuda), on the CPU (cpu), or on a GPU if one can be used (auto)
     #[arg(long, value_enum, default_value_t = DeviceChoice::Auto)]
     pub(crate) device: DeviceChoice,
     /// CPU threads [default: one a core]
@@ -328,6 +333,16 @@ pub(crate) enum DecoderNormChoice {
     Unit,
     Tied,
     Free,
+}
+
+/// How products are formed.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default, ValueEnum, Serialize, Deserialize)]
+#[serde(rename_all = "kebab-case")]
+pub(crate) enum PrecisionChoice {
+    #[default]
+    Exact,
+    Bf16,
+    Fp32,
 }
 
 /// The decoder bias before the first step.

@@ -19,6 +19,7 @@ mod arguments;
 mod bench;
 mod checkpoint;
 mod compare;
+mod compute;
 mod decoder_bias;
 pub mod engine;
 mod evaluation;

@@ -10,7 +10,8 @@ use anyhow::{Result, bail, ensure};
 use serde::{Deserialize, Serialize};
 
 use crate::arguments::{
-    DecoderBias, DecoderNormChoice, LossArguments, MseChoice, PenaltyChoice, SettingArguments,
+    DecoderBias, DecoderNormChoice, LossArguments, MseChoice, PenaltyChoice, PrecisionChoice,
+    SettingArguments,
 };
 use crate::engine::{Adam, DecoderNorm, FrequencyPenalty, LossSpec, Mse, Penalty, StepSpec};
 
@@ -41,6 +42,9 @@ pub(crate) struct Settings {
     pub(crate) drop_bos: bool,
     /// Chunks of the store whose rows are mixed; `None` leaves it to the store.
     pub(crate) mixing_chunks: Option<usize>,
+    /// How products are formed.
+    #[serde(default)]
+    pub(crate) precision: PrecisionChoice,
     /// A feature counts as dead when it did not fire in this many rows.
     pub(crate) dead_rows: u64,
     /// Rows of the evaluation at the end.
@@ -108,6 +112,7 @@ impl Settings {
             init_from: model.init_from.clone(),
             drop_bos: data.drop_bos,
             mixing_chunks: data.mixing_chunks,
+            precision: length.precision.unwrap_or_default(),
             dead_rows: length.dead_rows.unwrap_or(1_000_000),
             eval_rows: length.eval_rows.unwrap_or(1_000_000),
         };

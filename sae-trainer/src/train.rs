@@ -8,10 +8,11 @@ use anyhow::{Context, Result, bail, ensure};
 use sae::{Sae, Weights};
 
 use crate::announce;
-use crate::arguments::{DecoderBias, DeviceChoice, RunArguments, TrainArguments};
+use crate::arguments::{DecoderBias, RunArguments, TrainArguments};
 use crate::checkpoint;
+use crate::compute::Compute;
 use crate::decoder_bias;
-use crate::engine::{CpuEngine, CpuOptions, Engine, EngineError, EngineState, StepStats};
+use crate::engine::{Engine, EngineError, EngineState, StepStats};
 use crate::evaluation::{evaluate, stream_options};
 use crate::interrupt::Interrupt;
 use crate::plan::Plan;
@@ -24,9 +25,6 @@ use crate::settings::Settings;
 
 /// Trains, and returns the process' exit code: 0, or 130 after Ctrl-C.
 pub(crate) fn train(arguments: TrainArguments) -> Result<u8> {
-    if arguments.run.device == DeviceChoice::Cuda {
-        bail!("this build has no CUDA engine; train on the CPU with --device cpu");
-    }
     let interrupt = Interrupt::listen().context("cannot listen for Ctrl-C")?;
     let plan = Plan::new(&arguments)?;
     Run::start(plan, arguments.run, interrupt)?.finish()
@@ -91,7 +89,8 @@ impl Run {
             stream.rows_per_epoch(),
             settings.step.batch
         );
-        announce::settings(&plan, &stream, threads);
+        let compute = Compute::choose(flags.device, settings.precision, threads)?;
+        announce::settings(&plan, &stream, &compute)?;
 
         let state = match &plan.checkpoint {
             Some((_, folder)) => Some(checkpoint::load(folder, &settings.step)?),
@@ -102,11 +101,7 @@ impl Run {
             (None, Some(sae)) => sae.weights.clone(),
             (None, None) => initial_weights(settings, &mut stream)?,
         };
-        let mut engine: Box<dyn Engine> = Box::new(CpuEngine::new(
-            settings.step,
-            &weights,
-            CpuOptions { threads, ..CpuOptions::default() },
-        )?);
+        let mut engine = compute.engine(settings.step, &weights)?;
         drop(weights);
         let step = state.as_ref().map_or(0, |state| state.step);
         if let Some(state) = state {

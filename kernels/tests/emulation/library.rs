@@ -119,7 +119,8 @@ fn kernel_names(text: &str) -> Vec<String> {
 }
 
 fn folder() -> PathBuf {
-    Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/emulation")
+    // Found from the crates beside this one too, whose tests include this file.
+    Path::new(env!("CARGO_MANIFEST_DIR")).join("../kernels/tests/emulation")
 }
 
 /// The library's path; compiles it if there is none for these sources and flags.

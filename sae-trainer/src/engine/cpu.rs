@@ -16,7 +16,7 @@ use kernels::loss::Mse;
 use kernels::stats::Sums;
 use kernels::step::{Schedule, StepSpec};
 
-use super::{Engine, EngineError, EngineState, EvalStats, Path, StepStats};
+use super::{Engine, EngineError, EngineState, EvalStats, Path, StepStats, check_length};
 
 /// How a [`CpuEngine`] runs. Nothing here changes results beyond rounding, and `threads` not even that.
 #[derive(Debug, Clone, Copy, PartialEq)]
@@ -221,15 +221,6 @@ impl Engine for CpuEngine {
         self.steps = state.step;
         Ok(())
     }
-}
-
-fn check_length(
-    array: &'static str,
-    found: usize,
-    expected: usize,
-    rule: &'static str,
-) -> Result<(), EngineError> {
-    if found == expected { Ok(()) } else { Err(EngineError::Length { array, found, expected, rule }) }
 }
 
 /// What the forward pass leaves behind, besides the buffers.

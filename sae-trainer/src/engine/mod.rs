@@ -3,13 +3,17 @@
 
 mod bench;
 mod cpu;
+mod device;
 
 pub use bench::{BenchReport, BenchRow, Bound, bench, synthetic};
 pub use cpu::{CpuEngine, CpuOptions};
+pub use device::{CudaEngine, DeviceEngine, device_memory};
 
 pub use kernels::cpu::Parameters;
 pub use kernels::cpu::encode::Search;
 use kernels::cuda::device::DeviceError;
+use kernels::cuda::plan::PlanError;
+pub use kernels::cuda::plan::{Options as DeviceOptions, Precision};
 pub use kernels::loss::{FrequencyPenalty, LossSpec, Mse, Penalty};
 pub use kernels::stats::Sums;
 pub use kernels::step::{Adam, DecoderNorm, Schedule, SpecError, StepSpec};
@@ -153,6 +157,9 @@ pub enum EngineError {
         /// The step.
         step: u64,
     },
+    /// The device's kernels are not made for such a step.
+    #[error(transparent)]
+    Plan(#[from] PlanError),
     /// The device failed, or has too little memory.
     #[error(transparent)]
     Device(#[from] DeviceError),
@@ -164,6 +171,16 @@ pub enum EngineError {
         /// The system's reason.
         reason: String,
     },
+}
+
+/// An error unless an array has the length that the sizes ask for.
+fn check_length(
+    array: &'static str,
+    found: usize,
+    expected: usize,
+    rule: &'static str,
+) -> Result<(), EngineError> {
+    if found == expected { Ok(()) } else { Err(EngineError::Length { array, found, expected, rule }) }
 }
 
 /// Something that trains an autoencoder step by step.

@@ -62,10 +62,22 @@ fn an_autoencoder_that_cannot_be_read() {
 }
 
 #[test]
-fn cuda_is_not_promised() {
+fn without_a_gpu_cuda_says_what_is_missing_and_auto_trains_on_the_cpu() {
+    if std::path::Path::new("/dev/nvidiactl").exists() {
+        return;
+    }
     let place = Place::new();
     let told = place.fail(&format!("{SMALL} --device cuda --out run"));
-    assert!(told.contains("no CUDA engine") && told.contains("--device cpu"), "{told}");
+    assert!(told.contains("--device cuda cannot be used") && told.contains("--device cpu"), "{told}");
+    assert!(told.contains("libcuda.so.1") || told.contains("no usable device"), "{told}");
+    assert!(!place.path("run").exists(), "a run that cannot start leaves nothing");
+    let output = place.run(&format!("{SMALL} --device auto --out run"));
+    let told = String::from_utf8_lossy(&output.stderr);
+    let lines: Vec<&str> = told.lines().filter(|line| line.starts_with("training on the CPU: ")).collect();
+    assert_eq!(lines.len(), 1, "{told}");
+    assert!(told.contains("cpu, "), "{told}");
+    let told = place.fail(&format!("{SMALL} --device cpu --precision bf16 --out other"));
+    assert!(told.contains("--precision bf16 is for GPUs"), "{told}");
 }
 
 #[test]

@@ -31,6 +31,10 @@ use super::device::{Argument, Device, DeviceError, Factor, Gemm, Launch, Propert
 use super::libraries::{self, ToolkitLibrary};
 use super::nvrtc;
 
+/// Bytes of the smallest pinned place for a download, and how many places are kept.
+const SMALLEST_PLACE: usize = 4096;
+const PLACES: usize = 8;
+
 /// How a [`CudaDevice`] is set up.
 #[derive(Debug, Clone)]
 pub struct CudaOptions {
@@ -58,6 +62,8 @@ pub struct CudaDevice {
     modules: Modules,
     uploads: Uploads,
     timing: Option<Timing>,
+    /// Pinned places of finished downloads: pinning memory and letting it go takes the driver longer than a step.
+    places: Vec<(Pinned, Event)>,
     compute: Stream,
     properties: Properties,
     poison: bool,
@@ -127,6 +133,7 @@ impl CudaDevice {
             modules: Modules::load(&context, properties.compute_capability, &options.cache)?,
             uploads: Uploads::new(&context)?,
             timing: None,
+            places: Vec::new(),
             compute,
             properties,
             poison: options.poison,
@@ -298,8 +305,14 @@ impl Device for CudaDevice {
     ) -> Result<CudaTransfer, DeviceError> {
         check_range("a download", from, offset, bytes)?;
         self.context.bind()?;
-        let mut memory = Pinned::new(&self.context, bytes)?;
-        let copied = Event::new(&self.context, false)?;
+        let fitting = self.places.iter().position(|(memory, _)| memory.bytes().len() >= bytes);
+        let (mut memory, copied) = match fitting {
+            Some(place) => self.places.swap_remove(place),
+            None => {
+                let size = bytes.next_multiple_of(SMALLEST_PLACE);
+                (Pinned::new(&self.context, size)?, Event::new(&self.context, false)?)
+            }
+        };
         // SAFETY: the range is within the buffer; the transfer owns the memory until the copy is done (dropping it
         // earlier waits for the device).
         unsafe {
@@ -319,7 +332,11 @@ impl Device for CudaDevice {
     fn finish_download(&mut self, transfer: CudaTransfer) -> Result<Vec<u8>, DeviceError> {
         self.context.bind()?;
         transfer.copied.synchronize()?;
-        Ok(transfer.memory.bytes()[..transfer.bytes].to_vec())
+        let bytes = transfer.memory.bytes()[..transfer.bytes].to_vec();
+        if self.places.len() < PLACES {
+            self.places.push((transfer.memory, transfer.copied));
+        }
+        Ok(bytes)
     }
 
     unsafe fn launch(&mut self, launch: &Launch<'_, CudaBuffer>) -> Result<(), DeviceError> {

@@ -1,0 +1,181 @@
+//! The engine that drives a GPU, on the emulated one: it follows the CPU engine step by step, a step ahead or not, through
+//! refused steps, bad batches and changes of the engine.
+
+#[path = "../../kernels/tests/emulation/mod.rs"]
+mod emulation;
+
+use emulation::EmulatedDevice;
+use sae::Weights;
+use sae_trainer::engine::{
+    Adam, CpuEngine, CpuOptions, DecoderNorm, DeviceEngine, DeviceOptions, Engine, EngineError,
+    FrequencyPenalty, LossSpec, Mse, Path, Penalty, Precision, Schedule, StepSpec, StepStats,
+};
+
+const WIDTH: usize = 20;
+const FEATURES: usize = 70;
+const BATCH: usize = 36;
+
+fn spec() -> StepSpec {
+    let frequency = |target| Some(FrequencyPenalty { coefficient: 1e-3, target });
+    StepSpec {
+        width: WIDTH,
+        features: FEATURES,
+        batch: BATCH,
+        pre_bias: true,
+        loss: LossSpec {
+            mse: Mse::Centered,
+            penalty: Penalty::ApproxL0 { epsilon: 0.2 },
+            coefficient: 3e-2,
+            min_sparsity: frequency(0.1),
+            max_sparsity: frequency(0.6),
+            frequency_epsilon: 0.2,
+            weight_by_decoder_norm: false,
+        },
+        decoder_norm: DecoderNorm::Unit,
+        adam: Adam::default(),
+        sparsity_window: 4,
+    }
+}
+
+fn batch(step: u64) -> Vec<f32> {
+    let mut state = (step + 1).wrapping_mul(0x9E37_79B9_7F4A_7C15) | 1;
+    let mut next = || {
+        state ^= state << 13;
+        state ^= state >> 7;
+        state ^= state << 17;
+        (state >> 40) as f32 / (1u64 << 23) as f32 - 1.0
+    };
+    (0..BATCH * WIDTH).map(|_| next()).collect()
+}
+
+fn weights() -> Weights {
+    Weights::init(WIDTH, FEATURES, 7)
+}
+
+fn device_engine(sparse_density: f64) -> DeviceEngine<EmulatedDevice> {
+    let options = DeviceOptions { precision: Precision::Exact, sparse_density };
+    DeviceEngine::new(EmulatedDevice::new(), spec(), &weights(), options).unwrap()
+}
+
+fn cpu_engine() -> CpuEngine {
+    CpuEngine::new(spec(), &weights(), CpuOptions { threads: 1, ..CpuOptions::default() }).unwrap()
+}
+
+fn schedule(step: u64) -> Schedule {
+    Schedule { lr: 2e-2 * (1.0 - step as f64 / 200.0), ..Schedule::constant(0.0) }
+}
+
+/// Gives the engine a step ahead, as the training loop does.
+fn train_ahead(engine: &mut dyn Engine, steps: std::ops::Range<u64>) -> Vec<StepStats> {
+    let mut all = Vec::new();
+    for step in steps {
+        all.extend(engine.submit(&batch(step), &schedule(step)).unwrap());
+    }
+    while let Some(stats) = engine.finish().unwrap() {
+        all.push(stats);
+    }
+    all
+}
+
+fn train(engine: &mut dyn Engine, steps: std::ops::Range<u64>) -> Vec<StepStats> {
+    steps.map(|step| engine.step(&batch(step), &schedule(step)).unwrap()).collect()
+}
+
+fn assert_alike(got: &[StepStats], expected: &[StepStats]) {
+    assert_eq!(got.len(), expected.len());
+    for (got, expected) in got.iter().zip(expected) {
+        assert_eq!(got.step, expected.step);
+        // Not the loss: an activation that rounding moves over 0 changes it by a whole count of L0.
+        let near = |a: f64, b: f64| (a - b).abs() <= 1e-3 * b.abs();
+        assert!(near(got.mse, expected.mse), "step {}: {} {}", got.step, got.mse, expected.mse);
+        assert!((got.l0 - expected.l0).abs() <= 3.0 / BATCH as f64, "step {}", got.step);
+        assert!((got.explained_variance - expected.explained_variance).abs() < 1e-3, "step {}", got.step);
+    }
+}
+
+#[test]
+fn it_follows_the_cpu_engine_through_dense_steps_refused_steps_and_sparse_ones() {
+    let expected = train(&mut cpu_engine(), 0..60);
+    // Lists for fewer pairs than a batch activates at first and for more than at the end.
+    let densities: Vec<f64> = expected.iter().map(|stats| stats.density).collect();
+    assert!(densities[59] < 0.5 * densities[0], "{densities:?}");
+    let mut engine = device_engine(0.7 * densities[0]);
+    let got = train_ahead(&mut engine, 0..60);
+    assert_alike(&got, &expected);
+    let paths: Vec<Path> = got.iter().map(|stats| stats.path).collect();
+    assert_eq!(paths[0], Path::Dense);
+    assert!(paths.contains(&Path::Sparse), "{paths:?}");
+    // One at a time gives the same bits as a step ahead on the sparse path alone, where no path depends on reports.
+    let (mut one, mut ahead) = (device_engine(1.0), device_engine(1.0));
+    assert_eq!(train(&mut one, 0..8), train_ahead(&mut ahead, 0..8));
+    assert!(one.state().unwrap() == ahead.state().unwrap());
+}
+
+#[test]
+fn a_refused_step_and_the_one_behind_it_are_done_the_other_way() {
+    let expected = train(&mut cpu_engine(), 0..40);
+    let mut engine = device_engine(0.7 * expected[0].density);
+    train_ahead(&mut engine, 0..40);
+    // The weights of the start fire too often for the lists, while the engine expects sparse batches.
+    let mut start = engine.state().unwrap();
+    let first = device_engine(1.0).state().unwrap();
+    (start.weights, start.first_moments, start.second_moments) =
+        (first.weights, first.first_moments, first.second_moments);
+    engine.restore(start.clone()).unwrap();
+    let mut cpu = cpu_engine();
+    cpu.restore(start).unwrap();
+    let got = train_ahead(&mut engine, 40..46);
+    assert_alike(&got, &train(&mut cpu, 40..46));
+    assert_eq!(got[0].path, Path::Dense);
+}
+
+#[test]
+fn a_bad_batch_stops_itself_and_the_step_behind_it_and_nothing_else() {
+    let mut engine = device_engine(1.0);
+    train_ahead(&mut engine, 0..3);
+    let before = engine.state().unwrap();
+    let mut bad = batch(3);
+    bad[5 * WIDTH + 2] = f32::NAN;
+    assert_eq!(engine.submit(&bad, &schedule(3)).unwrap(), None);
+    let error = engine.submit(&batch(4), &schedule(4)).unwrap_err();
+    assert_eq!(error, EngineError::NonFiniteRow { row: 5 });
+    assert_eq!(engine.finish().unwrap(), None);
+    assert!(engine.state().unwrap() == before);
+    assert_eq!(engine.evaluate(&bad).unwrap_err(), error);
+    let mut other = device_engine(1.0);
+    train_ahead(&mut other, 0..3);
+    assert_eq!(train_ahead(&mut engine, 3..5), train_ahead(&mut other, 3..5));
+    assert!(engine.submit(&batch(0)[1..], &schedule(0)).is_err());
+}
+
+#[test]
+fn a_run_can_change_its_engine() {
+    let mut cpu = cpu_engine();
+    train(&mut cpu, 0..6);
+    let mut device = device_engine(1.0);
+    device.restore(cpu.state().unwrap()).unwrap();
+    assert!(device.state().unwrap() == cpu.state().unwrap());
+    assert_eq!(device.weights().unwrap(), cpu.weights().unwrap());
+    assert_eq!(device.frequencies().unwrap(), cpu.frequencies().unwrap());
+    assert_eq!(device.steps_since_fired().unwrap(), cpu.steps_since_fired().unwrap());
+    let expected = train(&mut cpu, 6..12);
+    assert_alike(&train_ahead(&mut device, 6..9), &expected[..3]);
+    let mut back = cpu_engine();
+    back.restore(device.state().unwrap()).unwrap();
+    assert_alike(&train(&mut back, 9..12), &expected[3..]);
+}
+
+#[test]
+fn evaluation_takes_any_number_of_rows() {
+    let (mut device, mut cpu) = (device_engine(1.0), cpu_engine());
+    let rows: Vec<f32> = [batch(1), batch(2), batch(3)].concat();
+    for count in [0, 1, BATCH - 1, BATCH] {
+        let part = &rows[..count * WIDTH];
+        let (got, expected) = (device.evaluate(part).unwrap(), cpu.evaluate(part).unwrap());
+        assert_eq!((got.rows, got.active, &got.firings), (expected.rows, expected.active, &expected.firings));
+        assert!((got.squared_error - expected.squared_error).abs() <= 1e-5 * expected.squared_error);
+    }
+    let parts = [&rows[..BATCH * WIDTH], &rows[BATCH * WIDTH..2 * BATCH * WIDTH], &rows[2 * BATCH * WIDTH..]];
+    let sum: u64 = parts.iter().map(|part| cpu.evaluate(part).unwrap().active).sum();
+    assert_eq!(device.evaluate(&rows).unwrap().active, sum);
+}
