@@ -14,8 +14,10 @@ from transformers import (
     AutoTokenizer,
     GPT2Config,
     GPT2LMHeadModel,
+    GPTNeoXConfig,
     LlamaConfig,
-    LlamaForCausalLM,
+    MistralConfig,
+    Qwen2Config,
 )
 
 TOLERANCE = 1e-4
@@ -30,12 +32,12 @@ def smollm2(repository):
 
 @pytest.fixture
 def run_hooks(example, tmp_path):
-    """run_hooks(folder, ids, center=False): every hook's rows as our own program computes them."""
+    """run_hooks(folder, ids, center=False, half=False): every hook's rows as our own program computes them."""
 
-    def run(folder, ids, center=False):
+    def run(folder, ids, center=False, half=False):
         save_file({"ids": ids}, tmp_path / "ids.safetensors")
-        out = tmp_path / "out.safetensors"
-        example("hook_outputs", folder, tmp_path / "ids.safetensors", out, *["--center"] * center)
+        out, flags = tmp_path / "out.safetensors", ["--center"] * center + ["--half"] * half
+        example("hook_outputs", folder, tmp_path / "ids.safetensors", out, *flags)
         return load_file(out)
 
     return run
@@ -112,30 +114,144 @@ def test_smollm2_with_its_real_weights(smollm2, run_hooks):
     ids = torch.tensor(tokenizer(text).input_ids[:256]).reshape(2, 128)
     worst = compare(run_hooks(smollm2, ids), model, ids)
     assert worst["largest activation"] > 1000, "its massive activations are part of the test"
+    assert worst["ours"] < 1e-3 * worst["largest activation"]
     del model
     gc.collect()
 
 
-@pytest.mark.parametrize("center", [False, True])
-def test_a_random_grouped_query_llama(tmp_path, run_hooks, center):
+SMALL = dict(
+    vocab_size=1000,
+    hidden_size=256,
+    intermediate_size=700,
+    num_hidden_layers=3,
+    num_attention_heads=8,
+    max_position_embeddings=512,
+)
+GROUPED = dict(SMALL, num_key_value_heads=2)
+
+
+def rope(kind, **rest):
+    return dict(rope_parameters=dict(rope_type=kind, rope_theta=5000.0, **rest))
+
+
+# Every variant of a family whose graph differs.
+VARIANTS = {
+    "llama": LlamaConfig(**GROUPED, **rope("default")),
+    "llama with biases and wide heads": LlamaConfig(**GROUPED, head_dim=48, attention_bias=True, mlp_bias=True),
+    "llama, linear": LlamaConfig(**GROUPED, **rope("linear", factor=4.0)),
+    "llama, dynamic": LlamaConfig(**GROUPED, **rope("dynamic", factor=4.0)),
+    "llama, llama3": LlamaConfig(
+        **GROUPED,
+        **rope("llama3", factor=8.0, low_freq_factor=1.0, high_freq_factor=4.0, original_max_position_embeddings=64),
+    ),
+    "llama, yarn": LlamaConfig(
+        **GROUPED, **rope("yarn", factor=4.0, original_max_position_embeddings=128, beta_fast=16.0)
+    ),
+    "llama, yarn with mscale": LlamaConfig(
+        **GROUPED,
+        **rope("yarn", factor=4.0, original_max_position_embeddings=128, mscale=0.7, mscale_all_dim=0.3, truncate=False),
+    ),
+    "mistral": MistralConfig(**GROUPED, sliding_window=300),
+    "qwen2": Qwen2Config(**GROUPED, tie_word_embeddings=True),
+    "gpt-neox": GPTNeoXConfig(**SMALL),
+    "gpt-neox, one after the other": GPTNeoXConfig(**SMALL, use_parallel_residual=False, hidden_act="gelu_new"),
+}
+
+
+def random_model(config):
+    """A model with weights large enough that attention is far from uniform, and its norms off centre."""
     torch.manual_seed(0)
-    config = LlamaConfig(
-        vocab_size=1000,
-        hidden_size=256,
-        intermediate_size=700,
-        num_hidden_layers=3,
-        num_attention_heads=8,
-        num_key_value_heads=2,
-        max_position_embeddings=512,
-        rope_theta=5000.0,
-    )
-    model = LlamaForCausalLM(config).eval()
+    model = AutoModelForCausalLM.from_config(config, dtype=torch.float32).eval()
     for name, parameter in model.named_parameters():
-        torch.nn.init.normal_(parameter, mean=1.0 if "norm" in name else 0.0, std=0.06)
+        norm = ("norm" in name or "ln_" in name) and name.endswith("weight")
+        torch.nn.init.normal_(parameter, mean=1.0 if norm else 0.0, std=0.06)
+    return model
+
+
+@pytest.mark.parametrize(
+    ("variant", "center"), [(variant, False) for variant in VARIANTS] + [("llama", True), ("gpt-neox", True)]
+)
+def test_every_variant_of_a_family_with_random_weights(tmp_path, run_hooks, variant, center):
+    model = random_model(VARIANTS[variant])
     model.save_pretrained(tmp_path / "model")
     ids = random_ids(1000, 2, 300)
     worst = compare(run_hooks(tmp_path / "model", ids, center), model, ids, center)
     assert worst["ours"] < TOLERANCE
+
+
+@pytest.mark.parametrize("size", ["distilgpt2", "gpt2-medium", "gpt2-large", "gpt2-xl"])
+def test_the_other_sizes_of_gpt2(tmp_path, run_hooks, size):
+    """Their widths and heads, in fewer layers and with a smaller vocabulary."""
+    width, heads = {"distilgpt2": (768, 12), "gpt2-medium": (1024, 16), "gpt2-large": (1280, 20), "gpt2-xl": (1600, 25)}[size]
+    torch.manual_seed(0)
+    config = GPT2Config(n_embd=width, n_head=heads, n_layer=2, vocab_size=500)
+    model = GPT2LMHeadModel(config).eval()
+    model.save_pretrained(tmp_path / "model")
+    ids = random_ids(500, 1, 100)
+    worst = compare(run_hooks(tmp_path / "model", ids), model, ids)
+    assert worst["ours"] < TOLERANCE
+
+
+@pytest.mark.parametrize("variant", ["gpt2", "llama", "gpt-neox"])
+def test_half_precision_is_as_near_to_float64_as_float16_is(tmp_path, run_hooks, variant):
+    """Nearer than `transformers` in float16, whose residual stream is rounded, too."""
+    gpt2 = GPT2Config(n_embd=256, n_head=8, n_layer=3, vocab_size=1000)
+    model = random_model(gpt2 if variant == "gpt2" else VARIANTS[variant])
+    model.save_pretrained(tmp_path / "model")
+    ids = random_ids(1000, 2, 100)
+    ours = run_hooks(tmp_path / "model", ids, half=True)
+    theirs = hook_outputs(model.half(), ids)
+    model = type(model).from_pretrained(tmp_path / "model", dtype=torch.float32).double()
+    exact = hook_outputs(model, ids)
+    assert ours.keys() == exact.keys()
+    rms = lambda x: x.double().pow(2).mean().sqrt().item()
+    for name, truth in exact.items():
+        our_error, their_error = rms(ours[name] - truth), rms(theirs[name] - truth)
+        assert our_error < 2**-9 * rms(truth), f"{name}: {our_error / rms(truth):.1e} of the activations"
+        assert our_error < 1.1 * their_error, f"{name}: {our_error:.2e}, transformers in float16 {their_error:.2e}"
+
+
+@pytest.mark.filterwarnings("ignore")
+@pytest.mark.parametrize("family", ["gpt2", "llama"])
+def test_an_exported_onnx_file_gives_what_the_model_gives(tmp_path, example, monkeypatch, family):
+    from torch.onnx._internal.torchscript_exporter import onnx_proto_utils
+
+    # Only looks for functions written with the package onnx, which this export has none of.
+    monkeypatch.setattr(onnx_proto_utils, "_add_onnxscript_fn", lambda proto, *_: proto)
+    gpt2 = GPT2Config(n_embd=64, n_head=4, n_layer=3, vocab_size=1000)
+    model = random_model(gpt2 if family == "gpt2" else VARIANTS["llama"]).base_model
+    model.set_attn_implementation("eager")
+
+    class Ids(torch.nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.model = model
+
+        def forward(self, input_ids, attention_mask):
+            return self.model(input_ids, attention_mask=attention_mask, use_cache=False).last_hidden_state
+
+    ids, free = random_ids(1000, 2, 30), {0: "contexts", 1: "length"}
+    torch.onnx.export(
+        Ids().eval(), (ids, torch.ones_like(ids)), tmp_path / "model.onnx", dynamo=False, opset_version=17,
+        input_names=["input_ids", "attention_mask"], dynamic_axes={"input_ids": free, "attention_mask": free},
+    )
+    blocks = "h" if family == "gpt2" else "layers"
+    tensors = {
+        "blocks.1.hook_resid_pre": f"/model/{blocks}.0/Add_1_output_0",
+        "blocks.1.hook_resid_mid": f"/model/{blocks}.1/Add_output_0",
+        "blocks.2.hook_resid_post": f"/model/{blocks}.2/Add_1_output_0",
+    }
+    ids = random_ids(1000, 3, 21)
+    save_file({"ids": ids}, tmp_path / "ids.safetensors")
+    files = [tmp_path / name for name in ("model.onnx", "ids.safetensors", "out.safetensors")]
+    few, many = (
+        int(example("onnx_outputs", *files, *names).split()[2])
+        for names in ([tensors["blocks.1.hook_resid_pre"]], tensors.values())
+    )
+    assert few < 0.6 * many, "what only later blocks need must be gone"
+    ours, exact = load_file(files[2]), hook_outputs(model.double(), ids)
+    for hook, tensor in tensors.items():
+        assert (ours[tensor].double() - exact[hook]).abs().max() < TOLERANCE, hook
 
 
 @pytest.fixture(scope="module")

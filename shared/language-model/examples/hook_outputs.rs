@@ -1,6 +1,6 @@
 //! Every hook of every block of a model, for comparison with other implementations.
 //!
-//!     hook_outputs MODEL_FOLDER IDS.safetensors OUT.safetensors [--center]
+//!     hook_outputs MODEL_FOLDER IDS.safetensors OUT.safetensors [--center] [--half]
 //!
 //! `IDS.safetensors` holds `ids`, int64 `[contexts, length]`. `OUT.safetensors` gets one float32 tensor
 //! `[contexts * length, d_model]` per hook, named by it.
@@ -8,17 +8,19 @@
 use std::error::Error;
 use std::path::Path;
 
-use language_model::{Checkpoint, Device, HookPoint, PrefixModel, Runtime, SessionOptions, Site};
+use language_model::{Checkpoint, HookPoint, Precision, PrefixModel, Runtime, SessionOptions, Site};
 use safetensors::SafeTensors;
 use safetensors::tensor::{Dtype, TensorView, serialize_to_file};
 
 fn main() -> Result<(), Box<dyn Error>> {
-    let arguments: Vec<String> = std::env::args().skip(1).collect();
-    let (model, ids, out, center) = match arguments.iter().map(String::as_str).collect::<Vec<_>>()[..] {
-        [model, ids, out] => (model, ids, out, false),
-        [model, ids, out, "--center"] => (model, ids, out, true),
-        _ => return Err("usage: hook_outputs MODEL_FOLDER IDS.safetensors OUT.safetensors [--center]".into()),
+    let (flags, arguments): (Vec<String>, Vec<String>) =
+        std::env::args().skip(1).partition(|argument| argument.starts_with("--"));
+    let [model, ids, out] = &arguments[..] else {
+        return Err(
+            "usage: hook_outputs MODEL_FOLDER IDS.safetensors OUT.safetensors [--center] [--half]".into()
+        );
     };
+    let flag = |name: &str| flags.iter().any(|flag| flag == name);
     let bytes = std::fs::read(ids)?;
     let file = SafeTensors::deserialize(&bytes)?;
     let ids = file.tensor("ids")?;
@@ -27,10 +29,14 @@ fn main() -> Result<(), Box<dyn Error>> {
         ids.data().chunks_exact(8).map(|b| i64::from_le_bytes(b.try_into().unwrap())).collect();
 
     let checkpoint = Checkpoint::open(Path::new(model))?;
-    let hooks: Vec<HookPoint> = (0..checkpoint.config().layers)
+    let config = checkpoint.config();
+    let hooks: Vec<HookPoint> = (0..config.layers)
         .flat_map(|layer| Site::ALL.map(|site| HookPoint { layer, site }))
+        .filter(|hook| !config.parallel || hook.site != Site::ResidMid)
         .collect();
-    let options = SessionOptions { device: Device::Auto, threads: 0, center, precision: None };
+    let precision = if flag("--half") { Precision::Half } else { Precision::Full };
+    let options =
+        SessionOptions { center: flag("--center"), precision: Some(precision), ..SessionOptions::default() };
     let model = PrefixModel::load(&Runtime::load(None)?, &checkpoint, &hooks, &options)?;
     let activations = model.run(&tokens, *contexts, *length)?;
 
