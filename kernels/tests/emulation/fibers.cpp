@@ -185,9 +185,10 @@ extern "C" __attribute__((weak)) char __start_emulated_shared[], __stop_emulated
 
 // NaN in every float: what a kernel reads from shared memory without having written it spoils its results.
 __attribute__((no_sanitize("address"))) static void poison_shared_memory() {
-    char *at = __start_emulated_shared;
+    // Volatile, or it would become a call of memset, which the sanitizer checks against the arrays' ends.
+    volatile char *at = __start_emulated_shared;
     for (; (uintptr_t)at % 8 && at < __stop_emulated_shared; at++) *at = (char)0xff;
-    for (; at + 8 <= __stop_emulated_shared; at += 8) *(uint64_t *)at = ~0ull;
+    for (; at + 8 <= __stop_emulated_shared; at += 8) *(volatile uint64_t *)at = ~0ull;
     for (; at < __stop_emulated_shared; at++) *at = (char)0xff;
 }
 

@@ -6,6 +6,7 @@
 #![allow(dead_code)] // Each test binary uses a part of it.
 
 mod library;
+mod sanitized;
 
 use std::alloc::Layout;
 use std::collections::BTreeMap;
@@ -17,6 +18,7 @@ use kernels::cuda::device::{
 };
 
 pub(crate) use library::{Kernels, Sanitizer};
+pub(crate) use sanitized::run_again_sanitized;
 
 /// Memory of the emulated device: exactly as long as asked for, so that the address sanitizer sees the ends.
 #[derive(Debug)]

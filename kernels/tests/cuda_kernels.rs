@@ -1,0 +1,644 @@
+//! Kernel by kernel, emulated, against the CPU engine's pieces: random, odd-sized, empty and all-active batches.
+
+mod emulation;
+
+use emulation::{Buffer, EmulatedDevice, run_again_sanitized};
+use kernels::cpu::Isa;
+use kernels::cpu::encode::{Encode, EncodeBuffers, Search, encode_dense, encode_sparse};
+use kernels::cpu::frequency::FrequencyWindow;
+use kernels::cpu::pairs::ActivePairs;
+use kernels::cpu::rows::{RowNorms, row_norms};
+use kernels::cpu::sparsity::frequency_terms;
+use kernels::cuda::device::{Argument, Device};
+use kernels::loss::{FrequencyPenalty, LossSpec, Mse};
+
+/// Numbers in (-1, 1) without a pattern that a wrong index could keep.
+fn numbers(count: usize, seed: u64) -> Vec<f32> {
+    let mut state = seed.wrapping_mul(0x9E37_79B9_7F4A_7C15) | 1;
+    (0..count)
+        .map(|_| {
+            state ^= state << 13;
+            state ^= state >> 7;
+            state ^= state << 17;
+            (state >> 40) as f32 / (1u64 << 23) as f32 - 1.0
+        })
+        .collect()
+}
+
+/// Rows of `width` numbers padded with zeros to `stride`.
+fn padded(numbers: &[f32], width: usize, stride: usize) -> Vec<f32> {
+    let pad =
+        |row: &[f32]| row.iter().copied().chain(std::iter::repeat_n(0.0, stride - width)).collect::<Vec<_>>();
+    numbers.chunks_exact(width).flat_map(pad).collect()
+}
+
+fn all(buffer: &Buffer) -> Argument<'_, Buffer> {
+    Argument::Buffer(buffer, 0)
+}
+
+fn size<'a>(number: usize) -> Argument<'a, Buffer> {
+    Argument::U32(number as u32)
+}
+
+/// How many pairs are active.
+#[derive(Debug, Clone, Copy, PartialEq)]
+enum Activity {
+    Some,
+    None,
+    All,
+}
+
+const ACTIVITIES: [Activity; 3] = [Activity::Some, Activity::None, Activity::All];
+const SIZES: [(usize, usize, usize); 5] =
+    [(1, 1, 1), (5, 3, 17), (64, 64, 64), (131, 33, 97), (300, 130, 270)];
+
+/// A batch, an encoder and everything derived from them, here and on the device.
+struct Case {
+    rows: usize,
+    width: usize,
+    features: usize,
+    stride: usize,
+    words: usize,
+    row_words: usize,
+    x: Vec<f32>,
+    weights: Vec<f32>,
+    bias: Vec<f32>,
+    device: EmulatedDevice,
+    device_x: Buffer,
+    device_weights: Buffer,
+    device_bias: Buffer,
+    /// A report whose status is that of a running step.
+    report: Buffer,
+}
+
+const REPORT_BYTES: usize = 168;
+
+impl Case {
+    fn new((rows, width, features): (usize, usize, usize), activity: Activity) -> Case {
+        let (x, weights) = (numbers(rows * width, 1), numbers(features * width, 2));
+        let shift = match activity {
+            Activity::Some => 0.3 * (width as f32).sqrt(),
+            Activity::None => 1e3,
+            Activity::All => -1e3,
+        };
+        let bias: Vec<f32> = numbers(features, 3).iter().map(|b| b - shift).collect();
+        let stride = width.next_multiple_of(64);
+        let mut device = EmulatedDevice::new();
+        let device_x = device.holding(&padded(&x, width, stride));
+        let device_weights = device.holding(&padded(&weights, width, stride));
+        let device_bias = device.holding(&bias);
+        let report = device.holding(&[0u8; REPORT_BYTES]);
+        Case {
+            rows,
+            width,
+            features,
+            stride,
+            words: rows.div_ceil(32).next_multiple_of(4),
+            row_words: features.div_ceil(32),
+            x,
+            weights,
+            bias,
+            device,
+            device_x,
+            device_weights,
+            device_bias,
+            report,
+        }
+    }
+
+    fn encode(&self) -> Encode<'_> {
+        Encode { x: &self.x, weights: &self.weights, bias: &self.bias, width: self.width }
+    }
+
+    /// The CPU's activations, [B,F].
+    fn activations(&self) -> Vec<f32> {
+        let mut out = vec![0.0; self.rows * self.features];
+        encode_dense(Isa::detect(), self.encode(), &mut out);
+        out
+    }
+
+    /// The mask of the pairs for which `set` holds.
+    fn mask(&self, set: impl Fn(usize, usize) -> bool) -> Vec<u32> {
+        let mut mask = vec![0u32; self.features * self.words];
+        for feature in 0..self.features {
+            for row in (0..self.rows).filter(|row| set(*row, feature)) {
+                mask[feature * self.words + row / 32] |= 1 << (row % 32);
+            }
+        }
+        mask
+    }
+
+    fn exact_mask(&self) -> Vec<u32> {
+        let activations = self.activations();
+        self.mask(|row, feature| activations[row * self.features + feature] > 0.0)
+    }
+
+    /// Runs `row_norms` without bias; returns x_bf16, length, row_norm and row_residual.
+    fn row_bounds(&mut self, bounds: bool) -> [Buffer; 4] {
+        let (rows, stride) = (self.rows, self.stride);
+        let mean = self.device.holding(&vec![0.0f32; stride]);
+        let x_bf16 = self.device.room::<u16>(rows * stride);
+        let [squared, centered, length, norm, residual] =
+            std::array::from_fn(|_| self.device.room::<f32>(rows));
+        let arguments = [
+            all(&self.device_x),
+            all(&mean),
+            Argument::Null,
+            Argument::Null,
+            all(&x_bf16),
+            all(&squared),
+            all(&centered),
+            all(&length),
+            all(&norm),
+            all(&residual),
+            size(rows),
+            size(stride),
+            size(usize::from(bounds)),
+            size(0),
+            all(&self.report),
+        ];
+        self.device.run("row_norms", (rows.div_ceil(8), 1), 256, &arguments);
+        [x_bf16, length, norm, residual]
+    }
+
+    /// Runs `derive` on the encoder (and itself as the decoder); returns encoder_bf16, feature_base,
+    /// feature_norm and feature_residual.
+    fn feature_bounds(&mut self, bounds: bool) -> [Buffer; 4] {
+        let (features, stride) = (self.features, self.stride);
+        let mut parameters = padded(&self.weights, self.width, stride);
+        parameters.extend_from_within(..);
+        parameters.extend(&self.bias);
+        parameters.resize(2 * features * stride + features.next_multiple_of(64) + stride, 0.0);
+        let parameters = self.device.holding(&parameters);
+        let encoder_bf16 = self.device.room::<u16>(features * stride);
+        let [base, norm, residual, decoder_norm] = std::array::from_fn(|_| self.device.room::<f32>(features));
+        let arguments = [
+            all(&parameters),
+            all(&encoder_bf16),
+            Argument::Null,
+            all(&base),
+            all(&norm),
+            all(&residual),
+            all(&decoder_norm),
+            size(usize::from(bounds)),
+            size(features),
+            size(stride),
+        ];
+        let threads = (stride / 4).next_multiple_of(32) as u32;
+        self.device.run("derive_1", (features, 1), threads, &arguments);
+        for (feature, norm) in decoder_norm.numbers::<f32>().into_iter().enumerate() {
+            let row = &self.weights[feature * self.width..][..self.width];
+            let exact = row.iter().map(|w| f64::from(*w).powi(2)).sum::<f64>().sqrt();
+            assert!((f64::from(norm) - exact).abs() <= 1e-6 * exact, "the norm of feature {feature}");
+        }
+        [encoder_bf16, base, norm, residual]
+    }
+
+    fn screen(&mut self, bounds: bool) -> Vec<u32> {
+        let [x, _, row_norm, row_residual] = self.row_bounds(bounds);
+        let [encoder, base, norm, residual] = self.feature_bounds(bounds);
+        let mask = self.device.room::<u32>(self.features * self.words);
+        let screen = kernels::cuda::device::Screen {
+            features: self.features,
+            rows: self.rows,
+            stride: self.stride,
+            encoder: &encoder,
+            x: &x,
+            feature_base: &base,
+            feature_norm: &norm,
+            feature_residual: &residual,
+            row_norm: &row_norm,
+            row_residual: &row_residual,
+            mask: &mask,
+            words: self.words,
+        };
+        self.device.screen(&screen).unwrap();
+        mask.numbers()
+    }
+
+    /// Row lists of a mask: starts [B+1] and features, by the kernels.
+    fn row_lists(&mut self, mask: &Buffer, capacity: usize) -> (Buffer, Buffer) {
+        let (rows, features, words, row_words) = (self.rows, self.features, self.words, self.row_words);
+        let row_mask = self.device.room::<u32>(rows * row_words);
+        let arguments = [
+            all(mask),
+            all(&row_mask),
+            size(features),
+            size(rows),
+            size(words),
+            size(row_words),
+            all(&self.report),
+        ];
+        let grid = (words.div_ceil(8), features.div_ceil(256));
+        self.device.run("transpose_mask", grid, 256, &arguments);
+        let (counts, starts) = (self.device.room::<u32>(rows), self.device.room::<u32>(rows + 1));
+        let pairs = self.device.room::<u32>(capacity);
+        let arguments = [all(&row_mask), all(&counts), size(rows), size(row_words), all(&self.report)];
+        self.device.run("count_bits", (rows.div_ceil(8), 1), 256, &arguments);
+        let arguments = [all(&counts), all(&starts), size(rows), size(capacity), all(&self.report)];
+        self.device.run("scan_rows", (1, 1), 1024, &arguments);
+        let arguments =
+            [all(&row_mask), all(&starts), all(&pairs), size(rows), size(row_words), all(&self.report)];
+        self.device.run("expand_bits", (rows.div_ceil(8), 1), 256, &arguments);
+        (starts, pairs)
+    }
+
+    fn status(&self) -> u32 {
+        self.report.numbers::<u32>()[0]
+    }
+}
+
+#[test]
+fn the_float32_encode_sets_exactly_the_bits_of_the_cpus_active_pairs() {
+    for sizes in SIZES {
+        for activity in ACTIVITIES {
+            let mut case = Case::new(sizes, activity);
+            let mask = case.device.room::<u32>(case.features * case.words);
+            let arguments = [
+                all(&case.device_weights),
+                all(&case.device_bias),
+                all(&case.device_x),
+                all(&mask),
+                size(case.features),
+                size(case.rows),
+                size(case.stride),
+                size(case.words),
+                all(&case.report),
+            ];
+            let grid = (case.words.div_ceil(2), case.features.div_ceil(64));
+            case.device.run("encode", grid, 128, &arguments);
+            assert!(mask.numbers::<u32>() == case.exact_mask(), "{sizes:?} {activity:?}");
+        }
+    }
+}
+
+#[test]
+fn the_screen_lets_every_active_pair_pass_and_few_others() {
+    for sizes in SIZES {
+        for activity in ACTIVITIES {
+            let mut case = Case::new(sizes, activity);
+            let (screened, exact) = (case.screen(true), case.exact_mask());
+            let missing = exact.iter().zip(&screened).filter(|(exact, screened)| **exact & !**screened != 0);
+            assert_eq!(missing.count(), 0, "{sizes:?} {activity:?}");
+            let count = |mask: &[u32]| mask.iter().map(|word| word.count_ones() as usize).sum::<usize>();
+            let more = count(&screened) - count(&exact);
+            assert!(more <= 5 + case.rows * case.features / 100, "{sizes:?} {activity:?}: {more} more");
+        }
+    }
+}
+
+#[test]
+fn without_bounds_the_screen_decides_by_the_sign_of_the_bfloat16_product() {
+    for sizes in SIZES {
+        let mut case = Case::new(sizes, Activity::Some);
+        let mask = case.screen(false);
+        let [x, ..] = case.row_bounds(false);
+        let [encoder, ..] = case.feature_bounds(false);
+        let wide = |bits: u16| f64::from(f32::from_bits(u32::from(bits) << 16));
+        let (x, encoder) = (x.numbers::<u16>(), encoder.numbers::<u16>());
+        for row in 0..case.rows {
+            for feature in 0..case.features {
+                let products = (0..case.stride)
+                    .map(|k| wide(x[row * case.stride + k]) * wide(encoder[feature * case.stride + k]));
+                let z = products.sum::<f64>() + f64::from(case.bias[feature]);
+                let bit = mask[feature * case.words + row / 32] >> (row % 32) & 1 == 1;
+                assert!(bit == (z > 0.0) || z.abs() < 1e-5, "{sizes:?} row {row} feature {feature}: {z}");
+            }
+        }
+    }
+}
+
+#[test]
+fn bfloat16_copies_are_rounded_to_nearest_even_and_never_to_infinity() {
+    let mut case = Case::new((2, 6, 1), Activity::Some);
+    let special = [1.0, 1.003_906_2, 1.011_718_8, f32::MAX, -f32::MAX, 1e-40];
+    let row = padded(&[special, [0.0; 6]].concat(), 6, 64);
+    case.device_x = case.device.holding(&row);
+    let [x, ..] = case.row_bounds(true);
+    let bits = &x.numbers::<u16>()[..6];
+    // 1 + 2⁻⁸ is half-way between 1 and 1 + 2⁻⁷: to the even one; 1 + 3·2⁻⁸ likewise, to the one above.
+    assert_eq!(bits, [0x3f80, 0x3f80, 0x3f82, 0x7f7f, 0xff7f, 0x0001]);
+}
+
+#[test]
+fn row_norms_and_the_batchs_mean_equal_the_cpus() {
+    for sizes in SIZES {
+        let mut case = Case::new(sizes, Activity::Some);
+        let (rows, stride) = (case.rows, case.stride);
+        let parts = case.device.room::<f64>(rows.div_ceil(64) * stride);
+        let (sum, mean) = (case.device.room::<f64>(stride), case.device.room::<f32>(stride));
+        let arguments = [all(&case.device_x), all(&parts), size(rows), size(stride), all(&case.report)];
+        case.device.run("column_sums", (stride.div_ceil(64), rows.div_ceil(64)), 64, &arguments);
+        let arguments = [all(&parts), all(&sum), all(&mean), size(rows), size(stride), all(&case.report)];
+        case.device.run("finish_columns", (stride.div_ceil(64), 1), 64, &arguments);
+        let bias = case.device.holding(&padded(&numbers(case.width, 9), case.width, stride));
+        let (input, x_bf16) =
+            (case.device.room::<f32>(rows * stride), case.device.room::<u16>(rows * stride));
+        let [squared, centered, length, norm, residual] =
+            std::array::from_fn(|_| case.device.room::<f32>(rows));
+        let arguments = [
+            all(&case.device_x),
+            all(&mean),
+            all(&bias),
+            all(&input),
+            all(&x_bf16),
+            all(&squared),
+            all(&centered),
+            all(&length),
+            all(&norm),
+            all(&residual),
+            size(rows),
+            size(stride),
+            size(1),
+            size(0),
+            all(&case.report),
+        ];
+        case.device.run("row_norms", (rows.div_ceil(8), 1), 256, &arguments);
+
+        let mut expected = RowNorms::default();
+        row_norms(Isa::detect(), &case.x, case.width, &mut expected);
+        assert_eq!(sum.numbers::<f64>()[..case.width], expected.sum, "{sizes:?}");
+        assert_eq!(mean.numbers::<f32>()[..case.width], expected.mean, "{sizes:?}");
+        let near = |got: &Buffer, expected: &[f32]| {
+            for (got, expected) in got.numbers::<f32>().iter().zip(expected) {
+                assert!((got - expected).abs() <= 1e-6 * expected, "{sizes:?}: {got} {expected}");
+            }
+        };
+        near(&squared, &expected.squared);
+        near(&centered, &expected.centered);
+        // The other arrays are bounds: not below the truth, and not far above it.
+        let (input, half) = (input.numbers::<f32>(), x_bf16.numbers::<u16>());
+        let bias = bias.numbers::<f32>();
+        for row in 0..rows {
+            let range = row * stride..(row + 1) * stride;
+            let x = &padded(&case.x, case.width, stride)[range.clone()];
+            let exact: Vec<f32> = x.iter().zip(&bias).map(|(x, b)| x - b).collect();
+            assert_eq!(input[range.clone()], exact);
+            let halves = half[range].iter().map(|bits| f64::from(f32::from_bits(u32::from(*bits) << 16)));
+            let (mut norms, mut residuals) = (0.0, 0.0);
+            for (half, exact) in halves.zip(&exact) {
+                norms += half * half;
+                residuals += (f64::from(*exact) - half).powi(2);
+            }
+            let got = f64::from(norm.numbers::<f32>()[row]);
+            assert!(got >= norms.sqrt() && got <= 1.001 * norms.sqrt() + 1e-15, "{sizes:?} {got}");
+            assert!(f64::from(residual.numbers::<f32>()[row]) >= residuals.sqrt(), "{sizes:?}");
+        }
+    }
+}
+
+#[test]
+fn rows_with_nan_or_infinity_and_rows_at_the_mean_are_named_by_the_first_of_them() {
+    let mut case = Case::new((40, 5, 3), Activity::Some);
+    let mut x = padded(&case.x, 5, 64);
+    (x[31 * 64 + 2], x[33 * 64 + 4]) = (f32::NAN, f32::NEG_INFINITY);
+    x[17 * 64..18 * 64].fill(0.0);
+    case.device_x = case.device.holding(&x);
+    case.device.run("begin", (1, 1), 1, &[all(&case.report)]);
+    let mean = case.device.holding(&vec![0.0f32; 64]);
+    let x_bf16 = case.device.room::<u16>(40 * 64);
+    let arrays: [Buffer; 5] = std::array::from_fn(|_| case.device.room::<f32>(40));
+    let mut arguments = vec![all(&case.device_x), all(&mean), Argument::Null, Argument::Null, all(&x_bf16)];
+    arguments.extend(arrays.iter().map(all));
+    arguments.extend([size(40), size(64), size(1), size(1), all(&case.report)]);
+    case.device.run("row_norms", (5, 1), 256, &arguments);
+    let report = case.report.numbers::<u32>();
+    assert_eq!(report[REPORT_BYTES / 4 - 2..], [31, 17]);
+}
+
+#[test]
+fn lists_hold_the_bits_of_a_mask_in_order_and_the_recheck_leaves_exactly_the_active_pairs() {
+    for sizes in SIZES {
+        for activity in ACTIVITIES {
+            // Every pair is a candidate: the worst that a screen could do.
+            for everything in [false, true] {
+                let mut case = Case::new(sizes, activity);
+                let candidates = if everything { case.mask(|_, _| true) } else { case.screen(true) };
+                let total: u32 = candidates.iter().map(|word| word.count_ones()).sum();
+                let mask = case.device.holding(&candidates);
+                let capacity = total as usize;
+                let (starts, pairs) = case.row_lists(&mask, capacity);
+                assert_eq!(case.status(), 0);
+                let (first, listed) = (starts.numbers::<u32>(), pairs.numbers::<u32>());
+                for row in 0..case.rows {
+                    let expected: Vec<u32> = (0..case.features)
+                        .filter(|j| candidates[j * case.words + row / 32] >> (row % 32) & 1 == 1)
+                        .map(|j| j as u32)
+                        .collect();
+                    assert_eq!(listed[first[row] as usize..first[row + 1] as usize], expected, "{sizes:?}");
+                }
+
+                let [_, length, ..] = case.row_bounds(true);
+                let [_, _, norm, _] = case.feature_bounds(true);
+                let (values, active) =
+                    (case.device.room::<f32>(capacity), case.device.room::<u32>(case.rows));
+                let arguments = [
+                    all(&case.device_x),
+                    all(&case.device_weights),
+                    all(&case.device_bias),
+                    all(&length),
+                    all(&norm),
+                    all(&starts),
+                    all(&pairs),
+                    all(&values),
+                    all(&active),
+                    all(&mask),
+                    size(case.stride),
+                    size(case.words),
+                    all(&case.report),
+                ];
+                case.device.run("recheck", (case.rows, 1), 128, &arguments);
+                let (mut buffers, mut expected) = (EncodeBuffers::default(), ActivePairs::default());
+                let limit = case.rows * case.features;
+                encode_sparse(
+                    Isa::detect(),
+                    case.encode(),
+                    Search::Plain,
+                    limit,
+                    &mut buffers,
+                    &mut expected,
+                )
+                .unwrap();
+                let (listed, values) = (pairs.numbers::<u32>(), values.numbers::<f32>());
+                for (row, active) in active.numbers::<u32>().into_iter().enumerate() {
+                    let (features, activations) = expected.of_row(row);
+                    let range = first[row] as usize..(first[row] + active) as usize;
+                    assert_eq!(listed[range.clone()], *features, "{sizes:?} {activity:?} row {row}");
+                    for (got, expected) in values[range].iter().zip(activations) {
+                        let scale = expected.max((case.width as f32).sqrt());
+                        assert!((got - expected).abs() <= 2e-6 * scale, "{sizes:?}: {got} {expected}");
+                    }
+                }
+                assert!(mask.numbers::<u32>() == case.exact_mask(), "{sizes:?} {activity:?}");
+
+                check_feature_lists(&mut case, &mask, (&starts, &active, &pairs), &listed, &values);
+            }
+        }
+    }
+}
+
+/// Lists by feature hold the same pairs and values as those by row.
+fn check_feature_lists(
+    case: &mut Case,
+    mask: &Buffer,
+    (starts, active, pairs): (&Buffer, &Buffer, &Buffer),
+    listed: &[u32],
+    values: &[f32],
+) {
+    let (rows, features, words) = (case.rows, case.features, case.words);
+    let device_values = case.device.holding(values);
+    let counts = case.device.room::<u32>(features);
+    let [feature_starts, segment_starts] = std::array::from_fn(|_| case.device.room::<u32>(features + 1));
+    let arguments = [all(mask), all(&counts), size(features), size(words), all(&case.report)];
+    case.device.run("count_bits", (features.div_ceil(8), 1), 256, &arguments);
+    let arguments =
+        [all(&counts), all(&feature_starts), all(&segment_starts), size(features), all(&case.report)];
+    case.device.run("scan_features", (1, 1), 1024, &arguments);
+    let pair_rows = case.device.room::<u32>(listed.len());
+    let feature_values = case.device.room::<f32>(listed.len());
+    let arguments =
+        [all(mask), all(&feature_starts), all(&pair_rows), size(features), size(words), all(&case.report)];
+    case.device.run("expand_bits", (features.div_ceil(8), 1), 256, &arguments);
+    let arguments = [
+        all(&feature_starts),
+        all(&pair_rows),
+        all(starts),
+        all(active),
+        all(pairs),
+        all(&device_values),
+        all(&feature_values),
+        size(features),
+        all(&case.report),
+    ];
+    case.device.run("gather_values", (features.div_ceil(8), 1), 256, &arguments);
+
+    let mut expected: Vec<Vec<(u32, f32)>> = vec![Vec::new(); features];
+    let (first, active) = (starts.numbers::<u32>(), active.numbers::<u32>());
+    for row in 0..rows {
+        for at in first[row]..first[row] + active[row] {
+            expected[listed[at as usize] as usize].push((row as u32, values[at as usize]));
+        }
+    }
+    let (begin, pair_rows) = (feature_starts.numbers::<u32>(), pair_rows.numbers::<u32>());
+    let (segments, feature_values) = (segment_starts.numbers::<u32>(), feature_values.numbers::<f32>());
+    for (feature, expected) in expected.iter().enumerate() {
+        let range = begin[feature] as usize..begin[feature + 1] as usize;
+        let got: Vec<(u32, f32)> =
+            pair_rows[range.clone()].iter().copied().zip(feature_values[range].iter().copied()).collect();
+        assert_eq!(got, *expected, "feature {feature}");
+        let count = expected.len().div_ceil(64);
+        let count = if expected.len() > 64 { count } else { 0 };
+        assert_eq!((segments[feature + 1] - segments[feature]) as usize, count, "feature {feature}");
+    }
+}
+
+#[test]
+fn one_candidate_too_many_refuses_the_step_and_no_later_kernel_writes() {
+    let mut case = Case::new((131, 33, 97), Activity::Some);
+    let candidates = case.exact_mask();
+    let total: u32 = candidates.iter().map(|word| word.count_ones()).sum();
+    assert!(total > 100);
+    let mask = case.device.holding(&candidates);
+    case.row_lists(&mask, total as usize);
+    assert_eq!(case.status(), 0, "just as many fit");
+    let (_, pairs) = case.row_lists(&mask, total as usize - 1);
+    assert_eq!(case.status(), 4);
+    assert!(pairs.numbers::<u32>().iter().all(|word| *word == u32::MAX), "the list was written");
+    assert!(mask.numbers::<u32>() == candidates);
+}
+
+#[test]
+fn frequencies_and_slopes_equal_the_cpus_while_batches_enter_leave_and_fall_out() {
+    const FEATURES: usize = 300;
+    const LENGTH: usize = 4;
+    let rows = 40;
+    let frequency = |coefficient, target| Some(FrequencyPenalty { coefficient, target });
+    let loss = LossSpec {
+        min_sparsity: frequency(1e-3, 0.1),
+        max_sparsity: frequency(2e-3, 0.6),
+        ..LossSpec::reconstruction(Mse::Sum)
+    };
+    let mut device = EmulatedDevice::new();
+    let targets = device.holding(&[1e-3f64, 0.1, 2e-3, 0.6, 1.0, 1.0]);
+    let window = device.holding(&[0u32; 6]);
+    let (totals, summed) = (device.room::<u64>(LENGTH), device.room::<u32>(LENGTH));
+    let (changes, ring) = (device.room::<u32>(LENGTH), device.room::<u32>(LENGTH * FEATURES));
+    let (sums, fired) = (device.holding(&[0u32; FEATURES]), device.holding(&[7u64; FEATURES]));
+    let (frequencies, slopes) = (device.room::<f32>(FEATURES), device.room::<f32>(FEATURES));
+    let parts = device.room::<f64>(4);
+    let mut expected = FrequencyWindow::new(LENGTH, rows, FEATURES);
+    let mut since = vec![7u64; FEATURES];
+    // Densities that make outliers of what came before, then of themselves; batches in which nothing fires.
+    for (t, scale) in [3.0, 4.0, 40.0, 3.0, 3.5, 0.0, 3.0, 0.0, 0.0, 40.0, 40.0, 2.0].into_iter().enumerate()
+    {
+        let counts: Vec<u32> =
+            numbers(FEATURES, 50 + t as u64).iter().map(|v| (v.abs() * scale) as u32).collect();
+        let device_counts = device.holding(&counts);
+        let report = device.holding(&[0u8; REPORT_BYTES]);
+        let arguments = [
+            all(&device_counts),
+            all(&window),
+            all(&totals),
+            all(&summed),
+            all(&changes),
+            size(FEATURES),
+            size(LENGTH),
+            all(&report),
+        ];
+        device.run("window_advance", (1, 1), 64, &arguments);
+        let arguments = [
+            all(&device_counts),
+            all(&window),
+            all(&changes),
+            all(&ring),
+            all(&sums),
+            all(&frequencies),
+            all(&slopes),
+            all(&fired),
+            all(&parts),
+            size(FEATURES),
+            size(rows),
+            all(&targets),
+            all(&report),
+        ];
+        device.run("window_features", (2, 1), 256, &arguments);
+
+        expected.push(&counts);
+        let mut expected_slopes = vec![0.0; FEATURES];
+        let terms = frequency_terms(&loss, &expected, rows, &mut expected_slopes);
+        let expected_frequencies: Vec<f32> = (0..FEATURES).map(|j| expected.frequency(j) as f32).collect();
+        assert_eq!(frequencies.numbers::<f32>(), expected_frequencies, "batch {t}");
+        for (got, expected) in slopes.numbers::<f32>().iter().zip(&expected_slopes) {
+            assert!((got - expected).abs() <= 1e-6 * expected.abs(), "batch {t}: {got} {expected}");
+        }
+        let parts = parts.numbers::<f64>();
+        assert!((parts[0] + parts[2] - terms.min).abs() <= 1e-12 * terms.min, "batch {t}");
+        assert!((parts[1] + parts[3] - terms.max).abs() <= 1e-12 * terms.max, "batch {t}");
+        assert_eq!(report.numbers::<u32>()[REPORT_BYTES / 4 - 4], terms.below_target as u32, "batch {t}");
+        let update = |since: &mut u64, count: &u32| *since = if *count > 0 { 0 } else { *since + 1 };
+        since.iter_mut().zip(&counts).for_each(|(since, count)| update(since, count));
+        assert_eq!(fired.numbers::<u64>(), since, "batch {t}");
+    }
+}
+
+#[test]
+fn halves_of_a_split_matrix_add_up_to_17_bits() {
+    let mut device = EmulatedDevice::new();
+    let values: Vec<f32> = numbers(1000, 5).iter().map(|v| v * v * v * 100.0).collect();
+    let report = device.holding(&[0u8; REPORT_BYTES]);
+    let from = device.holding(&values);
+    let (high, low) = (device.room::<u16>(1000), device.room::<u16>(1000));
+    let arguments = [all(&from), all(&high), all(&low), Argument::U64(1000), all(&report)];
+    device.run("split", (1, 1), 256, &arguments);
+    let wide = |bits: u16| f32::from_bits(u32::from(bits) << 16);
+    let halves = high.numbers::<u16>().into_iter().zip(low.numbers::<u16>());
+    for ((high, low), value) in halves.zip(&values) {
+        let rest = value - wide(high) - wide(low);
+        assert!(rest.abs() <= 2.0f32.powi(-17) * value.abs(), "{value}: {rest}");
+    }
+}
+
+#[test]
+fn no_kernel_reads_or_writes_outside_of_its_buffers() {
+    run_again_sanitized("no_kernel_reads_or_writes_outside_of_its_buffers");
+}

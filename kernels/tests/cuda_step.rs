@@ -1,0 +1,378 @@
+//! Whole steps on the emulated device: against the float64 definition, and the step's own promises.
+
+mod emulation;
+
+use emulation::{Buffer, EmulatedDevice, run_again_sanitized};
+use kernels::cpu::{Parameters, transposed};
+use kernels::cuda::State;
+use kernels::cuda::plan::{Options, Path, Precision};
+use kernels::cuda::step::{CudaStep, Outcome, Stats, StepError};
+use kernels::loss::{FrequencyPenalty, LossSpec, Mse, Penalty};
+use kernels::reference;
+use kernels::step::{Adam, DecoderNorm, Schedule, StepSpec};
+
+/// Numbers in (-1, 1) without a pattern that a wrong index could keep.
+fn numbers(count: usize, seed: u64) -> Vec<f32> {
+    let mut state = seed.wrapping_mul(0x9E37_79B9_7F4A_7C15) | 1;
+    (0..count)
+        .map(|_| {
+            state ^= state << 13;
+            state ^= state >> 7;
+            state ^= state << 17;
+            (state >> 40) as f32 / (1u64 << 23) as f32 - 1.0
+        })
+        .collect()
+}
+
+/// A spec that uses everything at once.
+fn spec(width: usize, features: usize, batch: usize) -> StepSpec {
+    let frequency = |target| Some(FrequencyPenalty { coefficient: 1e-3, target });
+    StepSpec {
+        width,
+        features,
+        batch,
+        pre_bias: true,
+        loss: LossSpec {
+            mse: Mse::Centered,
+            penalty: Penalty::ApproxL0 { epsilon: 0.2 },
+            coefficient: 1e-3,
+            min_sparsity: frequency(0.1),
+            max_sparsity: frequency(0.6),
+            frequency_epsilon: 0.2,
+            weight_by_decoder_norm: true,
+        },
+        decoder_norm: DecoderNorm::Tied,
+        adam: Adam::default(),
+        sparsity_window: 4,
+    }
+}
+
+/// Weights whose features are active in few rows (`shift` above 0) or many.
+fn weights(spec: &StepSpec, shift: f32) -> Parameters {
+    let matrix = spec.width * spec.features;
+    Parameters {
+        encoder: numbers(matrix, 11),
+        encoder_bias: numbers(spec.features, 12).iter().map(|b| b - shift).collect(),
+        decoder: numbers(matrix, 13).iter().map(|w| w / (spec.width as f32).sqrt()).collect(),
+        decoder_bias: numbers(spec.width, 14).iter().map(|b| 0.1 * b).collect(),
+    }
+}
+
+fn batch(spec: &StepSpec, step: u64) -> Vec<f32> {
+    numbers(spec.batch * spec.width, 100 + step)
+}
+
+fn options(path: Path, precision: Precision) -> Options {
+    Options { precision, sparse_density: if path == Path::Sparse { 1.0 } else { 0.0 } }
+}
+
+/// An autoencoder on its own device.
+struct Run {
+    device: EmulatedDevice,
+    step: CudaStep<EmulatedDevice>,
+}
+
+impl Run {
+    fn new(spec: StepSpec, options: Options, weights: &Parameters, order: u32) -> Run {
+        let mut device = EmulatedDevice::in_order(order);
+        let step = CudaStep::new(&mut device, spec, options, weights).unwrap();
+        Run { device, step }
+    }
+
+    fn upload(&mut self, batch: &[f32]) -> Buffer {
+        self.device.holding(batch)
+    }
+
+    fn step(&mut self, batch: &[f32]) -> Result<Stats, StepError> {
+        let batch = self.upload(batch);
+        self.step.step(&mut self.device, &batch, &Schedule::constant(1e-3))
+    }
+
+    fn steps(&mut self, steps: std::ops::Range<u64>) -> Vec<Stats> {
+        let spec = *self.step.spec();
+        steps.map(|step| self.step(&batch(&spec, step)).unwrap()).collect()
+    }
+
+    fn state(&mut self) -> State {
+        self.step.state(&mut self.device).unwrap()
+    }
+}
+
+fn wide(numbers: &[f32]) -> Vec<f64> {
+    numbers.iter().map(|v| f64::from(*v)).collect()
+}
+
+fn relative_difference(got: &[f32], expected: &[f64]) -> f64 {
+    assert_eq!(got.len(), expected.len());
+    let squared: f64 = got.iter().zip(expected).map(|(a, b)| (f64::from(*a) - b).powi(2)).sum();
+    let scale: f64 = expected.iter().map(|v| v * v).sum();
+    if scale == 0.0 { squared.sqrt() } else { (squared / scale).sqrt() }
+}
+
+/// Trains a few steps and holds weights and moments against the float64 definition's.
+fn follow_the_definition(spec: StepSpec, options: Options, shift: f32, steps: u64, tolerance: f64) {
+    let (d, f) = (spec.width, spec.features);
+    let initial = weights(&spec, shift);
+    let mut run = Run::new(spec, options, &initial, 0);
+    let mut definition = reference::Trainer::new(
+        spec,
+        reference::Parameters {
+            w_enc: wide(&transposed(&initial.encoder, f, d)),
+            b_enc: wide(&initial.encoder_bias),
+            w_dec: wide(&initial.decoder),
+            b_dec: wide(&initial.decoder_bias),
+        },
+    );
+    for step in 0..steps {
+        let x = batch(&spec, step);
+        let stats = run.step(&x).unwrap();
+        let loss = definition.step(&wide(&x), &Schedule::constant(1e-3)).total();
+        let off = (stats.loss - loss).abs() / loss.abs();
+        assert!(off <= tolerance, "{spec:?} {options:?} {shift} step {step}: {} {loss}", stats.loss);
+    }
+    let state = run.state();
+    for (name, got, expected) in [
+        ("weights", &state.weights, &definition.weights),
+        ("first moments", &state.first_moments, &definition.first),
+        ("second moments", &state.second_moments, &definition.second),
+    ] {
+        for (key, got, expected) in [
+            ("encoder", &transposed(&got.encoder, f, d), &expected.w_enc),
+            ("encoder bias", &got.encoder_bias, &expected.b_enc),
+            ("decoder", &got.decoder, &expected.w_dec),
+            ("decoder bias", &got.decoder_bias, &expected.b_dec),
+        ] {
+            let off = relative_difference(got, expected);
+            assert!(off <= tolerance, "{spec:?} {options:?} {shift}: {name} of {key}: {off:e}");
+        }
+    }
+}
+
+/// A shift of the biases that leaves no, some, many or all activations.
+const SHIFTS: [f32; 4] = [1e3, 4.0, 0.0, -30.0];
+
+#[test]
+fn odd_sizes_follow_the_definition_with_no_some_many_and_all_activations_on_both_paths() {
+    for (d, f, b) in [(1, 1, 2), (3, 17, 5), (20, 40, 33), (65, 33, 131), (64, 30, 64)] {
+        for shift in SHIFTS {
+            for path in [Path::Sparse, Path::Dense] {
+                // One component leaves nothing of a projected gradient but rounding, which Adam would follow.
+                let decoder_norm = if d == 1 { DecoderNorm::Free } else { DecoderNorm::Tied };
+                let spec = StepSpec { pre_bias: false, decoder_norm, ..spec(d, f, b) };
+                follow_the_definition(spec, options(path, Precision::Fp32), shift, 2, 1e-5);
+            }
+        }
+    }
+}
+
+#[test]
+fn features_with_more_pairs_than_a_segment_follow_the_definition() {
+    for batch in [64, 65, 128, 129, 300] {
+        for weighted in [false, true] {
+            let mut spec = StepSpec { decoder_norm: DecoderNorm::Free, ..spec(20, 9, batch) };
+            spec.loss.weight_by_decoder_norm = weighted;
+            follow_the_definition(spec, options(Path::Sparse, Precision::Exact), -3.0, 2, 1e-5);
+        }
+    }
+}
+
+#[test]
+fn rows_too_wide_for_four_components_a_thread_follow_the_definition() {
+    for width in [2049, 4100, 8200] {
+        // Without penalties, whose slopes at small activations magnify the rounding of sums this long.
+        let wide = |features, batch| StepSpec {
+            loss: LossSpec::reconstruction(Mse::Centered),
+            ..spec(width, features, batch)
+        };
+        for path in [Path::Sparse, Path::Dense] {
+            follow_the_definition(wide(9, 5), options(path, Precision::Fp32), 0.0, 1, 2e-5);
+        }
+        // Segments of rows that wide.
+        follow_the_definition(wide(2, 70), options(Path::Sparse, Precision::Fp32), -300.0, 1, 2e-5);
+    }
+}
+
+#[test]
+fn dense_products_of_halves_are_float32_within_rounding_and_bfloat16_is_nearby() {
+    let spec = spec(35, 60, 70);
+    follow_the_definition(spec, options(Path::Dense, Precision::Exact), 0.5, 3, 2e-5);
+    follow_the_definition(spec, options(Path::Dense, Precision::Bf16), 0.5, 3, 5e-2);
+    follow_the_definition(spec, options(Path::Sparse, Precision::Bf16), 0.5, 3, 5e-2);
+}
+
+const SIZES: (usize, usize, usize) = (35, 150, 130);
+
+fn example(options: Options, order: u32) -> Run {
+    let spec = spec(SIZES.0, SIZES.1, SIZES.2);
+    Run::new(spec, options, &weights(&spec, 2.0), order)
+}
+
+#[test]
+fn a_screened_run_equals_a_float32_run_bit_for_bit() {
+    let mut screened = example(options(Path::Sparse, Precision::Exact), 0);
+    let mut plain = example(options(Path::Sparse, Precision::Fp32), 0);
+    for (a, b) in screened.steps(0..6).into_iter().zip(plain.steps(0..6)) {
+        // The definition's candidates are the active pairs, the screen's a few more.
+        assert!((b.rechecked - b.density).abs() < 1e-12 && a.rechecked >= b.rechecked);
+        assert_eq!(Stats { rechecked: 0.0, ..a }, Stats { rechecked: 0.0, ..b });
+    }
+    assert!(screened.state() == plain.state());
+    let kernels = [screened.device.launched, plain.device.launched];
+    assert!(kernels[0].contains_key("screen") && !kernels[0].contains_key("encode"));
+    assert!(kernels[1].contains_key("encode") && !kernels[1].contains_key("screen"));
+}
+
+#[test]
+fn any_order_of_threads_and_blocks_gives_the_same_bits_on_both_paths() {
+    for (path, precision) in [(Path::Sparse, Precision::Exact), (Path::Dense, Precision::Bf16)] {
+        let run = |order| {
+            let mut run = example(options(path, precision), order);
+            (run.steps(0..4), run.state())
+        };
+        let expected = run(0);
+        for order in [1, 12_345] {
+            assert!(run(order) == expected, "{path:?} in order {order}");
+        }
+    }
+}
+
+#[test]
+fn both_paths_agree_within_rounding() {
+    let run = |path| {
+        let mut run = example(options(path, Precision::Fp32), 0);
+        (run.steps(0..10), run.state().weights)
+    };
+    let ((sparse, weights), (dense, expected)) = (run(Path::Sparse), run(Path::Dense));
+    assert!(relative_difference(&weights.encoder, &wide(&expected.encoder)) < 2e-6);
+    assert!(relative_difference(&weights.decoder, &wide(&expected.decoder)) < 2e-6);
+    for (sparse, dense) in sparse.iter().zip(&dense) {
+        assert!((sparse.loss - dense.loss).abs() < 1e-5 * dense.loss);
+        assert!((sparse.l0 - dense.l0).abs() < 0.02 && sparse.below_target == dense.below_target);
+    }
+}
+
+#[test]
+fn a_batch_that_does_not_fit_the_lists_is_refused_by_the_device_and_done_on_the_dense_path() {
+    let cells = (SIZES.1 * SIZES.2) as f64;
+    // Biases that make the first batches fit and let a later one overflow: rows a hundred times as long.
+    let spec = spec(SIZES.0, SIZES.1, SIZES.2);
+    let long: Vec<f32> = batch(&spec, 1).iter().map(|x| 3.0 * x).collect();
+    let density = {
+        let mut run = example(options(Path::Sparse, Precision::Exact), 0);
+        run.step(&batch(&spec, 0)).unwrap().rechecked
+    };
+    let options = Options { precision: Precision::Exact, sparse_density: 1.3 * density + 1.0 / cells };
+    let mut run = example(options, 0);
+    assert_eq!(run.step(&batch(&spec, 0)).unwrap().path, Path::Dense, "a run begins dense");
+    assert_eq!(run.step(&batch(&spec, 2)).unwrap().path, Path::Sparse);
+    let before = run.state();
+    let device_batch = run.upload(&long);
+    let schedule = Schedule::constant(1e-3);
+    let pending = run.step.submit(&mut run.device, &device_batch, &schedule).unwrap();
+    assert_eq!(run.step.finish(&mut run.device, pending).unwrap(), Outcome::Refused);
+    assert!(run.state() == before, "a refused step changed something");
+    // A step queued behind a refused one is refused as well, however well it would fit.
+    let good = run.upload(&batch(&spec, 2));
+    let pending = run.step.submit(&mut run.device, &good, &schedule).unwrap();
+    assert_eq!(run.step.finish(&mut run.device, pending).unwrap(), Outcome::Refused);
+    assert!(run.state() == before);
+    run.step.clear(&mut run.device).unwrap();
+    let stats = run.step(&long).unwrap();
+    assert_eq!((stats.path, stats.step), (Path::Dense, 3));
+    assert!(stats.l0 * SIZES.2 as f64 > options.sparse_density * cells);
+}
+
+#[test]
+fn nan_infinity_and_an_infinite_loss_leave_everything_as_it_was() {
+    for path in [Path::Sparse, Path::Dense] {
+        let mut run = example(options(path, Precision::Exact), 0);
+        run.steps(0..3);
+        let before = run.state();
+        let good = batch(run.step.spec(), 3);
+        for bad in [f32::NAN, f32::INFINITY, f32::NEG_INFINITY] {
+            let mut rows = good.clone();
+            rows[57 * SIZES.0 + 4] = bad;
+            rows[91 * SIZES.0] = bad;
+            assert_eq!(run.step(&rows).unwrap_err(), StepError::NonFiniteRow { row: 57 });
+            let device_rows = run.upload(&rows);
+            let error = run.step.evaluate(&mut run.device, &device_rows, 130).unwrap_err();
+            assert_eq!(error, StepError::NonFiniteRow { row: 57 });
+        }
+        let huge: Vec<f32> = good.iter().map(|x| x * 1e30).collect();
+        let error = run.step(&huge).unwrap_err();
+        assert!(matches!(error, StepError::NonFiniteLoss { step: 4, .. }), "{error}");
+        let row = numbers(SIZES.0, 3);
+        let error = run.step(&row.repeat(SIZES.2)).unwrap_err();
+        assert_eq!(error, StepError::ZeroNorm { row: 0, mse: Mse::Centered });
+        assert!(run.state() == before, "{path:?}");
+        assert_eq!(run.step(&good).unwrap().step, 4);
+    }
+}
+
+#[test]
+fn a_step_that_overflows_the_weights_says_so() {
+    let mut run = example(options(Path::Sparse, Precision::Exact), 0);
+    let batch = run.upload(&batch(&spec(SIZES.0, SIZES.1, SIZES.2), 0));
+    let error = run.step.step(&mut run.device, &batch, &Schedule::constant(1e38)).unwrap_err();
+    assert_eq!(error, StepError::Diverged { step: 1 });
+}
+
+#[test]
+fn a_resumed_run_continues_bit_for_bit_like_an_uninterrupted_one() {
+    let options = options(Path::Sparse, Precision::Exact);
+    let mut whole = example(options, 0);
+    let all = whole.steps(0..10);
+    for stop in [1, 3, 7] {
+        let mut first = example(options, 0);
+        first.steps(0..stop);
+        let state = first.state();
+        let spec = spec(SIZES.0, SIZES.1, SIZES.2);
+        let mut second = Run::new(spec, options, &weights(&spec, 0.0), 0);
+        second.step.restore(&mut second.device, &state).unwrap();
+        assert!(second.state() == state);
+        let frequencies = first.step.frequencies(&mut first.device).unwrap();
+        assert_eq!(second.step.frequencies(&mut second.device).unwrap(), frequencies);
+        assert_eq!(second.steps(stop..10), all[stop as usize..]);
+        assert!(second.state() == whole.state(), "stopped after {stop} steps");
+    }
+}
+
+#[test]
+fn states_of_other_sizes_and_too_little_memory_are_refused_with_numbers() {
+    let mut run = example(options(Path::Sparse, Precision::Exact), 0);
+    let mut state = run.state();
+    state.weights.encoder.pop();
+    let error = run.step.restore(&mut run.device, &state).unwrap_err().to_string();
+    assert!(error.contains("encoder has 5249 numbers") && error.contains("5250"), "{error}");
+    let mut device = EmulatedDevice::new();
+    device.free = 100_000;
+    let spec = spec(SIZES.0, SIZES.1, SIZES.2);
+    let result = CudaStep::new(&mut device, spec, Options::default(), &weights(&spec, 0.0));
+    let error = result.err().expect("there is not enough memory").to_string();
+    assert!(error.contains("lower the batch size"), "{error}");
+}
+
+#[test]
+fn several_autoencoders_share_a_device_and_a_batch() {
+    let spec = spec(SIZES.0, SIZES.1, SIZES.2);
+    let options = options(Path::Sparse, Precision::Exact);
+    let mut alone = example(options, 0);
+    let mut device = EmulatedDevice::new();
+    let other = StepSpec { loss: LossSpec { coefficient: 1e-2, ..spec.loss }, ..spec };
+    let mut steps =
+        [spec, other].map(|spec| CudaStep::new(&mut device, spec, options, &weights(&spec, 2.0)).unwrap());
+    for step in 0..3 {
+        let expected = alone.step(&batch(&spec, step)).unwrap();
+        let shared = device.holding(&batch(&spec, step));
+        let stats =
+            steps.each_mut().map(|run| run.step(&mut device, &shared, &Schedule::constant(1e-3)).unwrap());
+        assert_eq!(stats[0], expected);
+        assert_ne!(stats[1].loss, expected.loss);
+    }
+    assert!(steps[0].state(&mut device).unwrap() == alone.state());
+}
+
+#[test]
+fn no_step_reads_or_writes_outside_of_its_buffers() {
+    run_again_sanitized("no_step_reads_or_writes_outside_of_its_buffers");
+}
