@@ -4,11 +4,13 @@
 //!     gpu_check small           the smallest of those, for compute-sanitizer
 //!     gpu_check curves STEPS    a training run on both engines
 //!     gpu_check bench [B d F]   kernels, steps and tokens per second
+//!     gpu_check store FOLDER CONTEXTS d    a store of made-up rows
 
 mod bench;
 mod correctness;
 mod curves;
 mod screens;
+mod store;
 
 use std::process::ExitCode;
 
@@ -53,7 +55,12 @@ fn main() -> Result<ExitCode> {
         ["curves", steps] => curves::check(steps.parse()?)?,
         ["bench"] => bench::bench(4096, 768, 24_576)?,
         ["bench", rows, width, features] => bench::bench(rows.parse()?, width.parse()?, features.parse()?)?,
-        _ => bail!("usage: gpu_check correctness | small | curves STEPS | bench [B d F]"),
+        ["store", folder, contexts, width] => {
+            store::write(folder.as_ref(), contexts.parse()?, width.parse()?)?
+        }
+        _ => bail!(
+            "usage: gpu_check correctness | small | curves STEPS | bench [B d F] | store FOLDER CONTEXTS d"
+        ),
     };
     println!("{}: {failures} failures", words.join(" "));
     Ok(if failures == 0 { ExitCode::SUCCESS } else { ExitCode::FAILURE })
