@@ -1,24 +1,28 @@
-//! Runs a model up to a hook on request and says how long it took; `scripts/bench-language-model` asks.
+//! Runs a model up to a hook on request and says how long it took; `scripts/bench-language-model` and
+//! `scripts/bench-dump` ask.
 //!
-//!     prefix_speed MODEL_FOLDER HOOK THREADS
+//!     prefix_speed MODEL_FOLDER HOOK THREADS [IDS.safetensors]
 //!
-//! Each line on standard input, `CONTEXTS LENGTH`, is answered with the seconds of one run.
+//! Each line on standard input, `CONTEXTS LENGTH`, is answered with the seconds of one run on that many
+//! contexts; with IDS.safetensors, which holds `ids`, int64 `[contexts, length]`, with the seconds of as many
+//! runs as all of its contexts of that length take.
 
 use std::error::Error;
 use std::io::Write;
 use std::path::Path;
 use std::time::Instant;
 
-use language_model::{Checkpoint, Device, PrefixModel, Runtime, SessionOptions};
+use language_model::{Checkpoint, PrefixModel, Runtime, SessionOptions};
+use safetensors::SafeTensors;
 
 fn main() -> Result<(), Box<dyn Error>> {
     let arguments: Vec<String> = std::env::args().skip(1).collect();
-    let [model, hook, threads] = &arguments[..] else {
-        return Err("usage: prefix_speed MODEL_FOLDER HOOK THREADS".into());
+    let [model, hook, threads, files @ ..] = &arguments[..] else {
+        return Err("usage: prefix_speed MODEL_FOLDER HOOK THREADS [IDS.safetensors]".into());
     };
+    let given = files.first().map(|file| ids(Path::new(file))).transpose()?;
     let checkpoint = Checkpoint::open(Path::new(model))?;
-    let options =
-        SessionOptions { device: Device::Auto, threads: threads.parse()?, center: false, precision: None };
+    let options = SessionOptions { threads: threads.parse()?, ..SessionOptions::default() };
     let model = PrefixModel::load(&Runtime::load(None)?, &checkpoint, &[hook.parse()?], &options)?;
     for line in std::io::stdin().lines() {
         let line = line?;
@@ -26,13 +30,22 @@ fn main() -> Result<(), Box<dyn Error>> {
         let (contexts, length): (usize, usize) = (contexts.parse()?, length.parse()?);
         // The multiplier is prime: neighbours are far apart in the embedding, as in text.
         let vocabulary = checkpoint.config().vocabulary;
-        let ids: Vec<i64> = (0..contexts * length).map(|i| (i * 7919 % vocabulary) as i64).collect();
+        let made = || (0..contexts * length).map(|i| (i * 7919 % vocabulary) as i64).collect();
+        let ids: Vec<i64> = given.clone().unwrap_or_else(made);
         let start = Instant::now();
-        let activations = model.run(&ids, contexts, length)?;
-        let seconds = start.elapsed().as_secs_f64();
-        assert!(activations.rows(0).iter().all(|x| x.is_finite()));
-        println!("{seconds}");
+        for batch in ids.chunks(contexts * length) {
+            let activations = model.run(batch, batch.len() / length, length)?;
+            assert!(activations.rows(0).iter().all(|x| x.is_finite()));
+        }
+        println!("{}", start.elapsed().as_secs_f64());
         std::io::stdout().flush()?;
     }
     Ok(())
+}
+
+fn ids(file: &Path) -> Result<Vec<i64>, Box<dyn Error>> {
+    let bytes = std::fs::read(file)?;
+    let file = SafeTensors::deserialize(&bytes)?;
+    let ids = file.tensor("ids")?;
+    Ok(ids.data().chunks_exact(8).map(|b| i64::from_le_bytes(b.try_into().unwrap())).collect())
 }
