@@ -3,7 +3,7 @@
 //! The files are compiled by g++ when a test first asks for them, into one library per set of flags, kept in
 //! cargo's target folder under a hash of all that went into it.
 
-#![allow(dead_code)] // Each test binary uses a part of it.
+#![allow(dead_code, unused_imports)] // Each test binary uses a part of it.
 
 mod library;
 mod sanitized;
