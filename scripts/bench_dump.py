@@ -48,8 +48,8 @@ def dump(folder, out, arguments):
     return json.loads(done.stdout)
 
 
-def bare_model(folder, ids, arguments):
-    file = folder.parent / "ids.safetensors"
+def bare_model(folder, ids, work, arguments):
+    file = work / "ids.safetensors"
     save_file({"ids": ids}, file)
     command = [PROGRAMS / "examples/prefix_speed", folder, HOOK, str(arguments.threads), file]
     process = subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True, cwd=ROOT)
@@ -62,8 +62,8 @@ def bare_model(folder, ids, arguments):
     return run
 
 
-def python_onnxruntime(folder, arguments):
-    graph = folder.parent / "prefix.onnx"
+def python_onnxruntime(folder, work, arguments):
+    graph = work / "prefix.onnx"
     subprocess.run([PROGRAMS / "examples/prefix_graph", folder, HOOK, graph], check=True, stdout=subprocess.DEVNULL)
     options = onnxruntime.SessionOptions()
     options.intra_op_num_threads = arguments.threads
@@ -171,24 +171,24 @@ def rows_of_contexts(store, count):
     return torch.from_numpy(rows.astype(numpy.float32))
 
 
-def measure(name, folder, arguments):
-    out = folder.parent / "store"
+def measure(name, folder, work, arguments):
+    out = work / "store"
     first = dump(folder, out, arguments)
     store = zarr.open(str(out), mode="r")
     ids = torch.from_numpy(store["tokens"][:].astype(numpy.int64))
     tokens = ids.numel()
     hooked = hooked_transformer(folder)
     peers = {
-        "onnxruntime (Python), our graph": python_onnxruntime(folder, arguments),
+        "onnxruntime (Python), our graph": python_onnxruntime(folder, work, arguments),
         "transformers": transformers_cut(folder, arguments),
         "TransformerLens": transformer_lens_cache(hooked, arguments),
     }
     check_that_all_compute_the_same(rows_of_contexts(store, 2), peers, ids)
     runs = {
         OURS: lambda _: dump(folder, out, arguments)["seconds"],
-        BARE: bare_model(folder, ids, arguments),
+        BARE: bare_model(folder, ids, work, arguments),
         **{peer: timed(*parts) for peer, parts in peers.items()},
-        "SAELens' runner, to disk": sae_lens_runner(hooked, ids, folder.parent / "cache", arguments),
+        "SAELens' runner, to disk": sae_lens_runner(hooked, ids, work / "cache", arguments),
     }
     print(f"\n{name} to {HOOK}: {tokens:,} tokens ({first['documents_read']:,} documents of tests/data), "
           f"{arguments.threads} threads, contexts of {LENGTH} tokens; batches of 8 contexts through ONNX Runtime, of "
@@ -239,15 +239,13 @@ def main():
     print(f"{os.cpu_count()} cores, load before the run {load:.1f}; {versions}")
     with tempfile.TemporaryDirectory() as temporary:
         for model in arguments.model or ["gpt2", "smollm2"]:
-            folder = pathlib.Path(temporary) / model / "model"
-            folder.mkdir(parents=True)
+            work = pathlib.Path(temporary) / model
+            work.mkdir()
             if model == "gpt2":
-                random_gpt2(folder)
-                measure("GPT-2-small's shapes", folder, arguments)
+                random_gpt2(work / "model")
+                measure("GPT-2-small's shapes", work / "model", work, arguments)
             else:
-                for file in (ROOT / "models/smollm2-135m").iterdir():
-                    (folder / file.name).symlink_to(file)
-                measure("SmolLM2-135M", folder, arguments)
+                measure("SmolLM2-135M", ROOT / "models/smollm2-135m", work, arguments)
 
 
 if __name__ == "__main__":
