@@ -108,7 +108,7 @@ extern "C" __global__ void __launch_bounds__(THREADS, 2)
     for (unsigned n = 0; n < 4; ++n) {
 #pragma unroll
         for (unsigned e = 0; e < 2; ++e) {
-            unsigned row = min(first_row + warp_row + bit_place(n, quad_lane, e), rows - 1);
+            unsigned row = min(first_row + warp_row + 8 * n + 2 * quad_lane + e, rows - 1);
             norms[n][e] = row_norm[row];
             residuals[n][e] = row_residual[row];
         }
@@ -122,17 +122,13 @@ extern "C" __global__ void __launch_bounds__(THREADS, 2)
         for (unsigned m = 0; m < 4; ++m) {
             unsigned feature = min(first_feature + warp_feature + m * 16 + h * 8 + lane / 4, features - 1);
             FeatureBound bound = {feature_base[feature], feature_norm[feature], feature_residual[feature]};
-            unsigned negative = 0;
+            unsigned signs = 0;
 #pragma unroll
-            for (unsigned n = 0; n < 4; ++n) {
-#pragma unroll
-                for (unsigned e = 0; e < 2; ++e) {
-                    unsigned bit = negative_bit(sums[m][n][h * 2 + e], bound, norms[n][e], residuals[n][e]);
-                    negative |= bit << bit_place(n, quad_lane, e);
-                }
+            for (unsigned at = 8; at-- > 0;) {
+                unsigned n = at / 2, e = at % 2;
+                signs = push_sign(signs, sums[m][n][h * 2 + e], bound, norms[n][e], residuals[n][e]);
             }
-            // The lane's own eight places, turned from "ruled out" to "candidate".
-            bits[m] = negative ^ (0x03030303u << 2 * quad_lane);
+            bits[m] = candidate_bits(signs, quad_lane);
         }
         // Lane q of the quad gets the word of tile q.
         unsigned word = gather_words(bits, quad_lane) & valid;

@@ -137,16 +137,16 @@ extern "C" __global__ void __launch_bounds__(384, 1)
                     unsigned bits[4];
 #pragma unroll
                     for (unsigned word = 0; word < 4; ++word) {
-                        unsigned negative = 0;
+                        unsigned signs = 0;
 #pragma unroll
-                        for (unsigned n = 0; n < 4; ++n) {
+                        for (unsigned n = 4; n-- > 0;) {
                             unsigned columns = (half * 4 + word) * 4 + n;  // eight of them
                             float4 two = reinterpret_cast<const float4*>(bounds)[columns * 4 + quad_lane];
                             const float* z = sums + columns * 4 + h * 2;
-                            negative |= negative_bit(z[0], bound, two.x, two.y) << bit_place(n, quad_lane, 0);
-                            negative |= negative_bit(z[1], bound, two.z, two.w) << bit_place(n, quad_lane, 1);
+                            signs = push_sign(signs, z[1], bound, two.z, two.w);
+                            signs = push_sign(signs, z[0], bound, two.x, two.y);
                         }
-                        bits[word] = negative ^ (0x03030303u << 2 * quad_lane);
+                        bits[word] = candidate_bits(signs, quad_lane);
                     }
                     unsigned found = gather_words(bits, quad_lane);
                     unsigned at = half * 4 + quad_lane;

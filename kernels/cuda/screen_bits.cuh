@@ -12,19 +12,23 @@ struct FeatureBound {
     float residual;  // ‖w_j − bf16(w_j)‖
 };
 
-// The sign bit of the upper bound of z decides: 0 means that the pair may be active. (At a bound of exactly 0 it says
-// so too, which costs one needless recheck.)
-__device__ __forceinline__ unsigned negative_bit(float z, const FeatureBound& feature, float row_norm,
-                                                 float row_residual) {
+// Shifts into `bits`, from the right, the sign of the upper bound of z: 0 means that the pair may be active. (At a bound
+// of exactly 0 it says so too, which costs one needless recheck.)
+__device__ __forceinline__ unsigned push_sign(unsigned bits, float z, const FeatureBound& feature, float row_norm,
+                                              float row_residual) {
     float bound = z + feature.base;
     bound = fmaf(row_residual, feature.norm, bound);
     bound = fmaf(row_norm, feature.residual, bound);
-    return __float_as_uint(bound) >> 31;
+    return __funnelshift_l(__float_as_uint(bound), bits, 1);
 }
 
-// Where in its word the bit of (tile, element) lies for this lane: batch row 8 tile + 2 (lane%4) + element.
-__device__ __forceinline__ unsigned bit_place(unsigned tile, unsigned quad_lane, unsigned element) {
-    return 8 * tile + 2 * quad_lane + element;
+// A lane's part of a word. Its eight numbers, elements 0 and 1 of four tiles, are batch rows 8 tile + 2 (lane%4) + element
+// of the word's 32; `signs` holds their signs in bits 2 tile + element: pushed in the order from the last to the first.
+__device__ __forceinline__ unsigned candidate_bits(unsigned signs, unsigned quad_lane) {
+    unsigned bits = ~signs & 0xffu;
+    bits = (bits | bits << 12) & 0x000f000fu;
+    bits = (bits | bits << 6) & 0x03030303u;  // two bits a byte
+    return bits << 2 * quad_lane;
 }
 
 // Every lane of a quad holds its bits of four words; afterwards lane q of the quad returns the whole word q.

@@ -13,6 +13,9 @@
 
 #define __grid_constant__
 
+inline unsigned __funnelshift_l(unsigned low, unsigned high, unsigned shift) {
+    return shift ? high << shift | low >> (32 - shift) : high;
+}
 inline float2 make_float2(float x, float y) {
     return {x, y};
 }

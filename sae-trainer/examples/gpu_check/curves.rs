@@ -88,8 +88,10 @@ pub(crate) fn check(steps: u64) -> Result<usize> {
     let mut failures = 0;
     for (at, precision) in precisions.iter().enumerate() {
         let (mse, l0) = worst[at];
-        // Rounding differences grow along a run; a wrong formula shows in the first steps and by far more.
-        let failed = mse > 0.05 || l0 > 0.05;
+        // Rounding differences grow along a run, until the runs differ as two of different seeds do; a wrong formula
+        // shows in the first steps and by far more.
+        let limit = if *precision == Precision::Bf16 { 0.2 } else { 0.1 };
+        let failed = mse > limit || l0 > limit;
         failures += usize::from(failed);
         println!(
             "{} {precision:?}: largest relative difference of MSE {mse:.1e}, of L0 {l0:.1e}; {:.2} s, cpu {:.2} s",
