@@ -6,7 +6,7 @@
 //! CASE.json: `{"spec": StepSpec, "schedule": [[lr, coefficient scale, epsilon scale], …]}`. INPUT: `W_enc`
 //! [d,F], `b_enc` [F], `W_dec` [F,d], `b_dec` [d] and `batches` [steps,B,d], float32. OUTPUT: the trained
 //! weights under the same names, the gradients of the first step as `gradient/W_enc` … (from Adam's first
-//! moments), `loss` and `l0` [steps].
+//! moments), and the metrics of each step under the names that metrics.jsonl gives them, [steps].
 
 use std::collections::BTreeMap;
 use std::path::Path;
@@ -15,7 +15,7 @@ use anyhow::{Context, Result, ensure};
 use bytemuck::cast_slice;
 use kernels::cpu::transposed;
 use sae::Weights;
-use sae_trainer::engine::{CpuEngine, CpuOptions, Engine, Schedule, StepSpec};
+use sae_trainer::engine::{CpuEngine, CpuOptions, Engine, Schedule, StepSpec, StepStats};
 use safetensors::tensor::TensorView;
 use safetensors::{Dtype, SafeTensors};
 
@@ -50,13 +50,14 @@ fn main() -> Result<()> {
     let mut engine = CpuEngine::new(case.spec, &weights, options)?;
 
     let mut output = BTreeMap::new();
-    let (mut losses, mut l0) = (Vec::new(), Vec::new());
+    let mut curves: BTreeMap<&str, Vec<f32>> = BTreeMap::new();
     let batches = numbers(&input, "batches")?;
     for (step, (batch, now)) in batches.chunks_exact(case.spec.batch * d).zip(&case.schedule).enumerate() {
         let (lr, coefficient_scale, epsilon_scale) = *now;
         let stats = engine.step(batch, &Schedule { lr, coefficient_scale, epsilon_scale })?;
-        losses.push(stats.loss as f32);
-        l0.push(stats.l0 as f32);
+        for (name, value) in metrics(&stats) {
+            curves.entry(name).or_default().push(value as f32);
+        }
         if step == 0 {
             let moments = engine.state()?.first_moments;
             let scale = (1.0 / (1.0 - case.spec.adam.beta1)) as f32;
@@ -73,8 +74,7 @@ fn main() -> Result<()> {
     output.insert("b_enc", (vec![f], weights.b_enc));
     output.insert("W_dec", (vec![f, d], weights.w_dec));
     output.insert("b_dec", (vec![d], weights.b_dec));
-    output.insert("loss", (vec![losses.len()], losses));
-    output.insert("l0", (vec![l0.len()], l0));
+    output.extend(curves.into_iter().map(|(name, curve)| (name, (vec![curve.len()], curve))));
     let views = output
         .iter()
         .map(|(name, (shape, data))| {
@@ -83,6 +83,25 @@ fn main() -> Result<()> {
         .collect::<Result<Vec<_>>>()?;
     safetensors::serialize_to_file(views, None, Path::new(&arguments[2]))?;
     Ok(())
+}
+
+fn metrics(stats: &StepStats) -> [(&'static str, f64); 14] {
+    [
+        ("loss", stats.loss),
+        ("mse", stats.mse),
+        ("penalty", stats.penalty),
+        ("min_sparsity", stats.min_sparsity),
+        ("l0", stats.l0),
+        ("l0_std", stats.l0_std),
+        ("l1", stats.l1),
+        ("mse_sum", stats.mse_sum),
+        ("mse_centered", stats.mse_centered),
+        ("mse_uncentered", stats.mse_uncentered),
+        ("explained_variance", stats.explained_variance),
+        ("explained_variance_uncentered", stats.explained_variance_uncentered),
+        ("cosine_similarity", stats.cosine_similarity),
+        ("l2_ratio", stats.l2_ratio),
+    ]
 }
 
 fn read(path: &str) -> Result<Vec<u8>> {

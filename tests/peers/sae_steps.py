@@ -6,6 +6,7 @@ straight-through estimator written as such (value of the running frequency, grad
 
 import math
 
+import numpy
 import torch
 
 NAMES = ["W_enc", "b_enc", "W_dec", "b_dec"]
@@ -99,7 +100,7 @@ class Window:
 
 
 def loss_terms(spec, schedule, weights, x, window):
-    """The loss to differentiate and the loss to log."""
+    """The loss to differentiate, the terms to log, the activations and the reconstruction."""
     _, coefficient_scale, epsilon_scale = schedule
     loss = spec["loss"]
     w_enc, b_enc, w_dec, b_dec = weights
@@ -111,7 +112,9 @@ def loss_terms(spec, schedule, weights, x, window):
     value, logged = penalties(loss["penalty"], inside, epsilon_scale)
     coefficient = loss["coefficient"] * coefficient_scale
     trained = mse + coefficient * value.sum(1).mean()
-    total = mse + coefficient * logged.sum(1).mean()
+    penalty = coefficient * logged.sum(1).mean()
+    total = mse + penalty
+    minimum = torch.zeros(())
 
     s = window.push(a.detach()).to(a.dtype)
     surrogate = (a / (a + loss["frequency_epsilon"] * epsilon_scale)).mean(0)
@@ -120,12 +123,32 @@ def loss_terms(spec, schedule, weights, x, window):
     if loss["min_sparsity"]:
         low = loss["min_sparsity"]
         term = low["coefficient"] * torch.relu(math.log10(low["target"]) - log_s).sum()
-        trained, total = trained + term, total + term
+        trained, total, minimum = trained + term, total + term, term
     if loss["max_sparsity"]:
         high = loss["max_sparsity"]
         term = high["coefficient"] * torch.relu(log_s - math.log10(high["target"])).sum()
         trained, total = trained + term, total + term
-    return trained, total, a
+    terms = {"loss": total, "mse": mse, "penalty": penalty, "min_sparsity": minimum}
+    return trained, terms, a, xhat
+
+
+@torch.no_grad()
+def metrics(x, a, xhat):
+    """What a step logs besides the terms of its loss."""
+    active = (a > 0).sum(1).double()
+    error = ((xhat - x) ** 2).sum()
+    return {
+        "l0": active.mean(),
+        "l0_std": active.std(unbiased=False),
+        "l1": a.sum(1).mean(),
+        "mse_sum": mse_loss("sum", x, xhat),
+        "mse_centered": mse_loss("centered", x, xhat),
+        "mse_uncentered": mse_loss("uncentered", x, xhat),
+        "explained_variance": 1 - error / ((x - x.mean(0)) ** 2).sum(),
+        "explained_variance_uncentered": 1 - error / (x**2).sum(),
+        "cosine_similarity": torch.cosine_similarity(x, xhat, dim=1).mean(),
+        "l2_ratio": (xhat.norm(dim=1) / x.norm(dim=1)).mean(),
+    }
 
 
 def project(spec, weights):
@@ -150,7 +173,7 @@ def normalise(spec, weights):
 def train(spec, schedule, initial, batches, dtype=torch.float64):
     """Trains from `initial` (a dict of arrays) on `batches` [steps, B, d].
 
-    Returns the trained weights, the gradients of the first step as Adam sees them, and the losses.
+    Returns the trained weights, the gradients of the first step as Adam sees them, and each metric's curve.
     """
     weights = [torch.tensor(initial[name], dtype=dtype, requires_grad=True) for name in NAMES]
     adam = spec["adam"]
@@ -158,9 +181,11 @@ def train(spec, schedule, initial, batches, dtype=torch.float64):
         weights, lr=1.0, betas=(adam["beta1"], adam["beta2"]), eps=adam["epsilon"]
     )
     window = Window(spec["sparsity_window"])
-    losses, l0, first_gradients = [], [], None
+    curves, first_gradients = {}, None
     for x, now in zip(torch.tensor(batches, dtype=dtype), schedule):
-        trained, total, a = loss_terms(spec, now, weights, x, window)
+        trained, terms, a, xhat = loss_terms(spec, now, weights, x, window)
+        for name, value in {**terms, **metrics(x, a, xhat)}.items():
+            curves.setdefault(name, []).append(value.item())
         optimizer.zero_grad()
         trained.backward()
         project(spec, weights)
@@ -168,12 +193,10 @@ def train(spec, schedule, initial, batches, dtype=torch.float64):
         optimizer.param_groups[0]["lr"] = now[0]
         optimizer.step()
         normalise(spec, weights)
-        losses.append(total.item())
-        l0.append((a > 0).sum(1).double().mean().item())
     return (
         {name: w.detach().numpy() for name, w in zip(NAMES, weights)},
         {name: g.numpy() for name, g in zip(NAMES, first_gradients)},
-        {"loss": losses, "l0": l0},
+        {name: numpy.array(curve) for name, curve in curves.items()},
     )
 
 

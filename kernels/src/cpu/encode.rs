@@ -12,7 +12,9 @@ use rayon::prelude::*;
 
 use super::isa::{Isa, Level};
 use super::pairs::{ActivePairs, Block, Pair, ROW_GROUP};
-use super::screen::{self, Candidates, Grid, ScreenedPanel, ScreenedRows};
+use super::screen::{self, Candidates, ScreenedPanel, ScreenedRows};
+
+pub use super::screen::Grid;
 use super::tile::{self, Lanes, Plain};
 
 /// Rows of a block, a multiple of [`ROW_GROUP`].
@@ -49,8 +51,11 @@ pub struct EncodeBuffers {
 pub enum Search {
     /// By the float32 product of all pairs.
     Plain,
-    /// By [screening](super::screen) where the instruction set has a tile for it and few enough pairs pass.
+    /// By [screening](super::screen) where the instruction set has a tile for it and few enough pairs pass, on the
+    /// grid that promises the shortest time.
     Screened,
+    /// By screening on this grid, however many pairs pass; by the plain product where there is no tile for it.
+    ScreenedOn(Grid),
 }
 
 /// What an encode that found few enough pairs reports.
@@ -130,22 +135,16 @@ pub fn encode_sparse(
     pairs: &mut ActivePairs,
 ) -> Option<Found> {
     let EncodeBuffers { blocks, screened } = buffers;
-    let screened =
-        (search == Search::Screened && screen::available(isa) && input.width <= LARGEST_SCREENED_WIDTH)
-            .then(|| choose_grid(isa, &input, screened))
-            .flatten();
-    find_all(isa, input, screened, limit, blocks, pairs)
-}
-
-/// As [`encode_sparse`], with the choice of the search made.
-fn find_all(
-    isa: Isa,
-    input: Encode<'_>,
-    screened: Option<&ScreenedRows>,
-    limit: usize,
-    blocks: &mut Vec<Vec<Block>>,
-    pairs: &mut ActivePairs,
-) -> Option<Found> {
+    let possible = screen::available(isa) && input.width <= LARGEST_SCREENED_WIDTH;
+    let screened = match search {
+        Search::Screened if possible => choose_grid(isa, &input, screened),
+        Search::ScreenedOn(grid) if possible => {
+            screened.choose_columns(&input);
+            screened.fill(isa, &input, grid);
+            Some(&*screened)
+        }
+        _ => None,
+    };
     let (rows, features, panel) = (input.rows(), input.features(), input.panel());
     let row_blocks = rows.div_ceil(ROW_BLOCK);
     blocks.resize_with(features.div_ceil(panel), Vec::new);

@@ -29,7 +29,7 @@ use super::encode::Encode;
 use super::isa::{Isa, Level, madd, per_isa};
 use super::pairs::{Pair, ROW_GROUP};
 use super::vector::{dot_inline, four_dots_inline};
-pub(crate) use rounding::Grid;
+pub use rounding::Grid;
 use rounding::{Rounder, interleave};
 
 /// Features of a tile.

@@ -126,21 +126,14 @@ fn compare_searches(input: Encode<'_>) -> (usize, [usize; 2]) {
     let limit = input.rows() * input.features();
     let (mut buffers, mut plain) = (EncodeBuffers::default(), ActivePairs::default());
     encode_sparse(isa, input, Search::Plain, limit, &mut buffers, &mut plain).unwrap();
-    let rechecked = [Grid::Bits8, Grid::Bits16].map(|grid| {
-        let mut rows = ScreenedRows::default();
-        let screened = screen::available(isa).then(|| {
-            rows.choose_columns(&input);
-            rows.fill(isa, &input, grid);
-            &rows
-        });
-        let mut found_pairs = ActivePairs::default();
-        let found = find_all(isa, input, screened, limit, &mut buffers.blocks, &mut found_pairs).unwrap();
-        assert_same(&input, &found_pairs, &plain);
+    let mut screened = |search| {
+        let mut pairs = ActivePairs::default();
+        let found = encode_sparse(isa, input, search, limit, &mut buffers, &mut pairs).unwrap();
+        assert_same(&input, &pairs, &plain);
         found.rechecked
-    });
-    let mut chosen = ActivePairs::default();
-    encode_sparse(isa, input, Search::Screened, limit, &mut buffers, &mut chosen).unwrap();
-    assert_same(&input, &chosen, &plain);
+    };
+    let rechecked = [Grid::Bits8, Grid::Bits16].map(|grid| screened(Search::ScreenedOn(grid)));
+    screened(Search::Screened);
     (plain.len(), rechecked)
 }
 

@@ -3,14 +3,16 @@
 use crate::cpu::isa::{Isa, madd, per_isa};
 use crate::cpu::vector::dot_inline;
 
-/// How finely rows and weights are rounded. A word of 32 bits holds the numbers of a group of columns.
+/// How finely screening rounds rows and weights.
+///
+/// A word of 32 bits holds the numbers of a group of columns: four of 8 bits or two of 16.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
-pub(crate) enum Grid {
-    /// Rows are integers to ±[`LARGEST_ROW_BYTE`], stored with [`ROW_BYTE_OFFSET`] added so that they are unsigned, as
-    /// `maddubs` wants its first factor; weights are signed. Their products are added up in 16 bits over
-    /// [`BYTE_BLOCK`] columns, of which two lanes take half each.
+pub enum Grid {
+    /// 8 bits, products added up in 16 and then in 32 bits.
+    // Rows are integers to ±LARGEST_ROW_BYTE, stored with ROW_BYTE_OFFSET added so that they are unsigned, as `maddubs`
+    // wants its first factor; weights are signed. A lane of 16 bits takes half the columns of a BYTE_BLOCK.
     Bits8,
-    /// Integers whose products `madd` adds up in 32 bits.
+    /// 16 bits, products added up in 32.
     #[default]
     Bits16,
 }
