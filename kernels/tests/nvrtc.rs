@@ -4,6 +4,7 @@
 use kernels::cuda::libraries::{ToolkitLibrary, load};
 use kernels::cuda::nvrtc::{Architecture, Resources, compile, version};
 use kernels::cuda::sources::{Source, kernels_for};
+use rayon::prelude::*;
 
 /// The capabilities that kernels are compiled for here: the lowest, and the one that has kernels of its own.
 const CAPABILITIES: [(u32, u32); 2] = [(8, 0), (9, 0)];
@@ -36,8 +37,11 @@ fn every_kernel_compiles_without_spilling_registers() {
     println!("{:>7}  {:16} {:28} {:>9} {:>9} {:>6}", "", "file", "kernel", "registers", "shared B", "spills");
     let mut spilling = Vec::new();
     for capability in CAPABILITIES {
-        for source in kernels_for(capability) {
-            for kernel in resources(source, capability) {
+        let sources: Vec<&Source> = kernels_for(capability).collect();
+        let compiled: Vec<Vec<Resources>> =
+            sources.par_iter().map(|source| resources(source, capability)).collect();
+        for (source, kernels) in sources.iter().zip(compiled) {
+            for kernel in kernels {
                 let spills = kernel.spill_store_bytes + kernel.spill_load_bytes;
                 println!(
                     "{:>7}  {:16} {:28} {:>9} {:>9} {:>6}",

@@ -98,7 +98,7 @@ impl Kernels {
 
 /// The names of the `extern "C" __global__` functions of a file. A name that ends with `##CHUNKS` stands for one
 /// per `KERNELS(…)` below it.
-fn kernel_names(text: &str) -> Vec<String> {
+pub(super) fn kernel_names(text: &str) -> Vec<String> {
     let mut names = Vec::new();
     for part in text.split("extern \"C\" __global__ void").skip(1) {
         let blank = |c: char| c.is_whitespace() || c == '\\';

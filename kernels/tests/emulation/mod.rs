@@ -5,6 +5,7 @@
 
 #![allow(dead_code, unused_imports)] // Each test binary uses a part of it.
 
+mod gpu;
 mod library;
 mod sanitized;
 
@@ -63,7 +64,8 @@ impl Drop for Buffer {
 
 /// The emulated device.
 pub(crate) struct EmulatedDevice {
-    kernels: &'static Kernels,
+    /// Where tests run on a GPU instead.
+    gpu: Option<gpu::Gpu>,
     properties: Properties,
     /// In which order blocks and threads run: 0 as numbered, 1 backwards, others shuffled.
     order: u32,
@@ -80,7 +82,7 @@ impl EmulatedDevice {
 
     pub(crate) fn in_order(order: u32) -> EmulatedDevice {
         EmulatedDevice {
-            kernels: Kernels::get(Sanitizer::from_environment()),
+            gpu: gpu::Gpu::from_environment(),
             properties: Properties {
                 name: "emulation".into(),
                 compute_capability: (0, 0),
@@ -207,7 +209,13 @@ impl Device for EmulatedDevice {
             return Ok(());
         }
         let name = launch.kernel.function;
-        let kernel = self.kernels.find(name).ok_or_else(|| failed(name, "there is no such kernel".into()))?;
+        if let Some(gpu) = &mut self.gpu {
+            *self.launched.entry(name).or_default() += 1;
+            // SAFETY: the caller's promise.
+            return unsafe { gpu.launch(launch) };
+        }
+        let kernels = Kernels::get(Sanitizer::from_environment());
+        let kernel = kernels.find(name).ok_or_else(|| failed(name, "there is no such kernel".into()))?;
         let mut kinds = String::new();
         let mut words: Vec<u64> = Vec::new();
         for argument in launch.arguments {
@@ -241,6 +249,9 @@ impl Device for EmulatedDevice {
     }
 
     fn gemm(&mut self, gemm: &Gemm<'_, Buffer>) -> Result<(), DeviceError> {
+        if let Some(gpu) = &mut self.gpu {
+            return gpu.gemm(gemm);
+        }
         let (m, n, k) = gemm.sizes;
         for i in 0..m {
             for j in 0..n {
@@ -261,6 +272,10 @@ impl Device for EmulatedDevice {
     }
 
     fn screen(&mut self, screen: &Screen<'_, Buffer>) -> Result<(), DeviceError> {
+        if let Some(gpu) = &mut self.gpu {
+            *self.launched.entry("screen").or_default() += 1;
+            return gpu.screen(screen);
+        }
         let size = |number: usize| Argument::U32(number as u32);
         let all = |buffer| Argument::Buffer(buffer, 0);
         self.run(

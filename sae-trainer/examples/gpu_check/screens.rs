@@ -89,7 +89,7 @@ impl Case {
         arguments.extend(sizes.map(|size| Argument::U32(size as u32)));
         let launch = Launch {
             kernel: Kernel { module: "screen", function: "screen" },
-            grid: [self.words.div_ceil(4) as u32, self.features.div_ceil(8) as u32, 1],
+            grid: [self.features.div_ceil(8) as u32, self.words as u32 / 4, 1],
             block: [128, 1, 1],
             shared_bytes: 0,
             arguments: &arguments,
