@@ -197,6 +197,13 @@ impl StoreWriter {
         self.resumed.contexts
     }
 
+    /// The tokens of the last contexts before [`StoreWriter::contexts_done`], `[n, T]` (up to half a million, none at
+    /// the beginning and where a chunk of tokens ends). Before the first [`StoreWriter::append`] they tell whether the
+    /// text that is about to be continued is the one that was begun.
+    pub fn resumed_tokens(&self) -> &[u32] {
+        &self.tokens
+    }
+
     /// The store was complete when it was opened.
     pub fn is_complete(&self) -> bool {
         self.pipeline.is_none()
