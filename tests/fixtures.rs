@@ -2,9 +2,11 @@
 
 use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
-use std::process::{Command, Output};
+use std::process::{Command, Output, Stdio};
 use std::sync::OnceLock;
+use std::time::Duration;
 
+use activation_store::Store;
 use rand::{RngExt, SeedableRng};
 use rand_chacha::ChaCha8Rng;
 use safetensors::Dtype;
@@ -182,4 +184,60 @@ pub fn gibberish(path: &Path, count: usize) {
         lines.push('\n');
     }
     std::fs::write(path, lines).expect("the file can be written");
+}
+
+/// All rows of a store, in its order.
+pub fn all_rows(store: &Store) -> Vec<f32> {
+    let mut rows = vec![0.0; store.rows() as usize * store.width()];
+    store.read_rows(0..store.rows(), &mut rows).expect("the store is whole");
+    rows
+}
+
+/// The store's rows in the order of the text: sorted by their origins.
+pub fn rows_in_text_order(store: &Store) -> Vec<(u64, Vec<f32>)> {
+    let rows = all_rows(store);
+    let origins = store.origin(0..store.rows()).expect("the store is whole");
+    let mut sorted: Vec<_> =
+        origins.into_iter().zip(rows.chunks(store.width()).map(<[f32]>::to_vec)).collect();
+    sorted.sort_by_key(|(origin, _)| *origin);
+    sorted
+}
+
+/// Every file below a folder.
+pub fn files_below(folder: &Path) -> Vec<PathBuf> {
+    let mut files = Vec::new();
+    for entry in std::fs::read_dir(folder).expect("the folder is there") {
+        let path = entry.expect("it can be read").path();
+        if path.is_dir() { files.extend(files_below(&path)) } else { files.push(path) }
+    }
+    files
+}
+
+/// The names of the files in `expected` that are absent or different in `found`.
+pub fn differing_files(expected: &Path, found: &Path) -> Vec<String> {
+    let differs = |file: &PathBuf| {
+        let name = file.strip_prefix(expected).expect("the file lies below");
+        let same = std::fs::read(file).ok() == std::fs::read(found.join(name)).ok();
+        (!same).then(|| name.display().to_string())
+    };
+    files_below(expected).iter().filter_map(differs).collect()
+}
+
+/// Starts `command` again and again and interrupts it, softly and hard in turn, each time `first` + 25 ms · attempt later,
+/// until it ends by itself or `attempts` are over. Returns how often it was interrupted.
+pub fn interrupted(command: impl Fn() -> Command, attempts: u64, first: u64) -> usize {
+    let mut interrupted = 0;
+    for attempt in 0..attempts {
+        let child = command().stderr(Stdio::piped()).spawn().expect("the program starts");
+        std::thread::sleep(Duration::from_millis(first + 25 * attempt));
+        let signal = if attempt % 2 == 0 { "-INT" } else { "-KILL" };
+        Command::new("kill").args([signal, &child.id().to_string()]).status().expect("kill runs");
+        let run = Run::from(child.wait_with_output().expect("it ends"));
+        match run.code {
+            Some(0) => break,
+            Some(130) | None => interrupted += 1,
+            Some(code) => panic!("a resumed dump ended with {code}:\n{}", run.stderr),
+        }
+    }
+    interrupted
 }

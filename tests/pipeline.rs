@@ -1,11 +1,13 @@
 //! The two programs from text to trained autoencoder, as a user runs them.
 
 use std::path::Path;
-use std::process::{Command, Stdio};
-use std::time::Duration;
+use std::process::Stdio;
 
 use activation_store::Store;
-use end_to_end::{Run, TINY, gibberish, program, run_fails, run_ok, tiny_gpt2};
+use end_to_end::{
+    Run, TINY, all_rows, files_below, gibberish, interrupted, program, rows_in_text_order, run_fails, run_ok,
+    tiny_gpt2,
+};
 
 /// A dump of the tiny model: `contexts` contexts of 16 tokens; returns the summary that `--json` prints.
 fn dump(folder: &Path, out: &Path, contexts: usize, more: &[&str]) -> serde_json::Value {
@@ -23,29 +25,13 @@ fn dump(folder: &Path, out: &Path, contexts: usize, more: &[&str]) -> serde_json
     serde_json::from_str(&run_ok("activation-dump", arguments).stdout).expect("--json prints JSON")
 }
 
-fn all_rows(store: &Store) -> Vec<f32> {
-    let mut rows = vec![0.0; store.rows() as usize * store.width()];
-    store.read_rows(0..store.rows(), &mut rows).expect("the store is whole");
-    rows
-}
-
-/// The store's rows in the order of the text: sorted by their origins.
-fn rows_in_text_order(store: &Store) -> Vec<(u64, Vec<f32>)> {
-    let rows = all_rows(store);
-    let origins = store.origin(0..store.rows()).expect("the store is whole");
-    let mut sorted: Vec<_> =
-        origins.into_iter().zip(rows.chunks(store.width()).map(<[f32]>::to_vec)).collect();
-    sorted.sort_by_key(|(origin, _)| *origin);
-    sorted
-}
-
 #[test]
 fn a_dump_holds_every_row_of_every_context_once() {
     let folder = tempfile::tempdir().unwrap();
     let out = folder.path().join("store");
     let summary = dump(folder.path(), &out, 1000, &[]);
     assert_eq!(summary["contexts"], 1000);
-    assert_eq!(summary["rows"], 16_000);
+    assert_eq!(summary["stores"][0]["rows"], 16_000);
 
     let store = Store::open(&out).unwrap();
     assert_eq!((store.rows(), store.width(), store.context_length()), (16_000, TINY.0, 16));
@@ -137,35 +123,11 @@ fn an_interrupted_dump_goes_on_and_ends_with_the_same_bytes() {
     assert!(command().status().unwrap().success());
     std::fs::rename(at("store"), at("whole")).unwrap();
 
-    let mut interrupted = 0;
-    for attempt in 0..40_u64 {
-        let child = command().spawn().unwrap();
-        std::thread::sleep(Duration::from_millis(60 + 25 * attempt));
-        let signal = if attempt % 2 == 0 { "-INT" } else { "-KILL" };
-        Command::new("kill").args([signal, &child.id().to_string()]).status().unwrap();
-        let run = Run::from(child.wait_with_output().unwrap());
-        match run.code {
-            Some(0) => break,
-            Some(130) | None => interrupted += 1,
-            Some(code) => panic!("a resumed dump ended with {code}:\n{}", run.stderr),
-        }
-    }
+    let interrupted = interrupted(command, 40, 60);
     assert!(command().status().unwrap().success());
     assert!(interrupted >= 2, "the dump ran through before it could be interrupted");
-    for file in files_below(&at("whole")) {
-        let name = file.strip_prefix(at("whole")).unwrap();
-        let same = std::fs::read(&file).unwrap() == std::fs::read(at("store").join(name)).unwrap();
-        assert!(same, "{} differs after {interrupted} interruptions", name.display());
-    }
-}
-
-fn files_below(folder: &Path) -> Vec<std::path::PathBuf> {
-    let mut files = Vec::new();
-    for entry in std::fs::read_dir(folder).unwrap() {
-        let path = entry.unwrap().path();
-        if path.is_dir() { files.extend(files_below(&path)) } else { files.push(path) }
-    }
-    files
+    let differing = end_to_end::differing_files(&at("whole"), &at("store"));
+    assert!(differing.is_empty(), "{differing:?} differ after {interrupted} interruptions");
 }
 
 /// Four points on real activations. Which penalty does better is for the reader of what this prints; that both

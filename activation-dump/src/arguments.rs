@@ -3,9 +3,13 @@
 use std::path::PathBuf;
 
 use activation_store::RowType;
+use anyhow::{Result, bail};
 use clap::{Args, Parser, Subcommand, ValueEnum};
 use human_units::{parse_bytes, parse_count};
 use language_model::{Device, HookPoint, NormKind};
+
+use crate::documents::InputFormat;
+use crate::share::PartChoice;
 
 /// Runs a language model over text and writes the activations at a hook point to a compressed,
 /// memory-mapped store, from which `sae-trainer` trains any number of sparse autoencoders.
@@ -19,8 +23,19 @@ Examples:
       GPT-2-small and OpenWebText from the Hugging Face hub: the reference configuration
   activation-dump --model models/smollm2-135m --dataset tests/data --tokens 500k --out stores/smollm2
       a model folder and local text
-  activation-dump --model models/gpt2 --dataset 'text/*.jsonl.zst' --hook blocks.6.hook_mlp_out
-      another hook point
+  activation-dump --layer 1,6,11 --hook resid_pre,mlp_out --tokens 300M --out stores/gpt2
+      six hook points in one pass, a store for each: stores/gpt2/blocks.1.hook_resid_pre, ...
+  activation-dump --layer 1 --tokens 300M --dry-run
+      what this would take: rows, bytes on disk, memory, hours; writes nothing
+  zcat news.jsonl.gz | activation-dump --model models/gpt2 --dataset - --column body
+      JSON lines (or plain text) from standard input
+  activation-dump --model models/gpt2 --dataset train.bin
+      tokens instead of text: u16 or u32 as in nanoGPT and llm.c, or .npy
+  activation-dump --onnx model.onnx --tensor /h.5/Add_1_output_0 --tokenizer tokenizer.json --dataset text
+      any ONNX file, cut at a tensor
+  srun -n 4 activation-dump --layer 1 --tokens 300M --out stores/gpt2
+      a quarter of the text on each of four machines (or by hand: --part 1/4 to --part 4/4);
+      sae-trainer --store A --store B ... reads the four stores as one
   activation-dump info stores/smollm2
       what a store holds
 
@@ -99,24 +114,53 @@ pub(crate) struct SourceArguments {
     /// Language model: a hub id or a folder with config.json, *.safetensors and tokenizer.json
     #[arg(long, value_name = "ID|FOLDER", default_value = "openai-community/gpt2")]
     pub(crate) model: String,
-    /// Text: a hub id, file, folder or glob (.txt, .jsonl, .ndjson, also .gz and .zst; .parquet); repeatable
-    #[arg(long, value_name = "ID|PATH|GLOB", default_value = "Skylion007/openwebtext")]
+    /// In place of --model: an ONNX file whose input is token ids; --tensor says where to cut it
+    #[arg(long, value_name = "FILE", conflicts_with_all = ["model", "layer", "hook"], requires = "tensor")]
+    pub(crate) onnx: Option<PathBuf>,
+    /// tokenizer.json of the model [default: the one beside the model]
+    #[arg(long, value_name = "FILE")]
+    pub(crate) tokenizer: Option<PathBuf>,
+    /// Token that begins contexts and documents, by id or text [default: bos_token_id of config.json]
+    #[arg(long, value_name = "TOKEN")]
+    pub(crate) bos: Option<String>,
+    /// Text: a hub id, file, folder or glob (.txt, .jsonl, .ndjson, also .gz and .zst; .parquet), or - for
+    /// standard input. Or tokens: .bin (u16 or u32) and .npy [n], in which each BOS begins a document; .npy
+    /// [contexts, T], contexts that are taken as they are. Repeatable
+    #[arg(long, value_name = "ID|PATH|GLOB|-", default_value = "Skylion007/openwebtext")]
     pub(crate) dataset: Vec<String>,
     /// Name of the text in JSON lines and parquet
     #[arg(long, value_name = "NAME", default_value = "text")]
     pub(crate) column: String,
+    /// How to read standard input [default: told from its first character] and .bin files [default: u16 for
+    /// up to 65,536 tokens, else u32]
+    #[arg(long, value_enum)]
+    pub(crate) format: Option<InputFormat>,
+    /// Leave out so many tokens' worth of contexts before the first; they are tokenized, not run
+    #[arg(long, value_name = "COUNT", default_value = "0", value_parser = parse_count)]
+    pub(crate) skip_tokens: u64,
+    /// Run every n-th context, beginning with the i-th (1/4 to 4/4), as one of several machines with one
+    /// command; off: all of them [default: as RANK, OMPI_COMM_WORLD_RANK or SLURM_PROCID say, with their sizes]
+    #[arg(long, value_name = "I/N|off")]
+    pub(crate) part: Option<PartChoice>,
+    /// Stop at the first document that is empty or cannot be read, instead of counting them
+    #[arg(long)]
+    pub(crate) strict: bool,
 }
 
 #[derive(Debug, Args)]
 #[command(next_help_heading = "What to dump")]
 pub(crate) struct WhatArguments {
-    /// Block whose input is dumped; with --hook, the block of the hook [default: 1]
-    #[arg(long, value_name = "L")]
-    pub(crate) layer: Option<usize>,
+    /// Block whose input is dumped; with --hook, the block of the hook; several as in 1,6 [default: 1]
+    #[arg(long, value_name = "L", value_delimiter = ',')]
+    pub(crate) layer: Vec<usize>,
     /// Hook point in TransformerLens' names: hook_resid_pre, hook_resid_mid, hook_resid_post,
-    /// hook_attn_out, hook_mlp_out, or in full, as in blocks.6.hook_mlp_out [default: hook_resid_pre]
-    #[arg(long, value_name = "HOOK")]
-    pub(crate) hook: Option<String>,
+    /// hook_attn_out, hook_mlp_out, at each --layer, or in full, as in blocks.6.hook_mlp_out; several with
+    /// commas [default: hook_resid_pre]
+    #[arg(long, value_name = "HOOK", value_delimiter = ',')]
+    pub(crate) hook: Vec<String>,
+    /// Tensor of --onnx whose values are dumped; repeatable
+    #[arg(long, value_name = "NAME", requires = "onnx")]
+    pub(crate) tensor: Vec<String>,
     /// Tokens to run the model on, BOS included; rounded up to whole contexts
     #[arg(long, value_name = "COUNT", default_value = "300M", value_parser = parse_count)]
     pub(crate) tokens: u64,
@@ -135,7 +179,8 @@ pub(crate) struct WhatArguments {
 #[derive(Debug, Args)]
 #[command(next_help_heading = "Store")]
 pub(crate) struct StoreArguments {
-    /// Folder of the store [default: stores/MODEL-HOOK]
+    /// Folder of the store [default: stores/MODEL-HOOK]; with several hooks, folder of the stores, each named after
+    /// its hook; with --part, the number of the part is added
     #[arg(long, value_name = "FOLDER")]
     pub(crate) out: Option<PathBuf>,
     /// Type of the stored numbers
@@ -147,7 +192,7 @@ pub(crate) struct StoreArguments {
     /// Store numbers beyond float16 as its largest one, counted, instead of stopping at them
     #[arg(long)]
     pub(crate) clip: bool,
-    /// Memory for the window in which rows are shuffled before they are stored
+    /// Memory, for each hook, for the window in which rows are shuffled before they are stored
     #[arg(long, value_name = "BYTES", default_value = "2GiB", value_parser = parse_bytes)]
     pub(crate) shuffle_memory: u64,
     /// Seed of the shuffling
@@ -164,13 +209,17 @@ pub(crate) struct MachineArguments {
     /// CPU threads [default: one a core]
     #[arg(long, value_name = "N", value_parser = clap::value_parser!(u16).range(1..=1024))]
     pub(crate) threads: Option<u16>,
-    /// Contexts the model runs on at once
-    #[arg(long, value_name = "COUNT", default_value_t = 8, value_parser = clap::value_parser!(u16).range(1..))]
-    pub(crate) batch: u16,
+    /// Contexts the model runs on at once [default: 8]
+    #[arg(long, value_name = "COUNT", value_parser = clap::value_parser!(u16).range(1..))]
+    pub(crate) batch: Option<u16>,
     /// ONNX Runtime's library [default: ORT_DYLIB_PATH, else the onnxruntime folder of the workspace]
     #[arg(long, value_name = "FILE")]
     pub(crate) onnxruntime: Option<PathBuf>,
-    /// Print the summary as one JSON object on standard output
+    /// Print what there is and what it would take (rows, bytes on disk, memory, time by a short probe of the model on
+    /// the text), and write nothing
+    #[arg(long)]
+    pub(crate) dry_run: bool,
+    /// Print the summary (or the plan) as one JSON object on standard output
     #[arg(long)]
     pub(crate) json: bool,
 }
@@ -196,10 +245,10 @@ pub(crate) enum DeviceChoice {
 }
 
 impl Switch {
-    /// The decision for a model with norms of this kind.
-    pub(crate) fn centers(self, norm: NormKind) -> bool {
+    /// The decision for a model with norms of this kind; nothing is known of an ONNX file's.
+    pub(crate) fn centers(self, norm: Option<NormKind>) -> bool {
         match self {
-            Switch::Auto => norm == NormKind::LayerNorm,
+            Switch::Auto => norm == Some(NormKind::LayerNorm),
             Switch::On => true,
             Switch::Off => false,
         }
@@ -226,23 +275,37 @@ impl From<DeviceChoice> for Device {
 }
 
 impl WhatArguments {
-    /// The hook point that `--layer` and `--hook` name together.
-    pub(crate) fn hook_point(&self) -> anyhow::Result<HookPoint> {
-        let Some(hook) = &self.hook else {
-            return Ok(HookPoint::resid_pre(self.layer.unwrap_or(1)));
+    /// The hook points that `--layer` and `--hook` name together, each once: names without a block stand for one in
+    /// each of the layers.
+    pub(crate) fn hook_points(&self) -> Result<Vec<HookPoint>> {
+        let layers = if self.layer.is_empty() { &[1][..] } else { &self.layer[..] };
+        let mut points = Vec::new();
+        let mut add = |name: String| -> Result<HookPoint> {
+            let point: HookPoint = name.parse()?;
+            if !points.contains(&point) {
+                points.push(point);
+            }
+            Ok(point)
         };
-        let name = match hook.strip_prefix("blocks.") {
-            Some(_) => hook.clone(),
-            None => format!("blocks.{}.hook_{}", self.layer.unwrap_or(1), hook.trim_start_matches("hook_")),
-        };
-        let point: HookPoint = name.parse()?;
-        if let Some(layer) = self.layer.filter(|&layer| layer != point.layer) {
-            anyhow::bail!(
-                "--hook {hook} is in block {}, but --layer says {layer}; leave one out",
-                point.layer
-            );
+        let (full, short): (Vec<&String>, Vec<&String>) =
+            self.hook.iter().partition(|hook| hook.starts_with("blocks."));
+        for hook in &full {
+            let layer = add((*hook).clone())?.layer;
+            if !self.layer.is_empty() && (short.is_empty() || !layers.contains(&layer)) {
+                bail!(
+                    "--hook {hook} is in block {layer} whatever --layer says; leave --layer out, or the block's name"
+                );
+            }
         }
-        Ok(point)
+        for &layer in layers {
+            if self.hook.is_empty() {
+                add(HookPoint::resid_pre(layer).to_string())?;
+            }
+            for hook in &short {
+                add(format!("blocks.{layer}.hook_{}", hook.trim_start_matches("hook_")))?;
+            }
+        }
+        Ok(points)
     }
 }
 
@@ -267,25 +330,45 @@ mod tests {
         let arguments = parse(&[]).unwrap();
         assert_eq!(arguments.source.model, "openai-community/gpt2");
         assert_eq!(arguments.source.dataset, ["Skylion007/openwebtext"]);
-        assert_eq!(arguments.what.hook_point().unwrap().to_string(), "blocks.1.hook_resid_pre");
+        assert_eq!(arguments.what.hook_points().unwrap(), [HookPoint::resid_pre(1)]);
         assert_eq!((arguments.what.tokens, arguments.what.context), (300_000_000, 128));
         assert!(!arguments.what.drop_bos);
         assert!(
-            arguments.what.center.centers(NormKind::LayerNorm)
-                && !arguments.what.center.centers(NormKind::RmsNorm)
+            arguments.what.center.centers(Some(NormKind::LayerNorm))
+                && !arguments.what.center.centers(Some(NormKind::RmsNorm))
+                && !arguments.what.center.centers(None)
         );
         assert_eq!(RowType::from(arguments.store.dtype), RowType::F16);
     }
 
     #[test]
-    fn layer_and_hook_go_together() {
-        let point = |words: &[&str]| parse(words).unwrap().what.hook_point().map(|point| point.to_string());
-        assert_eq!(point(&["--layer", "3"]).unwrap(), "blocks.3.hook_resid_pre");
-        assert_eq!(point(&["--layer", "3", "--hook", "hook_mlp_out"]).unwrap(), "blocks.3.hook_mlp_out");
-        assert_eq!(point(&["--hook", "blocks.6.hook_attn_out"]).unwrap(), "blocks.6.hook_attn_out");
-        assert!(point(&["--layer", "3", "--hook", "blocks.6.hook_attn_out"]).is_err());
-        let error = point(&["--hook", "hook_q"]).unwrap_err().to_string();
+    fn layers_and_hooks_go_together() {
+        let points = |words: &[&str]| -> Result<Vec<String>> {
+            let points = parse(words)?.what.hook_points()?;
+            Ok(points.iter().map(|point| point.to_string()).collect())
+        };
+        assert_eq!(points(&["--layer", "3"]).unwrap(), ["blocks.3.hook_resid_pre"]);
+        assert_eq!(points(&["--layer", "3", "--hook", "hook_mlp_out"]).unwrap(), ["blocks.3.hook_mlp_out"]);
+        assert_eq!(points(&["--hook", "blocks.6.hook_attn_out"]).unwrap(), ["blocks.6.hook_attn_out"]);
+        let several =
+            points(&["--layer", "1,6", "--layer", "1", "--hook", "resid_pre,hook_mlp_out"]).unwrap();
+        let expected = ["1.hook_resid_pre", "1.hook_mlp_out", "6.hook_resid_pre", "6.hook_mlp_out"];
+        assert_eq!(several, expected.map(|name| format!("blocks.{name}")));
+        let mixed = points(&["--hook", "blocks.6.hook_attn_out,resid_mid"]).unwrap();
+        assert_eq!(mixed, ["blocks.6.hook_attn_out", "blocks.1.hook_resid_mid"]);
+        assert!(points(&["--layer", "3", "--hook", "blocks.6.hook_attn_out"]).is_err());
+        let error = points(&["--hook", "hook_q"]).unwrap_err().to_string();
         assert!(error.contains("hook_q"), "{error}");
+    }
+
+    #[test]
+    fn an_onnx_file_comes_with_a_tensor_and_without_hooks() {
+        assert!(parse(&["--onnx", "a.onnx", "--tensor", "/h.1/Add_output_0"]).is_ok());
+        for words in
+            [&["--onnx", "a.onnx"][..], &["--tensor", "x"], &["--onnx", "a", "--tensor", "x", "--layer", "1"]]
+        {
+            assert!(parse(words).is_err(), "{words:?}");
+        }
     }
 
     #[test]

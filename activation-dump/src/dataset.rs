@@ -1,49 +1,60 @@
-//! What `--dataset` names: files, folders, globs and hub ids, as one list of files in a fixed order.
+//! What `--dataset` names: files, folders, globs, hub ids and standard input, as one list of files in a fixed order.
 
 use std::fs::File;
 use std::io::Read;
 use std::path::{Path, PathBuf};
+use std::sync::Arc;
+use std::thread::JoinHandle;
 
 use anyhow::{Context, Result, bail};
 use language_model::hub;
 use rayon::prelude::*;
 use sha2::{Digest, Sha256};
 
-use crate::documents;
+use crate::documents::{self, Document, Documents, ReadOptions, STANDARD_INPUT};
 use crate::tokenizer::hex;
 
 /// The files of a dataset, in the order in which they are read.
 pub(crate) struct Dataset {
-    parts: Vec<Part>,
-    column: String,
+    files: Vec<Source>,
     hash: String,
 }
 
-/// Files that were named together.
-enum Part {
-    Local(Vec<PathBuf>),
-    /// Fetched into the hub's cache one by one, each when its turn comes.
-    Hub(hub::Dataset),
+/// One file.
+#[derive(Clone)]
+enum Source {
+    Local(PathBuf),
+    /// Fetched into the hub's cache when its turn comes.
+    Hub(Arc<hub::Dataset>, usize),
+    StandardInput,
 }
 
 impl Dataset {
     /// Finds the files that `names` stand for. Folders are searched to their depth; files of a folder or
     /// glob come in the order of their names, the names in the order given.
-    pub(crate) fn find(names: &[String], column: &str) -> Result<Dataset> {
-        let mut parts = Vec::new();
+    pub(crate) fn find(names: &[String]) -> Result<Dataset> {
+        let mut files = Vec::new();
         let mut hash = Sha256::new();
         for name in names {
             let path = Path::new(name);
-            let local = if path.is_dir() {
+            let local = if name == STANDARD_INPUT {
+                if files.iter().any(|file| matches!(file, Source::StandardInput)) {
+                    bail!("--dataset {name} is given twice, and standard input can be read once");
+                }
+                hash.update("standard input");
+                files.push(Source::StandardInput);
+                continue;
+            } else if path.is_dir() {
                 files_below(path)?
             } else if path.is_file() {
                 vec![path.to_owned()]
             } else if name.contains(['*', '?', '[']) {
                 files_matching(name)?
             } else if looks_like_hub_id(name) {
-                let dataset = hub::dataset(name)?;
+                let dataset = Arc::new(hub::dataset(name)?);
                 hash.update(format!("{name}@{}\n", dataset.revision()));
-                parts.push(Part::Hub(dataset));
+                files
+                    .extend((0..dataset.names().len()).map(|index| Source::Hub(Arc::clone(&dataset), index)));
                 continue;
             } else {
                 bail!("--dataset {name}: no such file or folder, and not a hub id (owner/name)");
@@ -51,50 +62,81 @@ impl Dataset {
             for digest in local.par_iter().map(|file| sha256(file)).collect::<Result<Vec<_>>>()? {
                 hash.update(digest);
             }
-            parts.push(Part::Local(local));
+            files.extend(local.into_iter().map(Source::Local));
         }
-        Ok(Dataset { parts, column: column.to_owned(), hash: hex(&hash.finalize()) })
+        Ok(Dataset { files, hash: hex(&hash.finalize()) })
     }
 
     /// SHA-256 over the contents of the local files and the revisions of the hub's datasets, in order:
-    /// where the files lie and what they are called does not matter.
+    /// where the files lie and what they are called does not matter. Of standard input nothing is known.
     pub(crate) fn hash(&self) -> &str {
         &self.hash
     }
 
     /// Files in all.
     pub(crate) fn file_count(&self) -> usize {
-        self.parts.iter().map(Part::len).sum()
+        self.files.len()
     }
 
-    /// Every document of every file.
-    pub(crate) fn documents(&self) -> impl Iterator<Item = Result<String>> + '_ {
-        let files = self.parts.iter().flat_map(|part| (0..part.len()).map(move |index| part.file(index)));
-        files.flat_map(|file| {
-            let opened = file.and_then(|path| documents::open(&path, &self.column));
+    /// Whether a tokenizer has nothing to do: all files are of tokens.
+    pub(crate) fn is_tokens(&self) -> bool {
+        self.files.iter().all(|file| match file {
+            Source::Local(path) => documents::is_tokens(path),
+            Source::Hub(..) | Source::StandardInput => false,
+        })
+    }
+
+    /// Every document of every file. While one file is read, the next one of the hub is fetched.
+    pub(crate) fn documents(
+        &self,
+        options: &ReadOptions,
+    ) -> impl Iterator<Item = Result<Document>> + Send + use<> {
+        let (files, options) = (self.files.clone(), options.clone());
+        let mut coming = files.first().map(fetch);
+        (0..files.len()).flat_map(move |index| {
+            let this = coming.take();
+            coming = files.get(index + 1).map(fetch);
+            let opened = this.map_or_else(|| Ok(empty()), |file| open(file, &options));
             opened.unwrap_or_else(|error| Box::new(std::iter::once(Err(error))))
         })
     }
 }
 
-impl Part {
-    fn len(&self) -> usize {
-        match self {
-            Part::Local(files) => files.len(),
-            Part::Hub(dataset) => dataset.names().len(),
-        }
-    }
+/// A file that is there or on its way.
+enum Coming {
+    Here(PathBuf),
+    Fetched(JoinHandle<Result<PathBuf, language_model::Error>>),
+    StandardInput,
+}
 
-    fn file(&self, index: usize) -> Result<PathBuf> {
-        match self {
-            Part::Local(files) => Ok(files[index].clone()),
-            Part::Hub(dataset) => Ok(dataset.file(index)?),
+fn fetch(file: &Source) -> Coming {
+    match file {
+        Source::Local(path) => Coming::Here(path.clone()),
+        Source::StandardInput => Coming::StandardInput,
+        Source::Hub(dataset, index) => {
+            let (dataset, index) = (Arc::clone(dataset), *index);
+            Coming::Fetched(std::thread::spawn(move || dataset.file(index)))
         }
     }
 }
 
+fn open(file: Coming, options: &ReadOptions) -> Result<Documents> {
+    match file {
+        Coming::Here(path) => documents::open(&path, options),
+        Coming::StandardInput => documents::open_stream(std::io::stdin(), options),
+        Coming::Fetched(thread) => match thread.join() {
+            Ok(path) => documents::open(&path?, options),
+            Err(panic) => std::panic::resume_unwind(panic),
+        },
+    }
+}
+
+fn empty() -> Documents {
+    Box::new(std::iter::empty())
+}
+
 fn files_below(folder: &Path) -> Result<Vec<PathBuf>> {
-    let mut found = Vec::new();
+    let (mut found, mut tokens) = (Vec::new(), Vec::new());
     let mut folders = vec![folder.to_owned()];
     while let Some(folder) = folders.pop() {
         let named = || format!("reading folder {}", folder.display());
@@ -102,14 +144,21 @@ fn files_below(folder: &Path) -> Result<Vec<PathBuf>> {
             let path = entry.with_context(named)?.path();
             if path.is_dir() {
                 folders.push(path);
-            } else if documents::is_readable(&path) {
+            } else if documents::is_text(&path) {
                 found.push(path);
+            } else if documents::is_tokens(&path) {
+                tokens.push(path);
             }
         }
     }
+    // A folder often holds the same text twice, as text and as tokens.
+    if found.is_empty() {
+        found = tokens;
+    }
     if found.is_empty() {
         bail!(
-            "{} has no file of text (.txt, .jsonl, .ndjson, also with .gz or .zst; .parquet)",
+            "{} has no file of text (.txt, .jsonl, .ndjson, also with .gz or .zst; .parquet) and none of tokens \
+             (.bin, .npy)",
             folder.display()
         );
     }
@@ -140,7 +189,11 @@ fn looks_like_hub_id(name: &str) -> bool {
             && part.bytes().all(|b| b.is_ascii_alphanumeric() || b"-_.".contains(&b))
     };
     name.split_once('/')
-        .is_some_and(|(owner, name)| legal(owner) && legal(name) && !documents::is_readable(Path::new(name)))
+        .is_some_and(|(owner, name)| legal(owner) && legal(name) && !is_file_name(Path::new(name)))
+}
+
+fn is_file_name(path: &Path) -> bool {
+    documents::is_text(path) || documents::is_tokens(path)
 }
 
 fn sha256(path: &Path) -> Result<[u8; 32]> {
@@ -158,10 +211,16 @@ fn sha256(path: &Path) -> Result<[u8; 32]> {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::documents::Content;
 
     fn texts(names: &[&Path]) -> Result<Vec<String>> {
         let names: Vec<String> = names.iter().map(|path| path.display().to_string()).collect();
-        Dataset::find(&names, "text")?.documents().collect()
+        let options = ReadOptions { column: "text".to_owned(), format: None, vocabulary: 10, context: 4 };
+        let text = |document: Result<Document>| match document?.content {
+            Content::Text(text) => Ok(text),
+            other => anyhow::bail!("{other:?}"),
+        };
+        Dataset::find(&names)?.documents(&options).map(text).collect()
     }
 
     #[test]
@@ -184,7 +243,7 @@ mod tests {
         std::fs::write(at("a.txt"), "one").unwrap();
         std::fs::write(at("b.txt"), "two").unwrap();
         std::fs::write(at("c.txt"), "one").unwrap();
-        let hash = |names: &[String]| Dataset::find(names, "text").unwrap().hash().to_owned();
+        let hash = |names: &[String]| Dataset::find(names).unwrap().hash().to_owned();
         assert_eq!(hash(&[at("a.txt"), at("b.txt")]), hash(&[at("c.txt"), at("b.txt")]));
         assert_ne!(hash(&[at("a.txt"), at("b.txt")]), hash(&[at("b.txt"), at("a.txt")]));
     }
@@ -192,7 +251,7 @@ mod tests {
     #[test]
     fn what_is_not_there_is_named() {
         let folder = tempfile::tempdir().unwrap();
-        let message = |name: &str| format!("{:#}", Dataset::find(&[name.to_owned()], "text").err().unwrap());
+        let message = |name: &str| format!("{:#}", Dataset::find(&[name.to_owned()]).err().unwrap());
         assert!(message("no/such/file.txt").contains("no/such/file.txt"));
         assert!(message("missing.parquet").contains("missing.parquet"));
         assert!(message(&folder.path().display().to_string()).contains("no file of text"));

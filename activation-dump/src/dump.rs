@@ -1,28 +1,43 @@
-//! A dump: the command line becomes a plan, model, text and store are opened, the pipeline runs, and the end
+//! A dump: the command line becomes a plan, model, text and stores are opened, the pipeline runs, and the end
 //! is told in numbers.
 
-use std::path::{Path, PathBuf};
 use std::process::ExitCode;
 use std::sync::Arc;
-use std::sync::atomic::AtomicBool;
-use std::time::Instant;
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::time::{Duration, Instant};
 
-use activation_store::{
-    Layout, Provenance, RowType, Store, StoreError, StoreSpec, StoreWriter, WriterOptions,
-};
+use activation_store::{Store, StoreError, StoreSummary, StoreWriter};
 use anyhow::{Context, Result, bail};
 use human_units::{format_bytes, format_count};
-use language_model::{Checkpoint, HookPoint, PrefixModel, Runtime, SessionOptions, hub};
+use language_model::{PrefixModel, Runtime, SessionOptions};
 
 use crate::arguments::DumpArguments;
 use crate::dataset::Dataset;
-use crate::pipeline::{self, End, Outcome, Plan};
+use crate::documents::ReadOptions;
+use crate::model::Model;
+use crate::pipeline::{self, End, Outcome};
+use crate::plan::{self, Plan};
+use crate::probe;
 use crate::progress::Progress;
+use crate::share::Share;
+use crate::stores::{self, Common, Target};
 use crate::summary::Summary;
+use crate::text::{Contexts, TextOptions};
 use crate::tokenizer::Tokenizer;
 
 /// The exit code of a program that Ctrl-C ended: 128 + SIGINT.
 const INTERRUPTED: u8 = 130;
+
+/// Everything a dump needs, opened.
+struct Prepared {
+    plan: Plan,
+    model: PrefixModel,
+    tokenizer: Option<Arc<Tokenizer>>,
+    dataset: Dataset,
+    text: TextOptions,
+    targets: Vec<Target>,
+    threads: usize,
+}
 
 /// Runs the dump that the command line asks for, or what is left of it.
 pub(crate) fn dump(arguments: &DumpArguments) -> Result<ExitCode> {
@@ -32,82 +47,124 @@ pub(crate) fn dump(arguments: &DumpArguments) -> Result<ExitCode> {
     };
     rayon::ThreadPoolBuilder::new().num_threads(threads).build_global().context("starting threads")?;
     let stop = stop_on_ctrl_c()?;
+    let prepared = prepare(arguments, threads)?;
+    if arguments.machine.dry_run {
+        return dry_run(&prepared, arguments.machine.json, &stop);
+    }
+    let writers = stores::open(&prepared.targets, threads)?;
+    prepared.print_plan(&writers);
+    if writers.iter().all(StoreWriter::is_complete) {
+        eprintln!("{} already; nothing was run", prepared.stores_are("complete"));
+        return prepared.finish(writers, None, arguments.machine.json);
+    }
 
-    // The cheap checks come first: nothing is built before the command makes sense.
-    let hook = arguments.what.hook_point()?;
-    let folder = hub::model(&arguments.source.model)?;
-    let checkpoint = Checkpoint::open(&folder)?;
-    let config = checkpoint.config();
-    let plan = plan(arguments, config.max_positions)?;
-    let tokenizer = Tokenizer::open(&folder, config.vocabulary, config.bos_token)?;
-    let dataset = Dataset::find(&arguments.source.dataset, &arguments.source.column)?;
-    let center = arguments.what.center.centers(config.norm);
-
-    let runtime = Runtime::load(arguments.machine.onnxruntime.as_deref())?;
-    let options =
-        SessionOptions { device: arguments.machine.device.into(), threads, center, precision: None };
-    let model = PrefixModel::load(&runtime, &checkpoint, &[hook], &options)?;
-
-    let spec =
-        store_spec(arguments, &plan, hook, &checkpoint, &tokenizer, &dataset, center, model.provider())?;
-    let out = arguments.store.out.clone().unwrap_or_else(|| default_folder(&arguments.source.model, hook));
-    let writer = StoreWriter::open(&out, &spec, &WriterOptions { threads, ..WriterOptions::default() })?;
-    print_plan(&plan, &spec, &out, &dataset, &writer, model.provider());
-
-    let (writer, outcome) = if writer.is_complete() {
-        eprintln!("the store is complete already; nothing was run");
-        (writer, Outcome::nothing())
-    } else {
-        let mut progress =
-            Progress::start(plan.contexts, writer.contexts_done(), plan.length, spec.row_bytes());
-        let ran =
-            pipeline::run(&dataset, &tokenizer, &model, writer, &plan, &stop, |now| progress.update(now));
-        progress.finish();
-        ran?
-    };
+    let plan = &prepared.plan;
+    let before = writers.iter().map(StoreWriter::contexts_done).min().unwrap_or(0);
+    let token_bytes = prepared.targets.iter().map(|target| target.spec.row_bytes()).sum();
+    let mut progress = Progress::start(plan.contexts, before, plan.length, token_bytes);
+    let contexts = Contexts::start(&prepared.dataset, prepared.tokenizer.as_ref(), &prepared.text);
+    let tokenizer = prepared.tokenizer.as_deref();
+    let mut watch = |stores: &[_]| progress.update(stores);
+    let ran = pipeline::run(contexts, tokenizer, &prepared.model, writers, plan, threads, &stop, &mut watch);
+    progress.finish();
+    let (writers, outcome) = ran?;
     if outcome.end == End::Interrupted {
-        drop(writer); // commits the windows that are full
-        let done = match Store::open(&out) {
-            Err(StoreError::Incomplete { contexts_done, .. }) => contexts_done,
-            _ => 0,
-        };
-        eprintln!(
-            "stopped; {} of {} contexts are safe in {}: give the same command again to go on",
-            format_count(done as f64),
-            format_count(plan.contexts as f64),
-            out.display()
-        );
+        drop(writers); // commits the windows that are full
+        prepared.print_interruption();
         return Ok(ExitCode::from(INTERRUPTED));
     }
-    if writer.progress().contexts == 0 {
-        bail!(
-            "the text has less than one context of {} tokens ({} documents were read); nothing was stored",
-            plan.length,
-            outcome.documents
-        );
+    prepared.finish(writers, Some(&outcome), arguments.machine.json)
+}
+
+/// Opens everything but the stores. The cheap checks come first: nothing is built before the command makes sense.
+fn prepare(arguments: &DumpArguments, threads: usize) -> Result<Prepared> {
+    let source = &arguments.source;
+    let model = Model::open(arguments)?;
+    let mut plan = Plan::new(arguments, model.max_length())?;
+    let dataset = Dataset::find(&source.dataset)?;
+    let tokenizer = model.tokenizer(source, !dataset.is_tokens())?;
+    let bos = model.bos(source, tokenizer.as_deref())?;
+
+    let runtime = Runtime::load(arguments.machine.onnxruntime.as_deref())?;
+    let options = SessionOptions {
+        device: arguments.machine.device.into(),
+        threads,
+        center: model.center,
+        ..SessionOptions::default()
+    };
+    let prefix = model.load(&runtime, &options)?;
+    plan::check_length(plan.length, prefix.max_length())?;
+    plan.batch = batch(arguments.machine.batch.map(usize::from), &prefix)?;
+    let vocabulary = prefix.vocabulary().or_else(|| Some(tokenizer.as_ref()?.largest_id() as usize + 1));
+    let vocabulary =
+        vocabulary.context("nothing says how many tokens the model has; --tokenizer FILE would")?;
+    match &tokenizer {
+        Some(tokenizer) => tokenizer.check(vocabulary, bos, source.bos.is_some())?,
+        None if bos as usize >= vocabulary => {
+            bail!("BOS is token {bos}, but the model has {vocabulary} tokens")
+        }
+        None => {}
     }
-    let finishing = Instant::now();
-    let store = writer.finish()?;
-    let summary = Summary::new(&outcome, finishing.elapsed(), &store, model.provider(), &plan);
-    if outcome.end == End::TextExhausted {
-        eprintln!(
-            "the text ended after {} of {} tokens",
-            format_count((store.contexts * plan.length as u64) as f64),
-            format_count((plan.contexts * plan.length as u64) as f64)
-        );
+
+    let common = Common {
+        model_hash: if arguments.machine.dry_run { String::new() } else { model.hash()? },
+        model: &model,
+        vocabulary,
+        bos,
+        tokenizer_hash: tokenizer.as_ref().map_or(String::new(), |tokenizer| tokenizer.hash().to_owned()),
+        dataset_hash: dataset.hash().to_owned(),
+        provider: prefix.provider().to_owned(),
+    };
+    let widths: Vec<usize> = (0..model.hooks.len()).map(|hook| prefix.width(hook)).collect();
+    let targets = stores::targets(arguments, &plan, &common, &widths);
+    let text = TextOptions {
+        read: ReadOptions {
+            column: source.column.clone(),
+            format: source.format,
+            vocabulary,
+            context: plan.length,
+        },
+        length: plan.length,
+        bos,
+        share: plan.share,
+        strict: source.strict,
+        threads,
+    };
+    Ok(Prepared { plan, model: prefix, tokenizer, dataset, text, targets, threads })
+}
+
+/// Contexts that the model runs on at once: as `asked` for, else what suits the model and its device.
+fn batch(asked: Option<usize>, model: &PrefixModel) -> Result<usize> {
+    match (asked, model.fixed_contexts()) {
+        (Some(asked), Some(fixed)) if asked != fixed => {
+            bail!("--batch {asked}: the ONNX file was exported for batches of {fixed}")
+        }
+        (Some(asked), _) => Ok(asked),
+        (None, fixed) => Ok(fixed.unwrap_or(8)),
     }
-    for line in summary.lines() {
+}
+
+fn dry_run(prepared: &Prepared, json: bool, stop: &AtomicBool) -> Result<ExitCode> {
+    let Prepared { plan, model, tokenizer, dataset, text, targets, threads } = prepared;
+    prepared.print_plan(&[]);
+    let text = TextOptions { share: Share::new(0, None), read: text.read.clone(), ..*text };
+    let contexts = Contexts::start(dataset, tokenizer.as_ref(), &text);
+    let stopping = || stop.load(Ordering::Relaxed);
+    let estimate = probe::estimate(model, contexts, targets, plan, *threads, &stopping)?;
+    if stopping() {
+        return Ok(ExitCode::from(INTERRUPTED));
+    }
+    for line in estimate.lines() {
         eprintln!("  {line}");
     }
-    eprintln!("next: sae-trainer --store {} --loss approx-l0", out.display());
-    if arguments.machine.json {
-        println!("{}", serde_json::to_string_pretty(&summary)?);
+    if json {
+        println!("{}", serde_json::to_string_pretty(&estimate)?);
     }
     Ok(ExitCode::SUCCESS)
 }
 
 /// A flag that Ctrl-C (or SIGTERM) raises; a second Ctrl-C ends the program at once, which loses no more
-/// than the first: the store is safe at any moment.
+/// than the first: the stores are safe at any moment.
 fn stop_on_ctrl_c() -> Result<Arc<AtomicBool>> {
     let stop = Arc::new(AtomicBool::new(false));
     for signal in [signal_hook::consts::SIGINT, signal_hook::consts::SIGTERM] {
@@ -119,95 +176,102 @@ fn stop_on_ctrl_c() -> Result<Arc<AtomicBool>> {
     Ok(stop)
 }
 
-fn plan(arguments: &DumpArguments, max_positions: usize) -> Result<Plan> {
-    let length = arguments.what.context;
-    if length < 2 || length > max_positions {
-        bail!("--context {length}: this model takes contexts of 2 to {max_positions} tokens");
+impl Prepared {
+    /// Closes the stores and tells how it went; `outcome` is that of the pipeline if it ran.
+    fn finish(&self, writers: Vec<StoreWriter>, outcome: Option<&Outcome>, json: bool) -> Result<ExitCode> {
+        if let Some(outcome) = outcome
+            && writers.iter().all(|writer| writer.progress().contexts == 0)
+        {
+            let skipped = outcome.text.skipped.lines().join("; ");
+            bail!(
+                "the text has less than one context of {} tokens{} ({} documents were read{}{skipped}); nothing was stored",
+                self.plan.length,
+                if self.plan.share == Share::new(0, None) { "" } else { " for this part" },
+                outcome.text.documents,
+                if skipped.is_empty() { "" } else { ", " },
+            );
+        }
+        let finishing = Instant::now();
+        let mut summaries: Vec<(String, StoreSummary)> = Vec::new();
+        for (target, writer) in self.targets.iter().zip(writers) {
+            summaries.push((target.hook.name.clone(), writer.finish()?));
+        }
+        let took = if outcome.is_some() { finishing.elapsed() } else { Duration::ZERO };
+        let summary = Summary::new(outcome, took, &summaries, self.model.provider(), &self.plan);
+        if let Some(outcome) = outcome
+            && outcome.end == End::TextExhausted
+        {
+            let stored = summaries.iter().map(|(_, store)| store.contexts).min().unwrap_or(0);
+            eprintln!(
+                "the text ended after {} of {} tokens",
+                format_count((stored * self.plan.length as u64) as f64),
+                format_count(self.plan.tokens() as f64)
+            );
+        }
+        for line in summary.lines() {
+            eprintln!("  {line}");
+        }
+        eprintln!("next: sae-trainer --store {} --loss approx-l0", self.targets[0].path.display());
+        if json {
+            println!("{}", serde_json::to_string_pretty(&summary)?);
+        }
+        Ok(ExitCode::SUCCESS)
     }
-    if arguments.what.tokens == 0 {
-        bail!("--tokens 0: there is nothing to do");
+
+    fn print_plan(&self, writers: &[StoreWriter]) {
+        let (plan, spec) = (&self.plan, &self.targets[0].spec);
+        let provenance = &spec.provenance;
+        let hooks: Vec<&str> = self.targets.iter().map(|target| target.hook.name.as_str()).collect();
+        eprintln!("  model    {} at {} ({})", provenance.model, hooks.join(", "), self.model.provider());
+        eprintln!("  text     {} ({} files)", provenance.dataset.join(", "), self.dataset.file_count());
+        if let Some((part, from)) = &plan.part {
+            eprintln!("  part     {part} of the text, by {from} (--part off runs all of it)");
+        }
+        eprintln!(
+            "  rows     {} of {} {} numbers{}, {} contexts of {} tokens{}",
+            format_count(plan.tokens() as f64),
+            spec.width,
+            spec.row_type.name(),
+            if provenance.centered { ", centred" } else { "" },
+            format_count(plan.contexts as f64),
+            plan.length,
+            if spec.drop_bos { ", BOS left out" } else { "" },
+        );
+        for (index, target) in self.targets.iter().enumerate() {
+            eprintln!(
+                "  store    {} ({} raw; shuffled {} rows at a time)",
+                target.path.display(),
+                format_bytes(plan.tokens() * target.spec.row_bytes() as u64),
+                format_count(target.spec.layout.window_rows as f64)
+            );
+            if let Some(writer) = writers.get(index).filter(|writer| writer.contexts_done() > 0) {
+                eprintln!("  resume   {} contexts are there", format_count(writer.contexts_done() as f64));
+            }
+        }
     }
-    let contexts = arguments.what.tokens.div_ceil(length as u64);
-    Ok(Plan { length, contexts, batch: usize::from(arguments.machine.batch) })
-}
 
-fn store_spec(
-    arguments: &DumpArguments,
-    plan: &Plan,
-    hook: HookPoint,
-    checkpoint: &Checkpoint,
-    tokenizer: &Tokenizer,
-    dataset: &Dataset,
-    center: bool,
-    provider: &str,
-) -> Result<StoreSpec> {
-    let width = checkpoint.config().d_model;
-    let row_type = RowType::from(arguments.store.dtype);
-    let mut provenance = Provenance {
-        model: arguments.source.model.clone(),
-        model_hash: checkpoint.hash()?,
-        hook: hook.to_string(),
-        layer: hook.layer,
-        centered: center,
-        tokenizer_hash: tokenizer.hash().to_owned(),
-        dataset: arguments.source.dataset.clone(),
-        dataset_hash: dataset.hash().to_owned(),
-        tool_version: env!("CARGO_PKG_VERSION").to_owned(),
-        command_line: std::env::args().collect::<Vec<_>>().join(" "),
-        ..Provenance::default()
-    };
-    // What decides the last bits of an activation: another provider or batch gives other roundings.
-    provenance.extra.insert("provider".to_owned(), provider.into());
-    provenance.extra.insert("model_batch".to_owned(), plan.batch.into());
-    Ok(StoreSpec {
-        row_type,
-        mantissa_bits: arguments.store.mantissa_bits,
-        clip: arguments.store.clip,
-        drop_bos: arguments.what.drop_bos,
-        bos_token: tokenizer.bos(),
-        vocabulary: checkpoint.config().vocabulary as u64,
-        seed: arguments.store.seed,
-        layout: Layout::for_memory(width, row_type, arguments.store.shuffle_memory),
-        provenance,
-        ..StoreSpec::new(width, plan.length, plan.contexts)
-    })
-}
+    fn print_interruption(&self) {
+        let done = |target: &Target| match Store::open(&target.path) {
+            Err(StoreError::Incomplete { contexts_done, .. }) => contexts_done,
+            Ok(store) => store.contexts(),
+            Err(_) => 0,
+        };
+        eprintln!(
+            "stopped; {} of {} contexts are safe in {}: give the same command again to go on",
+            format_count(self.targets.iter().map(done).min().unwrap_or(0) as f64),
+            format_count(self.plan.contexts as f64),
+            self.targets
+                .iter()
+                .map(|target| target.path.display().to_string())
+                .collect::<Vec<_>>()
+                .join(", ")
+        );
+    }
 
-/// `stores/gpt2-blocks.1.hook_resid_pre`.
-fn default_folder(model: &str, hook: HookPoint) -> PathBuf {
-    let name = model.trim_end_matches('/').rsplit('/').next().unwrap_or("model");
-    PathBuf::from("stores").join(format!("{name}-{hook}"))
-}
-
-fn print_plan(
-    plan: &Plan,
-    spec: &StoreSpec,
-    out: &Path,
-    dataset: &Dataset,
-    writer: &StoreWriter,
-    provider: &str,
-) {
-    let provenance = &spec.provenance;
-    let tokens = plan.contexts * plan.length as u64;
-    eprintln!("  model    {} at {} ({provider})", provenance.model, provenance.hook);
-    eprintln!("  text     {} ({} files)", provenance.dataset.join(", "), dataset.file_count());
-    eprintln!(
-        "  rows     {} of {} {} numbers{}, {} contexts of {} tokens{}",
-        format_count(tokens as f64),
-        spec.width,
-        spec.row_type.name(),
-        if provenance.centered { ", centred" } else { "" },
-        format_count(plan.contexts as f64),
-        plan.length,
-        if spec.drop_bos { ", BOS left out" } else { "" },
-    );
-    eprintln!(
-        "  store    {} ({} raw; shuffled {} rows at a time)",
-        out.display(),
-        format_bytes(tokens * spec.row_bytes() as u64),
-        format_count(spec.layout.window_rows as f64)
-    );
-    if writer.contexts_done() > 0 {
-        eprintln!("  resume   {} contexts are there", format_count(writer.contexts_done() as f64));
+    fn stores_are(&self, what: &str) -> String {
+        match self.targets.len() {
+            1 => format!("the store is {what}"),
+            _ => format!("the stores are {what}"),
+        }
     }
 }

@@ -3,14 +3,21 @@
 //! Standard output carries what was asked for (`info`, `--json`), standard error everything else.
 
 mod arguments;
+mod damage;
 mod dataset;
 mod documents;
 mod dump;
 mod inspect;
+mod model;
 mod packing;
 mod pipeline;
+mod plan;
+mod probe;
 mod progress;
+mod share;
+mod stores;
 mod summary;
+mod text;
 mod tokenizer;
 
 use std::process::ExitCode;
@@ -42,7 +49,13 @@ fn hint(error: &anyhow::Error) -> Option<&'static str> {
         StoreError::Overflow { .. } => {
             Some("--dtype f32 stores it as it is, --clip as float16's largest value")
         }
-        StoreError::Mismatch { .. } => Some("--out names another folder"),
+        StoreError::Mismatch { differences, .. } => {
+            let batch = differences.iter().any(|difference| difference.contains("model_batch"));
+            Some(match batch {
+                true => "--batch sets the batch that the dump was begun with; --out names another folder",
+                false => "--out names another folder",
+            })
+        }
         StoreError::NoSpace { .. } => {
             Some("--tokens asks for fewer tokens, --mantissa-bits for smaller ones")
         }

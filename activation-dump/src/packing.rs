@@ -12,23 +12,46 @@ pub(crate) struct Packer {
     length: usize,
     /// The context that is being filled: fewer than `length` tokens.
     open: Vec<u32>,
+    /// A document was begun and has had no token yet.
+    at_start: bool,
 }
 
 impl Packer {
     /// A packer of contexts of `length` tokens (at least 2: a BOS and something to say).
     pub(crate) fn new(bos: u32, length: usize) -> Packer {
         assert!(length >= 2, "a context of {length} tokens has no room beside its BOS");
-        Packer { bos, length, open: Vec::with_capacity(length) }
+        Packer { bos, length, open: Vec::with_capacity(length), at_start: true }
     }
 
     /// Adds a document's tokens (without BOS) and appends every context this completes to `contexts`
     /// (`[n, length]`, row-major). An empty document adds nothing.
     pub(crate) fn push(&mut self, document: &[u32], contexts: &mut Vec<u32>) {
-        let mut rest = document;
+        self.at_start = true;
+        self.extend(document, contexts);
+    }
+
+    /// Adds a piece of a stream in which every BOS begins a document, and so does the piece if it `begins` its
+    /// stream; returns the documents begun that have a token.
+    pub(crate) fn push_stream(&mut self, piece: &[u32], begins: bool, contexts: &mut Vec<u32>) -> u64 {
+        let (bos, mut documents) = (self.bos, 0);
+        self.at_start |= begins;
+        for (index, run) in piece.split(|&token| token == bos).enumerate() {
+            self.at_start |= index > 0;
+            documents += u64::from(self.at_start && !run.is_empty());
+            self.extend(run, contexts);
+        }
+        documents
+    }
+
+    /// More tokens of the document that was begun last.
+    fn extend(&mut self, tokens: &[u32], contexts: &mut Vec<u32>) {
+        let mut rest = tokens;
         if rest.is_empty() {
             return;
         }
-        self.add(self.bos, contexts);
+        if std::mem::take(&mut self.at_start) {
+            self.add(self.bos, contexts);
+        }
         while !rest.is_empty() {
             if self.open.is_empty() {
                 self.open.push(self.bos);
@@ -97,6 +120,28 @@ mod tests {
     #[test]
     fn empty_documents_add_nothing() {
         assert_eq!(pack(3, &[&[], &[1, 2], &[]]), pack(3, &[&[1, 2]]));
+    }
+
+    #[test]
+    fn a_stream_with_a_bos_between_documents_packs_like_the_documents() {
+        let documents: Vec<Vec<u32>> =
+            (0..100_u32).map(|i| (0..i * 5 % 17).map(|j| 1 + i * 17 + j).collect()).collect();
+        let slices: Vec<&[u32]> = documents.iter().map(Vec::as_slice).collect();
+        let in_front: Vec<u32> = slices.iter().flat_map(|document| [&[BOS], *document].concat()).collect();
+        let behind: Vec<u32> = slices.iter().flat_map(|document| [*document, &[BOS]].concat()).collect();
+        let expected = pack(8, &slices);
+        for stream in [in_front, behind] {
+            for piece in [1, 3, 50, stream.len()] {
+                let mut packer = Packer::new(BOS, 8);
+                let (mut contexts, mut begun) = (Vec::new(), 0);
+                for (index, tokens) in stream.chunks(piece).enumerate() {
+                    begun += packer.push_stream(tokens, index == 0, &mut contexts);
+                }
+                assert_eq!(contexts, expected.0.concat());
+                assert_eq!(packer.open.len(), expected.1);
+                assert_eq!(begun, documents.iter().filter(|document| !document.is_empty()).count() as u64);
+            }
+        }
     }
 
     #[test]

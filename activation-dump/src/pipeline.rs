@@ -1,73 +1,52 @@
-//! Text in, rows in a store out: three stages that overlap, joined by short queues.
+//! Text in, rows in stores out: stages that overlap, joined by short queues.
 //!
 //! ```text
-//! documents ─▶ tokenize, pack ─▶ [contexts] ─▶ language model ─▶ [rows] ─▶ store
-//!              (text stage)                    (model stage)               (store stage)
+//! reading ─▶ tokenizing ─▶ packing ─▶ [contexts] ─▶ language model ─▶ [rows] ─▶ store of hook 1
+//!          (see `text.rs`)                          (one thread for each        ─▶ store of hook 2 …
+//!                                                    batch in flight)
 //! ```
 //!
 //! A batch of contexts always begins at a multiple of the batch size, also after a restart, so that the
-//! model sees the same batches and returns the same bits in an interrupted run as in a whole one.
+//! model sees the same batches and returns the same bits in an interrupted run as in a whole one. Stores that were
+//! interrupted at different places go on together: the text from the least advanced on is run again, and each takes
+//! what it lacks.
 
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::mpsc::{Receiver, SyncSender, sync_channel};
+use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError};
+use std::thread::ScopedJoinHandle;
 use std::time::{Duration, Instant};
 
-use activation_store::{StoreWriter, WriteProgress};
-use anyhow::{Context, Result};
+use activation_store::{StoreError, StoreWriter, WriteProgress};
+use anyhow::{Context, Error, Result, bail};
 use language_model::{Activations, PrefixModel};
 
-use crate::dataset::Dataset;
-use crate::packing::Packer;
+use crate::plan::Plan;
+use crate::text::{Contexts, TextCounts};
 use crate::tokenizer::Tokenizer;
 
 /// Batches that may wait between two stages: enough to ride out an uneven moment, little memory.
 const QUEUE: usize = 4;
-/// Text that is tokenized at once: many documents, so that all threads have some.
-const TEXT_BYTES: usize = 1 << 20;
-
-/// How much of what is run.
-#[derive(Debug, Clone, Copy)]
-pub(crate) struct Plan {
-    /// T, tokens of a context.
-    pub(crate) length: usize,
-    /// Contexts in all.
-    pub(crate) contexts: u64,
-    /// Contexts the model runs on at once.
-    pub(crate) batch: usize,
-}
 
 /// What happened.
-#[derive(Debug, Clone, Copy)]
+#[derive(Debug)]
 pub(crate) struct Outcome {
     /// Why it stopped.
     pub(crate) end: End,
-    /// Documents read (the last may have been used in part).
-    pub(crate) documents: u64,
+    /// What was read; of an interrupted dump, so far.
+    pub(crate) text: TextCounts,
     /// Contexts the model ran on, this time.
     pub(crate) contexts_run: u64,
-    /// Time each stage was at work and not waiting for another.
+    /// How busy each stage was.
     pub(crate) busy: Busy,
-    /// Wall time from the first document to the last row handed to the store.
+    /// Wall time from the first document to the last row handed to the stores.
     pub(crate) elapsed: Duration,
-}
-
-impl Outcome {
-    /// Of a dump that was complete before it began.
-    pub(crate) fn nothing() -> Outcome {
-        Outcome {
-            end: End::Planned,
-            documents: 0,
-            contexts_run: 0,
-            busy: Busy::default(),
-            elapsed: Duration::ZERO,
-        }
-    }
 }
 
 /// Why the pipeline ended.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(crate) enum End {
-    /// All planned contexts are in the store.
+    /// All planned contexts are in the stores.
     Planned,
     /// The text ended first.
     TextExhausted,
@@ -75,194 +54,368 @@ pub(crate) enum End {
     Interrupted,
 }
 
-/// Time at work.
+/// Time at work, and not waiting for another stage; of a stage with several threads, their mean.
 #[derive(Debug, Clone, Copy, Default)]
 pub(crate) struct Busy {
-    /// Reading, tokenizing, packing.
-    pub(crate) text: Duration,
+    /// Reading and decompressing documents.
+    pub(crate) reading: Duration,
+    /// Tokenizing.
+    pub(crate) tokenizing: Duration,
     /// The language model.
     pub(crate) model: Duration,
-    /// Handing rows to the store: rounding, window, and waiting for compression where that is behind.
+    /// Handing rows to the store: rounding, window, and waiting for compression and disk where these are behind; of
+    /// several stores, the busiest.
     pub(crate) store: Duration,
 }
 
 /// Whole contexts on their way to the model.
-struct Contexts {
-    /// Index of the first one in the dump.
+struct Batch {
+    /// Place in the order of the batches that are run.
+    turn: u64,
+    /// Index of the first context in the dump.
     first: u64,
     /// `[n, T]`.
     tokens: Vec<u32>,
 }
 
-/// Whole contexts with their activations, on their way to the store.
+/// Whole contexts with their activations, on their way to the stores.
 struct Rows {
+    /// Index of the first context in the dump.
+    first: u64,
     /// `[n, T]`.
     tokens: Vec<u32>,
-    /// `[n·T, d]`, where ONNX Runtime wrote them.
+    /// `[n·T, d]` for each hook, where ONNX Runtime wrote them.
     activations: Activations,
-    /// Contexts at the front that the store has already.
-    skip: usize,
 }
 
-/// What the text stage reports at its end.
-struct TextEnd {
-    documents: u64,
-    exhausted: bool,
-    busy: Duration,
-}
+/// How far each store is; called after each batch of each.
+pub(crate) type Watch<'a> = dyn FnMut(&[WriteProgress]) + Send + 'a;
 
-/// Runs the three stages to their end and hands the writer back, not finished yet. `watch` is called after
-/// each batch with what the store has taken in. When `stop` becomes true, the batches under way are still
-/// stored.
+/// Runs the stages to their end and hands the writers back, not finished yet; complete ones are left alone.
+/// When `stop` becomes true, the batches under way are still stored.
 pub(crate) fn run(
-    dataset: &Dataset,
-    tokenizer: &Tokenizer,
+    contexts: Contexts,
+    tokenizer: Option<&Tokenizer>,
     model: &PrefixModel,
-    mut writer: StoreWriter,
+    writers: Vec<StoreWriter>,
     plan: &Plan,
+    threads: usize,
     stop: &AtomicBool,
-    mut watch: impl FnMut(&WriteProgress) + Send,
-) -> Result<(StoreWriter, Outcome)> {
+    watch: &mut Watch<'_>,
+) -> Result<(Vec<StoreWriter>, Outcome)> {
     let started = Instant::now();
-    let done = writer.contexts_done();
-    // Batches that the store has whole are not run again.
-    let first = done - done % plan.batch as u64;
+    let known: Vec<Known> = writers.iter().filter(|writer| !writer.is_complete()).map(Known::of).collect();
+    let watched = Mutex::new((writers.iter().map(StoreWriter::progress).collect::<Vec<_>>(), watch));
+    let over = AtomicBool::new(false);
+    let stopping = || stop.load(Ordering::Relaxed) || over.load(Ordering::Relaxed);
 
     std::thread::scope(|scope| {
-        let (to_model, contexts) = sync_channel::<Contexts>(QUEUE);
-        let (to_store, rows) = sync_channel::<Rows>(QUEUE);
-        let text = scope.spawn(move || text_stage(dataset, tokenizer, plan, first, stop, to_model));
-        let store = scope.spawn(move || {
-            let busy = store_stage(&mut writer, plan.length, rows, &mut watch);
-            (writer, busy)
-        });
-        let ran = model_stage(model, plan.length, done, contexts, to_store);
+        let (to_model, batches) = sync_channel::<Batch>(QUEUE);
+        let text = scope.spawn(|| text_stage(contexts, plan, known, &stopping, to_model));
 
-        let joined = (text.join(), store.join());
-        let (text, (writer, store_busy)) = match joined {
-            (Ok(text), Ok(store)) => (text, store),
-            (Err(panic), _) | (_, Err(panic)) => std::panic::resume_unwind(panic),
+        let mut to_stores = Vec::new();
+        let mut stores: Vec<Result<ScopedJoinHandle<'_, StoreEnd>, StoreWriter>> = Vec::new();
+        for (hook, writer) in writers.into_iter().enumerate() {
+            if writer.is_complete() {
+                stores.push(Err(writer));
+                continue;
+            }
+            let (send, rows) = sync_channel(QUEUE);
+            to_stores.push(send);
+            let watched = &watched;
+            let name = &model.names()[hook];
+            let place = move |tokens: &[u32], at: usize, context: u64| {
+                format!("{name}, {}", place_in_text(tokenizer, plan, tokens, at, context))
+            };
+            stores.push(Ok(scope.spawn(move || {
+                let mut seen = |progress| {
+                    let (all, watch) = &mut *lock(watched);
+                    all[hook] = progress;
+                    watch(all);
+                };
+                store_stage(writer, (hook, model.width(hook)), plan.length, &rows, &place, &mut seen)
+            })));
+        }
+
+        let model_ends = model_stage(model, plan.length, batches, to_stores);
+        // Whatever ended it: nobody waits for more text.
+        over.store(true, Ordering::Relaxed);
+
+        let mut failures = Vec::new();
+        let mut busy = Busy::default();
+        let mut writers = Vec::new();
+        for store in stores {
+            match store {
+                Err(complete) => writers.push(complete),
+                Ok(thread) => {
+                    let end = joined(thread);
+                    failures.extend(end.failure);
+                    busy.store = busy.store.max(end.busy);
+                    writers.push(end.writer);
+                }
+            }
+        }
+        let text = joined(text);
+        let (contexts_run, model_busy) = match model_ends {
+            Ok(ran) => ran,
+            Err(error) => {
+                failures.push(error);
+                (0, Duration::ZERO)
+            }
         };
         // A stage that loses its neighbour ends quietly, so the first error downstream is the cause.
-        let store_busy = store_busy?;
-        let (contexts_run, model_busy) = ran?;
-        let text = text?;
+        let text = match text {
+            Ok(text) => Some(text),
+            Err(error) => {
+                failures.push(error);
+                None
+            }
+        };
+        if !failures.is_empty() {
+            return Err(failures.swap_remove(0));
+        }
+        let text = text.context("the text stage ended without a result")?;
         let end = match () {
             () if stop.load(Ordering::Relaxed) => End::Interrupted,
             () if text.exhausted => End::TextExhausted,
             () => End::Planned,
         };
-        let busy = Busy { text: text.busy, model: model_busy, store: store_busy };
-        let elapsed = started.elapsed();
-        Ok((writer, Outcome { end, documents: text.documents, contexts_run, busy, elapsed }))
+        busy.model = model_busy;
+        busy.reading = text.reading;
+        busy.tokenizing = text.tokenizing / threads.max(1) as u32;
+        Ok((writers, Outcome { end, text: text.counts, contexts_run, busy, elapsed: started.elapsed() }))
     })
 }
 
-/// Reads, tokenizes and packs, and sends batches from context `first` on.
+fn joined<T>(thread: ScopedJoinHandle<'_, T>) -> T {
+    thread.join().unwrap_or_else(|panic| std::panic::resume_unwind(panic))
+}
+
+fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
+    mutex.lock().unwrap_or_else(PoisonError::into_inner)
+}
+
+/// What a store that goes on holds already.
+struct Known {
+    /// Contexts.
+    done: u64,
+    /// Tokens of the last of them, `[n, T]`.
+    tail: Vec<u32>,
+}
+
+impl Known {
+    fn of(writer: &StoreWriter) -> Known {
+        Known { done: writer.contexts_done(), tail: writer.resumed_tokens().to_vec() }
+    }
+
+    /// Refuses a batch that is not what the store has in its place.
+    fn check(&self, first: u64, tokens: &[u32], length: usize) -> Result<()> {
+        let tail_first = self.done - (self.tail.len() / length) as u64;
+        for (index, context) in tokens.chunks_exact(length).enumerate() {
+            let context_number = first + index as u64;
+            let Some(place) = context_number.checked_sub(tail_first) else { continue };
+            let stored = self.tail.get(place as usize * length..(place as usize + 1) * length);
+            if stored.is_some_and(|stored| stored != context) {
+                bail!(
+                    "this is not the text that the dump was begun with: context {context_number} has other tokens in \
+                     the store; give the same text, or another --out"
+                );
+            }
+        }
+        Ok(())
+    }
+}
+
+/// What the text stage reports at its end.
+struct TextEnd {
+    counts: TextCounts,
+    exhausted: bool,
+    reading: Duration,
+    tokenizing: Duration,
+}
+
+/// Takes batches of contexts from the text and sends those that some store lacks.
 fn text_stage(
-    dataset: &Dataset,
-    tokenizer: &Tokenizer,
+    mut contexts: Contexts,
     plan: &Plan,
-    first: u64,
-    stop: &AtomicBool,
-    to_model: SyncSender<Contexts>,
+    known: Vec<Known>,
+    stopping: &(dyn Fn() -> bool + Sync),
+    to_model: SyncSender<Batch>,
 ) -> Result<TextEnd> {
-    let mut packer = Packer::new(tokenizer.bos(), plan.length);
-    let mut packed: Vec<u32> = Vec::new(); // whole contexts, less than a batch of them between documents
-    let mut next = 0_u64; // index of the first context in `packed`
-    let mut end = TextEnd { documents: 0, exhausted: false, busy: Duration::ZERO };
-    let mut documents = dataset.documents();
-
-    while next < plan.contexts {
-        let started = Instant::now();
-        let texts = take_texts(&mut documents)?;
-        if texts.is_empty() {
-            end.exhausted = true;
+    let done = known.iter().map(|store| store.done).min().unwrap_or(plan.contexts);
+    let (mut next, mut turn, mut exhausted) = (0_u64, 0, false);
+    while next < plan.contexts && !exhausted {
+        let wanted = plan.batch.min((plan.contexts - next) as usize);
+        let tokens = contexts.take(wanted, stopping)?;
+        if stopping() {
+            break; // a batch may have been cut short
         }
-        end.documents += texts.len() as u64;
-        for ids in tokenizer.encode(&texts)? {
-            packer.push(&ids, &mut packed);
+        let count = tokens.len() / plan.length;
+        exhausted = count < wanted;
+        for store in &known {
+            store.check(next, &tokens, plan.length)?;
         }
-        end.busy += started.elapsed();
-
-        let mut sent = 0; // tokens of `packed` that have gone
-        while next < plan.contexts {
-            let there = (packed.len() - sent) / plan.length;
-            let wanted = plan.batch.min((plan.contexts - next) as usize);
-            let count = if there >= wanted { wanted } else { there };
-            // A batch is cut short only where the text ends.
-            if count == 0 || (count < wanted && !end.exhausted) {
+        let first = next;
+        next += count as u64;
+        // Batches that all stores have whole are not run again.
+        if next > done {
+            if to_model.send(Batch { turn, first, tokens }).is_err() {
                 break;
             }
-            let tokens = packed[sent..sent + count * plan.length].to_vec();
-            sent += tokens.len();
-            let batch = Contexts { first: next, tokens };
-            next += count as u64;
-            if stop.load(Ordering::Relaxed) || (batch.first >= first && to_model.send(batch).is_err()) {
-                return Ok(end);
-            }
-        }
-        packed.drain(..sent);
-        if end.exhausted {
-            break;
+            turn += 1;
         }
     }
-    end.exhausted &= next < plan.contexts;
-    Ok(end)
-}
-
-/// The next documents, about [`TEXT_BYTES`] of them; none at the end of the text.
-fn take_texts(documents: &mut impl Iterator<Item = Result<String>>) -> Result<Vec<String>> {
-    let (mut texts, mut bytes) = (Vec::new(), 0);
-    while bytes < TEXT_BYTES {
-        let Some(text) = documents.next().transpose()? else { break };
-        bytes += text.len().max(1);
-        texts.push(text);
+    if exhausted && next < done {
+        bail!(
+            "this is not the text that the dump was begun with: it ends after {next} contexts, and {done} are stored; \
+             give the same text, or another --out"
+        );
     }
-    Ok(texts)
+    let (reading, tokenizing) = contexts.busy();
+    Ok(TextEnd { counts: contexts.counts().clone(), exhausted, reading, tokenizing })
 }
 
-/// Runs the model on each batch; returns the contexts run and the time at it.
+/// Whose turn it is to hand on rows: batches in flight end in any order, and the stores take them in that of the text.
+#[derive(Default)]
+struct Turns {
+    next: Mutex<u64>,
+    changed: Condvar,
+    /// A batch will never come.
+    broken: AtomicBool,
+}
+
+impl Turns {
+    /// Waits for turn `turn`; false if it will not come.
+    fn wait(&self, turn: u64) -> bool {
+        let mut next = lock(&self.next);
+        while *next != turn && !self.broken.load(Ordering::Relaxed) {
+            next = self.changed.wait(next).unwrap_or_else(PoisonError::into_inner);
+        }
+        *next == turn
+    }
+
+    fn pass(&self) {
+        *lock(&self.next) += 1;
+        self.changed.notify_all();
+    }
+
+    fn give_up(&self) {
+        let _next = lock(&self.next);
+        self.broken.store(true, Ordering::Relaxed);
+        self.changed.notify_all();
+    }
+}
+
+/// Runs the model on each batch, as many at once as keep the device busy; returns the contexts run and the time at it.
 fn model_stage(
     model: &PrefixModel,
     length: usize,
-    done: u64,
-    contexts: Receiver<Contexts>,
-    to_store: SyncSender<Rows>,
+    batches: Receiver<Batch>,
+    to_stores: Vec<SyncSender<Arc<Rows>>>,
 ) -> Result<(u64, Duration)> {
-    let (mut run, mut busy) = (0, Duration::ZERO);
-    for Contexts { first, tokens } in contexts {
-        let started = Instant::now();
-        let count = tokens.len() / length;
-        let ids: Vec<i64> = tokens.iter().map(|&token| i64::from(token)).collect();
-        let activations = model.run(&ids, count, length).with_context(|| {
-            format!("running the language model on contexts {first}..{}", first + count as u64)
-        })?;
-        run += count as u64;
-        busy += started.elapsed();
-        let skip = done.saturating_sub(first).min(count as u64) as usize;
-        if to_store.send(Rows { tokens, activations, skip }).is_err() {
-            break;
+    let lanes = model.lanes().max(1);
+    let (batches, turns) = (Mutex::new(batches), Turns::default());
+    let lane = || -> Result<(u64, Duration)> {
+        let (mut run, mut busy) = (0, Duration::ZERO);
+        loop {
+            let received = lock(&batches).recv();
+            let Ok(Batch { turn, first, tokens }) = received else { return Ok((run, busy)) };
+            let started = Instant::now();
+            let count = tokens.len() / length;
+            let mut ids: Vec<i64> = tokens.iter().map(|&token| i64::from(token)).collect();
+            // The last batch of a model that takes whole ones only is filled up; what comes of it is not stored.
+            let whole = model.fixed_contexts().unwrap_or(count).max(count);
+            while ids.len() < whole * length {
+                ids.extend_from_within(..length);
+            }
+            let ran = model.run(&ids, whole, length).with_context(|| {
+                format!("running the language model on contexts {first}..{}", first + count as u64)
+            });
+            let activations = ran.inspect_err(|_| turns.give_up())?;
+            run += count as u64;
+            busy += started.elapsed();
+            if !turns.wait(turn) {
+                return Ok((run, busy));
+            }
+            let rows = Arc::new(Rows { first, tokens, activations });
+            if to_stores.iter().any(|store| store.send(Arc::clone(&rows)).is_err()) {
+                turns.give_up();
+                return Ok((run, busy));
+            }
+            turns.pass();
         }
+    };
+    let ends: Vec<Result<(u64, Duration)>> = std::thread::scope(|scope| {
+        let lanes: Vec<_> = (0..lanes).map(|_| scope.spawn(lane)).collect();
+        lanes.into_iter().map(joined).collect()
+    });
+    let mut total = (0, Duration::ZERO);
+    for end in ends {
+        let (run, busy) = end?;
+        total = (total.0 + run, total.1 + busy / lanes as u32);
     }
-    Ok((run, busy))
+    Ok(total)
 }
 
-/// Appends each batch to the store; returns the time at it.
-fn store_stage(
-    writer: &mut StoreWriter,
-    length: usize,
-    batches: Receiver<Rows>,
-    watch: &mut impl FnMut(&WriteProgress),
-) -> Result<Duration> {
-    let mut busy = Duration::ZERO;
-    for Rows { tokens, activations, skip } in batches {
-        let started = Instant::now();
-        let rows = activations.rows(0);
-        let width = rows.len() / tokens.len();
-        writer.append(&tokens[skip * length..], &rows[skip * length * width..])?;
-        busy += started.elapsed();
-        watch(&writer.progress());
+/// Where in the text a token is: what a person would look for.
+fn place_in_text(
+    tokenizer: Option<&Tokenizer>,
+    plan: &Plan,
+    tokens: &[u32],
+    at: usize,
+    context: u64,
+) -> String {
+    let snippet = match tokenizer {
+        Some(tokenizer) => format!("the text {:?}", tokenizer.snippet(tokens, at)),
+        None => format!("the tokens {:?}", &tokens[..=at]),
+    };
+    match plan.share.in_text(context) {
+        same if same == context => snippet,
+        other => format!("{snippet} (context {other} of the whole text)"),
     }
-    Ok(busy)
+}
+
+/// What became of a store.
+struct StoreEnd {
+    writer: StoreWriter,
+    busy: Duration,
+    failure: Option<Error>,
+}
+
+/// Appends each batch to the store of hook number `hook`, whose rows have `width` components.
+fn store_stage(
+    mut writer: StoreWriter,
+    (hook, width): (usize, usize),
+    length: usize,
+    batches: &Receiver<Arc<Rows>>,
+    place: &dyn Fn(&[u32], usize, u64) -> String,
+    seen: &mut dyn FnMut(WriteProgress),
+) -> StoreEnd {
+    let (mut busy, done) = (Duration::ZERO, writer.contexts_done());
+    for batch in batches {
+        let started = Instant::now();
+        let Rows { first, tokens, activations } = &*batch;
+        let skip = length * done.saturating_sub(*first).min((tokens.len() / length) as u64) as usize;
+        let rows = activations.rows(hook);
+        let appended = writer.append(&tokens[skip..], &rows[skip * width..tokens.len() * width]);
+        busy += started.elapsed();
+        if let Err(error) = appended {
+            let cause = match &error {
+                StoreError::NotFinite { context, position, .. }
+                | StoreError::Overflow { context, position, .. } => {
+                    let start = (context - first) as usize * length;
+                    Some(place(&tokens[start..start + length], *position, *context))
+                }
+                _ => None,
+            };
+            let error = Error::new(error);
+            let failure = match cause {
+                Some(cause) => error.context(cause),
+                None => error,
+            };
+            return StoreEnd { writer, busy, failure: Some(failure) };
+        }
+        seen(writer.progress());
+    }
+    StoreEnd { writer, busy, failure: None }
 }

@@ -23,9 +23,21 @@ pub(crate) struct Progress {
     row_bytes: usize,
 }
 
+/// The state of all stores together: as far as the least advanced, as large as all.
+fn together(stores: &[WriteProgress]) -> WriteProgress {
+    let sum = |of: fn(&WriteProgress) -> u64| stores.iter().map(of).sum();
+    WriteProgress {
+        contexts: stores.iter().map(|store| store.contexts).min().unwrap_or(0),
+        rows: sum(|store| store.rows),
+        rows_stored: sum(|store| store.rows_stored),
+        raw_bytes: sum(|store| store.raw_bytes),
+        stored_bytes: sum(|store| store.stored_bytes),
+    }
+}
+
 impl Progress {
-    /// Starts the clock. `contexts` of `length` tokens are planned, `before` of them done; a row has
-    /// `row_bytes` raw bytes.
+    /// Starts the clock. `contexts` of `length` tokens are planned, `before` of them done; the rows of a
+    /// token, of all stores, have `row_bytes` raw bytes.
     pub(crate) fn start(contexts: u64, before: u64, length: usize, row_bytes: usize) -> Progress {
         let terminal = std::io::stderr().is_terminal();
         let bar = ProgressBar::with_draw_target(
@@ -40,7 +52,8 @@ impl Progress {
     }
 
     /// Shows the state after a batch.
-    pub(crate) fn update(&mut self, now: &WriteProgress) {
+    pub(crate) fn update(&mut self, stores: &[WriteProgress]) {
+        let now = &together(stores);
         self.bar.set_position(now.contexts);
         if self.terminal {
             self.bar.set_message(self.describe(now));

@@ -1,25 +1,24 @@
-//! A model folder's `tokenizer.json`, checked against the model it is to feed.
+//! A model's `tokenizer.json`, checked against the model it is to feed, and the model's BOS.
 
 use std::path::{Path, PathBuf};
 
 use anyhow::{Context, Result, bail};
-use rayon::prelude::*;
 use sha2::{Digest, Sha256};
 
-/// Hugging Face's tokenizer with the BOS token of the model.
+/// Tokens shown on each side of the one that a message is about.
+const SNIPPET: usize = 12;
+
+/// Hugging Face's tokenizer.
 pub(crate) struct Tokenizer {
     tokenizer: tokenizers::Tokenizer,
     path: PathBuf,
-    bos: u32,
     hash: String,
 }
 
 impl Tokenizer {
-    /// Reads `folder/tokenizer.json`. `vocabulary` is the number of rows of the model's embedding, `bos` the
-    /// BOS of its configuration. A tokenizer with other tokens than the model's is refused.
-    pub(crate) fn open(folder: &Path, vocabulary: usize, bos: Option<u32>) -> Result<Tokenizer> {
-        let path = folder.join("tokenizer.json");
-        let bytes = std::fs::read(&path).with_context(|| {
+    /// Reads a `tokenizer.json`.
+    pub(crate) fn open(path: &Path) -> Result<Tokenizer> {
+        let bytes = std::fs::read(path).with_context(|| {
             format!("reading {}; put the model's tokenizer.json (Hugging Face format) there", path.display())
         })?;
         let mut tokenizer = tokenizers::Tokenizer::from_bytes(&bytes)
@@ -28,41 +27,7 @@ impl Tokenizer {
         // A document is cut into contexts here, and by nothing else.
         tokenizer.with_padding(None);
         tokenizer.with_truncation(None).map_err(|error| anyhow::anyhow!("{error}"))?;
-
-        let largest = tokenizer.get_vocab(true).values().copied().max().unwrap_or(0) as usize;
-        if largest >= vocabulary {
-            bail!(
-                "{} is not this model's tokenizer: its largest id is {largest}, the model has {vocabulary} tokens",
-                path.display()
-            );
-        }
-        let Some(bos) = bos else {
-            bail!(
-                "{} names no bos_token_id, and contexts start with one",
-                folder.join("config.json").display()
-            )
-        };
-        let Some(bos_text) = tokenizer.id_to_token(bos) else {
-            bail!(
-                "{} is not this model's tokenizer: it has no token {bos}, the model's BOS; its largest id is {largest}",
-                path.display()
-            )
-        };
-        if let Some(expected) = declared_bos(folder)?
-            && expected != bos_text
-        {
-            bail!(
-                "{} is not this model's tokenizer: token {bos}, the model's BOS, is {bos_text:?} there, \\
-                 but tokenizer_config.json says {expected:?}",
-                path.display()
-            );
-        }
-        Ok(Tokenizer { tokenizer, path, bos, hash: hex(&Sha256::digest(&bytes)) })
-    }
-
-    /// The token that begins contexts and documents.
-    pub(crate) fn bos(&self) -> u32 {
-        self.bos
+        Ok(Tokenizer { tokenizer, path: path.to_owned(), hash: hex(&Sha256::digest(&bytes)) })
     }
 
     /// SHA-256 of the file.
@@ -70,30 +35,78 @@ impl Tokenizer {
         &self.hash
     }
 
-    /// The ids of each document, without any BOS, computed on all of rayon's threads.
-    pub(crate) fn encode(&self, documents: &[String]) -> Result<Vec<Vec<u32>>> {
-        documents
-            .par_iter()
-            .map(|document| match self.tokenizer.encode_fast(document.as_str(), false) {
-                Ok(encoding) => Ok(encoding.get_ids().to_vec()),
-                Err(error) => bail!("{} failed on a document: {error}", self.path.display()),
-            })
-            .collect()
+    /// The largest id that it can give.
+    pub(crate) fn largest_id(&self) -> u32 {
+        self.tokenizer.get_vocab(true).values().copied().max().unwrap_or(0)
+    }
+
+    /// Refuses a tokenizer with other tokens than the model's: `vocabulary` is the number of rows of the model's
+    /// embedding, `bos` its BOS. `tokenizer_config.json` beside the file, where there is one, says what BOS is
+    /// called, unless `bos_is_chosen` by the user.
+    pub(crate) fn check(&self, vocabulary: usize, bos: u32, bos_is_chosen: bool) -> Result<()> {
+        let (path, largest) = (self.path.display(), self.largest_id());
+        if largest as usize >= vocabulary {
+            bail!(
+                "{path} is not this model's tokenizer: its largest id is {largest}, the model has {vocabulary} tokens"
+            );
+        }
+        let Some(bos_text) = self.tokenizer.id_to_token(bos) else {
+            bail!(
+                "{path} is not this model's tokenizer: it has no token {bos}, the model's BOS; its largest id is {largest}"
+            )
+        };
+        if let Some(expected) = self.declared_bos()?
+            && expected != bos_text
+            && !bos_is_chosen
+        {
+            bail!(
+                "{path} is not this model's tokenizer: token {bos}, the model's BOS, is {bos_text:?} there, but \
+                 tokenizer_config.json says {expected:?}"
+            );
+        }
+        Ok(())
+    }
+
+    /// The id of a token by its text.
+    pub(crate) fn id(&self, token: &str) -> Option<u32> {
+        self.tokenizer.token_to_id(token)
+    }
+
+    /// The ids of a document, without any BOS.
+    pub(crate) fn encode(&self, document: &str) -> Result<Vec<u32>> {
+        match self.tokenizer.encode_fast(document, false) {
+            Ok(encoding) => Ok(encoding.get_ids().to_vec()),
+            Err(error) => bail!("{} failed on a document: {error}", self.path.display()),
+        }
+    }
+
+    /// The text around position `at` of a context, up to the token there.
+    pub(crate) fn snippet(&self, context: &[u32], at: usize) -> String {
+        let end = (at + 1).min(context.len());
+        let start = end.saturating_sub(SNIPPET);
+        let text = self.tokenizer.decode(&context[start..end], false);
+        let dots = if start > 0 { "…" } else { "" };
+        format!("{dots}{}", text.unwrap_or_else(|_| format!("{:?}", &context[start..end])))
+    }
+
+    /// `bos_token` of tokenizer_config.json, where there is one: a string, or an object with `content`.
+    pub(crate) fn declared_bos(&self) -> Result<Option<String>> {
+        let path = self.path.with_file_name("tokenizer_config.json");
+        let Some(config) = json_file(&path)? else { return Ok(None) };
+        let bos = &config["bos_token"];
+        Ok(bos.as_str().or_else(|| bos["content"].as_str()).map(str::to_owned))
     }
 }
 
-/// `bos_token` of tokenizer_config.json, where there is one: a string, or an object with `content`.
-fn declared_bos(folder: &Path) -> Result<Option<String>> {
-    let path = folder.join("tokenizer_config.json");
-    let text = match std::fs::read_to_string(&path) {
+/// The contents of a JSON file, if there is one.
+pub(crate) fn json_file(path: &Path) -> Result<Option<serde_json::Value>> {
+    let text = match std::fs::read_to_string(path) {
         Ok(text) => text,
         Err(error) if error.kind() == std::io::ErrorKind::NotFound => return Ok(None),
         Err(error) => return Err(error).with_context(|| format!("reading {}", path.display())),
     };
-    let config: serde_json::Value =
-        serde_json::from_str(&text).with_context(|| format!("{} is not JSON", path.display()))?;
-    let bos = &config["bos_token"];
-    Ok(bos.as_str().or_else(|| bos["content"].as_str()).map(str::to_owned))
+    let json = serde_json::from_str(&text).with_context(|| format!("{} is not JSON", path.display()))?;
+    Ok(Some(json))
 }
 
 /// Lower-case hexadecimal digits.

@@ -6,7 +6,9 @@ import numpy
 import pyarrow.parquet
 import pytest
 import zarr
-from tokenizers import Tokenizer
+from nasty_texts import texts as nasty_texts
+from safetensors.numpy import save_file
+from tokenizers import Tokenizer, decoders, models, normalizers, pre_tokenizers, trainers
 
 DOCUMENTS = 1000
 
@@ -30,13 +32,24 @@ def packed(documents, bos, length):
     return numpy.array(contexts), exact_ends
 
 
+def stored_tokens(program, tmp_path, model, texts, length, tokens):
+    """The contexts of a dump of these texts at the cheapest hook: tokens do not depend on it."""
+    # As ASCII, so that every odd character goes through JSON's escapes; half of them also as they are.
+    lines = [json.dumps({"text": text}, ensure_ascii=index % 2 == 0) for index, text in enumerate(texts)]
+    (tmp_path / "text.jsonl").write_text("\n".join(lines), encoding="utf-8", newline="\n")
+    program(
+        "activation-dump", "--model", model, "--dataset", tmp_path / "text.jsonl", "--layer", 0,
+        "--context", length, "--tokens", tokens, "--batch", 64, "--out", tmp_path / "store",
+    )  # fmt: skip
+    return zarr.open(tmp_path / "store")["tokens"][:]
+
+
 @pytest.mark.parametrize("length", [128, 16])
 def test_ids_and_contexts_are_the_tokenizers_and_the_rules(repository, program, tmp_path, length):
     model = repository / "models/smollm2-135m"
     table = pyarrow.parquet.read_table(repository / "tests/data/public-domain-english.parquet")
     texts = table["text"].to_pylist()[:DOCUMENTS]
     texts[7] = ""  # an empty document adds nothing
-    (tmp_path / "text.jsonl").write_text("\n".join(json.dumps({"text": text}) for text in texts))
 
     tokenizer = Tokenizer.from_file(str(model / "tokenizer.json"))
     ids = [encoding.ids for encoding in tokenizer.encode_batch(texts, add_special_tokens=False)]
@@ -45,11 +58,56 @@ def test_ids_and_contexts_are_the_tokenizers_and_the_rules(repository, program, 
     if length == 16:
         assert exact_ends > 10, "the corner where a document ends with its context is not met"
 
-    # The cheapest hook: tokens do not depend on it.
-    program(
-        "activation-dump", "--model", model, "--dataset", tmp_path / "text.jsonl", "--layer", 0,
-        "--context", length, "--tokens", 10 * expected.size, "--batch", 64, "--out", tmp_path / "store",
-    )  # fmt: skip
-    tokens = zarr.open(tmp_path / "store")["tokens"][:]
+    tokens = stored_tokens(program, tmp_path, model, texts, length, 10 * expected.size)
+    assert tokens.shape == expected.shape
+    assert (tokens == expected).all()
+
+
+def byte_level():
+    """As GPT-2, Llama 3 and SmolLM2: bytes, after composing characters."""
+    tokenizer = Tokenizer(models.BPE())
+    tokenizer.normalizer = normalizers.NFC()
+    tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
+    tokenizer.decoder = decoders.ByteLevel()
+    alphabet = pre_tokenizers.ByteLevel.alphabet()
+    return tokenizer, trainers.BpeTrainer(vocab_size=600, special_tokens=["<s>"], initial_alphabet=alphabet)
+
+
+def sentence_pieces():
+    """As Llama 2: spaces become a letter, what is unknown falls back to bytes, the text is one word."""
+    tokenizer = Tokenizer(models.BPE(unk_token="<unk>", byte_fallback=True, fuse_unk=True))
+    tokenizer.normalizer = normalizers.Sequence([normalizers.Prepend("\u2581"), normalizers.Replace(" ", "\u2581")])
+    bytes_ = [f"<0x{byte:02X}>" for byte in range(256)]
+    return tokenizer, trainers.BpeTrainer(vocab_size=700, special_tokens=["<s>", "<unk>", *bytes_])
+
+
+def unigrams():
+    """As T5 and XLNet: the likeliest segmentation, after folding compatible characters."""
+    tokenizer = Tokenizer(models.Unigram())
+    tokenizer.normalizer = normalizers.Sequence([normalizers.NFKC(), normalizers.Lowercase()])
+    tokenizer.pre_tokenizer = pre_tokenizers.Metaspace()
+    return tokenizer, trainers.UnigramTrainer(vocab_size=400, special_tokens=["<s>", "<unk>"], unk_token="<unk>")
+
+
+@pytest.mark.parametrize("kind", [byte_level, sentence_pieces, unigrams])
+def test_every_kind_of_tokenizer_gives_nasty_text_the_same_ids(repository, program, tmp_path, kind):
+    table = pyarrow.parquet.read_table(repository / "tests/data/public-domain-english.parquet")
+    tokenizer, trainer = kind()
+    tokenizer.train_from_iterator(table["text"].to_pylist()[:40], trainer)
+    model = tmp_path / "model"
+    model.mkdir()
+    tokenizer.save(str(model / "tokenizer.json"))
+    vocabulary, width, length = tokenizer.get_vocab_size(), 4, 8
+    bos = tokenizer.token_to_id("<s>")
+    sizes = dict(n_embd=width, n_head=1, n_layer=1, n_positions=length, vocab_size=vocabulary)
+    (model / "config.json").write_text(json.dumps(dict(model_type="gpt2", bos_token_id=bos, **sizes)))
+    embeddings = {"wte.weight": (vocabulary, width), "wpe.weight": (length, width)}
+    zeros = {name: numpy.zeros(shape, numpy.float32) for name, shape in embeddings.items()}
+    save_file(zeros, model / "model.safetensors")
+
+    texts = [text for text in nasty_texts() for _ in range(2)]  # escaped and as they are
+    ids = [tokenizer.encode(text, add_special_tokens=False).ids for text in texts]
+    expected, _ = packed(ids, bos, length)
+    tokens = stored_tokens(program, tmp_path, model, texts, length, 10 * expected.size)
     assert tokens.shape == expected.shape
     assert (tokens == expected).all()

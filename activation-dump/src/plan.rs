@@ -1,0 +1,64 @@
+//! How much of what is run.
+
+use anyhow::{Result, bail};
+
+use crate::arguments::DumpArguments;
+use crate::share::{self, Part, Share};
+
+/// The contexts of a dump.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub(crate) struct Plan {
+    /// T, tokens of a context.
+    pub(crate) length: usize,
+    /// Contexts that this process runs; a text can end earlier.
+    pub(crate) contexts: u64,
+    /// Contexts the model runs on at once; 1 until the model is loaded and says what suits it.
+    pub(crate) batch: usize,
+    /// Which contexts of the text these are.
+    pub(crate) share: Share,
+    /// The part of the text, and who said so; `None` for the whole.
+    pub(crate) part: Option<(Part, String)>,
+}
+
+impl Plan {
+    /// The plan that the command line and the environment ask for. `max_length` is the model's longest context, where
+    /// it is known.
+    pub(crate) fn new(arguments: &DumpArguments, max_length: Option<usize>) -> Result<Plan> {
+        let length = arguments.what.context;
+        check_length(length, max_length)?;
+        if arguments.what.tokens == 0 {
+            bail!("--tokens 0: there is nothing to do");
+        }
+        let variable = |name: &str| std::env::var(name).ok();
+        let part = share::part(arguments.source.part, variable)?;
+        let total = arguments.what.tokens.div_ceil(length as u64);
+        let number = part.as_ref().map(|(part, _)| *part);
+        let contexts = Share::of_total(total, number);
+        if let Some((part, from)) = part.as_ref().filter(|_| contexts == 0) {
+            bail!(
+                "part {part} (by {from}) of {total} contexts is none; ask for more --tokens, or for fewer parts"
+            );
+        }
+        if arguments.source.skip_tokens > 1 << 56 {
+            bail!("--skip-tokens {}: no text is that long", arguments.source.skip_tokens);
+        }
+        let skipped = arguments.source.skip_tokens.div_ceil(length as u64);
+        Ok(Plan { length, contexts, batch: 1, share: Share::new(skipped, number), part })
+    }
+
+    /// Tokens of all contexts, BOS included.
+    pub(crate) fn tokens(&self) -> u64 {
+        self.contexts * self.length as u64
+    }
+}
+
+/// Refuses contexts that are too short to say anything or too long for the model.
+pub(crate) fn check_length(length: usize, max_length: Option<usize>) -> Result<()> {
+    match max_length {
+        Some(max) if length > max || length < 2 => {
+            bail!("--context {length}: this model takes contexts of 2 to {max} tokens")
+        }
+        _ if length < 2 => bail!("--context {length}: contexts have at least 2 tokens"),
+        _ => Ok(()),
+    }
+}

@@ -1,0 +1,314 @@
+//! Text in, contexts of tokens out: documents are read by one thread, tokenized by all, packed by whoever asks.
+//!
+//! ```text
+//! reading ─▶ [batches of documents, each a task of the thread pool] ─▶ packing
+//! ```
+//!
+//! The tasks end in any order; their results are taken in the order of the text, so that everything that comes out,
+//! counts included, is the same for any number of threads.
+
+use std::sync::Arc;
+use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::mpsc::{Receiver, RecvTimeoutError, SyncSender, sync_channel};
+use std::time::{Duration, Instant};
+
+use anyhow::{Result, anyhow, bail};
+
+use crate::damage::Skipped;
+use crate::dataset::Dataset;
+use crate::documents::{Content, Damage, DamageKind, Document, Place, ReadOptions};
+use crate::packing::Packer;
+use crate::share::Share;
+use crate::tokenizer::Tokenizer;
+
+/// Text that one task tokenizes, in bytes: enough that the hand-over costs nothing, little enough that a short dump does
+/// not tokenize much that it will not use.
+const TASK_BYTES: usize = 64 << 10;
+/// How long a wait for text lasts before someone looks whether the dump is to stop.
+const PATIENCE: Duration = Duration::from_millis(100);
+
+/// A document with its tokens.
+struct Encoded {
+    place: Place,
+    tokens: Tokens,
+}
+
+enum Tokens {
+    /// Of a whole document, without BOS.
+    Document(Vec<u32>),
+    Stream {
+        tokens: Vec<u32>,
+        begins: bool,
+    },
+    Context(Vec<u32>),
+    Damaged(Damage),
+}
+
+type Task = Receiver<Result<Vec<Encoded>>>;
+
+/// Nanoseconds at work, of all threads together.
+#[derive(Debug, Default)]
+struct Clocks {
+    reading: AtomicU64,
+    tokenizing: AtomicU64,
+    /// Tokens that came out of the tokenizing.
+    tokenized: AtomicU64,
+}
+
+/// What the text is and which of it is wanted.
+pub(crate) struct TextOptions {
+    pub(crate) read: ReadOptions,
+    /// T, tokens of a context.
+    pub(crate) length: usize,
+    /// The token that begins contexts and documents.
+    pub(crate) bos: u32,
+    /// The contexts that are wanted.
+    pub(crate) share: Share,
+    /// A document that cannot be read or is empty is an error.
+    pub(crate) strict: bool,
+    /// Threads that tokenize.
+    pub(crate) threads: usize,
+}
+
+/// What was read up to the last context taken; it does not depend on threads, batches and interruptions.
+#[derive(Debug, Clone, Default, PartialEq, Eq)]
+pub(crate) struct TextCounts {
+    /// Documents with tokens (the last may have been used in part).
+    pub(crate) documents: u64,
+    /// Tokens of theirs, BOS not included.
+    pub(crate) tokens: u64,
+    /// Documents without.
+    pub(crate) skipped: Skipped,
+}
+
+/// The wanted contexts of a text, one after another.
+pub(crate) struct Contexts {
+    tasks: Receiver<Task>,
+    clocks: Arc<Clocks>,
+    documents: std::vec::IntoIter<Encoded>,
+    packer: Packer,
+    length: usize,
+    share: Share,
+    strict: bool,
+    /// Whole contexts, wanted or not, that were packed and not looked at.
+    packed: Vec<u32>,
+    /// Tokens of `packed` that were looked at.
+    looked_at: usize,
+    /// Number in the text of the first context that was not.
+    next: u64,
+    counts: TextCounts,
+}
+
+impl Contexts {
+    /// Starts reading and tokenizing. The threads end by themselves when the value is dropped, a reader that waits for
+    /// standard input or the hub when that answers.
+    pub(crate) fn start(
+        dataset: &Dataset,
+        tokenizer: Option<&Arc<Tokenizer>>,
+        options: &TextOptions,
+    ) -> Contexts {
+        // Tasks that are under way or done and not packed.
+        let (send, tasks) = sync_channel(2 * options.threads + 2);
+        let clocks = Arc::new(Clocks::default());
+        let (documents, tokenizer) = (dataset.documents(&options.read), tokenizer.cloned());
+        let times = Arc::clone(&clocks);
+        std::thread::spawn(move || read(documents, tokenizer.as_ref(), &times, &send));
+        Contexts {
+            tasks,
+            clocks,
+            documents: Vec::new().into_iter(),
+            packer: Packer::new(options.bos, options.length),
+            length: options.length,
+            share: options.share,
+            strict: options.strict,
+            packed: Vec::new(),
+            looked_at: 0,
+            next: 0,
+            counts: TextCounts::default(),
+        }
+    }
+
+    /// The next `count` wanted contexts, `[count, T]`; fewer only where the text ends or `stopping` says so.
+    ///
+    /// # Errors
+    /// What cannot be read for reasons outside of the text; with `strict` also a document without tokens.
+    pub(crate) fn take(&mut self, count: usize, stopping: &dyn Fn() -> bool) -> Result<Vec<u32>> {
+        let mut taken = Vec::with_capacity(count * self.length);
+        while taken.len() < count * self.length {
+            let Some(context) = self.packed.get(self.looked_at..self.looked_at + self.length) else {
+                self.packed.clear();
+                self.looked_at = 0;
+                match self.next_document(stopping)? {
+                    Some(document) => self.pack(document)?,
+                    None => break,
+                }
+                continue;
+            };
+            if self.share.has(self.next) {
+                taken.extend_from_slice(context);
+            }
+            self.next += 1;
+            self.looked_at += self.length;
+        }
+        Ok(taken)
+    }
+
+    /// What was read for the contexts taken so far.
+    pub(crate) fn counts(&self) -> &TextCounts {
+        &self.counts
+    }
+
+    /// The time at work of the reading thread, and of the tokenizing threads together.
+    pub(crate) fn busy(&self) -> (Duration, Duration) {
+        let time = |clock: &AtomicU64| Duration::from_nanos(clock.load(Ordering::Relaxed));
+        (time(&self.clocks.reading), time(&self.clocks.tokenizing))
+    }
+
+    /// Tokens of text that were tokenized so far, those read ahead included.
+    pub(crate) fn tokenized(&self) -> u64 {
+        self.clocks.tokenized.load(Ordering::Relaxed)
+    }
+
+    fn next_document(&mut self, stopping: &dyn Fn() -> bool) -> Result<Option<Encoded>> {
+        loop {
+            if let Some(document) = self.documents.next() {
+                return Ok(Some(document));
+            }
+            let Some(task) = wait(&self.tasks, stopping) else { return Ok(None) };
+            let Some(documents) = wait(&task, stopping) else {
+                if stopping() {
+                    return Ok(None);
+                }
+                bail!("a thread that tokenizes ended without a result");
+            };
+            self.documents = documents?.into_iter();
+        }
+    }
+
+    fn pack(&mut self, document: Encoded) -> Result<()> {
+        let Encoded { place, tokens } = document;
+        let (documents, tokens) = match tokens {
+            Tokens::Document(tokens) if tokens.is_empty() => {
+                return self.skip(&place, &Damage::new(DamageKind::Empty, "an empty document"));
+            }
+            Tokens::Damaged(damage) => return self.skip(&place, &damage),
+            Tokens::Document(tokens) => {
+                self.packer.push(&tokens, &mut self.packed);
+                (1, tokens.len())
+            }
+            Tokens::Stream { tokens, begins } => {
+                (self.packer.push_stream(&tokens, begins, &mut self.packed), tokens.len())
+            }
+            Tokens::Context(tokens) => {
+                self.packed.extend_from_slice(&tokens);
+                (1, tokens.len())
+            }
+        };
+        self.counts.documents += documents;
+        self.counts.tokens += tokens as u64;
+        Ok(())
+    }
+
+    fn skip(&mut self, place: &Place, damage: &Damage) -> Result<()> {
+        if self.strict {
+            bail!("{place}: {} ({})", damage.what, "without --strict it would be counted and skipped");
+        }
+        self.counts.skipped.add(place, damage);
+        Ok(())
+    }
+}
+
+/// The next value; `None` when there will be no more or `stopping` says so.
+fn wait<T>(receiver: &Receiver<T>, stopping: &dyn Fn() -> bool) -> Option<T> {
+    while !stopping() {
+        match receiver.recv_timeout(PATIENCE) {
+            Ok(value) => return Some(value),
+            Err(RecvTimeoutError::Timeout) => {}
+            Err(RecvTimeoutError::Disconnected) => return None,
+        }
+    }
+    None
+}
+
+/// Reads documents and has them tokenized, batch by batch, until they end or nobody wants them.
+fn read(
+    mut documents: impl Iterator<Item = Result<Document>>,
+    tokenizer: Option<&Arc<Tokenizer>>,
+    clocks: &Arc<Clocks>,
+    tasks: &SyncSender<Task>,
+) {
+    loop {
+        let started = Instant::now();
+        let (mut batch, mut bytes, mut failure) = (Vec::new(), 0, None);
+        while bytes < TASK_BYTES {
+            match documents.next() {
+                Some(Ok(document)) => {
+                    bytes += size(&document.content);
+                    batch.push(document);
+                }
+                Some(Err(error)) => {
+                    failure = Some(error);
+                    break;
+                }
+                None => break,
+            }
+        }
+        clocks.reading.fetch_add(started.elapsed().as_nanos() as u64, Ordering::Relaxed);
+        let last = bytes < TASK_BYTES;
+        if !batch.is_empty() {
+            let (send, task) = sync_channel(1);
+            let (tokenizer, clocks) = (tokenizer.cloned(), Arc::clone(clocks));
+            rayon::spawn(move || {
+                let started = Instant::now();
+                let encoded: Result<Vec<Encoded>> =
+                    batch.into_iter().map(|document| encode(document, tokenizer.as_deref())).collect();
+                let tokens = |document: &Encoded| match &document.tokens {
+                    Tokens::Document(tokens) => tokens.len() as u64,
+                    _ => 0,
+                };
+                let tokens: u64 = encoded.iter().flatten().map(tokens).sum();
+                clocks.tokenized.fetch_add(tokens, Ordering::Relaxed);
+                clocks.tokenizing.fetch_add(started.elapsed().as_nanos() as u64, Ordering::Relaxed);
+                // Nobody may be waiting for it any more.
+                let _ = send.send(encoded);
+            });
+            if tasks.send(task).is_err() {
+                return;
+            }
+        }
+        if let Some(error) = failure {
+            // What was read before is packed first, whatever came after it.
+            let (send, task) = sync_channel(1);
+            let _ = send.send(Err(error));
+            let _ = tasks.send(task);
+            return;
+        }
+        if last {
+            return;
+        }
+    }
+}
+
+/// Bytes of a document, and of the place that an empty one takes.
+fn size(content: &Content) -> usize {
+    64 + match content {
+        Content::Text(text) => text.len(),
+        Content::Stream { tokens, .. } | Content::Context(tokens) => 4 * tokens.len(),
+        Content::Damaged(_) => 0,
+    }
+}
+
+fn encode(document: Document, tokenizer: Option<&Tokenizer>) -> Result<Encoded> {
+    let Document { place, content } = document;
+    let tokens = match content {
+        Content::Text(text) => {
+            let tokenizer =
+                tokenizer.ok_or_else(|| anyhow!("{place} is text, and there is no tokenizer for it"))?;
+            Tokens::Document(tokenizer.encode(&text).map_err(|error| error.context(place.to_string()))?)
+        }
+        Content::Stream { tokens, begins } => Tokens::Stream { tokens, begins },
+        Content::Context(tokens) => Tokens::Context(tokens),
+        Content::Damaged(damage) => Tokens::Damaged(damage),
+    };
+    Ok(Encoded { place, tokens })
+}
