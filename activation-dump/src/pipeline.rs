@@ -258,7 +258,7 @@ fn text_stage(
         let first = next;
         next += count as u64;
         // Batches that all stores have whole are not run again.
-        if next > done {
+        if count > 0 && next > done {
             if to_model.send(Batch { turn, first, tokens }).is_err() {
                 break;
             }
