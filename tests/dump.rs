@@ -445,6 +445,22 @@ fn an_onnx_file_gives_the_rows_of_the_model_it_was_made_from() {
     run_fails("activation-dump", ["--onnx", &onnx], &["--tensor"]);
 }
 
+#[test]
+fn a_device_is_held_against_the_cpu_where_that_is_asked_for() {
+    let setting = Setting::new();
+    let summary = setting.dump("checked", 100, &["--self-check", "on"]);
+    assert!(
+        summary["self_check"]["difference"].as_f64().unwrap()
+            <= summary["self_check"]["tolerance"].as_f64().unwrap()
+    );
+    assert_eq!(
+        setting.dump("plain", 100, &[])["self_check"],
+        Value::Null,
+        "on the CPU there is nothing to check"
+    );
+    assert!(setting.rows("checked") == setting.rows("plain"));
+}
+
 /// tests/peers/nasty_texts.py made the ids.
 #[test]
 fn nasty_texts_have_the_ids_that_hugging_faces_tokenizers_give() {

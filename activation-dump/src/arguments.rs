@@ -206,10 +206,14 @@ pub(crate) struct MachineArguments {
     /// Where the model runs; auto: on CUDA where there is a device, else on the CPU
     #[arg(long, value_enum, default_value_t = DeviceChoice::Auto)]
     pub(crate) device: DeviceChoice,
+    /// Run the first contexts on the CPU too, in float32, and stop if they differ by more than rounding; auto: where the
+    /// model runs on another device
+    #[arg(long, value_enum, default_value_t = Switch::Auto)]
+    pub(crate) self_check: Switch,
     /// CPU threads [default: one a core]
     #[arg(long, value_name = "N", value_parser = clap::value_parser!(u16).range(1..=1024))]
     pub(crate) threads: Option<u16>,
-    /// Contexts the model runs on at once [default: 8]
+    /// Contexts the model runs on at once [default: 8 on the CPU; on CUDA as its free memory allows]
     #[arg(long, value_name = "COUNT", value_parser = clap::value_parser!(u16).range(1..))]
     pub(crate) batch: Option<u16>,
     /// ONNX Runtime's library [default: ORT_DYLIB_PATH, else the onnxruntime folder of the workspace]
@@ -249,6 +253,15 @@ impl Switch {
     pub(crate) fn centers(self, norm: Option<NormKind>) -> bool {
         match self {
             Switch::Auto => norm == Some(NormKind::LayerNorm),
+            Switch::On => true,
+            Switch::Off => false,
+        }
+    }
+
+    /// The decision whether what runs on this ONNX Runtime provider is held against the CPU.
+    pub(crate) fn checks(self, provider: &str) -> bool {
+        match self {
+            Switch::Auto => provider != "CPUExecutionProvider",
             Switch::On => true,
             Switch::Off => false,
         }

@@ -2,14 +2,14 @@
 //! is told in numbers.
 
 use std::process::ExitCode;
-use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::{Arc, OnceLock};
 use std::time::{Duration, Instant};
 
 use activation_store::{Store, StoreError, StoreSummary, StoreWriter};
 use anyhow::{Context, Result, bail};
 use human_units::{format_bytes, format_count};
-use language_model::{PrefixModel, Runtime, SessionOptions};
+use language_model::{Device, Precision, PrefixModel, Runtime, SelfCheck, SessionOptions, self_check};
 
 use crate::arguments::DumpArguments;
 use crate::dataset::Dataset;
@@ -31,6 +31,12 @@ const INTERRUPTED: u8 = 130;
 /// Everything a dump needs, opened.
 struct Prepared {
     plan: Plan,
+    /// What `model` was loaded from, and how.
+    source: Model,
+    runtime: Runtime,
+    options: SessionOptions,
+    /// How far the model was from itself on the CPU, once that was looked at.
+    checked: OnceLock<SelfCheck>,
     model: PrefixModel,
     tokenizer: Option<Arc<Tokenizer>>,
     dataset: Dataset,
@@ -65,7 +71,11 @@ pub(crate) fn dump(arguments: &DumpArguments) -> Result<ExitCode> {
     let contexts = Contexts::start(&prepared.dataset, prepared.tokenizer.as_ref(), &prepared.text);
     let tokenizer = prepared.tokenizer.as_deref();
     let mut watch = |stores: &[_]| progress.update(stores);
-    let ran = pipeline::run(contexts, tokenizer, &prepared.model, writers, plan, threads, &stop, &mut watch);
+    let check = |ids: &[i64], contexts: usize| prepared.check_against_cpu(ids, contexts);
+    let check: &pipeline::Check<'_> = &check;
+    let check = arguments.machine.self_check.checks(prepared.model.provider()).then_some(check);
+    let ran =
+        pipeline::run(contexts, tokenizer, &prepared.model, check, writers, plan, threads, &stop, &mut watch);
     progress.finish();
     let (writers, outcome) = ran?;
     if outcome.end == End::Interrupted {
@@ -94,7 +104,7 @@ fn prepare(arguments: &DumpArguments, threads: usize) -> Result<Prepared> {
     };
     let prefix = model.load(&runtime, &options)?;
     plan::check_length(plan.length, prefix.max_length())?;
-    plan.batch = batch(arguments.machine.batch.map(usize::from), &prefix)?;
+    plan.batch = batch(arguments.machine.batch.map(usize::from), &prefix, plan.length)?;
     let vocabulary = prefix.vocabulary().or_else(|| Some(tokenizer.as_ref()?.largest_id() as usize + 1));
     let vocabulary =
         vocabulary.context("nothing says how many tokens the model has; --tokenizer FILE would")?;
@@ -130,22 +140,34 @@ fn prepare(arguments: &DumpArguments, threads: usize) -> Result<Prepared> {
         strict: source.strict,
         threads,
     };
-    Ok(Prepared { plan, model: prefix, tokenizer, dataset, text, targets, threads })
+    Ok(Prepared {
+        plan,
+        source: model,
+        runtime,
+        options,
+        checked: OnceLock::new(),
+        model: prefix,
+        tokenizer,
+        dataset,
+        text,
+        targets,
+        threads,
+    })
 }
 
 /// Contexts that the model runs on at once: as `asked` for, else what suits the model and its device.
-fn batch(asked: Option<usize>, model: &PrefixModel) -> Result<usize> {
+fn batch(asked: Option<usize>, model: &PrefixModel, length: usize) -> Result<usize> {
     match (asked, model.fixed_contexts()) {
         (Some(asked), Some(fixed)) if asked != fixed => {
             bail!("--batch {asked}: the ONNX file was exported for batches of {fixed}")
         }
         (Some(asked), _) => Ok(asked),
-        (None, fixed) => Ok(fixed.unwrap_or(8)),
+        (None, _) => Ok(model.suggested_contexts(length)),
     }
 }
 
 fn dry_run(prepared: &Prepared, json: bool, stop: &AtomicBool) -> Result<ExitCode> {
-    let Prepared { plan, model, tokenizer, dataset, text, targets, threads } = prepared;
+    let Prepared { plan, model, tokenizer, dataset, text, targets, threads, .. } = prepared;
     prepared.print_plan(&[]);
     let text = TextOptions { share: Share::new(0, None), read: text.read.clone(), ..*text };
     let contexts = Contexts::start(dataset, tokenizer.as_ref(), &text);
@@ -177,6 +199,24 @@ fn stop_on_ctrl_c() -> Result<Arc<AtomicBool>> {
 }
 
 impl Prepared {
+    /// Holds the model on its device against itself on the CPU in float32, on some contexts of a first batch.
+    fn check_against_cpu(&self, ids: &[i64], contexts: usize) -> Result<()> {
+        let options =
+            SessionOptions { device: Device::Cpu, precision: Some(Precision::Full), ..self.options };
+        let reference = self.source.load(&self.runtime, &options)?;
+        let check = self_check(&self.model, &reference, ids, contexts, self.plan.length)?;
+        eprintln!(
+            "  check    {} agrees with the CPU in float32 on {contexts} contexts: rows differ by at most {:.1e} at {} \
+             ({:.0e} counts as rounding)",
+            self.model.provider(),
+            check.difference,
+            check.hook,
+            check.tolerance
+        );
+        self.checked.get_or_init(|| check);
+        Ok(())
+    }
+
     /// Closes the stores and tells how it went; `outcome` is that of the pipeline if it ran.
     fn finish(&self, writers: Vec<StoreWriter>, outcome: Option<&Outcome>, json: bool) -> Result<ExitCode> {
         if let Some(outcome) = outcome
@@ -197,7 +237,7 @@ impl Prepared {
             summaries.push((target.hook.name.clone(), writer.finish()?));
         }
         let took = if outcome.is_some() { finishing.elapsed() } else { Duration::ZERO };
-        let summary = Summary::new(outcome, took, &summaries, self.model.provider(), &self.plan);
+        let summary = Summary::new(outcome, took, &summaries, &self.model, self.checked.get(), &self.plan);
         if let Some(outcome) = outcome
             && outcome.end == End::TextExhausted
         {

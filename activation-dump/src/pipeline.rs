@@ -27,6 +27,8 @@ use crate::tokenizer::Tokenizer;
 
 /// Batches that may wait between two stages: enough to ride out an uneven moment, little memory.
 const QUEUE: usize = 4;
+/// Contexts of the first batch that are checked: they take the CPU a moment.
+const CHECKED: usize = 8;
 
 /// What happened.
 #[derive(Debug)]
@@ -88,6 +90,9 @@ struct Rows {
     activations: Activations,
 }
 
+/// Looks at the ids of the first contexts that are run, `[contexts, T]`, before they are; an error stops everything.
+pub(crate) type Check<'a> = dyn Fn(&[i64], usize) -> Result<()> + Sync + 'a;
+
 /// How far each store is; called after each batch of each.
 pub(crate) type Watch<'a> = dyn FnMut(&[WriteProgress]) + Send + 'a;
 
@@ -97,6 +102,7 @@ pub(crate) fn run(
     contexts: Contexts,
     tokenizer: Option<&Tokenizer>,
     model: &PrefixModel,
+    check: Option<&Check<'_>>,
     writers: Vec<StoreWriter>,
     plan: &Plan,
     threads: usize,
@@ -137,7 +143,7 @@ pub(crate) fn run(
             })));
         }
 
-        let model_ends = model_stage(model, plan.length, batches, to_stores);
+        let model_ends = model_stage(model, check, plan.length, batches, to_stores);
         // Whatever ended it: nobody waits for more text.
         over.store(true, Ordering::Relaxed);
 
@@ -309,6 +315,7 @@ impl Turns {
 /// Runs the model on each batch, as many at once as keep the device busy; returns the contexts run and the time at it.
 fn model_stage(
     model: &PrefixModel,
+    check: Option<&Check<'_>>,
     length: usize,
     batches: Receiver<Batch>,
     to_stores: Vec<SyncSender<Arc<Rows>>>,
@@ -327,6 +334,10 @@ fn model_stage(
             let whole = model.fixed_contexts().unwrap_or(count).max(count);
             while ids.len() < whole * length {
                 ids.extend_from_within(..length);
+            }
+            if let Some(check) = check.filter(|_| turn == 0) {
+                let some = model.fixed_contexts().unwrap_or(CHECKED.min(whole));
+                check(&ids[..some * length], some).inspect_err(|_| turns.give_up())?;
             }
             let ran = model.run(&ids, whole, length).with_context(|| {
                 format!("running the language model on contexts {first}..{}", first + count as u64)

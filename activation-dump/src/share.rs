@@ -155,11 +155,11 @@ mod tests {
             move |name: &str| set.iter().find(|(n, _)| *n == name).map(|(_, value)| (*value).to_owned())
         };
         let slurm = environment(&[("SLURM_PROCID", "2"), ("SLURM_NTASKS", "4")]);
-        let (found, from) = part(None, &slurm).unwrap().unwrap();
+        let (found, from) = part(None, slurm).unwrap().unwrap();
         assert_eq!((found.to_string().as_str(), from.as_str()), ("3/4", "SLURM_PROCID and SLURM_NTASKS"));
-        assert_eq!(part(Some(PartChoice::Whole), &slurm).unwrap(), None);
+        assert_eq!(part(Some(PartChoice::Whole), slurm).unwrap(), None);
         let flag = PartChoice::Part(Part { number: 1, of: 2 });
-        assert_eq!(part(Some(flag), &slurm).unwrap().unwrap().1, "--part");
+        assert_eq!(part(Some(flag), slurm).unwrap().unwrap().1, "--part");
         let both =
             environment(&[("SLURM_PROCID", "0"), ("SLURM_NTASKS", "1"), ("RANK", "1"), ("WORLD_SIZE", "2")]);
         assert_eq!(part(None, both).unwrap().unwrap().0.to_string(), "2/2");

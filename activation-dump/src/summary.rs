@@ -4,6 +4,7 @@ use std::time::Duration;
 
 use activation_store::StoreSummary;
 use human_units::{format_bytes, format_count, format_duration};
+use language_model::{PrefixModel, SelfCheck};
 use serde::Serialize;
 
 use crate::damage::Skipped;
@@ -14,6 +15,8 @@ use crate::plan::Plan;
 #[derive(Debug, Serialize)]
 pub(crate) struct Summary {
     provider: String,
+    /// How far the provider was from the CPU on the first batch, where that was looked at.
+    self_check: Option<SelfCheckFigures>,
     /// Contexts stored, by this run and those before it that it went on from.
     contexts: u64,
     /// "2/4", or null for the whole text.
@@ -41,6 +44,13 @@ struct TextSummary {
     /// Documents without tokens: all, and by kind.
     skipped_documents: u64,
     skipped: Skipped,
+}
+
+#[derive(Debug, Serialize)]
+struct SelfCheckFigures {
+    hook: String,
+    difference: f32,
+    tolerance: f32,
 }
 
 #[derive(Debug, Serialize)]
@@ -79,12 +89,13 @@ struct StoreFigures {
 
 impl Summary {
     /// Gathers the figures of a finished dump: its stores by their hooks, `outcome` unless nothing was run, and the time
-    /// that closing the stores took.
+    /// that closing the stores took; `checked` is what the self-check found.
     pub(crate) fn new(
         outcome: Option<&Outcome>,
         finishing: Duration,
         stores: &[(String, StoreSummary)],
-        provider: &str,
+        model: &PrefixModel,
+        checked: Option<&SelfCheck>,
         plan: &Plan,
     ) -> Summary {
         let elapsed = outcome.map_or(Duration::ZERO, |outcome| outcome.elapsed);
@@ -100,7 +111,12 @@ impl Summary {
         };
         let busiest = busy.named().into_iter().max_by(|a, b| a.1.total_cmp(&b.1));
         Summary {
-            provider: provider.to_owned(),
+            provider: model.provider().to_owned(),
+            self_check: checked.map(|check| SelfCheckFigures {
+                hook: check.hook.clone(),
+                difference: check.difference,
+                tolerance: check.tolerance,
+            }),
             contexts: stores.iter().map(|(_, store)| store.contexts).min().unwrap_or(0),
             part: plan.part.as_ref().map(|(part, _)| part.to_string()),
             text_exhausted: outcome.is_some_and(|outcome| outcome.end == End::TextExhausted),
