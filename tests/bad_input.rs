@@ -169,7 +169,7 @@ fn nan_in_the_activations_stops_the_dump_and_names_the_place() {
     let letter = 68 * 32 * 4; // token 68 is a letter, as any token below 94
     bytes[start + letter..start + letter + 4].copy_from_slice(&f32::NAN.to_le_bytes());
     std::fs::write(&path, bytes).unwrap();
-    setting.dump_fails(&[], &["NaN", "context", "position", "blocks.1.hook_resid_pre, the text \"", "D\""]);
+    setting.dump_fails(&[], &["NaN", "context", "position", "blocks.1.hook_resid_pre, in the text \"", "D"]);
 }
 
 #[test]

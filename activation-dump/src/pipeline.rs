@@ -130,8 +130,8 @@ pub(crate) fn run(
             to_stores.push(send);
             let watched = &watched;
             let name = &model.names()[hook];
-            let place = move |tokens: &[u32], at: usize, context: u64| {
-                format!("{name}, {}", place_in_text(tokenizer, plan, tokens, at, context))
+            let place = move |tokens: &[u32], context: u64| {
+                format!("{name}, {}", place_in_text(tokenizer, plan, tokens, context))
             };
             stores.push(Ok(scope.spawn(move || {
                 let mut seen = |progress| {
@@ -368,17 +368,12 @@ fn model_stage(
     Ok(total)
 }
 
-/// Where in the text a token is: what a person would look for.
-fn place_in_text(
-    tokenizer: Option<&Tokenizer>,
-    plan: &Plan,
-    tokens: &[u32],
-    at: usize,
-    context: u64,
-) -> String {
+/// Where in the text a context is: what a person would look for. All of it is shown, since one bad token spoils what comes
+/// before it too: attention gives a later token the weight 0, and 0 times NaN is NaN.
+fn place_in_text(tokenizer: Option<&Tokenizer>, plan: &Plan, tokens: &[u32], context: u64) -> String {
     let snippet = match tokenizer {
-        Some(tokenizer) => format!("the text {:?}", tokenizer.snippet(tokens, at)),
-        None => format!("the tokens {:?}", &tokens[..=at]),
+        Some(tokenizer) => format!("in the text {:?}", tokenizer.snippet(tokens)),
+        None => format!("at the tokens {tokens:?}"),
     };
     match plan.share.in_text(context) {
         same if same == context => snippet,
@@ -399,7 +394,7 @@ fn store_stage(
     (hook, width): (usize, usize),
     length: usize,
     batches: &Receiver<Arc<Rows>>,
-    place: &dyn Fn(&[u32], usize, u64) -> String,
+    place: &dyn Fn(&[u32], u64) -> String,
     seen: &mut dyn FnMut(WriteProgress),
 ) -> StoreEnd {
     let (mut busy, done) = (Duration::ZERO, writer.contexts_done());
@@ -412,10 +407,9 @@ fn store_stage(
         busy += started.elapsed();
         if let Err(error) = appended {
             let cause = match &error {
-                StoreError::NotFinite { context, position, .. }
-                | StoreError::Overflow { context, position, .. } => {
+                StoreError::NotFinite { context, .. } | StoreError::Overflow { context, .. } => {
                     let start = (context - first) as usize * length;
-                    Some(place(&tokens[start..start + length], *position, *context))
+                    Some(place(&tokens[start..start + length], *context))
                 }
                 _ => None,
             };

@@ -5,8 +5,8 @@ use std::path::{Path, PathBuf};
 use anyhow::{Context, Result, bail};
 use sha2::{Digest, Sha256};
 
-/// Tokens shown on each side of the one that a message is about.
-const SNIPPET: usize = 12;
+/// Characters of a context that a message shows: a context of 128 tokens is about as long.
+const SNIPPET: usize = 600;
 
 /// Hugging Face's tokenizer.
 pub(crate) struct Tokenizer {
@@ -80,13 +80,13 @@ impl Tokenizer {
         }
     }
 
-    /// The text around position `at` of a context, up to the token there.
-    pub(crate) fn snippet(&self, context: &[u32], at: usize) -> String {
-        let end = (at + 1).min(context.len());
-        let start = end.saturating_sub(SNIPPET);
-        let text = self.tokenizer.decode(&context[start..end], false);
-        let dots = if start > 0 { "…" } else { "" };
-        format!("{dots}{}", text.unwrap_or_else(|_| format!("{:?}", &context[start..end])))
+    /// The text of a context, as far as a message has room for it.
+    pub(crate) fn snippet(&self, context: &[u32]) -> String {
+        match self.tokenizer.decode(context, false) {
+            Ok(text) if text.chars().count() <= SNIPPET => text,
+            Ok(text) => text.chars().take(SNIPPET).chain("…".chars()).collect(),
+            Err(_) => format!("{context:?}"),
+        }
     }
 
     /// `bos_token` of tokenizer_config.json, where there is one: a string, or an object with `content`.
