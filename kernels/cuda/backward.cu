@@ -42,7 +42,7 @@ __device__ void segments(float *parameters, const float *decoder_norm, const u32
                          u32 kind, u32 weighted, const Scalars *scalars_at) {
     __shared__ float shared[2 * 128];
     Turns turns = {shared, 0};
-    const Scalars scalars = *scalars_at;
+    const Scalars &scalars = *scalars_at;
     const float *decoder = parameters_at(parameters, 0, features, stride).decoder;
     u32 count = segment_starts[features];
     for (u32 segment = blockIdx.x; segment < count; segment += gridDim.x) {
@@ -88,15 +88,13 @@ __device__ void update(float *parameters, Derived derived, const u32 *feature_st
                        u32 weighted, u32 norm_kind, const Scalars *scalars_at, Report *report) {
     __shared__ float shared[2 * 128];
     Turns turns = {shared, 0};
-    const Scalars scalars = *scalars_at;
+    const Scalars &scalars = *scalars_at;
     Parameters weights = parameters_at(parameters, 0, features, stride);
-    float4 bias_part[CHUNKS];
-#pragma unroll
-    for (int c = 0; c < CHUNKS; c++) bias_part[c] = zero_four();
     u32 first = blockIdx.x * FEATURES_OF_BLOCK, last = min(first + FEATURES_OF_BLOCK, features);
     for (u32 feature = first; feature < last; feature++) {
         float4 encoder[CHUNKS], decoder[CHUNKS];
-        load_row(weights.encoder + (u64)feature * stride, stride, encoder);
+        // Early, to be there when it is needed; the widest rows have no registers to spare for it.
+        if (CHUNKS < 8) load_row(weights.encoder + (u64)feature * stride, stride, encoder);
         load_row(weights.decoder + (u64)feature * stride, stride, decoder);
         Gradient<CHUNKS> gradient;
         clear(gradient);
@@ -119,29 +117,21 @@ __device__ void update(float *parameters, Derived derived, const u32 *feature_st
             gradient.bias += from[2 * (u64)stride];
             gradient.by_norm += from[2 * (u64)stride + 1];
         }
-        if (pre_bias) {
-#pragma unroll
-            for (int c = 0; c < CHUNKS; c++) add_scaled(bias_part[c], gradient.bias, encoder[c]);
-        }
+        if (CHUNKS == 8) load_row(weights.encoder + (u64)feature * stride, stride, encoder);
+        if (pre_bias) add_to_pre_bias(pre_bias, feature == first, gradient.bias, encoder, stride);
         update_feature(parameters, feature, features, stride, norm_kind, weighted != 0, scalars, encoder, decoder,
                        gradient, derived, turns, report);
-    }
-    if (pre_bias) {
-#pragma unroll
-        for (int c = 0; c < CHUNKS; c++) {
-            u32 column = (threadIdx.x + c * blockDim.x) * 4;
-            if (column < stride) store_four(pre_bias + (u64)blockIdx.x * stride + column, bias_part[c]);
-        }
     }
 }
 
 // The kernels, once per number of components that a thread owns: 4, 8, 16 or 32. Block: ⌈stride/4/CHUNKS⌉ threads rounded
-// up to whole warps, at most 512.
+// up to whole warps, at most 256. BLOCKS of that size are to fit a multiprocessor's registers at once: at d = 768 with its
+// 192 threads and 80 registers, four do, and while one waits for a sum the others stream.
 //
 // backward_segments_*: any grid. sums [segments, 2·stride + 4].
 // backward_update_*: grid ⌈F/8⌉. pre_bias [⌈F/8⌉,stride] receives Σ_j db_j W_enc_j over the block's features, or is null.
-#define KERNELS(CHUNKS)                                                                                                \
-    extern "C" __global__ void __launch_bounds__(512) backward_segments_##CHUNKS(                                     \
+#define KERNELS(CHUNKS, BLOCKS)                                                                                                \
+    extern "C" __global__ void __launch_bounds__(256, BLOCKS) backward_segments_##CHUNKS(                                     \
         float *parameters, const float *__restrict__ decoder_norm, const u32 *__restrict__ feature_starts,             \
         const u32 *__restrict__ segment_starts, const u32 *__restrict__ pair_rows,                                     \
         const float *__restrict__ feature_values, const float *__restrict__ slopes, const float *__restrict__ x,       \
@@ -151,7 +141,7 @@ __device__ void update(float *parameters, Derived derived, const u32 *feature_st
         segments<CHUNKS>(parameters, decoder_norm, feature_starts, segment_starts, pair_rows, feature_values, slopes,  \
                          x, g, sums, features, stride, kind, weighted, scalars);                                       \
     }                                                                                                                  \
-    extern "C" __global__ void __launch_bounds__(512) backward_update_##CHUNKS(                                       \
+    extern "C" __global__ void __launch_bounds__(256, BLOCKS) backward_update_##CHUNKS(                                       \
         float *parameters, bf16 *encoder_bf16, bf16 *decoder_bf16, float *feature_base, float *feature_norm,           \
         float *feature_residual, float *decoder_norm, u32 bounds, const u32 *__restrict__ feature_starts,              \
         const u32 *__restrict__ segment_starts, const u32 *__restrict__ pair_rows,                                     \
@@ -164,7 +154,7 @@ __device__ void update(float *parameters, Derived derived, const u32 *feature_st
         update<CHUNKS>(parameters, derived, feature_starts, segment_starts, pair_rows, feature_values, slopes, x, g,   \
                        sums, pre_bias, features, stride, kind, weighted, norm_kind, scalars, report);                  \
     }
-KERNELS(1)
-KERNELS(2)
-KERNELS(4)
-KERNELS(8)
+KERNELS(1, 3)
+KERNELS(2, 2)
+KERNELS(4, 1)
+KERNELS(8, 1)

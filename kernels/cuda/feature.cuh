@@ -72,7 +72,7 @@ struct Pairs {
 template <int CHUNKS>
 __device__ __forceinline__ void add_pairs(const Pairs &pairs, const Scalars &scalars, const float4 (&w)[CHUNKS],
                                           Turns &turns, Gradient<CHUNKS> &gradient) {
-    const int PAIRS = CHUNKS == 1 ? 4 : CHUNKS == 2 ? 2 : 1;
+    const int PAIRS = CHUNKS <= 2 ? 2 : 1;
     for (u32 first = 0; first < pairs.count; first += PAIRS) {
         float4 g[PAIRS][CHUNKS], x[PAIRS][CHUNKS];
         float by_value[PAIRS];
@@ -120,13 +120,30 @@ __device__ __forceinline__ void adam(const Scalars &scalars, float &w, float &m,
 }
 
 __device__ __forceinline__ void adam_four(const Scalars &scalars, float4 &w, float *first, float *second, float4 g) {
-    float4 m = load_four(first), v = load_four(second);
+    // Read and written once a step: not to be kept in L2, where x and g should stay.
+    float4 m = __ldcs((const float4 *)first), v = __ldcs((const float4 *)second);
     adam(scalars, w.x, m.x, v.x, g.x);
     adam(scalars, w.y, m.y, v.y, g.y);
     adam(scalars, w.z, m.z, v.z, g.z);
     adam(scalars, w.w, m.w, v.w, g.w);
-    store_four(first, m);
-    store_four(second, v);
+    __stcs((float4 *)first, m);
+    __stcs((float4 *)second, v);
+}
+
+// Adds db_j W_enc_j to the block's line of pre_bias [blocks,stride], of which each thread has its own part; `begins` at the
+// block's first feature. In memory, as the widest rows have no registers left.
+template <int CHUNKS>
+__device__ __forceinline__ void add_to_pre_bias(float *pre_bias, bool begins, float scale,
+                                                const float4 (&encoder)[CHUNKS], u32 stride) {
+#pragma unroll
+    for (int c = 0; c < CHUNKS; c++) {
+        u32 column = (threadIdx.x + c * blockDim.x) * 4;
+        if (column >= stride) continue;
+        float *at = pre_bias + (u64)blockIdx.x * stride + column;
+        float4 sum = begins ? zero_four() : load_four(at);
+        add_scaled(sum, scale, encoder[c]);
+        store_four(at, sum);
+    }
 }
 
 // What the encode and the decode of the next step want of a feature besides its weights. Null where nobody asks.

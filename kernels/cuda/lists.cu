@@ -69,54 +69,54 @@ extern "C" __global__ void expand_bits(const u32 *__restrict__ mask, const u32 *
     }
 }
 
-// starts[0 … n] = running sums of size(counts[at]) from 0, one block, each thread a run of neighbours. Returns
-// the whole sum, which may be beyond 32 bits (then the starts are of no use).
-template <class Size>
-__device__ __forceinline__ u64 scan(const u32 *counts, u32 *starts, u32 n, u64 *shared, Size size) {
-    u32 run = (n + blockDim.x - 1) / blockDim.x;
-    u32 first = min(threadIdx.x * run, n), last = min(first + run, n);
-    u64 mine = 0, whole;
-    for (u32 at = first; at < last; at++) mine += size(counts[at]);
-    u64 sum = block_scan_exclusive(mine, shared, whole);
-    for (u32 at = first; at < last; at++) {
-        starts[at] = (u32)sum;
-        sum += size(counts[at]);
-    }
-    if (threadIdx.x == 0) starts[n] = (u32)whole;
-    return whole;
-}
-
-struct Itself {
-    __device__ __forceinline__ u32 operator()(u32 count) const { return count; }
-};
-
-struct Segments {
-    __device__ __forceinline__ u32 operator()(u32 count) const {
-        return count > SEGMENT ? (count + SEGMENT - 1) / SEGMENT : 0;
-    }
-};
-
-// Where each row's candidates begin: starts [B+1]. Refuses the step if there are more than `capacity` of them. One block.
+// Where each row's candidates begin: starts [B+1]. Refuses the step if there are more than `capacity` of them. One block,
+// each thread a run of neighbours.
 extern "C" __global__ void __launch_bounds__(1024)
 scan_rows(const u32 *__restrict__ counts, u32 *__restrict__ starts, u32 rows, u32 capacity, Report *report) {
     if (report->status != RUNNING) return;
     __shared__ u64 shared[32];
-    u64 whole = scan(counts, starts, rows, shared, Itself());
-    __syncthreads();  // all threads have read the status
-    if (threadIdx.x == 0) {
-        report->candidates = whole;
-        if (whole > capacity) report->status = OVERFLOW_OF_PAIRS;
+    u32 run = (rows + blockDim.x - 1) / blockDim.x;
+    u32 first = min(threadIdx.x * run, rows), last = min(first + run, rows);
+    u64 mine = 0, whole;  // more than 32 bits can count, where every pair is a candidate
+    for (u32 at = first; at < last; at++) mine += counts[at];
+    u64 sum = block_scan_exclusive(mine, shared, whole);
+    for (u32 at = first; at < last; at++) {
+        starts[at] = (u32)sum;
+        sum += counts[at];
     }
+    if (threadIdx.x != 0) return;
+    // All threads have read the status: there was a barrier since.
+    starts[rows] = (u32)whole;
+    report->candidates = whole;
+    if (whole > capacity) report->status = OVERFLOW_OF_PAIRS;
 }
 
-// Where each feature's pairs begin, starts [F+1], and its segments, segment_starts [F+1]. One block.
+// The segments that a feature's pairs are cut into.
+__device__ __forceinline__ u32 segments_of(u32 count) {
+    return count > SEGMENT ? (count + SEGMENT - 1) / SEGMENT : 0;
+}
+
+// Where each feature's pairs begin, starts [F+1], and its segments, segment_starts [F+1]: two sums in one scan, in the
+// halves of 64 bits. One block, each thread a run of neighbours.
 extern "C" __global__ void __launch_bounds__(1024)
 scan_features(const u32 *__restrict__ counts, u32 *__restrict__ starts, u32 *__restrict__ segment_starts, u32 features,
               const Report *__restrict__ report) {
     if (report->status != RUNNING) return;
-    __shared__ u64 shared[2][32];
-    scan(counts, starts, features, shared[0], Itself());
-    scan(counts, segment_starts, features, shared[1], Segments());
+    __shared__ u64 shared[32];
+    u32 run = (features + blockDim.x - 1) / blockDim.x;
+    u32 first = min(threadIdx.x * run, features), last = min(first + run, features);
+    u64 mine = 0, whole;
+    for (u32 at = first; at < last; at++) mine += (u64)segments_of(counts[at]) << 32 | counts[at];
+    u64 sum = block_scan_exclusive(mine, shared, whole);
+    for (u32 at = first; at < last; at++) {
+        starts[at] = (u32)sum;
+        segment_starts[at] = (u32)(sum >> 32);
+        sum += (u64)segments_of(counts[at]) << 32 | counts[at];
+    }
+    if (threadIdx.x == 0) {
+        starts[features] = (u32)whole;
+        segment_starts[features] = (u32)(whole >> 32);
+    }
 }
 
 // The activation of each pair in the order of features: looked up in the row's list, which is in ascending order, by

@@ -33,6 +33,7 @@ __device__ __forceinline__ void four_products(const T *x, const T *encoder, cons
     u32 lane = threadIdx.x & 31u;
 #pragma unroll
     for (u32 n = 0; n < 4; n++) sums[n] = 0.0f;
+#pragma unroll 2
     for (u32 column = lane * 4; column < stride; column += 128) {
         float4 a = four_at(x, column);
 #pragma unroll
@@ -50,8 +51,9 @@ __device__ __forceinline__ void four_products(const T *x, const T *encoder, cons
 
 // z in the order of the definition.
 template <class T>
-__device__ float in_order(const T *x, const T *encoder_row, float bias, u32 stride) {
+__device__ __forceinline__ float in_order(const T *x, const T *encoder_row, float bias, u32 stride) {
     float sum = bias;
+#pragma unroll 2
     for (u32 column = 0; column < stride; column += 4) {
         float4 a = four_at(x, column), b = four_at(encoder_row, column);
         sum = fmaf(a.x, b.x, sum);
@@ -111,7 +113,7 @@ __device__ void recheck_row(const T *x, const T *encoder, const float *encoder_b
 }
 
 // Block of 128 threads, grid B.
-extern "C" __global__ void __launch_bounds__(128)
+extern "C" __global__ void __launch_bounds__(128, 8)
 recheck(const float *__restrict__ x, const float *__restrict__ encoder, const float *__restrict__ encoder_bias,
         const float *__restrict__ length, const float *__restrict__ feature_norm, const u32 *__restrict__ starts,
         u32 *pair_features, float *row_values, u32 *row_active, u32 *mask, u32 stride, u32 words,
@@ -122,7 +124,7 @@ recheck(const float *__restrict__ x, const float *__restrict__ encoder, const fl
 }
 
 // The same from the bfloat16 copies, for `--precision bf16`: half the bytes, and no order of summation decides anything.
-extern "C" __global__ void __launch_bounds__(128)
+extern "C" __global__ void __launch_bounds__(128, 8)
 recheck_bf16(const bf16 *__restrict__ x, const bf16 *__restrict__ encoder, const float *__restrict__ encoder_bias,
              const u32 *__restrict__ starts, u32 *pair_features, float *row_values, u32 *row_active, u32 *mask,
              u32 stride, u32 words, const Report *__restrict__ report) {

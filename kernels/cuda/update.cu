@@ -12,11 +12,8 @@ __device__ void update_from_memory(float *parameters, Derived derived, const flo
                                    const Scalars *scalars_at, Report *report) {
     __shared__ float shared[2 * 128];
     Turns turns = {shared, 0};
-    const Scalars scalars = *scalars_at;
+    const Scalars &scalars = *scalars_at;
     Parameters weights = parameters_at(parameters, 0, features, stride);
-    float4 bias_part[CHUNKS];
-#pragma unroll
-    for (int c = 0; c < CHUNKS; c++) bias_part[c] = zero_four();
     u32 first = blockIdx.x * FEATURES_OF_BLOCK, last = min(first + FEATURES_OF_BLOCK, features);
     for (u32 feature = first; feature < last; feature++) {
         float4 encoder[CHUNKS], decoder[CHUNKS];
@@ -35,17 +32,10 @@ __device__ void update_from_memory(float *parameters, Derived derived, const flo
             decoder[c] = there ? load_four(weights.decoder + place) : zero_four();
             gradient.encoder[c] = there ? load_four(encoder_gradient + place) : zero_four();
             gradient.decoder[c] = there ? load_four(decoder_gradient + place) : zero_four();
-            if (pre_bias) add_scaled(bias_part[c], gradient.bias, encoder[c]);
         }
+        if (pre_bias) add_to_pre_bias(pre_bias, feature == first, gradient.bias, encoder, stride);
         update_feature(parameters, feature, features, stride, norm_kind, weighted != 0, scalars, encoder, decoder,
                        gradient, derived, turns, report);
-    }
-    if (pre_bias) {
-#pragma unroll
-        for (int c = 0; c < CHUNKS; c++) {
-            u32 column = (threadIdx.x + c * blockDim.x) * 4;
-            if (column < stride) store_four(pre_bias + (u64)blockIdx.x * stride + column, bias_part[c]);
-        }
     }
 }
 
@@ -87,8 +77,8 @@ extern "C" __global__ void update_decoder_bias(float *parameters, const double *
 }
 
 // Blocks as in backward.cu. update_dense_*: grid ⌈F/8⌉. derive_*: grid F.
-#define KERNELS(CHUNKS)                                                                                                \
-    extern "C" __global__ void __launch_bounds__(512) update_dense_##CHUNKS(                                          \
+#define KERNELS(CHUNKS, BLOCKS)                                                                                                \
+    extern "C" __global__ void __launch_bounds__(256, BLOCKS) update_dense_##CHUNKS(                                          \
         float *parameters, bf16 *encoder_bf16, bf16 *decoder_bf16, float *feature_base, float *feature_norm,           \
         float *feature_residual, float *decoder_norm, u32 bounds, const float *__restrict__ encoder_gradient,          \
         const float *__restrict__ decoder_gradient, const float *__restrict__ bias_parts,                              \
@@ -100,14 +90,14 @@ extern "C" __global__ void update_decoder_bias(float *parameters, const double *
         update_from_memory<CHUNKS>(parameters, derived, encoder_gradient, decoder_gradient, bias_parts, norm_parts,    \
                                    parts, pre_bias, features, stride, weighted, norm_kind, scalars, report);           \
     }                                                                                                                  \
-    extern "C" __global__ void __launch_bounds__(512) derive_##CHUNKS(                                                \
+    extern "C" __global__ void __launch_bounds__(256, BLOCKS) derive_##CHUNKS(                                                \
         float *parameters, bf16 *encoder_bf16, bf16 *decoder_bf16, float *feature_base, float *feature_norm,           \
         float *feature_residual, float *decoder_norm, u32 bounds, u32 features, u32 stride) {                          \
         Derived derived = {encoder_bf16, decoder_bf16, feature_base, feature_norm, feature_residual, decoder_norm,     \
                            bounds};                                                                                    \
         derive_from_memory<CHUNKS>(parameters, derived, features, stride);                                             \
     }
-KERNELS(1)
-KERNELS(2)
-KERNELS(4)
-KERNELS(8)
+KERNELS(1, 4)
+KERNELS(2, 2)
+KERNELS(4, 1)
+KERNELS(8, 1)

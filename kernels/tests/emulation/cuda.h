@@ -127,6 +127,15 @@ inline int __popc(unsigned bits) {
 inline int __ffs(unsigned bits) {
     return __builtin_ffs((int)bits);
 }
+// Hints for the caches.
+template <class T>
+inline T __ldcs(const T *at) {
+    return *at;
+}
+template <class T>
+inline void __stcs(T *at, T value) {
+    *at = value;
+}
 // One OS thread: plain reads and writes are atomic.
 template <class T>
 inline T atomicAdd(T *at, T value) {

@@ -111,7 +111,7 @@ pub(super) fn kernel_names(text: &str) -> Vec<String> {
             None => names.push(name.to_owned()),
             Some(stem) => {
                 let uses = text.lines().filter_map(|line| line.strip_prefix("KERNELS("));
-                names.extend(uses.map(|rest| format!("{stem}{}", rest.trim_end_matches(')'))));
+                names.extend(uses.map(|rest| format!("{stem}{}", rest.split([',', ')']).next().unwrap())));
             }
         }
     }
