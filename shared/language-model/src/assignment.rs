@@ -20,39 +20,55 @@ pub(crate) const CPU: &str = "CPUExecutionProvider";
 /// Provider → operator → number of nodes.
 pub(crate) type Assignment = BTreeMap<String, BTreeMap<String, usize>>;
 
-/// Operators that compute shapes and positions, not activations. ONNX Runtime runs these on the CPU by
-/// design where their results are sizes.
-const SHAPES: [&str; 30] = [
+/// Operators that compute sizes, positions and masks. ONNX Runtime runs these on the CPU by design where
+/// they follow from shapes alone, which is why `session.disable_cpu_ep_fallback` would refuse every model.
+const SHAPES: [&str; 46] = [
     "Add",
     "And",
     "Cast",
     "Concat",
     "Constant",
     "ConstantOfShape",
+    "Cos",
+    "CumSum",
     "Div",
     "Equal",
     "Expand",
     "Floor",
     "Gather",
+    "GatherElements",
+    "GatherND",
     "Greater",
+    "GreaterOrEqual",
     "Identity",
     "If",
+    "IsNaN",
     "Less",
+    "LessOrEqual",
     "Max",
     "Min",
     "Mod",
     "Mul",
+    "Neg",
+    "NonZero",
     "Not",
+    "Or",
     "Range",
     "ReduceMax",
     "ReduceProd",
     "Reshape",
+    "ScatterND",
     "Shape",
+    "Sin",
     "Size",
     "Slice",
+    "Sqrt",
     "Squeeze",
     "Sub",
+    "Tile",
+    "Trilu",
     "Unsqueeze",
+    "Where",
 ];
 
 /// Reads the assignment of a session that was made with [`RECORD`].

@@ -1,5 +1,6 @@
 //! Is there a CUDA device, what is missing if not, and how much memory it has.
 
+use std::error::Error;
 use std::ffi::c_int;
 use std::path::Path;
 
@@ -25,12 +26,35 @@ pub(crate) fn missing(provider: &Path) -> Option<String> {
     }
 }
 
-/// What ONNX Runtime says when its CUDA provider does not start, with where the libraries are looked for.
-pub(crate) fn explain(message: &str) -> String {
+/// Libraries that the CUDA provider needs besides the driver, each after those that it needs itself.
+const LIBRARIES: [&str; 6] = ["libcudart", "libcublasLt", "libcublas", "libcurand", "libcufft", "libcudnn"];
+
+/// Loads those of [`LIBRARIES`] that lie beside the provider, so that a folder with all of them works as it is.
+/// The provider asks for them by name, and finds those that are loaded; the linker looks for the others.
+pub(crate) fn preload(provider: &Path) {
+    let folder = provider.parent().unwrap_or(Path::new("."));
+    for library in LIBRARIES {
+        let wanted = format!("{library}.so.");
+        let entries = std::fs::read_dir(folder).into_iter().flatten().flatten();
+        for entry in entries.filter(|entry| entry.file_name().to_string_lossy().starts_with(&wanted)) {
+            // SAFETY: loading NVIDIA's libraries runs their initialisers, as it would when the provider is
+            // loaded a moment later. One that does not load is then named by the linker.
+            if let Ok(library) = unsafe { Library::new(entry.path()) } {
+                std::mem::forget(library); // it stays as long as the provider, for good
+            }
+        }
+    }
+}
+
+/// What ONNX Runtime says when its CUDA provider does not start, with where its libraries were looked for.
+pub(crate) fn explain(message: &str, provider: &Path) -> String {
+    let folder = provider.parent().unwrap_or(Path::new("."));
     let path = std::env::var("LD_LIBRARY_PATH").unwrap_or_default();
     format!(
-        "{message}; the provider needs the CUDA runtime, cuBLAS, cuRAND, cuFFT and cuDNN 9 of its CUDA version, and \
-         looks for them beside itself, in LD_LIBRARY_PATH ({path}) and where the system's linker looks"
+        "{message}; the provider needs {} of its CUDA version. They were looked for in {}, in LD_LIBRARY_PATH ({path}) \
+         and where the system's linker looks",
+        LIBRARIES.join(", "),
+        folder.display()
     )
 }
 
@@ -81,8 +105,9 @@ fn device_count() -> Result<c_int, String> {
 
     // SAFETY: loading the driver runs its initialisers, which is what every CUDA program does first.
     let driver = unsafe { Library::new(DRIVER) }
-        .map_err(|error| format!("the NVIDIA driver's library {DRIVER} cannot be loaded ({error})"))?;
-    let symbol_missing = |error: libloading::Error| format!("{DRIVER} is not an NVIDIA driver ({error})");
+        .map_err(|error| format!("the NVIDIA driver's library cannot be loaded ({})", reason(&error)))?;
+    let symbol_missing =
+        |error: libloading::Error| format!("{DRIVER} is not an NVIDIA driver ({})", reason(&error));
     // SAFETY: the types are those of the CUDA driver API's cuda.h.
     let (init, device_get_count): (Symbol<'_, Init>, Symbol<'_, DeviceGetCount>) = unsafe {
         (
@@ -102,5 +127,36 @@ fn device_count() -> Result<c_int, String> {
         (0, 1..) => Ok(count),
         (0, _) => Err("the NVIDIA driver is there, but the machine has no CUDA device".to_string()),
         _ => Err(format!("the NVIDIA driver cannot count its devices (error {status})")),
+    }
+}
+
+/// What the linker says; `libloading` keeps it behind its own words.
+fn reason(error: &libloading::Error) -> String {
+    error.source().map_or_else(|| error.to_string(), ToString::to_string)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn what_is_missing_is_said_with_where_it_was_looked_for() {
+        let folder = tempfile::tempdir().unwrap();
+        let provider = folder.path().join("libonnxruntime_providers_cuda.so");
+        let missing = missing(&provider).unwrap();
+        assert!(missing.contains(&format!("{} does not exist", provider.display())), "{missing}");
+        std::fs::write(folder.path().join("libcudart.so.13"), "not a library").unwrap();
+        preload(&provider);
+        let said = explain("libcublas.so.13: cannot open shared object file", &provider);
+        for part in
+            ["libcublas.so.13: cannot", "libcurand", "LD_LIBRARY_PATH", folder.path().to_str().unwrap()]
+        {
+            assert!(said.contains(part), "`{part}` is not in: {said}");
+        }
+    }
+
+    #[test]
+    fn free_memory_is_known_exactly_where_there_is_a_device() {
+        assert_eq!(free_memory().is_some(), device_count().is_ok());
     }
 }

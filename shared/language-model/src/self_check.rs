@@ -15,12 +15,13 @@ pub struct SelfCheck {
 }
 
 /// The largest [`SelfCheck::difference`] that counts as rounding. Half precision rounds each factor and
-/// result to 11 bits (5e-4), a dozen times a block; float32 to 24 bits, but sums over thousands of terms come
-/// in another order. A wrong mask, position or layout is off by more than 1.
+/// result to 11 bits (5e-4), a dozen times a block, and a row that is a small difference of large terms shows
+/// it magnified: up to 2e-2 in SmolLM2. float32 has 24 bits, but sums over thousands of terms come in another
+/// order. A wrong mask, position or layout is off by more than 0.1.
 pub fn tolerance(precision: Precision) -> f32 {
     match precision {
         Precision::Full => 1e-3,
-        Precision::Half => 3e-2,
+        Precision::Half => 5e-2,
     }
 }
 

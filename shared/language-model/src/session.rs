@@ -32,12 +32,14 @@ pub(crate) fn session(
         .with_config_entry(assignment::RECORD, "1")
         .map_err(Error::onnx(configuring))?;
     if cuda {
+        let library = runtime.cuda_provider();
+        cuda::preload(&library);
         // Without `error_on_failure` the CPU would run in its place, and nobody would know.
         // TF32 would round every product's factors to 10 bits; float32 means float32.
         let provider = ep::CUDA::default().with_device_id(0).with_tf32(false);
         builder = builder
             .with_execution_providers([provider.build().error_on_failure()])
-            .map_err(|error| Error::CudaUnavailable(cuda::explain(error.message())))?;
+            .map_err(|error| Error::CudaUnavailable(cuda::explain(error.message(), &library)))?;
     }
     builder.commit_from_memory(graph).map_err(Error::onnx("loading the graph"))
 }

@@ -180,3 +180,25 @@ fn the_self_check_passes_for_the_same_model_and_fails_for_another() {
         assert!(message.contains("blocks."), "{message}");
     }
 }
+
+#[test]
+fn threads_that_run_one_model_at_the_same_time_get_their_own_results() {
+    let checkpoint = Checkpoint::open(&folder("llama")).unwrap();
+    let hook = HookPoint { layer: 1, site: Site::ResidPost };
+    let model = PrefixModel::load(&runtime(), &checkpoint, &[hook], &CPU).unwrap();
+    assert_eq!((model.lanes(), model.suggested_contexts(16)), (1, 8));
+    let ids = |thread: i64| (0..24).map(|i| (i * 3 + thread * 7) % 41).collect::<Vec<i64>>();
+    let alone: Vec<_> =
+        (0..4).map(|thread| model.run(&ids(thread), 2, 12).unwrap().rows(0).to_vec()).collect();
+    assert_ne!(alone[0], alone[1]);
+    std::thread::scope(|scope| {
+        for (thread, alone) in alone.iter().enumerate() {
+            let (model, ids) = (&model, ids(thread as i64));
+            scope.spawn(move || {
+                for _ in 0..20 {
+                    assert_eq!(*model.run(&ids, 2, 12).unwrap().rows(0), **alone);
+                }
+            });
+        }
+    });
+}
