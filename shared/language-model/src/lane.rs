@@ -209,7 +209,10 @@ impl Bound {
         if self.size != size {
             self.allocate(outputs, size).map_err(Error::onnx(BINDING))?;
         }
+        // Copies to and from a device can still be under way when the calls return.
+        self.binding.synchronize_inputs().map_err(Error::onnx(RUNNING))?;
         session.run_binding(&self.binding).map_err(Error::onnx(RUNNING))?;
+        self.binding.synchronize_outputs().map_err(Error::onnx(RUNNING))?;
         let copied = self.outputs.iter().map(|output| {
             Ok(match output.data_type() {
                 TensorElementType::Float16 => Rows::HalfCopy(output.try_extract_tensor()?.1.to_vec()),

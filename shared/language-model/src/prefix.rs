@@ -191,6 +191,7 @@ impl PrefixModel {
     ) -> Result<PrefixModel, Error> {
         let Prepared { graph, weights_folder, inputs, names, shapes, limits, work } = prepared;
         let session = || session(runtime, graph, weights_folder, options.threads, cuda);
+        let free_before = cuda::free_memory().filter(|_| cuda);
         let mut first = Lane::new(session()?, inputs.clone());
         let assignment = assignment::read(first.session())?;
         if cuda {
@@ -203,7 +204,9 @@ impl PrefixModel {
         let mut lanes = vec![first];
         if cuda {
             // While one batch is copied back and converted, the next one computes.
-            lanes.push(Lane::new(session()?, inputs));
+            if room_for_another(free_before, cuda::free_memory()) {
+                lanes.push(Lane::new(session()?, inputs));
+            }
             for lane in &mut lanes {
                 lane.bind_pinned(&shapes)?;
             }
@@ -330,6 +333,15 @@ fn probe(lane: &mut Lane, names: &[String], limits: Limits) -> Result<Vec<Output
     Ok(found.unwrap_or_default())
 }
 
+/// Whether a device on which a session took the free memory from `before` to `after` bytes should get another
+/// one: sessions do not share weights, and at least half of what is left is for the batches.
+fn room_for_another(before: Option<u64>, after: Option<u64>) -> bool {
+    match (before, after) {
+        (Some(before), Some(after)) => before.saturating_sub(after) < after / 2,
+        _ => false,
+    }
+}
+
 fn precision(options: &SessionOptions, cuda: bool) -> Precision {
     options.precision.unwrap_or(if cuda { Precision::Half } else { Precision::Full })
 }
@@ -425,6 +437,14 @@ mod tests {
             }
             assert!(graph.output.iter().all(|output| known.contains(output.name.as_str())), "{name}");
         }
+    }
+
+    #[test]
+    fn a_second_session_is_opened_where_its_weights_leave_room() {
+        const GB: u64 = 1 << 30;
+        assert!(room_for_another(Some(80 * GB), Some(79 * GB)));
+        assert!(!room_for_another(Some(80 * GB), Some(50 * GB)));
+        assert!(!room_for_another(None, Some(50 * GB)));
     }
 
     #[test]
