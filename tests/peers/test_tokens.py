@@ -7,8 +7,8 @@ import pyarrow.parquet
 import pytest
 import zarr
 from nasty_texts import texts as nasty_texts
-from safetensors.numpy import save_file
 from tokenizers import Tokenizer, decoders, models, normalizers, pre_tokenizers, trainers
+from transformers import GPT2Config, GPT2LMHeadModel
 
 DOCUMENTS = 1000
 
@@ -94,16 +94,11 @@ def test_every_kind_of_tokenizer_gives_nasty_text_the_same_ids(repository, progr
     table = pyarrow.parquet.read_table(repository / "tests/data/public-domain-english.parquet")
     tokenizer, trainer = kind()
     tokenizer.train_from_iterator(table["text"].to_pylist()[:40], trainer)
+    vocabulary, length, bos = tokenizer.get_vocab_size(), 8, tokenizer.token_to_id("<s>")
+    sizes = dict(n_embd=4, n_head=1, n_layer=1, n_positions=length, vocab_size=vocabulary)
     model = tmp_path / "model"
-    model.mkdir()
+    GPT2LMHeadModel(GPT2Config(bos_token_id=bos, eos_token_id=bos, **sizes)).save_pretrained(model)
     tokenizer.save(str(model / "tokenizer.json"))
-    vocabulary, width, length = tokenizer.get_vocab_size(), 4, 8
-    bos = tokenizer.token_to_id("<s>")
-    sizes = dict(n_embd=width, n_head=1, n_layer=1, n_positions=length, vocab_size=vocabulary)
-    (model / "config.json").write_text(json.dumps(dict(model_type="gpt2", bos_token_id=bos, **sizes)))
-    embeddings = {"wte.weight": (vocabulary, width), "wpe.weight": (length, width)}
-    zeros = {name: numpy.zeros(shape, numpy.float32) for name, shape in embeddings.items()}
-    save_file(zeros, model / "model.safetensors")
 
     texts = [text for text in nasty_texts() for _ in range(2)]  # escaped and as they are
     ids = [tokenizer.encode(text, add_special_tokens=False).ids for text in texts]
