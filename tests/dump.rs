@@ -274,7 +274,7 @@ fn a_dump_does_not_go_on_with_another_text() {
     let run = feed(command(), other.as_bytes());
     assert_eq!(run.code, Some(1), "{}", run.stderr);
     assert!(run.stderr.contains("not the text"), "{}", run.stderr);
-    let run = feed(command(), lines[..half / 8].as_bytes());
+    let run = feed(command(), &lines.as_bytes()[..half / 8]);
     assert_eq!(run.code, Some(1), "{}", run.stderr);
     assert!(run.stderr.contains("not the text"), "{}", run.stderr);
 

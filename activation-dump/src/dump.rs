@@ -263,7 +263,9 @@ impl Prepared {
         let provenance = &spec.provenance;
         let hooks: Vec<&str> = self.targets.iter().map(|target| target.hook.name.as_str()).collect();
         eprintln!("  model    {} at {} ({})", provenance.model, hooks.join(", "), self.model.provider());
-        eprintln!("  text     {} ({} files)", provenance.dataset.join(", "), self.dataset.file_count());
+        let files = self.dataset.file_count();
+        let files = if files == 1 { "1 file".to_owned() } else { format!("{files} files") };
+        eprintln!("  text     {} ({files})", provenance.dataset.join(", "));
         if let Some((part, from)) = &plan.part {
             eprintln!("  part     {part} of the text, by {from} (--part off runs all of it)");
         }
