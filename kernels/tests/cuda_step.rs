@@ -353,6 +353,32 @@ fn states_of_other_sizes_and_too_little_memory_are_refused_with_numbers() {
 }
 
 #[test]
+fn the_memory_that_is_planned_is_what_training_takes() {
+    for precision in [Precision::Exact, Precision::Bf16, Precision::Fp32] {
+        for (d, f, b) in [(64, 200, 100), (100, 300, 70)] {
+            let spec = StepSpec { sparsity_window: 20, ..spec(d, f, b) };
+            let options = Options { precision, sparse_density: 0.05 };
+            let mut device = EmulatedDevice::new();
+            let free = device.free;
+            let mut step = CudaStep::new(&mut device, spec, options, &weights(&spec, 0.0)).unwrap();
+            let always = free - device.free;
+            let near = |taken: usize, planned: usize| {
+                let ratio = taken as f64 / planned as f64;
+                assert!(
+                    (0.9..=1.0).contains(&ratio),
+                    "{precision:?} {d} {f} {b}: {taken} of {planned} bytes"
+                );
+            };
+            near(always, step.plan().bytes(&options));
+            let batch = device.holding(&batch(&spec, 0));
+            let before = device.free;
+            step.step(&mut device, &batch, &Schedule::constant(1e-3)).unwrap();
+            near(before - device.free, step.plan().dense_bytes(&options));
+        }
+    }
+}
+
+#[test]
 fn several_autoencoders_share_a_device_and_a_batch() {
     let spec = spec(SIZES.0, SIZES.1, SIZES.2);
     let options = options(Path::Sparse, Precision::Exact);

@@ -109,6 +109,8 @@ pub struct Plan {
     pub segment_blocks: u32,
     /// n.
     pub window: usize,
+    /// Whether the encoder reads x − b_dec.
+    pub pre_bias: bool,
 }
 
 fn at_most(name: &'static str, value: usize, most: usize) -> Result<(), PlanError> {
@@ -152,6 +154,7 @@ impl Plan {
             decode_threads: (fours.next_multiple_of(32) as u32).min(256),
             segment_blocks: (properties.multiprocessors * (2048 / row_threads)).max(1),
             window: spec.sparsity_window,
+            pre_bias: spec.pre_bias,
         })
     }
 
@@ -160,15 +163,28 @@ impl Plan {
         2 * self.features * self.stride + self.features.next_multiple_of(64) + self.stride
     }
 
-    /// Bytes of device memory that training always takes.
+    /// Bytes of device memory that training always takes, the batch itself apart.
     pub fn bytes(&self, options: &Options) -> usize {
-        let copies = if options.precision == Precision::Bf16 { 2 } else { 1 };
+        let copies = match options.precision {
+            Precision::Exact => 1,
+            Precision::Bf16 => 2,
+            Precision::Fp32 => 0,
+        };
+        let padded = usize::from(self.width != self.stride);
+        let pre_bias = usize::from(self.pre_bias);
+        let parts = |lines: usize| 8 * lines.div_ceil(SUMMED_ROWS) * self.stride;
+        let blocks = self.features.div_ceil(FEATURES_OF_BLOCK);
+
         let weights = 3 * 4 * self.parameters() + copies * 2 * self.features * self.stride;
         let masks = 4 * (self.features * self.words + self.rows * self.row_words);
         let lists = 16 * self.pairs + 4 * self.segments * (2 * self.stride + 4);
-        let batch = self.rows * self.stride * (4 + 4 + 4 + 2);
-        let window = 4 * self.features * (self.window + 16);
-        weights + masks + lists + batch + window
+        // Per row: five norms, three numbers of its list, the decode's result.
+        let rows = self.rows * (8 * 4 + 32);
+        let batch = self.rows * self.stride * (4 * padded + 4 * pre_bias + 2 + 4) + parts(self.rows);
+        // Per feature: ten numbers of 4 bytes, its steps since it fired, its lines of the window.
+        let features = self.features * (10 * 4 + 8 + 4 * self.window) + 16 * (self.window + blocks);
+        let bias = pre_bias * (4 * blocks * self.stride + parts(blocks));
+        weights + masks + lists + rows + batch + features + bias + 12 * self.stride + 1024
     }
 
     /// Bytes of device memory that dense steps, early in training, take in addition.
@@ -182,7 +198,8 @@ impl Plan {
             Precision::Fp32 => 0,
         };
         let factors = 2 * activations + matrices + 2 * self.rows * self.stride;
-        4 * (2 * activations + matrices) + 2 * halves * factors
+        let parts = 2 * self.rows.div_ceil(SLOPE_ROWS) * self.features;
+        4 * (2 * activations + matrices + parts) + 2 * halves * factors
     }
 }
 
