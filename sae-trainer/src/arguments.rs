@@ -262,7 +262,8 @@ pub(crate) struct LengthArguments {
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub(crate) lr_decay_steps: Option<u64>,
     /// How products are formed: exact and fp32 give the float32 product's active features and values, exact by ruling most
-    /// pairs out beforehand in fewer bits; bf16 computes in bfloat16, on a GPU alone [default: exact]
+    /// pairs out beforehand in fewer bits; bf16 rounds both factors to bfloat16, which saves time on a GPU alone
+    /// [default: exact]
     #[arg(long, value_enum, value_name = "KIND", hide_possible_values = true)]
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub(crate) precision: Option<PrecisionChoice>,

@@ -1,6 +1,6 @@
 //! Where a run is computed: `--device` and `--precision` become an engine.
 
-use anyhow::{Context, Result, bail};
+use anyhow::{Context, Result};
 use human_units::format_bytes;
 use kernels::cuda::cuda_device::{CudaDevice, CudaOptions};
 use kernels::cuda::device::Device;
@@ -14,7 +14,7 @@ use crate::engine::{
 /// What computes a run's steps.
 pub(crate) enum Compute {
     /// CPU threads.
-    Cpu { threads: usize, search: Search },
+    Cpu { options: CpuOptions },
     /// A GPU.
     Cuda { device: Box<CudaDevice>, options: DeviceOptions },
 }
@@ -51,14 +51,12 @@ impl Compute {
                 Ok(Compute::Cuda { device: Box::new(device), options })
             }
             None => {
-                let search = match precision {
-                    PrecisionChoice::Exact => Search::Screened,
-                    PrecisionChoice::Fp32 => Search::Plain,
-                    PrecisionChoice::Bf16 => bail!(
-                        "--precision bf16 is for GPUs: the CPU computes in float32, with --precision exact or fp32"
-                    ),
+                let (search, bf16) = match precision {
+                    PrecisionChoice::Exact => (Search::Screened, false),
+                    PrecisionChoice::Bf16 => (Search::Screened, true),
+                    PrecisionChoice::Fp32 => (Search::Plain, false),
                 };
-                Ok(Compute::Cpu { threads, search })
+                Ok(Compute::Cpu { options: CpuOptions { threads, search, bf16, ..CpuOptions::default() } })
             }
         }
     }
@@ -66,8 +64,10 @@ impl Compute {
     /// For the head of a run: what computes, and the memory it takes beside the `host` bytes for the rows read ahead.
     pub(crate) fn describe(&self, step: &StepSpec, host: u64) -> Result<String> {
         match self {
-            Compute::Cpu { threads, .. } => Ok(format!(
-                "cpu, {threads} threads, about {} of memory",
+            Compute::Cpu { options } => Ok(format!(
+                "cpu, {} threads{}, about {} of memory",
+                options.threads,
+                if options.bf16 { ", bf16" } else { "" },
                 format_bytes(cpu_memory(step) + host)
             )),
             Compute::Cuda { device, options } => Ok(format!(
@@ -83,11 +83,7 @@ impl Compute {
     /// The engine.
     pub(crate) fn engine(self, step: StepSpec, weights: &Weights) -> Result<Box<dyn Engine>> {
         Ok(match self {
-            Compute::Cpu { threads, search } => Box::new(CpuEngine::new(
-                step,
-                weights,
-                CpuOptions { threads, search, ..CpuOptions::default() },
-            )?),
+            Compute::Cpu { options } => Box::new(CpuEngine::new(step, weights, options)?),
             Compute::Cuda { device, options } => Box::new(CudaEngine::new(*device, step, weights, options)?),
         })
     }

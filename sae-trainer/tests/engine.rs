@@ -5,6 +5,7 @@ use std::collections::BTreeMap;
 use std::path::Path as FilePath;
 
 use kernels::cpu::Isa;
+use kernels::cpu::rows::round_to_bf16;
 use sae::Weights;
 use sae_trainer::engine::{
     Adam, CpuEngine, CpuOptions, DecoderNorm, Engine, EngineError, FrequencyPenalty, LossSpec, Mse, Path,
@@ -213,6 +214,29 @@ fn a_resumed_run_continues_bit_for_bit_like_an_uninterrupted_one() {
         let rest = train(&mut second, stop..40);
         assert_eq!(rest, all[stop as usize..]);
         assert!(second.state().unwrap() == whole.state().unwrap(), "stopped after {stop} steps");
+    }
+}
+
+#[test]
+fn bf16_encodes_rounded_rows_with_rounded_weights_and_nothing_else() {
+    let rounded = |numbers: &[f32]| {
+        let mut out = Vec::new();
+        round_to_bf16(numbers, &mut out);
+        out
+    };
+    for path in [Path::Sparse, Path::Dense] {
+        let options = CpuOptions { bf16: true, ..only(path) };
+        let got = engine(options).evaluate(&batch(0)).unwrap();
+        let plain = engine(only(path)).evaluate(&batch(0)).unwrap();
+        // The same activations as those of an autoencoder whose encoder is in bfloat16 on rows that are.
+        let mut weights = engine(only(path)).weights().unwrap();
+        weights.w_enc = rounded(&weights.w_enc);
+        let mut other = CpuEngine::new(spec(), &weights, only(path)).unwrap();
+        let expected = other.evaluate(&rounded(&batch(0))).unwrap();
+        assert_eq!((got.l0(), got.l1()), (expected.l0(), expected.l1()));
+        assert_ne!(got.l1(), plain.l1());
+        // The error is that against the rows as they are.
+        assert_ne!(got.mse_sum(), expected.mse_sum());
     }
 }
 

@@ -98,6 +98,19 @@ pub fn subtract_bias(x: &[f32], bias: &[f32], out: &mut Vec<f32>) {
     });
 }
 
+/// Each number rounded to the nearest bfloat16, ties to even; NaN and infinity stay.
+pub fn round_to_bf16(numbers: &[f32], rounded: &mut Vec<f32>) {
+    rounded.resize(numbers.len(), 0.0);
+    let chunks = rounded.par_chunks_mut(1 << 14).zip(numbers.par_chunks(1 << 14));
+    chunks.for_each(|(rounded, numbers)| {
+        for (to, number) in rounded.iter_mut().zip(numbers) {
+            let bits = number.to_bits();
+            let nearest = f32::from_bits(bits.wrapping_add(0x7fff + (bits >> 16 & 1)) & 0xffff_0000);
+            *to = if number.is_finite() { nearest } else { *number };
+        }
+    });
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -124,5 +137,18 @@ mod tests {
             x[4 * width - 1] = f32::NEG_INFINITY;
             assert_eq!(first_non_finite_row(&x, width), Some(3));
         }
+    }
+
+    #[test]
+    fn bfloat16_is_the_nearest_one_and_ties_go_to_even() {
+        let exact = [0.0, -0.0, 1.0, -1.5, f32::INFINITY, f32::from_bits(1 << 16)];
+        let (below, tie, above) = (0x3f80_7fff, 0x3f80_8000, 0x3f80_8001);
+        let numbers = [below, tie, above, 0x3f81_8000].map(f32::from_bits);
+        let mut rounded = Vec::new();
+        round_to_bf16(&[&exact[..], &numbers].concat(), &mut rounded);
+        let expected = [0x3f80_0000, 0x3f80_0000, 0x3f81_0000, 0x3f82_0000].map(f32::from_bits);
+        assert_eq!(rounded, [&exact[..], &expected].concat());
+        round_to_bf16(&[f32::NAN], &mut rounded);
+        assert!(rounded.len() == 1 && rounded[0].is_nan());
     }
 }

@@ -7,7 +7,7 @@ use kernels::cpu::dense::{count_active, decode_dense};
 use kernels::cpu::encode::{Encode, EncodeBuffers, Search, encode_dense, encode_sparse};
 use kernels::cpu::frequency::FrequencyWindow;
 use kernels::cpu::pairs::ActivePairs;
-use kernels::cpu::rows::{RowNorms, first_non_finite_row, row_norms, subtract_bias};
+use kernels::cpu::rows::{RowNorms, first_non_finite_row, round_to_bf16, row_norms, subtract_bias};
 use kernels::cpu::sparsity::{Sparsity, frequency_terms};
 use kernels::cpu::train::{Activations, Train, train};
 use kernels::cpu::update::AdamStep;
@@ -18,7 +18,7 @@ use kernels::step::{Schedule, StepSpec};
 
 use super::{Engine, EngineError, EngineState, EvalStats, Path, StepStats, check_length};
 
-/// How a [`CpuEngine`] runs. Nothing here changes results beyond rounding, and `threads` not even that.
+/// How a [`CpuEngine`] runs. Nothing here but `bf16` changes results beyond rounding, and `threads` not even that.
 #[derive(Debug, Clone, Copy, PartialEq)]
 pub struct CpuOptions {
     /// Worker threads; 0 means one per core.
@@ -29,13 +29,22 @@ pub struct CpuOptions {
     pub sparse_density: f64,
     /// How the active pairs are searched.
     pub search: Search,
+    /// Round the encode's factors to bfloat16 first: z is what a GPU's tensor cores make of it without a recheck.
+    /// Shows what that does to a result; it takes no less time here.
+    pub bf16: bool,
 }
 
 impl Default for CpuOptions {
     /// One thread per core, the widest instruction set, and the density up to which the sparse path was
     /// measured to be the faster one.
     fn default() -> CpuOptions {
-        CpuOptions { threads: 0, isa: Isa::detect(), sparse_density: 0.25, search: Search::Screened }
+        CpuOptions {
+            threads: 0,
+            isa: Isa::detect(),
+            sparse_density: 0.25,
+            search: Search::Screened,
+            bf16: false,
+        }
     }
 }
 
@@ -59,6 +68,8 @@ pub struct CpuEngine {
 struct Buffers {
     norms: RowNorms,
     input: Vec<f32>,
+    /// The encode's factors in bfloat16, where that is asked for: [B,d], [F,d].
+    rounded: (Vec<f32>, Vec<f32>),
     encode: EncodeBuffers,
     pairs: ActivePairs,
     /// [B,F], only while steps are dense.
@@ -373,15 +384,20 @@ impl Step<'_> {
     /// `expected` only says what to try first. Also returns how many pairs screening left to compute again.
     fn encode(&mut self, batch: &[f32], weights: &Parameters, expected: Path) -> (Path, usize) {
         let (isa, spec) = (self.options.isa, self.spec);
-        let Buffers { input, encode, pairs, activations, .. } = &mut *self.buffers;
+        let Buffers { input, rounded, encode, pairs, activations, .. } = &mut *self.buffers;
         let cells = batch.len() / spec.width * spec.features;
         let limit = (cells as f64 * self.options.sparse_density) as usize;
-        let input = Encode {
+        let mut input = Encode {
             x: if spec.pre_bias { input } else { batch },
             weights: &weights.encoder,
             bias: &weights.encoder_bias,
             width: spec.width,
         };
+        if self.options.bf16 {
+            round_to_bf16(input.x, &mut rounded.0);
+            round_to_bf16(input.weights, &mut rounded.1);
+            (input.x, input.weights) = (&rounded.0, &rounded.1);
+        }
         let search = self.options.search;
         let mut sparse =
             || encode_sparse(isa, input, search, limit, encode, pairs).map(|found| found.rechecked);
