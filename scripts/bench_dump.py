@@ -190,7 +190,7 @@ def measure(name, folder, work, arguments):
         **{peer: timed(*parts) for peer, parts in peers.items()},
         "SAELens' runner, to disk": sae_lens_runner(hooked, ids, work / "cache", arguments),
     }
-    print(f"\n{name} to {HOOK}: {tokens:,} tokens ({first['documents_read']:,} documents of tests/data), "
+    print(f"\n{name} to {HOOK}: {tokens:,} tokens ({first['text']['documents']:,} documents of tests/data), "
           f"{arguments.threads} threads, contexts of {LENGTH} tokens; batches of 8 contexts through ONNX Runtime, of "
           f"{arguments.batch} elsewhere", flush=True)
     turns = {peer: [] for peer in runs}
