@@ -255,11 +255,13 @@ pub(crate) fn candidates(
     assert!(available(isa), "no screening tile for this instruction set");
     assert!(group.len() <= ROW_GROUP && group.start.is_multiple_of(TILE_HEIGHT));
     #[cfg(target_arch = "x86_64")]
+    let vnni = x86::has_vnni(isa);
+    #[cfg(target_arch = "x86_64")]
     for first in (0..panel.features.base.len()).step_by(TILE_WIDTH) {
         for row in group.clone().step_by(TILE_HEIGHT) {
             let found = &mut found[row - group.start..][..TILE_HEIGHT.min(group.end - row)];
-            // SAFETY: the instruction set was just checked.
-            unsafe { x86::candidates(rows, panel, row, first, found) };
+            // SAFETY: the instruction sets were just checked.
+            unsafe { x86::candidates(vnni, rows, panel, row, first, found) };
         }
     }
 }

@@ -1,19 +1,29 @@
-//! The screening tile on AVX2.
+//! The screening tiles on AVX2 and on AVX-512 with VNNI.
+//!
+//! VNNI multiplies and adds up four bytes or two words a lane and adds the sum to 32 bits in one instruction: bytes at
+//! four times the rate of float32, words at twice, which is what AVX512_BF16 reaches with ten times the residual.
 
 use super::rounding::{BYTE_BLOCK, Grid};
 use super::{RowBound, ScreenedPanel, ScreenedRows, TILE_HEIGHT, TILE_WIDTH};
+use crate::cpu::isa::{Isa, Level};
 use std::arch::x86_64::*;
 
 /// Vectors of eight features in a tile.
 const VECTORS: usize = TILE_WIDTH / 8;
 
+/// Whether the tile is that of VNNI.
+pub(super) fn has_vnni(isa: Isa) -> bool {
+    isa.level() == Level::Avx512 && is_x86_feature_detected!("avx512vnni")
+}
+
 /// Appends the candidates of a tile, the rows from `row` on × the panel's features from `first` on, to the list of
 /// each row; what lies beyond the lists only fills the tile.
 ///
 /// # Safety
-/// The CPU must have AVX2 and FMA.
+/// The CPU must have AVX2 and FMA, and VNNI for AVX-512 if `vnni` says so.
 #[target_feature(enable = "avx2,fma")]
 pub(super) unsafe fn candidates(
+    vnni: bool,
     rows: &ScreenedRows,
     panel: &ScreenedPanel,
     row: usize,
@@ -29,6 +39,12 @@ pub(super) unsafe fn candidates(
     // SAFETY: the rows, the tile's weights and starts have the lengths that the products read.
     let sums = unsafe {
         match rows.grid {
+            Grid::Bits8 if vnni => {
+                product_by_vnni::<true>(words.as_ptr(), groups, weights.as_ptr(), start.as_ptr())
+            }
+            Grid::Bits16 if vnni => {
+                product_by_vnni::<false>(words.as_ptr(), groups, weights.as_ptr(), start.as_ptr())
+            }
             Grid::Bits8 => product_of_bytes(words.as_ptr(), groups, weights.as_ptr(), start.as_ptr()),
             Grid::Bits16 => product_of_words(words.as_ptr(), groups, weights.as_ptr()),
         }
@@ -115,6 +131,35 @@ unsafe fn product_of_bytes(rows: *const u32, groups: usize, weights: *const u32,
         }
     }
     sums
+}
+
+/// `start` + Σ_k x_q·w_q in 32 bits, of numbers of 8 bits (those of the rows unsigned) or of 16 bits.
+///
+/// # Safety
+/// AVX-512F with VNNI; `rows` valid for 6·`groups` words, `weights` for 16·`groups`, `start` for 16 numbers.
+#[target_feature(enable = "avx512f,avx512vnni")]
+unsafe fn product_by_vnni<const BYTES: bool>(
+    rows: *const u32,
+    groups: usize,
+    weights: *const u32,
+    start: *const i32,
+) -> Sums {
+    // SAFETY: the caller's promise.
+    let mut sums = [unsafe { _mm512_loadu_si512(start.cast()) }; TILE_HEIGHT];
+    for group in 0..groups {
+        // SAFETY: each turn reads one word of each row and 16 of the weights.
+        unsafe {
+            let w = _mm512_loadu_si512(weights.add(TILE_WIDTH * group).cast());
+            for (m, sum) in sums.iter_mut().enumerate() {
+                let x = _mm512_set1_epi32(*rows.add(TILE_HEIGHT * group + m) as i32);
+                *sum = match BYTES {
+                    true => _mm512_dpbusd_epi32(*sum, x, w),
+                    false => _mm512_dpwssd_epi32(*sum, x, w),
+                };
+            }
+        }
+    }
+    sums.map(|sum| [_mm512_castsi512_si256(sum), _mm512_extracti64x4_epi64::<1>(sum)])
 }
 
 /// Products of one word of each row and 16 of the weights, neighbours added up in 16 bits.
