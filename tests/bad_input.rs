@@ -238,7 +238,7 @@ fn the_trainer_refuses_what_is_no_store_and_what_does_not_fit() {
     };
     run_ok("sae-trainer", train(&["--out", &out]));
     run_fails("sae-trainer", train(&["--out", &out, "--lr", "1e-2"]), &["run"]);
-    run_fails("sae-trainer", train(&["--out", &nowhere, "--device", "cuda"]), &["CUDA"]);
+    run_fails("sae-trainer", train(&["--out", &nowhere, "--device", "cuda"]), &["libcuda.so.1"]);
 
     // A model of another width.
     let other = setting.at("other").display().to_string();
