@@ -3,7 +3,7 @@
 //! ```text
 //! rows      x̄, ‖x_i‖, ‖x_i − x̄‖; the encoder's input
 //! encode    a = ReLU(X·W_enc + b_enc), only the active pairs (or all, when they are many)
-//! screen    a 16-bit product that rules most pairs out beforehand
+//! screen    an integer product that rules most pairs out beforehand
 //! sparsity  penalties and their derivatives; frequency: the running frequency s_j
 //! decode    x̂, losses, g = dL/dx̂
 //! backward  gradients of one feature's weights        \  one visit of each weight row,

@@ -1,4 +1,4 @@
-//! Screening: a 16-bit integer product that rules out most pairs (row, feature) before the exact one.
+//! Screening: an integer product that rules out most pairs (row, feature) before the exact one.
 //!
 //! z = x·w + b is split at the batch's mean m and scaled column by column, x' = (x − m)/c, w' = c·w, so that
 //! z = x'·w' + (m·w + b). Rows and weights are rounded to integers times a step of their own, x' ≈ x_q, w' ≈ w_q; then

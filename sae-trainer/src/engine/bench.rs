@@ -2,7 +2,7 @@
 //! that bound it reaches.
 //!
 //! Work counts what the formulas ask for, not what an implementation happens to do: the encode is 2·B·F·d
-//! operations even where screening does them in 16-bit integers (then its share can exceed 1), and bytes are
+//! operations even where screening does them in integers (then its share can exceed 1), and bytes are
 //! those that must come from memory or a cache that all of an array does not fit.
 
 use std::time::Instant;
