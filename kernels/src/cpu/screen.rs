@@ -17,6 +17,8 @@
 //! computed again, 16 bits leave hardly more than the active ones. Which is better depends on how sparse the
 //! activations are, so it is tried on the first rows of each batch.
 
+#[cfg(target_arch = "x86_64")]
+mod avx512;
 mod rounding;
 #[cfg(target_arch = "x86_64")]
 mod x86;
@@ -238,6 +240,50 @@ impl ScreenedPanel {
     }
 }
 
+/// What a tile reads: [`TILE_HEIGHT`] rows × [`TILE_WIDTH`] features.
+struct Tile<'a> {
+    /// The rows' words: for each group of columns one of each row.
+    rows: &'a [u32],
+    /// The weights' words: for each group of columns one of each feature.
+    weights: &'a [u32],
+    /// The rows' shares of the bound.
+    bounds: [&'a RowBound; TILE_HEIGHT],
+    /// The features' shares of the bound, as in [`PanelBound`], each [`TILE_WIDTH`] numbers.
+    start: &'a [i32],
+    step: &'a [f32],
+    norm: &'a [f32],
+    residual: &'a [f32],
+    base: &'a [f32],
+}
+
+impl<'a> Tile<'a> {
+    /// `count` rows from `row` on (what else fills the tile is of no interest) × the panel's features from `first` on.
+    fn new(
+        rows: &'a ScreenedRows,
+        panel: &'a ScreenedPanel,
+        (row, count): (usize, usize),
+        first: usize,
+    ) -> Self {
+        let PanelBound { start, step, norm, residual, base } = &panel.features;
+        let groups = panel.words.len() / base.len();
+        Tile {
+            rows: &rows.words[row * groups..][..TILE_HEIGHT * groups],
+            weights: &panel.words[first * groups..][..TILE_WIDTH * groups],
+            bounds: std::array::from_fn(|m| &rows.rows[row + m.min(count - 1)]),
+            start: &start[first..][..TILE_WIDTH],
+            step: &step[first..][..TILE_WIDTH],
+            norm: &norm[first..][..TILE_WIDTH],
+            residual: &residual[first..][..TILE_WIDTH],
+            base: &base[first..][..TILE_WIDTH],
+        }
+    }
+
+    /// Groups of columns.
+    fn groups(&self) -> usize {
+        self.weights.len() / TILE_WIDTH
+    }
+}
+
 /// Candidates of a group of rows: for each row the panel's features that can be active, ascending.
 pub(crate) type Candidates = [Vec<u32>; ROW_GROUP];
 
@@ -254,15 +300,34 @@ pub(crate) fn candidates(
     found.iter_mut().for_each(Vec::clear);
     assert!(available(isa), "no screening tile for this instruction set");
     assert!(group.len() <= ROW_GROUP && group.start.is_multiple_of(TILE_HEIGHT));
-    #[cfg(target_arch = "x86_64")]
-    let vnni = x86::has_vnni(isa);
-    #[cfg(target_arch = "x86_64")]
     for first in (0..panel.features.base.len()).step_by(TILE_WIDTH) {
         for row in group.clone().step_by(TILE_HEIGHT) {
             let found = &mut found[row - group.start..][..TILE_HEIGHT.min(group.end - row)];
-            // SAFETY: the instruction sets were just checked.
-            unsafe { x86::candidates(vnni, rows, panel, row, first, found) };
+            let tile = Tile::new(rows, panel, (row, found.len()), first);
+            // A bound that is NaN rules out not even the features that only fill the tile.
+            let existing = (1 << panel.count.saturating_sub(first).min(TILE_WIDTH)) - 1;
+            // What lies beyond the lists only fills the tile.
+            for (mask, found) in possible(isa, rows.grid, &tile).into_iter().zip(found) {
+                let mut mask = mask & existing;
+                while mask != 0 {
+                    found.push(first as u32 + mask.trailing_zeros());
+                    mask &= mask - 1;
+                }
+            }
         }
+    }
+}
+
+/// For each row the tile's features that can be active, a bit each.
+fn possible(isa: Isa, grid: Grid, tile: &Tile<'_>) -> [u32; TILE_HEIGHT] {
+    match isa.level() {
+        // SAFETY: an Isa of this level is only made where the CPU has AVX-512, and VNNI was just found.
+        #[cfg(target_arch = "x86_64")]
+        Level::Avx512 if is_x86_feature_detected!("avx512vnni") => unsafe { avx512::possible(grid, tile) },
+        // SAFETY: an Isa of these levels is only made where the CPU has AVX2 and FMA.
+        #[cfg(target_arch = "x86_64")]
+        Level::Avx2 | Level::Avx512 => unsafe { x86::possible(grid, tile) },
+        Level::Portable => unreachable!("screening asks first whether there is a tile"),
     }
 }
 
