@@ -12,7 +12,7 @@ use rayon::prelude::*;
 
 use super::isa::{Isa, Level};
 use super::pairs::{ActivePairs, Block, Pair, ROW_GROUP};
-use super::screen::{self, Candidates, ScreenedPanel, ScreenedRows};
+use super::screen::{self, Candidates, RecheckMemory, Screened};
 
 pub use super::screen::Grid;
 use super::tile::{self, Lanes, Plain};
@@ -20,8 +20,8 @@ use super::tile::{self, Lanes, Plain};
 /// Rows of a block, a multiple of [`ROW_GROUP`].
 const ROW_BLOCK: usize = 32 * ROW_GROUP;
 
-/// Numbers in a packed panel: 256 KiB, half of a usual second cache level or less.
-const PANEL_NUMBERS: usize = 64 * 1024;
+/// Numbers in a panel: 512 KiB, half of a usual second cache level.
+const PANEL_NUMBERS: usize = 128 * 1024;
 
 /// Panels are a multiple of this many features, which every tile's width divides.
 const FEATURE_GROUP: usize = 48;
@@ -43,7 +43,7 @@ pub struct Encode<'a> {
 #[derive(Debug, Default)]
 pub struct EncodeBuffers {
     blocks: Vec<Vec<Block>>,
-    screened: ScreenedRows,
+    screened: Screened,
 }
 
 /// How the active pairs are found. The set is the same either way, values agree within rounding.
@@ -66,10 +66,10 @@ pub struct Found {
 }
 
 /// What an encode costs with each grid besides the candidates, in units of the plain product (measured).
-const GRID_COSTS: [(Grid, f64); 2] = [(Grid::Bits8, 0.48), (Grid::Bits16, 0.70)];
+const GRID_COSTS: [(Grid, f64); 2] = [(Grid::Bits8, 0.42), (Grid::Bits16, 0.68)];
 /// What computing a pair again costs, in units of a pair of the plain product (measured): both its rows come from a
 /// cache level that the tile does not wait for.
-const RECHECK_COST: f64 = 9.0;
+const RECHECK_COST: f64 = 6.0;
 
 /// Beyond this width the screening's sums could leave their 32 bits.
 const LARGEST_SCREENED_WIDTH: usize = 1 << 17;
@@ -140,7 +140,7 @@ pub fn encode_sparse(
         Search::Screened if possible => choose_grid(isa, &input, screened),
         Search::ScreenedOn(grid) if possible => {
             screened.choose_columns(&input);
-            screened.fill(isa, &input, grid);
+            screened.round(isa, &input, grid, input.rows(), input.features());
             Some(&*screened)
         }
         _ => None,
@@ -292,7 +292,7 @@ impl Epilogue for Write<'_> {
 fn find_pairs(
     isa: Isa,
     input: &Encode<'_>,
-    screened: Option<&ScreenedRows>,
+    screened: Option<&Screened>,
     rows: std::ops::Range<usize>,
     features: std::ops::Range<usize>,
     block: &mut Block,
@@ -310,55 +310,42 @@ thread_local! {
     static SCREENING: RefCell<Screening> = RefCell::default();
 }
 
+#[derive(Default)]
 struct Screening {
-    panel: ScreenedPanel,
     candidates: Candidates,
-    products: Vec<f32>,
+    recheck: RecheckMemory,
 }
 
-impl Default for Screening {
-    fn default() -> Screening {
-        let candidates = std::array::from_fn(|_| Vec::new());
-        Screening { panel: ScreenedPanel::default(), candidates, products: Vec::new() }
-    }
-}
-
-/// Rounds the batch to the grid that promises the shortest encode; None if the plain product does.
+/// Rounds the batch and the weights to the grid that promises the shortest encode; None if the plain product does.
 ///
 /// The shares of pairs that the grids leave are tried on the first rows and the first panel: a function of the inputs
 /// alone, as all results are.
-fn choose_grid<'a>(isa: Isa, input: &Encode<'_>, screened: &'a mut ScreenedRows) -> Option<&'a ScreenedRows> {
+fn choose_grid<'a>(isa: Isa, input: &Encode<'_>, screened: &'a mut Screened) -> Option<&'a Screened> {
     screened.choose_columns(input);
     let [(coarse, coarse_cost), (fine, fine_cost)] = GRID_COSTS;
-    screened.fill(isa, input, coarse);
-    let coarse_cost = coarse_cost + RECHECK_COST * candidate_share(isa, input, screened);
+    let mut cost = |(grid, cost)| cost + RECHECK_COST * candidate_share(isa, input, grid, screened);
+    let coarse_cost = cost((coarse, coarse_cost));
     // No grid leaves fewer than none.
-    if coarse_cost > fine_cost {
-        screened.fill(isa, input, fine);
-        let fine_cost = fine_cost + RECHECK_COST * candidate_share(isa, input, screened);
-        if coarse_cost.min(fine_cost) > 1.0 {
-            return None;
-        }
-        if coarse_cost < fine_cost {
-            screened.fill(isa, input, coarse);
-        }
+    let fine_cost = if coarse_cost > fine_cost { cost((fine, fine_cost)) } else { f64::INFINITY };
+    if coarse_cost.min(fine_cost) > 1.0 {
+        return None;
     }
+    let grid = if coarse_cost <= fine_cost { coarse } else { fine };
+    screened.round(isa, input, grid, input.rows(), input.features());
     Some(screened)
 }
 
 /// The share of the pairs that screening leaves, of the first rows and the first panel.
-fn candidate_share(isa: Isa, input: &Encode<'_>, screened: &ScreenedRows) -> f64 {
+fn candidate_share(isa: Isa, input: &Encode<'_>, grid: Grid, screened: &mut Screened) -> f64 {
     let (rows, features) = (input.rows().min(TRIAL_ROWS), input.features().min(input.panel()));
-    let mut memory = SCREENING.take();
-    let Screening { panel, candidates, .. } = &mut memory;
-    panel.fill(isa, input, screened, 0..features);
+    screened.round(isa, input, grid, rows, features);
+    let mut candidates = Candidates::default();
     let mut left = 0;
     for row in (0..rows).step_by(ROW_GROUP) {
         let group = row..(row + ROW_GROUP).min(rows);
-        screen::candidates(isa, screened, panel, group, candidates);
-        left += candidates.iter().map(Vec::len).sum::<usize>();
+        screen::find_candidates(isa, input, screened, group, 0..features, &mut candidates);
+        left += candidates.count();
     }
-    SCREENING.set(memory);
     left as f64 / (rows * features) as f64
 }
 
@@ -366,21 +353,19 @@ fn candidate_share(isa: Isa, input: &Encode<'_>, screened: &ScreenedRows) -> f64
 fn screen_block(
     isa: Isa,
     input: &Encode<'_>,
-    screened: &ScreenedRows,
+    screened: &Screened,
     rows: std::ops::Range<usize>,
     features: std::ops::Range<usize>,
     block: &mut Block,
 ) {
     let mut memory = SCREENING.take();
-    let Screening { panel, candidates, products } = &mut memory;
-    panel.fill(isa, input, screened, features.clone());
+    let Screening { candidates, recheck } = &mut memory;
     for row in rows.clone().step_by(ROW_GROUP) {
         block.begin_group();
         let group = row..(row + ROW_GROUP).min(rows.end);
-        screen::candidates(isa, screened, panel, group, candidates);
-        block.rechecked += candidates.iter().map(Vec::len).sum::<usize>();
-        let first = (row, features.start);
-        screen::recheck(isa, input, screened, panel, first, candidates, products, &mut block.pairs);
+        screen::find_candidates(isa, input, screened, group.clone(), features.clone(), candidates);
+        block.rechecked += candidates.count();
+        screen::recheck(isa, input, screened, group, features.clone(), candidates, recheck, &mut block.pairs);
     }
     SCREENING.set(memory);
 }

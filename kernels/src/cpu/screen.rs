@@ -1,17 +1,16 @@
 //! Screening: an integer product that rules out most pairs (row, feature) before the exact one.
 //!
-//! z = x·w + b is split at the batch's mean m and scaled column by column, x' = (x − m)/c, w' = c·w, so that
-//! z = x'·w' + (m·w + b). Rows and weights are rounded to integers times a step of their own, x' ≈ x_q, w' ≈ w_q; then
+//! z = x·w + b is split at the batch's mean m, scaled column by column and turned by an orthogonal matrix R,
+//! x' = R (x − m)/c, w' = R (c·w), so that z = x'·w' + (m·w + b). Rows and weights are rounded to integers times a step of
+//! their own, x' ≈ x_q, w' ≈ w_q; then
 //!
 //! ```text
 //! |x'·w' − x_q·w_q| ≤ ‖x' − x_q‖·‖w'‖ + ‖x_q‖·‖w' − w_q‖        (Cauchy–Schwarz, residuals as they are)
 //! ```
 //!
 //! and only pairs with x_q·w_q + (m·w + b) + that bound + the float32 rounding bounds > 0 can be active. They
-//! are computed again in float32 from x and w. The float32 sum in the tile's order decides whether a pair is
-//! active: where the recheck's own sum, which is formed in another order, is too near 0 to tell, it is formed in
-//! that order as well. So the set of active pairs is that of the plain product bit for bit, and values differ
-//! by rounding alone.
+//! are [computed again](recheck) in float32 from x and w. So the set of active pairs is that of the plain product bit
+//! for bit, and values differ by rounding alone.
 //!
 //! Two grids of integers are at hand ([`Grid`]): 8 bits take less time for the product and leave more pairs to be
 //! computed again, 16 bits leave hardly more than the active ones. Which is better depends on how sparse the
@@ -19,6 +18,7 @@
 
 #[cfg(target_arch = "x86_64")]
 mod avx512;
+mod recheck;
 mod rounding;
 #[cfg(target_arch = "x86_64")]
 mod x86;
@@ -28,10 +28,15 @@ use std::ops::Range;
 use rayon::prelude::*;
 
 use super::encode::Encode;
-use super::isa::{Isa, Level, madd, per_isa};
-use super::pairs::{Pair, ROW_GROUP};
-use super::vector::{dot_inline, four_dots_inline};
+use super::isa::{Isa, Level, per_isa};
+use super::pairs::ROW_GROUP;
+use super::vector::dot_inline;
+pub(crate) use recheck::{Memory as RecheckMemory, recheck};
 pub use rounding::Grid;
+#[cfg(test)]
+pub(crate) use rounding::spread;
+#[cfg(not(test))]
+use rounding::spread;
 use rounding::{Rounder, interleave};
 
 /// Features of a tile.
@@ -41,9 +46,18 @@ const TILE_HEIGHT: usize = 6;
 
 const _: () = assert!(ROW_GROUP.is_multiple_of(TILE_HEIGHT));
 
-/// The batch, rounded.
+/// The batch and the encoder, rounded.
 #[derive(Debug, Default)]
-pub(crate) struct ScreenedRows {
+pub(crate) struct Screened {
+    columns: Columns,
+    grid: Grid,
+    rows: Rows,
+    weights: Weights,
+}
+
+/// How columns are shifted and scaled before rounding. Any choice keeps the result exact.
+#[derive(Debug, Default)]
+struct Columns {
     /// m, [d].
     centre: Vec<f32>,
     /// c, [d].
@@ -52,12 +66,16 @@ pub(crate) struct ScreenedRows {
     inverse_scale: Vec<f32>,
     /// ‖m/c‖.
     centre_norm: f32,
-    grid: Grid,
-    /// x_q in steps: for each [`TILE_HEIGHT`] rows (zeros fill the last ones), for each group of columns, the rows'
-    /// words side by side.
+}
+
+/// The batch, rounded.
+#[derive(Debug, Default)]
+struct Rows {
+    /// x_q in steps: for each [`TILE_HEIGHT`] rows (what lies beyond the last one counts for nothing), for each group of
+    /// columns, the rows' words side by side.
     words: Vec<u32>,
-    /// What a row contributes to the bound, [B].
-    rows: Vec<RowBound>,
+    /// What each row contributes to the bound, [B].
+    bounds: Vec<RowBound>,
 }
 
 /// A row's share of the bound.
@@ -73,29 +91,32 @@ struct RowBound {
     rounding: f32,
 }
 
-/// A panel's weights, rounded and packed: for each [`TILE_WIDTH`] features, for each group of columns, the features'
-/// words side by side.
+/// The weights, rounded.
 #[derive(Debug, Default)]
-pub(crate) struct ScreenedPanel {
-    /// Features, without those that fill the last tile.
+struct Weights {
+    /// F.
     count: usize,
+    /// w_q in steps: for each [`TILE_WIDTH`] features (what lies beyond the last one counts for nothing), for each group
+    /// of columns, the features' words side by side.
     words: Vec<u32>,
-    features: PanelBound,
+    /// What each tile's features contribute to the bound.
+    bounds: Vec<TileBound>,
 }
 
-/// The features' shares of the bound, each [panel, padded to the tile].
-#[derive(Debug, Default)]
-struct PanelBound {
+/// The shares of a tile's features of the bound.
+#[derive(Debug, Clone, Copy, Default)]
+#[repr(align(64))]
+struct TileBound {
     /// What a sum begins with.
-    start: Vec<i32>,
+    start: [i32; TILE_WIDTH],
     /// One step of w_q.
-    step: Vec<f32>,
+    step: [f32; TILE_WIDTH],
     /// ‖w'‖.
-    norm: Vec<f32>,
+    norm: [f32; TILE_WIDTH],
     /// ‖w' − w_q‖.
-    residual: Vec<f32>,
+    residual: [f32; TILE_WIDTH],
     /// m·w + b and the slack of both.
-    base: Vec<f32>,
+    base: [f32; TILE_WIDTH],
 }
 
 /// How far rounding can move a float32 sum of d products, relative to the product of the norms; generous
@@ -105,22 +126,24 @@ fn rounding(width: usize) -> f32 {
 }
 
 per_isa! {
-    /// (x − m)·(1/c) into `out`.
-    fn centre_and_scale(x: &[f32], centre: &[f32], inverse_scale: &[f32], out: &mut [f32]) {
+    /// R (x − m)·(1/c) into `out`.
+    fn turn_row(x: &[f32], centre: &[f32], inverse_scale: &[f32], out: &mut [f32]) {
         let length = out.len();
         let (x, centre, inverse) = (&x[..length], &centre[..length], &inverse_scale[..length]);
         for at in 0..length {
             out[at] = (x[at] - centre[at]) * inverse[at];
         }
+        spread(out);
     }
 }
 
 per_isa! {
-    /// w·c into `out`; returns m·w.
-    fn scale_weights(w: &[f32], centre: &[f32], scale: &[f32], out: &mut [f32]) -> f32 {
+    /// R (c·w) into `out`; returns m·w.
+    fn turn_weights(w: &[f32], centre: &[f32], scale: &[f32], out: &mut [f32]) -> f32 {
         for ((out, w), scale) in out.iter_mut().zip(w).zip(scale) {
             *out = w * scale;
         }
+        spread(out);
         dot_inline::<FMA>(w, centre)
     }
 }
@@ -133,40 +156,10 @@ pub(crate) fn available(isa: Isa) -> bool {
     return isa.level() != Level::Portable;
 }
 
-impl ScreenedRows {
-    /// Rounds the batch to `grid`; [`ScreenedRows::choose_columns`] comes first.
-    pub(crate) fn fill(&mut self, isa: Isa, input: &Encode<'_>, grid: Grid) {
-        let width = input.width;
-        let groups = grid.column_groups(width);
-        let count = input.x.len() / width;
-        self.grid = grid;
-        self.words.clear();
-        self.words.resize(count.next_multiple_of(TILE_HEIGHT) * groups, 0);
-        self.rows.resize(count, RowBound::default());
-        let ScreenedRows { centre, inverse_scale, centre_norm, words, rows, .. } = self;
-        let row_groups = words.par_chunks_mut(ROW_GROUP * groups).zip(rows.par_chunks_mut(ROW_GROUP));
-        row_groups.zip(input.x.par_chunks(ROW_GROUP * width)).for_each(|((words, bounds), x)| {
-            let mut scaled = vec![0.0; width];
-            let mut rounder = Rounder::new(grid, width);
-            for (at, (bound, x)) in bounds.iter_mut().zip(x.chunks_exact(width)).enumerate() {
-                centre_and_scale(isa, x, centre, inverse_scale, &mut scaled);
-                let rounded = rounder.row(isa, &scaled);
-                interleave(rounder.words(), at, TILE_HEIGHT, words);
-                let rounding = rounding(width) * (rounded.norm + *centre_norm);
-                *bound = RowBound {
-                    step: rounded.step,
-                    residual: rounded.residual + rounding,
-                    norm: rounded.rounded_norm,
-                    rounding,
-                };
-            }
-        });
-    }
-
-    /// Chooses m and c: the column's mean, and a scale that gives rows and weights the same spread in
-    /// every column, so that a column with large activations does not coarsen all others' steps. Any choice
-    /// keeps the result exact.
-    pub(crate) fn choose_columns(&mut self, input: &Encode<'_>) {
+impl Columns {
+    /// The column's mean, and a scale that gives rows and weights the same spread in every column, so that a column with
+    /// large activations does not coarsen all others' steps.
+    fn choose(&mut self, input: &Encode<'_>) {
         let width = input.width;
         let moments = |rows: &[f32]| {
             let mut moments = vec![(0.0f64, 0.0f64); width];
@@ -205,37 +198,100 @@ impl ScreenedRows {
     }
 }
 
-impl ScreenedPanel {
-    /// Rounds and packs the panel's weights.
-    pub(crate) fn fill(&mut self, isa: Isa, input: &Encode<'_>, rows: &ScreenedRows, features: Range<usize>) {
-        let groups = rows.grid.column_groups(input.width);
-        self.count = features.len();
-        let count = features.len().next_multiple_of(TILE_WIDTH);
-        self.words.clear();
-        self.words.resize(count * groups, 0);
-        let PanelBound { start, step, norm, residual, base } = &mut self.features;
-        start.clear();
-        start.resize(count, 0);
-        for (bound, filler) in [(step, 0.0), (norm, 0.0), (residual, 0.0), (base, -1.0)] {
-            bound.clear();
-            bound.resize(count, filler);
-        }
+impl Screened {
+    /// Chooses how columns are shifted and scaled; comes first.
+    pub(crate) fn choose_columns(&mut self, input: &Encode<'_>) {
+        self.columns.choose(input);
+    }
+
+    /// Rounds the first `rows` rows and the first `features` features to `grid`.
+    pub(crate) fn round(&mut self, isa: Isa, input: &Encode<'_>, grid: Grid, rows: usize, features: usize) {
+        self.grid = grid;
+        self.rows.round(isa, &self.columns, grid, &input.x[..rows * input.width]);
+        self.weights.round(isa, &self.columns, grid, input, features);
+    }
+}
+
+impl Rows {
+    fn round(&mut self, isa: Isa, columns: &Columns, grid: Grid, x: &[f32]) {
+        let width = columns.scale.len();
+        let groups = grid.column_groups(width);
+        let count = x.len() / width;
+        self.words.resize(count.next_multiple_of(TILE_HEIGHT) * groups, 0);
+        self.bounds.resize(count, RowBound::default());
+        let row_groups =
+            self.words.par_chunks_mut(ROW_GROUP * groups).zip(self.bounds.par_chunks_mut(ROW_GROUP));
+        row_groups.zip(x.par_chunks(ROW_GROUP * width)).for_each(|((words, bounds), x)| {
+            let mut turned = vec![0.0; width];
+            let mut rounder = Rounder::new(grid, width);
+            for (at, (bound, x)) in bounds.iter_mut().zip(x.chunks_exact(width)).enumerate() {
+                turn_row(isa, x, &columns.centre, &columns.inverse_scale, &mut turned);
+                let rounded = rounder.row(isa, &turned);
+                interleave(rounder.words(), at, TILE_HEIGHT, words);
+                let rounding = rounding(width) * (rounded.norm + columns.centre_norm);
+                *bound = RowBound {
+                    step: rounded.step,
+                    residual: rounded.residual + rounding,
+                    norm: rounded.rounded_norm,
+                    rounding,
+                };
+            }
+        });
+    }
+}
+
+impl Weights {
+    fn round(&mut self, isa: Isa, columns: &Columns, grid: Grid, input: &Encode<'_>, features: usize) {
         let width = input.width;
-        let mut scaled = vec![0.0; width];
-        let mut rounder = Rounder::new(rows.grid, width);
-        for (at, feature) in features.enumerate() {
-            let w = &input.weights[feature * width..][..width];
-            let bias = input.bias[feature];
-            let centre = scale_weights(isa, w, &rows.centre, &rows.scale, &mut scaled);
-            let rounded = rounder.weights(isa, &scaled);
-            interleave(rounder.words(), at, TILE_WIDTH, &mut self.words);
-            let bound = &mut self.features;
-            bound.start[at] = rounder.start();
-            bound.step[at] = rounded.step;
-            bound.norm[at] = rounded.norm;
-            bound.residual[at] = rounded.residual;
-            // The last term covers products of two numbers too small for their squares.
-            bound.base[at] = centre + bias + rounding(width) * (centre.abs() + bias.abs()) + 1e-35;
+        let groups = grid.column_groups(width);
+        let tiles = features.div_ceil(TILE_WIDTH);
+        self.count = features;
+        self.words.resize(tiles * TILE_WIDTH * groups, 0);
+        self.bounds.resize(tiles, TileBound::default());
+        let tiles = self.words.par_chunks_mut(TILE_WIDTH * groups).zip(&mut self.bounds);
+        let memory = || (vec![0.0; width], Rounder::new(grid, width));
+        tiles.enumerate().for_each_init(memory, |(turned, rounder), (tile, (words, bound))| {
+            for at in 0..TILE_WIDTH.min(features - tile * TILE_WIDTH) {
+                let feature = tile * TILE_WIDTH + at;
+                let w = &input.weights[feature * width..][..width];
+                let bias = input.bias[feature];
+                let centre = turn_weights(isa, w, &columns.centre, &columns.scale, turned);
+                let rounded = rounder.weights(isa, turned);
+                interleave(rounder.words(), at, TILE_WIDTH, words);
+                bound.start[at] = rounder.start();
+                bound.step[at] = rounded.step;
+                bound.norm[at] = rounded.norm;
+                bound.residual[at] = rounded.residual;
+                // The last term covers products of two numbers too small for their squares.
+                bound.base[at] = centre + bias + rounding(width) * (centre.abs() + bias.abs()) + 1e-35;
+            }
+        });
+    }
+}
+
+/// Which pairs of a group of rows and a panel of features can be active.
+#[derive(Debug, Default)]
+pub(crate) struct Candidates {
+    /// Words of a row.
+    stride: usize,
+    /// For each row a bit for each feature, features of the panel from the lowest bit on.
+    bits: Vec<u64>,
+}
+
+impl Candidates {
+    /// How many there are.
+    pub(crate) fn count(&self) -> usize {
+        self.bits.iter().map(|word| word.count_ones() as usize).sum()
+    }
+
+    /// Appends the numbers, within the panel, of the features that row `at` of the group can activate, ascending.
+    fn list(&self, at: usize, features: &mut Vec<u32>) {
+        for (word, bits) in self.bits[at * self.stride..][..self.stride].iter().enumerate() {
+            let mut bits = *bits;
+            while bits != 0 {
+                features.push(64 * word as u32 + bits.trailing_zeros());
+                bits &= bits - 1;
+            }
         }
     }
 }
@@ -247,34 +303,23 @@ struct Tile<'a> {
     /// The weights' words: for each group of columns one of each feature.
     weights: &'a [u32],
     /// The rows' shares of the bound.
-    bounds: [&'a RowBound; TILE_HEIGHT],
-    /// The features' shares of the bound, as in [`PanelBound`], each [`TILE_WIDTH`] numbers.
-    start: &'a [i32],
-    step: &'a [f32],
-    norm: &'a [f32],
-    residual: &'a [f32],
-    base: &'a [f32],
+    row_bounds: [&'a RowBound; TILE_HEIGHT],
+    /// The features' shares of the bound.
+    bound: &'a TileBound,
 }
 
 impl<'a> Tile<'a> {
-    /// `count` rows from `row` on (what else fills the tile is of no interest) × the panel's features from `first` on.
-    fn new(
-        rows: &'a ScreenedRows,
-        panel: &'a ScreenedPanel,
-        (row, count): (usize, usize),
-        first: usize,
-    ) -> Self {
-        let PanelBound { start, step, norm, residual, base } = &panel.features;
-        let groups = panel.words.len() / base.len();
+    /// The rows from `row` on × the features from `first` on.
+    fn new(screened: &'a Screened, row: usize, first: usize) -> Self {
+        let Screened { rows, weights, .. } = screened;
+        let groups = weights.words.len() / weights.bounds.len() / TILE_WIDTH;
+        // The bounds of rows that only fill the tile are of no interest.
+        let last = rows.bounds.len() - 1;
         Tile {
             rows: &rows.words[row * groups..][..TILE_HEIGHT * groups],
-            weights: &panel.words[first * groups..][..TILE_WIDTH * groups],
-            bounds: std::array::from_fn(|m| &rows.rows[row + m.min(count - 1)]),
-            start: &start[first..][..TILE_WIDTH],
-            step: &step[first..][..TILE_WIDTH],
-            norm: &norm[first..][..TILE_WIDTH],
-            residual: &residual[first..][..TILE_WIDTH],
-            base: &base[first..][..TILE_WIDTH],
+            weights: &weights.words[first * groups..][..TILE_WIDTH * groups],
+            row_bounds: std::array::from_fn(|m| &rows.bounds[(row + m).min(last)]),
+            bound: &weights.bounds[first / TILE_WIDTH],
         }
     }
 
@@ -284,42 +329,9 @@ impl<'a> Tile<'a> {
     }
 }
 
-/// Candidates of a group of rows: for each row the panel's features that can be active, ascending.
-pub(crate) type Candidates = [Vec<u32>; ROW_GROUP];
-
-/// The candidates of the rows `group`, at most [`ROW_GROUP`] of them, as numbers within the panel.
-///
-/// A tile's weights are used for all the group's rows while they are in the first cache level.
-pub(crate) fn candidates(
-    isa: Isa,
-    rows: &ScreenedRows,
-    panel: &ScreenedPanel,
-    group: Range<usize>,
-    found: &mut Candidates,
-) {
-    found.iter_mut().for_each(Vec::clear);
-    assert!(available(isa), "no screening tile for this instruction set");
-    assert!(group.len() <= ROW_GROUP && group.start.is_multiple_of(TILE_HEIGHT));
-    for first in (0..panel.features.base.len()).step_by(TILE_WIDTH) {
-        for row in group.clone().step_by(TILE_HEIGHT) {
-            let found = &mut found[row - group.start..][..TILE_HEIGHT.min(group.end - row)];
-            let tile = Tile::new(rows, panel, (row, found.len()), first);
-            // A bound that is NaN rules out not even the features that only fill the tile.
-            let existing = (1 << panel.count.saturating_sub(first).min(TILE_WIDTH)) - 1;
-            // What lies beyond the lists only fills the tile.
-            for (mask, found) in possible(isa, rows.grid, &tile).into_iter().zip(found) {
-                let mut mask = mask & existing;
-                while mask != 0 {
-                    found.push(first as u32 + mask.trailing_zeros());
-                    mask &= mask - 1;
-                }
-            }
-        }
-    }
-}
-
-/// For each row the tile's features that can be active, a bit each.
-fn possible(isa: Isa, grid: Grid, tile: &Tile<'_>) -> [u32; TILE_HEIGHT] {
+/// For each row of the tile a bit for each feature: whether the pair can be active. The bits of what only fills the tile
+/// say nothing.
+fn possible(isa: Isa, grid: Grid, tile: &Tile<'_>) -> [u16; TILE_HEIGHT] {
     match isa.level() {
         // SAFETY: an Isa of this level is only made where the CPU has AVX-512, and VNNI was just found.
         #[cfg(target_arch = "x86_64")]
@@ -331,107 +343,56 @@ fn possible(isa: Isa, grid: Grid, tile: &Tile<'_>) -> [u32; TILE_HEIGHT] {
     }
 }
 
-per_isa! {
-    /// z in the tile's order: the bias, then one product after the other.
-    fn in_order(x: &[f32], w: &[f32], bias: f32) -> f32 {
-        x.iter().zip(w).fold(bias, |sum, (x, w)| madd::<FMA>(*x, *w, sum))
+/// Finds the candidates of the rows `group`, at most [`ROW_GROUP`] of them, among `features`, which begin with a tile.
+///
+/// A tile's weights are used for all the group's rows while they are in the first cache level. The rows' float32
+/// numbers, which lie in the third level at best, are asked for meanwhile: the next thing is to compute the
+/// candidates again.
+pub(crate) fn find_candidates(
+    isa: Isa,
+    input: &Encode<'_>,
+    screened: &Screened,
+    group: Range<usize>,
+    features: Range<usize>,
+    found: &mut Candidates,
+) {
+    const TILES_PER_WORD: usize = 64 / TILE_WIDTH;
+    assert!(available(isa), "no screening tile for this instruction set");
+    assert!(group.len() <= ROW_GROUP && group.start.is_multiple_of(TILE_HEIGHT));
+    assert!(features.start.is_multiple_of(TILE_WIDTH) && features.end <= screened.weights.count);
+    let Candidates { stride, bits } = found;
+    *stride = features.len().div_ceil(64);
+    bits.clear();
+    bits.resize(group.len() * *stride, 0);
+    let x = &input.x[group.start * input.width..group.end * input.width];
+    let tiles = features.len().div_ceil(TILE_WIDTH) * group.len().div_ceil(TILE_HEIGHT);
+    let mut coming = x.chunks(x.len().div_ceil(tiles));
+    for (at, first) in features.clone().step_by(TILE_WIDTH).enumerate() {
+        let (word, shift) = (at / TILES_PER_WORD, at % TILES_PER_WORD * TILE_WIDTH);
+        // Not the features that only fill the tile: a bound that is NaN would not rule them out.
+        let existing = u64::MAX >> (64 - TILE_WIDTH.min(features.end - first));
+        for row in group.clone().step_by(TILE_HEIGHT) {
+            prefetch(coming.next().unwrap_or_default());
+            let masks = possible(isa, screened.grid, &Tile::new(screened, row, first));
+            let rows = row - group.start..group.len();
+            for (at, mask) in rows.zip(masks) {
+                bits[at * *stride + word] |= (u64::from(mask) & existing) << shift;
+            }
+        }
     }
 }
 
-per_isa! {
-    /// x·w for each candidate, four at a time, into `products`.
-    fn products(x: &[f32], weights: &[f32], candidates: &[u32], products: &mut Vec<f32>) {
-        let width = x.len();
-        let (fours, rest) = candidates.as_chunks::<4>();
-        let row = |at: u32| &weights[at as usize * width..][..width];
-        products.clear();
-        for four in fours {
-            products.extend(four_dots_inline::<FMA>(four.map(row), x));
-        }
-        match *rest {
-            [] => {}
-            [a] => products.push(dot_inline::<FMA>(row(a), x)),
-            // Four at once, two of them twice, take less time than two or three one after the other.
-            [a, b] => products.extend(&four_dots_inline::<FMA>([a, b, a, b].map(row), x)[..2]),
-            [a, b, c, ..] => products.extend(&four_dots_inline::<FMA>([a, b, c, a].map(row), x)[..3]),
-        }
-    }
-}
-
-/// Asks for a row that is read soon.
-fn prefetch(row: &[f32]) {
+/// Asks for numbers that are read soon.
+fn prefetch(numbers: &[f32]) {
     #[cfg(target_arch = "x86_64")]
     {
-        use std::arch::x86_64::{_MM_HINT_T0, _mm_prefetch};
+        use std::arch::x86_64::{_MM_HINT_T1, _mm_prefetch};
         const CACHE_LINE: usize = 16;
-        for line in row.chunks(CACHE_LINE) {
+        for line in numbers.chunks(CACHE_LINE) {
             // SAFETY: a prefetch reads and writes nothing.
-            unsafe { _mm_prefetch(line.as_ptr().cast(), _MM_HINT_T0) };
+            unsafe { _mm_prefetch(line.as_ptr().cast(), _MM_HINT_T1) };
         }
     }
     #[cfg(not(target_arch = "x86_64"))]
-    let _ = row;
-}
-
-/// Appends the pairs of the rows from `row` on that are active among their candidates, numbers within the panel
-/// that begins at feature `first`. `scratch` is memory only.
-///
-/// A row's numbers are asked for while the candidates of the row before are computed: they lie in the third cache
-/// level at best. (The weights are in the second: asking for them as well took more time than it saved.)
-pub(crate) fn recheck(
-    isa: Isa,
-    input: &Encode<'_>,
-    rows: &ScreenedRows,
-    panel: &ScreenedPanel,
-    (row, first): (usize, usize),
-    candidates: &Candidates,
-    scratch: &mut Vec<f32>,
-    pairs: &mut Vec<Pair>,
-) {
-    let width = input.width;
-    let fetch = |at: Option<usize>| {
-        if let Some(at) = at {
-            prefetch(&input.x[(row + at) * width..][..width]);
-        }
-    };
-    let mut with_candidates = (0..ROW_GROUP).filter(|&at| !candidates[at].is_empty());
-    let mut next = with_candidates.next();
-    fetch(next);
-    while let Some(at) = next {
-        next = with_candidates.next();
-        fetch(next);
-        recheck_row(isa, input, rows, panel, (row + at, first), &candidates[at], scratch, pairs);
-    }
-}
-
-/// As [`recheck`], of one row.
-fn recheck_row(
-    isa: Isa,
-    input: &Encode<'_>,
-    rows: &ScreenedRows,
-    panel: &ScreenedPanel,
-    (row, first): (usize, usize),
-    candidates: &[u32],
-    scratch: &mut Vec<f32>,
-    pairs: &mut Vec<Pair>,
-) {
-    let width = input.width;
-    let x = &input.x[row * width..][..width];
-    let weights = &input.weights[first * width..];
-    products(isa, x, weights, candidates, scratch);
-    for (at, product) in candidates.iter().zip(&*scratch) {
-        let feature = first + *at as usize;
-        let bias = input.bias[feature];
-        let mut value = product + bias;
-        let uncertain = rows.rows[row].rounding * panel.features.norm[*at as usize]
-            + rounding(width) * bias.abs()
-            + 1e-35;
-        let certain = value.abs() > uncertain;
-        if !certain {
-            value = in_order(isa, x, &weights[*at as usize * width..][..width], bias);
-        }
-        if value > 0.0 {
-            pairs.push(Pair { row: row as u32, feature: feature as u32, value });
-        }
-    }
+    let _ = numbers;
 }

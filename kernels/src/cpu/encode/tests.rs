@@ -207,8 +207,10 @@ fn sums_of_bytes_stay_within_their_16_bits_at_the_grid_s_limits() {
         2 => [1.0, -1.0][index / 16 % 2],
         _ => f32::from(u8::from(index.is_multiple_of(16))),
     };
-    let x: Vec<f32> = (0..rows * width).map(|at| sign(at % width, at / width)).collect();
-    let weights: Vec<f32> = (0..features * width).map(|at| sign(at % width, at / width / 3)).collect();
+    let mut x: Vec<f32> = (0..rows * width).map(|at| sign(at % width, at / width)).collect();
+    let mut weights: Vec<f32> = (0..features * width).map(|at| sign(at % width, at / width / 3)).collect();
+    // Spreading undoes itself, so that these are what is rounded.
+    x.chunks_exact_mut(width).chain(weights.chunks_exact_mut(width)).for_each(screen::spread);
     for bias in [-63.9, -15.9, 0.5, -64.0] {
         compare_searches(Encode { x: &x, weights: &weights, bias: &vec![bias; features], width });
     }

@@ -12,8 +12,8 @@ use std::arch::x86_64::*;
 /// # Safety
 /// The CPU must have AVX-512F with VNNI.
 #[target_feature(enable = "avx512f,avx512vnni")]
-pub(super) unsafe fn possible(grid: Grid, tile: &Tile<'_>) -> [u32; TILE_HEIGHT] {
-    let (rows, weights, start) = (tile.rows.as_ptr(), tile.weights.as_ptr(), tile.start.as_ptr());
+pub(super) unsafe fn possible(grid: Grid, tile: &Tile<'_>) -> [u16; TILE_HEIGHT] {
+    let (rows, weights, start) = (tile.rows.as_ptr(), tile.weights.as_ptr(), tile.bound.start.as_ptr());
     // SAFETY: the tile's rows, weights and starts have the lengths that the products read.
     let sums = unsafe {
         match grid {
@@ -24,21 +24,21 @@ pub(super) unsafe fn possible(grid: Grid, tile: &Tile<'_>) -> [u32; TILE_HEIGHT]
     // SAFETY: the tile's bounds hold sixteen numbers.
     let (step, norm, residual, base) = unsafe {
         (
-            _mm512_loadu_ps(tile.step.as_ptr()),
-            _mm512_loadu_ps(tile.norm.as_ptr()),
-            _mm512_loadu_ps(tile.residual.as_ptr()),
-            _mm512_loadu_ps(tile.base.as_ptr()),
+            _mm512_loadu_ps(tile.bound.step.as_ptr()),
+            _mm512_loadu_ps(tile.bound.norm.as_ptr()),
+            _mm512_loadu_ps(tile.bound.residual.as_ptr()),
+            _mm512_loadu_ps(tile.bound.base.as_ptr()),
         )
     };
     let mut masks = [0; TILE_HEIGHT];
     for m in 0..TILE_HEIGHT {
-        let row = tile.bounds[m];
+        let row = tile.row_bounds[m];
         let scaled = _mm512_mul_ps(_mm512_cvtepi32_ps(sums[m]), step);
         let mut upper = _mm512_fmadd_ps(_mm512_set1_ps(row.step), scaled, base);
         upper = _mm512_fmadd_ps(_mm512_set1_ps(row.residual), norm, upper);
         upper = _mm512_fmadd_ps(_mm512_set1_ps(row.norm), residual, upper);
         // "Not at most 0" and not "above 0": NaN rules nothing out.
-        masks[m] = u32::from(_mm512_cmp_ps_mask::<_CMP_NLE_UQ>(upper, _mm512_setzero_ps()));
+        masks[m] = _mm512_cmp_ps_mask::<_CMP_NLE_UQ>(upper, _mm512_setzero_ps());
     }
     masks
 }

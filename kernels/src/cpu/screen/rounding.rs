@@ -1,4 +1,4 @@
-//! Rounding a vector to integers times a step, and packing the integers for the tiles.
+//! Turning a vector, rounding it to integers times a step, and packing the integers for the tiles.
 
 use crate::cpu::isa::{Isa, madd, per_isa};
 use crate::cpu::vector::dot_inline;
@@ -21,14 +21,11 @@ pub enum Grid {
 pub(super) const BYTE_BLOCK: usize = 16;
 /// Largest magnitude of a row's number on the grid of 8 bits. With it rows and weights lose about as much: a larger
 /// one leaves less room for the weights in 16 bits.
-const LARGEST_ROW_BYTE: f32 = 95.0;
+const LARGEST_ROW_BYTE: f32 = 71.0;
 /// Added to a row's numbers on the grid of 8 bits.
-const ROW_BYTE_OFFSET: i32 = 96;
-/// Largest sum of magnitudes of a lane's eight weights: times 95 + 96 it fits 16 bits.
-const LARGEST_LANE_SUM: f32 = 171.0;
-/// Numbers of a row beyond this many times their root mean square are cut off on the grid of 8 bits, if that leaves a
-/// smaller residual.
-const CUT_OFF: f32 = 5.0;
+const ROW_BYTE_OFFSET: i32 = 72;
+/// Largest sum of magnitudes of a lane's eight weights: times 71 + 72 it fits 16 bits.
+const LARGEST_LANE_SUM: f32 = 229.0;
 
 /// Largest magnitude of a number on the grid of 16 bits.
 const LARGEST_WORD: f32 = 32_000.0;
@@ -97,17 +94,8 @@ impl Rounder {
         match self.grid {
             Grid::Bits16 => self.words_of(isa, values, &size),
             Grid::Bits8 => {
-                let whole = size.largest / LARGEST_ROW_BYTE;
-                let cut = CUT_OFF * size.norm / (values.len() as f32).sqrt() / LARGEST_ROW_BYTE;
-                let mut rounded = round(isa, values, &size, whole, LARGEST_ROW_BYTE, &mut self.integers);
-                if cut < whole {
-                    let shorter = round(isa, values, &size, cut, LARGEST_ROW_BYTE, &mut self.integers);
-                    rounded = if shorter.residual < rounded.residual {
-                        shorter
-                    } else {
-                        round(isa, values, &size, whole, LARGEST_ROW_BYTE, &mut self.integers)
-                    };
-                }
+                let step = size.largest / LARGEST_ROW_BYTE;
+                let rounded = round(isa, values, &size, step, LARGEST_ROW_BYTE, &mut self.integers);
                 pack_bytes(isa, &self.integers, ROW_BYTE_OFFSET as u8, &mut self.words);
                 rounded
             }
@@ -137,6 +125,46 @@ impl Rounder {
         pack_words(isa, &self.integers, &mut self.words);
         rounded
     }
+}
+
+/// Numbers that [`spread`] turns side by side.
+const SIDE_BY_SIDE: usize = 16;
+/// Most numbers that [`spread`] mixes.
+const MIXED: usize = 32;
+
+/// Turns the vector by an orthogonal matrix that makes its numbers alike in size: Hadamard's, which mixes up to
+/// [`MIXED`] numbers that lie [`SIDE_BY_SIDE`] apart; the last numbers of a vector, fewer than that, stay as they are.
+///
+/// Large numbers would coarsen the step of all others.
+#[inline(always)]
+pub(crate) fn spread(values: &mut [f32]) {
+    let (mut rest, _) = values.as_chunks_mut::<SIDE_BY_SIDE>();
+    while !rest.is_empty() {
+        let count = (1 << rest.len().ilog2()).min(MIXED);
+        let (block, after) = rest.split_at_mut(count);
+        hadamard(block);
+        rest = after;
+    }
+}
+
+/// Multiplies by Hadamard's matrix of a power of two rows, the [`SIDE_BY_SIDE`] columns each on its own, divided by
+/// the square root of the rows.
+#[inline(always)]
+fn hadamard(block: &mut [[f32; SIDE_BY_SIDE]]) {
+    let mut half = 1;
+    while half < block.len() {
+        for pair in block.chunks_exact_mut(2 * half) {
+            let (first, second) = pair.split_at_mut(half);
+            for (first, second) in first.iter_mut().zip(second) {
+                for at in 0..SIDE_BY_SIDE {
+                    (first[at], second[at]) = (first[at] + second[at], first[at] - second[at]);
+                }
+            }
+        }
+        half *= 2;
+    }
+    let norm = 1.0 / (block.len() as f32).sqrt();
+    block.iter_mut().flatten().for_each(|value| *value *= norm);
 }
 
 /// Writes line `at` of many into `packed`, where for each `height` lines and each group of columns the lines' words lie
@@ -183,14 +211,24 @@ per_isa! {
     /// The largest sum of magnitudes that a lane of 16 bits adds up: of columns 0, 1, 4, 5, 8, 9, 12 and 13 of a block,
     /// or of the other ones.
     fn largest_lane_sum(values: &[f32]) -> f32 {
-        let mut largest = 0.0f32;
-        for block in values.chunks(BYTE_BLOCK) {
+        let (blocks, rest) = values.as_chunks::<BYTE_BLOCK>();
+        let mut last = [0.0; BYTE_BLOCK];
+        last[..rest.len()].copy_from_slice(rest);
+        let mut largest = [0.0f32; 4];
+        for block in blocks.iter().chain([&last]) {
             let mut sums = [0.0f32; 4];
-            for (at, value) in block.iter().enumerate() {
-                sums[at % 4] += value.abs();
+            for four in block.as_chunks::<4>().0 {
+                for at in 0..4 {
+                    sums[at] += four[at].abs();
+                }
             }
-            largest = largest.max(sums[0] + sums[1]).max(sums[2] + sums[3]);
+            // Each lane's sum twice.
+            let lanes = [sums[0] + sums[1], sums[1] + sums[0], sums[2] + sums[3], sums[3] + sums[2]];
+            for at in 0..4 {
+                largest[at] = largest[at].max(lanes[at]);
+            }
         }
+        let largest = largest[0].max(largest[2]);
         // A little more for the sums' own rounding.
         largest * 1.000_01
     }
@@ -247,6 +285,31 @@ per_isa! {
         for (word, four) in words.iter_mut().zip(integers.as_chunks::<4>().0) {
             let [a, b, c, d] = four.map(|integer| u32::from(((integer + ROUNDER).to_bits() as u8).wrapping_add(offset)));
             *word = a | b << 8 | c << 16 | d << 24;
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn spreading_keeps_norms_evens_out_large_numbers_and_undoes_itself() {
+        for width in [0, 5, 16, 100, 576, 768, 1500] {
+            let mut values: Vec<f32> = (0..width).map(|at| (at as f32 * 1.7).sin()).collect();
+            if let Some(value) = values.get_mut(3) {
+                *value = 100.0;
+            }
+            let norm = |values: &[f32]| values.iter().map(|v| v * v).sum::<f32>().sqrt();
+            let mut spread_out = values.clone();
+            spread(&mut spread_out);
+            assert!((norm(&spread_out) - norm(&values)).abs() <= 1e-5 * norm(&values), "{width}");
+            if width >= MIXED * SIDE_BY_SIDE {
+                assert!(spread_out.iter().all(|value| value.abs() < 25.0), "{width}");
+            }
+            spread(&mut spread_out);
+            let near = |(a, b): (&f32, &f32)| (a - b).abs() <= 1e-4;
+            assert!(spread_out.iter().zip(&values).all(near), "{width}");
         }
     }
 }

@@ -1,33 +1,27 @@
 //! The screening tiles on AVX2.
 
 use super::rounding::{BYTE_BLOCK, Grid};
-use super::{TILE_HEIGHT, TILE_WIDTH, Tile};
+use super::{TILE_HEIGHT, TILE_WIDTH, Tile, TileBound};
 use std::arch::x86_64::*;
 
 /// Vectors of eight features in a tile.
 const VECTORS: usize = TILE_WIDTH / 8;
 
-/// For each row the tile's features that can be active, a bit each.
+/// As [`super::possible`].
 ///
 /// # Safety
 /// The CPU must have AVX2 and FMA.
 #[target_feature(enable = "avx2,fma")]
-pub(super) unsafe fn possible(grid: Grid, tile: &Tile<'_>) -> [u32; TILE_HEIGHT] {
-    let (rows, weights, start) = (tile.rows.as_ptr(), tile.weights.as_ptr(), tile.start.as_ptr());
-    // SAFETY: the tile's rows, weights and starts have the lengths that the products read.
+pub(super) unsafe fn possible(grid: Grid, tile: &Tile<'_>) -> [u16; TILE_HEIGHT] {
+    let (rows, weights) = (tile.rows.as_ptr(), tile.weights.as_ptr());
+    // SAFETY: the tile's rows and weights have the lengths that the products read.
     let sums = unsafe {
         match grid {
-            Grid::Bits8 => product_of_bytes(rows, tile.groups(), weights, start),
+            Grid::Bits8 => product_of_bytes(rows, tile.groups(), weights, &tile.bound.start),
             Grid::Bits16 => product_of_words(rows, tile.groups(), weights),
         }
     };
-    let mut masks = [0; TILE_HEIGHT];
-    for v in 0..VECTORS {
-        // SAFETY: the tile's bounds hold eight numbers from 8·v on.
-        let eight = unsafe { possible_of_eight(sums.map(|sums| sums[v]), tile, 8 * v) };
-        masks.iter_mut().zip(eight).for_each(|(mask, eight)| *mask |= eight << (8 * v));
-    }
-    masks
+    above_zero(&sums, tile)
 }
 
 /// The sums of a tile, eight features a vector.
@@ -63,16 +57,21 @@ unsafe fn product_of_words(rows: *const u32, groups: usize, weights: *const u32)
 /// `start` + Σ_k (x_q + offset)·w_q in 32 bits, of numbers of 8 bits.
 ///
 /// # Safety
-/// AVX2; `rows` valid for 6·`groups` words, `weights` for 16·`groups`, `start` for 16 numbers.
+/// AVX2; `rows` valid for 6·`groups` words, `weights` for 16·`groups`.
 #[inline]
 #[target_feature(enable = "avx2,fma")]
-unsafe fn product_of_bytes(rows: *const u32, groups: usize, weights: *const u32, start: *const i32) -> Sums {
+unsafe fn product_of_bytes(
+    rows: *const u32,
+    groups: usize,
+    weights: *const u32,
+    start: &[i32; TILE_WIDTH],
+) -> Sums {
     // Not a constant for the compiler: unrolled, the turns need more registers than there are.
     let more_turns = std::hint::black_box(BYTE_BLOCK / 4 - 1);
     let ones = _mm256_set1_epi16(1);
-    // SAFETY: the caller's promise.
+    // SAFETY: sixteen numbers are two vectors.
     let start: [__m256i; VECTORS] =
-        std::array::from_fn(|v| unsafe { _mm256_loadu_si256(start.cast::<__m256i>().add(v)) });
+        std::array::from_fn(|v| unsafe { _mm256_loadu_si256(start.as_ptr().cast::<__m256i>().add(v)) });
     // In memory: the registers hold the sums of 16 bits.
     let mut sums = [start; TILE_HEIGHT];
     let (mut rows, mut weights) = (rows.cast::<i32>(), weights.cast::<__m256i>());
@@ -122,32 +121,26 @@ unsafe fn turn_of_bytes(
     }
 }
 
-/// For each row a bit for each of eight features of the tile from `at` on: whether z can be above 0.
-///
-/// # Safety
-/// AVX2 and FMA; the tile's bounds valid for eight numbers from `at` on.
+/// For each row a bit for each feature: whether its bound is not at or below 0.
 #[inline]
 #[target_feature(enable = "avx2,fma")]
-unsafe fn possible_of_eight(sums: [__m256i; TILE_HEIGHT], tile: &Tile<'_>, at: usize) -> [u32; TILE_HEIGHT] {
-    // SAFETY: the caller's promise.
-    let (step, norm, residual, base) = unsafe {
-        (
-            _mm256_loadu_ps(tile.step.as_ptr().add(at)),
-            _mm256_loadu_ps(tile.norm.as_ptr().add(at)),
-            _mm256_loadu_ps(tile.residual.as_ptr().add(at)),
-            _mm256_loadu_ps(tile.base.as_ptr().add(at)),
-        )
-    };
+fn above_zero(sums: &Sums, tile: &Tile<'_>) -> [u16; TILE_HEIGHT] {
+    let TileBound { step, norm, residual, base, .. } = tile.bound;
     let mut masks = [0; TILE_HEIGHT];
-    for m in 0..TILE_HEIGHT {
-        let row = tile.bounds[m];
-        let scaled = _mm256_mul_ps(_mm256_cvtepi32_ps(sums[m]), step);
-        let mut upper = _mm256_fmadd_ps(_mm256_set1_ps(row.step), scaled, base);
-        upper = _mm256_fmadd_ps(_mm256_set1_ps(row.residual), norm, upper);
-        upper = _mm256_fmadd_ps(_mm256_set1_ps(row.norm), residual, upper);
-        // "Not at most 0" and not "above 0": NaN rules nothing out.
-        let possible = _mm256_cmp_ps::<_CMP_NLE_UQ>(upper, _mm256_setzero_ps());
-        masks[m] = _mm256_movemask_ps(possible) as u32;
+    for v in 0..VECTORS {
+        // SAFETY: a tile has VECTORS vectors of features.
+        let vector = |of: &[f32; TILE_WIDTH]| unsafe { _mm256_loadu_ps(of.as_ptr().add(8 * v)) };
+        let (step, norm, residual, base) = (vector(step), vector(norm), vector(residual), vector(base));
+        for m in 0..TILE_HEIGHT {
+            let row = tile.row_bounds[m];
+            let scaled = _mm256_mul_ps(_mm256_cvtepi32_ps(sums[m][v]), step);
+            let mut upper = _mm256_fmadd_ps(_mm256_set1_ps(row.step), scaled, base);
+            upper = _mm256_fmadd_ps(_mm256_set1_ps(row.residual), norm, upper);
+            upper = _mm256_fmadd_ps(_mm256_set1_ps(row.norm), residual, upper);
+            // "Not at most 0" and not "above 0": NaN rules nothing out.
+            let possible = _mm256_cmp_ps::<_CMP_NLE_UQ>(upper, _mm256_setzero_ps());
+            masks[m] |= (_mm256_movemask_ps(possible) as u16) << (8 * v);
+        }
     }
     masks
 }
