@@ -1,5 +1,6 @@
 //! The words at the start and at the end of a run.
 
+use std::path::Path;
 use std::time::Duration;
 
 use activation_store::{BatchStream, Store, StreamOptions};
@@ -17,46 +18,14 @@ use crate::table::{grouped, number, pairs};
 /// Prints what is about to be trained, on what and with what.
 pub(crate) fn settings(plan: &Plan, stream: &BatchStream, compute: &Compute) -> Result<()> {
     let settings = plan.settings();
-    let step = &settings.step;
-    let provenance = plan.stores[0].provenance();
-    let rows: u64 = plan.stores.iter().map(|store| store.rows()).sum();
-    let paths: Vec<String> = plan.stores.iter().map(|store| store.path().display().to_string()).collect();
-    let tokens = settings.steps * step.batch as u64;
-    let passes = tokens as f64 / stream.rows_per_epoch() as f64;
+    let [store, activations] = data(plan);
     let mut lines = vec![
-        ("store", format!("{}: {} rows", paths.join(", "), grouped(rows))),
-        (
-            "activations",
-            format!(
-                "{} of {}{}",
-                provenance.hook,
-                provenance.model,
-                if provenance.centered { ", centred" } else { "" }
-            ),
-        ),
-        (
-            "autoencoder",
-            format!(
-                "{} -> {} features, decoder norm {}{}",
-                step.width,
-                grouped(step.features as u64),
-                json_name(&step.decoder_norm),
-                if step.pre_bias { ", pre-bias" } else { "" }
-            ),
-        ),
+        store,
+        activations,
+        ("autoencoder", autoencoder(settings)),
         ("loss", loss(settings)),
-        (
-            "training",
-            format!(
-                "{} steps of {} rows = {} tokens, {} passes over the store; lr {}",
-                grouped(settings.steps),
-                grouped(step.batch as u64),
-                format_count(tokens as f64),
-                number(passes),
-                short(settings.lr)
-            ),
-        ),
-        ("engine", compute.describe(step, stream_memory(&plan.stores, stream))?),
+        ("training", format!("{}; lr {}", length(settings, stream), short(settings.lr))),
+        ("engine", compute.describe(&[settings], stream_memory(&plan.stores, stream))?),
         ("run", format!("{}, seed {}", plan.out.display(), settings.seed)),
     ];
     if let Some(path) = &settings.init_from {
@@ -64,6 +33,63 @@ pub(crate) fn settings(plan: &Plan, stream: &BatchStream, compute: &Compute) -> 
     }
     eprint!("{}\n{}", program(), pairs(&lines));
     Ok(())
+}
+
+/// The same for the points of the sweep in `out`: what they share, then what each of them is.
+pub(crate) fn sweep(out: &Path, plans: &[Plan], stream: &BatchStream, compute: &Compute) -> Result<()> {
+    let first = &plans[0];
+    let all: Vec<&Settings> = plans.iter().map(Plan::settings).collect();
+    let [store, activations] = data(first);
+    let lines = [
+        store,
+        activations,
+        ("training", length(first.settings(), stream)),
+        ("engine", compute.describe(&all, stream_memory(&first.stores, stream))?),
+        ("sweep", format!("{}: {} points, seed {}", out.display(), plans.len(), first.settings().seed)),
+    ];
+    eprint!("{}\n{}", program(), pairs(&lines));
+    for plan in plans {
+        let settings = plan.settings();
+        let name = plan.out.file_name().unwrap_or_default().to_string_lossy();
+        eprintln!("    {name}: {}; {}; lr {}", autoencoder(settings), loss(settings), short(settings.lr));
+    }
+    Ok(())
+}
+
+/// The store, and what is in it.
+fn data(plan: &Plan) -> [(&'static str, String); 2] {
+    let provenance = plan.stores[0].provenance();
+    let rows: u64 = plan.stores.iter().map(|store| store.rows()).sum();
+    let paths: Vec<String> = plan.stores.iter().map(|store| store.path().display().to_string()).collect();
+    let centred = if provenance.centered { ", centred" } else { "" };
+    [
+        ("store", format!("{}: {} rows", paths.join(", "), grouped(rows))),
+        ("activations", format!("{} of {}{centred}", provenance.hook, provenance.model)),
+    ]
+}
+
+/// `768 -> 24,576 features, decoder norm unit`
+fn autoencoder(settings: &Settings) -> String {
+    let step = &settings.step;
+    format!(
+        "{} -> {} features, decoder norm {}{}",
+        step.width,
+        grouped(step.features as u64),
+        json_name(&step.decoder_norm),
+        if step.pre_bias { ", pre-bias" } else { "" }
+    )
+}
+
+/// How long training is, and how often it reads the store.
+fn length(settings: &Settings, stream: &BatchStream) -> String {
+    let tokens = settings.steps * settings.step.batch as u64;
+    format!(
+        "{} steps of {} rows = {} tokens, {} passes over the store",
+        grouped(settings.steps),
+        grouped(settings.step.batch as u64),
+        format_count(tokens as f64),
+        number(tokens as f64 / stream.rows_per_epoch() as f64)
+    )
 }
 
 /// Bytes of memory for the rows read ahead: a block of chunks that is being mixed, the next one, and the

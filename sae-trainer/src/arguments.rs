@@ -9,6 +9,8 @@ use clap::{Args, Parser, Subcommand, ValueEnum};
 use human_units::parse_count;
 use serde::{Deserialize, Serialize};
 
+use crate::sweep::SweepArguments;
+
 /// Trains a sparse autoencoder from an activation store that `activation-dump` wrote.
 #[derive(Debug, Parser)]
 #[command(
@@ -23,6 +25,8 @@ Examples:
       an L1 penalty, a shorter run, a folder of one's choice
   sae-trainer --resume --out runs/l1
       continues an interrupted run from its last checkpoint
+  sae-trainer sweep --store stores/gpt2 --l0-coefficient 5e-5,7e-5,1.4e-4
+      three runs at once that read the store once; sae-trainer sweep --help says more
   sae-trainer compare runs/*
       a table of several runs
   sae-trainer bench --features 24576 --batch 4096
@@ -37,8 +41,29 @@ pub(crate) struct CommandLine {
     pub(crate) train: TrainArguments,
 }
 
+const SWEEP_HELP: &str = "\
+Flags of the autoencoder, the loss and the training take several values, separated by commas; every combination of them
+is a point of the sweep. (--epsilon and --init-from are repeated instead.) What the batches depend on is common to all
+points: --store, --batch, --seed, --drop-bos, --mixing-chunks, --tokens or --steps, --eval-rows.
+
+Examples:
+  sae-trainer sweep --store stores/gpt2 --l0-coefficient 5e-5,7e-5,1.4e-4 --lr 4e-4 --out runs/l0
+      three points: runs/l0/l0-coefficient-5e-5, ...; a point is a run like any other
+  sae-trainer sweep --store stores/gpt2 --loss approx-l0,l1 --l0-coefficient 5e-5,7e-5 --l1-coefficient 8e-5,1.6e-4
+      four points: a coefficient applies to the points of its own loss
+  sae-trainer sweep --resume --out runs/l0
+      continues an interrupted sweep, all its points, from their last checkpoints
+  sae-trainer compare runs/l0
+      the table once more
+
+All points are in memory at the same time; the start says how much they take. A point whose loss or weights become
+infinite or NaN ends alone; the others go on, and the exit code is 1.";
+
 #[derive(Debug, Subcommand)]
 pub(crate) enum Command {
+    /// Trains several autoencoders at once on the same batches, which are read once: flags take lists of values
+    #[command(after_help = SWEEP_HELP)]
+    Sweep(SweepArguments),
     /// Prints a table of several runs: L0, errors, dead features, speed
     Compare(CompareArguments),
     /// Times the parts of a training step on this machine against what bounds them
@@ -47,7 +72,7 @@ pub(crate) enum Command {
 
 #[derive(Debug, Args)]
 pub(crate) struct CompareArguments {
-    /// Folders of runs
+    /// Folders of runs or of sweeps
     #[arg(required = true, value_name = "RUN")]
     pub(crate) runs: Vec<PathBuf>,
     /// Print one JSON array, an object for each run, instead of the table
@@ -278,7 +303,7 @@ pub(crate) struct LengthArguments {
 }
 
 /// Where and how a run is carried out.
-#[derive(Debug, Args)]
+#[derive(Debug, Clone, Args)]
 #[command(next_help_heading = "Run")]
 pub(crate) struct RunArguments {
     /// Folder of the run [default: runs/STORE-LOSS-COEFFICIENT]

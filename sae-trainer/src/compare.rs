@@ -6,12 +6,29 @@ use human_units::format_count;
 use crate::arguments::CompareArguments;
 use crate::record::Summary;
 use crate::run_folder::{RunConfig, summary};
+use crate::sweep::{PointState, SWEEP, SweepRecord};
 use crate::table::{columns, grouped, number};
 
 /// Prints the table of the runs, or their summaries as JSON.
 pub(crate) fn compare(arguments: &CompareArguments) -> Result<()> {
+    let mut runs = Vec::new();
+    for folder in &arguments.runs {
+        match SweepRecord::read(folder)? {
+            Some(sweep) => {
+                let diverged = sweep.names(PointState::Diverged);
+                for name in &diverged {
+                    eprintln!("{} diverged and is left out", folder.join(name).display());
+                }
+                let rest = sweep.points.iter().filter(|point| point.state != PointState::Diverged);
+                runs.extend(rest.map(|point| folder.join(&point.name)));
+            }
+            // As `SWEEP/*` names it beside the points.
+            None if folder.is_file() && folder.ends_with(SWEEP) => {}
+            None => runs.push(folder.clone()),
+        }
+    }
     let mut summaries = Vec::new();
-    for run in &arguments.runs {
+    for run in &runs {
         match summary(run)? {
             // The name under which it was found: a run may have moved since.
             Some(found) => summaries.push(Summary { run: run.clone(), ..found }),
@@ -31,7 +48,8 @@ pub(crate) fn compare(arguments: &CompareArguments) -> Result<()> {
     Ok(())
 }
 
-fn table(summaries: &[Summary]) -> String {
+/// The table of finished runs.
+pub(crate) fn table(summaries: &[Summary]) -> String {
     let head = [
         "run",
         "loss",

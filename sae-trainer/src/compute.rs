@@ -1,4 +1,4 @@
-//! Where a run is computed: `--device` and `--precision` become an engine.
+//! Where runs are computed: `--device` and `--precision` become engines.
 
 use anyhow::{Context, Result};
 use human_units::format_bytes;
@@ -8,24 +8,22 @@ use sae::Weights;
 
 use crate::arguments::{DeviceChoice, PrecisionChoice};
 use crate::engine::{
-    CpuEngine, CpuOptions, CudaEngine, DeviceOptions, Engine, Precision, Search, StepSpec, device_memory,
+    CpuEngine, CpuOptions, CpuThreads, CudaEngine, DeviceOptions, Engine, Precision, Search, SharedDevice,
+    StepSpec, device_memory,
 };
+use crate::settings::Settings;
 
-/// What computes a run's steps.
+/// What computes the steps of a run, or of all runs of a sweep.
 pub(crate) enum Compute {
     /// CPU threads.
-    Cpu { options: CpuOptions },
+    Cpu { threads: CpuThreads, count: usize },
     /// A GPU.
-    Cuda { device: Box<CudaDevice>, options: DeviceOptions },
+    Cuda { device: SharedDevice<CudaDevice> },
 }
 
 impl Compute {
     /// The GPU or the CPU. With `auto` a GPU that cannot be used is no error; the reason is said in one line.
-    pub(crate) fn choose(
-        device: DeviceChoice,
-        precision: PrecisionChoice,
-        threads: usize,
-    ) -> Result<Compute> {
+    pub(crate) fn choose(device: DeviceChoice, threads: usize) -> Result<Compute> {
         let found = match device {
             DeviceChoice::Cpu => None,
             DeviceChoice::Cuda => {
@@ -40,61 +38,100 @@ impl Compute {
                 }
             },
         };
-        match found {
-            Some(device) => {
-                let precision = match precision {
-                    PrecisionChoice::Exact => Precision::Exact,
-                    PrecisionChoice::Bf16 => Precision::Bf16,
-                    PrecisionChoice::Fp32 => Precision::Fp32,
-                };
-                let options = DeviceOptions { precision, ..DeviceOptions::default() };
-                Ok(Compute::Cuda { device: Box::new(device), options })
-            }
-            None => {
-                let (search, bf16) = match precision {
-                    PrecisionChoice::Exact => (Search::Screened, false),
-                    PrecisionChoice::Bf16 => (Search::Screened, true),
-                    PrecisionChoice::Fp32 => (Search::Plain, false),
-                };
-                Ok(Compute::Cpu { options: CpuOptions { threads, search, bf16, ..CpuOptions::default() } })
-            }
-        }
+        Ok(match found {
+            Some(device) => Compute::Cuda { device: SharedDevice::new(device) },
+            None => Compute::Cpu { threads: CpuThreads::new(threads)?, count: threads },
+        })
     }
 
-    /// For the head of a run: what computes, and the memory it takes beside the `host` bytes for the rows read ahead.
-    pub(crate) fn describe(&self, step: &StepSpec, host: u64) -> Result<String> {
+    /// For the head of runs: what computes, and the memory that they take together beside the `host` bytes for the rows
+    /// read ahead.
+    pub(crate) fn describe(&self, runs: &[&Settings], host: u64) -> Result<String> {
         match self {
-            Compute::Cpu { options } => Ok(format!(
-                "cpu, {} threads{}, about {} of memory",
-                options.threads,
-                if options.bf16 { ", bf16" } else { "" },
-                format_bytes(cpu_memory(step) + host)
-            )),
-            Compute::Cuda { device, options } => Ok(format!(
-                "cuda, {}, {}; about {} of its memory, {} here",
-                device.properties().name,
-                format!("{:?}", options.precision).to_lowercase(),
-                format_bytes(device_memory(step, options, device.properties())? as u64),
-                format_bytes(host)
-            )),
+            Compute::Cpu { count, .. } => {
+                let bf16 = runs.iter().filter(|run| cpu_options(run).bf16).count();
+                Ok(format!(
+                    "cpu, {count} threads{}, about {} of memory",
+                    if bf16 == runs.len() { ", bf16" } else { "" },
+                    format_bytes(cpu_memory(runs) + host)
+                ))
+            }
+            Compute::Cuda { device } => {
+                let (name, bytes) = device.with(|device| {
+                    let properties = device.properties();
+                    (properties.name.clone(), device_memory(&device_steps(runs), properties))
+                });
+                let mut precisions: Vec<String> = runs
+                    .iter()
+                    .map(|run| format!("{:?}", device_options(run).precision).to_lowercase())
+                    .collect();
+                precisions.dedup();
+                Ok(format!(
+                    "cuda, {name}, {}; about {} of its memory, {} here",
+                    precisions.join("/"),
+                    format_bytes(bytes? as u64),
+                    format_bytes(host)
+                ))
+            }
         }
     }
 
-    /// The engine.
-    pub(crate) fn engine(self, step: StepSpec, weights: &Weights) -> Result<Box<dyn Engine>> {
+    /// That all of these runs fit into the device's memory at the same time.
+    pub(crate) fn check_memory(&self, runs: &[&Settings]) -> Result<()> {
+        match self {
+            // The system lends what is not touched yet; nothing sure can be said beforehand.
+            Compute::Cpu { .. } => Ok(()),
+            Compute::Cuda { device } => Ok(device.check_memory(&device_steps(runs))?),
+        }
+    }
+
+    /// An engine for a run. Engines on the CPU step one after the other, each on all threads.
+    pub(crate) fn engine(&self, run: &Settings, weights: &Weights) -> Result<Box<dyn Engine>> {
         Ok(match self {
-            Compute::Cpu { options } => Box::new(CpuEngine::new(step, weights, options)?),
-            Compute::Cuda { device, options } => Box::new(CudaEngine::new(*device, step, weights, options)?),
+            Compute::Cpu { threads, .. } => {
+                Box::new(CpuEngine::on(threads, run.step, weights, cpu_options(run))?)
+            }
+            Compute::Cuda { device } => {
+                Box::new(CudaEngine::on(device, run.step, weights, device_options(run))?)
+            }
         })
     }
 }
 
-/// Bytes of memory that the steps need at the peak: weights and moments, a second copy of them while a
-/// checkpoint is written, the frequency window, and two dense [B, F] arrays at the start, when most features
-/// are active.
-fn cpu_memory(step: &StepSpec) -> u64 {
-    let (d, f, batch) = (step.width as u64, step.features as u64, step.batch as u64);
-    let weights = 4 * (2 * d * f + d + f);
-    let window = 4 * step.sparsity_window as u64 * f;
-    7 * weights + 2 * window + 8 * batch * f + 12 * batch * d
+fn cpu_options(run: &Settings) -> CpuOptions {
+    let (search, bf16) = match run.precision {
+        PrecisionChoice::Exact => (Search::Screened, false),
+        PrecisionChoice::Bf16 => (Search::Screened, true),
+        PrecisionChoice::Fp32 => (Search::Plain, false),
+    };
+    CpuOptions { search, bf16, ..CpuOptions::default() }
+}
+
+fn device_options(run: &Settings) -> DeviceOptions {
+    let precision = match run.precision {
+        PrecisionChoice::Exact => Precision::Exact,
+        PrecisionChoice::Bf16 => Precision::Bf16,
+        PrecisionChoice::Fp32 => Precision::Fp32,
+    };
+    DeviceOptions { precision, ..DeviceOptions::default() }
+}
+
+fn device_steps(runs: &[&Settings]) -> Vec<(StepSpec, DeviceOptions)> {
+    runs.iter().map(|run| (run.step, device_options(run))).collect()
+}
+
+/// Bytes of memory that the steps need at the peak. For each run: weights and moments, the frequency window, and two
+/// dense [B, F] arrays at the start, when most features are active; of one run at a time a second copy of weights,
+/// moments and window while a checkpoint is written.
+fn cpu_memory(runs: &[&Settings]) -> u64 {
+    let (mut lasting, mut passing) = (0, 0);
+    for run in runs {
+        let step = &run.step;
+        let (d, f, batch) = (step.width as u64, step.features as u64, step.batch as u64);
+        let weights = 4 * (2 * d * f + d + f);
+        let window = 4 * step.sparsity_window as u64 * f;
+        lasting += 3 * weights + window + 8 * batch * f + 12 * batch * d;
+        passing = passing.max(4 * weights + window);
+    }
+    lasting + passing
 }

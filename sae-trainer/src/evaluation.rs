@@ -1,4 +1,4 @@
-//! The evaluation of a trained autoencoder on rows of the store.
+//! The evaluation of trained autoencoders on rows of the store.
 
 use activation_store::{BatchStream, Store, StreamOptions};
 use anyhow::Result;
@@ -11,28 +11,32 @@ use crate::settings::Settings;
 /// The order of evaluation is the same for every run on a store, whatever its seed.
 const SEED: u64 = 0x6576_616c;
 
-/// The sums over the first `--eval-rows` rows of a shuffled pass over the store, in whole batches; and
+/// For each engine the sums over the first `--eval-rows` rows of a shuffled pass over the store, in whole batches; and
 /// the rows of one pass. They are rows that training saw too: the store has no part set aside.
 /// `None` if interrupted.
 pub(crate) fn evaluate(
-    engine: &mut dyn Engine,
+    engines: &mut [&mut dyn Engine],
     stores: &[Store],
     settings: &Settings,
     threads: usize,
     interrupt: &Interrupt,
-) -> Result<Option<(EvalStats, u64)>> {
+) -> Result<Option<(Vec<EvalStats>, u64)>> {
     let options = StreamOptions { seed: SEED, ..stream_options(settings, threads) };
     let mut stream = BatchStream::new(stores.to_vec(), options)?;
     let rows = settings.eval_rows.min(stream.rows_per_epoch());
     let batch = settings.step.batch as u64;
     let batches = (rows / batch).max(1);
     let bar = progress::evaluation(batches * batch);
-    let mut sums = EvalStats::new(settings.step.width, settings.step.features);
+    let mut sums: Vec<EvalStats> =
+        engines.iter().map(|engine| EvalStats::new(engine.spec().width, engine.spec().features)).collect();
     for _ in 0..batches {
         if interrupt.requested().is_some() {
             return Ok(None);
         }
-        sums.merge(&engine.evaluate(stream.next_batch()?)?);
+        let rows = stream.next_batch()?;
+        for (engine, sums) in engines.iter_mut().zip(&mut sums) {
+            sums.merge(&engine.evaluate(rows)?);
+        }
         bar.inc(batch);
     }
     bar.finish_and_clear();

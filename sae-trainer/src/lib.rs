@@ -8,7 +8,8 @@
 //! - [`engine`]: the arithmetic of a step, behind one trait.
 //! - `arguments` → `settings` → `plan`: what was asked for, what that means with every default filled in,
 //!   and whether it can be done.
-//! - `train`: the loop; `schedule`, `evaluation`, `decoder_bias`: its parts.
+//! - `train`: the loop over batches, for one run or for those of a `sweep`; `run`: one of them; `schedule`,
+//!   `evaluation`, `decoder_bias`: their parts.
 //! - `run_folder`, `checkpoint`, `record`: what a run leaves on disk.
 //! - `progress`, `compare`, `bench`: what a person sees.
 
@@ -27,10 +28,12 @@ mod interrupt;
 mod plan;
 mod progress;
 mod record;
+mod run;
 mod run_folder;
 mod sae_config;
 mod schedule;
 mod settings;
+mod sweep;
 mod table;
 mod train;
 
@@ -39,6 +42,7 @@ pub fn main() -> ExitCode {
     use clap::Parser;
     let line = arguments::CommandLine::parse();
     let result = match line.command {
+        Some(arguments::Command::Sweep(sweep)) => sweep::sweep(sweep).map(ExitCode::from),
         Some(arguments::Command::Compare(compare)) => compare::compare(&compare).map(|()| ExitCode::SUCCESS),
         Some(arguments::Command::Bench(bench)) => bench::bench(&bench).map(|()| ExitCode::SUCCESS),
         None => train::train(line.train).map(ExitCode::from),

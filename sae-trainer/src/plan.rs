@@ -14,6 +14,10 @@ use crate::checkpoint;
 use crate::run_folder::{RunConfig, RunFolder, checkpoints};
 use crate::settings::{Initial, Settings};
 
+/// Without the one flag that has no default.
+pub(crate) const NO_STORE: &str =
+    "--store is missing: the folder of an activation store that activation-dump wrote";
+
 /// A run that can start.
 #[derive(Debug)]
 pub(crate) struct Plan {
@@ -34,7 +38,8 @@ impl Plan {
     }
 
     /// Checks everything that can be checked before the first step.
-    pub(crate) fn new(arguments: &TrainArguments) -> Result<Plan> {
+    /// `command_line` is what `config.json` is to name as the run's.
+    pub(crate) fn new(arguments: &TrainArguments, command_line: String) -> Result<Plan> {
         let given = &arguments.settings;
         let stored = match &arguments.run.out {
             Some(out) if arguments.run.resume => RunConfig::read(out)?,
@@ -70,7 +75,7 @@ impl Plan {
         };
         let settings = Settings::resolve(&merged, width, decided)?;
         let out = arguments.run.out.clone().unwrap_or_else(|| default_folder(&stores[0], &settings));
-        let config = RunConfig::new(merged, settings, &stores);
+        let config = RunConfig::new(command_line, merged, settings, &stores);
 
         let stored = match stored {
             None if arguments.run.resume => RunConfig::read(&out)?,
@@ -95,14 +100,19 @@ impl Plan {
             (Some(path), None, None) => Some(load_initial(path, &stores[0])?),
             (_, initial, _) => initial,
         };
-        let keep = u64::from(arguments.run.keep_checkpoints);
-        check_space(&out, (keep + 2) * checkpoint::bytes(&config.settings.step))?;
-        Ok(Plan { config, stores, out, initial, checkpoint, resumed: stored.is_some() })
+        let plan = Plan { config, stores, out, initial, checkpoint, resumed: stored.is_some() };
+        check_space(&plan.out, plan.needed_space(u64::from(arguments.run.keep_checkpoints)))?;
+        Ok(plan)
+    }
+
+    /// Bytes on disk for `keep` checkpoints, the one being written, and `sae/`.
+    pub(crate) fn needed_space(&self, keep: u64) -> u64 {
+        (keep + 2) * checkpoint::bytes(&self.config.settings.step)
     }
 }
 
 /// The flags of a run that goes on: those it was started with, and over them those given now.
-fn merge(stored: &SettingArguments, given: &SettingArguments) -> SettingArguments {
+pub(crate) fn merge(stored: &SettingArguments, given: &SettingArguments) -> SettingArguments {
     let object = |arguments: &SettingArguments| -> Map<String, Value> {
         match serde_json::to_value(arguments).expect("flags are plain data") {
             Value::Object(object) => object,
@@ -127,7 +137,7 @@ fn open_stores(paths: &[PathBuf], arguments: &TrainArguments) -> Result<Vec<Stor
                 bail!("there is no run in {}; start one with --store FOLDER", out.display())
             }
             None if arguments.run.resume => bail!("--resume needs --out, the folder of the run to continue"),
-            _ => bail!("--store is missing: the folder of an activation store that activation-dump wrote"),
+            _ => bail!(NO_STORE),
         }
     }
     let stores: Vec<Store> = paths.iter().map(|path| Ok(Store::open(path)?)).collect::<Result<_>>()?;
@@ -170,7 +180,7 @@ fn default_folder(store: &Store, settings: &Settings) -> PathBuf {
 }
 
 /// That the file system of `out`, which may not exist yet, has room for `needed` bytes.
-fn check_space(out: &Path, needed: u64) -> Result<()> {
+pub(crate) fn check_space(out: &Path, needed: u64) -> Result<()> {
     let absolute = std::path::absolute(out)?;
     let Some(existing) = absolute.ancestors().find(|folder| folder.exists()) else { return Ok(()) };
     let free = fs4::available_space(existing)

@@ -1,4 +1,4 @@
-//! What a person sees while a run goes: a bar on a terminal, a steady line now and then elsewhere. All of
+//! What a person sees while runs go: a bar on a terminal, a steady line now and then elsewhere. All of
 //! it goes to standard error; standard output is for the summary.
 
 use std::time::{Duration, Instant};
@@ -6,7 +6,7 @@ use std::time::{Duration, Instant};
 use human_units::{format_count, format_duration};
 use indicatif::{ProgressBar, ProgressDrawTarget, ProgressStyle};
 
-use crate::engine::StepStats;
+use crate::run::{Latest, Run};
 use crate::table::{grouped, number};
 
 /// Between two lines where there is no terminal: not less, however often steps are logged…
@@ -14,7 +14,7 @@ const SHORTEST: Duration = Duration::from_secs(1);
 /// … and not more, however seldom.
 const LONGEST: Duration = Duration::from_secs(30);
 
-/// The progress of one process' part of a run.
+/// The progress of one process' part of a run, or of the runs of a sweep.
 #[derive(Debug)]
 pub(crate) struct Progress {
     bar: Option<ProgressBar>,
@@ -22,16 +22,16 @@ pub(crate) struct Progress {
     batch: u64,
     started: Instant,
     first_step: u64,
+    /// The last step that was shown.
+    step: u64,
     last_step: Instant,
     /// Seconds a step, smoothed over about the last 20: early steps are slower than later ones.
     step_seconds: f64,
     last_line: Option<Instant>,
-    /// As of the last logged step.
-    dead: usize,
 }
 
 impl Progress {
-    /// Of a run of `steps` steps that is at `step`.
+    /// Of runs of `steps` steps that are at `step`.
     pub(crate) fn new(step: u64, steps: u64, batch: u64) -> Progress {
         let bar = ProgressBar::with_draw_target(Some(steps), ProgressDrawTarget::stderr());
         let style = ProgressStyle::with_template("{bar:24} {msg}").expect("the template is valid");
@@ -44,48 +44,65 @@ impl Progress {
             batch,
             started: now,
             first_step: step,
+            step,
             last_step: now,
             step_seconds: 0.0,
             last_line: None,
-            dead: 0,
         }
     }
 
-    /// After a step; if it is one of those in `metrics.jsonl`, with the dead features counted for it.
-    pub(crate) fn step(&mut self, stats: &StepStats, dead: Option<usize>) {
-        let logged = dead.is_some();
-        self.dead = dead.unwrap_or(self.dead);
+    /// Shows how far all of `runs` are, if that is further than before.
+    pub(crate) fn update(&mut self, runs: &[Run]) {
+        let Some(step) = runs.iter().map(|run| run.step).min() else { return };
+        // A run that waits for others has reported nothing yet.
+        let latest: Vec<Latest> = runs.iter().filter_map(|run| run.latest).collect();
+        if step <= self.step || latest.is_empty() {
+            return;
+        }
+        self.step = step;
         let now = Instant::now();
         let seconds = now.duration_since(self.last_step).as_secs_f64();
         self.last_step = now;
-        let done = stats.step - self.first_step;
+        let done = step - self.first_step;
         let weight = (1.0 / done as f64).max(0.05);
         self.step_seconds += weight * (seconds - self.step_seconds);
         if let Some(bar) = &self.bar {
-            bar.set_position(stats.step);
-            bar.set_message(self.line(stats));
+            bar.set_position(step);
+            bar.set_message(self.line(&latest));
             return;
         }
+        let logged = latest.iter().any(|latest| latest.step == step && latest.logged);
         let silence = self.last_line.map_or(LONGEST, |last| now.duration_since(last));
-        if silence >= LONGEST || (logged && silence >= SHORTEST) || stats.step == self.steps {
-            eprintln!("{}", self.line(stats));
+        if silence >= LONGEST || (logged && silence >= SHORTEST) || step == self.steps {
+            eprintln!("{}", self.line(&latest));
             self.last_line = Some(now);
         }
     }
 
-    fn line(&self, stats: &StepStats) -> String {
-        let left = Duration::from_secs_f64((self.steps - stats.step) as f64 * self.step_seconds);
+    fn line(&self, latest: &[Latest]) -> String {
+        let left = Duration::from_secs_f64((self.steps - self.step) as f64 * self.step_seconds);
+        let over =
+            |value: fn(&Latest) -> f64, text: &dyn Fn(f64) -> String| range(latest.iter().map(value), text);
         format!(
-            "step {}/{}  {} tokens/s  L0 {}  MSE {}  EV {:.4}  dead {}  ETA {}",
-            grouped(stats.step),
+            "step {}/{}  {} tokens/s  {}L0 {}  MSE {}  EV {}  dead {}  ETA {}",
+            grouped(self.step),
             grouped(self.steps),
             format_count((self.batch as f64 / self.step_seconds.max(1e-9)).round()),
-            number(stats.l0),
-            number(stats.mse),
-            stats.explained_variance,
-            grouped(self.dead as u64),
+            if latest.len() > 1 { format!("{} runs: ", latest.len()) } else { String::new() },
+            over(|latest| latest.l0, &number),
+            over(|latest| latest.mse, &number),
+            over(|latest| latest.explained_variance, &|value| format!("{value:.4}")),
+            over(|latest| latest.dead as f64, &|count| grouped(count as u64)),
             format_duration(left)
         )
+    }
+
+    /// Prints a line beside the bar.
+    pub(crate) fn say(&self, line: &str) {
+        match &self.bar {
+            Some(bar) => bar.suspend(|| eprintln!("{line}")),
+            None => eprintln!("{line}"),
+        }
     }
 
     /// Since the first step.
@@ -98,6 +115,16 @@ impl Progress {
         if let Some(bar) = &self.bar {
             bar.finish_and_clear();
         }
+    }
+}
+
+/// The least and the greatest of `values`, or the one that all have.
+fn range(values: impl Iterator<Item = f64>, text: &dyn Fn(f64) -> String) -> String {
+    let mut sorted: Vec<f64> = values.collect();
+    sorted.sort_by(f64::total_cmp);
+    match (sorted.first().map(|least| text(*least)), sorted.last().map(|most| text(*most))) {
+        (Some(least), Some(most)) if least != most => format!("{least} to {most}"),
+        (least, _) => least.unwrap_or_default(),
     }
 }
 

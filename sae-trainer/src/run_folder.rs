@@ -55,11 +55,16 @@ pub(crate) struct StoreIdentity {
 }
 
 impl RunConfig {
-    pub(crate) fn new(arguments: SettingArguments, settings: Settings, stores: &[Store]) -> RunConfig {
+    pub(crate) fn new(
+        command_line: String,
+        arguments: SettingArguments,
+        settings: Settings,
+        stores: &[Store],
+    ) -> RunConfig {
         RunConfig {
             format: FORMAT,
             program: program(),
-            command_line: std::env::args().collect::<Vec<_>>().join(" "),
+            command_line,
             arguments,
             settings,
             stores: stores.iter().map(StoreIdentity::of).collect(),
@@ -162,18 +167,7 @@ impl RunFolder {
 
     /// Creates the folder or takes up the run in it, and writes `config`.
     pub(crate) fn open(path: &Path, config: &RunConfig) -> Result<RunFolder> {
-        fs::create_dir_all(path).with_context(|| format!("cannot create {}", path.display()))?;
-        let lock =
-            File::create(path.join(LOCK)).with_context(|| format!("cannot write to {}", path.display()))?;
-        match lock.try_lock() {
-            Ok(()) => {}
-            Err(TryLockError::WouldBlock) => {
-                bail!("another process is training in {}; wait for it or stop it", path.display())
-            }
-            Err(TryLockError::Error(error)) => {
-                return Err(error).with_context(|| format!("cannot lock {}", path.display()));
-            }
-        }
+        let lock = lock(path)?;
         let text = serde_json::to_vec_pretty(config).expect("a configuration is plain data");
         sae::replace_file(&path.join(CONFIG), &text)?;
         let metrics = path.join(METRICS);
@@ -291,8 +285,24 @@ pub(crate) fn summary(folder: &Path) -> Result<Option<Summary>> {
     Ok(Some(summary.with_context(|| format!("{} is not the summary of a run", path.display()))?))
 }
 
-/// A process that was stopped before it wrote anything leaves its lock.
-fn is_empty(folder: &Path) -> Result<bool> {
+/// Creates a folder and holds it against a second process as long as the returned file is open.
+pub(crate) fn lock(path: &Path) -> Result<File> {
+    fs::create_dir_all(path).with_context(|| format!("cannot create {}", path.display()))?;
+    let lock =
+        File::create(path.join(LOCK)).with_context(|| format!("cannot write to {}", path.display()))?;
+    match lock.try_lock() {
+        Ok(()) => Ok(lock),
+        Err(TryLockError::WouldBlock) => {
+            bail!("another process is training in {}; wait for it or stop it", path.display())
+        }
+        Err(TryLockError::Error(error)) => {
+            Err(error).with_context(|| format!("cannot lock {}", path.display()))
+        }
+    }
+}
+
+/// Whether nothing is in a folder. A process that was stopped before it wrote anything leaves its lock.
+pub(crate) fn is_empty(folder: &Path) -> Result<bool> {
     let error = || format!("cannot read {}", folder.display());
     for entry in fs::read_dir(folder).with_context(error)? {
         if entry.with_context(error)?.file_name() != LOCK {

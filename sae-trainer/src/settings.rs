@@ -15,6 +15,9 @@ use crate::arguments::{
 };
 use crate::engine::{Adam, DecoderNorm, FrequencyPenalty, LossSpec, Mse, Penalty, StepSpec};
 
+/// The penalty without `--loss`.
+const DEFAULT_PENALTY: PenaltyChoice = PenaltyChoice::ApproxL0;
+
 /// Everything that defines a run, apart from the rows of the store and the weights of `--init-from`.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 pub(crate) struct Settings {
@@ -188,24 +191,21 @@ fn compare(
 
 /// The loss, and epsilon in equal parts of the run as multiples of the loss's.
 fn resolve_loss(flags: &LossArguments) -> Result<(LossSpec, Vec<f64>)> {
-    let choice = flags.loss.unwrap_or(PenaltyChoice::ApproxL0);
+    let choice = flags.loss.unwrap_or(DEFAULT_PENALTY);
     let epsilons = if flags.epsilon.is_empty() { vec![0.2] } else { flags.epsilon.clone() };
     let epsilon = epsilons[0] as f32;
-    let (penalty, coefficient, protects) = match choice {
-        PenaltyChoice::ApproxL0 => {
-            (Penalty::ApproxL0 { epsilon }, flags.l0_coefficient.unwrap_or(7e-5), true)
-        }
-        PenaltyChoice::L1 => (Penalty::L1, flags.l1_coefficient.unwrap_or(8e-5), false),
+    let (penalty, coefficient) = match choice {
+        PenaltyChoice::ApproxL0 => (Penalty::ApproxL0 { epsilon }, flags.l0_coefficient.unwrap_or(7e-5)),
+        PenaltyChoice::L1 => (Penalty::L1, flags.l1_coefficient.unwrap_or(8e-5)),
         PenaltyChoice::Tanh => {
             let scale = flags.tanh_scale.unwrap_or(5.0) as f32;
-            (Penalty::Tanh { scale }, flags.tanh_coefficient.unwrap_or(7e-5), true)
+            (Penalty::Tanh { scale }, flags.tanh_coefficient.unwrap_or(7e-5))
         }
-        PenaltyChoice::Log => (Penalty::Log { epsilon }, flags.log_coefficient.unwrap_or(7e-5), true),
-        PenaltyChoice::None => (Penalty::None, 0.0, false),
+        PenaltyChoice::Log => (Penalty::Log { epsilon }, flags.log_coefficient.unwrap_or(7e-5)),
+        PenaltyChoice::None => (Penalty::None, 0.0),
     };
-    let min = flags.min_sparsity_coefficient.unwrap_or(if protects { 1e-6 } else { 0.0 });
-    let max = flags.max_sparsity_coefficient.unwrap_or(0.0);
-    refuse_flags_without_effect(flags, choice, min, max)?;
+    let (min, max) = frequency_coefficients(flags);
+    refuse_flags_without_effect(flags)?;
     let frequency_penalty =
         |coefficient, target| (coefficient != 0.0).then_some(FrequencyPenalty { coefficient, target });
     let loss = LossSpec {
@@ -225,40 +225,53 @@ fn resolve_loss(flags: &LossArguments) -> Result<(LossSpec, Vec<f64>)> {
 }
 
 /// A flag of another loss is a misunderstanding, not something to pass over.
-fn refuse_flags_without_effect(
-    flags: &LossArguments,
-    choice: PenaltyChoice,
-    min: f64,
-    max: f64,
-) -> Result<()> {
+fn refuse_flags_without_effect(flags: &LossArguments) -> Result<()> {
+    let Some(flag) = flags_without_effect(flags).into_iter().next() else { return Ok(()) };
+    match flag {
+        "--min-sparsity-target" => {
+            bail!("--min-sparsity-target has no effect without --min-sparsity-coefficient")
+        }
+        "--max-sparsity-target" => {
+            bail!("--max-sparsity-target has no effect without --max-sparsity-coefficient")
+        }
+        flag => {
+            let choice = flags.loss.unwrap_or(DEFAULT_PENALTY);
+            let name = clap::ValueEnum::to_possible_value(&choice).expect("every penalty has a name");
+            bail!("{flag} has no effect with --loss {}; leave it out or choose another loss", name.get_name())
+        }
+    }
+}
+
+/// The flags that are given but change nothing beside the others, such as `--l1-coefficient` with `--loss tanh`.
+pub(crate) fn flags_without_effect(flags: &LossArguments) -> Vec<&'static str> {
     use PenaltyChoice::{ApproxL0, L1, Log, None, Tanh};
-    let frequency = min != 0.0 || max != 0.0;
+    let choice = flags.loss.unwrap_or(DEFAULT_PENALTY);
+    let (min, max) = frequency_coefficients(flags);
     let checks = [
         ("--l0-coefficient", flags.l0_coefficient.is_some(), choice == ApproxL0),
         ("--l1-coefficient", flags.l1_coefficient.is_some(), choice == L1),
         ("--tanh-coefficient", flags.tanh_coefficient.is_some(), choice == Tanh),
         ("--tanh-scale", flags.tanh_scale.is_some(), choice == Tanh),
         ("--log-coefficient", flags.log_coefficient.is_some(), choice == Log),
-        ("--epsilon", !flags.epsilon.is_empty(), matches!(choice, ApproxL0 | Log) || frequency),
+        (
+            "--epsilon",
+            !flags.epsilon.is_empty(),
+            matches!(choice, ApproxL0 | Log) || min != 0.0 || max != 0.0,
+        ),
         ("--coefficient-warmup-steps", flags.coefficient_warmup_steps.is_some(), choice != None),
         ("--weight-by-decoder-norm", flags.weight_by_decoder_norm, choice != None),
+        ("--min-sparsity-target", flags.min_sparsity_target.is_some(), min != 0.0),
+        ("--max-sparsity-target", flags.max_sparsity_target.is_some(), max != 0.0),
     ];
-    for (flag, given, used) in checks {
-        if given && !used {
-            let name = clap::ValueEnum::to_possible_value(&choice).expect("every penalty has a name");
-            bail!(
-                "{flag} has no effect with --loss {}; leave it out or choose another loss",
-                name.get_name()
-            );
-        }
-    }
-    if flags.min_sparsity_target.is_some() && min == 0.0 {
-        bail!("--min-sparsity-target has no effect without --min-sparsity-coefficient");
-    }
-    if flags.max_sparsity_target.is_some() && max == 0.0 {
-        bail!("--max-sparsity-target has no effect without --max-sparsity-coefficient");
-    }
-    Ok(())
+    checks.into_iter().filter(|(_, given, used)| *given && !used).map(|(flag, ..)| flag).collect()
+}
+
+/// The coefficients of min- and max-sparsity; 0 is off.
+fn frequency_coefficients(flags: &LossArguments) -> (f64, f64) {
+    use PenaltyChoice::{ApproxL0, Log, Tanh};
+    let protects = matches!(flags.loss.unwrap_or(DEFAULT_PENALTY), ApproxL0 | Tanh | Log);
+    let min = flags.min_sparsity_coefficient.unwrap_or(if protects { 1e-6 } else { 0.0 });
+    (min, flags.max_sparsity_coefficient.unwrap_or(0.0))
 }
 
 #[cfg(test)]

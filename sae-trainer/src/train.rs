@@ -1,327 +1,284 @@
-//! A training run from its first line of output to its last.
+//! Training from the first line of output to the last: one run, or the runs of a sweep, which are several engines on one
+//! stream of batches.
+//!
+//! The store is read, decoded and shuffled once for all runs, and on a GPU a batch travels there once. What a run computes
+//! does not depend on the others: it has its own engine, schedule, folder and checkpoints, and sees the batches that it
+//! would see alone. On the CPU the engines step one after the other on the same batch, each on all threads.
 
-use std::path::PathBuf;
-use std::time::{Duration, Instant};
+use std::time::Duration;
 
 use activation_store::BatchStream;
-use anyhow::{Context, Result, bail, ensure};
-use sae::{Sae, Weights};
+use anyhow::{Context, Result, ensure};
 
 use crate::announce;
-use crate::arguments::{DecoderBias, RunArguments, TrainArguments};
-use crate::checkpoint;
+use crate::arguments::{RunArguments, TrainArguments};
 use crate::compute::Compute;
-use crate::decoder_bias;
-use crate::engine::{Engine, EngineError, EngineState, StepStats};
+use crate::engine::{Engine, EngineError};
 use crate::evaluation::{evaluate, stream_options};
 use crate::interrupt::Interrupt;
 use crate::plan::Plan;
 use crate::progress::Progress;
-use crate::record::{EvaluationRecord, Session, StepRecord, Summary, Timing, log10_frequency};
-use crate::run_folder::{RunFolder, checkpoints, program};
-use crate::sae_config;
-use crate::schedule;
+use crate::record::Summary;
+use crate::run::{ReadyRun, Run};
 use crate::settings::Settings;
+use crate::sweep::SweepFolder;
 
-/// Trains, and returns the process' exit code: 0, or 130 after Ctrl-C.
+/// Trains one run, and returns the process' exit code: 0, or 130 after Ctrl-C.
 pub(crate) fn train(arguments: TrainArguments) -> Result<u8> {
     let interrupt = Interrupt::listen().context("cannot listen for Ctrl-C")?;
-    let plan = Plan::new(&arguments)?;
-    Run::start(plan, arguments.run, interrupt)?.finish()
+    let plan = Plan::new(&arguments, std::env::args().collect::<Vec<_>>().join(" "))?;
+    let json = arguments.run.json;
+    let ready = Ready::new(vec![plan], arguments.run, interrupt, |plans, stream, compute| {
+        announce::settings(&plans[0], stream, compute)
+    })?;
+    let (summaries, lost) = match ready.start(None)?.finish()? {
+        End::Interrupted(code) => return Ok(code),
+        End::Finished { summaries, lost } => (summaries, lost),
+    };
+    if let Some(error) = lost.into_iter().next() {
+        return Err(error);
+    }
+    for summary in &summaries {
+        if json {
+            println!("{}", serde_json::to_string(summary)?);
+        } else {
+            print!("{}", announce::summary(summary));
+        }
+    }
+    Ok(0)
 }
 
-/// A run under way.
-struct Run {
-    plan: Plan,
+/// Everything that can be had before a folder is touched: stream, engines, weights.
+pub(crate) struct Ready {
     flags: RunArguments,
     interrupt: Interrupt,
     stream: BatchStream,
-    engine: Box<dyn Engine>,
-    folder: RunFolder,
-    /// Steps done.
-    step: u64,
-    /// Steps that were done before this process.
-    first_step: u64,
+    runs: Vec<ReadyRun>,
+    resumed: bool,
 }
 
-/// When the steps of the log were done.
-struct Clock {
-    started: Instant,
-    last: Instant,
-    last_step: u64,
-}
-
-impl Clock {
-    fn start(step: u64) -> Clock {
-        let now = Instant::now();
-        Clock { started: now, last: now, last_step: step }
-    }
-
-    /// The time since the start, and the speed since the last lap.
-    fn lap(&mut self, step: u64, batch: u64) -> Timing {
-        let now = Instant::now();
-        let rows = (step - self.last_step) * batch;
-        let timing = Timing {
-            seconds: now.duration_since(self.started).as_secs_f64(),
-            tokens_per_second: rows as f64 / now.duration_since(self.last).as_secs_f64(),
-        };
-        (self.last, self.last_step) = (now, step);
-        timing
-    }
-}
-
-/// Why the loop over steps ended.
-enum End {
-    Finished,
-    Interrupted(u8),
-}
-
-impl Run {
-    fn start(plan: Plan, flags: RunArguments, interrupt: Interrupt) -> Result<Run> {
-        let settings = plan.settings();
+impl Ready {
+    /// Opens the stream that all of `plans` train on (they agree on what it depends on), says with `announce` what is
+    /// about to be done, and makes the engines.
+    pub(crate) fn new(
+        plans: Vec<Plan>,
+        flags: RunArguments,
+        interrupt: Interrupt,
+        announce: impl FnOnce(&[Plan], &BatchStream, &Compute) -> Result<()>,
+    ) -> Result<Ready> {
+        let settings = plans[0].settings();
         let threads = threads(&flags);
         let stream_error = "cannot read the store in batches";
-        let mut stream =
-            BatchStream::new(plan.stores.clone(), stream_options(settings, threads)).context(stream_error)?;
+        let mut stream = BatchStream::new(plans[0].stores.clone(), stream_options(settings, threads))
+            .context(stream_error)?;
         ensure!(
             stream.rows_per_epoch() >= settings.step.batch as u64,
             "the store has {} rows, fewer than a batch of {}: lower --batch, or dump more text",
             stream.rows_per_epoch(),
             settings.step.batch
         );
-        let compute = Compute::choose(flags.device, settings.precision, threads)?;
-        announce::settings(&plan, &stream, &compute)?;
+        let compute = Compute::choose(flags.device, threads)?;
+        announce(&plans, &stream, &compute)?;
+        let all: Vec<&Settings> = plans.iter().map(Plan::settings).collect();
+        compute.check_memory(&all)?;
 
-        let state = match &plan.checkpoint {
-            Some((_, folder)) => Some(checkpoint::load(folder, &settings.step)?),
-            None => None,
-        };
-        let weights = match (&state, &plan.initial) {
-            (Some(_), _) => Weights::init(settings.step.width, settings.step.features, 0),
-            (None, Some(sae)) => sae.weights.clone(),
-            (None, None) => initial_weights(settings, &mut stream)?,
-        };
-        let mut engine = compute.engine(settings.step, &weights)?;
-        drop(weights);
-        let step = state.as_ref().map_or(0, |state| state.step);
-        if let Some(state) = state {
-            engine.restore(state)?;
+        let resumed = plans.iter().any(|plan| plan.resumed);
+        let runs = plans.into_iter().map(|plan| ReadyRun::new(plan, &compute, &mut stream));
+        let runs = runs.collect::<Result<_>>()?;
+        Ok(Ready { flags, interrupt, stream, runs, resumed })
+    }
+
+    /// Takes the runs' folders. `sweep` is the folder of the sweep that they are the points of.
+    pub(crate) fn start(self, sweep: Option<SweepFolder>) -> Result<Training> {
+        let Ready { flags, interrupt, stream, runs, resumed } = self;
+        let runs: Vec<Run> = runs.into_iter().map(|run| run.start(&flags)).collect::<Result<_>>()?;
+        let training = Training { flags, interrupt, stream, runs, sweep, lost: Vec::new() };
+        if resumed {
+            eprintln!("continuing after step {}", training.step());
         }
-        stream.seek(step)?;
-
-        let mut folder = RunFolder::open(&plan.out, &plan.config)?;
-        if plan.resumed {
-            folder.forget_after(step)?;
-            eprintln!("continuing after step {step}");
-        }
-        Ok(Run { plan, flags, interrupt, stream, engine, folder, step, first_step: step })
-    }
-
-    fn settings(&self) -> &Settings {
-        self.plan.settings()
-    }
-
-    fn finish(mut self) -> Result<u8> {
-        let mut progress = Progress::new(self.step, self.settings().steps, self.settings().step.batch as u64);
-        let end = self.steps(&mut progress);
-        progress.finish();
-        let elapsed = progress.elapsed();
-        if let End::Interrupted(code) = end? {
-            return self.stop(code);
-        }
-        if self.step > self.first_step || self.plan.checkpoint.is_none() {
-            self.save_checkpoint()?;
-        }
-        let session = self.session(elapsed);
-        // Lets go of the blocks that were read ahead: evaluation has its own.
-        self.stream.seek(0)?;
-        let threads = threads(&self.flags);
-        let evaluated =
-            evaluate(&mut *self.engine, &self.plan.stores, self.plan.settings(), threads, &self.interrupt)?;
-        let Some((sums, rows_of_the_store)) = evaluated else {
-            return self.stop(self.interrupt.requested().unwrap_or(130));
-        };
-        let weights = self.engine.weights()?;
-        let evaluation =
-            EvaluationRecord::new(self.step, &sums, rows_of_the_store, weights.decoder_norm_mean());
-        let sparsity = sums.feature_densities().into_iter().map(|s| log10_frequency(s) as f32).collect();
-        let sae = self.sae(weights, sparsity);
-        self.folder.record(&evaluation)?;
-        self.folder.save_sae(&sae)?;
-        let summary = self.summary(session, evaluation);
-        self.folder.save_summary(&summary)?;
-        if self.flags.json {
-            println!("{}", serde_json::to_string(&summary)?);
-        } else {
-            print!("{}", announce::summary(&summary));
-        }
-        Ok(0)
-    }
-
-    fn steps(&mut self, progress: &mut Progress) -> Result<End> {
-        let mut clock = Clock::start(self.step);
-        let steps = self.settings().steps;
-        let mut submitted = self.step;
-        while submitted < steps {
-            if let Some(code) = self.interrupt.requested() {
-                self.settle(progress, &mut clock)?;
-                return Ok(End::Interrupted(code));
-            }
-            let schedule = schedule::at(self.plan.settings(), submitted);
-            let batch = self.stream.next_batch()?;
-            let stats = self.engine.submit(batch, &schedule).map_err(|error| self.step_error(error))?;
-            submitted += 1;
-            if let Some(stats) = stats {
-                self.done(&stats, progress, &mut clock)?;
-            }
-            let checkpoint = submitted.is_multiple_of(self.flags.checkpoint_every) && submitted < steps;
-            // The log reads frequencies of the very step.
-            if self.is_logged(submitted) || checkpoint {
-                self.settle(progress, &mut clock)?;
-            }
-            if checkpoint {
-                self.save_checkpoint()?;
-            }
-        }
-        Ok(End::Finished)
-    }
-
-    /// Waits for the steps that have begun.
-    fn settle(&mut self, progress: &mut Progress, clock: &mut Clock) -> Result<()> {
-        while let Some(stats) = self.engine.finish().map_err(|error| self.step_error(error))? {
-            self.done(&stats, progress, clock)?;
-        }
-        Ok(())
-    }
-
-    /// Notes a step that was done.
-    fn done(&mut self, stats: &StepStats, progress: &mut Progress, clock: &mut Clock) -> Result<()> {
-        self.step = stats.step;
-        let mut dead = None;
-        if self.is_logged(stats.step) {
-            let settings = self.plan.settings();
-            let timing = clock.lap(stats.step, settings.step.batch as u64);
-            let schedule = schedule::at(settings, stats.step - 1);
-            let record = StepRecord::new(settings, &schedule, stats, &*self.engine, timing)?;
-            self.folder.record(&record)?;
-            dead = Some(record.dead_features());
-        }
-        progress.step(stats, dead);
-        Ok(())
-    }
-
-    /// The first step, every `--log-every`, and the last.
-    fn is_logged(&self, step: u64) -> bool {
-        step == 1 || step.is_multiple_of(self.flags.log_every) || step == self.settings().steps
-    }
-
-    /// Keeps what there is after a Ctrl-C, and says how to go on.
-    fn stop(&mut self, code: u8) -> Result<u8> {
-        let checkpoint = self.save_checkpoint()?;
-        let sae = self.folder.save_sae(&self.current_sae()?)?;
-        eprintln!(
-            "stopped after step {} of {}; saved {} and {}\ncontinue with: sae-trainer --resume --out {}",
-            self.step,
-            self.settings().steps,
-            checkpoint.display(),
-            sae.display(),
-            self.folder.path().display()
-        );
-        Ok(code)
-    }
-
-    fn save_checkpoint(&mut self) -> Result<PathBuf> {
-        let sae = self.current_sae()?;
-        let state: EngineState = self.engine.state()?;
-        self.folder.checkpoint(&sae, &state, usize::from(self.flags.keep_checkpoints)).with_context(|| {
-            let path = self.folder.path();
-            match checkpoints(path).ok().and_then(|mut all| all.pop()) {
-                Some((step, _)) => {
-                    format!("the checkpoint of step {step} is the last one in {}", path.display())
-                }
-                None => format!("there is no checkpoint in {}", path.display()),
-            }
-        })
-    }
-
-    /// The autoencoder as it is now, with the running frequencies.
-    fn current_sae(&self) -> Result<Sae> {
-        let frequencies = self.engine.frequencies()?;
-        let sparsity = frequencies.iter().map(|&s| log10_frequency(f64::from(s)) as f32).collect();
-        Ok(self.sae(self.engine.weights()?, sparsity))
-    }
-
-    fn sae(&self, weights: Weights, log_sparsity: Vec<f32>) -> Sae {
-        let tokens = self.step * self.settings().step.batch as u64;
-        let config = sae_config::config(self.settings(), &self.plan.stores, tokens);
-        Sae { weights, config, log_sparsity: Some(log_sparsity) }
-    }
-
-    /// An error of the engine with the step, the store and what is left to go on from.
-    fn step_error(&self, error: EngineError) -> anyhow::Error {
-        let stores = self.plan.stores.iter().map(|store| store.path().display().to_string());
-        let stores = stores.collect::<Vec<_>>().join(", ");
-        let kept = match checkpoints(self.folder.path()).ok().and_then(|mut all| all.pop()) {
-            Some((_, folder)) => format!(
-                "The last good checkpoint is {}; a new run can start from it with --init-from",
-                folder.display()
-            ),
-            None => "There is no checkpoint yet".to_owned(),
-        };
-        let step = self.step + 1;
-        anyhow::anyhow!("training stopped at step {step}, on rows of {stores}: {error}. {kept}")
-    }
-
-    fn session(&self, elapsed: Duration) -> Session {
-        let steps = self.step - self.first_step;
-        let rows = steps * self.settings().step.batch as u64;
-        let seconds = elapsed.as_secs_f64();
-        Session {
-            steps,
-            seconds,
-            tokens_per_second: if steps == 0 { 0.0 } else { rows as f64 / seconds },
-            waiting_seconds: self.stream.waited().as_secs_f64(),
-        }
-    }
-
-    fn summary(&self, session: Session, evaluation: EvaluationRecord) -> Summary {
-        let settings = self.settings();
-        Summary {
-            run: self.folder.path().to_path_buf(),
-            program: program(),
-            loss: settings.penalty_name().to_owned(),
-            coefficient: settings.step.loss.coefficient,
-            width: settings.step.width,
-            features: settings.step.features,
-            batch: settings.step.batch,
-            steps: self.step,
-            tokens: self.step * settings.step.batch as u64,
-            session,
-            evaluation,
-        }
+        Ok(training)
     }
 }
 
-/// Random weights, the decoder bias as `--b-dec-init` says.
-fn initial_weights(settings: &Settings, stream: &mut BatchStream) -> Result<Weights> {
-    let (d, f) = (settings.step.width, settings.step.features);
-    let mut weights = Weights::init(d, f, settings.seed);
-    let from_rows = match settings.b_dec_init {
-        DecoderBias::Zeros => return Ok(weights),
-        DecoderBias::Mean => decoder_bias::mean,
-        DecoderBias::GeometricMedian => decoder_bias::geometric_median,
-    };
-    let rows = decoder_bias::SAMPLE_ROWS.min(usize::try_from(stream.rows_per_epoch())?);
-    let batches = (rows / settings.step.batch).max(1);
-    let mut sample = Vec::with_capacity(batches * settings.step.batch * d);
-    for _ in 0..batches {
-        sample.extend_from_slice(stream.next_batch()?);
+/// Runs under way.
+pub(crate) struct Training {
+    flags: RunArguments,
+    interrupt: Interrupt,
+    stream: BatchStream,
+    /// Those that have not failed.
+    runs: Vec<Run>,
+    sweep: Option<SweepFolder>,
+    /// Why the others ended.
+    lost: Vec<anyhow::Error>,
+}
+
+/// How training ended.
+pub(crate) enum End {
+    /// All steps were done.
+    Finished {
+        /// Of the runs that got there.
+        summaries: Vec<Summary>,
+        /// Why the others did not.
+        lost: Vec<anyhow::Error>,
+    },
+    /// It was asked to stop, and can go on; with the exit code that this calls for.
+    Interrupted(u8),
+}
+
+impl Training {
+    /// Trains to the end.
+    pub(crate) fn finish(mut self) -> Result<End> {
+        let (steps, batch) = match self.runs.first() {
+            Some(run) => (run.settings().steps, run.settings().step.batch as u64),
+            None => (0, 0),
+        };
+        let mut progress = Progress::new(self.step(), steps, batch);
+        self.runs.iter_mut().for_each(Run::start_clock);
+        let interrupted = self.steps(steps, &mut progress);
+        progress.finish();
+        let elapsed = progress.elapsed();
+        let interrupted = interrupted?;
+        if self.runs.is_empty() {
+            return Ok(End::Finished { summaries: Vec::new(), lost: self.lost });
+        }
+        if let Some(code) = interrupted {
+            return self.stop(code);
+        }
+        for run in self.runs.iter_mut().filter(|run| run.is_unsaved()) {
+            run.save_checkpoint()?;
+        }
+        self.conclude(elapsed)
     }
-    if let Some(at) = sample.iter().position(|x| !x.is_finite()) {
-        bail!("a row of the store holds {}; no decoder bias can be made of it", sample[at]);
+
+    /// The steps that all runs have done.
+    fn step(&self) -> u64 {
+        self.runs.iter().map(|run| run.step).min().unwrap_or(0)
     }
-    weights.b_dec = from_rows(&sample, d);
-    Ok(weights)
+
+    /// Takes all runs to step `last`, or says with which exit code to stop before. After a crash between the checkpoints
+    /// of two runs one is ahead of the other, and waits for it.
+    fn steps(&mut self, last: u64, progress: &mut Progress) -> Result<Option<u8>> {
+        let mut step = self.step();
+        self.stream.seek(step)?;
+        while step < last && !self.runs.is_empty() {
+            if let Some(code) = self.interrupt.requested() {
+                self.settle(progress)?;
+                return Ok(Some(code));
+            }
+            let batch = self.stream.next_batch()?;
+            let mut failed = Vec::new();
+            for (at, run) in self.runs.iter_mut().enumerate().filter(|(_, run)| run.begun == step) {
+                if let Err(error) = run.submit(batch)? {
+                    failed.push((at, error));
+                }
+            }
+            self.lose(failed, progress)?;
+            step += 1;
+            progress.update(&self.runs);
+            let checkpoint = step.is_multiple_of(self.flags.checkpoint_every) && step < last;
+            // The log reads frequencies of the very step.
+            if checkpoint || self.runs.iter().any(|run| run.is_logged(step)) {
+                self.settle(progress)?;
+            }
+            if checkpoint {
+                for run in self.runs.iter_mut().filter(|run| run.step == step) {
+                    run.save_checkpoint()?;
+                }
+            }
+        }
+        Ok(None)
+    }
+
+    /// Waits for the steps that have begun.
+    fn settle(&mut self, progress: &mut Progress) -> Result<()> {
+        let mut failed = Vec::new();
+        for (at, run) in self.runs.iter_mut().enumerate() {
+            if let Err(error) = run.settle()? {
+                failed.push((at, error));
+            }
+        }
+        self.lose(failed, progress)?;
+        progress.update(&self.runs);
+        Ok(())
+    }
+
+    /// Ends the runs that failed by themselves; any other failure, of the data or of the device, ends all.
+    fn lose(&mut self, failed: Vec<(usize, EngineError)>, progress: &Progress) -> Result<()> {
+        // From the last one on, so that the numbers of those before stay right.
+        for (at, error) in failed.into_iter().rev() {
+            let own = is_the_runs_own(&error);
+            let error = self.runs[at].step_error(error);
+            if !own {
+                return Err(error);
+            }
+            let run = self.runs.remove(at);
+            if let Some(sweep) = &mut self.sweep {
+                sweep.diverged(run.path(), &error)?;
+                progress.say(&format!("{}: {error:#}", run.path().display()));
+            }
+            self.lost.push(error);
+        }
+        Ok(())
+    }
+
+    /// Evaluates the runs, all on the same rows, and writes what they leave.
+    fn conclude(mut self, elapsed: Duration) -> Result<End> {
+        let waiting = self.stream.waited();
+        // Lets go of the blocks that were read ahead: evaluation has its own.
+        self.stream.seek(0)?;
+        let threads = threads(&self.flags);
+        let (stores, settings) = (self.runs[0].plan.stores.clone(), self.runs[0].settings().clone());
+        let mut engines: Vec<&mut dyn Engine> =
+            self.runs.iter_mut().map(|run| &mut *run.engine as _).collect();
+        let evaluated = evaluate(&mut engines, &stores, &settings, threads, &self.interrupt)?;
+        let Some((sums, rows_of_the_store)) = evaluated else {
+            let code = self.interrupt.requested().unwrap_or(130);
+            return self.stop(code);
+        };
+        let mut summaries = Vec::new();
+        for (run, sums) in self.runs.iter_mut().zip(&sums) {
+            let session = run.session(elapsed, waiting);
+            summaries.push(run.conclude(sums, rows_of_the_store, session)?);
+        }
+        if let Some(sweep) = &mut self.sweep {
+            sweep.finished(&summaries)?;
+        }
+        Ok(End::Finished { summaries, lost: self.lost })
+    }
+
+    /// Keeps what there is after a Ctrl-C, and says how to go on.
+    fn stop(mut self, code: u8) -> Result<End> {
+        let mut saved = Vec::new();
+        for run in &mut self.runs {
+            saved.push((run.save_checkpoint()?, run.save_current_sae()?));
+        }
+        let (step, steps) = (self.step(), self.runs[0].settings().steps);
+        match (&self.sweep, &saved[..]) {
+            (None, [(checkpoint, sae), ..]) => eprintln!(
+                "stopped after step {step} of {steps}; saved {} and {}\ncontinue with: sae-trainer --resume --out {}",
+                checkpoint.display(),
+                sae.display(),
+                self.runs[0].path().display()
+            ),
+            (Some(sweep), _) => eprintln!(
+                "stopped after step {step} of {steps}; saved a checkpoint and sae/ of {} runs in {}\ncontinue with: \
+                 sae-trainer sweep --resume --out {}",
+                saved.len(),
+                sweep.path().display(),
+                sweep.path().display()
+            ),
+            (None, []) => {}
+        }
+        Ok(End::Interrupted(code))
+    }
+}
+
+/// Whether the cause lies in what this run computes, so that others on the same batch go on.
+fn is_the_runs_own(error: &EngineError) -> bool {
+    matches!(
+        error,
+        EngineError::NonFiniteLoss { .. } | EngineError::Diverged { .. } | EngineError::ZeroNorm { .. }
+    )
 }
 
 /// The number of threads: `--threads`, or one a core.

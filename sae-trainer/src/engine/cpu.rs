@@ -1,6 +1,7 @@
 //! The engine on CPU threads: drives the pieces of [`kernels::cpu`] in the order of a step.
 
 use std::borrow::Cow;
+use std::sync::Arc;
 
 use kernels::cpu::decode::{Decode, RowResult, decode_sparse, sum_of_rows};
 use kernels::cpu::dense::{count_active, decode_dense};
@@ -48,11 +49,31 @@ impl Default for CpuOptions {
     }
 }
 
+/// Threads for one engine, or for several that step in turn: a step keeps all of them busy by itself, and two at the
+/// same time would only share caches and memory bandwidth.
+#[derive(Debug, Clone)]
+pub struct CpuThreads(Arc<rayon::ThreadPool>);
+
+impl CpuThreads {
+    /// So many threads; 0 means one per core.
+    ///
+    /// # Errors
+    /// [`EngineError::Threads`] if the system refuses them.
+    pub fn new(threads: usize) -> Result<CpuThreads, EngineError> {
+        let pool = rayon::ThreadPoolBuilder::new()
+            .num_threads(threads)
+            .thread_name(|number| format!("step-{number}"))
+            .build()
+            .map_err(|error| EngineError::Threads { threads, reason: error.to_string() })?;
+        Ok(CpuThreads(Arc::new(pool)))
+    }
+}
+
 /// Trains on CPU threads.
 pub struct CpuEngine {
     spec: StepSpec,
     options: CpuOptions,
-    pool: rayon::ThreadPool,
+    pool: Arc<rayon::ThreadPool>,
     parameters: TrainedParameters,
     window: FrequencyWindow,
     frequencies: Vec<f32>,
@@ -90,17 +111,25 @@ impl CpuEngine {
         weights: &sae::Weights,
         options: CpuOptions,
     ) -> Result<CpuEngine, EngineError> {
+        CpuEngine::on(&CpuThreads::new(options.threads)?, spec, weights, options)
+    }
+
+    /// As [`CpuEngine::new`], on threads that it shares with other engines.
+    ///
+    /// # Errors
+    /// A spec out of range, weights of other sizes.
+    pub fn on(
+        threads: &CpuThreads,
+        spec: StepSpec,
+        weights: &sae::Weights,
+        options: CpuOptions,
+    ) -> Result<CpuEngine, EngineError> {
         spec.validate()?;
         let (d, f) = (spec.width, spec.features);
         check_length("W_enc", weights.w_enc.len(), d * f, "d·F")?;
         check_length("b_enc", weights.b_enc.len(), f, "F")?;
         check_length("W_dec", weights.w_dec.len(), f * d, "F·d")?;
         check_length("b_dec", weights.b_dec.len(), d, "d")?;
-        let pool = rayon::ThreadPoolBuilder::new()
-            .num_threads(options.threads)
-            .thread_name(|number| format!("step-{number}"))
-            .build()
-            .map_err(|error| EngineError::Threads { threads: options.threads, reason: error.to_string() })?;
         let parameters = TrainedParameters {
             weights: Parameters {
                 encoder: transposed(&weights.w_enc, d, f),
@@ -114,7 +143,7 @@ impl CpuEngine {
         Ok(CpuEngine {
             spec,
             options,
-            pool,
+            pool: Arc::clone(&threads.0),
             parameters,
             window: FrequencyWindow::new(spec.sparsity_window, spec.batch, f),
             frequencies: vec![0.0; f],

@@ -2,10 +2,14 @@
 //!
 //! Two batch buffers take turns: while the device trains on one, the next batch travels into the other, and its step is
 //! queued behind. So a step is reported one call later than it was begun ([`Engine::submit`]).
+//!
+//! Several engines can share a device ([`SharedDevice`]) and with it those two buffers: a batch travels once for all of
+//! them, their steps on it stand in line one after another, each with its own arrays and its own recorded graphs.
 
 use std::borrow::Cow;
-use std::cell::RefCell;
+use std::cell::{RefCell, RefMut};
 use std::collections::VecDeque;
+use std::rc::Rc;
 
 use kernels::cpu::{Parameters, transposed};
 use kernels::cuda::State as CudaState;
@@ -26,40 +30,162 @@ pub type CudaEngine = DeviceEngine<CudaDevice>;
 pub struct DeviceEngine<D: Device> {
     // The device is dropped last: buffers and graphs are its own.
     step: CudaStep<D>,
-    batches: [D::Buffer; 2],
-    /// The batch buffer that is written next.
-    next: usize,
     begun: VecDeque<Begun<D>>,
-    device: RefCell<D>,
+    shared: SharedDevice<D>,
 }
 
 /// A step under way.
 struct Begun<D: Device> {
     pending: Pending<D>,
-    batch: usize,
+    /// The batch buffer that it reads.
+    slot: usize,
     schedule: Schedule,
 }
 
-/// Bytes of device memory that training takes at its peak: weights and moments, the step's lists and, for the dense steps
-/// at the start, dense arrays; two batches.
-pub fn device_memory(
-    spec: &StepSpec,
-    options: &Options,
-    properties: &Properties,
-) -> Result<usize, EngineError> {
-    let plan = Plan::new(spec, options, properties)?;
-    let batches = 2 * 4 * plan.rows * plan.width;
-    Ok(plan.bytes(options) + plan.dense_bytes(options) + batches)
+/// A device, and the batches on it, for one engine or for several that train on the same batches.
+pub struct SharedDevice<D: Device>(Rc<RefCell<Shared<D>>>);
+
+struct Shared<D: Device> {
+    /// Made by the first engine.
+    slots: Option<[Slot<D::Buffer>; 2]>,
+    /// The slot that is written next.
+    next: usize,
+    device: D,
+}
+
+/// A place for a batch.
+struct Slot<B> {
+    buffer: B,
+    /// B·d.
+    numbers: usize,
+    /// The batch in it, if it may be asked for again.
+    number: Option<u64>,
+    /// Steps under way that read it.
+    readers: usize,
+}
+
+impl<D: Device> Clone for SharedDevice<D> {
+    fn clone(&self) -> Self {
+        SharedDevice(Rc::clone(&self.0))
+    }
+}
+
+impl<D: Device> SharedDevice<D> {
+    /// A device that engines are going to share.
+    pub fn new(device: D) -> SharedDevice<D> {
+        SharedDevice(Rc::new(RefCell::new(Shared { slots: None, next: 0, device })))
+    }
+
+    /// Calls `with` with the device.
+    pub fn with<R>(&self, with: impl FnOnce(&mut D) -> R) -> R {
+        with(&mut self.0.borrow_mut().device)
+    }
+
+    /// That engines for all of these steps fit into the device's free memory together, dense steps included, which take
+    /// theirs only when the first one comes.
+    ///
+    /// # Errors
+    /// [`DeviceError::OutOfMemory`] with the sum, or a step that the kernels cannot do.
+    pub fn check_memory(&self, steps: &[(StepSpec, Options)]) -> Result<(), EngineError> {
+        let shared = self.0.borrow();
+        let (wanted, free) =
+            (device_memory(steps, shared.device.properties())?, shared.device.free_memory()?);
+        if wanted <= free {
+            return Ok(());
+        }
+        let what = match steps.len() {
+            1 => "weights, moments, lists and dense steps".to_owned(),
+            engines => format!("weights, moments, lists and dense steps of {engines} autoencoders"),
+        };
+        Err(DeviceError::OutOfMemory { what, wanted, free }.into())
+    }
+
+    fn lock(&self) -> RefMut<'_, Shared<D>> {
+        self.0.borrow_mut()
+    }
+}
+
+impl<D: Device> Shared<D> {
+    /// Makes the batch buffers, or sees that those there have this size.
+    fn prepare(&mut self, bytes: usize, numbers: usize) -> Result<(), EngineError> {
+        if let Some(slots) = &self.slots {
+            return check_length("the batch", numbers, slots[0].numbers, "B·d of the engines on this device");
+        }
+        let mut slot = || -> Result<_, DeviceError> {
+            let buffer = self.device.allocate(bytes, "a batch")?;
+            Ok(Slot { buffer, numbers, number: None, readers: 0 })
+        };
+        self.slots = Some([slot()?, slot()?]);
+        Ok(())
+    }
+
+    /// The slot that holds the batch: where it lies already, if it has the number of one that was placed before, else
+    /// the one whose turn it is.
+    fn place(&mut self, number: Option<u64>, batch: &[f32]) -> Result<usize, EngineError> {
+        let Shared { slots, next, device } = self;
+        let slots = slots.as_mut().expect("engines make the slots");
+        if number.is_some()
+            && let Some(slot) = slots.iter().position(|slot| slot.number == number)
+        {
+            return Ok(slot);
+        }
+        let at = *next;
+        let slot = &mut slots[at];
+        if slot.readers > 0 {
+            let reason = "a step on the batch before the last is still under way".to_owned();
+            return Err(DeviceError::Failed { operation: "placing a batch".to_owned(), reason }.into());
+        }
+        slot.number = None;
+        device.upload(&mut slot.buffer, 0, bytemuck::cast_slice(batch))?;
+        slot.number = number;
+        *next = 1 - at;
+        Ok(at)
+    }
+
+    /// Device and slot at once.
+    fn slot(&mut self, at: usize) -> (&mut D, &mut Slot<D::Buffer>) {
+        (&mut self.device, &mut self.slots.as_mut().expect("engines make the slots")[at])
+    }
+}
+
+/// Bytes of device memory that training takes at its peak: for each of `steps` weights and moments, the step's lists and,
+/// for the dense steps at the start, dense arrays; and two batches, which all share.
+///
+/// # Errors
+/// A step that the kernels cannot do.
+pub fn device_memory(steps: &[(StepSpec, Options)], properties: &Properties) -> Result<usize, EngineError> {
+    let (mut engines, mut batches) = (0, 0);
+    for (spec, options) in steps {
+        let plan = Plan::new(spec, options, properties)?;
+        engines += plan.bytes(options) + plan.dense_bytes(options);
+        batches = batches.max(2 * 4 * plan.rows * plan.width);
+    }
+    Ok(engines + batches)
 }
 
 impl<D: Device> DeviceEngine<D> {
-    /// An engine that begins with the given weights and has done no step.
+    /// An engine with a device of its own, that begins with the given weights and has done no step.
     ///
     /// # Errors
     /// A spec out of range or beyond the kernels' sizes, weights of other sizes, or a device with too little memory
     /// for all of training.
     pub fn new(
-        mut device: D,
+        device: D,
+        spec: StepSpec,
+        weights: &sae::Weights,
+        options: Options,
+    ) -> Result<DeviceEngine<D>, EngineError> {
+        DeviceEngine::on(&SharedDevice::new(device), spec, weights, options)
+    }
+
+    /// An engine on a device that it shares, that begins with the given weights and has done no step. Engines that share
+    /// a device have batches of one size.
+    ///
+    /// # Errors
+    /// As [`DeviceEngine::new`]; another size of the batch than engines on this device have. What the others may still
+    /// allocate for dense steps is not known here: [`SharedDevice::check_memory`] adds it up beforehand.
+    pub fn on(
+        shared: &SharedDevice<D>,
         spec: StepSpec,
         weights: &sae::Weights,
         options: Options,
@@ -70,43 +196,74 @@ impl<D: Device> DeviceEngine<D> {
         check_length("b_enc", weights.b_enc.len(), f, "F")?;
         check_length("W_dec", weights.w_dec.len(), f * d, "F·d")?;
         check_length("b_dec", weights.b_dec.len(), d, "d")?;
-        let (wanted, free) = (device_memory(&spec, &options, device.properties())?, device.free_memory()?);
-        if wanted > free {
-            let what = "weights, moments, lists and dense steps".to_owned();
-            return Err(DeviceError::OutOfMemory { what, wanted, free }.into());
-        }
+        shared.check_memory(&[(spec, options)])?;
         let parameters = Parameters {
             encoder: transposed(&weights.w_enc, d, f),
             encoder_bias: weights.b_enc.clone(),
             decoder: weights.w_dec.clone(),
             decoder_bias: weights.b_dec.clone(),
         };
-        let step = CudaStep::new(&mut device, spec, options, &parameters)?;
-        let mut batch = || device.allocate(step.batch_bytes(), "a batch");
-        let batches = [batch()?, batch()?];
-        Ok(DeviceEngine { step, batches, next: 0, begun: VecDeque::new(), device: RefCell::new(device) })
+        let mut lock = shared.lock();
+        let step = CudaStep::new(&mut lock.device, spec, options, &parameters)?;
+        lock.prepare(step.batch_bytes(), spec.batch * d)?;
+        drop(lock);
+        Ok(DeviceEngine { step, begun: VecDeque::new(), shared: shared.clone() })
     }
 
     /// Calls `with` with the device and the step, for measurements.
     pub fn with_device<R>(&mut self, with: impl FnOnce(&mut D) -> R) -> R {
-        with(self.device.get_mut())
+        self.shared.with(with)
     }
 
-    fn begin(&mut self, batch: usize, schedule: Schedule) -> Result<(), EngineError> {
-        let pending = self.step.submit(self.device.get_mut(), &self.batches[batch], &schedule)?;
-        self.begun.push_back(Begun { pending, batch, schedule });
+    /// Begins a step on a batch of the right size, which may already lie on the device if it has a number.
+    fn submit_batch(
+        &mut self,
+        number: Option<u64>,
+        batch: &[f32],
+        schedule: &Schedule,
+    ) -> Result<Option<StepStats>, EngineError> {
+        let spec = self.step.spec();
+        check_length("the batch", batch.len(), spec.batch * spec.width, "B·d")?;
+        let slot = self.shared.lock().place(number, batch)?;
+        self.begin(slot, *schedule)?;
+        // The other slot is written next, so the step on it must be over by then.
+        if self.begun.len() == 2 { self.finish() } else { Ok(None) }
+    }
+
+    fn begin(&mut self, slot: usize, schedule: Schedule) -> Result<(), EngineError> {
+        let mut shared = self.shared.lock();
+        let (device, place) = shared.slot(slot);
+        let pending = self.step.submit(device, &place.buffer, &schedule)?;
+        place.readers += 1;
+        self.begun.push_back(Begun { pending, slot, schedule });
         Ok(())
+    }
+
+    /// Waits for the earliest step under way, if there is one.
+    fn next_outcome(&mut self) -> Option<(Result<Outcome, StepError>, usize, Schedule)> {
+        let Begun { pending, slot, schedule } = self.begun.pop_front()?;
+        let mut shared = self.shared.lock();
+        let (device, place) = shared.slot(slot);
+        let outcome = self.step.finish(device, pending);
+        place.readers -= 1;
+        Some((outcome, slot, schedule))
     }
 
     /// Waits for all steps that were begun, whose results are of no interest, and lets the device go on.
     fn abandon(&mut self) -> Result<Vec<(usize, Schedule)>, EngineError> {
         let mut abandoned = Vec::new();
-        while let Some(Begun { pending, batch, schedule }) = self.begun.pop_front() {
-            let _ = self.step.finish(self.device.get_mut(), pending);
-            abandoned.push((batch, schedule));
+        while let Some((_, slot, schedule)) = self.next_outcome() {
+            abandoned.push((slot, schedule));
         }
-        self.step.clear(self.device.get_mut())?;
+        self.shared.with(|device| self.step.clear(device))?;
         Ok(abandoned)
+    }
+}
+
+impl<D: Device> Drop for DeviceEngine<D> {
+    /// Engines that share the device go on without this one: its steps under way no longer hold their batches.
+    fn drop(&mut self) {
+        while self.next_outcome().is_some() {}
     }
 }
 
@@ -124,25 +281,27 @@ impl<D: Device> Engine for DeviceEngine<D> {
     }
 
     fn submit(&mut self, batch: &[f32], schedule: &Schedule) -> Result<Option<StepStats>, EngineError> {
-        let spec = self.step.spec();
-        check_length("the batch", batch.len(), spec.batch * spec.width, "B·d")?;
-        let buffer = self.next;
-        self.device.get_mut().upload(&mut self.batches[buffer], 0, bytemuck::cast_slice(batch))?;
-        self.begin(buffer, *schedule)?;
-        self.next = 1 - buffer;
-        // The other buffer is written next, so the step on it must be over by then.
-        if self.begun.len() == self.batches.len() { self.finish() } else { Ok(None) }
+        self.submit_batch(None, batch, schedule)
+    }
+
+    fn submit_shared(
+        &mut self,
+        number: u64,
+        batch: &[f32],
+        schedule: &Schedule,
+    ) -> Result<Option<StepStats>, EngineError> {
+        self.submit_batch(Some(number), batch, schedule)
     }
 
     fn finish(&mut self) -> Result<Option<StepStats>, EngineError> {
-        while let Some(Begun { pending, batch, schedule }) = self.begun.pop_front() {
-            match self.step.finish(self.device.get_mut(), pending) {
+        while let Some((outcome, slot, schedule)) = self.next_outcome() {
+            match outcome {
                 Ok(Outcome::Done(stats)) => return Ok(Some(stats.into())),
                 // Nothing has changed since this step; it and those behind it are done again, another way.
                 Ok(Outcome::Refused) => {
                     let behind = self.abandon()?;
-                    for (batch, schedule) in [(batch, schedule)].into_iter().chain(behind) {
-                        self.begin(batch, schedule)?;
+                    for (slot, schedule) in [(slot, schedule)].into_iter().chain(behind) {
+                        self.begin(slot, schedule)?;
                     }
                 }
                 Err(error) => {
@@ -162,9 +321,10 @@ impl<D: Device> Engine for DeviceEngine<D> {
         let mut sums = Sums::new(width, spec.features);
         // More rows than a training batch are taken in parts, each with its own mean in the `centered` MSE.
         for (part, rows) in batch.chunks(most * width).enumerate() {
-            let buffer = &mut self.batches[self.next];
-            self.device.get_mut().upload(buffer, 0, bytemuck::cast_slice(rows))?;
-            let evaluated = self.step.evaluate(self.device.get_mut(), buffer, rows.len() / width);
+            let mut shared = self.shared.lock();
+            let slot = shared.place(None, rows)?;
+            let (device, place) = shared.slot(slot);
+            let evaluated = self.step.evaluate(device, &place.buffer, rows.len() / width);
             let error = match evaluated {
                 Ok(more) => {
                     sums.merge(&more);
@@ -183,7 +343,7 @@ impl<D: Device> Engine for DeviceEngine<D> {
     fn weights(&self) -> Result<sae::Weights, EngineError> {
         let spec = self.step.spec();
         let Parameters { encoder, encoder_bias, decoder, decoder_bias } =
-            self.step.weights(&mut *self.device.borrow_mut())?;
+            self.shared.with(|device| self.step.weights(device))?;
         Ok(sae::Weights {
             d_in: spec.width,
             d_sae: spec.features,
@@ -195,23 +355,23 @@ impl<D: Device> Engine for DeviceEngine<D> {
     }
 
     fn frequencies(&self) -> Result<Cow<'_, [f32]>, EngineError> {
-        Ok(Cow::Owned(self.step.frequencies(&mut *self.device.borrow_mut())?))
+        Ok(Cow::Owned(self.shared.with(|device| self.step.frequencies(device))?))
     }
 
     fn steps_since_fired(&self) -> Result<Cow<'_, [u64]>, EngineError> {
-        Ok(Cow::Owned(self.step.steps_since_fired(&mut *self.device.borrow_mut())?))
+        Ok(Cow::Owned(self.shared.with(|device| self.step.steps_since_fired(device))?))
     }
 
     fn state(&self) -> Result<EngineState, EngineError> {
         let CudaState { step, weights, first_moments, second_moments, window, steps_since_fired } =
-            self.step.state(&mut *self.device.borrow_mut())?;
+            self.shared.with(|device| self.step.state(device))?;
         Ok(EngineState { step, weights, first_moments, second_moments, window, steps_since_fired })
     }
 
     fn restore(&mut self, state: EngineState) -> Result<(), EngineError> {
         let EngineState { step, weights, first_moments, second_moments, window, steps_since_fired } = state;
         let state = CudaState { step, weights, first_moments, second_moments, window, steps_since_fired };
-        Ok(self.step.restore(self.device.get_mut(), &state)?)
+        Ok(self.shared.with(|device| self.step.restore(device, &state))?)
     }
 }
 

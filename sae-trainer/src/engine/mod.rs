@@ -6,8 +6,8 @@ mod cpu;
 mod device;
 
 pub use bench::{BenchReport, BenchRow, Bound, bench, synthetic};
-pub use cpu::{CpuEngine, CpuOptions};
-pub use device::{CudaEngine, DeviceEngine, device_memory};
+pub use cpu::{CpuEngine, CpuOptions, CpuThreads};
+pub use device::{CudaEngine, DeviceEngine, SharedDevice, device_memory};
 
 pub use kernels::cpu::Parameters;
 pub use kernels::cpu::encode::Search;
@@ -202,6 +202,22 @@ pub trait Engine {
     /// As [`Engine::step`], of the earliest step that failed; those begun after it have not happened either.
     fn submit(&mut self, batch: &[f32], schedule: &Schedule) -> Result<Option<StepStats>, EngineError> {
         self.step(batch, schedule).map(Some)
+    }
+
+    /// As [`Engine::submit`], for a batch that several engines train on in turn: engines that share a device bring it there
+    /// once, when the first of them asks for it. `number` is the batch's own: as long as one of these engines has a
+    /// step on it under way, no other batch may have it.
+    ///
+    /// # Errors
+    /// As [`Engine::submit`].
+    fn submit_shared(
+        &mut self,
+        number: u64,
+        batch: &[f32],
+        schedule: &Schedule,
+    ) -> Result<Option<StepStats>, EngineError> {
+        let _ = number;
+        self.submit(batch, schedule)
     }
 
     /// Waits for the next step that was begun and not yet reported; none if all were. Until there is none, the

@@ -31,9 +31,10 @@ use super::device::{Argument, Device, DeviceError, Factor, Gemm, Launch, Propert
 use super::libraries::{self, ToolkitLibrary};
 use super::nvrtc;
 
-/// Bytes of the smallest pinned place for a download, and how many places are kept.
+/// Bytes of the smallest pinned place for a download, and how many places are kept: two steps under way for each of so
+/// many engines that share the device.
 const SMALLEST_PLACE: usize = 4096;
-const PLACES: usize = 8;
+const PLACES: usize = 64;
 
 /// How a [`CudaDevice`] is set up.
 #[derive(Debug, Clone)]

@@ -1,0 +1,195 @@
+//! The folder of a sweep.
+//!
+//! ```text
+//! SWEEP/
+//!     sweep.json     the points: what varies, how far they came, and the summaries of those that are finished
+//!     NAME/          the folder of a run for each point, as if it had been trained alone
+//! ```
+
+use std::collections::BTreeMap;
+use std::fs::{self, File};
+use std::path::{Path, PathBuf};
+
+use anyhow::{Context, Result, bail, ensure};
+use serde::{Deserialize, Serialize};
+
+use super::grid::Point;
+use crate::arguments::SettingArguments;
+use crate::record::Summary;
+use crate::run_folder::{RunConfig, is_empty, lock, program};
+
+const FORMAT: u32 = 1;
+pub(crate) const SWEEP: &str = "sweep.json";
+
+/// `sweep.json`.
+#[derive(Debug, Clone, Serialize, Deserialize)]
+pub(crate) struct SweepRecord {
+    /// Of this file.
+    format: u32,
+    program: String,
+    command_line: String,
+    pub(crate) points: Vec<PointRecord>,
+}
+
+/// One point of the sweep.
+#[derive(Debug, Clone, Serialize, Deserialize)]
+pub(crate) struct PointRecord {
+    /// Its folder in the sweep's.
+    pub(crate) name: String,
+    /// The values that tell it from the other points, by flag.
+    pub(crate) varied: BTreeMap<String, String>,
+    /// The flags of the run alone.
+    pub(crate) arguments: SettingArguments,
+    pub(crate) state: PointState,
+    /// Why it diverged.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub(crate) error: Option<String>,
+    /// What `summary.json` of the run has, once it is finished.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub(crate) summary: Option<Summary>,
+}
+
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "kebab-case")]
+pub(crate) enum PointState {
+    /// Being trained, or interrupted.
+    Training,
+    Finished,
+    /// Ended by a loss or weights that are not finite; the other points went on.
+    Diverged,
+}
+
+impl SweepRecord {
+    pub(crate) fn new(points: &[Point]) -> SweepRecord {
+        let points = points.iter().map(|point| {
+            let mut arguments = point.arguments.clone();
+            // The sweep may be continued from another folder.
+            for store in &mut arguments.data.store {
+                *store = fs::canonicalize(&store).unwrap_or_else(|_| store.clone());
+            }
+            PointRecord {
+                name: point.name.clone(),
+                varied: point.varied.iter().cloned().collect(),
+                arguments,
+                state: PointState::Training,
+                error: None,
+                summary: None,
+            }
+        });
+        SweepRecord {
+            format: FORMAT,
+            program: program(),
+            command_line: std::env::args().collect::<Vec<_>>().join(" "),
+            points: points.collect(),
+        }
+    }
+
+    /// The sweep in `folder`, if it holds one.
+    pub(crate) fn read(folder: &Path) -> Result<Option<SweepRecord>> {
+        let path = folder.join(SWEEP);
+        if !path.exists() {
+            return Ok(None);
+        }
+        let text = fs::read(&path).with_context(|| format!("cannot read {}", path.display()))?;
+        let record: SweepRecord = serde_json::from_slice(&text)
+            .with_context(|| format!("{} does not describe a sweep", path.display()))?;
+        ensure!(
+            record.format == FORMAT,
+            "{} has format {}; this program reads format {FORMAT}",
+            path.display(),
+            record.format
+        );
+        Ok(Some(record))
+    }
+
+    /// The names of points in `state`.
+    pub(crate) fn names(&self, state: PointState) -> Vec<&str> {
+        self.points.iter().filter(|point| point.state == state).map(|point| &*point.name).collect()
+    }
+
+    /// An error unless these are the points' names, in any order.
+    pub(crate) fn check_same(&self, folder: &Path, points: &[Point]) -> Result<()> {
+        let mut there: Vec<&str> = self.points.iter().map(|point| &*point.name).collect();
+        let mut here: Vec<&str> = points.iter().map(|point| &*point.name).collect();
+        there.sort_unstable();
+        here.sort_unstable();
+        ensure!(
+            there == here,
+            "{} holds a sweep over other points ({} there, {} here). Leave the lists out to continue it, or choose \
+             another --out to start a new one",
+            folder.display(),
+            there.join(", "),
+            here.join(", ")
+        );
+        Ok(())
+    }
+}
+
+/// That a new sweep may be put into `path`: it is not there, or an empty folder.
+pub(crate) fn check_free(path: &Path) -> Result<()> {
+    if !path.exists() || is_empty(path)? {
+        return Ok(());
+    }
+    let here = path.display();
+    if SweepRecord::read(path)?.is_some() {
+        bail!("{here} holds a sweep already; add --resume to continue it, or choose another --out");
+    }
+    if RunConfig::read(path)?.is_some() {
+        bail!("{here} holds a run; choose another --out for the sweep");
+    }
+    bail!("{here} is not empty and not a sweep; choose another --out");
+}
+
+/// A sweep's folder, held against a second process.
+#[derive(Debug)]
+pub(crate) struct SweepFolder {
+    path: PathBuf,
+    record: SweepRecord,
+    _lock: File,
+}
+
+impl SweepFolder {
+    /// Creates the folder or takes up the sweep in it, and writes `record`.
+    pub(crate) fn open(path: &Path, record: SweepRecord) -> Result<SweepFolder> {
+        let folder = SweepFolder { path: path.to_path_buf(), record, _lock: lock(path)? };
+        folder.write()?;
+        Ok(folder)
+    }
+
+    pub(crate) fn path(&self) -> &Path {
+        &self.path
+    }
+
+    /// Notes that the run in `folder` ended for a reason of its own.
+    pub(crate) fn diverged(&mut self, folder: &Path, error: &anyhow::Error) -> Result<()> {
+        let point = self.point(folder);
+        point.state = PointState::Diverged;
+        point.error = Some(format!("{error:#}"));
+        point.summary = None;
+        self.write()
+    }
+
+    /// Notes that these runs are finished.
+    pub(crate) fn finished(&mut self, summaries: &[Summary]) -> Result<()> {
+        for summary in summaries {
+            let point = self.point(&summary.run);
+            point.state = PointState::Finished;
+            point.summary = Some(summary.clone());
+        }
+        self.write()
+    }
+
+    fn point(&mut self, folder: &Path) -> &mut PointRecord {
+        let name = folder.file_name().unwrap_or_default();
+        self.record
+            .points
+            .iter_mut()
+            .find(|point| *point.name == *name)
+            .expect("runs are points of the sweep")
+    }
+
+    fn write(&self) -> Result<()> {
+        let text = serde_json::to_vec_pretty(&self.record).expect("a sweep is plain data");
+        Ok(sae::replace_file(&self.path.join(SWEEP), &text)?)
+    }
+}

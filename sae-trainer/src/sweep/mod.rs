@@ -1,0 +1,174 @@
+//! `sae-trainer sweep`: several runs at once, on one stream of batches.
+
+mod folder;
+mod grid;
+
+use std::path::{Path, PathBuf};
+
+use anyhow::{Context, Result, bail, ensure};
+
+pub(crate) use folder::{PointState, SWEEP, SweepFolder, SweepRecord};
+pub(crate) use grid::SweepArguments;
+
+use crate::announce;
+use crate::arguments::{RunArguments, SettingArguments, TrainArguments};
+use crate::compare;
+use crate::interrupt::Interrupt;
+use crate::plan::{NO_STORE, Plan, check_space, merge};
+use crate::run_folder::RunConfig;
+use crate::train::{End, Ready};
+
+/// Trains the points of a sweep, and returns the process' exit code: 0, 1 if a point diverged, or 130 after Ctrl-C.
+pub(crate) fn sweep(arguments: SweepArguments) -> Result<u8> {
+    let interrupt = Interrupt::listen().context("cannot listen for Ctrl-C")?;
+    let (out, record, plans) = plan(&arguments)?;
+    let SweepArguments { run, .. } = arguments;
+    let json = run.json;
+    let ready = Ready::new(plans, run, interrupt, |plans, stream, compute| {
+        announce::sweep(&out, plans, stream, compute)
+    })?;
+    let folder = SweepFolder::open(&out, record)?;
+    let summaries = match ready.start(Some(folder))?.finish()? {
+        End::Interrupted(code) => return Ok(code),
+        End::Finished { summaries, .. } => summaries,
+    };
+    let record = SweepRecord::read(&out)?.context("the sweep's sweep.json is gone")?;
+    if json {
+        println!("{}", serde_json::to_string(&record)?);
+    } else if !summaries.is_empty() {
+        print!("{}", compare::table(&summaries));
+    }
+    let diverged = record.names(PointState::Diverged);
+    if diverged.is_empty() {
+        return Ok(0);
+    }
+    eprintln!(
+        "error: {} of {} points diverged: {}",
+        diverged.len(),
+        record.points.len(),
+        diverged.join(", ")
+    );
+    Ok(1)
+}
+
+/// The sweep's folder, what its `sweep.json` is to be, and the plans of the points that are still to be trained.
+fn plan(arguments: &SweepArguments) -> Result<(PathBuf, SweepRecord, Vec<Plan>)> {
+    let SweepArguments { grid, run } = arguments;
+    let out = match &run.out {
+        Some(out) => out.clone(),
+        None if run.resume => bail!("--resume needs --out, the folder of the sweep to continue"),
+        None => default_folder(&grid.common()?)?,
+    };
+    let there = match run.resume {
+        true => SweepRecord::read(&out)?,
+        false => None,
+    };
+    if run.resume && there.is_none() && !grid.varies() {
+        bail!(
+            "there is no sweep in {}; start one with lists of values, or continue a run without `sweep`",
+            out.display()
+        );
+    }
+    let mut points = Vec::new();
+    if grid.varies() || there.is_none() {
+        points = grid.points()?;
+    }
+    let mut record = match there {
+        Some(record) => {
+            if grid.varies() {
+                record.check_same(&out, &points)?;
+            }
+            record
+        }
+        None => {
+            folder::check_free(&out)?;
+            SweepRecord::new(&points)
+        }
+    };
+    let mut plans = Vec::new();
+    for point in &mut record.points {
+        if point.state == PointState::Diverged {
+            eprintln!("{} diverged before and is left out", out.join(&point.name).display());
+            continue;
+        }
+        let folder = out.join(&point.name);
+        let (settings, words) = match points.iter().find(|given| given.name == point.name) {
+            Some(given) => (given.arguments.clone(), given.words.clone()),
+            // The run's own folder knows the rest, or if it was never made, the sweep's.
+            None if RunConfig::read(&folder)?.is_some() => (grid.common()?, Vec::new()),
+            None => (merge(&point.arguments, &grid.common()?), Vec::new()),
+        };
+        let plan = point_plan(settings, &words, &folder, run);
+        let plan = plan.with_context(|| format!("the point {}", point.name))?;
+        point.arguments = plan.config.arguments.clone();
+        point.state = PointState::Training;
+        point.summary = None;
+        plans.push(plan);
+    }
+    ensure!(
+        !plans.is_empty(),
+        "every point of the sweep in {} diverged; start another one with lower learning rates",
+        out.display()
+    );
+    check_common(&plans)?;
+    let keep = u64::from(run.keep_checkpoints);
+    check_space(&out, plans.iter().map(|plan| plan.needed_space(keep)).sum())?;
+    Ok((out, record, plans))
+}
+
+/// The plan of a run that is a point.
+fn point_plan(
+    settings: SettingArguments,
+    words: &[std::ffi::OsString],
+    folder: &Path,
+    run: &RunArguments,
+) -> Result<Plan> {
+    let mut line = vec!["sae-trainer".to_owned()];
+    match words {
+        [] => line.push("--resume".to_owned()),
+        words => line.extend(words.iter().map(|word| word.to_string_lossy().into_owned())),
+    }
+    line.extend(["--out".to_owned(), folder.display().to_string()]);
+    let run = RunArguments { out: Some(folder.to_path_buf()), ..run.clone() };
+    Plan::new(&TrainArguments { settings, run }, line.join(" "))
+}
+
+/// An error unless all points train on the same batches for the same time. The command line sees to it; a folder may
+/// have been put together by hand.
+fn check_common(plans: &[Plan]) -> Result<()> {
+    let first = plans[0].settings();
+    for plan in plans {
+        let settings = plan.settings();
+        let values = [
+            ("batch", settings.step.batch as u64, first.step.batch as u64),
+            ("seed", settings.seed, first.seed),
+            ("steps", settings.steps, first.steps),
+            ("eval_rows", settings.eval_rows, first.eval_rows),
+            ("drop_bos", u64::from(settings.drop_bos), u64::from(first.drop_bos)),
+            ("mixing_chunks", chunks(settings.mixing_chunks), chunks(first.mixing_chunks)),
+        ];
+        for (name, value, of_the_first) in values {
+            ensure!(
+                value == of_the_first,
+                "{name} is {value} in {} and {of_the_first} in {}, but the points of a sweep train on the same \
+                 batches; continue them one by one with sae-trainer --resume --out",
+                plan.out.display(),
+                plans[0].out.display()
+            );
+        }
+    }
+    Ok(())
+}
+
+/// 0 leaves it to the store.
+fn chunks(mixing: Option<usize>) -> u64 {
+    mixing.map_or(0, |chunks| chunks as u64)
+}
+
+/// `runs/gpt2-sweep`
+fn default_folder(arguments: &SettingArguments) -> Result<PathBuf> {
+    let store = arguments.data.store.first().context(NO_STORE)?;
+    let path = std::fs::canonicalize(store).unwrap_or_else(|_| store.clone());
+    let store = path.file_name().unwrap_or_default().to_string_lossy().into_owned();
+    Ok(Path::new("runs").join(format!("{store}-sweep")))
+}
