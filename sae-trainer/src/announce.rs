@@ -13,7 +13,7 @@ use crate::plan::Plan;
 use crate::record::Summary;
 use crate::run_folder::program;
 use crate::settings::Settings;
-use crate::table::{grouped, number, pairs};
+use crate::table::{columns, grouped, number, pairs};
 
 /// Prints what is about to be trained, on what and with what.
 pub(crate) fn settings(plan: &Plan, stream: &BatchStream, compute: &Compute) -> Result<()> {
@@ -35,24 +35,34 @@ pub(crate) fn settings(plan: &Plan, stream: &BatchStream, compute: &Compute) -> 
     Ok(())
 }
 
-/// The same for the points of the sweep in `out`: what they share, then what each of them is.
+/// The same for the points of the sweep in `out`: what they share, then in what they differ.
 pub(crate) fn sweep(out: &Path, plans: &[Plan], stream: &BatchStream, compute: &Compute) -> Result<()> {
     let first = &plans[0];
     let all: Vec<&Settings> = plans.iter().map(Plan::settings).collect();
+    let descriptions: [(&str, fn(&Settings) -> String); 3] =
+        [("autoencoder", autoencoder), ("loss", loss), ("lr", |settings| short(settings.lr))];
+    let (shared, differing): (Vec<_>, Vec<_>) = descriptions
+        .into_iter()
+        .partition(|(_, describe)| all.iter().all(|settings| describe(settings) == describe(all[0])));
+
     let [store, activations] = data(first);
-    let lines = [
-        store,
-        activations,
-        ("training", length(first.settings(), stream)),
-        ("engine", compute.describe(&all, stream_memory(&first.stores, stream))?),
-        ("sweep", format!("{}: {} points, seed {}", out.display(), plans.len(), first.settings().seed)),
-    ];
+    let mut lines = vec![store, activations];
+    lines.extend(shared.iter().map(|(name, describe)| (*name, describe(all[0]))));
+    lines.push(("training", length(all[0], stream)));
+    lines.push(("engine", compute.describe(&all, stream_memory(&first.stores, stream))?));
+    let points = format!("{}: {} points at once, seed {}", out.display(), plans.len(), all[0].seed);
+    lines.push(("sweep", points));
     eprint!("{}\n{}", program(), pairs(&lines));
-    for plan in plans {
-        let settings = plan.settings();
-        let name = plan.out.file_name().unwrap_or_default().to_string_lossy();
-        eprintln!("    {name}: {}; {}; lr {}", autoencoder(settings), loss(settings), short(settings.lr));
-    }
+    let rows: Vec<Vec<String>> = plans
+        .iter()
+        .map(|plan| {
+            let name = plan.out.file_name().unwrap_or_default().to_string_lossy();
+            let differences: Vec<String> =
+                differing.iter().map(|(_, describe)| describe(plan.settings())).collect();
+            vec![format!("    {name}"), differences.join("; ")]
+        })
+        .collect();
+    eprint!("{}", columns(&rows));
     Ok(())
 }
 

@@ -42,22 +42,22 @@ pub(crate) struct CommandLine {
 }
 
 const SWEEP_HELP: &str = "\
-Flags of the autoencoder, the loss and the training take several values, separated by commas; every combination of them
-is a point of the sweep. (--epsilon and --init-from are repeated instead.) What the batches depend on is common to all
+Flags of the autoencoder, the loss and the training take several values, separated by commas; every combination of them is \
+a point of the sweep. (--epsilon and --init-from are repeated instead.) What the batches depend on is common to all \
 points: --store, --batch, --seed, --drop-bos, --mixing-chunks, --tokens or --steps, --eval-rows.
 
 Examples:
   sae-trainer sweep --store stores/gpt2 --l0-coefficient 5e-5,7e-5,1.4e-4 --lr 4e-4 --out runs/l0
       three points: runs/l0/l0-coefficient-5e-5, ...; a point is a run like any other
-  sae-trainer sweep --store stores/gpt2 --loss approx-l0,l1 --l0-coefficient 5e-5,7e-5 --l1-coefficient 8e-5,1.6e-4
-      four points: a coefficient applies to the points of its own loss
+  sae-trainer sweep --store stores/gpt2 --loss approx-l0,l1 --l0-coefficient 5e-5,7e-5
+      three points, of which l1 is one: a coefficient applies to its own loss
   sae-trainer sweep --resume --out runs/l0
       continues an interrupted sweep, all its points, from their last checkpoints
   sae-trainer compare runs/l0
       the table once more
 
-All points are in memory at the same time; the start says how much they take. A point whose loss or weights become
-infinite or NaN ends alone; the others go on, and the exit code is 1.";
+All points are in memory at the same time; the start says how much they take. A point whose loss or weights become infinite \
+or NaN ends alone; the others go on, and the exit code is 1.";
 
 #[derive(Debug, Subcommand)]
 pub(crate) enum Command {

@@ -204,8 +204,9 @@ impl Training {
 
     /// Ends the runs that failed by themselves; any other failure, of the data or of the device, ends all.
     fn lose(&mut self, failed: Vec<(usize, EngineError)>, progress: &Progress) -> Result<()> {
-        // From the last one on, so that the numbers of those before stay right.
-        for (at, error) in failed.into_iter().rev() {
+        for (before, (at, error)) in failed.into_iter().enumerate() {
+            // As many as failed before this one are gone already.
+            let at = at - before;
             let own = is_the_runs_own(&error);
             let error = self.runs[at].step_error(error);
             if !own {

@@ -71,6 +71,8 @@ pub(crate) struct EmulatedDevice {
     order: u32,
     /// How often each kernel ran.
     pub(crate) launched: BTreeMap<&'static str, usize>,
+    /// How many uploads of so many bytes there were.
+    pub(crate) uploaded: BTreeMap<usize, usize>,
     /// Bytes that can still be allocated.
     pub(crate) free: usize,
 }
@@ -93,6 +95,7 @@ impl EmulatedDevice {
             },
             order,
             launched: BTreeMap::new(),
+            uploaded: BTreeMap::new(),
             free: 1 << 30,
         }
     }
@@ -175,6 +178,7 @@ impl Device for EmulatedDevice {
     }
 
     fn upload(&mut self, to: &mut Buffer, offset: usize, bytes: &[u8]) -> Result<(), DeviceError> {
+        *self.uploaded.entry(bytes.len()).or_default() += 1;
         let to = to.range(offset, bytes.len());
         // SAFETY: both ranges are that long, and one is memory of ours alone.
         unsafe { to.copy_from_nonoverlapping(bytes.as_ptr(), bytes.len()) };

@@ -170,14 +170,14 @@ impl Flag {
         };
         for (at, value) in values.iter().enumerate() {
             if values[..at].contains(value) {
-                let told = format!("{name} has the value {} twice\n", value.display());
+                let told = format!("{name} has the value {} twice", value.display());
                 return Err(Error::raw(ErrorKind::ValueValidation, told));
             }
         }
         if variation(id) == Variation::Common && values.len() > 1 {
             let told = format!(
                 "{name} takes one value in a sweep: all its points train on the same batches, read once. Start a \
-                 sweep for each value\n"
+                 sweep for each value"
             );
             return Err(Error::raw(ErrorKind::ValueValidation, told));
         }
