@@ -125,7 +125,7 @@ fn nan_in_the_activations_names_the_store() {
 }
 
 /// Replaces the first chunk of a shard by one of the same length, with right checksums, that holds NaN.
-fn fill_a_chunk_with_nan(shard: &Path) {
+pub(crate) fn fill_a_chunk_with_nan(shard: &Path) {
     let mut bytes = fs::read(shard).unwrap();
     let index = bytes.len() - (16 * 4 + 4); // four chunks a shard
     let length = u64::from_le_bytes(bytes[index + 8..index + 16].try_into().unwrap()) as usize;
