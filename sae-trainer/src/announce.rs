@@ -35,11 +35,14 @@ pub(crate) fn settings(plan: &Plan, stream: &BatchStream, compute: &Compute) -> 
     Ok(())
 }
 
+/// A setting in words.
+type Describe = fn(&Settings) -> String;
+
 /// The same for the points of the sweep in `out`: what they share, then in what they differ.
 pub(crate) fn sweep(out: &Path, plans: &[Plan], stream: &BatchStream, compute: &Compute) -> Result<()> {
     let first = &plans[0];
     let all: Vec<&Settings> = plans.iter().map(Plan::settings).collect();
-    let descriptions: [(&str, fn(&Settings) -> String); 3] =
+    let descriptions: [(&str, Describe); 3] =
         [("autoencoder", autoencoder), ("loss", loss), ("lr", |settings| short(settings.lr))];
     let (shared, differing): (Vec<_>, Vec<_>) = descriptions
         .into_iter()
