@@ -424,6 +424,12 @@ fn product_of_block<E: Epilogue>(
         // SAFETY: as above.
         #[cfg(target_arch = "x86_64")]
         Level::Avx512 => unsafe { avx512(input, rows, features, epilogue) },
+        // 6×4 sums, 4 weights and 1 broadcast fill 29 of the 32 registers.
+        // SAFETY: every aarch64 CPU has NEON.
+        #[cfg(target_arch = "aarch64")]
+        Level::Neon => unsafe {
+            tiles::<std::arch::aarch64::float32x4_t, E, 6, 4>(input, rows, features, epilogue)
+        },
     }
 }
 

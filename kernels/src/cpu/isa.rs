@@ -1,14 +1,14 @@
 //! Which instruction set the float32 step runs on, chosen at run time.
 
-/// An instruction set that this machine has. Results on AVX2 and on wider sets are the same
-/// bit for bit; the portable one rounds products and sums separately on x86-64.
+/// An instruction set that this machine has. Results are the same bit for bit on all of them but the
+/// portable one of x86-64, which rounds products and sums separately.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct Isa(Level);
 
 /// The instruction sets for which code exists, the plainest first.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
 pub(crate) enum Level {
-    /// What the compilation target guarantees (on aarch64 that includes NEON with fused multiply-add).
+    /// What the compilation target guarantees, in plain Rust.
     Portable,
     /// AVX2 and FMA.
     #[cfg(target_arch = "x86_64")]
@@ -16,6 +16,9 @@ pub(crate) enum Level {
     /// AVX-512 F, BW, DQ and VL.
     #[cfg(target_arch = "x86_64")]
     Avx512,
+    /// NEON, which every aarch64 CPU has.
+    #[cfg(target_arch = "aarch64")]
+    Neon,
 }
 
 impl Isa {
@@ -41,6 +44,8 @@ impl Isa {
                 }
             }
         }
+        #[cfg(target_arch = "aarch64")]
+        levels.push(Isa(Level::Neon));
         levels
     }
 
@@ -57,6 +62,8 @@ impl Isa {
             Level::Avx2 => "avx2+fma",
             #[cfg(target_arch = "x86_64")]
             Level::Avx512 => "avx-512",
+            #[cfg(target_arch = "aarch64")]
+            Level::Neon => "neon",
         }
     }
 }
@@ -102,6 +109,9 @@ macro_rules! per_isa {
                 // SAFETY: as above.
                 #[cfg(target_arch = "x86_64")]
                 $crate::cpu::isa::Level::Avx512 => unsafe { avx512($($arg),*) },
+                // What the compiler makes of plain Rust here is NEON.
+                #[cfg(target_arch = "aarch64")]
+                $crate::cpu::isa::Level::Neon => body::<true>($($arg),*),
             }
         }
     };

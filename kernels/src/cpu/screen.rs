@@ -18,6 +18,8 @@
 
 #[cfg(target_arch = "x86_64")]
 mod avx512;
+#[cfg(target_arch = "aarch64")]
+mod neon;
 mod recheck;
 mod rounding;
 #[cfg(target_arch = "x86_64")]
@@ -150,10 +152,14 @@ per_isa! {
 
 /// Whether a screening tile exists for the instruction set.
 pub(crate) fn available(isa: Isa) -> bool {
-    #[cfg(target_arch = "x86_64")]
-    return isa.level() >= Level::Avx2;
-    #[cfg(not(target_arch = "x86_64"))]
-    return isa.level() != Level::Portable;
+    match isa.level() {
+        Level::Portable => false,
+        #[cfg(target_arch = "x86_64")]
+        Level::Avx2 | Level::Avx512 => true,
+        // Without it the products of integers would take as long as those of floats.
+        #[cfg(target_arch = "aarch64")]
+        Level::Neon => std::arch::is_aarch64_feature_detected!("dotprod"),
+    }
 }
 
 impl Columns {
@@ -339,6 +345,9 @@ fn possible(isa: Isa, grid: Grid, tile: &Tile<'_>) -> [u16; TILE_HEIGHT] {
         // SAFETY: an Isa of these levels is only made where the CPU has AVX2 and FMA.
         #[cfg(target_arch = "x86_64")]
         Level::Avx2 | Level::Avx512 => unsafe { x86::possible(grid, tile) },
+        // SAFETY: screening asks first whether there is a tile.
+        #[cfg(target_arch = "aarch64")]
+        Level::Neon => unsafe { neon::possible(grid, tile) },
         Level::Portable => unreachable!("screening asks first whether there is a tile"),
     }
 }
@@ -384,15 +393,20 @@ pub(crate) fn find_candidates(
 
 /// Asks for numbers that are read soon.
 fn prefetch(numbers: &[f32]) {
-    #[cfg(target_arch = "x86_64")]
-    {
-        use std::arch::x86_64::{_MM_HINT_T1, _mm_prefetch};
-        const CACHE_LINE: usize = 16;
-        for line in numbers.chunks(CACHE_LINE) {
-            // SAFETY: a prefetch reads and writes nothing.
-            unsafe { _mm_prefetch(line.as_ptr().cast(), _MM_HINT_T1) };
+    const CACHE_LINE: usize = 16;
+    for line in numbers.chunks(CACHE_LINE) {
+        // SAFETY: a prefetch reads and writes nothing.
+        #[cfg(target_arch = "x86_64")]
+        unsafe {
+            use std::arch::x86_64::{_MM_HINT_T1, _mm_prefetch};
+            _mm_prefetch(line.as_ptr().cast(), _MM_HINT_T1);
         }
+        // SAFETY: as above.
+        #[cfg(target_arch = "aarch64")]
+        unsafe {
+            std::arch::asm!("prfm pldl2keep, [{}]", in(reg) line.as_ptr(), options(nostack, preserves_flags));
+        }
+        #[cfg(not(any(target_arch = "x86_64", target_arch = "aarch64")))]
+        let _ = line;
     }
-    #[cfg(not(target_arch = "x86_64"))]
-    let _ = numbers;
 }

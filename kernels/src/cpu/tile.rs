@@ -148,6 +148,49 @@ mod x86 {
     }
 }
 
+#[cfg(target_arch = "aarch64")]
+mod neon {
+    use super::Lanes;
+    use std::arch::aarch64::*;
+
+    // SAFETY: every aarch64 CPU has NEON; pointers are used for four numbers, unaligned.
+    unsafe impl Lanes for float32x4_t {
+        const COUNT: usize = 4;
+
+        #[inline(always)]
+        unsafe fn load(from: *const f32) -> Self {
+            // SAFETY: the trait's contract.
+            unsafe { vld1q_f32(from) }
+        }
+        #[inline(always)]
+        unsafe fn splat(value: f32) -> Self {
+            // SAFETY: the trait's contract.
+            unsafe { vdupq_n_f32(value) }
+        }
+        #[inline(always)]
+        unsafe fn add_product(self, a: Self, b: Self) -> Self {
+            // SAFETY: the trait's contract.
+            unsafe { vfmaq_f32(self, a, b) }
+        }
+        #[inline(always)]
+        unsafe fn relu(self) -> Self {
+            // SAFETY: the trait's contract. NaN is not above 0, so it becomes 0.
+            unsafe { vreinterpretq_f32_u32(vandq_u32(vreinterpretq_u32_f32(self), vcgtzq_f32(self))) }
+        }
+        #[inline(always)]
+        unsafe fn positive(self) -> u32 {
+            const BITS: [u32; 4] = [1, 2, 4, 8];
+            // SAFETY: the trait's contract; an array of four is read.
+            unsafe { vaddvq_u32(vandq_u32(vcgtzq_f32(self), vld1q_u32(BITS.as_ptr()))) }
+        }
+        #[inline(always)]
+        unsafe fn store(self, to: *mut f32) {
+            // SAFETY: the trait's contract.
+            unsafe { vst1q_f32(to, self) }
+        }
+    }
+}
+
 /// z for MR rows and NV vectors of features: b + Σ_k x_k w_k.
 ///
 /// # Safety

@@ -125,6 +125,11 @@ fn products(isa: Isa, x: &[f32], weights: &[f32], candidates: &[u32], products: 
         // SAFETY: as above.
         #[cfg(target_arch = "x86_64")]
         Level::Avx512 => unsafe { avx512(x, weights, candidates, products) },
+        // SAFETY: every aarch64 CPU has NEON.
+        #[cfg(target_arch = "aarch64")]
+        Level::Neon => unsafe {
+            products_by::<std::arch::aarch64::float32x4_t, 8, true>(x, weights, candidates, products)
+        },
     }
 }
 

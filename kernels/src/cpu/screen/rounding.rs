@@ -9,8 +9,7 @@ use crate::cpu::vector::dot_inline;
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
 pub enum Grid {
     /// 8 bits, products added up in 16 and then in 32 bits.
-    // Rows are integers to ±LARGEST_ROW_BYTE, stored with ROW_BYTE_OFFSET added so that they are unsigned, as `maddubs`
-    // wants its first factor; weights are signed. A lane of 16 bits takes half the columns of a BYTE_BLOCK.
+    // Rows are integers to ±LARGEST_ROW_BYTE, stored with ROW_BYTE_OFFSET added; weights are signed. A lane of 16 bits takes half the columns of a BYTE_BLOCK.
     Bits8,
     /// 16 bits, products added up in 32.
     #[default]
@@ -22,8 +21,8 @@ pub(super) const BYTE_BLOCK: usize = 16;
 /// Largest magnitude of a row's number on the grid of 8 bits. With it rows and weights lose about as much: a larger
 /// one leaves less room for the weights in 16 bits.
 const LARGEST_ROW_BYTE: f32 = 71.0;
-/// Added to a row's numbers on the grid of 8 bits.
-const ROW_BYTE_OFFSET: i32 = 72;
+/// Added to a row's numbers on the grid of 8 bits: x86-64 wants its first factor unsigned, aarch64 both signed.
+const ROW_BYTE_OFFSET: i32 = if cfg!(target_arch = "aarch64") { 0 } else { 72 };
 /// Largest sum of magnitudes of a lane's eight weights: times 71 + 72 it fits 16 bits.
 const LARGEST_LANE_SUM: f32 = 229.0;
 
