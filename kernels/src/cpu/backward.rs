@@ -10,7 +10,7 @@
 //! active pair.
 
 use super::isa::per_isa;
-use super::vector::{add_scaled_inline, dot_inline, four_dots_inline};
+use super::vector::{add_scaled_inline, dot_inline, four_dots_inline, line};
 
 /// The gradients of one feature.
 #[derive(Debug, Default)]
@@ -35,12 +35,6 @@ impl FeatureGradient {
         self.decoder.fill(0.0);
         self.encoder_bias = 0.0;
     }
-}
-
-/// Row `row` of a matrix of `width` columns.
-#[inline(always)]
-fn line(matrix: &[f32], row: u32, width: usize) -> &[f32] {
-    &matrix[row as usize * width..][..width]
 }
 
 per_isa! {

@@ -1,7 +1,6 @@
 //! `decode`: x̂ = a·W_dec + b_dec from the active pairs, the error, its losses, and g = dL/dx̂.
 //!
-//! A task owns a block of rows. x̂_i is formed 64 components at a time in registers while the decoder
-//! rows of i's active features stream by; cost: 2·d operations and 4·d bytes read per active pair.
+//! A task owns a block of rows. The decoder rows of i's active features are added to x̂_i four at a time; cost: 2·d operations and 4·d bytes read per active pair.
 
 use rayon::prelude::*;
 
@@ -11,12 +10,10 @@ use super::isa::{Isa, madd, per_isa};
 use super::pairs::ActivePairs;
 use super::rows::RowNorms;
 use super::sparsity::Sparsity;
+use super::vector::{add_scaled_inline, line};
 
 /// Rows of a task; sums over rows are formed per block and then over blocks, whatever the threads.
 pub(crate) const ROW_BLOCK: usize = 64;
-
-/// Components of x̂ that are formed together: 8 vectors of AVX2, 4 of AVX-512.
-const COLUMNS: usize = 64;
 
 /// What the decode reads.
 #[derive(Debug, Clone, Copy)]
@@ -79,25 +76,15 @@ per_isa! {
     /// out += Σ_j a_j W_dec_j over one row's active features.
     fn add_decoder_rows(out: &mut [f32], features: &[u32], values: &[f32], weights: &[f32]) {
         let width = out.len();
-        let (chunks, rest) = out.as_chunks_mut::<COLUMNS>();
-        for (at, chunk) in chunks.iter_mut().enumerate() {
-            let mut sums = *chunk;
-            for (feature, a) in features.iter().zip(values) {
-                let start = *feature as usize * width + at * COLUMNS;
-                let weights: &[f32; COLUMNS] =
-                    weights[start..start + COLUMNS].try_into().expect("a slice of this length");
-                for k in 0..COLUMNS {
-                    sums[k] = madd::<FMA>(*a, weights[k], sums[k]);
-                }
-            }
-            *chunk = sums;
+        let (fours, rest) = features.as_chunks::<4>();
+        let (value_fours, value_rest) = values.as_chunks::<4>();
+        for (features, values) in fours.iter().zip(value_fours) {
+            let [a, b, c, d] = *features;
+            let rows = [line(weights, a, width), line(weights, b, width), line(weights, c, width), line(weights, d, width)];
+            add_scaled_inline::<FMA, 4>(out, *values, rows);
         }
-        let first = width - rest.len();
-        for (feature, a) in features.iter().zip(values) {
-            let start = *feature as usize * width + first;
-            for (sum, weight) in rest.iter_mut().zip(&weights[start..]) {
-                *sum = madd::<FMA>(*a, *weight, *sum);
-            }
+        for (feature, value) in rest.iter().zip(value_rest) {
+            add_scaled_inline::<FMA, 1>(out, [*value], [line(weights, *feature, width)]);
         }
     }
 }

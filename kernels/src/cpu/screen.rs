@@ -32,7 +32,8 @@ use rayon::prelude::*;
 use super::encode::Encode;
 use super::isa::{Isa, Level, per_isa};
 use super::pairs::ROW_GROUP;
-use super::vector::dot_inline;
+use super::vector::{dot_inline, prefetch};
+use recheck::Candidate;
 pub(crate) use recheck::{Memory as RecheckMemory, recheck};
 pub use rounding::Grid;
 #[cfg(test)]
@@ -290,64 +291,81 @@ impl Candidates {
         self.bits.iter().map(|word| word.count_ones() as usize).sum()
     }
 
-    /// Appends the numbers, within the panel, of the features that row `at` of the group can activate, ascending.
-    fn list(&self, at: usize, features: &mut Vec<u32>) {
-        for (word, bits) in self.bits[at * self.stride..][..self.stride].iter().enumerate() {
-            let mut bits = *bits;
-            while bits != 0 {
-                features.push(64 * word as u32 + bits.trailing_zeros());
-                bits &= bits - 1;
+    /// The candidates row by row, each row's features ascending.
+    fn list(&self, candidates: &mut Vec<Candidate>) {
+        candidates.clear();
+        for (row, words) in self.bits.chunks_exact(self.stride).enumerate() {
+            for (word, bits) in words.iter().enumerate() {
+                let mut bits = *bits;
+                while bits != 0 {
+                    let feature = 64 * word as u32 + bits.trailing_zeros();
+                    candidates.push(Candidate { row: row as u32, feature });
+                    bits &= bits - 1;
+                }
             }
         }
     }
 }
 
-/// What a tile reads: [`TILE_HEIGHT`] rows × [`TILE_WIDTH`] features.
-struct Tile<'a> {
-    /// The rows' words: for each group of columns one of each row.
+/// What finding the candidates of a group of rows in a tile's features reads.
+struct Strip<'a> {
+    grid: Grid,
+    /// Groups of columns.
+    groups: usize,
+    /// The rows' words: for each tile, for each group of columns one of each row.
     rows: &'a [u32],
+    /// The rows' shares of the bound.
+    row_bounds: &'a [RowBound],
     /// The weights' words: for each group of columns one of each feature.
     weights: &'a [u32],
+    /// The features' shares of the bound.
+    bound: &'a TileBound,
+    /// Numbers that are read soon, to be asked for meanwhile.
+    coming: &'a [f32],
+}
+
+/// A tile of a strip: [`TILE_HEIGHT`] rows × [`TILE_WIDTH`] features.
+struct Tile<'a> {
+    /// For each group of columns one word of each row.
+    rows: &'a [u32],
     /// The rows' shares of the bound.
     row_bounds: [&'a RowBound; TILE_HEIGHT],
     /// The features' shares of the bound.
     bound: &'a TileBound,
 }
 
-impl<'a> Tile<'a> {
-    /// The rows from `row` on × the features from `first` on.
-    fn new(screened: &'a Screened, row: usize, first: usize) -> Self {
-        let Screened { rows, weights, .. } = screened;
-        let groups = weights.words.len() / weights.bounds.len() / TILE_WIDTH;
-        // The bounds of rows that only fill the tile are of no interest.
-        let last = rows.bounds.len() - 1;
-        Tile {
-            rows: &rows.words[row * groups..][..TILE_HEIGHT * groups],
-            weights: &weights.words[first * groups..][..TILE_WIDTH * groups],
-            row_bounds: std::array::from_fn(|m| &rows.bounds[(row + m).min(last)]),
-            bound: &weights.bounds[first / TILE_WIDTH],
-        }
-    }
+/// For each row of a tile a bit for each feature: whether the pair can be active. The bits of what only fills the tile
+/// say nothing.
+type Masks = [u16; TILE_HEIGHT];
 
-    /// Groups of columns.
-    fn groups(&self) -> usize {
-        self.weights.len() / TILE_WIDTH
+impl<'a> Strip<'a> {
+    /// Calls `possible` for each tile, which gives its masks; inlined into functions of an instruction set.
+    #[inline(always)]
+    fn each_tile(&self, masks: &mut [Masks], possible: impl Fn(&Tile<'_>) -> Masks) {
+        let mut coming = self.coming.chunks(self.coming.len().div_ceil(masks.len()).max(1));
+        let tiles = self.rows.chunks_exact(TILE_HEIGHT * self.groups);
+        for (tile, (masks, rows)) in masks.iter_mut().zip(tiles).enumerate() {
+            prefetch(coming.next().unwrap_or_default());
+            // The bounds of rows that only fill the tile are of no interest.
+            let last = self.row_bounds.len() - 1;
+            let row_bounds = std::array::from_fn(|m| &self.row_bounds[(tile * TILE_HEIGHT + m).min(last)]);
+            *masks = possible(&Tile { rows, row_bounds, bound: self.bound });
+        }
     }
 }
 
-/// For each row of the tile a bit for each feature: whether the pair can be active. The bits of what only fills the tile
-/// say nothing.
-fn possible(isa: Isa, grid: Grid, tile: &Tile<'_>) -> [u16; TILE_HEIGHT] {
+/// The masks of each tile of the strip.
+fn possible(isa: Isa, strip: &Strip<'_>, masks: &mut [Masks]) {
     match isa.level() {
         // SAFETY: an Isa of this level is only made where the CPU has AVX-512, and VNNI was just found.
         #[cfg(target_arch = "x86_64")]
-        Level::Avx512 if is_x86_feature_detected!("avx512vnni") => unsafe { avx512::possible(grid, tile) },
+        Level::Avx512 if is_x86_feature_detected!("avx512vnni") => unsafe { avx512::possible(strip, masks) },
         // SAFETY: an Isa of these levels is only made where the CPU has AVX2 and FMA.
         #[cfg(target_arch = "x86_64")]
-        Level::Avx2 | Level::Avx512 => unsafe { x86::possible(grid, tile) },
+        Level::Avx2 | Level::Avx512 => unsafe { x86::possible(strip, masks) },
         // SAFETY: screening asks first whether there is a tile.
         #[cfg(target_arch = "aarch64")]
-        Level::Neon => unsafe { neon::possible(grid, tile) },
+        Level::Neon => unsafe { neon::possible(strip, masks) },
         Level::Portable => unreachable!("screening asks first whether there is a tile"),
     }
 }
@@ -369,44 +387,32 @@ pub(crate) fn find_candidates(
     assert!(available(isa), "no screening tile for this instruction set");
     assert!(group.len() <= ROW_GROUP && group.start.is_multiple_of(TILE_HEIGHT));
     assert!(features.start.is_multiple_of(TILE_WIDTH) && features.end <= screened.weights.count);
+    let Screened { grid, rows, weights, .. } = screened;
     let Candidates { stride, bits } = found;
     *stride = features.len().div_ceil(64);
     bits.clear();
     bits.resize(group.len() * *stride, 0);
+    let groups = grid.column_groups(input.width);
+    let tiles = group.len().div_ceil(TILE_HEIGHT);
     let x = &input.x[group.start * input.width..group.end * input.width];
-    let tiles = features.len().div_ceil(TILE_WIDTH) * group.len().div_ceil(TILE_HEIGHT);
-    let mut coming = x.chunks(x.len().div_ceil(tiles));
+    let mut coming = x.chunks(x.len().div_ceil(features.len().div_ceil(TILE_WIDTH)));
+    let mut masks = [[0; TILE_HEIGHT]; ROW_GROUP / TILE_HEIGHT];
     for (at, first) in features.clone().step_by(TILE_WIDTH).enumerate() {
+        let strip = Strip {
+            grid: *grid,
+            groups,
+            rows: &rows.words[group.start * groups..][..tiles * TILE_HEIGHT * groups],
+            row_bounds: &rows.bounds[group.clone()],
+            weights: &weights.words[first * groups..][..TILE_WIDTH * groups],
+            bound: &weights.bounds[first / TILE_WIDTH],
+            coming: coming.next().unwrap_or_default(),
+        };
+        possible(isa, &strip, &mut masks[..tiles]);
         let (word, shift) = (at / TILES_PER_WORD, at % TILES_PER_WORD * TILE_WIDTH);
         // Not the features that only fill the tile: a bound that is NaN would not rule them out.
         let existing = u64::MAX >> (64 - TILE_WIDTH.min(features.end - first));
-        for row in group.clone().step_by(TILE_HEIGHT) {
-            prefetch(coming.next().unwrap_or_default());
-            let masks = possible(isa, screened.grid, &Tile::new(screened, row, first));
-            let rows = row - group.start..group.len();
-            for (at, mask) in rows.zip(masks) {
-                bits[at * *stride + word] |= (u64::from(mask) & existing) << shift;
-            }
+        for (bits, mask) in bits.chunks_exact_mut(*stride).zip(masks.as_flattened()) {
+            bits[word] |= (u64::from(*mask) & existing) << shift;
         }
-    }
-}
-
-/// Asks for numbers that are read soon.
-fn prefetch(numbers: &[f32]) {
-    const CACHE_LINE: usize = 16;
-    for line in numbers.chunks(CACHE_LINE) {
-        // SAFETY: a prefetch reads and writes nothing.
-        #[cfg(target_arch = "x86_64")]
-        unsafe {
-            use std::arch::x86_64::{_MM_HINT_T1, _mm_prefetch};
-            _mm_prefetch(line.as_ptr().cast(), _MM_HINT_T1);
-        }
-        // SAFETY: as above.
-        #[cfg(target_arch = "aarch64")]
-        unsafe {
-            std::arch::asm!("prfm pldl2keep, [{}]", in(reg) line.as_ptr(), options(nostack, preserves_flags));
-        }
-        #[cfg(not(any(target_arch = "x86_64", target_arch = "aarch64")))]
-        let _ = line;
     }
 }

@@ -65,6 +65,33 @@ pub(crate) fn four_dots_inline<const FMA: bool>(a: [&[f32]; 4], b: &[f32]) -> [f
     lanes.map(add_lanes)
 }
 
+/// Row `row` of a matrix of `width` columns.
+#[inline(always)]
+pub(crate) fn line(matrix: &[f32], row: u32, width: usize) -> &[f32] {
+    &matrix[row as usize * width..][..width]
+}
+
+/// Asks for numbers that are read soon to come as far as the second cache level.
+#[inline(always)]
+pub(crate) fn prefetch(numbers: &[f32]) {
+    const CACHE_LINE: usize = 16;
+    for line in numbers.chunks(CACHE_LINE) {
+        // SAFETY: a prefetch reads and writes nothing.
+        #[cfg(target_arch = "x86_64")]
+        unsafe {
+            use std::arch::x86_64::{_MM_HINT_T1, _mm_prefetch};
+            _mm_prefetch(line.as_ptr().cast(), _MM_HINT_T1);
+        }
+        // SAFETY: as above.
+        #[cfg(target_arch = "aarch64")]
+        unsafe {
+            std::arch::asm!("prfm pldl2keep, [{}]", in(reg) line.as_ptr(), options(nostack, preserves_flags));
+        }
+        #[cfg(not(any(target_arch = "x86_64", target_arch = "aarch64")))]
+        let _ = line;
+    }
+}
+
 per_isa! {
     /// Σ a·b.
     pub fn dot(a: &[f32], b: &[f32]) -> f32 {

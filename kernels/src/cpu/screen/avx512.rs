@@ -4,32 +4,38 @@
 //! four times the rate of float32, words at twice, which is what AVX512_BF16 reaches with ten times the residual.
 
 use super::rounding::Grid;
-use super::{TILE_HEIGHT, TILE_WIDTH, Tile};
+use super::{Masks, Strip, TILE_HEIGHT, TILE_WIDTH, Tile, TileBound};
 use std::arch::x86_64::*;
 
-/// For each row the tile's features that can be active, a bit each.
+/// As [`super::possible`].
 ///
 /// # Safety
 /// The CPU must have AVX-512F with VNNI.
 #[target_feature(enable = "avx512f,avx512vnni")]
-pub(super) unsafe fn possible(grid: Grid, tile: &Tile<'_>) -> [u16; TILE_HEIGHT] {
-    let (rows, weights, start) = (tile.rows.as_ptr(), tile.weights.as_ptr(), tile.bound.start.as_ptr());
-    // SAFETY: the tile's rows, weights and starts have the lengths that the products read.
-    let sums = unsafe {
-        match grid {
-            Grid::Bits8 => product::<true>(rows, tile.groups(), weights, start),
-            Grid::Bits16 => product::<false>(rows, tile.groups(), weights, start),
-        }
-    };
-    // SAFETY: the tile's bounds hold sixteen numbers.
-    let (step, norm, residual, base) = unsafe {
-        (
-            _mm512_loadu_ps(tile.bound.step.as_ptr()),
-            _mm512_loadu_ps(tile.bound.norm.as_ptr()),
-            _mm512_loadu_ps(tile.bound.residual.as_ptr()),
-            _mm512_loadu_ps(tile.bound.base.as_ptr()),
-        )
-    };
+pub(super) unsafe fn possible(strip: &Strip<'_>, masks: &mut [Masks]) {
+    let (groups, weights) = (strip.groups, strip.weights.as_ptr());
+    match strip.grid {
+        Grid::Bits8 => strip.each_tile(masks, |tile| {
+            // SAFETY: the tile's rows and weights have the lengths that the product reads.
+            let sums = unsafe { product::<true>(tile.rows.as_ptr(), groups, weights, &tile.bound.start) };
+            above_zero(&sums, tile)
+        }),
+        Grid::Bits16 => strip.each_tile(masks, |tile| {
+            // SAFETY: as above.
+            let sums = unsafe { product::<false>(tile.rows.as_ptr(), groups, weights, &tile.bound.start) };
+            above_zero(&sums, tile)
+        }),
+    }
+}
+
+/// For each row a bit for each feature: whether its bound is not at or below 0.
+#[inline]
+#[target_feature(enable = "avx512f")]
+fn above_zero(sums: &[__m512i; TILE_HEIGHT], tile: &Tile<'_>) -> Masks {
+    let TileBound { step, norm, residual, base, .. } = tile.bound;
+    // SAFETY: a tile's features are one vector.
+    let vector = |of: &[f32; TILE_WIDTH]| unsafe { _mm512_loadu_ps(of.as_ptr()) };
+    let (step, norm, residual, base) = (vector(step), vector(norm), vector(residual), vector(base));
     let mut masks = [0; TILE_HEIGHT];
     for m in 0..TILE_HEIGHT {
         let row = tile.row_bounds[m];
@@ -46,16 +52,16 @@ pub(super) unsafe fn possible(grid: Grid, tile: &Tile<'_>) -> [u16; TILE_HEIGHT]
 /// `start` + Σ_k x_q·w_q in 32 bits, of numbers of 8 bits (those of the rows unsigned) or of 16 bits.
 ///
 /// # Safety
-/// AVX-512F with VNNI; `rows` valid for 6·`groups` words, `weights` for 16·`groups`, `start` for 16 numbers.
+/// AVX-512F with VNNI; `rows` valid for 6·`groups` words, `weights` for 16·`groups`.
 #[target_feature(enable = "avx512f,avx512vnni")]
 unsafe fn product<const BYTES: bool>(
     rows: *const u32,
     groups: usize,
     weights: *const u32,
-    start: *const i32,
+    start: &[i32; TILE_WIDTH],
 ) -> [__m512i; TILE_HEIGHT] {
-    // SAFETY: the caller's promise.
-    let mut sums = [unsafe { _mm512_loadu_si512(start.cast()) }; TILE_HEIGHT];
+    // SAFETY: sixteen numbers are a vector.
+    let mut sums = [unsafe { _mm512_loadu_si512(start.as_ptr().cast()) }; TILE_HEIGHT];
     for group in 0..groups {
         // SAFETY: each turn reads one word of each row and 16 of the weights.
         unsafe {

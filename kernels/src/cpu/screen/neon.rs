@@ -5,7 +5,7 @@
 //! floats, so their tile is there for its results, not for its speed.
 
 use super::rounding::Grid;
-use super::{TILE_HEIGHT, TILE_WIDTH, Tile, TileBound};
+use super::{Masks, Strip, TILE_HEIGHT, TILE_WIDTH, Tile, TileBound};
 use std::arch::aarch64::*;
 use std::arch::asm;
 
@@ -20,16 +20,20 @@ const _: () = assert!(TILE_HEIGHT == 6);
 /// # Safety
 /// The CPU must have `dotprod`.
 #[target_feature(enable = "neon,dotprod")]
-pub(super) unsafe fn possible(grid: Grid, tile: &Tile<'_>) -> [u16; TILE_HEIGHT] {
-    let (rows, weights) = (tile.rows.as_ptr(), tile.weights.as_ptr());
-    // SAFETY: the tile's rows, weights and starts have the lengths that the products read.
-    let sums = unsafe {
-        match grid {
-            Grid::Bits8 => product_of_bytes(rows, tile.groups(), weights, tile.bound.start.as_ptr()),
-            Grid::Bits16 => product_of_words(rows, tile.groups(), weights),
-        }
-    };
-    above_zero(&sums, tile)
+pub(super) unsafe fn possible(strip: &Strip<'_>, masks: &mut [Masks]) {
+    let (groups, weights) = (strip.groups, strip.weights.as_ptr());
+    match strip.grid {
+        Grid::Bits8 => strip.each_tile(masks, |tile| {
+            // SAFETY: the tile's rows and weights have the lengths that the product reads.
+            let sums = unsafe { product_of_bytes(tile.rows.as_ptr(), groups, weights, &tile.bound.start) };
+            above_zero(&sums, tile)
+        }),
+        Grid::Bits16 => strip.each_tile(masks, |tile| {
+            // SAFETY: as above.
+            let sums = unsafe { product_of_words(tile.rows.as_ptr(), groups, weights) };
+            above_zero(&sums, tile)
+        }),
+    }
 }
 
 /// The sums of a tile, four features a vector.
@@ -38,13 +42,19 @@ type Sums = [[int32x4_t; VECTORS]; TILE_HEIGHT];
 /// `start` + Σ_k x_q·w_q in 32 bits, of numbers of 8 bits.
 ///
 /// # Safety
-/// `dotprod`; `rows` valid for 6·`groups` words, `weights` for 16·`groups`, `start` for 16 numbers.
+/// `dotprod`; `rows` valid for 6·`groups` words, `weights` for 16·`groups`.
 #[inline]
 #[target_feature(enable = "neon,dotprod")]
-unsafe fn product_of_bytes(rows: *const u32, groups: usize, weights: *const u32, start: *const i32) -> Sums {
+unsafe fn product_of_bytes(
+    rows: *const u32,
+    groups: usize,
+    weights: *const u32,
+    start: &[i32; TILE_WIDTH],
+) -> Sums {
     // 6×4 sums, 4 weights and the rows' words in 2 fill 30 of the 32 registers.
-    // SAFETY: the caller's promise.
-    let start: [int32x4_t; VECTORS] = std::array::from_fn(|v| unsafe { vld1q_s32(start.add(4 * v)) });
+    // SAFETY: sixteen numbers are four vectors.
+    let start: [int32x4_t; VECTORS] =
+        std::array::from_fn(|v| unsafe { vld1q_s32(start.as_ptr().add(4 * v)) });
     let mut sums = [start; TILE_HEIGHT];
     for group in 0..groups {
         // SAFETY: each turn reads one word of each row and 16 of the weights.
@@ -125,7 +135,7 @@ unsafe fn product_of_words(rows: *const u32, groups: usize, weights: *const u32)
 /// For each row a bit for each feature: whether its bound is not at or below 0.
 #[inline]
 #[target_feature(enable = "neon,dotprod")]
-fn above_zero(sums: &Sums, tile: &Tile<'_>) -> [u16; TILE_HEIGHT] {
+fn above_zero(sums: &Sums, tile: &Tile<'_>) -> Masks {
     let TileBound { step, norm, residual, base, .. } = tile.bound;
     let mut masks = [0; TILE_HEIGHT];
     for v in 0..VECTORS {

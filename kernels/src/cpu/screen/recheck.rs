@@ -18,40 +18,49 @@ per_isa! {
     }
 }
 
-/// Lanes of a sum on every instruction set: enough that no addition waits for the one before.
-const LANES: usize = 32;
+/// Lanes of a sum on every instruction set.
+const LANES: usize = 16;
+/// Sums that are formed at the same time, so that no addition waits for the one before.
+const AT_ONCE: usize = 4;
 
-/// N dot products with the same x, of `width` numbers.
+/// A candidate, in numbers within its group of rows and its panel of features.
+#[derive(Debug, Clone, Copy, Default)]
+pub(super) struct Candidate {
+    pub(super) row: u32,
+    pub(super) feature: u32,
+}
+
+/// N dot products of `width` numbers.
 ///
 /// # Safety
 /// The CPU must have V's instruction set; the pointers must be valid for `width` numbers.
 #[inline(always)]
 unsafe fn dots<V: Lanes, const VECTORS: usize, const FMA: bool, const N: usize>(
+    x: [*const f32; N],
     w: [*const f32; N],
-    x: *const f32,
     width: usize,
 ) -> [f32; N] {
     const { assert!(VECTORS * V::COUNT == LANES) };
     let whole = width - width % LANES;
+    let mut products = [0.0; N];
     // SAFETY: the caller's promise; `lanes` holds LANES numbers.
     unsafe {
         let mut sums = [[V::splat(0.0); VECTORS]; N];
         for at in (0..whole).step_by(LANES) {
-            for v in 0..VECTORS {
-                let x = V::load(x.add(at + v * V::COUNT));
-                for n in 0..N {
-                    sums[n][v] = sums[n][v].add_product(V::load(w[n].add(at + v * V::COUNT)), x);
+            for n in 0..N {
+                for v in 0..VECTORS {
+                    let at = at + v * V::COUNT;
+                    sums[n][v] = sums[n][v].add_product(V::load(w[n].add(at)), V::load(x[n].add(at)));
                 }
             }
         }
-        let mut products = [0.0; N];
         for n in 0..N {
             let mut lanes = [0.0; LANES];
             for v in 0..VECTORS {
                 sums[n][v].store(lanes.as_mut_ptr().add(v * V::COUNT));
             }
             for at in whole..width {
-                lanes[at - whole] = madd::<FMA>(*w[n].add(at), *x.add(at), lanes[at - whole]);
+                lanes[at - whole] = madd::<FMA>(*w[n].add(at), *x[n].add(at), lanes[at - whole]);
             }
             let mut half = LANES / 2;
             while half > 0 {
@@ -62,73 +71,87 @@ unsafe fn dots<V: Lanes, const VECTORS: usize, const FMA: bool, const N: usize>(
             }
             products[n] = lanes[0];
         }
-        products
     }
+    products
 }
 
-/// x·w for each candidate into `products`.
+/// x·w for each candidate into `products`, as many as there are candidates.
 ///
 /// # Safety
-/// The CPU must have V's instruction set; `weights` holds a row of x's length for each number among the candidates.
+/// The CPU must have V's instruction set; `x` and `weights` hold the rows that the candidates name.
 #[inline(always)]
 unsafe fn products_by<V: Lanes, const VECTORS: usize, const FMA: bool>(
     x: &[f32],
     weights: &[f32],
-    candidates: &[u32],
-    products: &mut Vec<f32>,
+    width: usize,
+    candidates: &[Candidate],
+    products: &mut [f32],
 ) {
-    let width = x.len();
-    products.clear();
-    products.resize(candidates.len(), 0.0);
-    let (twos, rest) = candidates.as_chunks::<2>();
-    let (two_products, rest_products) = products.as_chunks_mut::<2>();
-    for (products, [a, b]) in two_products.iter_mut().zip(twos) {
+    let (fours, rest) = candidates.as_chunks::<AT_ONCE>();
+    let (product_fours, product_rest) = products.as_chunks_mut::<AT_ONCE>();
+    for (products, candidates) in product_fours.iter_mut().zip(fours) {
+        let (mut x_rows, mut w_rows) = ([x.as_ptr(); AT_ONCE], [weights.as_ptr(); AT_ONCE]);
         // SAFETY: the caller's promise.
-        *products = unsafe {
-            let w = [weights.as_ptr().add(*a as usize * width), weights.as_ptr().add(*b as usize * width)];
-            dots::<V, VECTORS, FMA, 2>(w, x.as_ptr(), width)
-        };
+        unsafe {
+            for at in 0..AT_ONCE {
+                x_rows[at] = x_rows[at].add(candidates[at].row as usize * width);
+                w_rows[at] = w_rows[at].add(candidates[at].feature as usize * width);
+            }
+            *products = dots::<V, VECTORS, FMA, AT_ONCE>(x_rows, w_rows, width);
+        }
     }
-    for (product, last) in rest_products.iter_mut().zip(rest) {
+    for (product, candidate) in product_rest.iter_mut().zip(rest) {
         // SAFETY: as above.
-        [*product] = unsafe {
-            dots::<V, VECTORS, FMA, 1>([weights.as_ptr().add(*last as usize * width)], x.as_ptr(), width)
-        };
+        unsafe {
+            let x_row = x.as_ptr().add(candidate.row as usize * width);
+            let w_row = weights.as_ptr().add(candidate.feature as usize * width);
+            [*product] = dots::<V, VECTORS, FMA, 1>([x_row], [w_row], width);
+        }
     }
 }
 
-/// x·w for each candidate into `products`.
-fn products(isa: Isa, x: &[f32], weights: &[f32], candidates: &[u32], products: &mut Vec<f32>) {
+/// x·w for each candidate into `products`; `x` and `weights` hold the rows of the group and of the panel.
+fn products(
+    isa: Isa,
+    x: &[f32],
+    weights: &[f32],
+    width: usize,
+    candidates: &[Candidate],
+    products: &mut Vec<f32>,
+) {
     #[cfg(target_arch = "x86_64")]
     #[target_feature(enable = "avx2,fma")]
-    fn avx2(x: &[f32], weights: &[f32], candidates: &[u32], products: &mut Vec<f32>) {
-        // SAFETY: this function's own features; the caller below checks the candidates.
-        unsafe { products_by::<std::arch::x86_64::__m256, 4, true>(x, weights, candidates, products) }
+    fn avx2(x: &[f32], weights: &[f32], width: usize, candidates: &[Candidate], products: &mut [f32]) {
+        // SAFETY: this function's own features; the candidates are checked below.
+        unsafe { products_by::<std::arch::x86_64::__m256, 2, true>(x, weights, width, candidates, products) }
     }
 
     #[cfg(target_arch = "x86_64")]
     #[target_feature(enable = "avx512f,avx2,fma")]
-    fn avx512(x: &[f32], weights: &[f32], candidates: &[u32], products: &mut Vec<f32>) {
+    fn avx512(x: &[f32], weights: &[f32], width: usize, candidates: &[Candidate], products: &mut [f32]) {
         // SAFETY: as above.
-        unsafe { products_by::<std::arch::x86_64::__m512, 2, true>(x, weights, candidates, products) }
+        unsafe { products_by::<std::arch::x86_64::__m512, 1, true>(x, weights, width, candidates, products) }
     }
 
-    if let Some(last) = candidates.last() {
-        assert!((*last as usize + 1) * x.len() <= weights.len(), "candidates are ascending features");
-    }
+    let (rows, features) = (x.len() / width, weights.len() / width);
+    let exists = |at: &Candidate| (at.row as usize) < rows && (at.feature as usize) < features;
+    assert!(candidates.iter().all(exists), "candidates lie within the group and the panel");
+    products.resize(candidates.len(), 0.0);
     match isa.level() {
         // SAFETY: plain Rust runs everywhere.
-        Level::Portable => unsafe { products_by::<Plain, 4, PORTABLE_FMA>(x, weights, candidates, products) },
+        Level::Portable => unsafe {
+            products_by::<Plain, 2, PORTABLE_FMA>(x, weights, width, candidates, products)
+        },
         // SAFETY: an Isa of this level is only made where the CPU has these features.
         #[cfg(target_arch = "x86_64")]
-        Level::Avx2 => unsafe { avx2(x, weights, candidates, products) },
+        Level::Avx2 => unsafe { avx2(x, weights, width, candidates, products) },
         // SAFETY: as above.
         #[cfg(target_arch = "x86_64")]
-        Level::Avx512 => unsafe { avx512(x, weights, candidates, products) },
+        Level::Avx512 => unsafe { avx512(x, weights, width, candidates, products) },
         // SAFETY: every aarch64 CPU has NEON.
         #[cfg(target_arch = "aarch64")]
         Level::Neon => unsafe {
-            products_by::<std::arch::aarch64::float32x4_t, 8, true>(x, weights, candidates, products)
+            products_by::<std::arch::aarch64::float32x4_t, 4, true>(x, weights, width, candidates, products)
         },
     }
 }
@@ -136,7 +159,7 @@ fn products(isa: Isa, x: &[f32], weights: &[f32], candidates: &[u32], products: 
 /// Memory for [`recheck`].
 #[derive(Debug, Default)]
 pub(crate) struct Memory {
-    candidates: Vec<u32>,
+    candidates: Vec<Candidate>,
     products: Vec<f32>,
 }
 
@@ -152,28 +175,30 @@ pub(crate) fn recheck(
     pairs: &mut Vec<Pair>,
 ) {
     let width = input.width;
+    let x = &input.x[group.start * width..group.end * width];
     let weights = &input.weights[features.start * width..features.end * width];
     let biases = &input.bias[features.clone()];
-    let bounds = &screened.weights.bounds[features.start / TILE_WIDTH..];
+    let row_bounds = &screened.rows.bounds[group.clone()];
+    let tile_bounds = &screened.weights.bounds[features.start / TILE_WIDTH..];
     let Memory { candidates, products: sums } = memory;
-    for (at, row) in group.enumerate() {
-        let x = &input.x[row * width..][..width];
-        candidates.clear();
-        found.list(at, candidates);
-        products(isa, x, weights, candidates, sums);
-        let row_rounding = screened.rows.bounds[row].rounding;
-        for (at, product) in candidates.iter().zip(&*sums) {
-            let at = *at as usize;
-            let norm = bounds[at / TILE_WIDTH].norm[at % TILE_WIDTH];
-            let uncertain = row_rounding * norm + rounding(width) * biases[at].abs() + 1e-35;
-            let mut value = product + biases[at];
-            let certain = value.abs() > uncertain;
-            if !certain {
-                value = in_order(isa, x, &weights[at * width..][..width], biases[at]);
-            }
-            if value > 0.0 {
-                pairs.push(Pair { row: row as u32, feature: (features.start + at) as u32, value });
-            }
+    found.list(candidates);
+    products(isa, x, weights, width, candidates, sums);
+    // Every candidate is written and only the active ones stay: which they are can't be guessed.
+    let mut end = pairs.len();
+    pairs.resize(end + candidates.len(), Pair { row: 0, feature: 0, value: 0.0 });
+    for (candidate, product) in candidates.iter().zip(&*sums) {
+        let (row, feature) = (candidate.row as usize, candidate.feature as usize);
+        let bias = biases[feature];
+        let norm = tile_bounds[feature / TILE_WIDTH].norm[feature % TILE_WIDTH];
+        let uncertain = row_bounds[row].rounding * norm + rounding(width) * bias.abs() + 1e-35;
+        let mut value = product + bias;
+        let certain = value.abs() > uncertain;
+        if !certain {
+            value = in_order(isa, &x[row * width..][..width], &weights[feature * width..][..width], bias);
         }
+        let (row, feature) = (group.start + row, features.start + feature);
+        pairs[end] = Pair { row: row as u32, feature: feature as u32, value };
+        end += usize::from(value > 0.0);
     }
+    pairs.truncate(end);
 }

@@ -1,7 +1,7 @@
 //! The screening tiles on AVX2.
 
 use super::rounding::{BYTE_BLOCK, Grid};
-use super::{TILE_HEIGHT, TILE_WIDTH, Tile, TileBound};
+use super::{Masks, Strip, TILE_HEIGHT, TILE_WIDTH, Tile, TileBound};
 use std::arch::x86_64::*;
 
 /// Vectors of eight features in a tile.
@@ -12,16 +12,20 @@ const VECTORS: usize = TILE_WIDTH / 8;
 /// # Safety
 /// The CPU must have AVX2 and FMA.
 #[target_feature(enable = "avx2,fma")]
-pub(super) unsafe fn possible(grid: Grid, tile: &Tile<'_>) -> [u16; TILE_HEIGHT] {
-    let (rows, weights) = (tile.rows.as_ptr(), tile.weights.as_ptr());
-    // SAFETY: the tile's rows and weights have the lengths that the products read.
-    let sums = unsafe {
-        match grid {
-            Grid::Bits8 => product_of_bytes(rows, tile.groups(), weights, &tile.bound.start),
-            Grid::Bits16 => product_of_words(rows, tile.groups(), weights),
-        }
-    };
-    above_zero(&sums, tile)
+pub(super) unsafe fn possible(strip: &Strip<'_>, masks: &mut [Masks]) {
+    let (groups, weights) = (strip.groups, strip.weights.as_ptr());
+    match strip.grid {
+        Grid::Bits8 => strip.each_tile(masks, |tile| {
+            // SAFETY: the tile's rows and weights have the lengths that the product reads.
+            let sums = unsafe { product_of_bytes(tile.rows.as_ptr(), groups, weights, &tile.bound.start) };
+            above_zero(&sums, tile)
+        }),
+        Grid::Bits16 => strip.each_tile(masks, |tile| {
+            // SAFETY: as above.
+            let sums = unsafe { product_of_words(tile.rows.as_ptr(), groups, weights) };
+            above_zero(&sums, tile)
+        }),
+    }
 }
 
 /// The sums of a tile, eight features a vector.
@@ -124,7 +128,7 @@ unsafe fn turn_of_bytes(
 /// For each row a bit for each feature: whether its bound is not at or below 0.
 #[inline]
 #[target_feature(enable = "avx2,fma")]
-fn above_zero(sums: &Sums, tile: &Tile<'_>) -> [u16; TILE_HEIGHT] {
+fn above_zero(sums: &Sums, tile: &Tile<'_>) -> Masks {
     let TileBound { step, norm, residual, base, .. } = tile.bound;
     let mut masks = [0; TILE_HEIGHT];
     for v in 0..VECTORS {
