@@ -12,7 +12,7 @@ use crate::engine::Penalty;
 use crate::plan::Plan;
 use crate::record::Summary;
 use crate::run_folder::program;
-use crate::settings::Settings;
+use crate::settings::{Revive, Settings};
 use crate::table::{columns, grouped, number, pairs};
 
 /// Prints what is about to be trained, on what and with what.
@@ -84,8 +84,14 @@ fn data(plan: &Plan) -> [(&'static str, String); 2] {
 /// `768 -> 24,576 features, decoder norm unit`
 fn autoencoder(settings: &Settings) -> String {
     let step = &settings.step;
+    let revival = match settings.revive {
+        Revive::None => String::new(),
+        Revive::Resample { every } => {
+            format!(", dead features resampled every {} steps", grouped(every))
+        }
+    };
     format!(
-        "{} -> {} features, decoder norm {}{}",
+        "{} -> {} features, decoder norm {}{}{revival}",
         step.width,
         grouped(step.features as u64),
         json_name(&step.decoder_norm),

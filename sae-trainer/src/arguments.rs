@@ -292,6 +292,14 @@ pub(crate) struct LengthArguments {
     #[arg(long, value_enum, value_name = "KIND", hide_possible_values = true)]
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub(crate) precision: Option<PrecisionChoice>,
+    /// What becomes of dead features: nothing (none), or new weights from badly reconstructed rows (resample) [default: none]
+    #[arg(long, value_enum, value_name = "KIND", hide_possible_values = true)]
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub(crate) revive: Option<ReviveChoice>,
+    /// Steps between two revivals of dead features [default: 25k]
+    #[arg(long, value_name = "STEPS", value_parser = parse_count)]
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub(crate) revive_every: Option<u64>,
     /// A feature counts as dead when it did not fire in this many last rows [default: 1M]
     #[arg(long, value_name = "ROWS", value_parser = parse_count)]
     #[serde(default, skip_serializing_if = "Option::is_none")]
@@ -369,6 +377,14 @@ pub(crate) enum PrecisionChoice {
     Exact,
     Bf16,
     Fp32,
+}
+
+/// What becomes of dead features.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum, Serialize, Deserialize)]
+#[serde(rename_all = "kebab-case")]
+pub(crate) enum ReviveChoice {
+    None,
+    Resample,
 }
 
 /// The decoder bias before the first step.

@@ -9,7 +9,7 @@
 //! - `arguments` → `settings` → `plan`: what was asked for, what that means with every default filled in,
 //!   and whether it can be done.
 //! - `train`: the loop over batches, for one run or for those of a `sweep`; `run`: one of them; `schedule`,
-//!   `evaluation`, `decoder_bias`: their parts.
+//!   `evaluation`, `decoder_bias`, `revive`: their parts.
 //! - `run_folder`, `checkpoint`, `record`: what a run leaves on disk.
 //! - `progress`, `compare`, `bench`: what a person sees.
 
@@ -28,6 +28,7 @@ mod interrupt;
 mod plan;
 mod progress;
 mod record;
+mod revive;
 mod run;
 mod run_folder;
 mod sae_config;

@@ -14,10 +14,11 @@ use crate::decoder_bias;
 use crate::engine::{Engine, EngineError, EngineState, EvalStats, StepStats};
 use crate::plan::Plan;
 use crate::record::{EvaluationRecord, Session, StepRecord, Summary, Timing, log10_frequency};
+use crate::revive;
 use crate::run_folder::{RunFolder, checkpoints, program};
 use crate::sae_config;
 use crate::schedule;
-use crate::settings::Settings;
+use crate::settings::{Revive, Settings};
 
 /// A run whose engine is ready, and whose folder is not yet touched.
 pub(crate) struct ReadyRun {
@@ -166,6 +167,34 @@ impl Run {
                 Err(error) => return Ok(Err(error)),
             }
         }
+    }
+
+    /// Whether dead features are revived after `steps` steps: before the next one, so that a run that ends there is not
+    /// left with features that never trained, and one that goes on there does what it would have done.
+    pub(crate) fn is_revival(&self, steps: u64) -> bool {
+        match self.settings().revive {
+            Revive::None => false,
+            Revive::Resample { every } => steps > 0 && steps.is_multiple_of(every),
+        }
+    }
+
+    /// Where it is time for it, gives dead features new weights from the rows of `batch`, which is the next to be trained
+    /// on. No step is under way.
+    pub(crate) fn revive_if_due(&mut self, batch: &[f32]) -> Result<Result<(), EngineError>> {
+        if !self.is_revival(self.begun) {
+            return Ok(Ok(()));
+        }
+        let errors = match self.engine.squared_errors(batch) {
+            Ok(errors) => errors,
+            Err(error) => return Ok(Err(error)),
+        };
+        let mut state = self.engine.state()?;
+        let record = revive::resample(&mut state, self.plan.settings(), batch, &errors);
+        if record.resampled_features > 0 {
+            self.engine.restore(state)?;
+        }
+        self.folder.record(&record)?;
+        Ok(Ok(()))
     }
 
     /// Notes a step that was done.

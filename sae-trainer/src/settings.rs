@@ -10,7 +10,7 @@ use anyhow::{Result, bail, ensure};
 use serde::{Deserialize, Serialize};
 
 use crate::arguments::{
-    DecoderBias, DecoderNormChoice, LossArguments, MseChoice, PenaltyChoice, PrecisionChoice,
+    DecoderBias, DecoderNormChoice, LossArguments, MseChoice, PenaltyChoice, PrecisionChoice, ReviveChoice,
     SettingArguments,
 };
 use crate::engine::{Adam, DecoderNorm, FrequencyPenalty, LossSpec, Mse, Penalty, StepSpec};
@@ -48,10 +48,27 @@ pub(crate) struct Settings {
     /// How products are formed.
     #[serde(default)]
     pub(crate) precision: PrecisionChoice,
+    /// What becomes of dead features.
+    #[serde(default)]
+    pub(crate) revive: Revive,
     /// A feature counts as dead when it did not fire in this many rows.
     pub(crate) dead_rows: u64,
     /// Rows of the evaluation at the end.
     pub(crate) eval_rows: u64,
+}
+
+/// What becomes of dead features.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default, Serialize, Deserialize)]
+#[serde(rename_all = "kebab-case")]
+pub(crate) enum Revive {
+    /// Nothing.
+    #[default]
+    None,
+    /// They get new weights, see [`crate::revive`].
+    Resample {
+        /// Steps between two times.
+        every: u64,
+    },
 }
 
 /// What the autoencoder named by `--init-from` decides.
@@ -82,7 +99,8 @@ impl Settings {
                 "--pre-bias does not fit --init-from: that autoencoder was trained without it"
             );
         }
-        let (loss, epsilon_scales) = resolve_loss(loss)?;
+        refuse_flags_without_effect(arguments)?;
+        let (loss, epsilon_scales) = resolve_loss(loss);
         let step = StepSpec {
             width,
             features: usize::try_from(features)?,
@@ -116,6 +134,12 @@ impl Settings {
             drop_bos: data.drop_bos,
             mixing_chunks: data.mixing_chunks,
             precision: length.precision.unwrap_or_default(),
+            revive: match length.revive {
+                None | Some(ReviveChoice::None) => Revive::None,
+                Some(ReviveChoice::Resample) => {
+                    Revive::Resample { every: length.revive_every.unwrap_or(25_000) }
+                }
+            },
             dead_rows: length.dead_rows.unwrap_or(1_000_000),
             eval_rows: length.eval_rows.unwrap_or(1_000_000),
         };
@@ -131,6 +155,7 @@ impl Settings {
             self.lr_decay_steps,
             self.steps
         );
+        ensure!(self.revive != Revive::Resample { every: 0 }, "--revive-every must be at least 1");
         ensure!(self.mixing_chunks != Some(0), "--mixing-chunks must be at least 1");
         ensure!(self.dead_rows >= 1 && self.eval_rows >= 1, "--dead-rows and --eval-rows must be at least 1");
         Ok(())
@@ -190,7 +215,7 @@ fn compare(
 }
 
 /// The loss, and epsilon in equal parts of the run as multiples of the loss's.
-fn resolve_loss(flags: &LossArguments) -> Result<(LossSpec, Vec<f64>)> {
+fn resolve_loss(flags: &LossArguments) -> (LossSpec, Vec<f64>) {
     let choice = flags.loss.unwrap_or(DEFAULT_PENALTY);
     let epsilons = if flags.epsilon.is_empty() { vec![0.2] } else { flags.epsilon.clone() };
     let epsilon = epsilons[0] as f32;
@@ -205,7 +230,6 @@ fn resolve_loss(flags: &LossArguments) -> Result<(LossSpec, Vec<f64>)> {
         PenaltyChoice::None => (Penalty::None, 0.0),
     };
     let (min, max) = frequency_coefficients(flags);
-    refuse_flags_without_effect(flags)?;
     let frequency_penalty =
         |coefficient, target| (coefficient != 0.0).then_some(FrequencyPenalty { coefficient, target });
     let loss = LossSpec {
@@ -221,12 +245,12 @@ fn resolve_loss(flags: &LossArguments) -> Result<(LossSpec, Vec<f64>)> {
         frequency_epsilon: epsilon,
         weight_by_decoder_norm: flags.weight_by_decoder_norm,
     };
-    Ok((loss, epsilons.iter().map(|e| e / epsilons[0]).collect()))
+    (loss, epsilons.iter().map(|e| e / epsilons[0]).collect())
 }
 
 /// A flag of another loss is a misunderstanding, not something to pass over.
-fn refuse_flags_without_effect(flags: &LossArguments) -> Result<()> {
-    let Some(flag) = flags_without_effect(flags).into_iter().next() else { return Ok(()) };
+fn refuse_flags_without_effect(arguments: &SettingArguments) -> Result<()> {
+    let Some(flag) = flags_without_effect(arguments).into_iter().next() else { return Ok(()) };
     match flag {
         "--min-sparsity-target" => {
             bail!("--min-sparsity-target has no effect without --min-sparsity-coefficient")
@@ -234,8 +258,9 @@ fn refuse_flags_without_effect(flags: &LossArguments) -> Result<()> {
         "--max-sparsity-target" => {
             bail!("--max-sparsity-target has no effect without --max-sparsity-coefficient")
         }
+        "--revive-every" => bail!("--revive-every has no effect without --revive resample"),
         flag => {
-            let choice = flags.loss.unwrap_or(DEFAULT_PENALTY);
+            let choice = arguments.loss.loss.unwrap_or(DEFAULT_PENALTY);
             let name = clap::ValueEnum::to_possible_value(&choice).expect("every penalty has a name");
             bail!("{flag} has no effect with --loss {}; leave it out or choose another loss", name.get_name())
         }
@@ -243,7 +268,8 @@ fn refuse_flags_without_effect(flags: &LossArguments) -> Result<()> {
 }
 
 /// The flags that are given but change nothing beside the others, such as `--l1-coefficient` with `--loss tanh`.
-pub(crate) fn flags_without_effect(flags: &LossArguments) -> Vec<&'static str> {
+pub(crate) fn flags_without_effect(arguments: &SettingArguments) -> Vec<&'static str> {
+    let (flags, length) = (&arguments.loss, &arguments.length);
     use PenaltyChoice::{ApproxL0, L1, Log, None, Tanh};
     let choice = flags.loss.unwrap_or(DEFAULT_PENALTY);
     let (min, max) = frequency_coefficients(flags);
@@ -262,6 +288,7 @@ pub(crate) fn flags_without_effect(flags: &LossArguments) -> Vec<&'static str> {
         ("--weight-by-decoder-norm", flags.weight_by_decoder_norm, choice != None),
         ("--min-sparsity-target", flags.min_sparsity_target.is_some(), min != 0.0),
         ("--max-sparsity-target", flags.max_sparsity_target.is_some(), max != 0.0),
+        ("--revive-every", length.revive_every.is_some(), length.revive == Some(ReviveChoice::Resample)),
     ];
     checks.into_iter().filter(|(_, given, used)| *given && !used).map(|(flag, ..)| flag).collect()
 }

@@ -165,13 +165,14 @@ impl Training {
                 self.settle(progress)?;
                 return Ok(Some(code));
             }
+            // Engines that share a device can look at a batch apart from the others when none of them is under way.
+            if self.runs.iter().any(|run| run.is_revival(step)) {
+                self.settle(progress)?;
+            }
             let batch = self.stream.next_batch()?;
             let mut failed = Vec::new();
-            for (at, run) in self.runs.iter_mut().enumerate().filter(|(_, run)| run.begun == step) {
-                if let Err(error) = run.submit(batch)? {
-                    failed.push((at, error));
-                }
-            }
+            attempt(&mut self.runs, step, &mut failed, |run| run.revive_if_due(batch))?;
+            attempt(&mut self.runs, step, &mut failed, |run| run.submit(batch))?;
             self.lose(failed, progress)?;
             step += 1;
             progress.update(&self.runs);
@@ -272,6 +273,24 @@ impl Training {
         }
         Ok(End::Interrupted(code))
     }
+}
+
+/// Does `work` with each run whose next step is `step`, those that have failed in it apart, and adds the ones that fail now.
+fn attempt(
+    runs: &mut [Run],
+    step: u64,
+    failed: &mut Vec<(usize, EngineError)>,
+    mut work: impl FnMut(&mut Run) -> Result<Result<(), EngineError>>,
+) -> Result<()> {
+    for (at, run) in runs.iter_mut().enumerate().filter(|(_, run)| run.begun == step) {
+        if failed.iter().all(|(earlier, _)| *earlier != at)
+            && let Err(error) = work(run)?
+        {
+            failed.push((at, error));
+        }
+    }
+    failed.sort_by_key(|(at, _)| *at);
+    Ok(())
 }
 
 /// Whether the cause lies in what this run computes, so that others on the same batch go on.

@@ -174,8 +174,19 @@ fn evaluation_takes_any_number_of_rows() {
         let (got, expected) = (device.evaluate(part).unwrap(), cpu.evaluate(part).unwrap());
         assert_eq!((got.rows, got.active, &got.firings), (expected.rows, expected.active, &expected.firings));
         assert!((got.squared_error - expected.squared_error).abs() <= 1e-5 * expected.squared_error);
+        let (errors, sum) = (device.squared_errors(part).unwrap(), expected.squared_error);
+        assert!((errors.iter().map(|error| f64::from(*error)).sum::<f64>() - sum).abs() <= 1e-5 * sum);
+        for (got, expected) in errors.iter().zip(cpu.squared_errors(part).unwrap()) {
+            assert!((got - expected).abs() <= 1e-4 * expected, "{got} {expected}");
+        }
     }
     let parts = [&rows[..BATCH * WIDTH], &rows[BATCH * WIDTH..2 * BATCH * WIDTH], &rows[2 * BATCH * WIDTH..]];
     let sum: u64 = parts.iter().map(|part| cpu.evaluate(part).unwrap().active).sum();
     assert_eq!(device.evaluate(&rows).unwrap().active, sum);
+    let errors = device.squared_errors(&rows).unwrap();
+    assert_eq!(errors.len(), 3 * BATCH);
+    assert_eq!(
+        errors[BATCH..2 * BATCH],
+        device.squared_errors(&rows[BATCH * WIDTH..2 * BATCH * WIDTH]).unwrap()
+    );
 }

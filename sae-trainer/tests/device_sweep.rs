@@ -167,6 +167,29 @@ fn an_engine_that_leaves_or_comes_late_does_not_disturb_the_others() {
 }
 
 #[test]
+fn the_errors_of_rows_can_be_asked_for_between_steps() {
+    let device = SharedDevice::new(EmulatedDevice::new());
+    let mut engines = specs().map(|spec| sharing(&device, spec, 1.0));
+    let mut stats = [Vec::new(), Vec::new(), Vec::new()];
+    for step in 0..6 {
+        if step % 2 == 1 {
+            // As before a revival of dead features: no step is under way, and the batch is the next one.
+            settle(&mut engines, &mut stats);
+            for engine in &mut engines {
+                assert_eq!(engine.squared_errors(&batch(step)).unwrap().len(), BATCH);
+            }
+        }
+        submit(&mut engines, step, &mut stats);
+    }
+    settle(&mut engines, &mut stats);
+    for (at, spec) in specs().into_iter().enumerate() {
+        let (expected, state) = alone(spec, 1.0, 0..6);
+        assert_eq!(stats[at], expected);
+        assert!(engines[at].state().unwrap() == state);
+    }
+}
+
+#[test]
 fn a_batch_that_one_engine_still_reads_is_not_written_over() {
     let device = SharedDevice::new(EmulatedDevice::new());
     let mut engines = specs().map(|spec| sharing(&device, spec, 1.0));

@@ -20,7 +20,7 @@ use crate::step::{Schedule, StepSpec};
 use super::buffers::{Buffers, DenseBuffers, launch};
 use super::device::{Argument, Device, DeviceError};
 use super::forward::Purpose;
-use super::layout::{Report, Scalars, frequency_targets, status};
+use super::layout::{ROW_RESULT_BYTES, Report, Scalars, frequency_targets, status};
 use super::plan::{Options, Path, PathChoice, Plan, PlanError, Precision};
 use super::train::per_chunks;
 
@@ -342,6 +342,18 @@ impl<D: Device> CudaStep<D> {
             firings: counts.into_iter().map(u64::from).collect(),
             ..sums
         })
+    }
+
+    /// ‖x̂ − x‖² of the first `rows` rows of the batch that was evaluated last.
+    ///
+    /// # Errors
+    /// What the device says.
+    pub fn squared_errors(&self, device: &mut D, rows: usize) -> Result<Vec<f32>, StepError> {
+        let mut results = vec![0u8; rows * ROW_RESULT_BYTES];
+        device.download(&self.buffers.results, 0, &mut results)?;
+        // The error is the first number of a result.
+        let first = |result: &[u8]| bytemuck::pod_read_unaligned(&result[..size_of::<f32>()]);
+        Ok(results.chunks_exact(ROW_RESULT_BYTES).map(first).collect())
     }
 
     fn prepare_path(&mut self, device: &mut D, path: Path) -> Result<(), StepError> {

@@ -197,6 +197,11 @@ impl Engine for CpuEngine {
         })
     }
 
+    fn squared_errors(&mut self, batch: &[f32]) -> Result<Vec<f32>, EngineError> {
+        let rows = self.evaluate(batch)?.rows as usize;
+        Ok(self.buffers.results[..rows].iter().map(|row| row.squared_error).collect())
+    }
+
     fn weights(&self) -> Result<sae::Weights, EngineError> {
         let weights = &self.parameters.weights;
         Ok(sae::Weights {

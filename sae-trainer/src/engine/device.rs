@@ -239,6 +239,36 @@ impl<D: Device> DeviceEngine<D> {
         Ok(())
     }
 
+    /// The forward pass alone on `batch` [rows, d]. More rows than a training batch are taken in parts, each with its own
+    /// mean in the `centered` MSE; `after` sees the sums of each.
+    fn forward(
+        &mut self,
+        batch: &[f32],
+        mut after: impl FnMut(&CudaStep<D>, &mut D, &Sums) -> Result<(), EngineError>,
+    ) -> Result<(), EngineError> {
+        let spec = self.step.spec();
+        let (width, most) = (spec.width, spec.batch);
+        let rows = batch.len() / width;
+        check_length("the batch", batch.len(), rows * width, "a multiple of d")?;
+        for (part, rows) in batch.chunks(most * width).enumerate() {
+            let mut shared = self.shared.lock();
+            let slot = shared.place(None, rows)?;
+            let (device, place) = shared.slot(slot);
+            match self.step.evaluate(device, &place.buffer, rows.len() / width) {
+                Ok(sums) => after(&self.step, device, &sums)?,
+                Err(error) => {
+                    return Err(match EngineError::from(error) {
+                        EngineError::NonFiniteRow { row } => {
+                            EngineError::NonFiniteRow { row: row + part * most }
+                        }
+                        other => other,
+                    });
+                }
+            }
+        }
+        Ok(())
+    }
+
     /// Waits for the earliest step under way, if there is one.
     fn next_outcome(&mut self) -> Option<(Result<Outcome, StepError>, usize, Schedule)> {
         let Begun { pending, slot, schedule } = self.begun.pop_front()?;
@@ -314,30 +344,21 @@ impl<D: Device> Engine for DeviceEngine<D> {
     }
 
     fn evaluate(&mut self, batch: &[f32]) -> Result<EvalStats, EngineError> {
-        let spec = self.step.spec();
-        let (width, most) = (spec.width, spec.batch);
-        let rows = batch.len() / width;
-        check_length("the batch", batch.len(), rows * width, "a multiple of d")?;
-        let mut sums = Sums::new(width, spec.features);
-        // More rows than a training batch are taken in parts, each with its own mean in the `centered` MSE.
-        for (part, rows) in batch.chunks(most * width).enumerate() {
-            let mut shared = self.shared.lock();
-            let slot = shared.place(None, rows)?;
-            let (device, place) = shared.slot(slot);
-            let evaluated = self.step.evaluate(device, &place.buffer, rows.len() / width);
-            let error = match evaluated {
-                Ok(more) => {
-                    sums.merge(&more);
-                    continue;
-                }
-                Err(error) => EngineError::from(error),
-            };
-            return Err(match error {
-                EngineError::NonFiniteRow { row } => EngineError::NonFiniteRow { row: row + part * most },
-                other => other,
-            });
-        }
+        let mut sums = Sums::new(self.step.spec().width, self.step.spec().features);
+        self.forward(batch, |_, _, part| {
+            sums.merge(part);
+            Ok(())
+        })?;
         Ok(sums)
+    }
+
+    fn squared_errors(&mut self, batch: &[f32]) -> Result<Vec<f32>, EngineError> {
+        let mut errors = Vec::new();
+        self.forward(batch, |step, device, part| {
+            errors.extend(step.squared_errors(device, part.rows as usize)?);
+            Ok(())
+        })?;
+        Ok(errors)
     }
 
     fn weights(&self) -> Result<sae::Weights, EngineError> {

@@ -235,6 +235,12 @@ pub trait Engine {
     /// A length that is no multiple of d, NaN or infinity in the batch.
     fn evaluate(&mut self, batch: &[f32]) -> Result<EvalStats, EngineError>;
 
+    /// ‖x̂ − x‖² of each row of `batch` [rows, d], by the forward pass alone: [rows].
+    ///
+    /// # Errors
+    /// As [`Engine::evaluate`].
+    fn squared_errors(&mut self, batch: &[f32]) -> Result<Vec<f32>, EngineError>;
+
     /// A copy of the weights in their public layout.
     ///
     /// # Errors

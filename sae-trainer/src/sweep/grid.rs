@@ -223,7 +223,7 @@ impl Grid {
         };
         let ineffective = combinations
             .iter()
-            .map(|choices| Ok(flags_without_effect(&read(&words(choices))?.loss)))
+            .map(|choices| Ok(flags_without_effect(&read(&words(choices))?)))
             .collect::<Result<Vec<Vec<&str>>>>()?;
         // One that has no effect anywhere stays, and is complained about as in a single run.
         let somewhere = |flag: &str| ineffective.iter().any(|all| !all.contains(&flag));

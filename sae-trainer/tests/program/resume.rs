@@ -95,6 +95,27 @@ fn a_finished_run_can_be_lengthened() {
 }
 
 #[test]
+fn dead_features_are_revived_once_however_often_a_run_stops() {
+    let place = Place::new();
+    let run = RUN.replace("--steps 2000", "--revive resample --revive-every 30 --dead-rows 1k");
+    place.run(&format!("{run} --steps 100 --out straight"));
+    let revived = |run: &str| place.metrics(run).iter().filter(|line| line["kind"] == "resample").count();
+    assert_eq!(revived("straight"), 3);
+    // Ended at the step of a revival, and between two.
+    place.run(&format!("{run} --steps 30 --out broken"));
+    assert_eq!(revived("broken"), 0);
+    for steps in [60, 75, 100] {
+        place.run(&format!("--resume --out broken --steps {steps} --log-every 7"));
+    }
+    assert_eq!(place.sae_bytes("broken"), place.sae_bytes("straight"));
+    assert_eq!(revived("broken"), 3);
+    let told = place.fail("--resume --out broken --revive-every 40");
+    assert!(told.contains("revive.resample.every is 30 there and 40 here"), "{told}");
+    let told = place.fail("--store store --revive-every 40 --out other");
+    assert!(told.contains("--revive-every has no effect without --revive resample"), "{told}");
+}
+
+#[test]
 fn a_second_ctrl_c_ends_the_run_at_once() {
     let place = Place::new();
     // Steps that take long enough for two signals.

@@ -78,6 +78,20 @@ fn each_point_is_the_run_that_it_would_be_alone_bit_for_bit() {
 }
 
 #[test]
+fn dead_features_of_a_point_are_revived_as_they_would_be_alone() {
+    let place = Place::new();
+    let run = format!("{COMMON} --steps 70 --loss l1 --l1-coefficient 0.3 --dead-rows 1k");
+    place.run(&format!("sweep {run} --revive none,resample --revive-every 20 --out sweep"));
+    place.run(&format!("{run} --out none"));
+    place.run(&format!("{run} --revive resample --revive-every 20 --out resample"));
+    assert_ne!(place.sae_bytes("none"), place.sae_bytes("resample"));
+    for alone in ["none", "resample"] {
+        assert_eq!(place.sae_bytes(&format!("sweep/revive-{alone}")), place.sae_bytes(alone));
+        assert_eq!(place.metrics(&format!("sweep/revive-{alone}")), place.metrics(alone));
+    }
+}
+
+#[test]
 fn sweep_json_holds_the_points_and_their_summaries() {
     let place = Place::new();
     let line = format!("sweep {COMMON} --steps 5 {LISTS} --json --out sweep");

@@ -178,6 +178,34 @@ fn training_can_start_from_a_saved_autoencoder() {
 }
 
 #[test]
+fn dead_features_are_resampled_and_live() {
+    let place = Place::new();
+    // A penalty that kills most features; it is the revival alone that makes a difference.
+    let run = format!("{SMALL} --steps 600 --loss l1 --l1-coefficient 0.3 --dead-rows 4k --eval-rows 4k")
+        .replace("--features 64", "--features 256");
+    place.run(&format!("{run} --out none"));
+    place.run(&format!("{run} --revive resample --revive-every 150 --out resample"));
+    let metrics = place.metrics("resample");
+    let revivals: Vec<&Value> = metrics.iter().filter(|line| line["kind"] == "resample").collect();
+    let steps: Vec<f64> = revivals.iter().map(|line| number(line, "step")).collect();
+    // Not after the last step, when nothing would train them any more.
+    assert_eq!(steps, [150.0, 300.0, 450.0]);
+    for line in &revivals {
+        let (dead, resampled) = (number(line, "dead_features"), number(line, "resampled_features"));
+        assert!(dead > 0.0 && resampled == dead.min(128.0), "{line}");
+        let before = metrics.iter().find(|other| other["kind"] == "step" && other["step"] == line["step"]);
+        assert_eq!(number(before.unwrap(), "dead_features"), dead);
+    }
+    let dead = |run: &str| number(place.metrics(run).last().unwrap(), "dead_features");
+    assert!(dead("resample") < dead("none"), "{} and {} without", dead("resample"), dead("none"));
+    // Up to the first revival both are the same run.
+    let until = |run: &str| -> Vec<Value> {
+        place.metrics(run).into_iter().take_while(|line| number(line, "step") < 150.0).collect()
+    };
+    assert_eq!(until("resample"), until("none"));
+}
+
+#[test]
 fn json_is_one_object_on_standard_output_and_nothing_else() {
     let place = Place::new();
     let output = place.run(&format!("{SMALL} --steps 5 --json --out run"));
