@@ -1,5 +1,7 @@
 //! `sae-trainer compare`: several finished runs side by side.
 
+use std::path::Path;
+
 use anyhow::{Result, bail};
 use human_units::format_count;
 
@@ -14,14 +16,7 @@ pub(crate) fn compare(arguments: &CompareArguments) -> Result<()> {
     let mut runs = Vec::new();
     for folder in &arguments.runs {
         match SweepRecord::read(folder)? {
-            Some(sweep) => {
-                let diverged = sweep.names(PointState::Diverged);
-                for name in &diverged {
-                    eprintln!("{} diverged and is left out", folder.join(name).display());
-                }
-                let rest = sweep.points.iter().filter(|point| point.state != PointState::Diverged);
-                runs.extend(rest.map(|point| folder.join(&point.name)));
-            }
+            Some(sweep) => runs.extend(sweep.points.iter().map(|point| folder.join(&point.name))),
             // As `SWEEP/*` names it beside the points.
             None if folder.is_file() && folder.ends_with(SWEEP) => {}
             None => runs.push(folder.clone()),
@@ -32,6 +27,7 @@ pub(crate) fn compare(arguments: &CompareArguments) -> Result<()> {
         match summary(run)? {
             // The name under which it was found: a run may have moved since.
             Some(found) => summaries.push(Summary { run: run.clone(), ..found }),
+            None if has_diverged(run)? => eprintln!("{} diverged and is left out", run.display()),
             None if RunConfig::read(run)?.is_some() => bail!(
                 "the run in {} is not finished; continue it with: sae-trainer --resume --out {}",
                 run.display(),
@@ -46,6 +42,13 @@ pub(crate) fn compare(arguments: &CompareArguments) -> Result<()> {
         print!("{}", table(&summaries));
     }
     Ok(())
+}
+
+/// Whether `run` is a point of a sweep, and the sweep knows that it diverged.
+fn has_diverged(run: &Path) -> Result<bool> {
+    let (Some(folder), Some(name)) = (run.parent(), run.file_name()) else { return Ok(false) };
+    let sweep = SweepRecord::read(folder)?;
+    Ok(sweep.is_some_and(|sweep| sweep.names(PointState::Diverged).iter().any(|point| *name == **point)))
 }
 
 /// The table of finished runs.

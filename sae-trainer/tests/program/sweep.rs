@@ -213,6 +213,8 @@ fn a_point_that_diverges_ends_alone_and_the_exit_code_says_so() {
     );
     assert!(points["points"][1]["error"].as_str().unwrap().contains("step"), "{points}");
     assert!(text(&place.run("compare sweep").stderr).contains("lr-1e18 diverged"));
+    let points = "compare sweep/lr-1e18 sweep/lr-3e-3 sweep/sweep.json"; // what sweep/* means
+    assert_eq!(place.run(points).stdout, place.run("compare sweep").stdout);
     // It is not trained again.
     let output = place.command("sweep --resume --out sweep --steps 50 --log-every 7").output().unwrap();
     assert_eq!(output.status.code(), Some(1));
