@@ -1,18 +1,18 @@
 //! The second half of a step, one block of features at a time: gradients from the active pairs (or a
 //! dense panel), then the update of the same rows while they are at hand. Each weight row is read and
-//! written once per step.
+//! written once per step. On the sparse path all decoders come first and then all encoders.
 
 use rayon::prelude::*;
 
 use crate::step::{DecoderNorm, StepSpec};
 
-use super::backward::{FeatureGradient, add_pairs};
+use super::backward::{decoder_gradient, encoder_gradient};
 use super::dense::{Panel, PanelGradient, backward_panel};
 use super::isa::{Isa, per_isa};
 use super::pairs::ActivePairs;
 use super::parameters::{FeatureBlock, TrainedParameters};
 use super::sparsity::Sparsity;
-use super::update::{AdamStep, update_feature};
+use super::update::{AdamStep, update_decoder, update_encoder};
 use super::vector::{add_scaled_inline, dot};
 
 /// Features of a task on the sparse path: few, because their numbers of pairs differ by orders of magnitude.
@@ -65,14 +65,18 @@ pub fn train(
             fair.clamp(64, LARGEST_DENSE_BLOCK)
         }
     };
-    let (blocks, mut decoder_bias) = parameters.split(size);
-    let outcomes: Vec<BlockOutcome> = blocks
-        .into_par_iter()
-        .map(|block| match activations {
-            Activations::Sparse(pairs) => train_sparse_block(isa, &input, pairs, block),
-            Activations::Dense(dense) => train_dense_block(isa, &input, dense, block),
-        })
-        .collect();
+    let (mut blocks, mut decoder_bias) = parameters.split(size);
+    let outcomes: Vec<BlockOutcome> = match activations {
+        Activations::Sparse(pairs) => {
+            let decoders: Vec<_> =
+                blocks.par_iter_mut().map(|block| train_decoders(isa, &input, pairs, block)).collect();
+            let encoders = blocks.par_iter_mut().zip(decoders);
+            encoders.map(|(block, decoders)| train_encoders(isa, &input, pairs, block, &decoders)).collect()
+        }
+        Activations::Dense(dense) => {
+            blocks.par_iter_mut().map(|block| train_dense_block(isa, &input, dense, block)).collect()
+        }
+    };
 
     let mut gradient = input.sum_of_g.to_vec();
     for part in outcomes.iter().filter_map(|outcome| outcome.pre_bias.as_ref()) {
@@ -109,54 +113,95 @@ impl Train<'_> {
         if self.spec.loss.weight_by_decoder_norm { dot(isa, decoder_row, decoder_row).sqrt() } else { 1.0 }
     }
 
-    /// Updates one feature from its gradients, with the parts that only some configurations have.
-    fn finish_feature(
+    /// Updates a feature's decoder from its gradient; `by_norm` is that of ‖W_dec_j‖. Returns as [`update_decoder`].
+    fn finish_decoder(
         &self,
         isa: Isa,
         block: &mut FeatureBlock<'_>,
         at: usize,
-        gradients: (&[f32], f32, &mut [f32]),
+        gradient: &mut [f32],
         by_norm: f32,
-        outcome: &mut BlockOutcome,
-    ) {
-        let (encoder, bias, decoder) = gradients;
-        let width = self.spec.width;
+    ) -> f32 {
         // The norm's gradient points along W_dec_j: the projection would take it out again.
         if self.spec.loss.weight_by_decoder_norm && self.spec.decoder_norm == DecoderNorm::Free {
-            let row = &block.decoder.weights[at * width..][..width];
+            let row = &block.decoder.weights[at * self.spec.width..][..self.spec.width];
             let norm = self.penalty_norm(isa, row);
             if norm > 0.0 {
-                add_scaled(isa, decoder, by_norm / norm, row);
+                add_scaled(isa, gradient, by_norm / norm, row);
             }
         }
+        update_decoder(isa, self.spec.decoder_norm, self.adam, block, at, gradient)
+    }
+
+    /// Updates a feature's encoder from its gradients, its decoder being updated.
+    fn finish_encoder(
+        &self,
+        isa: Isa,
+        block: &mut FeatureBlock<'_>,
+        at: usize,
+        gradients: (&[f32], f32),
+        removed: f32,
+        outcome: &mut BlockOutcome,
+    ) {
         if let Some(sum) = &mut outcome.pre_bias {
-            add_scaled(isa, sum, bias, &block.encoder.weights[at * width..][..width]);
+            let width = self.spec.width;
+            add_scaled(isa, sum, gradients.1, &block.encoder.weights[at * width..][..width]);
         }
         let norm = self.spec.decoder_norm;
-        outcome.finite &= update_feature(isa, norm, self.adam, block, at, encoder, bias, decoder);
+        outcome.finite &= removed.is_finite();
+        outcome.finite &= update_encoder(isa, norm, self.adam, block, at, gradients, removed);
     }
 }
 
-fn train_sparse_block(
+/// What training a block's decoders leaves for its encoders.
+struct Decoders {
+    /// da of each of the block's pairs, feature by feature.
+    by_value: Vec<f32>,
+    /// The norm that was divided out of each W_dec_j, NaN if it is not finite.
+    removed: Vec<f32>,
+}
+
+fn train_decoders(
     isa: Isa,
     input: &Train<'_>,
     pairs: &ActivePairs,
-    mut block: FeatureBlock<'_>,
-) -> BlockOutcome {
+    block: &mut FeatureBlock<'_>,
+) -> Decoders {
     let width = input.spec.width;
-    let mut outcome = input.start();
-    let mut gradient = FeatureGradient::zeros(width);
-    let mut penalties = Vec::new();
-    for at in 0..block.encoder_bias.weights.len() {
-        let feature = block.first + at;
+    let features = block.first..block.first + block.encoder_bias.weights.len();
+    let count = pairs.feature_starts[features.end] - pairs.feature_starts[features.start];
+    let mut decoders =
+        Decoders { by_value: Vec::with_capacity(count), removed: Vec::with_capacity(features.len()) };
+    let (mut penalties, mut gradient) = (Vec::new(), vec![0.0; width]);
+    for (at, feature) in features.enumerate() {
         let (rows, values) = pairs.of_feature(feature);
         let decoder_row = &block.decoder.weights[at * width..][..width];
         let norm = input.penalty_norm(isa, decoder_row);
         let by_norm = input.sparsity.derivatives(values, norm, input.slopes[feature], &mut penalties);
-        gradient.clear();
-        add_pairs(isa, rows, values, &penalties, input.g, input.x, decoder_row, &mut gradient);
-        let gradients = (&gradient.encoder[..], gradient.encoder_bias, &mut gradient.decoder[..]);
-        input.finish_feature(isa, &mut block, at, gradients, by_norm, &mut outcome);
+        gradient.fill(0.0);
+        decoder_gradient(isa, rows, values, input.g, decoder_row, &mut penalties, &mut gradient);
+        decoders.by_value.extend_from_slice(&penalties);
+        decoders.removed.push(input.finish_decoder(isa, block, at, &mut gradient, by_norm));
+    }
+    decoders
+}
+
+fn train_encoders(
+    isa: Isa,
+    input: &Train<'_>,
+    pairs: &ActivePairs,
+    block: &mut FeatureBlock<'_>,
+    decoders: &Decoders,
+) -> BlockOutcome {
+    let mut outcome = input.start();
+    let mut gradient = vec![0.0; input.spec.width];
+    let mut by_value = &decoders.by_value[..];
+    for (at, removed) in decoders.removed.iter().enumerate() {
+        let (rows, _) = pairs.of_feature(block.first + at);
+        let own = by_value.split_off(..rows.len()).expect("as many as the feature has pairs");
+        gradient.fill(0.0);
+        let bias = encoder_gradient(isa, rows, own, input.x, &mut gradient);
+        input.finish_encoder(isa, block, at, (&gradient, bias), *removed, &mut outcome);
     }
     outcome
 }
@@ -165,7 +210,7 @@ fn train_dense_block(
     isa: Isa,
     input: &Train<'_>,
     activations: &[f32],
-    mut block: FeatureBlock<'_>,
+    block: &mut FeatureBlock<'_>,
 ) -> BlockOutcome {
     let width = input.spec.width;
     let mut outcome = input.start();
@@ -185,9 +230,9 @@ fn train_dense_block(
     backward_panel(isa, panel, input.sparsity, norm, slope, &mut gradient);
     let rows = gradient.encoder.chunks_exact(width).zip(gradient.decoder.chunks_exact_mut(width));
     for (at, (encoder, decoder)) in rows.enumerate() {
-        let gradients = (encoder, gradient.encoder_bias[at], decoder);
-        let by_norm = gradient.by_norm[at];
-        input.finish_feature(isa, &mut block, at, gradients, by_norm, &mut outcome);
+        let removed = input.finish_decoder(isa, block, at, decoder, gradient.by_norm[at]);
+        let gradients = (encoder, gradient.encoder_bias[at]);
+        input.finish_encoder(isa, block, at, gradients, removed, &mut outcome);
     }
     outcome
 }

@@ -1,4 +1,4 @@
-//! `update`: projection of the decoder's gradient, Adam, decoder norm, in one visit of a feature's rows.
+//! `update`: projection of the decoder's gradient, Adam, decoder norm, in one visit of each of a feature's rows.
 //!
 //! Cost: 24 bytes of memory traffic per weight (weight and two moments read and written).
 
@@ -87,42 +87,57 @@ impl Trained<'_> {
     }
 }
 
-/// Updates feature `at` of the block from its gradients: dW_enc_j [d], db_enc_j and dW_dec_j [d] (which
-/// is projected in place). Returns whether the new weights are finite.
-pub(crate) fn update_feature(
+/// Updates the decoder of feature `at` of the block from dW_dec_j [d], which is projected in place. Returns the norm
+/// that was divided out of W_dec_j (1 if none was), NaN if the new weights are not finite.
+pub(crate) fn update_decoder(
     isa: Isa,
     norm: DecoderNorm,
     step: &AdamStep,
     block: &mut FeatureBlock<'_>,
     at: usize,
-    encoder_gradient: &[f32],
-    bias_gradient: f32,
-    decoder_gradient: &mut [f32],
-) -> bool {
-    let width = encoder_gradient.len();
-    let mut encoder = block.encoder.row(at, width);
-    let mut bias = block.encoder_bias.row(at, 1);
-    let mut decoder = block.decoder.row(at, width);
+    gradient: &mut [f32],
+) -> f32 {
+    let mut decoder = block.decoder.row(at, gradient.len());
     if norm != DecoderNorm::Free {
         let squared = dot(isa, decoder.weights, decoder.weights);
         if squared > 0.0 {
-            let along = dot(isa, decoder.weights, decoder_gradient) / squared;
-            subtract_scaled(isa, decoder_gradient, along, decoder.weights);
+            let along = dot(isa, decoder.weights, gradient) / squared;
+            subtract_scaled(isa, gradient, along, decoder.weights);
         }
     }
-    decoder.adam(isa, step, decoder_gradient);
-    encoder.adam(isa, step, encoder_gradient);
-    bias.adam(isa, step, &[bias_gradient]);
+    decoder.adam(isa, step, gradient);
     let squared = dot(isa, decoder.weights, decoder.weights);
-    if norm != DecoderNorm::Free && squared > 0.0 {
-        let removed = squared.sqrt();
-        multiply(isa, decoder.weights, 1.0 / removed);
-        if norm == DecoderNorm::Tied {
-            multiply(isa, encoder.weights, removed);
-            bias.weights[0] *= removed;
-        }
+    if !squared.is_finite() {
+        return f32::NAN;
     }
-    (squared + dot(isa, encoder.weights, encoder.weights) + bias.weights[0]).is_finite()
+    if norm == DecoderNorm::Free || squared == 0.0 {
+        return 1.0;
+    }
+    let removed = squared.sqrt();
+    multiply(isa, decoder.weights, 1.0 / removed);
+    removed
+}
+
+/// Updates the encoder and its bias of feature `at` of the block from dW_enc_j [d] and db_enc_j; `removed` is the norm
+/// that was divided out of W_dec_j. Returns whether the new weights are finite.
+pub(crate) fn update_encoder(
+    isa: Isa,
+    norm: DecoderNorm,
+    step: &AdamStep,
+    block: &mut FeatureBlock<'_>,
+    at: usize,
+    (gradient, bias_gradient): (&[f32], f32),
+    removed: f32,
+) -> bool {
+    let mut encoder = block.encoder.row(at, gradient.len());
+    let mut bias = block.encoder_bias.row(at, 1);
+    encoder.adam(isa, step, gradient);
+    bias.adam(isa, step, &[bias_gradient]);
+    if norm == DecoderNorm::Tied {
+        multiply(isa, encoder.weights, removed);
+        bias.weights[0] *= removed;
+    }
+    (dot(isa, encoder.weights, encoder.weights) + bias.weights[0]).is_finite()
 }
 
 #[cfg(test)]
