@@ -233,8 +233,11 @@ fn bf16_encodes_rounded_rows_with_rounded_weights_and_nothing_else() {
         weights.w_enc = rounded(&weights.w_enc);
         let mut other = CpuEngine::new(spec(), &weights, only(path)).unwrap();
         let expected = other.evaluate(&rounded(&batch(0))).unwrap();
-        assert_eq!((got.l0(), got.l1()), (expected.l0(), expected.l1()));
-        assert_ne!(got.l1(), plain.l1());
+        // Bit for bit but where AVX512_BF16 adds up the dense path's products in its own order.
+        let near = |got: f64, expected: f64| (got - expected).abs() <= 1e-6 * expected;
+        assert!(near(got.l1(), expected.l1()), "{} {}", got.l1(), expected.l1());
+        assert!((got.l0() - expected.l0()).abs() < 0.1, "{} {}", got.l0(), expected.l0());
+        assert!(!near(got.l1(), plain.l1()));
         // The error is that against the rows as they are.
         assert_ne!(got.mse_sum(), expected.mse_sum());
     }

@@ -172,6 +172,35 @@ pub fn encode_sparse(
 
 /// The activations into `activations` [B,F], zeros included.
 pub fn encode_dense(isa: Isa, input: Encode<'_>, activations: &mut [f32]) {
+    write_activations(isa, input, Factors::Float32, activations);
+}
+
+/// As [`encode_dense`], of rows and weights that are bfloat16 numbers: only their upper halves count.
+///
+/// Where the CPU has AVX512_BF16 its products take half the time, and z is within rounding of the other function's: the
+/// same products are added up in float32 in another order, and subnormal numbers count as 0. Elsewhere it is the same.
+pub fn encode_dense_bf16(isa: Isa, input: Encode<'_>, activations: &mut [f32]) {
+    #[cfg(target_arch = "x86_64")]
+    if super::bf16::available(isa) {
+        let pairs = |numbers| super::bf16::pairs(numbers, input.width);
+        let (x, weights) = (pairs(input.x), pairs(input.weights));
+        let width = input.width.div_ceil(2);
+        let input = Encode { x: &x, weights: &weights, bias: input.bias, width };
+        return write_activations(isa, input, Factors::PairsOfBf16, activations);
+    }
+    encode_dense(isa, input, activations);
+}
+
+/// What a float's place in an encode's rows and weights holds.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Factors {
+    Float32,
+    /// Two columns in bfloat16. Only where the CPU has instructions for them.
+    #[cfg(target_arch = "x86_64")]
+    PairsOfBf16,
+}
+
+fn write_activations(isa: Isa, input: Encode<'_>, factors: Factors, activations: &mut [f32]) {
     let (rows, features, panel) = (input.rows(), input.features(), input.panel());
     assert_eq!(activations.len(), rows * features, "activations are [B,F]");
     let panels = features.div_ceil(panel);
@@ -180,7 +209,8 @@ pub fn encode_dense(isa: Isa, input: Encode<'_>, activations: &mut [f32]) {
         let (r, p) = (task / panels, task % panels);
         let lines = r * ROW_BLOCK..((r + 1) * ROW_BLOCK).min(rows);
         let columns = p * panel..((p + 1) * panel).min(features);
-        write_block(isa, &input, lines, columns, &out);
+        let mut write = Write { out: &out, stride: features };
+        product_of_block(isa, factors, &input, lines, columns, &mut write);
     });
 }
 
@@ -300,7 +330,7 @@ fn find_pairs(
     if let Some(screened) = screened {
         screen_block(isa, input, screened, rows, features, block);
     } else {
-        product_of_block(isa, input, rows, features, &mut Collect { block });
+        product_of_block(isa, Factors::Float32, input, rows, features, &mut Collect { block });
     }
     block.begin_group();
 }
@@ -370,20 +400,10 @@ fn screen_block(
     SCREENING.set(memory);
 }
 
-fn write_block(
-    isa: Isa,
-    input: &Encode<'_>,
-    rows: std::ops::Range<usize>,
-    features: std::ops::Range<usize>,
-    out: &Output,
-) {
-    let mut write = Write { out, stride: input.features() };
-    product_of_block(isa, input, rows, features, &mut write);
-}
-
 /// Runs the tiles of a block of rows × a panel of features and hands each to the epilogue.
 fn product_of_block<E: Epilogue>(
     isa: Isa,
+    factors: Factors,
     input: &Encode<'_>,
     rows: std::ops::Range<usize>,
     features: std::ops::Range<usize>,
@@ -415,6 +435,24 @@ fn product_of_block<E: Epilogue>(
         unsafe { tiles::<std::arch::x86_64::__m512, E, 8, 3>(input, rows, features, epilogue) }
     }
 
+    #[cfg(target_arch = "x86_64")]
+    #[target_feature(enable = "avx512f,avx512bw,avx512dq,avx512vl,avx512bf16,avx2,fma")]
+    fn avx512_bf16<E: Epilogue>(
+        input: &Encode<'_>,
+        rows: std::ops::Range<usize>,
+        features: std::ops::Range<usize>,
+        epilogue: &mut E,
+    ) {
+        // SAFETY: this function's own features.
+        unsafe { tiles::<super::bf16::SumsOfPairs, E, 8, 3>(input, rows, features, epilogue) }
+    }
+
+    #[cfg(target_arch = "x86_64")]
+    if factors == Factors::PairsOfBf16 {
+        // SAFETY: there are such factors only where the CPU has these features.
+        return unsafe { avx512_bf16(input, rows, features, epilogue) };
+    }
+    debug_assert_eq!(factors, Factors::Float32);
     match isa.level() {
         // SAFETY: plain Rust runs everywhere.
         Level::Portable => unsafe { tiles::<Plain, E, 4, 1>(input, rows, features, epilogue) },

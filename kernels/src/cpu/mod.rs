@@ -30,6 +30,8 @@ pub mod update;
 pub mod vector;
 
 mod backward;
+#[cfg(target_arch = "x86_64")]
+mod bf16;
 mod tile;
 
 pub use isa::Isa;

@@ -51,6 +51,37 @@ fn dense_activations_equal_the_definition_bit_for_bit_on_every_instruction_set()
 }
 
 #[test]
+fn dense_activations_of_bf16_numbers_equal_the_definition_within_float32_rounding() {
+    let rounded = |numbers: Vec<f32>| {
+        let mut rounded = Vec::new();
+        crate::cpu::rows::round_to_bf16(&numbers, &mut rounded);
+        rounded
+    };
+    for (rows, width, features) in SIZES {
+        let (x, weights) = (rounded(numbers(rows * width, 1)), rounded(numbers(features * width, 2)));
+        let bias = numbers(features, 3);
+        let input = Encode { x: &x, weights: &weights, bias: &bias, width };
+        for isa in Isa::available() {
+            let mut got = vec![f32::NAN; rows * features];
+            encode_dense_bf16(isa, input, &mut got);
+            for (at, got) in got.iter().enumerate() {
+                let (x, w) =
+                    (&x[at / features * width..][..width], &weights[at % features * width..][..width]);
+                let products = x.iter().zip(w).map(|(x, w)| f64::from(*x) * f64::from(*w));
+                let bias = f64::from(bias[at % features]);
+                // One rounding for each sum, and what flushed subnormal numbers are worth.
+                let magnitude: f64 = bias.abs() + products.clone().map(f64::abs).sum::<f64>();
+                let bound =
+                    magnitude * (width + 1) as f64 * 2.0f64.powi(-24) + width as f64 * 2.0f64.powi(-120);
+                let z: f64 = bias + products.sum::<f64>();
+                let error = (f64::from(*got) - z.max(0.0)).abs();
+                assert!(error <= bound, "{} {rows} {width} {features} {at}: {got} {z}", isa.name());
+            }
+        }
+    }
+}
+
+#[test]
 fn sparse_lists_hold_exactly_the_dense_activations_in_both_orders() {
     for (rows, width, features) in SIZES {
         let (x, weights) = (numbers(rows * width, 4), numbers(features * width, 5));
