@@ -230,7 +230,7 @@ impl Rows {
             self.words.par_chunks_mut(ROW_GROUP * groups).zip(self.bounds.par_chunks_mut(ROW_GROUP));
         row_groups.zip(x.par_chunks(ROW_GROUP * width)).for_each(|((words, bounds), x)| {
             let mut turned = vec![0.0; width];
-            let mut rounder = Rounder::new(grid, width);
+            let mut rounder = Rounder::new(isa, grid, width);
             for (at, (bound, x)) in bounds.iter_mut().zip(x.chunks_exact(width)).enumerate() {
                 turn_row(isa, x, &columns.centre, &columns.inverse_scale, &mut turned);
                 let rounded = rounder.row(isa, &turned);
@@ -256,7 +256,7 @@ impl Weights {
         self.words.resize(tiles * TILE_WIDTH * groups, 0);
         self.bounds.resize(tiles, TileBound::default());
         let tiles = self.words.par_chunks_mut(TILE_WIDTH * groups).zip(&mut self.bounds);
-        let memory = || (vec![0.0; width], Rounder::new(grid, width));
+        let memory = || (vec![0.0; width], Rounder::new(isa, grid, width));
         tiles.enumerate().for_each_init(memory, |(turned, rounder), (tile, (words, bound))| {
             for at in 0..TILE_WIDTH.min(features - tile * TILE_WIDTH) {
                 let feature = tile * TILE_WIDTH + at;
@@ -359,7 +359,7 @@ fn possible(isa: Isa, strip: &Strip<'_>, masks: &mut [Masks]) {
     match isa.level() {
         // SAFETY: an Isa of this level is only made where the CPU has AVX-512, and VNNI was just found.
         #[cfg(target_arch = "x86_64")]
-        Level::Avx512 if is_x86_feature_detected!("avx512vnni") => unsafe { avx512::possible(strip, masks) },
+        Level::Avx512 if avx512::available(isa) => unsafe { avx512::possible(strip, masks) },
         // SAFETY: an Isa of these levels is only made where the CPU has AVX2 and FMA.
         #[cfg(target_arch = "x86_64")]
         Level::Avx2 | Level::Avx512 => unsafe { x86::possible(strip, masks) },

@@ -5,7 +5,13 @@
 
 use super::rounding::Grid;
 use super::{Masks, Strip, TILE_HEIGHT, TILE_WIDTH, Tile, TileBound};
+use crate::cpu::isa::{Isa, Level};
 use std::arch::x86_64::*;
+
+/// Whether the CPU has VNNI.
+pub(super) fn available(isa: Isa) -> bool {
+    isa.level() == Level::Avx512 && is_x86_feature_detected!("avx512vnni")
+}
 
 /// As [`super::possible`].
 ///

@@ -1,6 +1,8 @@
 //! Turning a vector, rounding it to integers times a step, and packing the integers for the tiles.
 
-use crate::cpu::isa::{Isa, madd, per_isa};
+#[cfg(target_arch = "x86_64")]
+use super::avx512;
+use crate::cpu::isa::{Isa, Level, madd, per_isa};
 use crate::cpu::vector::dot_inline;
 
 /// How finely screening rounds rows and weights.
@@ -8,8 +10,7 @@ use crate::cpu::vector::dot_inline;
 /// A word of 32 bits holds the numbers of a group of columns: four of 8 bits or two of 16.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
 pub enum Grid {
-    /// 8 bits, products added up in 16 and then in 32 bits.
-    // Rows are integers to ±LARGEST_ROW_BYTE, stored with ROW_BYTE_OFFSET added; weights are signed. A lane of 16 bits takes half the columns of a BYTE_BLOCK.
+    /// 8 bits, products added up in 32 (on AVX2 first in 16, which takes some of the 8 away).
     Bits8,
     /// 16 bits, products added up in 32.
     #[default]
@@ -18,13 +19,40 @@ pub enum Grid {
 
 /// Columns whose products are added up in 16 bits, on the grid of 8.
 pub(super) const BYTE_BLOCK: usize = 16;
-/// Largest magnitude of a row's number on the grid of 8 bits. With it rows and weights lose about as much: a larger
-/// one leaves less room for the weights in 16 bits.
-const LARGEST_ROW_BYTE: f32 = 71.0;
-/// Added to a row's numbers on the grid of 8 bits: x86-64 wants its first factor unsigned, aarch64 both signed.
-const ROW_BYTE_OFFSET: i32 = if cfg!(target_arch = "aarch64") { 0 } else { 72 };
-/// Largest sum of magnitudes of a lane's eight weights: times 71 + 72 it fits 16 bits.
-const LARGEST_LANE_SUM: f32 = 229.0;
+/// Largest magnitude of a number on the grid of 8 bits.
+const LARGEST_BYTE: f32 = 127.0;
+
+/// What a tile's instructions ask of a row's numbers and of weights on the grid of 8 bits.
+#[derive(Debug, Clone, Copy)]
+struct ByteRange {
+    /// Largest magnitude of a row's number.
+    largest_row: f32,
+    /// Added to a row's numbers.
+    row_offset: i32,
+    /// Largest sum of magnitudes of the eight weights that a lane of 16 bits adds up, half the columns of a
+    /// [`BYTE_BLOCK`].
+    largest_lane_sum: f32,
+}
+
+impl ByteRange {
+    fn of(isa: Isa) -> ByteRange {
+        match isa.level() {
+            // VNNI wants its first factor unsigned and adds up in 32 bits.
+            #[cfg(target_arch = "x86_64")]
+            Level::Avx512 if avx512::available(isa) => {
+                ByteRange { largest_row: LARGEST_BYTE, row_offset: 128, largest_lane_sum: f32::INFINITY }
+            }
+            // Both factors signed, sums of 32 bits.
+            #[cfg(target_arch = "aarch64")]
+            Level::Neon => {
+                ByteRange { largest_row: LARGEST_BYTE, row_offset: 0, largest_lane_sum: f32::INFINITY }
+            }
+            // `maddubs` wants its first factor unsigned, and 229·(71 + 72) fits 16 bits. With these limits rows and
+            // weights lose about as much: larger numbers of rows leave less room for the weights.
+            _ => ByteRange { largest_row: 71.0, row_offset: 72, largest_lane_sum: 229.0 },
+        }
+    }
+}
 
 /// Largest magnitude of a number on the grid of 16 bits.
 const LARGEST_WORD: f32 = 32_000.0;
@@ -62,16 +90,22 @@ pub(super) struct Rounded {
 /// Memory for rounding vectors of one width.
 pub(super) struct Rounder {
     grid: Grid,
+    bytes: ByteRange,
     /// As floats; zeros fill the last block.
     integers: Vec<f32>,
     words: Vec<u32>,
 }
 
 impl Rounder {
-    pub(super) fn new(grid: Grid, width: usize) -> Rounder {
+    pub(super) fn new(isa: Isa, grid: Grid, width: usize) -> Rounder {
         let groups = grid.column_groups(width);
         let per_group = if grid == Grid::Bits8 { 4 } else { 2 };
-        Rounder { grid, integers: vec![0.0; groups * per_group], words: vec![0; groups] }
+        Rounder {
+            grid,
+            bytes: ByteRange::of(isa),
+            integers: vec![0.0; groups * per_group],
+            words: vec![0; groups],
+        }
     }
 
     /// The last vector's words.
@@ -82,7 +116,7 @@ impl Rounder {
     /// What a sum of products of the last weights begins with: takes out again what the rows' offset adds.
     pub(super) fn start(&self) -> i32 {
         match self.grid {
-            Grid::Bits8 => -ROW_BYTE_OFFSET * self.integers.iter().sum::<f32>() as i32,
+            Grid::Bits8 => -self.bytes.row_offset * self.integers.iter().sum::<f32>() as i32,
             Grid::Bits16 => 0,
         }
     }
@@ -93,9 +127,10 @@ impl Rounder {
         match self.grid {
             Grid::Bits16 => self.words_of(isa, values, &size),
             Grid::Bits8 => {
-                let step = size.largest / LARGEST_ROW_BYTE;
-                let rounded = round(isa, values, &size, step, LARGEST_ROW_BYTE, &mut self.integers);
-                pack_bytes(isa, &self.integers, ROW_BYTE_OFFSET as u8, &mut self.words);
+                let ByteRange { largest_row, row_offset, .. } = self.bytes;
+                let step = size.largest / largest_row;
+                let rounded = round(isa, values, &size, step, largest_row, &mut self.integers);
+                pack_bytes(isa, &self.integers, row_offset as u8, &mut self.words);
                 rounded
             }
         }
@@ -108,9 +143,9 @@ impl Rounder {
             Grid::Bits16 => self.words_of(isa, values, &size),
             Grid::Bits8 => {
                 // Rounding adds half a unit per number at most.
-                let lane = largest_lane_sum(isa, values) / (LARGEST_LANE_SUM - 4.0);
-                let step = lane.max(size.largest / 127.0);
-                let rounded = round(isa, values, &size, step, 127.0, &mut self.integers);
+                let lane = largest_lane_sum(isa, values) / (self.bytes.largest_lane_sum - 4.0);
+                let step = lane.max(size.largest / LARGEST_BYTE);
+                let rounded = round(isa, values, &size, step, LARGEST_BYTE, &mut self.integers);
                 pack_bytes(isa, &self.integers, 0, &mut self.words);
                 rounded
             }
