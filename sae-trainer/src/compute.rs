@@ -121,7 +121,8 @@ fn device_steps(runs: &[&Settings]) -> Vec<(StepSpec, DeviceOptions)> {
 }
 
 /// Bytes of memory that the steps need at the peak. For each run: weights and moments, the frequency window, and two
-/// dense [B, F] arrays at the start, when most features are active; of one run at a time a second copy of weights,
+/// dense [B, F] arrays at the start, when most features are active, or later all weights and rows as integers of up to
+/// 2 bytes, for screening; of one run at a time a second copy of weights,
 /// moments and window while a checkpoint is written.
 fn cpu_memory(runs: &[&Settings]) -> u64 {
     let (mut lasting, mut passing) = (0, 0);
@@ -130,7 +131,8 @@ fn cpu_memory(runs: &[&Settings]) -> u64 {
         let (d, f, batch) = (step.width as u64, step.features as u64, step.batch as u64);
         let weights = 4 * (2 * d * f + d + f);
         let window = 4 * step.sparsity_window as u64 * f;
-        lasting += 3 * weights + window + 8 * batch * f + 12 * batch * d;
+        let activations = (8 * batch * f).max(2 * d * (batch + f));
+        lasting += 3 * weights + window + activations + 12 * batch * d;
         passing = passing.max(4 * weights + window);
     }
     lasting + passing
