@@ -36,10 +36,7 @@ use super::vector::{dot_inline, prefetch};
 use recheck::Candidate;
 pub(crate) use recheck::{Memory as RecheckMemory, recheck};
 pub use rounding::Grid;
-#[cfg(test)]
 pub(crate) use rounding::spread;
-#[cfg(not(test))]
-use rounding::spread;
 use rounding::{Rounder, interleave};
 
 /// Features of a tile.
