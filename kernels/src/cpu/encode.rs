@@ -3,7 +3,7 @@
 //! The product stays in registers: bias, ReLU and compaction happen before anything is written, so
 //! that a sparse batch never makes a B×F array. One task computes a block of rows × a panel of
 //! features; it packs its panel (feature-interleaved, for the tile) into a buffer that fits the second
-//! cache level, once for all its rows. Cost: 2·B·F·d operations, one reading of W_enc per block of rows.
+//! cache level, once for all its rows. (With screening it reads weights that were rounded and packed once for all tasks.) Cost: 2·B·F·d operations, one reading of W_enc per block of rows.
 
 use std::cell::RefCell;
 use std::sync::atomic::{AtomicUsize, Ordering};
