@@ -27,8 +27,8 @@ Examples:
       continues an interrupted run from its last checkpoint
   sae-trainer sweep --store stores/gpt2 --l0-coefficient 5e-5,7e-5,1.4e-4
       three runs at once that read the store once; sae-trainer sweep --help says more
-  sae-trainer compare runs/*
-      a table of several runs
+  sae-trainer compare runs/* --plot runs.svg
+      a table of several runs, and a picture: L0 against error, firing frequencies, the course of training
   sae-trainer bench --features 24576 --batch 4096
       what a step costs on this machine, part by part
 
@@ -53,8 +53,8 @@ Examples:
       three points, of which l1 is one: a coefficient applies to its own loss
   sae-trainer sweep --resume --out runs/l0
       continues an interrupted sweep, all its points, from their last checkpoints
-  sae-trainer compare runs/l0
-      the table once more
+  sae-trainer compare runs/l0 --plot front.svg
+      the table once more, and a picture of it
 
 All points are in memory at the same time; the start says how much they take. A point whose loss or weights become infinite \
 or NaN ends alone; the others go on, and the exit code is 1.";
@@ -64,7 +64,7 @@ pub(crate) enum Command {
     /// Trains several autoencoders at once on the same batches, which are read once: flags take lists of values
     #[command(after_help = SWEEP_HELP)]
     Sweep(SweepArguments),
-    /// Prints a table of several runs: L0, errors, dead features, speed
+    /// Prints a table of several runs: L0, errors, dead features, speed; or plots them
     Compare(CompareArguments),
     /// Times the parts of a training step on this machine against what bounds them
     Bench(BenchArguments),
@@ -78,6 +78,17 @@ pub(crate) struct CompareArguments {
     /// Print one JSON array, an object for each run, instead of the table
     #[arg(long)]
     pub(crate) json: bool,
+    /// Also draw them, as SVG: L0 against error, how often features fire, L0 and error over training
+    #[arg(long, value_name = "FILE.svg", value_parser = parse_svg)]
+    pub(crate) plot: Option<PathBuf>,
+}
+
+fn parse_svg(text: &str) -> Result<PathBuf, String> {
+    let path = PathBuf::from(text);
+    match path.extension().is_some_and(|extension| extension.eq_ignore_ascii_case("svg")) {
+        true => Ok(path),
+        false => Err("plots are written as SVG; give the file a name that ends in .svg".into()),
+    }
 }
 
 /// Sizes and data of a bench. Without `--store` and `--from` rows and weights are synthetic.
@@ -449,6 +460,8 @@ mod tests {
         assert_eq!((settings.length.tokens, settings.model.features), (Some(300_000_000), Some(24_000)));
         assert!(matches!(parse(&["compare", "x", "y"]).unwrap().command, Some(Command::Compare(_))));
         assert!(parse(&["--store", "a", "compare", "x"]).is_err());
+        assert!(parse(&["compare", "x", "--plot", "a.svg"]).is_ok());
+        assert!(parse(&["compare", "x", "--plot", "a.png"]).unwrap_err().to_string().contains("a.png"));
     }
 
     #[test]

@@ -87,11 +87,16 @@ pub(crate) struct Timing {
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 pub(crate) struct Histogram {
     lowest: f64,
-    bin_width: f64,
+    pub(crate) bin_width: f64,
     counts: Vec<usize>,
 }
 
 impl Histogram {
+    /// The lower end and the count of every bin.
+    pub(crate) fn bins(&self) -> impl Iterator<Item = (f64, usize)> {
+        self.counts.iter().enumerate().map(|(at, &count)| (self.lowest + at as f64 * self.bin_width, count))
+    }
+
     fn of(frequencies: impl Iterator<Item = f64>) -> Histogram {
         let mut counts = vec![0; 40];
         for s in frequencies {

@@ -285,6 +285,34 @@ pub(crate) fn summary(folder: &Path) -> Result<Option<Summary>> {
     Ok(Some(summary.with_context(|| format!("{} is not the summary of a run", path.display()))?))
 }
 
+/// What a plot wants of a line of `metrics.jsonl`.
+#[derive(Debug, Clone, Copy, PartialEq, Deserialize)]
+pub(crate) struct LoggedStep {
+    pub(crate) tokens: u64,
+    pub(crate) l0: f64,
+    pub(crate) mse_centered: f64,
+}
+
+/// The steps that the run in `folder` has logged, in order.
+pub(crate) fn logged_steps(folder: &Path) -> Result<Vec<LoggedStep>> {
+    #[derive(Deserialize)]
+    struct Line {
+        kind: String,
+    }
+    let path = folder.join(METRICS);
+    let text = fs::read_to_string(&path).with_context(|| format!("cannot read {}", path.display()))?;
+    let mut steps = Vec::new();
+    for line in text.lines() {
+        // A torn last line is none.
+        let Ok(Line { kind }) = serde_json::from_str(line) else { continue };
+        if kind == "step" {
+            let step = serde_json::from_str(line);
+            steps.push(step.with_context(|| format!("{} is not the log of a run", path.display()))?);
+        }
+    }
+    Ok(steps)
+}
+
 /// Creates a folder and holds it against a second process as long as the returned file is open.
 pub(crate) fn lock(path: &Path) -> Result<File> {
     fs::create_dir_all(path).with_context(|| format!("cannot create {}", path.display()))?;

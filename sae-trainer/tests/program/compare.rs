@@ -26,6 +26,42 @@ fn runs_stand_side_by_side() {
 }
 
 #[test]
+fn runs_are_drawn_in_one_picture() {
+    let place = Place::new();
+    let small = "--store store --features 64 --batch 128 --steps 30 --log-every 5";
+    place.run(&format!("sweep {small} --l0-coefficient 7e-5,7e-3 --out front"));
+    place.run(&format!("{small} --loss l1 --out l1"));
+    let shown = place.run("compare front l1 --plot picture.svg");
+    // The table is there as well.
+    assert_eq!(shown.stdout, place.run("compare front l1").stdout);
+    let svg = std::fs::read_to_string(place.path("picture.svg")).unwrap();
+    assert!(svg.starts_with("<svg") && svg.trim_end().ends_with("</svg>"));
+    for name in [
+        "front/l0-coefficient-7e-5",
+        "front/l0-coefficient-7e-3",
+        "approx-l0 7e-3",
+        "l1 8e-5",
+        "tokens trained on",
+    ] {
+        assert!(svg.contains(name), "{name}");
+    }
+    // The front of two points, and for each of three runs a histogram and two curves of 7 logged steps.
+    let lines: Vec<usize> = svg
+        .split("<polyline")
+        .skip(1)
+        .filter(|line| line.contains("fill=\"none\""))
+        .map(|line| {
+            line.split("points=\"").nth(1).unwrap().split('"').next().unwrap().split_whitespace().count()
+        })
+        .collect();
+    let count = |points: usize| lines.iter().filter(|&&of| of == points).count();
+    assert_eq!((count(80), count(7)), (3, 6), "{lines:?}");
+
+    let complaint = place.fail("compare l1 --plot nowhere/picture.svg");
+    assert!(complaint.contains("cannot write nowhere/picture.svg"), "{complaint}");
+}
+
+#[test]
 fn what_is_no_finished_run_is_named() {
     let place = Place::new();
     assert!(place.fail("compare nowhere").contains("there is no run in nowhere"));

@@ -1,5 +1,7 @@
 //! `sae-trainer compare`: several finished runs side by side.
 
+mod plot;
+
 use std::path::Path;
 
 use anyhow::{Result, bail};
@@ -11,7 +13,7 @@ use crate::run_folder::{RunConfig, summary};
 use crate::sweep::{PointState, SWEEP, SweepRecord};
 use crate::table::{columns, grouped, number};
 
-/// Prints the table of the runs, or their summaries as JSON.
+/// Prints the table of the runs, or their summaries as JSON; plots them if asked to.
 pub(crate) fn compare(arguments: &CompareArguments) -> Result<()> {
     let mut runs = Vec::new();
     for folder in &arguments.runs {
@@ -35,6 +37,10 @@ pub(crate) fn compare(arguments: &CompareArguments) -> Result<()> {
             ),
             None => bail!("there is no run in {}", run.display()),
         }
+    }
+    if let Some(path) = &arguments.plot {
+        plot::write(&summaries, path)?;
+        eprintln!("plotted in {}", path.display());
     }
     if arguments.json {
         println!("{}", serde_json::to_string(&summaries)?);
@@ -80,13 +86,9 @@ pub(crate) fn table(summaries: &[Summary]) -> String {
 
 fn row(summary: &Summary) -> Vec<String> {
     let metrics = &summary.evaluation.metrics;
-    let loss = match summary.coefficient {
-        0.0 => summary.loss.clone(),
-        coefficient => format!("{} {coefficient:e}", summary.loss),
-    };
     vec![
         summary.run.display().to_string(),
-        loss,
+        penalty(summary),
         grouped(summary.features as u64),
         format_count(summary.tokens as f64),
         number(metrics.l0),
@@ -97,4 +99,12 @@ fn row(summary: &Summary) -> Vec<String> {
         grouped(metrics.dead_features as u64),
         format_count(summary.session.tokens_per_second.round()),
     ]
+}
+
+/// The penalty and its coefficient, if it has one.
+fn penalty(summary: &Summary) -> String {
+    match summary.coefficient {
+        0.0 => summary.loss.clone(),
+        coefficient => format!("{} {coefficient:e}", summary.loss),
+    }
 }
