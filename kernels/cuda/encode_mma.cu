@@ -117,21 +117,19 @@ extern "C" __global__ void __launch_bounds__(THREADS, 2)
     unsigned valid = valid_rows(first_row + warp_row, rows);
 #pragma unroll
     for (unsigned h = 0; h < 2; ++h) {  // rows lane/4 and lane/4 + 8 of each tile of 16
-        unsigned bits[4];               // of the four tiles of features
+        unsigned signs = 0;             // of the four tiles of features, a byte each
 #pragma unroll
-        for (unsigned m = 0; m < 4; ++m) {
+        for (unsigned m = 4; m-- > 0;) {
             unsigned feature = min(first_feature + warp_feature + m * 16 + h * 8 + lane / 4, features - 1);
             FeatureBound bound = {feature_base[feature], feature_norm[feature], feature_residual[feature]};
-            unsigned signs = 0;
 #pragma unroll
             for (unsigned at = 8; at-- > 0;) {
                 unsigned n = at / 2, e = at % 2;
                 signs = push_sign(signs, sums[m][n][h * 2 + e], bound, norms[n][e], residuals[n][e]);
             }
-            bits[m] = candidate_bits(signs, quad_lane);
         }
         // Lane q of the quad gets the word of tile q.
-        unsigned word = gather_words(bits, quad_lane) & valid;
+        unsigned word = ~quad_words(signs, quad_lane) & valid;
         collected[(warp_feature + quad_lane * 16 + h * 8 + lane / 4) * 4 + warp % 4] = word;
     }
     __syncthreads();

@@ -4,7 +4,7 @@
 // boxes of 64 columns × 128 features and 64 columns × 256 rows, 128-byte swizzle, zeros out of bounds.
 //
 // Cost: 2·B·F·d operations (155 GFLOP at the reference size: 196 µs at 790 TFLOP/s); every multiprocessor reads 48 KB a
-// stage from L2, 1.2 GB in all.
+// stage from L2, 1.8 GB in all.
 //
 // A block owns a tile of 128 features × 256 rows at a time and stays for many (one block a multiprocessor). One
 // thread of the first warpgroup keeps the copy engine busy, four stages of 48 KB ahead, also while the others finish
@@ -57,7 +57,8 @@ extern "C" __global__ void __launch_bounds__(384, 1)
     unsigned char* aligned = shared + (1024 - shared_address(shared) % 1024) % 1024;
     unsigned stages = shared_address(aligned);
     unsigned full = stages + BARRIERS_AT, empty = full + STAGES * 8;
-    unsigned group = threadIdx.x / 128;
+    // The same in all lanes of a warp, which the compiler learns from the shuffle: what follows is scalar.
+    unsigned group = __shfl_sync(0xffffffffu, threadIdx.x / 128, 0);
     unsigned steps = stride / COLUMNS;
     unsigned row_tiles = (rows + ROWS - 1) / ROWS;
     unsigned tiles = row_tiles * ((features + FEATURES - 1) / FEATURES);
@@ -97,15 +98,23 @@ extern "C" __global__ void __launch_bounds__(384, 1)
         float sums[128];
         for (unsigned tile = blockIdx.x; tile < tiles; tile += gridDim.x) {
             unsigned first_feature = tile / row_tiles * FEATURES + consumer * 64, first_row = tile % row_tiles * ROWS;
-            // The rows' part of the bound; those of the tile before are no longer read after the first barrier.
-            sync_threads(1 + consumer, 128);
-            for (unsigned at = thread; at < ROWS; at += 128) {
-                unsigned row = min(first_row + at, rows - 1);
-                bounds[at] = make_float2(row_norm[row], row_residual[row]);
+            // What the bound takes, early: it arrives while the products run.
+            unsigned feature = first_feature + warp * 16 + lane / 4;  // and feature + 8
+            FeatureBound of_feature[2];
+            float2 of_row[ROWS / 128];
+#pragma unroll
+            for (unsigned h = 0; h < 2; ++h) {
+                unsigned known = min(feature + h * 8, features - 1);
+                of_feature[h] = {feature_base[known], feature_norm[known], feature_residual[known]};
             }
-            sync_threads(1 + consumer, 128);
+#pragma unroll
+            for (unsigned n = 0; n < ROWS / 128; ++n) {
+                unsigned row = min(first_row + n * 128 + thread, rows - 1);
+                of_row[n] = make_float2(row_norm[row], row_residual[row]);
+            }
 
             unsigned previous = 0;  // the stage whose products may still be under way
+            pin(sums);
             for (unsigned step = 0; step < steps; ++step, walk.next()) {
                 wait_for_phase(full + walk.stage * 8, walk.parity);
                 unsigned at = stages + walk.stage * STAGE_BYTES;
@@ -124,36 +133,37 @@ extern "C" __global__ void __launch_bounds__(384, 1)
                 }
                 previous = walk.stage;
             }
+            // While the last products run: the rows' part of the bound to where all threads find it. Those of the tile before
+            // are no longer read after the first barrier.
+            sync_threads(1 + consumer, 128);
+#pragma unroll
+            for (unsigned n = 0; n < ROWS / 128; ++n) bounds[n * 128 + thread] = of_row[n];
+            sync_threads(1 + consumer, 128);
             wait_products<0>();
+            pin(sums);
             if (lane == 0) arrive(empty + previous * 8);
 
 #pragma unroll
-            for (unsigned h = 0; h < 2; ++h) {
-                unsigned feature = first_feature + warp * 16 + h * 8 + lane / 4;
-                unsigned known = min(feature, features - 1);
-                FeatureBound bound = {feature_base[known], feature_norm[known], feature_residual[known]};
+            for (unsigned half = 0; half < 2; ++half) {  // four words of each feature
+                unsigned signs[2] = {0, 0};
 #pragma unroll
-                for (unsigned half = 0; half < 2; ++half) {  // four words each
-                    unsigned bits[4];
+                for (unsigned at = 16; at-- > 0;) {  // eight columns each
+                    unsigned columns = half * 16 + at;
+                    float4 two = reinterpret_cast<const float4*>(bounds)[columns * 4 + quad_lane];
 #pragma unroll
-                    for (unsigned word = 0; word < 4; ++word) {
-                        unsigned signs = 0;
-#pragma unroll
-                        for (unsigned n = 4; n-- > 0;) {
-                            unsigned columns = (half * 4 + word) * 4 + n;  // eight of them
-                            float4 two = reinterpret_cast<const float4*>(bounds)[columns * 4 + quad_lane];
-                            const float* z = sums + columns * 4 + h * 2;
-                            signs = push_sign(signs, z[1], bound, two.z, two.w);
-                            signs = push_sign(signs, z[0], bound, two.x, two.y);
-                        }
-                        bits[word] = candidate_bits(signs, quad_lane);
+                    for (unsigned h = 0; h < 2; ++h) {
+                        const float* z = sums + columns * 4 + h * 2;
+                        signs[h] = push_sign(signs[h], z[1], of_feature[h], two.z, two.w);
+                        signs[h] = push_sign(signs[h], z[0], of_feature[h], two.x, two.y);
                     }
-                    unsigned found = gather_words(bits, quad_lane);
-                    unsigned at = half * 4 + quad_lane;
-                    unsigned word = first_row / 32 + at;
-                    if (feature < features && word < words) {
-                        mask[static_cast<unsigned long long>(feature) * words + word] =
-                            found & valid_rows(first_row + at * 32, rows);
+                }
+                unsigned at = half * 4 + quad_lane, word = first_row / 32 + at;
+                unsigned valid = valid_rows(first_row + at * 32, rows);
+#pragma unroll
+                for (unsigned h = 0; h < 2; ++h) {
+                    unsigned found = ~quad_words(signs[h], quad_lane) & valid;
+                    if (feature + h * 8 < features && word < words) {
+                        mask[static_cast<unsigned long long>(feature + h * 8) * words + word] = found;
                     }
                 }
             }

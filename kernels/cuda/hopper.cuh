@@ -84,6 +84,13 @@ __device__ __forceinline__ void take_registers() {
     asm volatile("setmaxnreg.inc.sync.aligned.u32 %0;" ::"n"(COUNT));
 }
 
+// Ties the sums to this place among the instructions marked volatile: the compiler moves nothing that reads or writes them
+// across it. It sees the products write the sums where they are issued, not where they are waited for.
+__device__ __forceinline__ void pin(float (&sums)[128]) {
+#pragma unroll
+    for (int at = 0; at < 128; at++) asm volatile("" : "+f"(sums[at])::"memory");
+}
+
 // Before the first product that touches registers which other instructions have touched.
 __device__ __forceinline__ void fence_products() { asm volatile("wgmma.fence.sync.aligned;" ::: "memory"); }
 

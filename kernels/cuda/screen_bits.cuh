@@ -22,25 +22,21 @@ __device__ __forceinline__ unsigned push_sign(unsigned bits, float z, const Feat
     return __funnelshift_l(__float_as_uint(bound), bits, 1);
 }
 
-// A lane's part of a word. Its eight numbers, elements 0 and 1 of four tiles, are batch rows 8 tile + 2 (lane%4) + element
-// of the word's 32; `signs` holds their signs in bits 2 tile + element: pushed in the order from the last to the first.
-__device__ __forceinline__ unsigned candidate_bits(unsigned signs, unsigned quad_lane) {
-    unsigned bits = ~signs & 0xffu;
-    bits = (bits | bits << 12) & 0x000f000fu;
-    bits = (bits | bits << 6) & 0x03030303u;  // two bits a byte
-    return bits << 2 * quad_lane;
-}
-
-// Every lane of a quad holds its bits of four words; afterwards lane q of the quad returns the whole word q.
-__device__ __forceinline__ unsigned gather_words(const unsigned (&words)[4], unsigned quad_lane) {
-    // First between neighbours (q ^ 1): even lanes keep words 0 and 2, odd lanes 1 and 3. Then across pairs.
-    bool odd = quad_lane & 1, upper = quad_lane & 2;
-    unsigned low = odd ? words[1] : words[0], high = odd ? words[3] : words[2];
-    low |= __shfl_xor_sync(0xffffffffu, odd ? words[0] : words[1], 1);
-    high |= __shfl_xor_sync(0xffffffffu, odd ? words[2] : words[3], 1);
-    unsigned kept = upper ? high : low;
-    kept |= __shfl_xor_sync(0xffffffffu, upper ? low : high, 2);
-    return kept;
+// Every lane of a quad hands in its signs of four words, word w's in byte w: its eight numbers, elements 0 and 1 of four
+// tiles, are batch rows 8 tile + 2 (lane%4) + element of the word's 32, their signs bits 2 tile + element of the byte.
+// (Pushed in the order from the last to the first, they come to lie so.) Lane q of the quad returns the signs of word q, in
+// the order of its rows.
+__device__ __forceinline__ unsigned quad_words(unsigned signs, unsigned quad_lane) {
+    // The bytes of four lanes are transposed, between neighbours and then across pairs: byte l is lane l's.
+    unsigned other = __shfl_xor_sync(0xffffffffu, signs, 1);
+    signs = __byte_perm(signs, other, quad_lane & 1 ? 0x3715 : 0x6240);
+    other = __shfl_xor_sync(0xffffffffu, signs, 2);
+    signs = __byte_perm(signs, other, quad_lane & 2 ? 0x3276 : 0x5410);
+    // Then the pairs of bits [lane, tile] of the word, to [tile, lane], by two exchanges.
+    unsigned moved = (signs >> 6 ^ signs) & 0x00cc00ccu;
+    signs ^= moved ^ moved << 6;
+    moved = (signs >> 12 ^ signs) & 0x0000f0f0u;
+    return signs ^ moved ^ moved << 12;
 }
 
 // The bits of a word that belong to rows below `rows`, the word's first row being `first`.

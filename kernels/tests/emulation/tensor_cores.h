@@ -16,6 +16,12 @@
 inline unsigned __funnelshift_l(unsigned low, unsigned high, unsigned shift) {
     return shift ? high << shift | low >> (32 - shift) : high;
 }
+inline unsigned __byte_perm(unsigned low, unsigned high, unsigned selector) {
+    unsigned long long bytes = (unsigned long long)high << 32 | low;
+    unsigned out = 0;
+    for (unsigned at = 0; at < 4; at++) out |= (unsigned)(bytes >> (selector >> 4 * at & 7) * 8 & 0xff) << 8 * at;
+    return out;
+}
 inline float2 make_float2(float x, float y) {
     return {x, y};
 }
@@ -245,6 +251,7 @@ template <int COUNT>
 inline void give_registers() {}
 template <int COUNT>
 inline void take_registers() {}
+inline void pin(float (&)[128]) {}
 inline void fence_products() {}
 inline void commit_products() {
     tensor_cores::products.commit();
