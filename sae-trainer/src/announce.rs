@@ -3,10 +3,11 @@
 use std::path::Path;
 use std::time::Duration;
 
-use activation_store::{BatchStream, Store, StreamOptions};
+use activation_store::{Store, StreamOptions};
 use anyhow::Result;
 use human_units::{format_count, format_duration};
 
+use crate::batches::Batches;
 use crate::compute::Compute;
 use crate::engine::Penalty;
 use crate::plan::Plan;
@@ -16,7 +17,7 @@ use crate::settings::{Revive, Settings};
 use crate::table::{columns, grouped, number, pairs};
 
 /// Prints what is about to be trained, on what and with what.
-pub(crate) fn settings(plan: &Plan, stream: &BatchStream, compute: &Compute) -> Result<()> {
+pub(crate) fn settings(plan: &Plan, batches: &Batches, compute: &Compute) -> Result<()> {
     let settings = plan.settings();
     let [store, activations] = data(plan);
     let mut lines = vec![
@@ -24,8 +25,8 @@ pub(crate) fn settings(plan: &Plan, stream: &BatchStream, compute: &Compute) -> 
         activations,
         ("autoencoder", autoencoder(settings)),
         ("loss", loss(settings)),
-        ("training", format!("{}; lr {}", length(settings, stream), short(settings.lr))),
-        ("engine", compute.describe(&[settings], stream_memory(&plan.stores, stream))?),
+        ("training", format!("{}; lr {}", length(settings, batches), short(settings.lr))),
+        ("engine", compute.describe(&[settings], stream_memory(&plan.stores, batches))?),
         ("run", format!("{}, seed {}", plan.out.display(), settings.seed)),
     ];
     if let Some(path) = &settings.init_from {
@@ -39,7 +40,7 @@ pub(crate) fn settings(plan: &Plan, stream: &BatchStream, compute: &Compute) -> 
 type Describe = fn(&Settings) -> String;
 
 /// The same for the points of the sweep in `out`: what they share, then in what they differ.
-pub(crate) fn sweep(out: &Path, plans: &[Plan], stream: &BatchStream, compute: &Compute) -> Result<()> {
+pub(crate) fn sweep(out: &Path, plans: &[Plan], batches: &Batches, compute: &Compute) -> Result<()> {
     let first = &plans[0];
     let all: Vec<&Settings> = plans.iter().map(Plan::settings).collect();
     let descriptions: [(&str, Describe); 3] =
@@ -51,8 +52,8 @@ pub(crate) fn sweep(out: &Path, plans: &[Plan], stream: &BatchStream, compute: &
     let [store, activations] = data(first);
     let mut lines = vec![store, activations];
     lines.extend(shared.iter().map(|(name, describe)| (*name, describe(all[0]))));
-    lines.push(("training", length(all[0], stream)));
-    lines.push(("engine", compute.describe(&all, stream_memory(&first.stores, stream))?));
+    lines.push(("training", length(all[0], batches)));
+    lines.push(("engine", compute.describe(&all, stream_memory(&first.stores, batches))?));
     let points = format!("{}: {} points at once, seed {}", out.display(), plans.len(), all[0].seed);
     lines.push(("sweep", points));
     eprint!("{}\n{}", program(), pairs(&lines));
@@ -100,25 +101,25 @@ fn autoencoder(settings: &Settings) -> String {
 }
 
 /// How long training is, and how often it reads the store.
-fn length(settings: &Settings, stream: &BatchStream) -> String {
+fn length(settings: &Settings, batches: &Batches) -> String {
     let tokens = settings.steps * settings.step.batch as u64;
     format!(
         "{} steps of {} rows = {} tokens, {} passes over the store",
         grouped(settings.steps),
         grouped(settings.step.batch as u64),
         format_count(tokens as f64),
-        number(tokens as f64 / stream.rows_per_epoch() as f64)
+        number(tokens as f64 / batches.rows_per_epoch() as f64)
     )
 }
 
 /// Bytes of memory for the rows read ahead: a block of chunks that is being mixed, the next one, and the
 /// batches. (The pages of the store's files that the system keeps in memory are not counted; it takes them
 /// back when it needs them.)
-fn stream_memory(stores: &[Store], stream: &BatchStream) -> u64 {
+fn stream_memory(stores: &[Store], batches: &Batches) -> u64 {
     let chunk = |store: &Store| store.spec().layout.chunk_rows * store.width() * store.row_type().bytes();
     let largest = stores.iter().map(chunk).max().unwrap_or(0);
-    let batches = (StreamOptions::default().prefetch + 1) * stream.batch() * stream.width() * 4;
-    (2 * stream.mixing_chunks() * largest + batches) as u64
+    let ahead = (StreamOptions::default().prefetch + 1) * batches.bytes();
+    (2 * batches.mixing_chunks() * largest + ahead) as u64
 }
 
 /// `approx-l0 7e-5 (epsilon 0.2), min-sparsity 1e-6 under 1e-5, centered MSE`

@@ -17,6 +17,7 @@ use std::process::ExitCode;
 
 mod announce;
 mod arguments;
+mod batches;
 mod bench;
 mod checkpoint;
 mod compare;

@@ -3,15 +3,15 @@
 use std::path::PathBuf;
 use std::time::{Duration, Instant};
 
-use activation_store::BatchStream;
 use anyhow::{Context, Result, bail};
 use sae::{Sae, Weights};
 
 use crate::arguments::{DecoderBias, RunArguments};
+use crate::batches::Batches;
 use crate::checkpoint;
 use crate::compute::Compute;
 use crate::decoder_bias;
-use crate::engine::{Engine, EngineError, EngineState, EvalStats, StepStats};
+use crate::engine::{Engine, EngineError, EngineState, EvalStats, Rows, StepStats};
 use crate::plan::Plan;
 use crate::record::{EvaluationRecord, Session, StepRecord, Summary, Timing, log10_frequency};
 use crate::revive;
@@ -85,9 +85,9 @@ impl Clock {
 }
 
 impl ReadyRun {
-    /// The engine with the weights that the run starts or goes on from. Batches taken from `stream` to find them are
+    /// The engine with the weights that the run starts or goes on from. Batches taken from `batches` to find them are
     /// those of its beginning, where it is.
-    pub(crate) fn new(plan: Plan, compute: &Compute, stream: &mut BatchStream) -> Result<ReadyRun> {
+    pub(crate) fn new(plan: Plan, compute: &Compute, batches: &mut Batches) -> Result<ReadyRun> {
         let settings = plan.settings();
         let state = match &plan.checkpoint {
             Some((_, folder)) => Some(checkpoint::load(folder, &settings.step)?),
@@ -96,7 +96,7 @@ impl ReadyRun {
         let weights = match (&state, &plan.initial) {
             (Some(_), _) => Weights::init(settings.step.width, settings.step.features, 0),
             (None, Some(sae)) => sae.weights.clone(),
-            (None, None) => initial_weights(settings, stream)?,
+            (None, None) => initial_weights(settings, batches)?,
         };
         let mut engine = compute.engine(settings, &weights)?;
         drop(weights);
@@ -145,7 +145,7 @@ impl Run {
 
     /// Begins the run's next step on `batch`, and notes the step that was finished meanwhile. The inner error is the
     /// engine's, after which the run cannot go on.
-    pub(crate) fn submit(&mut self, batch: &[f32]) -> Result<Result<(), EngineError>> {
+    pub(crate) fn submit(&mut self, batch: Rows<'_>) -> Result<Result<(), EngineError>> {
         let schedule = schedule::at(self.plan.settings(), self.begun);
         let stats = match self.engine.submit_shared(self.begun, batch, &schedule) {
             Ok(stats) => stats,
@@ -180,16 +180,17 @@ impl Run {
 
     /// Where it is time for it, gives dead features new weights from the rows of `batch`, which is the next to be trained
     /// on. No step is under way.
-    pub(crate) fn revive_if_due(&mut self, batch: &[f32]) -> Result<Result<(), EngineError>> {
+    pub(crate) fn revive_if_due(&mut self, batch: Rows<'_>) -> Result<Result<(), EngineError>> {
         if !self.is_revival(self.begun) {
             return Ok(Ok(()));
         }
-        let errors = match self.engine.squared_errors(batch) {
+        let batch = batch.to_f32();
+        let errors = match self.engine.squared_errors(&batch) {
             Ok(errors) => errors,
             Err(error) => return Ok(Err(error)),
         };
         let mut state = self.engine.state()?;
-        let record = revive::resample(&mut state, self.plan.settings(), batch, &errors);
+        let record = revive::resample(&mut state, self.plan.settings(), &batch, &errors);
         if record.resampled_features > 0 {
             self.engine.restore(state)?;
         }
@@ -329,7 +330,7 @@ impl Run {
 }
 
 /// Random weights, the decoder bias as `--b-dec-init` says.
-fn initial_weights(settings: &Settings, stream: &mut BatchStream) -> Result<Weights> {
+fn initial_weights(settings: &Settings, batches: &mut Batches) -> Result<Weights> {
     let (d, f) = (settings.step.width, settings.step.features);
     let mut weights = Weights::init(d, f, settings.seed);
     let from_rows = match settings.b_dec_init {
@@ -337,12 +338,12 @@ fn initial_weights(settings: &Settings, stream: &mut BatchStream) -> Result<Weig
         DecoderBias::Mean => decoder_bias::mean,
         DecoderBias::GeometricMedian => decoder_bias::geometric_median,
     };
-    let rows = decoder_bias::SAMPLE_ROWS.min(usize::try_from(stream.rows_per_epoch())?);
-    let batches = (rows / settings.step.batch).max(1);
-    let mut sample = Vec::with_capacity(batches * settings.step.batch * d);
-    stream.seek(0)?;
-    for _ in 0..batches {
-        sample.extend_from_slice(stream.next_batch()?);
+    let rows = decoder_bias::SAMPLE_ROWS.min(usize::try_from(batches.rows_per_epoch())?);
+    let count = (rows / settings.step.batch).max(1);
+    let mut sample = Vec::with_capacity(count * settings.step.batch * d);
+    batches.seek(0)?;
+    for _ in 0..count {
+        sample.extend_from_slice(&batches.next()?.to_f32());
     }
     if let Some(at) = sample.iter().position(|x| !x.is_finite()) {
         bail!("a row of the store holds {}; no decoder bias can be made of it", sample[at]);

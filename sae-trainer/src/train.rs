@@ -7,11 +7,11 @@
 
 use std::time::Duration;
 
-use activation_store::BatchStream;
 use anyhow::{Context, Result, ensure};
 
 use crate::announce;
 use crate::arguments::{RunArguments, TrainArguments};
+use crate::batches::Batches;
 use crate::compute::Compute;
 use crate::engine::{Engine, EngineError};
 use crate::evaluation::{evaluate, stream_options};
@@ -28,8 +28,8 @@ pub(crate) fn train(arguments: TrainArguments) -> Result<u8> {
     let interrupt = Interrupt::listen().context("cannot listen for Ctrl-C")?;
     let plan = Plan::new(&arguments, std::env::args().collect::<Vec<_>>().join(" "))?;
     let json = arguments.run.json;
-    let ready = Ready::new(vec![plan], arguments.run, interrupt, |plans, stream, compute| {
-        announce::settings(&plans[0], stream, compute)
+    let ready = Ready::new(vec![plan], arguments.run, interrupt, |plans, batches, compute| {
+        announce::settings(&plans[0], batches, compute)
     })?;
     let (summaries, lost) = match ready.start(None)?.finish()? {
         End::Interrupted(code) => return Ok(code),
@@ -52,7 +52,7 @@ pub(crate) fn train(arguments: TrainArguments) -> Result<u8> {
 pub(crate) struct Ready {
     flags: RunArguments,
     interrupt: Interrupt,
-    stream: BatchStream,
+    batches: Batches,
     runs: Vec<ReadyRun>,
     resumed: bool,
 }
@@ -64,35 +64,35 @@ impl Ready {
         plans: Vec<Plan>,
         flags: RunArguments,
         interrupt: Interrupt,
-        announce: impl FnOnce(&[Plan], &BatchStream, &Compute) -> Result<()>,
+        announce: impl FnOnce(&[Plan], &Batches, &Compute) -> Result<()>,
     ) -> Result<Ready> {
         let settings = plans[0].settings();
         let threads = threads(&flags);
-        let stream_error = "cannot read the store in batches";
-        let mut stream = BatchStream::new(plans[0].stores.clone(), stream_options(settings, threads))
-            .context(stream_error)?;
+        let compute = Compute::choose(flags.device, threads)?;
+        let (stores, options) = (plans[0].stores.clone(), stream_options(settings, threads));
+        let mut batches = Batches::new(stores, options, matches!(compute, Compute::Cuda { .. }))
+            .context("cannot read the store in batches")?;
         ensure!(
-            stream.rows_per_epoch() >= settings.step.batch as u64,
+            batches.rows_per_epoch() >= settings.step.batch as u64,
             "the store has {} rows, fewer than a batch of {}: lower --batch, or dump more text",
-            stream.rows_per_epoch(),
+            batches.rows_per_epoch(),
             settings.step.batch
         );
-        let compute = Compute::choose(flags.device, threads)?;
-        announce(&plans, &stream, &compute)?;
+        announce(&plans, &batches, &compute)?;
         let all: Vec<&Settings> = plans.iter().map(Plan::settings).collect();
         compute.check_memory(&all)?;
 
         let resumed = plans.iter().any(|plan| plan.resumed);
-        let runs = plans.into_iter().map(|plan| ReadyRun::new(plan, &compute, &mut stream));
+        let runs = plans.into_iter().map(|plan| ReadyRun::new(plan, &compute, &mut batches));
         let runs = runs.collect::<Result<_>>()?;
-        Ok(Ready { flags, interrupt, stream, runs, resumed })
+        Ok(Ready { flags, interrupt, batches, runs, resumed })
     }
 
     /// Takes the runs' folders. `sweep` is the folder of the sweep that they are the points of.
     pub(crate) fn start(self, sweep: Option<SweepFolder>) -> Result<Training> {
-        let Ready { flags, interrupt, stream, runs, resumed } = self;
+        let Ready { flags, interrupt, batches, runs, resumed } = self;
         let runs: Vec<Run> = runs.into_iter().map(|run| run.start(&flags)).collect::<Result<_>>()?;
-        let training = Training { flags, interrupt, stream, runs, sweep, lost: Vec::new() };
+        let training = Training { flags, interrupt, batches, runs, sweep, lost: Vec::new() };
         if resumed {
             eprintln!("continuing after step {}", training.step());
         }
@@ -104,7 +104,7 @@ impl Ready {
 pub(crate) struct Training {
     flags: RunArguments,
     interrupt: Interrupt,
-    stream: BatchStream,
+    batches: Batches,
     /// Those that have not failed.
     runs: Vec<Run>,
     sweep: Option<SweepFolder>,
@@ -159,7 +159,7 @@ impl Training {
     /// of two runs one is ahead of the other, and waits for it.
     fn steps(&mut self, last: u64, progress: &mut Progress) -> Result<Option<u8>> {
         let mut step = self.step();
-        self.stream.seek(step)?;
+        self.batches.seek(step)?;
         while step < last && !self.runs.is_empty() {
             if let Some(code) = self.interrupt.requested() {
                 self.settle(progress)?;
@@ -169,7 +169,7 @@ impl Training {
             if self.runs.iter().any(|run| run.is_revival(step)) {
                 self.settle(progress)?;
             }
-            let batch = self.stream.next_batch()?;
+            let batch = self.batches.next()?;
             let mut failed = Vec::new();
             attempt(&mut self.runs, step, &mut failed, |run| run.revive_if_due(batch))?;
             attempt(&mut self.runs, step, &mut failed, |run| run.submit(batch))?;
@@ -225,9 +225,9 @@ impl Training {
 
     /// Evaluates the runs, all on the same rows, and writes what they leave.
     fn conclude(mut self, elapsed: Duration) -> Result<End> {
-        let waiting = self.stream.waited();
+        let waiting = self.batches.waited();
         // Lets go of the blocks that were read ahead: evaluation has its own.
-        self.stream.seek(0)?;
+        self.batches.seek(0)?;
         let threads = threads(&self.flags);
         let (stores, settings) = (self.runs[0].plan.stores.clone(), self.runs[0].settings().clone());
         let mut engines: Vec<&mut dyn Engine> =

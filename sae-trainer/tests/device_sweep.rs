@@ -5,11 +5,13 @@
 mod emulation;
 
 use emulation::EmulatedDevice;
+use half::f16;
 use kernels::cuda::device::DeviceError;
 use sae::Weights;
 use sae_trainer::engine::{
     Adam, DecoderNorm, DeviceEngine, DeviceOptions, Engine, EngineError, EngineState, FrequencyPenalty,
-    LossSpec, Mse, Path, Penalty, Precision, Schedule, SharedDevice, StepSpec, StepStats, device_memory,
+    LossSpec, Mse, Path, Penalty, Precision, Rows, Schedule, SharedDevice, StepSpec, StepStats,
+    device_memory,
 };
 
 const WIDTH: usize = 20;
@@ -81,7 +83,7 @@ fn sharing(device: &SharedDevice<EmulatedDevice>, spec: StepSpec, density: f64) 
 fn submit(engines: &mut [Emulated], step: u64, stats: &mut [Vec<StepStats>]) {
     let rows = batch(step);
     for (engine, stats) in engines.iter_mut().zip(stats) {
-        stats.extend(engine.submit_shared(step, &rows, &schedule(step)).unwrap());
+        stats.extend(engine.submit_shared(step, Rows::F32(&rows), &schedule(step)).unwrap());
     }
 }
 
@@ -103,6 +105,32 @@ fn alone(spec: StepSpec, density: f64, steps: std::ops::Range<u64>) -> (Vec<Step
     settle(&mut engines, &mut stats);
     let [stats] = stats;
     (stats, engines[0].state().unwrap())
+}
+
+#[test]
+fn batches_in_half_precision_are_uploaded_as_they_are_and_trained_on_as_float32() {
+    let halves = |step| batch(step).into_iter().map(f16::from_f32).collect::<Vec<_>>();
+    let wide = |step| halves(step).into_iter().map(f16::to_f32).collect::<Vec<_>>();
+    let run = |in_half: bool| {
+        let device = SharedDevice::new(EmulatedDevice::new());
+        let mut engines = specs().map(|spec| sharing(&device, spec, 0.3));
+        let mut stats = [Vec::new(), Vec::new(), Vec::new()];
+        for step in 0..20 {
+            let (halves, wide) = (halves(step), wide(step));
+            let rows = if in_half { Rows::F16(&halves) } else { Rows::F32(&wide) };
+            for (engine, stats) in engines.iter_mut().zip(&mut stats) {
+                stats.extend(engine.submit_shared(step, rows, &schedule(step)).unwrap());
+            }
+        }
+        settle(&mut engines, &mut stats);
+        let uploads = |bytes| device.with(|device| device.uploaded.get(&bytes).copied().unwrap_or(0));
+        (stats, engines.map(|engine| engine.state().unwrap()), uploads(BATCH_BYTES), uploads(BATCH_BYTES / 2))
+    };
+    let (stats, states, uploads_in_full, uploads_in_half) = run(true);
+    assert_eq!((uploads_in_full, uploads_in_half), (0, 20));
+    let (expected_stats, expected_states, ..) = run(false);
+    assert_eq!(stats, expected_stats);
+    assert_eq!(states, expected_states);
 }
 
 #[test]
@@ -193,15 +221,15 @@ fn the_errors_of_rows_can_be_asked_for_between_steps() {
 fn a_batch_that_one_engine_still_reads_is_not_written_over() {
     let device = SharedDevice::new(EmulatedDevice::new());
     let mut engines = specs().map(|spec| sharing(&device, spec, 1.0));
-    assert!(engines[0].submit_shared(0, &batch(0), &schedule(0)).unwrap().is_none());
+    assert!(engines[0].submit_shared(0, Rows::F32(&batch(0)), &schedule(0)).unwrap().is_none());
     for step in 0..2 {
-        engines[1].submit_shared(step, &batch(step), &schedule(step)).unwrap();
+        engines[1].submit_shared(step, Rows::F32(&batch(step)), &schedule(step)).unwrap();
     }
     // The first engine has not said what became of its step on batch 0, whose place the third would take.
-    let error = engines[1].submit_shared(2, &batch(2), &schedule(2)).unwrap_err();
+    let error = engines[1].submit_shared(2, Rows::F32(&batch(2)), &schedule(2)).unwrap_err();
     assert!(error.to_string().contains("still under way"), "{error}");
     assert_eq!(engines[0].finish().unwrap().map(|stats| stats.step), Some(1));
-    engines[1].submit_shared(2, &batch(2), &schedule(2)).unwrap();
+    engines[1].submit_shared(2, Rows::F32(&batch(2)), &schedule(2)).unwrap();
 }
 
 #[test]
@@ -219,8 +247,8 @@ fn one_engines_bad_step_leaves_the_others_as_they_are() {
     state.weights.decoder.fill(f32::MAX);
     engines[0].restore(state).unwrap();
     let rows = batch(4);
-    engines[0].submit_shared(4, &rows, &schedule(4)).unwrap();
-    engines[1].submit_shared(4, &rows, &schedule(4)).unwrap();
+    engines[0].submit_shared(4, Rows::F32(&rows), &schedule(4)).unwrap();
+    engines[1].submit_shared(4, Rows::F32(&rows), &schedule(4)).unwrap();
     let error = engines[0].finish().unwrap_err();
     assert!(matches!(error, EngineError::NonFiniteLoss { step: 5, .. }), "{error}");
     drop(engines.remove(0));
@@ -243,7 +271,10 @@ fn memory_is_added_up_before_the_first_engine_is_made() {
     };
     let (one, all) = (needed(&steps[..1]), needed(&steps));
     let each: usize = steps.iter().map(|step| needed(&[*step])).sum();
-    assert!(one < all && each == all + 2 * 2 * BATCH_BYTES, "the two batches are shared: {one} {all} {each}");
+    assert!(
+        one < all && each == all + 2 * 3 * BATCH_BYTES,
+        "the two batches (and their room in half precision) are shared: {one} {all} {each}"
+    );
     device.with(|device| device.free = all - 1);
     device.check_memory(&steps[..2]).unwrap();
     match device.check_memory(&steps).unwrap_err() {

@@ -22,5 +22,6 @@ pub mod sources;
 mod state;
 pub mod step;
 mod train;
+pub mod widen;
 
 pub use state::State;

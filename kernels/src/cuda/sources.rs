@@ -30,6 +30,7 @@ pub const KERNELS: &[Source] = sources!(".cu":
     "rows"
     "screen"
     "update"
+    "widen"
 );
 
 /// The files that they include.

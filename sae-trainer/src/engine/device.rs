@@ -11,17 +11,19 @@ use std::cell::{RefCell, RefMut};
 use std::collections::VecDeque;
 use std::rc::Rc;
 
+use half::f16;
 use kernels::cpu::{Parameters, transposed};
 use kernels::cuda::State as CudaState;
 use kernels::cuda::cuda_device::CudaDevice;
 use kernels::cuda::device::{Device, DeviceError, Properties};
 use kernels::cuda::plan::{self, Options, Plan};
 use kernels::cuda::step::{CudaStep, Outcome, Pending, Stats, StepError};
+use kernels::cuda::widen::widen;
 use kernels::loss::Mse;
 use kernels::stats::Sums;
 use kernels::step::{Schedule, StepSpec};
 
-use super::{Engine, EngineError, EngineState, EvalStats, Path, StepStats, check_length};
+use super::{Engine, EngineError, EngineState, EvalStats, Path, Rows, StepStats, check_length};
 
 /// Trains on an NVIDIA GPU.
 pub type CudaEngine = DeviceEngine<CudaDevice>;
@@ -55,7 +57,10 @@ struct Shared<D: Device> {
 
 /// A place for a batch.
 struct Slot<B> {
+    /// The batch in float32.
     buffer: B,
+    /// Where a batch in half precision arrives, once there was one.
+    half: Option<B>,
     /// B·d.
     numbers: usize,
     /// The batch in it, if it may be asked for again.
@@ -113,7 +118,7 @@ impl<D: Device> Shared<D> {
         }
         let mut slot = || -> Result<_, DeviceError> {
             let buffer = self.device.allocate(bytes, "a batch")?;
-            Ok(Slot { buffer, numbers, number: None, readers: 0 })
+            Ok(Slot { buffer, half: None, numbers, number: None, readers: 0 })
         };
         self.slots = Some([slot()?, slot()?]);
         Ok(())
@@ -121,7 +126,7 @@ impl<D: Device> Shared<D> {
 
     /// The slot that holds the batch: where it lies already, if it has the number of one that was placed before, else
     /// the one whose turn it is.
-    fn place(&mut self, number: Option<u64>, batch: &[f32]) -> Result<usize, EngineError> {
+    fn place(&mut self, number: Option<u64>, batch: Rows<'_>) -> Result<usize, EngineError> {
         let Shared { slots, next, device } = self;
         let slots = slots.as_mut().expect("engines make the slots");
         if number.is_some()
@@ -136,7 +141,10 @@ impl<D: Device> Shared<D> {
             return Err(DeviceError::Failed { operation: "placing a batch".to_owned(), reason }.into());
         }
         slot.number = None;
-        device.upload(&mut slot.buffer, 0, bytemuck::cast_slice(batch))?;
+        match batch {
+            Rows::F32(numbers) => device.upload(&mut slot.buffer, 0, bytemuck::cast_slice(numbers))?,
+            Rows::F16(numbers) => slot.widen(device, numbers)?,
+        }
         slot.number = number;
         *next = 1 - at;
         Ok(at)
@@ -145,6 +153,18 @@ impl<D: Device> Shared<D> {
     /// Device and slot at once.
     fn slot(&mut self, at: usize) -> (&mut D, &mut Slot<D::Buffer>) {
         (&mut self.device, &mut self.slots.as_mut().expect("engines make the slots")[at])
+    }
+}
+
+impl<B> Slot<B> {
+    /// Brings a batch to the device as it is and makes it float32 there.
+    fn widen<D: Device<Buffer = B>>(&mut self, device: &mut D, batch: &[f16]) -> Result<(), DeviceError> {
+        let half = match &mut self.half {
+            Some(buffer) => buffer,
+            none => none.insert(device.allocate(2 * self.numbers, "a batch in half precision")?),
+        };
+        device.upload(half, 0, bytemuck::cast_slice(batch))?;
+        widen(device, half, &self.buffer, batch.len())
     }
 }
 
@@ -158,7 +178,8 @@ pub fn device_memory(steps: &[(StepSpec, Options)], properties: &Properties) -> 
     for (spec, options) in steps {
         let plan = Plan::new(spec, options, properties)?;
         engines += plan.bytes(options) + plan.dense_bytes(options);
-        batches = batches.max(2 * 4 * plan.rows * plan.width);
+        // In float32, and as they may arrive, in half precision.
+        batches = batches.max(2 * (4 + 2) * plan.rows * plan.width);
     }
     Ok(engines + batches)
 }
@@ -219,11 +240,11 @@ impl<D: Device> DeviceEngine<D> {
     fn submit_batch(
         &mut self,
         number: Option<u64>,
-        batch: &[f32],
+        batch: Rows<'_>,
         schedule: &Schedule,
     ) -> Result<Option<StepStats>, EngineError> {
         let spec = self.step.spec();
-        check_length("the batch", batch.len(), spec.batch * spec.width, "B·d")?;
+        check_length("the batch", batch.numbers(), spec.batch * spec.width, "B·d")?;
         let slot = self.shared.lock().place(number, batch)?;
         self.begin(slot, *schedule)?;
         // The other slot is written next, so the step on it must be over by then.
@@ -252,7 +273,7 @@ impl<D: Device> DeviceEngine<D> {
         check_length("the batch", batch.len(), rows * width, "a multiple of d")?;
         for (part, rows) in batch.chunks(most * width).enumerate() {
             let mut shared = self.shared.lock();
-            let slot = shared.place(None, rows)?;
+            let slot = shared.place(None, rows.into())?;
             let (device, place) = shared.slot(slot);
             match self.step.evaluate(device, &place.buffer, rows.len() / width) {
                 Ok(sums) => after(&self.step, device, &sums)?,
@@ -311,13 +332,13 @@ impl<D: Device> Engine for DeviceEngine<D> {
     }
 
     fn submit(&mut self, batch: &[f32], schedule: &Schedule) -> Result<Option<StepStats>, EngineError> {
-        self.submit_batch(None, batch, schedule)
+        self.submit_batch(None, batch.into(), schedule)
     }
 
     fn submit_shared(
         &mut self,
         number: u64,
-        batch: &[f32],
+        batch: Rows<'_>,
         schedule: &Schedule,
     ) -> Result<Option<StepStats>, EngineError> {
         self.submit_batch(Some(number), batch, schedule)

@@ -4,10 +4,12 @@
 mod bench;
 mod cpu;
 mod device;
+mod rows;
 
 pub use bench::{BenchReport, BenchRow, Bound, bench, synthetic};
 pub use cpu::{CpuEngine, CpuOptions, CpuThreads};
 pub use device::{CudaEngine, DeviceEngine, SharedDevice, device_memory};
+pub use rows::Rows;
 
 pub use kernels::cpu::Parameters;
 pub use kernels::cpu::encode::Search;
@@ -204,8 +206,8 @@ pub trait Engine {
         self.step(batch, schedule).map(Some)
     }
 
-    /// As [`Engine::submit`], for a batch that several engines train on in turn: engines that share a device bring it there
-    /// once, when the first of them asks for it. `number` is the batch's own: as long as one of these engines has a
+    /// As [`Engine::submit`], for a batch in any type that several engines train on in turn: engines that share a device
+    /// bring it there once, when the first of them asks for it. `number` is the batch's own: as long as one of these engines has a
     /// step on it under way, no other batch may have it.
     ///
     /// # Errors
@@ -213,11 +215,11 @@ pub trait Engine {
     fn submit_shared(
         &mut self,
         number: u64,
-        batch: &[f32],
+        batch: Rows<'_>,
         schedule: &Schedule,
     ) -> Result<Option<StepStats>, EngineError> {
         let _ = number;
-        self.submit(batch, schedule)
+        self.submit(&batch.to_f32(), schedule)
     }
 
     /// Waits for the next step that was begun and not yet reported; none if all were. Until there is none, the

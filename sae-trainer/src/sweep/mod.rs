@@ -24,8 +24,8 @@ pub(crate) fn sweep(arguments: SweepArguments) -> Result<u8> {
     let (out, record, plans) = plan(&arguments)?;
     let SweepArguments { run, .. } = arguments;
     let json = run.json;
-    let ready = Ready::new(plans, run, interrupt, |plans, stream, compute| {
-        announce::sweep(&out, plans, stream, compute)
+    let ready = Ready::new(plans, run, interrupt, |plans, batches, compute| {
+        announce::sweep(&out, plans, batches, compute)
     })?;
     let folder = SweepFolder::open(&out, record)?;
     let summaries = match ready.start(Some(folder))?.finish()? {
