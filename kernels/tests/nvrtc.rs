@@ -2,7 +2,7 @@
 //! Needs the run-time compiler (`scripts/fetch-nvrtc`), no GPU.
 
 use kernels::cuda::libraries::{ToolkitLibrary, load};
-use kernels::cuda::nvrtc::{Architecture, Resources, compile, version};
+use kernels::cuda::nvrtc::{Architecture, Compiled, compile, version};
 use kernels::cuda::sources::{Source, kernels_for};
 use rayon::prelude::*;
 
@@ -15,7 +15,7 @@ fn load_compiler() {
     }
 }
 
-fn resources(source: &Source, capability: (u32, u32)) -> Vec<Resources> {
+fn compiled(source: &Source, capability: (u32, u32)) -> Compiled {
     match compile(source, Architecture(capability)) {
         Ok(compiled) => {
             assert!(compiled.cubin.starts_with(b"\x7fELF"), "{} is no machine code", source.name);
@@ -24,41 +24,93 @@ fn resources(source: &Source, capability: (u32, u32)) -> Vec<Resources> {
                 "{}.cu has no kernel, or the report changed",
                 source.name
             );
-            compiled.resources
+            compiled
         }
         Err(error) => panic!("{error}"),
     }
 }
 
+/// What is wrong with a kernel's use of a multiprocessor, if anything: registers spilled, or other local memory (an array
+/// that is indexed at run time), both of which turn accesses to registers into accesses to memory.
+fn local_memory(found: &Compiled, capability: (u32, u32)) -> Vec<String> {
+    let uses = found
+        .resources
+        .iter()
+        .filter(|kernel| kernel.spill_store_bytes + kernel.spill_load_bytes + kernel.stack_bytes > 0);
+    uses.map(|kernel| format!("{} for {}: {kernel:?}", kernel.kernel, Architecture(capability))).collect()
+}
+
 #[test]
-fn every_kernel_compiles_without_spilling_registers() {
+fn every_kernel_compiles_without_remarks_and_keeps_its_numbers_in_registers() {
     load_compiler();
     println!("NVRTC {:?}", version());
-    println!("{:>7}  {:16} {:28} {:>9} {:>9} {:>6}", "", "file", "kernel", "registers", "shared B", "spills");
-    let mut spilling = Vec::new();
+    println!("{:>7}  {:16} {:28} {:>9} {:>9}", "", "file", "kernel", "registers", "shared B");
+    let mut wrong = Vec::new();
     for capability in CAPABILITIES {
         let sources: Vec<&Source> = kernels_for(capability).collect();
-        let compiled: Vec<Vec<Resources>> =
-            sources.par_iter().map(|source| resources(source, capability)).collect();
-        for (source, kernels) in sources.iter().zip(compiled) {
-            for kernel in kernels {
-                let spills = kernel.spill_store_bytes + kernel.spill_load_bytes;
+        let all: Vec<Compiled> = sources.par_iter().map(|source| compiled(source, capability)).collect();
+        for (source, compiled) in sources.iter().zip(&all) {
+            for kernel in &compiled.resources {
+                let architecture = Architecture(capability).to_string();
                 println!(
-                    "{:>7}  {:16} {:28} {:>9} {:>9} {:>6}",
-                    Architecture(capability).to_string(),
-                    source.name,
-                    kernel.kernel,
-                    kernel.registers,
-                    kernel.shared_bytes,
-                    spills
+                    "{architecture:>7}  {:16} {:28} {:>9} {:>9}",
+                    source.name, kernel.kernel, kernel.registers, kernel.shared_bytes
                 );
-                if spills > 0 {
-                    spilling.push(format!("{} for {}", kernel.kernel, Architecture(capability)));
-                }
             }
+            wrong.extend(local_memory(compiled, capability));
+            wrong.extend(compiled.remarks.iter().map(|remark| format!("{}.cu: {remark}", source.name)));
         }
     }
-    assert!(spilling.is_empty(), "these spill registers to local memory: {spilling:?}");
+    assert!(wrong.is_empty(), "{}", wrong.join("\n"));
+}
+
+/// The registers that a kernel's warps begin with must fit the multiprocessor's 65,536, and so must what they take and give
+/// back afterwards (setmaxnreg waits for ever for registers that nobody gives).
+#[test]
+fn the_registers_that_the_wgmma_screen_takes_are_there() {
+    load_compiler();
+    let source = kernels_for((9, 0)).find(|source| source.name == "encode_wgmma").unwrap();
+    let count = |call: &str| -> u32 {
+        let (_, rest) = source.text.split_once(call).unwrap_or_else(|| panic!("{call} is gone"));
+        rest.split('>').next().unwrap().parse().unwrap()
+    };
+    let (gives, takes) = (count("give_registers<"), count("take_registers<"));
+    let entry = compiled(source, (9, 0)).resources[0].registers;
+    let pool = 3 * 128 * entry;
+    assert!(
+        pool <= 65_536 && 128 * gives + 2 * 128 * takes <= pool,
+        "{entry} at first, then {gives} and {takes}"
+    );
+    assert!(gives < entry && takes > entry, "{entry} at first, then {gives} and {takes}");
+    assert!([gives, takes].iter().all(|count| count % 8 == 0 && (24..=256).contains(count)));
+}
+
+#[test]
+fn products_that_the_assembler_must_serialise_are_noticed() {
+    load_compiler();
+    let text = "#include \"hopper.cuh\"
+    extern \"C\" __global__ void __launch_bounds__(128) f(float* out, unsigned long long a, unsigned long long b) {
+        float sums[128];
+        fence_products();
+        multiply_64x256(sums, a, b, 0);
+        for (int i = 0; i < 128; ++i) sums[i] += 1.0f;  // under way
+        multiply_64x256(sums, a, b, 1);
+        commit_products();
+        wait_products<0>();
+        for (int i = 0; i < 128; ++i) out[i * 128 + threadIdx.x] = sums[i];
+    }";
+    let remarks = compiled(&Source { name: "f", text }, (9, 0)).remarks;
+    assert!(remarks.iter().any(|remark| remark.contains("injected")), "{remarks:?}");
+}
+
+#[test]
+fn a_request_for_registers_that_the_assembler_ignores_is_noticed() {
+    load_compiler();
+    // Without launch bounds nobody knows how many registers a warp begins with.
+    let text = "#include \"hopper.cuh\"
+    extern \"C\" __global__ void f(float* x) { take_registers<232>(); x[threadIdx.x] += 1.0f; }";
+    let remarks = compiled(&Source { name: "f", text }, (9, 0)).remarks;
+    assert!(remarks.iter().any(|remark| remark.contains("setmaxnreg")), "{remarks:?}");
 }
 
 #[test]
@@ -78,7 +130,7 @@ fn an_architecture_that_the_compiler_does_not_know_is_an_error() {
 }
 
 #[test]
-fn spilling_is_noticed() {
+fn local_memory_is_noticed() {
     load_compiler();
     let text = "extern \"C\" __global__ void __launch_bounds__(1024) f(float* x) {
         float a[128];
@@ -90,6 +142,6 @@ fn spilling_is_noticed() {
         #pragma unroll
         for (int i = 0; i < 128; ++i) x[i * 1024 + threadIdx.x] = a[i];
     }";
-    let found = resources(&Source { name: "spill", text }, (8, 0));
-    assert!(found[0].spill_store_bytes + found[0].stack_bytes > 0, "{found:?}");
+    let found = compiled(&Source { name: "spill", text }, (8, 0));
+    assert_eq!(local_memory(&found, (8, 0)).len(), 1, "{:?}", found.resources);
 }

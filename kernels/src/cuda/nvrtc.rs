@@ -38,6 +38,9 @@ pub struct Compiled {
     pub cubin: Vec<u8>,
     /// What each kernel takes.
     pub resources: Vec<Resources>,
+    /// Warnings, and what the assembler says of its own accord, such as that products of tensor cores had to be
+    /// serialised. Empty as a rule.
+    pub remarks: Vec<String>,
 }
 
 /// What a kernel takes of a multiprocessor, as the assembler reports it.
@@ -86,7 +89,7 @@ pub fn compile(source: &Source, architecture: Architecture) -> Result<Compiled, 
     let log = program.log();
     compiled.map_err(|error| failed(format!("{error}\n{log}")))?;
     let cubin = program.cubin().map_err(|error| failed(error.to_string()))?;
-    Ok(Compiled { cubin, resources: parse_resources(&log) })
+    Ok(Compiled { cubin, resources: parse_resources(&log), remarks: parse_remarks(&log) })
 }
 
 /// A program of the compiler, with the strings that it may refer to.
@@ -200,6 +203,20 @@ fn parse_resources(log: &str) -> Vec<Resources> {
     found
 }
 
+/// The lines of a log that are no part of the report of [`parse_resources`].
+fn parse_remarks(log: &str) -> Vec<String> {
+    const REPORT: [&str; 6] = [
+        " bytes gmem",
+        "Compiling entry function '",
+        "Function properties for ",
+        " bytes stack frame",
+        ": Used ",
+        ": Compile time = ",
+    ];
+    let is_remark = |line: &&str| !line.is_empty() && !REPORT.iter().any(|part| line.contains(part));
+    log.lines().map(str::trim).filter(is_remark).map(str::to_owned).collect()
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -226,6 +243,19 @@ ptxas info    : Used 255 registers, 364 bytes cmem[0]";
         let g = Resources { kernel: "g".into(), registers: 255, ..Resources::default() };
         assert_eq!(parse_resources(log), [f, g]);
         assert_eq!(parse_resources("warning: nothing"), []);
+        assert!(parse_remarks(log).is_empty());
+    }
+
+    #[test]
+    fn what_the_compiler_and_the_assembler_remark_is_kept() {
+        let warning = "f.cu(1): warning #177-D: variable \"x\" was declared but never referenced";
+        let remark = "ptxas info    : (C7517) warpgroup.wait is injected in around line 52 by compiler to allow use of \
+                      registers defined by GMMA in function 'f'";
+        let log = format!(
+            "{warning}\n\n{remark}\nptxas info    : 40 bytes gmem, 64 bytes cmem[4]\n\
+             ptxas info    : Compiling entry function 'f' for 'sm_90a'\nptxas info    : Compile time = 56.435 ms"
+        );
+        assert_eq!(parse_remarks(&log), [warning, remark]);
     }
 
     #[test]
