@@ -3,12 +3,13 @@
 use std::time::Instant;
 
 use anyhow::Result;
+use half::f16;
 use kernels::cuda::cuda_device::Timings;
 use kernels::cuda::device::Device;
 use sae::Weights;
 use sae_trainer::engine::{
     Adam, CudaEngine, DecoderNorm, DeviceOptions, Engine, FrequencyPenalty, LossSpec, Mse, Penalty,
-    Precision, Schedule, StepSpec, synthetic,
+    Precision, Rows, Schedule, StepSpec, synthetic,
 };
 
 use super::{device, numbers, screens};
@@ -116,18 +117,25 @@ fn run(
         engine.step(&batches[at % BATCHES], &schedule)?;
         alone.push(start.elapsed().as_secs_f64());
     }
-    let start = Instant::now();
-    for at in 0..steps {
-        engine.submit(&batches[at % BATCHES], &schedule)?;
+    println!("step, upload included: one by one {:.1} µs", median(&mut alone) * 1e6);
+    let halves: Vec<Vec<f16>> =
+        batches.iter().map(|batch| batch.iter().copied().map(f16::from_f32).collect()).collect();
+    for (upload, of) in [("float32", 4), ("half-precision", 2)] {
+        let start = Instant::now();
+        for at in 0..steps {
+            let (wide, half) = (&batches[at % BATCHES], &halves[at % BATCHES]);
+            let rows = if of == 4 { Rows::F32(wide) } else { Rows::F16(half) };
+            engine.submit_shared(at as u64, rows, &schedule)?;
+        }
+        while engine.finish()?.is_some() {}
+        let ahead = start.elapsed().as_secs_f64() / steps as f64;
+        println!(
+            "a step ahead, {upload} batches: {:.1} µs = {:.2} M tokens/s, {:.1} GB/s of batches",
+            ahead * 1e6,
+            spec.batch as f64 / ahead / 1e6,
+            (of * batch.len()) as f64 / ahead / 1e9
+        );
     }
-    while engine.finish()?.is_some() {}
-    let ahead = start.elapsed().as_secs_f64() / steps as f64;
-    println!(
-        "step, upload included: one by one {:.1} µs, a step ahead {:.1} µs = {:.2} M tokens/s",
-        median(&mut alone) * 1e6,
-        ahead * 1e6,
-        spec.batch as f64 / ahead / 1e6
-    );
 
     engine.with_device(|device| device.start_timing())?;
     let timed = 10;
