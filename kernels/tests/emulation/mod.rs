@@ -67,7 +67,8 @@ pub(crate) struct EmulatedDevice {
     /// Where tests run on a GPU instead.
     gpu: Option<gpu::Gpu>,
     properties: Properties,
-    /// In which order blocks and threads run: 0 as numbered, 1 backwards, others shuffled.
+    /// In which order blocks and threads run: 0 as numbered, 1 backwards; 2 and 3 the same with
+    /// the first warps as far ahead as they get; others shuffled.
     order: u32,
     /// How often each kernel ran.
     pub(crate) launched: BTreeMap<&'static str, usize>,

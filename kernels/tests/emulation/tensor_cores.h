@@ -259,6 +259,7 @@ inline void commit_products() {
 template <int PENDING>
 inline void wait_products() {
     tensor_cores::products.wait(PENDING);
+    __all_sync(0xffffffffu, 1);  // a warp's lanes wait as one: none goes on before the others' factors are read
 }
 inline void sync_threads(unsigned number, unsigned threads) {
     auto &state = tensor_cores::named[number];
