@@ -3,15 +3,32 @@
 //   z = X·W_enc  →  activate  →  a  →  a·W_dec  →  decode_dense  →  g  →  g·W_decᵀ  →  dense_slopes  →  da
 //   dW_enc = daᵀ·X,  dW_dec = aᵀ·g  →  update_dense (update.cu)
 //
-// a and da [B,line], line = F rounded up to a multiple of 64. Each kernel is one pass over one or two arrays of that size
-// (400 MB each in float32 at B = 4096, F = 24,576).
+// a and da [B,line], line = F rounded up to a multiple of 64, 400 MB in float32 at B = 4096, F = 24,576; each kernel is one
+// pass over one or two such arrays.
+//
+// Products that are float32's within rounding come from bfloat16 tensor cores: a factor is the sum of two bfloat16 numbers,
+// high + low + a rest of at most 2^-17 of it, and of the four products of halves the three largest are taken, small ones
+// first. Where the product's inner dimension is d, rows of the one factor are [low high high], of the other [high low
+// high]: one product with an inner dimension of 3·stride, whose result, [B,F], is written once instead of three times. a and
+// da, whose products have small results, are written as two arrays by the kernels that compute them.
 #include "decode.cuh"
 
-// a = max(0, z + b_enc) in place, and bit i%32 of mask[j, i/32] = a_ij > 0. A thread owns a feature and 32 rows: a word of
-// the mask. Block 256 threads, grid (⌈F/256⌉, words).
+// The halves of a number.
+struct Halves {
+    bf16 high, low;
+};
+__device__ __forceinline__ Halves halves_of(float value) {
+    Halves halves;
+    halves.high = float_to_bf16(value);
+    halves.low = float_to_bf16(value - bf16_to_float(halves.high));
+    return halves;
+}
+
+// a = max(0, z + b_enc) in place, its halves, and bit i%32 of mask[j, i/32] = a_ij > 0. A thread owns a feature and 32 rows:
+// a word of the mask. `high` and `low` [B,line] may be null. Block 256 threads, grid (⌈F/256⌉, words).
 extern "C" __global__ void __launch_bounds__(256)
-activate(float *__restrict__ a, const float *__restrict__ encoder_bias, u32 *__restrict__ mask, u32 features, u32 rows,
-         u32 line, u32 words, const Report *__restrict__ report) {
+activate(float *__restrict__ a, const float *__restrict__ encoder_bias, u32 *__restrict__ mask, bf16 *__restrict__ high,
+         bf16 *__restrict__ low, u32 features, u32 rows, u32 line, u32 words, const Report *__restrict__ report) {
     if (report->status != RUNNING) return;
     u32 feature = blockIdx.x * blockDim.x + threadIdx.x, first = blockIdx.y * 32;
     if (feature >= features) return;
@@ -21,9 +38,14 @@ activate(float *__restrict__ a, const float *__restrict__ encoder_bias, u32 *__r
     for (u32 at = 0; at < 32; at++) {
         u32 row = first + at;
         if (row >= rows) break;
-        float z = a[(u64)row * line + feature] + bias;
+        u64 place = (u64)row * line + feature;
+        float z = a[place] + bias;
         bool active = z > 0.0f;
-        a[(u64)row * line + feature] = active ? z : 0.0f;
+        float value = active ? z : 0.0f;
+        a[place] = value;
+        Halves halves = halves_of(value);
+        if (high) high[place] = halves.high;
+        if (low) low[place] = halves.low;
         bits |= (u32)active << at;
     }
     mask[(u64)feature * words + blockIdx.y] = bits;
@@ -78,14 +100,14 @@ decode_dense(const float *__restrict__ x, const float *__restrict__ squared, con
     }
 }
 
-// da = g·W_dec + d penalties/da where a > 0, else 0, in place; sums of da and of the derivative by the decoder's norm over
-// 128 rows into bias_parts and norm_parts [⌈B/128⌉,F]. A thread owns a feature and 128 rows. Block 256 threads, grid
-// (⌈F/256⌉, ⌈B/128⌉).
+// da = g·W_dec + d penalties/da where a > 0, else 0: its halves, of which `low` may be null, or, where `high` is null too,
+// da itself in place. Sums of da and of the derivative by the decoder's norm over 128 rows into bias_parts and norm_parts
+// [⌈B/128⌉,F]. A thread owns a feature and 128 rows. Block 256 threads, grid (⌈F/256⌉, ⌈B/128⌉).
 extern "C" __global__ void __launch_bounds__(256)
 dense_slopes(const float *__restrict__ a, float *__restrict__ da, const float *__restrict__ decoder_norm,
              const float *__restrict__ slopes, float *__restrict__ bias_parts, float *__restrict__ norm_parts,
-             u32 features, u32 rows, u32 line, u32 kind, const Scalars *__restrict__ scalars_at,
-             const Report *__restrict__ report) {
+             bf16 *__restrict__ high, bf16 *__restrict__ low, u32 features, u32 rows, u32 line, u32 kind,
+             const Scalars *__restrict__ scalars_at, const Report *__restrict__ report) {
     if (report->status != RUNNING) return;
     u32 feature = blockIdx.x * blockDim.x + threadIdx.x, first = blockIdx.y * SLOPE_ROWS;
     if (feature >= features) return;
@@ -97,36 +119,39 @@ dense_slopes(const float *__restrict__ a, float *__restrict__ da, const float *_
         u64 place = (u64)row * line + feature;
         float value = a[place], whole = 0.0f;
         if (value > 0.0f) whole = da[place] + penalty_slope(kind, scalars, value, norm, slope, by_norm);
-        da[place] = whole;
+        if (high) {
+            Halves halves = halves_of(whole);
+            high[place] = halves.high;
+            if (low) low[place] = halves.low;
+        } else {
+            da[place] = whole;
+        }
         sum += whole;
     }
     bias_parts[(u64)blockIdx.y * features + feature] = sum;
     norm_parts[(u64)blockIdx.y * features + feature] = by_norm;
 }
 
-// in = high + low + a rest of at most 2^-17 of it: factors of products that are float32's within rounding, formed on bfloat16
-// tensor cores as high·high + high·low + low·high. `low` may be null. n is a multiple of 4.
-extern "C" __global__ void split(const float *__restrict__ in, bf16 *__restrict__ high, bf16 *__restrict__ low, u64 n,
-                                 const Report *__restrict__ report) {
+enum Order { HIGH = 0, LOW_HIGH_HIGH = 1, HIGH_LOW_HIGH = 2 };
+
+// The halves of a matrix [lines,stride] side by side: lines of 3·stride numbers in one of two orders, or the high halves
+// alone, in lines of stride. Block of up to 256 threads, grid `lines`.
+extern "C" __global__ void __launch_bounds__(256)
+split(const float *__restrict__ in, bf16 *__restrict__ out, u32 stride, u32 order, const Report *__restrict__ report) {
     if (report->status != RUNNING) return;
-    u64 at = (blockIdx.x * (u64)blockDim.x + threadIdx.x) * 4;
-    if (at >= n) return;
-    float4 four = *(const float4 *)(in + at);
-    float values[4] = {four.x, four.y, four.z, four.w};
-    u32 highs[4], lows[4];
-#pragma unroll
-    for (u32 k = 0; k < 4; k++) {
-        bf16 rounded = float_to_bf16(values[k]);
-        highs[k] = rounded;
-        lows[k] = float_to_bf16(values[k] - bf16_to_float(rounded));
-    }
-    uint2 packed;
-    packed.x = highs[0] | highs[1] << 16;
-    packed.y = highs[2] | highs[3] << 16;
-    *(uint2 *)(high + at) = packed;
-    if (low) {
-        packed.x = lows[0] | lows[1] << 16;
-        packed.y = lows[2] | lows[3] << 16;
-        *(uint2 *)(low + at) = packed;
+    u64 line = blockIdx.x;
+    bf16 *to = out + line * stride * (order == HIGH ? 1 : 3);
+    for (u32 column = threadIdx.x * 4; column < stride; column += blockDim.x * 4) {
+        float4 four = *(const float4 *)(in + line * stride + column);
+        Halves x = halves_of(four.x), y = halves_of(four.y), z = halves_of(four.z), w = halves_of(four.w);
+        uint2 high, low;
+        high.x = (u32)x.high | (u32)y.high << 16;
+        high.y = (u32)z.high | (u32)w.high << 16;
+        low.x = (u32)x.low | (u32)y.low << 16;
+        low.y = (u32)z.low | (u32)w.low << 16;
+        *(uint2 *)(to + column) = order == LOW_HIGH_HIGH ? low : high;
+        if (order == HIGH) continue;
+        *(uint2 *)(to + stride + column) = order == LOW_HIGH_HIGH ? high : low;
+        *(uint2 *)(to + 2 * (u64)stride + column) = high;
     }
 }

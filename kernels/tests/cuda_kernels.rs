@@ -624,17 +624,24 @@ fn frequencies_and_slopes_equal_the_cpus_while_batches_enter_leave_and_fall_out(
 #[test]
 fn halves_of_a_split_matrix_add_up_to_17_bits() {
     let mut device = EmulatedDevice::new();
-    let values: Vec<f32> = numbers(1000, 5).iter().map(|v| v * v * v * 100.0).collect();
+    let (lines, stride) = (5, 192);
+    let values: Vec<f32> = numbers(lines * stride, 5).iter().map(|v| v * v * v * 100.0).collect();
     let report = device.holding(&[0u8; REPORT_BYTES]);
     let from = device.holding(&values);
-    let (high, low) = (device.room::<u16>(1000), device.room::<u16>(1000));
-    let arguments = [all(&from), all(&high), all(&low), Argument::U64(1000), all(&report)];
-    device.run("split", (1, 1), 256, &arguments);
-    let wide = |bits: u16| f32::from_bits(u32::from(bits) << 16);
-    let halves = high.numbers::<u16>().into_iter().zip(low.numbers::<u16>());
-    for ((high, low), value) in halves.zip(&values) {
-        let rest = value - wide(high) - wide(low);
+    let mut split = |order: u32, copies: usize| -> Vec<f32> {
+        let out = device.room::<u16>(copies * lines * stride);
+        let arguments = [all(&from), all(&out), size(stride), Argument::U32(order), all(&report)];
+        device.run("split", (lines, 1), 32, &arguments);
+        out.numbers::<u16>().into_iter().map(|bits| f32::from_bits(u32::from(bits) << 16)).collect()
+    };
+    let (alone, left, right) = (split(0, 1), split(1, 3), split(2, 3));
+    for (at, value) in values.iter().enumerate() {
+        let (line, column) = (at / stride, at % stride);
+        let of = |halves: &[f32]| [0, 1, 2].map(|part| halves[(3 * line + part) * stride + column]);
+        let (high, [low, ..]) = (alone[at], of(&left));
+        let rest = value - high - low;
         assert!(rest.abs() <= 2.0f32.powi(-17) * value.abs(), "{value}: {rest}");
+        assert_eq!((of(&left), of(&right)), ([low, high, high], [high, low, high]));
     }
 }
 

@@ -156,11 +156,26 @@ impl<B> Buffers<B> {
     }
 }
 
-/// A factor of dense products on the device: float32, or its bfloat16 halves.
+/// The bfloat16 halves of a factor of dense products, in one buffer.
 pub(crate) struct Halves<B> {
-    pub(crate) high: B,
-    /// What bfloat16 left over, in bfloat16; only where products are to be exact.
-    pub(crate) low: Option<B>,
+    pub(crate) buffer: B,
+    /// The first byte of the number rounded to bfloat16.
+    pub(crate) high: usize,
+    /// The first byte of what that left over; only where products are to be exact.
+    pub(crate) low: Option<usize>,
+    /// Numbers from one row to the next.
+    pub(crate) stride: usize,
+}
+
+/// How the halves lie: see `kernels/cuda/dense.cu`.
+#[derive(Clone, Copy)]
+enum Halving {
+    /// Rows [low high high].
+    Left,
+    /// Rows [high low high].
+    Right,
+    /// Two arrays.
+    Apart,
 }
 
 /// Arrays of the dense path.
@@ -173,7 +188,7 @@ pub(crate) struct DenseBuffers<B> {
     pub(crate) decoder_gradient: B,
     pub(crate) bias_parts: B,
     pub(crate) norm_parts: B,
-    /// The factors' halves unless products are float32: X, W_enc, W_dec, a, g, da.
+    /// The factors' halves unless products are float32: X, W_enc, W_dec, a, g, da, as [`super::dense`] counts them.
     pub(crate) halves: Option<[Halves<B>; 6]>,
 }
 
@@ -189,20 +204,26 @@ impl<B> DenseBuffers<B> {
         let halves = if precision == Precision::Fp32 {
             None
         } else {
-            let batch = plan.rows * plan.stride;
-            let mut halves = |numbers: usize| -> Result<Halves<B>, DeviceError> {
-                let mut half = || device.allocate(2 * numbers, "the dense products' bfloat16 factors");
-                let high = half()?;
-                let low = if precision == Precision::Exact { Some(half()?) } else { None };
-                Ok(Halves { high, low })
+            let exact = precision == Precision::Exact;
+            let mut halves = |lines: usize, stride: usize, halving| -> Result<Halves<B>, DeviceError> {
+                let (copies, high, low, stride_of_halves) = match halving {
+                    _ if !exact => (1, 0, None, stride),
+                    Halving::Left => (3, 2 * stride, Some(0), 3 * stride),
+                    Halving::Right => (3, 0, Some(2 * stride), 3 * stride),
+                    Halving::Apart => (2, 0, Some(2 * lines * stride), stride),
+                };
+                let bytes = 2 * copies * lines * stride;
+                let buffer = device.allocate(bytes, "the dense products' bfloat16 factors")?;
+                Ok(Halves { buffer, high, low, stride: stride_of_halves })
             };
+            let Plan { rows, features, stride, line, .. } = *plan;
             Some([
-                halves(batch)?,
-                halves(matrix)?,
-                halves(matrix)?,
-                halves(activations)?,
-                halves(batch)?,
-                halves(activations)?,
+                halves(rows, stride, Halving::Left)?,
+                halves(features, stride, Halving::Right)?,
+                halves(features, stride, Halving::Right)?,
+                halves(rows, line, Halving::Apart)?,
+                halves(rows, stride, Halving::Left)?,
+                halves(rows, line, Halving::Apart)?,
             ])
         };
         Ok(DenseBuffers {

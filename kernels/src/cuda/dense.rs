@@ -37,7 +37,11 @@ impl<D: Device> CudaStep<D> {
         }
     }
 
-    /// Makes the halves of a matrix, if products are formed from halves.
+    fn halves(&self, matrix: Matrix) -> Option<&Halves<D::Buffer>> {
+        self.dense_buffers().halves.as_ref().map(|halves| &halves[matrix as usize])
+    }
+
+    /// Makes the halves of one of the smaller matrices, if products are formed from halves.
     fn split(
         &self,
         device: &mut D,
@@ -45,58 +49,96 @@ impl<D: Device> CudaStep<D> {
         batch: &D::Buffer,
         lines: usize,
     ) -> Result<(), DeviceError> {
-        let Some(halves) = &self.dense_buffers().halves else { return Ok(()) };
-        let Halves { high, low } = &halves[matrix as usize];
+        let Some(halves) = self.halves(matrix) else { return Ok(()) };
         let (buffer, offset, stride) = self.numbers(matrix, batch);
-        let numbers = lines * stride;
+        let order = match halves.low {
+            None => 0,
+            Some(low) if low < halves.high => 1,
+            Some(_) => 2,
+        };
         let arguments = [
             Argument::Buffer(buffer, offset),
-            all(high),
-            maybe(low.as_ref()),
-            Argument::U64(numbers as u64),
+            all(&halves.buffer),
+            count(stride),
+            Argument::U32(order),
             all(&self.buffers.report),
         ];
-        launch(device, ("dense", "split"), (numbers.div_ceil(4 * 256), 1), 256, &arguments)
+        launch(device, ("dense", "split"), (lines, 1), self.plan.decode_threads, &arguments)
     }
 
-    /// out [m,n] = a · b, each transposed or not, from float32 numbers or from halves: high·high alone, or
-    /// the three largest of the four products of halves, the small ones first.
-    fn product(
+    /// Where a kernel writes the halves of a or da: high, and low where it is wanted.
+    fn written_halves(&self, matrix: Matrix) -> [Argument<'_, D::Buffer>; 2] {
+        let Some(halves) = self.halves(matrix) else { return [Argument::Null, Argument::Null] };
+        let at = |offset| Argument::Buffer(&halves.buffer, offset);
+        [at(halves.high), halves.low.map_or(Argument::Null, at)]
+    }
+
+    /// out [m,n] = a [m,d] · b [n,d]ᵀ, of X or g and one of the weights.
+    fn product_over_width(
         &self,
         device: &mut D,
         batch: &D::Buffer,
-        sizes: (usize, usize, usize),
-        (a, a_transposed): (Matrix, bool),
-        (b, b_transposed): (Matrix, bool),
-        (out, out_stride): (&D::Buffer, usize),
+        (m, n): (usize, usize),
+        (a, b): (Matrix, Matrix),
+        out: &D::Buffer,
     ) -> Result<(), DeviceError> {
-        let (a_numbers, a_offset, a_stride) = self.numbers(a, batch);
-        let (b_numbers, b_offset, b_stride) = self.numbers(b, batch);
-        let mut multiply = |element, (a, a_offset), (b, b_offset), accumulate| {
-            device.gemm(&Gemm {
-                sizes,
-                element,
-                a: Factor { buffer: a, offset: a_offset, stride: a_stride, transposed: a_transposed },
-                b: Factor { buffer: b, offset: b_offset, stride: b_stride, transposed: b_transposed },
-                out,
-                out_offset: 0,
-                out_stride,
-                accumulate,
-            })
+        let (element, k, a, b) = match (self.halves(a), self.halves(b)) {
+            // High and low halves lie side by side, so that one product sums over all of them.
+            (Some(a), Some(b)) => {
+                (Element::Bf16, a.stride, (&a.buffer, 0, a.stride), (&b.buffer, 0, b.stride))
+            }
+            _ => (Element::F32, self.plan.stride, self.numbers(a, batch), self.numbers(b, batch)),
         };
-        let Some(halves) = &self.dense_buffers().halves else {
-            return multiply(Element::F32, (a_numbers, a_offset), (b_numbers, b_offset), false);
+        device.gemm(&Gemm {
+            sizes: (m, n, k),
+            element,
+            a: Factor { buffer: a.0, offset: a.1, stride: a.2, transposed: false },
+            b: Factor { buffer: b.0, offset: b.1, stride: b.2, transposed: true },
+            out,
+            out_offset: 0,
+            out_stride: self.plan.line,
+            accumulate: false,
+        })
+    }
+
+    /// out [m,stride] = a · b, a perhaps transposed, from float32 numbers or from halves: high·high alone, or the three
+    /// largest of the four products of halves, the small ones first.
+    fn product_to_width(
+        &self,
+        device: &mut D,
+        batch: &D::Buffer,
+        (m, k): (usize, usize),
+        (a, transposed): (Matrix, bool),
+        b: Matrix,
+        out: &D::Buffer,
+    ) -> Result<(), DeviceError> {
+        let stride = self.plan.stride;
+        let mut multiply =
+            |element, a: (&D::Buffer, usize, usize), b: (&D::Buffer, usize, usize), accumulate| {
+                device.gemm(&Gemm {
+                    sizes: (m, stride, k),
+                    element,
+                    a: Factor { buffer: a.0, offset: a.1, stride: a.2, transposed },
+                    b: Factor { buffer: b.0, offset: b.1, stride: b.2, transposed: false },
+                    out,
+                    out_offset: 0,
+                    out_stride: stride,
+                    accumulate,
+                })
+            };
+        let (Some(a), Some(b)) = (self.halves(a), self.halves(b)) else {
+            return multiply(Element::F32, self.numbers(a, batch), self.numbers(b, batch), false);
         };
-        let (a, b) = (&halves[a as usize], &halves[b as usize]);
-        let split = match (&a.low, &b.low) {
+        let (a_high, b_high) = ((&a.buffer, a.high, a.stride), (&b.buffer, b.high, b.stride));
+        let exact = match (a.low, b.low) {
             (Some(a_low), Some(b_low)) => {
-                multiply(Element::Bf16, (a_low, 0), (&b.high, 0), false)?;
-                multiply(Element::Bf16, (&a.high, 0), (b_low, 0), true)?;
+                multiply(Element::Bf16, (&a.buffer, a_low, a.stride), b_high, false)?;
+                multiply(Element::Bf16, a_high, (&b.buffer, b_low, b.stride), true)?;
                 true
             }
             _ => false,
         };
-        multiply(Element::Bf16, (&a.high, 0), (&b.high, 0), split)
+        multiply(Element::Bf16, a_high, b_high, exact)
     }
 
     pub(crate) fn encode_and_decode_dense(
@@ -110,12 +152,15 @@ impl<D: Device> CudaStep<D> {
         self.split(device, Matrix::X, batch, rows)?;
         self.split(device, Matrix::Encoder, batch, features)?;
         let activations = &dense.activations;
-        let sizes = (rows, features, stride);
-        self.product(device, batch, sizes, (Matrix::X, false), (Matrix::Encoder, true), (activations, line))?;
+        let factors = (Matrix::X, Matrix::Encoder);
+        self.product_over_width(device, batch, (rows, features), factors, activations)?;
+        let [high, low] = self.written_halves(Matrix::Activations);
         let arguments = [
             all(activations),
             Argument::Buffer(&b.parameters, 4 * self.encoder_bias_at()),
             all(&b.mask),
+            high,
+            low,
             count(features),
             count(rows),
             count(line),
@@ -125,11 +170,9 @@ impl<D: Device> CudaStep<D> {
         launch(device, ("dense", "activate"), (features.div_ceil(256), words), 256, &arguments)?;
         self.count_bits(device, (&b.mask, features, words), &b.counts)?;
 
-        self.split(device, Matrix::Activations, batch, rows)?;
         self.split(device, Matrix::Decoder, batch, features)?;
-        let sizes = (rows, stride, features);
-        let factors = ((Matrix::Activations, false), (Matrix::Decoder, false));
-        self.product(device, batch, sizes, factors.0, factors.1, (&b.g, stride))?;
+        let factors = ((Matrix::Activations, false), Matrix::Decoder);
+        self.product_to_width(device, batch, (rows, features), factors.0, factors.1, &b.g)?;
         launch(
             device,
             ("dense", "decode_dense"),
@@ -161,9 +204,9 @@ impl<D: Device> CudaStep<D> {
         let (plan, b, dense) = (&self.plan, &self.buffers, self.dense_buffers());
         let (rows, features, stride, line) = (plan.rows, plan.features, plan.stride, plan.line);
         self.split(device, Matrix::Gradient, batch, rows)?;
-        let sizes = (rows, features, stride);
-        let factors = ((Matrix::Gradient, false), (Matrix::Decoder, true));
-        self.product(device, batch, sizes, factors.0, factors.1, (&dense.by_value, line))?;
+        let factors = (Matrix::Gradient, Matrix::Decoder);
+        self.product_over_width(device, batch, (rows, features), factors, &dense.by_value)?;
+        let [high, low] = self.written_halves(Matrix::ByValue);
         let parts = rows.div_ceil(SLOPE_ROWS);
         let arguments = [
             all(&dense.activations),
@@ -172,6 +215,8 @@ impl<D: Device> CudaStep<D> {
             all(&b.slopes),
             all(&dense.bias_parts),
             all(&dense.norm_parts),
+            high,
+            low,
             count(features),
             count(rows),
             count(line),
@@ -181,12 +226,11 @@ impl<D: Device> CudaStep<D> {
         ];
         launch(device, ("dense", "dense_slopes"), (features.div_ceil(256), parts), 256, &arguments)?;
 
-        self.split(device, Matrix::ByValue, batch, rows)?;
-        let sizes = (features, stride, rows);
-        let factors = ((Matrix::ByValue, true), (Matrix::X, false));
-        self.product(device, batch, sizes, factors.0, factors.1, (&dense.encoder_gradient, stride))?;
-        let factors = ((Matrix::Activations, true), (Matrix::Gradient, false));
-        self.product(device, batch, sizes, factors.0, factors.1, (&dense.decoder_gradient, stride))?;
+        let (sizes, transposed) = ((features, rows), true);
+        let encoder = (Matrix::ByValue, transposed);
+        self.product_to_width(device, batch, sizes, encoder, Matrix::X, &dense.encoder_gradient)?;
+        let decoder = (Matrix::Activations, transposed);
+        self.product_to_width(device, batch, sizes, decoder, Matrix::Gradient, &dense.decoder_gradient)?;
 
         let update =
             per_chunks(["update_dense_1", "update_dense_2", "update_dense_4", "update_dense_8"], plan.chunks);

@@ -191,15 +191,16 @@ impl Plan {
     pub fn dense_bytes(&self, options: &Options) -> usize {
         let activations = self.rows * self.line;
         let matrices = 2 * self.features * self.stride;
-        // Float32 activations and their gradients; weight gradients; bfloat16 halves of every factor.
-        let halves = match options.precision {
-            Precision::Exact => 2,
-            Precision::Bf16 => 1,
-            Precision::Fp32 => 0,
+        // Float32 activations and their gradients; weight gradients; bfloat16 halves: of activations and their
+        // gradients two arrays, of the other factors three numbers side by side.
+        let (apart, beside) = match options.precision {
+            Precision::Exact => (2, 3),
+            Precision::Bf16 => (1, 1),
+            Precision::Fp32 => (0, 0),
         };
-        let factors = 2 * activations + matrices + 2 * self.rows * self.stride;
+        let halves = apart * 2 * activations + beside * (matrices + 2 * self.rows * self.stride);
         let parts = 2 * self.rows.div_ceil(SLOPE_ROWS) * self.features;
-        4 * (2 * activations + matrices + parts) + 2 * halves * factors
+        4 * (2 * activations + matrices + parts) + 2 * halves
     }
 }
 
