@@ -149,7 +149,7 @@ impl Stream {
 impl Drop for Stream {
     fn drop(&mut self) {
         if self.context.bind().is_ok() {
-            // SAFETY: it is alive and not used after this; the driver waits for its work.
+            // SAFETY: it is alive and not used after this; the driver keeps what its work needs until that is done.
             let _ = unsafe { result::stream::destroy(self.handle) };
         }
     }

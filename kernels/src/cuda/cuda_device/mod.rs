@@ -255,12 +255,17 @@ impl Device for CudaDevice {
             // SAFETY: the memory was just allocated, with at least this size.
             unsafe { result::memset_d8_async(buffer.pointer, 255, bytes, self.compute.handle) }
                 .map_err(failed("filling new memory"))?;
+            // An upload beside the computation must not overtake it.
+            self.operations += 1;
+            buffer.used_at(self.operations);
         }
         Ok(buffer)
     }
 
     fn identity(&self, buffer: &CudaBuffer) -> u64 {
-        buffer.pointer
+        // Not the address: a new buffer can get that of a freed one, whose recordings would go on to note their use of the
+        // old buffer. They keep its counter, so that one's address does not come back.
+        Arc::as_ptr(&buffer.last_use) as u64
     }
 
     fn upload(&mut self, to: &mut CudaBuffer, offset: usize, bytes: &[u8]) -> Result<(), DeviceError> {

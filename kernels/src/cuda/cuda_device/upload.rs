@@ -99,6 +99,13 @@ impl Uploads {
     }
 }
 
+impl Drop for Uploads {
+    fn drop(&mut self) {
+        // The pinned places go next; copies out of them may still be under way. An error leaves nothing to be done.
+        let _ = self.copy_stream.synchronize();
+    }
+}
+
 /// The place that was used longest ago, or a new one while there are fewer than `count`; at least `bytes` large and free.
 fn take_slot(
     context: &Arc<Context>,
