@@ -54,10 +54,11 @@ unsigned ballot(unsigned mask, bool predicate, const char *where);
 // Runs every thread of every block. `call` runs one thread's kernel with `arguments`.
 void launch(const unsigned grid[3], const unsigned block[3], void (*call)(void **), void **arguments, unsigned order);
 
-// Parameter kinds, for the check of a launch's arguments: p pointer, u 32-bit integer, l 64-bit integer, f float.
+// Parameter kinds, for the check of a launch's arguments: p pointer, u 32-bit integer, l 64-bit integer, f float, m tensor
+// map.
 template <class T>
 constexpr char kind() {
-    return std::is_pointer_v<T> ? 'p' : std::is_same_v<T, float> ? 'f' : sizeof(T) == 8 ? 'l' : 'u';
+    return std::is_pointer_v<T> ? 'p' : std::is_same_v<T, float> ? 'f' : sizeof(T) == 128 ? 'm' : sizeof(T) == 8 ? 'l' : 'u';
 }
 template <class... A>
 struct Kinds {

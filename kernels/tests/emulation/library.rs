@@ -28,10 +28,10 @@ impl Sanitizer {
 }
 
 /// Files that only tensor cores can run.
-const ONLY_ON_A_GPU: [&str; 2] = ["encode_mma", "encode_wgmma"];
+pub(super) const ONLY_ON_A_GPU: [&str; 2] = ["encode_mma", "encode_wgmma"];
 
 /// -O2 without contraction: a multiply-add is fused where the source says so, which is what the CPU engine does.
-const FLAGS: [&str; 9] = [
+pub(super) const FLAGS: [&str; 9] = [
     "-std=c++17",
     "-O2",
     "-g1",
@@ -118,13 +118,13 @@ pub(super) fn kernel_names(text: &str) -> Vec<String> {
     names
 }
 
-fn folder() -> PathBuf {
+pub(super) fn folder() -> PathBuf {
     // Found from the crates beside this one too, whose tests include this file.
     Path::new(env!("CARGO_MANIFEST_DIR")).join("../kernels/tests/emulation")
 }
 
 /// The library's path; compiles it if there is none for these sources and flags.
-fn compiled(sanitizer: Sanitizer) -> PathBuf {
+pub(super) fn compiled(sanitizer: Sanitizer) -> PathBuf {
     let own: Vec<String> =
         ["cuda.h", "fibers.cpp"].map(|file| std::fs::read_to_string(folder().join(file)).unwrap()).to_vec();
     let mut hash = DefaultHasher::new();
@@ -155,24 +155,34 @@ fn compile(build: &Path, sanitizer: Sanitizer) {
         std::fs::write(build.join(source.name).with_extension("cpp"), text).unwrap();
         objects.push(source.name.to_owned());
     }
-    let start = |arguments: Vec<String>| -> Child {
-        let mut command = Command::new("g++");
-        command.current_dir(build).args(FLAGS).args(sanitizer.flags()).args(&arguments);
-        command.arg("-I").arg(folder());
-        command.spawn().unwrap_or_else(|error| panic!("g++, which compiles the emulation: {error}"))
-    };
+    let flags: Vec<String> = sanitizer.flags().iter().map(|flag| flag.to_string()).collect();
+    compile_files(build, &objects, &flags);
+    let link = objects.iter().map(|name| format!("{name}.o"));
+    run_compiler(build, ["-shared", "-o", "library.so"].map(String::from).into_iter().chain(flags).chain(link));
+}
+
+/// Compiles NAME.cpp in the folder `build` to NAME.o there, for every name.
+pub(super) fn compile_files(build: &Path, names: &[String], flags: &[String]) {
     let threads = std::thread::available_parallelism().map_or(1, usize::from);
-    for group in objects.chunks(threads) {
-        let children: Vec<Child> = group
-            .iter()
-            .map(|name| start(vec!["-c".into(), format!("{name}.cpp"), "-o".into(), format!("{name}.o")]))
-            .collect();
+    for group in names.chunks(threads) {
+        let start = |name: &String| {
+            let file = ["-c".into(), format!("{name}.cpp"), "-o".into(), format!("{name}.o")];
+            start_compiler(build, flags.iter().cloned().chain(file))
+        };
+        let children: Vec<Child> = group.iter().map(start).collect();
         for mut child in children {
-            assert!(child.wait().unwrap().success(), "g++ refused a kernel; what it said is above");
+            assert!(child.wait().unwrap().success(), "g++ refused a file; what it said is above");
         }
     }
-    let link = objects.iter().map(|name| format!("{name}.o"));
-    let mut child =
-        start(["-shared", "-o", "library.so"].map(String::from).into_iter().chain(link).collect());
-    assert!(child.wait().unwrap().success(), "the emulation could not be linked");
+}
+
+fn start_compiler(build: &Path, arguments: impl Iterator<Item = String>) -> Child {
+    let mut command = Command::new("g++");
+    command.current_dir(build).args(FLAGS).arg("-I").arg(folder()).args(arguments);
+    command.spawn().unwrap_or_else(|error| panic!("g++, which compiles the emulation: {error}"))
+}
+
+/// Runs g++ in the folder `build`.
+pub(super) fn run_compiler(build: &Path, arguments: impl Iterator<Item = String>) {
+    assert!(start_compiler(build, arguments).wait().unwrap().success(), "g++ failed; what it said is above");
 }

@@ -5,6 +5,7 @@
 
 #![allow(dead_code, unused_imports)] // Each test binary uses a part of it.
 
+mod driver;
 mod gpu;
 mod library;
 mod sanitized;
@@ -18,6 +19,7 @@ use kernels::cuda::device::{
     Argument, Device, DeviceError, Element, Factor, Gemm, Launch, Properties, Screen,
 };
 
+pub(crate) use driver::EmulatedDriver;
 pub(crate) use library::{Kernels, Sanitizer};
 pub(crate) use sanitized::run_again_sanitized;
 
