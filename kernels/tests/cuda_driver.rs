@@ -1,39 +1,402 @@
-//! The device of the CUDA engine on an emulated driver (`emulation/driver/README.md`): the same code that drives a GPU.
+//! The device of the CUDA engine on an emulated driver (`emulation/driver/README.md`): the code that drives a GPU, as it is.
 //!
-//! The ignored tests run on the driver, each in processes of their own: the others start them, in every mode.
+//! The ignored tests run on that driver, in processes of their own; the other tests start them, in every mode. By hand:
+//! `cargo test -p kernels --test cuda_driver` and, on a machine with a GPU, `-- --ignored`.
 
 mod emulation;
 
-use emulation::EmulatedDriver;
-use kernels::cuda::cubin_cache::CubinCache;
-use kernels::cuda::cuda_device::{CudaDevice, CudaOptions};
-use kernels::cuda::device::Device;
+use emulation::{EmulatedDevice, EmulatedDriver};
+use kernels::cpu::Parameters;
+use kernels::cuda::State;
+use kernels::cuda::cuda_device::{CudaBuffer, CudaDevice, CudaOptions};
+use kernels::cuda::device::{Argument, Device, DeviceError, Kernel, Launch};
+use kernels::cuda::plan::{Options, Path, Precision};
+use kernels::cuda::step::{CudaStep, Outcome, Stats};
+use kernels::loss::{FrequencyPenalty, LossSpec, Mse, Penalty};
+use kernels::step::{Adam, DecoderNorm, Schedule, StepSpec};
 
-/// The driver in each of its modes, and both generations of devices.
+/// The driver in each of its modes, and both generations of devices. Nothing may be left over at the end.
 fn drivers() -> Vec<EmulatedDriver> {
-    let driver = |mode, capability| EmulatedDriver::new().with("MODE", mode).with("CAPABILITY", capability).with("LEAKS", "1");
-    vec![driver("eager", "9.0"), driver("lazy", "9.0"), driver("random:1", "8.0"), driver("random:2", "9.0")]
+    let modes =
+        [("eager", "8.0"), ("lazy", "9.0"), ("random:1", "8.0"), ("random:2", "9.0"), ("random:3", "9.0")];
+    let driver = EmulatedDriver::new().with("LEAKS", "1");
+    modes.map(|(mode, capability)| driver.clone().with("MODE", mode).with("CAPABILITY", capability)).to_vec()
+}
+
+/// Runs an ignored test of this file in all modes.
+fn in_all_modes(test: &str) {
+    drivers().iter().for_each(|driver| driver.pass_test(test));
 }
 
 fn device() -> CudaDevice {
     CudaDevice::new(&CudaOptions { poison: true, ..CudaOptions::default() }).unwrap()
 }
 
+/// Numbers in (-1, 1).
+fn numbers(count: usize, seed: u64) -> Vec<f32> {
+    let mut state = seed.wrapping_add(1).wrapping_mul(0x9E37_79B9_7F4A_7C15) | 1;
+    (0..count)
+        .map(|_| {
+            state ^= state << 13;
+            state ^= state >> 7;
+            state ^= state << 17;
+            (state >> 40) as f32 / (1u64 << 23) as f32 - 1.0
+        })
+        .collect()
+}
+
+/// Copies `rows` rows of 64 numbers from one buffer to another, by a kernel.
+fn copy(device: &mut CudaDevice, from: &CudaBuffer, to: &CudaBuffer, rows: usize) -> Result<(), DeviceError> {
+    let size = |number: usize| Argument::U32(number as u32);
+    let arguments = [Argument::Buffer(from, 0), Argument::Buffer(to, 0), size(rows), size(64), size(64)];
+    let launch = Launch {
+        kernel: Kernel { module: "rows", function: "pad_rows" },
+        grid: [(rows * 64).div_ceil(256) as u32, 1, 1],
+        block: [256, 1, 1],
+        shared_bytes: 0,
+        arguments: &arguments,
+    };
+    // SAFETY: these are the kernel's parameters, and the callers' buffers are large enough.
+    unsafe { device.launch(&launch) }
+}
+
+fn buffer(device: &mut CudaDevice, rows: usize) -> CudaBuffer {
+    device.allocate(rows * 64 * 4, "a test").unwrap()
+}
+
+/// Rows of a large upload, and of a small one.
+const LARGE: usize = 1100;
+const SMALL: usize = 3;
+
 #[test]
-fn uploads() {
+fn uploads_neither_overtake_nor_are_overtaken() {
+    in_all_modes("batches_in_two_buffers_arrive_in_order");
+}
+
+#[test]
+#[ignore = "started on the emulated driver"]
+fn batches_in_two_buffers_arrive_in_order() {
+    for rows in [SMALL, LARGE] {
+        let mut device = device();
+        let mut batches = [buffer(&mut device, rows), buffer(&mut device, rows)];
+        let out = buffer(&mut device, rows);
+        let mut waiting = None;
+        for step in 0..12 {
+            let (batch, numbers) = (&mut batches[step % 2], numbers(rows * 64, step as u64));
+            let mut bytes: Vec<u8> = bytemuck::cast_slice(&numbers).to_vec();
+            device.upload(batch, 0, &bytes).unwrap();
+            bytes.fill(0); // the upload has its own copy
+            copy(&mut device, batch, &out, rows).unwrap();
+            let transfer = device.start_download(&out, 0, rows * 64 * 4).unwrap();
+            // A step behind, as training does.
+            if let Some((step, transfer, numbers)) = waiting.replace((step, transfer, numbers)) {
+                let got = device.finish_download(transfer).unwrap();
+                assert!(got == bytemuck::cast_slice::<f32, u8>(&numbers), "{rows} rows, batch {step}");
+            }
+        }
+        // The last download is given up, its memory with it.
+    }
+}
+
+#[test]
+fn poison_does_not_overtake_an_upload() {
+    in_all_modes("new_memory_is_poisoned_before_it_is_filled");
+}
+
+#[test]
+#[ignore = "started on the emulated driver"]
+fn new_memory_is_poisoned_before_it_is_filled() {
+    let mut device = device();
+    let mut first = buffer(&mut device, LARGE);
+    for step in 0..6 {
+        let expected = numbers(LARGE * 64, step);
+        device.upload(&mut first, 0, bytemuck::cast_slice(&expected)).unwrap();
+        let mut second = buffer(&mut device, LARGE);
+        device.upload(&mut second, 0, bytemuck::cast_slice(&expected)).unwrap();
+        let mut got = vec![0.0f32; LARGE * 64];
+        device.download(&second, 0, bytemuck::cast_slice_mut(&mut got)).unwrap();
+        assert!(got == expected, "the poison came after the upload");
+    }
+}
+
+#[test]
+fn recordings_replay_with_what_their_buffers_hold() {
+    in_all_modes("a_recording_uses_the_present_content");
+}
+
+#[test]
+#[ignore = "started on the emulated driver"]
+fn a_recording_uses_the_present_content() {
+    let mut device = device();
+    let mut batches = [buffer(&mut device, LARGE), buffer(&mut device, LARGE)];
+    let outs = [buffer(&mut device, LARGE), buffer(&mut device, LARGE)];
+    let mut graphs = Vec::new();
+    for at in 0..2 {
+        assert!(device.begin_recording().unwrap());
+        copy(&mut device, &batches[at], &outs[at], LARGE).unwrap();
+        graphs.push(device.end_recording().unwrap());
+    }
+    for step in 0..10 {
+        let expected = numbers(LARGE * 64, step as u64);
+        device.upload(&mut batches[step % 2], 0, bytemuck::cast_slice(&expected)).unwrap();
+        device.replay(&graphs[step % 2]).unwrap();
+        let transfer = device.start_download(&outs[step % 2], 0, LARGE * 64 * 4).unwrap();
+        if step % 3 == 0 {
+            // The next upload goes into the buffer that the replay still reads.
+            device.upload(&mut batches[step % 2], 0, &[7; LARGE * 64 * 4]).unwrap();
+        }
+        assert!(
+            device.finish_download(transfer).unwrap() == bytemuck::cast_slice::<f32, u8>(&expected),
+            "step {step}"
+        );
+    }
+    drop(device); // before its buffers and graphs
+}
+
+/// A spec that uses everything at once.
+fn spec() -> StepSpec {
+    let frequency = |target| Some(FrequencyPenalty { coefficient: 1e-3, target });
+    StepSpec {
+        width: 50,
+        features: 105,
+        batch: 70,
+        pre_bias: true,
+        loss: LossSpec {
+            mse: Mse::Centered,
+            penalty: Penalty::ApproxL0 { epsilon: 0.2 },
+            coefficient: 1e-3,
+            min_sparsity: frequency(0.1),
+            max_sparsity: frequency(0.6),
+            frequency_epsilon: 0.2,
+            weight_by_decoder_norm: true,
+        },
+        decoder_norm: DecoderNorm::Tied,
+        adam: Adam::default(),
+        sparsity_window: 4,
+    }
+}
+
+/// Other losses and norms.
+fn specs() -> Vec<StepSpec> {
+    let all = spec();
+    let plain = LossSpec { coefficient: 1e-2, ..LossSpec::reconstruction(Mse::Sum) };
+    vec![
+        all,
+        StepSpec {
+            pre_bias: false,
+            loss: LossSpec { penalty: Penalty::L1, ..plain },
+            decoder_norm: DecoderNorm::Unit,
+            ..all
+        },
+        StepSpec {
+            width: 64,
+            loss: LossSpec { mse: Mse::Uncentered, penalty: Penalty::Tanh { scale: 2.0 }, ..plain },
+            decoder_norm: DecoderNorm::Free,
+            ..all
+        },
+    ]
+}
+
+fn weights(spec: &StepSpec) -> Parameters {
+    let matrix = spec.width * spec.features;
+    Parameters {
+        encoder: numbers(matrix, 11),
+        encoder_bias: numbers(spec.features, 12).iter().map(|b| b - 2.0).collect(),
+        decoder: numbers(matrix, 13).iter().map(|w| w / (spec.width as f32).sqrt()).collect(),
+        decoder_bias: numbers(spec.width, 14).iter().map(|b| 0.1 * b).collect(),
+    }
+}
+
+fn batch(spec: &StepSpec, step: u64) -> Vec<f32> {
+    numbers(spec.batch * spec.width, 100 + step)
+}
+
+/// Trains `steps` steps with two batch buffers and a step ahead, as the engine does; what they report and the end.
+fn train<D: Device>(device: &mut D, spec: StepSpec, options: Options, steps: u64) -> (Vec<Stats>, State) {
+    let mut step = CudaStep::new(device, spec, options, &weights(&spec)).unwrap();
+    let bytes = spec.batch * spec.width * 4;
+    let mut batches = [0, 1].map(|_| device.allocate(bytes, "a batch").unwrap());
+    let mut stats = Vec::new();
+    let mut pending = None;
+    for number in 0..steps {
+        let buffer = &mut batches[number as usize % 2];
+        device.upload(buffer, 0, bytemuck::cast_slice(&batch(&spec, number))).unwrap();
+        let submitted = step.submit(device, buffer, &Schedule::constant(1e-3)).unwrap();
+        if let Some(before) = pending.replace(submitted) {
+            stats.push(step.finish(device, before).unwrap());
+        }
+    }
+    stats.extend(pending.map(|last| step.finish(device, last).unwrap()));
+    let stats = stats
+        .into_iter()
+        .map(|outcome| match outcome {
+            Outcome::Done(stats) => stats,
+            Outcome::Refused => panic!("the lists are long enough"),
+        })
+        .collect();
+    (stats, step.state(device).unwrap())
+}
+
+#[test]
+fn training_on_the_driver_is_training_on_the_kernels() {
     for driver in drivers() {
-        driver.pass_test("uploads_arrive");
+        driver.pass_test("steps_equal_those_of_the_emulated_device");
     }
 }
 
 #[test]
 #[ignore = "started on the emulated driver"]
-fn uploads_arrive() {
+fn steps_equal_those_of_the_emulated_device() {
     let mut device = device();
-    let mut buffer = device.allocate(300_000, "a test").unwrap();
-    let bytes: Vec<u8> = (0..300_000).map(|at| (at % 251) as u8).collect();
-    device.upload(&mut buffer, 0, &bytes).unwrap();
-    let mut back = vec![0; 300_000];
-    device.download(&buffer, 0, &mut back).unwrap();
-    assert!(back == bytes);
+    for spec in specs() {
+        for precision in [Precision::Exact, Precision::Fp32, Precision::Bf16] {
+            for path in [Path::Sparse, Path::Dense] {
+                let density = if path == Path::Sparse { 1.0 } else { 0.0 };
+                let options = Options { precision, sparse_density: density };
+                let (expected, end) = train(&mut EmulatedDevice::new(), spec, options, 7);
+                let (got, reached) = train(&mut device, spec, options, 7);
+                let what = format!("{:?} {precision:?} {path:?}", spec.loss.mse);
+                for (got, expected) in got.iter().zip(&expected) {
+                    assert!((got.loss - expected.loss).abs() <= 1e-5 * expected.loss, "{what}");
+                }
+                // No product of cuBLAS and no screen whose sums have another order: every bit.
+                if path == Path::Sparse && precision != Precision::Bf16 {
+                    assert!(reached == end, "{what}");
+                }
+            }
+        }
+    }
+}
+
+#[test]
+fn several_autoencoders_share_the_device() {
+    in_all_modes("each_of_several_does_what_it_does_alone");
+}
+
+#[test]
+#[ignore = "started on the emulated driver"]
+fn each_of_several_does_what_it_does_alone() {
+    let options = Options { precision: Precision::Exact, sparse_density: 1.0 };
+    let mut device = device();
+    let specs = [specs()[0], specs()[1]];
+    let alone = specs.map(|spec| train(&mut device, spec, options, 6));
+    let mut steps: Vec<_> = specs
+        .iter()
+        .map(|spec| CudaStep::new(&mut device, *spec, options, &weights(spec)).unwrap())
+        .collect();
+    let bytes = specs[0].batch * specs[0].width * 4;
+    let mut batches = [0, 1].map(|_| device.allocate(bytes, "a batch").unwrap());
+    let mut pending: Vec<_> = Vec::new();
+    for number in 0..6 {
+        let buffer = &mut batches[number as usize % 2];
+        device.upload(buffer, 0, bytemuck::cast_slice(&batch(&specs[0], number))).unwrap();
+        let submitted: Vec<_> = steps
+            .iter_mut()
+            .map(|step| step.submit(&mut device, buffer, &Schedule::constant(1e-3)).unwrap())
+            .collect();
+        for (step, before) in steps.iter_mut().zip(std::mem::replace(&mut pending, submitted)) {
+            step.finish(&mut device, before).unwrap();
+        }
+    }
+    for ((step, before), (_, end)) in steps.iter_mut().zip(pending).zip(alone) {
+        step.finish(&mut device, before).unwrap();
+        assert!(step.state(&mut device).unwrap() == end);
+    }
+}
+
+#[test]
+fn the_time_of_kernels_is_measured() {
+    in_all_modes("every_launch_has_a_time");
+}
+
+#[test]
+#[ignore = "started on the emulated driver"]
+fn every_launch_has_a_time() {
+    let mut device = device();
+    let (from, to) = (buffer(&mut device, SMALL), buffer(&mut device, SMALL));
+    device.start_timing().unwrap();
+    assert!(!device.begin_recording().unwrap(), "what is measured is not recorded");
+    for _ in 0..3 {
+        copy(&mut device, &from, &to, SMALL).unwrap();
+    }
+    let timings = device.finish_timing().unwrap();
+    assert_eq!(timings["pad_rows"].len(), 3);
+    assert!(timings["pad_rows"].iter().all(|seconds| *seconds >= 0.0));
+}
+
+#[test]
+fn a_device_that_cannot_be_used_says_why() {
+    let cases = [
+        ("DEVICES", "0", "no CUDA-capable device is detected"),
+        ("VERSION", "11080", "supports CUDA 11.8, and at least CUDA 12.0 is needed"),
+        ("VERSION", "12080", "because NVRTC is of that version"),
+        ("CAPABILITY", "7.5", "compute capability 7.5; 8.0 (Ampere) or newer is needed"),
+        ("FAIL_ALLOCATION", "1", "out of memory"),
+    ];
+    for (name, value, expected) in cases {
+        let driver = EmulatedDriver::new().with(name, value).with("LEAKS", "1");
+        let output = driver.run_test("a_device_is_set_up");
+        let told = String::from_utf8_lossy(&output.stderr);
+        assert_eq!(output.status.code(), Some(101), "{name}={value}: {told}");
+        assert!(told.contains(expected), "{name}={value}: {told}");
+    }
+}
+
+#[test]
+#[ignore = "started on the emulated driver"]
+fn a_device_is_set_up() {
+    if let Err(error) = CudaDevice::new(&CudaOptions::default()) {
+        panic!("{error}");
+    }
+}
+
+#[test]
+fn too_little_memory_and_a_failing_kernel_are_errors_with_advice() {
+    EmulatedDriver::new().with("MEMORY", "40000000").with("LEAKS", "1").pass_test("memory_runs_out");
+    // The second allocation is the first after cuBLAS' workspace.
+    EmulatedDriver::new()
+        .with("FAIL_ALLOCATION", "2")
+        .with("LEAKS", "1")
+        .pass_test("memory_runs_out_unforeseen");
+    for driver in drivers() {
+        driver.with("FAIL_LAUNCH", "3").pass_test("a_kernel_fails");
+    }
+}
+
+#[test]
+#[ignore = "started on the emulated driver"]
+fn memory_runs_out() {
+    let mut device = CudaDevice::new(&CudaOptions::default()).unwrap();
+    let free = device.free_memory().unwrap();
+    let error = device.allocate(free + 1, "the lists").unwrap_err();
+    let DeviceError::OutOfMemory { what, wanted, free: left } = error else { panic!("{error}") };
+    assert_eq!((what.as_str(), wanted, left), ("the lists", free + 1, free));
+    let large = StepSpec { features: 200_000, ..spec() };
+    let error = CudaStep::new(&mut device, large, Options::default(), &weights(&large)).err().unwrap();
+    assert!(error.to_string().contains("lower the batch size"), "{error}");
+    assert_eq!(device.free_memory().unwrap(), free, "all that was allocated is given back");
+}
+
+#[test]
+#[ignore = "started on the emulated driver"]
+fn memory_runs_out_unforeseen() {
+    let mut device = CudaDevice::new(&CudaOptions::default()).unwrap();
+    let error = device.allocate(1000, "the lists").unwrap_err();
+    assert!(matches!(error, DeviceError::OutOfMemory { .. }), "{error}");
+}
+
+#[test]
+#[ignore = "started on the emulated driver"]
+fn a_kernel_fails() {
+    let mut device = device();
+    let (from, to) = (buffer(&mut device, SMALL), buffer(&mut device, SMALL));
+    let failed = (0..20).find_map(|_| {
+        let result = copy(&mut device, &from, &to, SMALL);
+        result.and_then(|()| device.synchronize()).err()
+    });
+    let error = failed.expect("the third launch fails");
+    assert!(error.to_string().contains("CUDA_ERROR_ILLEGAL_ADDRESS"), "{error}");
+    // And from then on everything, without a panic.
+    assert!(device.synchronize().is_err());
+    assert!(device.allocate(100, "a test").is_err());
 }

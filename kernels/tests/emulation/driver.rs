@@ -78,7 +78,9 @@ fn libraries() -> &'static Path {
         let mut hash = DefaultHasher::new();
         (FLAGS, &kernels, read(folder().join(TENSOR_CORES))).hash(&mut hash);
         let files = DRIVER.iter().chain([&BLAS]).map(|name| format!("{name}.cpp"));
-        files.chain(DRIVER_HEADERS.map(String::from)).for_each(|name| read(source.join(name)).hash(&mut hash));
+        files
+            .chain(DRIVER_HEADERS.map(String::from))
+            .for_each(|name| read(source.join(name)).hash(&mut hash));
         KERNELS.iter().for_each(|source| source.text.hash(&mut hash));
         let root = Path::new(env!("CARGO_TARGET_TMPDIR"));
         let built = root.join(format!("driver-{:016x}", hash.finish()));

@@ -158,7 +158,10 @@ fn compile(build: &Path, sanitizer: Sanitizer) {
     let flags: Vec<String> = sanitizer.flags().iter().map(|flag| flag.to_string()).collect();
     compile_files(build, &objects, &flags);
     let link = objects.iter().map(|name| format!("{name}.o"));
-    run_compiler(build, ["-shared", "-o", "library.so"].map(String::from).into_iter().chain(flags).chain(link));
+    run_compiler(
+        build,
+        ["-shared", "-o", "library.so"].map(String::from).into_iter().chain(flags).chain(link),
+    );
 }
 
 /// Compiles NAME.cpp in the folder `build` to NAME.o there, for every name.

@@ -1,6 +1,6 @@
 //! Dense products by cuBLAS.
 
-use std::ffi::{c_int, c_void};
+use std::ffi::c_void;
 use std::sync::Arc;
 
 use cudarc::cublas::{result, sys};
@@ -56,7 +56,8 @@ impl Blas {
             Element::F32 => sys::cudaDataType_t::CUDA_R_32F,
             Element::Bf16 => sys::cudaDataType_t::CUDA_R_16BF,
         };
-        let size = |number: usize| c_int::try_from(number).expect("sizes were checked against 31 bits");
+        // The call with sizes of 64 bits: the caller bounds each size by 31 bits, and products of two can be larger.
+        let size = |number: usize| i64::try_from(number).expect("sizes were checked against 31 bits");
         // Row-major out is column-major outᵀ = bᵀ aᵀ: the factors change places, and a stored matrix is read as its
         // transpose without being told so.
         let operation = |factor: &Factor<'_, CudaBuffer>| match factor.transposed {
@@ -68,7 +69,7 @@ impl Blas {
         // SAFETY: the caller checked that everything lies within its buffer; alpha and beta are host memory, which is
         // how a handle reads them unless told otherwise.
         unsafe {
-            result::gemm_ex(
+            sys::cublasGemmEx_64(
                 self.handle,
                 operation(&gemm.b),
                 operation(&gemm.a),
@@ -90,6 +91,7 @@ impl Blas {
                 sys::cublasGemmAlgo_t::CUBLAS_GEMM_DEFAULT,
             )
         }
+        .result()
         .map_err(failed("a product"))
     }
 }

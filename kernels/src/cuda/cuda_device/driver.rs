@@ -149,7 +149,8 @@ impl Stream {
 impl Drop for Stream {
     fn drop(&mut self) {
         if self.context.bind().is_ok() {
-            // SAFETY: it is alive and not used after this; the driver keeps what its work needs until that is done.
+            // SAFETY: it is alive and not used after this. What is queued on it still runs: the call does not wait, and
+            // whoever owns memory that this work uses does (freeing device memory waits, a `Staging` waits).
             let _ = unsafe { result::stream::destroy(self.handle) };
         }
     }
@@ -286,8 +287,30 @@ impl Pinned {
 impl Drop for Pinned {
     fn drop(&mut self) {
         if self.context.bind().is_ok() {
-            // SAFETY: it is alive and not used after this; freeing waits for the device's work.
+            // SAFETY: it is alive and not used after this, by the device neither: `Staging` has waited.
             let _ = unsafe { result::free_host(self.pointer) };
+        }
+    }
+}
+
+/// Pinned memory and the end of the last copy out of it or into it. Dropping it waits for that copy.
+#[derive(Debug)]
+pub(super) struct Staging {
+    pub(super) memory: Pinned,
+    pub(super) copied: Event,
+}
+
+impl Staging {
+    pub(super) fn new(context: &Arc<Context>, bytes: usize) -> Result<Staging, DeviceError> {
+        Ok(Staging { memory: Pinned::new(context, bytes)?, copied: Event::new(context, false)? })
+    }
+}
+
+impl Drop for Staging {
+    fn drop(&mut self) {
+        if self.memory.context.bind().is_ok() {
+            // After an error of the device no copy is under way.
+            let _ = self.copied.synchronize();
         }
     }
 }

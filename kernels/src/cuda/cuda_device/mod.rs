@@ -19,7 +19,7 @@ use cudarc::driver::{result, sys};
 
 use blas::Blas;
 pub use driver::CudaBuffer;
-use driver::{Context, Event, Pinned, Stream, cuda_version, failed};
+use driver::{Context, Staging, Stream, cuda_version, failed};
 use modules::Modules;
 use timing::Timing;
 pub use timing::Timings;
@@ -64,7 +64,7 @@ pub struct CudaDevice {
     uploads: Uploads,
     timing: Option<Timing>,
     /// Pinned places of finished downloads: pinning memory and letting it go takes the driver longer than a step.
-    places: Vec<(Pinned, Event)>,
+    places: Vec<Staging>,
     compute: Stream,
     properties: Properties,
     poison: bool,
@@ -78,8 +78,7 @@ pub struct CudaDevice {
 /// A download under way.
 #[derive(Debug)]
 pub struct CudaTransfer {
-    memory: Pinned,
-    copied: Event,
+    place: Staging,
     bytes: usize,
 }
 
@@ -255,7 +254,7 @@ impl Device for CudaDevice {
             // SAFETY: the memory was just allocated, with at least this size.
             unsafe { result::memset_d8_async(buffer.pointer, 255, bytes, self.compute.handle) }
                 .map_err(failed("filling new memory"))?;
-            // An upload beside the computation must not overtake it.
+            // An upload on the other stream has to come after it.
             self.operations += 1;
             buffer.used_at(self.operations);
         }
@@ -263,8 +262,7 @@ impl Device for CudaDevice {
     }
 
     fn identity(&self, buffer: &CudaBuffer) -> u64 {
-        // Not the address: a new buffer can get that of a freed one, whose recordings would go on to note their use of the
-        // old buffer. They keep its counter, so that one's address does not come back.
+        // Not the device's address, which a later buffer may get: a recording keeps this one alive, and so unique.
         Arc::as_ptr(&buffer.last_use) as u64
     }
 
@@ -311,19 +309,15 @@ impl Device for CudaDevice {
     ) -> Result<CudaTransfer, DeviceError> {
         check_range("a download", from, offset, bytes)?;
         self.context.bind()?;
-        let fitting = self.places.iter().position(|(memory, _)| memory.bytes().len() >= bytes);
-        let (mut memory, copied) = match fitting {
+        let fitting = self.places.iter().position(|place| place.memory.bytes().len() >= bytes);
+        let mut place = match fitting {
             Some(place) => self.places.swap_remove(place),
-            None => {
-                let size = bytes.next_multiple_of(SMALLEST_PLACE);
-                (Pinned::new(&self.context, size)?, Event::new(&self.context, false)?)
-            }
+            None => Staging::new(&self.context, bytes.next_multiple_of(SMALLEST_PLACE))?,
         };
-        // SAFETY: the range is within the buffer; the transfer owns the memory until the copy is done (dropping it
-        // earlier waits for the device).
+        // SAFETY: the range is within the buffer; the transfer owns the memory, and dropping it waits for the copy.
         unsafe {
             result::memcpy_dtoh_async(
-                &mut memory.bytes_mut()[..bytes],
+                &mut place.memory.bytes_mut()[..bytes],
                 from.pointer + offset as u64,
                 self.compute.handle,
             )
@@ -331,16 +325,16 @@ impl Device for CudaDevice {
         .map_err(failed(format!("copying {bytes} bytes from the device")))?;
         self.operations += 1;
         from.used_at(self.operations);
-        copied.record(&self.compute)?;
-        Ok(CudaTransfer { memory, copied, bytes })
+        place.copied.record(&self.compute)?;
+        Ok(CudaTransfer { place, bytes })
     }
 
     fn finish_download(&mut self, transfer: CudaTransfer) -> Result<Vec<u8>, DeviceError> {
         self.context.bind()?;
-        transfer.copied.synchronize()?;
-        let bytes = transfer.memory.bytes()[..transfer.bytes].to_vec();
+        transfer.place.copied.synchronize()?;
+        let bytes = transfer.place.memory.bytes()[..transfer.bytes].to_vec();
         if self.places.len() < PLACES {
-            self.places.push((transfer.memory, transfer.copied));
+            self.places.push(transfer.place);
         }
         Ok(bytes)
     }

@@ -11,7 +11,7 @@ use std::sync::atomic::Ordering;
 use cudarc::driver::result;
 use rayon::prelude::*;
 
-use super::driver::{Context, CudaBuffer, Event, Pinned, Stream, failed};
+use super::driver::{Context, CudaBuffer, Event, Staging, Stream, failed};
 use crate::cuda::device::DeviceError;
 
 /// From this size on an upload has a stream of its own.
@@ -25,19 +25,12 @@ const PART: usize = 512 * 1024;
 /// Points of the computation that are remembered.
 const MARKS: usize = 4;
 
-/// A pinned place and the end of the copy out of it.
-#[derive(Debug)]
-struct Slot {
-    memory: Pinned,
-    copied: Event,
-}
-
 /// The state of all uploads of a device.
 #[derive(Debug)]
 pub(super) struct Uploads {
     copy_stream: Stream,
-    small: VecDeque<Slot>,
-    large: VecDeque<Slot>,
+    small: VecDeque<Staging>,
+    large: VecDeque<Staging>,
     /// Points of the computation: the number of operations before it, and the event that it is reached.
     marks: VecDeque<(u64, Event)>,
 }
@@ -99,20 +92,13 @@ impl Uploads {
     }
 }
 
-impl Drop for Uploads {
-    fn drop(&mut self) {
-        // The pinned places go next; copies out of them may still be under way. An error leaves nothing to be done.
-        let _ = self.copy_stream.synchronize();
-    }
-}
-
 /// The place that was used longest ago, or a new one while there are fewer than `count`; at least `bytes` large and free.
 fn take_slot(
     context: &Arc<Context>,
-    slots: &mut VecDeque<Slot>,
+    slots: &mut VecDeque<Staging>,
     count: usize,
     bytes: usize,
-) -> Result<Slot, DeviceError> {
+) -> Result<Staging, DeviceError> {
     if slots.len() >= count {
         let slot = slots.pop_front().expect("it is not empty");
         slot.copied.synchronize()?;
@@ -121,7 +107,7 @@ fn take_slot(
         }
     }
     let size = if bytes >= LARGE { bytes } else { LARGE };
-    Ok(Slot { memory: Pinned::new(context, size)?, copied: Event::new(context, false)? })
+    Staging::new(context, size)
 }
 
 /// Remembers the present end of `compute`.
