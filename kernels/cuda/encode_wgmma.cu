@@ -95,7 +95,6 @@ extern "C" __global__ void __launch_bounds__(384, 1)
         unsigned lane = thread % 32, warp = thread / 32, quad_lane = lane % 4;
         float2* bounds = reinterpret_cast<float2*>(aligned + BOUNDS_AT) + consumer * ROWS;
         Walk walk;
-        float sums[128];
         for (unsigned tile = blockIdx.x; tile < tiles; tile += gridDim.x) {
             unsigned first_feature = tile / row_tiles * FEATURES + consumer * 64, first_row = tile % row_tiles * ROWS;
             // What the bound takes, early: it arrives while the products run.
@@ -113,8 +112,11 @@ extern "C" __global__ void __launch_bounds__(384, 1)
                 of_row[n] = make_float2(row_norm[row], row_residual[row]);
             }
 
-            unsigned previous = 0;  // the stage whose products may still be under way
+            // Cleared, though products can be told not to count what is there: the assemblers of CUDA 12 take sums that no
+            // instruction defines for touched between products, and let each product wait for the one before.
+            float sums[128] = {};
             pin(sums);
+            unsigned previous = 0;  // the stage whose products may still be under way
             for (unsigned step = 0; step < steps; ++step, walk.next()) {
                 wait_for_phase(full + walk.stage * 8, walk.parity);
                 unsigned at = stages + walk.stage * STAGE_BYTES;
@@ -124,7 +126,7 @@ extern "C" __global__ void __launch_bounds__(384, 1)
 #pragma unroll
                 for (unsigned part = 0; part < COLUMNS / 16; ++part) {
                     // 16 columns are 32 bytes, 2 in the descriptor's unit; the swizzle works on the sum.
-                    multiply_64x256(sums, a + part * 2, b + part * 2, step + part);
+                    multiply_64x256(sums, a + part * 2, b + part * 2);
                 }
                 commit_products();
                 if (step > 0) {

@@ -110,14 +110,11 @@ __device__ __forceinline__ void sync_threads(unsigned number, unsigned threads) 
 #define SUMS_8(d, i) "+f"(d[i]), "+f"(d[i + 1]), "+f"(d[i + 2]), "+f"(d[i + 3]), "+f"(d[i + 4]), "+f"(d[i + 5]), "+f"(d[i + 6]), "+f"(d[i + 7])
 #define SUMS_32(d, i) SUMS_8(d, i), SUMS_8(d, i + 8), SUMS_8(d, i + 16), SUMS_8(d, i + 24)
 
-// sums [64,256] (+)= a [64,16] b [256,16]ᵀ, bfloat16 into float32, both factors in shared memory; the old sums count if
-// `keep`. Warp w of the warpgroup holds rows 16w to 16w + 15: lane l has of columns 8n to 8n + 7 the numbers in row
-// l/4, columns 2 (l%4) and + 1, in sums[4n] and sums[4n + 1], those of row l/4 + 8 in sums[4n + 2] and sums[4n + 3].
-__device__ __forceinline__ void multiply_64x256(float (&sums)[128], unsigned long long a, unsigned long long b, unsigned keep) {
+// sums [64,256] += a [64,16] b [256,16]ᵀ, bfloat16 into float32, both factors in shared memory. Warp w of the
+// warpgroup holds rows 16w to 16w + 15: lane l has of columns 8n to 8n + 7 the numbers in row l/4, columns 2 (l%4) and + 1,
+// in sums[4n] and sums[4n + 1], those of row l/4 + 8 in sums[4n + 2] and sums[4n + 3].
+__device__ __forceinline__ void multiply_64x256(float (&sums)[128], unsigned long long a, unsigned long long b) {
     asm volatile(
-        "{\n"
-        ".reg .pred p;\n"
-        "setp.ne.b32 p, %130, 0;\n"
         "wgmma.mma_async.sync.aligned.m64n256k16.f32.bf16.bf16 {"
         "%0, %1, %2, %3, %4, %5, %6, %7, %8, %9, %10, %11, %12, %13, %14, %15, "
         "%16, %17, %18, %19, %20, %21, %22, %23, %24, %25, %26, %27, %28, %29, %30, %31, "
@@ -127,10 +124,9 @@ __device__ __forceinline__ void multiply_64x256(float (&sums)[128], unsigned lon
         "%80, %81, %82, %83, %84, %85, %86, %87, %88, %89, %90, %91, %92, %93, %94, %95, "
         "%96, %97, %98, %99, %100, %101, %102, %103, %104, %105, %106, %107, %108, %109, %110, %111, "
         "%112, %113, %114, %115, %116, %117, %118, %119, %120, %121, %122, %123, %124, %125, %126, %127}, "
-        "%128, %129, p, 1, 1, 0, 0;\n"
-        "}"
+        "%128, %129, 1, 1, 1, 0, 0;"
         : SUMS_32(sums, 0), SUMS_32(sums, 32), SUMS_32(sums, 64), SUMS_32(sums, 96)
-        : "l"(a), "l"(b), "r"(keep));
+        : "l"(a), "l"(b));
 }
 #undef SUMS_8
 #undef SUMS_32

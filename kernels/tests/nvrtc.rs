@@ -90,11 +90,11 @@ fn products_that_the_assembler_must_serialise_are_noticed() {
     load_compiler();
     let text = "#include \"hopper.cuh\"
     extern \"C\" __global__ void __launch_bounds__(128) f(float* out, unsigned long long a, unsigned long long b) {
-        float sums[128];
+        float sums[128] = {};
         fence_products();
-        multiply_64x256(sums, a, b, 0);
+        multiply_64x256(sums, a, b);
         for (int i = 0; i < 128; ++i) sums[i] += 1.0f;  // under way
-        multiply_64x256(sums, a, b, 1);
+        multiply_64x256(sums, a, b);
         commit_products();
         wait_products<0>();
         for (int i = 0; i < 128; ++i) out[i * 128 + threadIdx.x] = sums[i];

@@ -101,12 +101,12 @@ inline float element(unsigned long long descriptor, unsigned row, unsigned colum
 struct Product {
     float *sums;
     unsigned long long a, b;
-    unsigned keep, thread;
+    unsigned thread;
     void operator()() const {
         unsigned lane = thread % 32, warp = thread / 32;
         for (unsigned at = 0; at < 128; at++) {
             unsigned row = warp * 16 + lane / 4 + at % 4 / 2 * 8, column = at / 4 * 8 + lane % 4 * 2 + at % 2;
-            float sum = keep ? sums[at] : 0.0f;
+            float sum = sums[at];
             for (unsigned k = 0; k < 16; k++) sum += element(a, row, k) * element(b, column, k);
             sums[at] = sum;
         }
@@ -270,6 +270,6 @@ inline void sync_threads(unsigned number, unsigned threads) {
         emulation::wait_for_change(&state.generation, "a named barrier");
     }
 }
-inline void multiply_64x256(float (&sums)[128], unsigned long long a, unsigned long long b, unsigned keep) {
-    tensor_cores::products.add({sums, a, b, keep, threadIdx.x % 128});
+inline void multiply_64x256(float (&sums)[128], unsigned long long a, unsigned long long b) {
+    tensor_cores::products.add({sums, a, b, threadIdx.x % 128});
 }
