@@ -2,6 +2,9 @@
 
 mod bench;
 mod compare;
+mod cuda;
+#[path = "../../../kernels/tests/emulation/mod.rs"]
+mod emulation;
 mod errors;
 mod fixture;
 mod resume;

@@ -22,7 +22,8 @@ static uint64_t number(const char *name, uint64_t otherwise) {
 }
 
 const Settings &settings() {
-    static const Settings all = [] {
+    // Never destroyed: the report at the end asks for them.
+    static const Settings &all = *new Settings([] {
         Settings s{};
         std::string mode = variable("CUDA_EMULATION_MODE") ? variable("CUDA_EMULATION_MODE") : "eager";
         if (mode == "eager") {
@@ -47,7 +48,7 @@ const Settings &settings() {
         s.leaks = number("CUDA_EMULATION_LEAKS", 0) != 0;
         if (variable("CUDA_EMULATION_REPORT")) s.report = variable("CUDA_EMULATION_REPORT");
         return s;
-    }();
+    }());
     return all;
 }
 
