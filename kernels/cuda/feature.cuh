@@ -1,6 +1,7 @@
 // One feature's gradients and their use, for a whole block: thread t owns the components 4·(t + n·blockDim) … + 3 of the
 // feature's rows for n < CHUNKS, in registers from the first pair to the last write.
 #pragma once
+#include "ahead.cuh"
 #include "reduce.cuh"
 #include "sparsity.cuh"
 
@@ -41,68 +42,102 @@ struct Gradient {
     float by_norm;  // the derivative by ||W_dec_j|| where the penalty is weighted by it
 };
 
-// Memory of a block for block_sum, used in turns: consecutive sums take different halves, so that one barrier each is
+// Sums over a block of at most 256 threads. Consecutive sums take different halves of the memory, so that one barrier each is
 // enough.
 struct Turns {
-    float *shared;  // [2][32·4]
+    float *shared;  // [2][4][8]: a number for each sum and warp; those of warps that are not there stay 0
     u32 turn;
+
+    __device__ __forceinline__ explicit Turns(float *shared) : shared(shared), turn(0) {
+        if (threadIdx.x < 32) shared[threadIdx.x] = shared[32 + threadIdx.x] = 0.0f;
+        __syncthreads();
+    }
 
     template <int N>
     __device__ __forceinline__ void sum(float (&values)[N]) {
-        block_sum(values, shared + turn * 128);
+        float *half = shared + turn * 32;
+#pragma unroll
+        for (int n = 0; n < N; n++) {
+            values[n] = warp_sum(values[n]);
+            if ((threadIdx.x & 31u) == 0) half[n * 8 + (threadIdx.x >> 5)] = values[n];
+        }
+        __syncthreads();
+#pragma unroll
+        for (int n = 0; n < N; n++) {
+            float4 low = load_four(half + n * 8), high = load_four(half + n * 8 + 4);
+            values[n] = ((low.x + low.y) + (low.z + low.w)) + ((high.x + high.y) + (high.z + high.w));
+        }
         turn ^= 1;
     }
 };
 
-// What the pairs of a feature are summed over.
+// What the pairs of a feature are summed over: at most SEGMENT of them.
 struct Pairs {
     const u32 *rows;      // of this feature
     const float *values;  // their activations
+    const float *slopes;  // the penalties' derivatives by them
     u32 count;
     const float *x;  // the encoder's input [B,stride]
     const float *g;  // [B,stride]
     u32 stride;
-    u32 kind;        // of the penalty
-    float norm;      // ||W_dec_j|| or 1
-    float slope;     // the frequency terms'
 };
 
-// Adds the pairs in their order. `w` are the thread's components of W_dec_j. Up to PAIRS of them are in flight: their rows
-// of g serve the dot product and, without being read again, the sum.
-template <int CHUNKS>
-__device__ __forceinline__ void add_pairs(const Pairs &pairs, const Scalars &scalars, const float4 (&w)[CHUNKS],
-                                          Turns &turns, Gradient<CHUNKS> &gradient) {
-    const int PAIRS = CHUNKS <= 2 ? 2 : 1;
-    for (u32 first = 0; first < pairs.count; first += PAIRS) {
-        float4 g[PAIRS][CHUNKS], x[PAIRS][CHUNKS];
-        float by_value[PAIRS];
+// Memory of a block for the derivatives by the activations, used in turns as in Turns.
+struct Derivatives {
+    float *shared;  // [2][SEGMENT]
+    u32 turn;
+};
+
+// Adds the pairs in their order. First each warp takes pairs of its own and forms da = g_i·W_dec_j + penalties, so that one
+// barrier is enough for all of them; then all threads add a·g_i and da·x_i, TOGETHER pairs in flight. The rows of g, read
+// twice, are still in the first-level cache.
+template <int TOGETHER, int CHUNKS>
+__device__ __forceinline__ void add_pairs(const Pairs &pairs, const float *decoder, Derivatives &derivatives,
+                                          Gradient<CHUNKS> &gradient) {
+    float *da = derivatives.shared + derivatives.turn * SEGMENT;
+    derivatives.turn ^= 1;
+    u32 lane = threadIdx.x & 31u, warps = blockDim.x >> 5;
+    for (u32 pair = threadIdx.x >> 5; pair < pairs.count; pair += warps) {
+        const float *g = pairs.g + (u64)pairs.rows[pair] * pairs.stride;
+        float slope = pairs.slopes[pair], sum = 0.0f;
+        for (u32 first = lane * 4; first < pairs.stride; first += 4 * 128) {
+            float4 left[4], right[4];
 #pragma unroll
-        for (int n = 0; n < PAIRS; n++) {
-            by_value[n] = 0.0f;
+            for (u32 n = 0; n < 4; n++) {
+                bool mine = first + n * 128 < pairs.stride;
+                left[n] = mine ? load_four(g + first + n * 128) : zero_four();
+                right[n] = mine ? load_four(decoder + first + n * 128) : zero_four();
+            }
+#pragma unroll
+            for (u32 n = 0; n < 4; n++) sum = dot_four(left[n], right[n], sum);
+        }
+        sum = warp_sum(sum);
+        if (lane == 0) da[pair] = sum + slope;
+    }
+    __syncthreads();
+    for (u32 first = 0; first < pairs.count; first += TOGETHER) {
+        float4 g[TOGETHER][CHUNKS], x[TOGETHER][CHUNKS];
+#pragma unroll
+        for (int n = 0; n < TOGETHER; n++) {
             bool there = first + n < pairs.count;
             u64 start = there ? (u64)pairs.rows[first + n] * pairs.stride : 0;
 #pragma unroll
             for (int c = 0; c < CHUNKS; c++) {
                 u32 column = (threadIdx.x + c * blockDim.x) * 4;
-                g[n][c] = x[n][c] = zero_four();
-                if (there && column < pairs.stride) {
-                    g[n][c] = load_four(pairs.g + start + column);
-                    x[n][c] = load_four(pairs.x + start + column);
-                    by_value[n] = dot_four(g[n][c], w[c], by_value[n]);
-                }
+                bool mine = there && column < pairs.stride;
+                g[n][c] = mine ? load_four(pairs.g + start + column) : zero_four();
+                x[n][c] = mine ? load_four(pairs.x + start + column) : zero_four();
             }
         }
-        turns.sum(by_value);
 #pragma unroll
-        for (int n = 0; n < PAIRS; n++) {
+        for (int n = 0; n < TOGETHER; n++) {
             if (first + n >= pairs.count) break;
-            float a = pairs.values[first + n];
-            float da = by_value[n] + penalty_slope(pairs.kind, scalars, a, pairs.norm, pairs.slope, gradient.by_norm);
-            gradient.bias += da;
+            float by_value = da[first + n], value = pairs.values[first + n];
+            gradient.bias += by_value;
 #pragma unroll
             for (int c = 0; c < CHUNKS; c++) {
-                add_scaled(gradient.decoder[c], a, g[n][c]);
-                add_scaled(gradient.encoder[c], da, x[n][c]);
+                add_scaled(gradient.decoder[c], value, g[n][c]);
+                add_scaled(gradient.encoder[c], by_value, x[n][c]);
             }
         }
     }
@@ -111,17 +146,34 @@ __device__ __forceinline__ void add_pairs(const Pairs &pairs, const Scalars &sca
 // Moments below these become 0, as in kernels/src/cpu/update.rs.
 constexpr float SMALLEST_FIRST = 1e-30f, SMALLEST_SECOND = 1e-36f;
 
+// To within two units in the last place, in a tenth of the instructions that exact rounding takes: weights and moments are
+// more numbers than a multiprocessor has instructions to spare for in the time that their bytes take. Host compilers bring
+// their own.
+#ifdef __CUDACC__
+__device__ __forceinline__ float quick_root(float value) {
+    float root;
+    asm("sqrt.approx.ftz.f32 %0, %1;" : "=f"(root) : "f"(value));
+    return root;
+}
+__device__ __forceinline__ float quick_reciprocal(float value) {
+    float reciprocal;
+    asm("rcp.approx.ftz.f32 %0, %1;" : "=f"(reciprocal) : "f"(value));
+    return reciprocal;
+}
+#endif
+
 __device__ __forceinline__ void adam(const Scalars &scalars, float &w, float &m, float &v, float g) {
     m = fmaf(scalars.rest1, g, scalars.beta1 * m);
     v = fmaf(scalars.rest2 * g, g, scalars.beta2 * v);
     if (fabsf(m) < SMALLEST_FIRST) m = 0.0f;
     if (v < SMALLEST_SECOND) v = 0.0f;
-    w -= scalars.rate * m / fmaf(sqrtf(v), scalars.root_correction, scalars.epsilon);
+    w -= scalars.rate * m * quick_reciprocal(fmaf(quick_root(v), scalars.root_correction, scalars.epsilon));
 }
 
-__device__ __forceinline__ void adam_four(const Scalars &scalars, float4 &w, float *first, float *second, float4 g) {
-    // Read and written once a step: not to be kept in L2, where x and g should stay.
-    float4 m = __ldcs((const float4 *)first), v = __ldcs((const float4 *)second);
+// `m` and `v` are the moments, which go back to `first` and `second`. Read and written once a step: not to be kept in L2,
+// where x and g should stay.
+__device__ __forceinline__ void adam_four(const Scalars &scalars, float4 &w, float4 m, float4 v, float *first,
+                                          float *second, float4 g) {
     adam(scalars, w.x, m.x, v.x, g.x);
     adam(scalars, w.y, m.y, v.y, g.y);
     adam(scalars, w.z, m.z, v.z, g.z);
@@ -129,6 +181,16 @@ __device__ __forceinline__ void adam_four(const Scalars &scalars, float4 &w, flo
     __stcs((float4 *)first, m);
     __stcs((float4 *)second, v);
 }
+
+// The rows of memory that belong to a feature.
+enum Row { ENCODER, DECODER, ENCODER_FIRST, ENCODER_SECOND, DECODER_FIRST, DECODER_SECOND, ROWS };
+
+// Where the moments of a feature's weights come from: read when they are wanted. backward.cu has another way.
+struct MomentsInMemory {
+    __device__ __forceinline__ float4 read(Row, const float *at) const { return __ldcs((const float4 *)at); }
+    // All moments of a feature were read.
+    __device__ __forceinline__ void done(u32) const {}
+};
 
 // Adds db_j W_enc_j to the block's line of pre_bias [blocks,stride], of which each thread has its own part; `begins` at the
 // block's first feature. In memory, as the widest rows have no registers left.
@@ -155,17 +217,14 @@ struct Derived {
 };
 
 __device__ __forceinline__ void store_bf16(bf16 *at, float4 value, float4 &rounded) {
-    bf16 x = float_to_bf16(value.x), y = float_to_bf16(value.y), z = float_to_bf16(value.z), w = float_to_bf16(value.w);
-    rounded.x = bf16_to_float(x);
-    rounded.y = bf16_to_float(y);
-    rounded.z = bf16_to_float(z);
-    rounded.w = bf16_to_float(w);
-    if (at) {
-        uint2 pairs;
-        pairs.x = (u32)x | (u32)y << 16;
-        pairs.y = (u32)z | (u32)w << 16;
-        *(uint2 *)at = pairs;
-    }
+    uint2 pairs;
+    pairs.x = two_to_bf16(value.x, value.y);
+    pairs.y = two_to_bf16(value.z, value.w);
+    rounded.x = __uint_as_float(pairs.x << 16);
+    rounded.y = __uint_as_float(pairs.x & 0xffff0000u);
+    rounded.z = __uint_as_float(pairs.y << 16);
+    rounded.w = __uint_as_float(pairs.y & 0xffff0000u);
+    if (at) *(uint2 *)at = pairs;
 }
 
 // Writes what follows from a feature's rows, which the block holds; returns whether they and the bias are finite.
@@ -203,15 +262,17 @@ __device__ __forceinline__ bool derive(const Derived &to, u32 feature, u32 strid
 
 // The optimizer's part: projection, Adam, decoder norm, and what the next step wants to know of the feature. The weights
 // are handed in as they were read; `gradient` is used up.
-template <int CHUNKS>
+template <int CHUNKS, class Moments>
 __device__ __forceinline__ void update_feature(float *parameters, u32 feature, u32 features, u32 stride, u32 norm_kind,
                                                bool weighted, const Scalars &scalars, float4 (&encoder)[CHUNKS],
-                                               float4 (&decoder)[CHUNKS], Gradient<CHUNKS> &gradient,
-                                               const Derived &derived, Turns &turns, Report *report) {
+                                               float4 (&decoder)[CHUNKS], const Moments &moments,
+                                               Gradient<CHUNKS> &gradient, const Derived &derived, Turns &turns,
+                                               Report *report) {
     Parameters weights = parameters_at(parameters, 0, features, stride);
     Parameters first = parameters_at(parameters, 1, features, stride);
     Parameters second = parameters_at(parameters, 2, features, stride);
-    float bias = weights.encoder_bias[feature];
+    // Early, as all threads wait for them in the end.
+    float bias = weights.encoder_bias[feature], m = first.encoder_bias[feature], v = second.encoder_bias[feature];
 
     float along = 0.0f;
     if (norm_kind != NORM_FREE || weighted) {
@@ -223,10 +284,10 @@ __device__ __forceinline__ void update_feature(float *parameters, u32 feature, u
         }
         turns.sum(sums);
         if (norm_kind != NORM_FREE) {
-            along = sums[0] > 0.0f ? -(sums[1] / sums[0]) : 0.0f;
+            along = sums[0] > 0.0f ? -sums[1] * quick_reciprocal(sums[0]) : 0.0f;
         } else if (sums[0] > 0.0f) {
             // The norm's gradient points along W_dec_j: the projection would take it out again.
-            along = gradient.by_norm / sqrtf(sums[0]);
+            along = gradient.by_norm * quick_reciprocal(quick_root(sums[0]));
         }
     }
     float squared[1] = {0.0f};
@@ -236,17 +297,21 @@ __device__ __forceinline__ void update_feature(float *parameters, u32 feature, u
         if (column >= stride) continue;
         u64 place = (u64)feature * stride + column;
         add_scaled(gradient.decoder[c], along, decoder[c]);
-        adam_four(scalars, decoder[c], first.decoder + place, second.decoder + place, gradient.decoder[c]);
-        adam_four(scalars, encoder[c], first.encoder + place, second.encoder + place, gradient.encoder[c]);
+        float *dm = first.decoder + place, *dv = second.decoder + place;
+        adam_four(scalars, decoder[c], moments.read(DECODER_FIRST, dm), moments.read(DECODER_SECOND, dv), dm, dv,
+                  gradient.decoder[c]);
+        float *em = first.encoder + place, *ev = second.encoder + place;
+        adam_four(scalars, encoder[c], moments.read(ENCODER_FIRST, em), moments.read(ENCODER_SECOND, ev), em, ev,
+                  gradient.encoder[c]);
         squared[0] = dot_four(decoder[c], decoder[c], squared[0]);
     }
-    float m = first.encoder_bias[feature], v = second.encoder_bias[feature];
+    moments.done(feature);
     adam(scalars, bias, m, v, gradient.bias);
 
     if (norm_kind != NORM_FREE) {
         turns.sum(squared);  // also: every thread has read the bias and its moments
         if (squared[0] > 0.0f) {
-            float removed = sqrtf(squared[0]), inverse = 1.0f / removed;
+            float removed = quick_root(squared[0]), inverse = quick_reciprocal(removed);
 #pragma unroll
             for (int c = 0; c < CHUNKS; c++) {
                 multiply_four(decoder[c], inverse);

@@ -7,6 +7,7 @@
 // Cost at B = 4096, F = 24,576: each pass reads a mask of 12.6 MB, which stays in L2; about 5 µs a pass, the scans (one
 // block, latency) included.
 #include "reduce.cuh"
+#include "sparsity.cuh"
 
 // row_mask[i, j/32] bit j%32 = mask[j, i/32] bit i%32, for rows < B; bits of features from F on are 0.
 // A block of 256 threads turns 256 features × 8 words (256 rows): lines of 32 bytes on both sides. Grid
@@ -120,15 +121,19 @@ scan_features(const u32 *__restrict__ counts, u32 *__restrict__ starts, u32 *__r
 }
 
 // The activation of each pair in the order of features: looked up in the row's list, which is in ascending order, by
-// bisection. One warp per feature.
+// bisection. And what the penalties make of it: their derivative by the activation for each pair, and, unless `by_norm` [F]
+// is null, the derivative by the decoder's norm, `decoder_norm` [F], for each feature. One warp per feature.
 extern "C" __global__ void gather_values(const u32 *__restrict__ feature_starts, const u32 *__restrict__ pair_rows,
                                          const u32 *__restrict__ row_starts, const u32 *__restrict__ row_active,
                                          const u32 *__restrict__ pair_features, const float *__restrict__ row_values,
-                                         float *__restrict__ feature_values, u32 features,
-                                         const Report *__restrict__ report) {
+                                         const float *__restrict__ slopes, const float *__restrict__ decoder_norm,
+                                         float *__restrict__ feature_values, float *__restrict__ feature_slopes,
+                                         float *__restrict__ by_norm, u32 features, u32 kind,
+                                         const Scalars *__restrict__ scalars, const Report *__restrict__ report) {
     if (report->status != RUNNING) return;
     u32 feature = blockIdx.x * (blockDim.x >> 5) + (threadIdx.x >> 5), lane = threadIdx.x & 31u;
     if (feature >= features) return;
+    float norm = by_norm ? decoder_norm[feature] : 1.0f, slope = slopes[feature], sum = 0.0f;
     for (u32 at = feature_starts[feature] + lane; at < feature_starts[feature + 1]; at += 32) {
         u32 row = pair_rows[at];
         u32 low = row_starts[row], high = low + row_active[row];
@@ -140,6 +145,11 @@ extern "C" __global__ void gather_values(const u32 *__restrict__ feature_starts,
                 high = middle;
             }
         }
-        feature_values[at] = row_values[low];
+        float a = row_values[low];
+        feature_values[at] = a;
+        feature_slopes[at] = penalty_slope(kind, *scalars, a, norm, slope, sum);
     }
+    if (!by_norm) return;
+    sum = warp_sum(sum);
+    if (lane == 0) by_norm[feature] = sum;
 }

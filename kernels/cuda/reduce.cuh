@@ -10,9 +10,10 @@ __device__ __forceinline__ T warp_sum(T value) {
     return value;
 }
 
-// Every thread gets the N sums over the block. `shared` holds 32·N numbers and may be used again after the caller's next
-// barrier: callers that sum in a loop alternate between two halves, which makes one barrier per sum enough.
-template <int N, class T>
+// Every thread gets the N sums over the block, which has at most WARPS warps. `shared` holds WARPS·N numbers and may be used
+// again after the caller's next barrier: callers that sum in a loop alternate between two halves, which makes one barrier
+// per sum enough.
+template <int WARPS = 32, int N, class T>
 __device__ __forceinline__ void block_sum(T (&values)[N], T *shared) {
     u32 lane = threadIdx.x & 31u, warp = threadIdx.x >> 5, warps = (blockDim.x + 31u) >> 5;
 #pragma unroll
@@ -21,11 +22,18 @@ __device__ __forceinline__ void block_sum(T (&values)[N], T *shared) {
         if (lane == 0) shared[warp * N + n] = values[n];
     }
     __syncthreads();
+    if (WARPS <= 8) {
+        // Without a loop: its control takes longer than the sums.
 #pragma unroll
-    for (int n = 0; n < N; n++) {
-        T sum = shared[n];
-        for (u32 other = 1; other < warps; other++) sum += shared[other * N + n];
-        values[n] = sum;
+        for (int n = 0; n < N; n++) values[n] = shared[n];
+#pragma unroll
+        for (u32 other = 1; other < WARPS; other++) {
+#pragma unroll
+            for (int n = 0; n < N; n++) values[n] += other < warps ? shared[other * N + n] : (T)0;
+        }
+    } else {
+#pragma unroll
+        for (int n = 0; n < N; n++) values[n] = warp_sum(lane < warps ? shared[lane * N + n] : (T)0);
     }
 }
 

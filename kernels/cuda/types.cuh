@@ -89,6 +89,20 @@ __device__ __forceinline__ bf16 float_to_bf16(float value) {
     return (bf16)((bits + 0x7fffu + (bits >> 16 & 1u)) >> 16);
 }
 
+// Two of them in one number, the first in the lower half. NaN may become a finite number.
+#ifdef __CUDACC__
+__device__ __forceinline__ u32 two_to_bf16(float first, float second) {
+    const float most = __uint_as_float(0x7f7f0000u);
+    u32 pair;
+    asm("cvt.rn.bf16x2.f32 %0, %1, %2;" : "=r"(pair) : "f"(fminf(fmaxf(second, -most), most)), "f"(fminf(fmaxf(first, -most), most)));
+    return pair;
+}
+#else
+inline u32 two_to_bf16(float first, float second) {
+    return (u32)float_to_bf16(first) | (u32)float_to_bf16(second) << 16;
+}
+#endif
+
 // How far rounding can move a float32 sum of products, in whatever order and on whatever unit, relative to the product
 // of the norms; as in kernels/src/cpu/screen.rs.
 __device__ __forceinline__ float rounding(u32 stride) {

@@ -10,8 +10,8 @@ __device__ void update_from_memory(float *parameters, Derived derived, const flo
                                    const float *decoder_gradient, const float *bias_parts, const float *norm_parts,
                                    u32 parts, float *pre_bias, u32 features, u32 stride, u32 weighted, u32 norm_kind,
                                    const Scalars *scalars_at, Report *report) {
-    __shared__ float shared[2 * 128];
-    Turns turns = {shared, 0};
+    __shared__ __align__(16) float shared[2 * 32];
+    Turns turns(shared);
     const Scalars &scalars = *scalars_at;
     Parameters weights = parameters_at(parameters, 0, features, stride);
     u32 first = blockIdx.x * FEATURES_OF_BLOCK, last = min(first + FEATURES_OF_BLOCK, features);
@@ -35,14 +35,14 @@ __device__ void update_from_memory(float *parameters, Derived derived, const flo
         }
         if (pre_bias) add_to_pre_bias(pre_bias, feature == first, gradient.bias, encoder, stride);
         update_feature(parameters, feature, features, stride, norm_kind, weighted != 0, scalars, encoder, decoder,
-                       gradient, derived, turns, report);
+                       MomentsInMemory(), gradient, derived, turns, report);
     }
 }
 
 template <int CHUNKS>
 __device__ void derive_from_memory(float *parameters, Derived derived, u32 features, u32 stride) {
-    __shared__ float shared[2 * 128];
-    Turns turns = {shared, 0};
+    __shared__ __align__(16) float shared[2 * 32];
+    Turns turns(shared);
     Parameters weights = parameters_at(parameters, 0, features, stride);
     float4 encoder[CHUNKS], decoder[CHUNKS];
 #pragma unroll

@@ -495,7 +495,10 @@ fn check_feature_lists(
         [all(&counts), all(&feature_starts), all(&segment_starts), size(features), all(&case.report)];
     case.device.run("scan_features", (1, 1), 1024, &arguments);
     let pair_rows = case.device.room::<u32>(listed.len());
-    let feature_values = case.device.room::<f32>(listed.len());
+    let [feature_values, feature_slopes] = std::array::from_fn(|_| case.device.room::<f32>(listed.len()));
+    // No penalty: what it would be is compared in whole steps.
+    let (penalties, scalars) =
+        (case.device.holding(&vec![0.0f32; features]), case.device.holding(&[0u8; 56]));
     let arguments =
         [all(mask), all(&feature_starts), all(&pair_rows), size(features), size(words), all(&case.report)];
     case.device.run("expand_bits", (features.div_ceil(8), 1), 256, &arguments);
@@ -506,8 +509,14 @@ fn check_feature_lists(
         all(active),
         all(pairs),
         all(&device_values),
+        all(&penalties),
+        Argument::Null,
         all(&feature_values),
+        all(&feature_slopes),
+        Argument::Null,
         size(features),
+        Argument::U32(0),
+        all(&scalars),
         all(&case.report),
     ];
     case.device.run("gather_values", (features.div_ceil(8), 1), 256, &arguments);
@@ -523,9 +532,13 @@ fn check_feature_lists(
     let (segments, feature_values) = (segment_starts.numbers::<u32>(), feature_values.numbers::<f32>());
     for (feature, expected) in expected.iter().enumerate() {
         let range = begin[feature] as usize..begin[feature + 1] as usize;
-        let got: Vec<(u32, f32)> =
-            pair_rows[range.clone()].iter().copied().zip(feature_values[range].iter().copied()).collect();
+        let got: Vec<(u32, f32)> = pair_rows[range.clone()]
+            .iter()
+            .copied()
+            .zip(feature_values[range.clone()].iter().copied())
+            .collect();
         assert_eq!(got, *expected, "feature {feature}");
+        assert!(feature_slopes.numbers::<f32>()[range].iter().all(|&slope| slope == 0.0));
         let count = expected.len().div_ceil(64);
         let count = if expected.len() > 64 { count } else { 0 };
         assert_eq!((segments[feature + 1] - segments[feature]) as usize, count, "feature {feature}");

@@ -37,6 +37,8 @@ pub(crate) struct Buffers<B> {
     pub(crate) segment_starts: B,
     pub(crate) pair_rows: B,
     pub(crate) feature_values: B,
+    pub(crate) feature_slopes: B,
+    pub(crate) by_norm: B,
     pub(crate) segment_sums: B,
 
     pub(crate) g: B,
@@ -119,6 +121,8 @@ impl<B> Buffers<B> {
             segment_starts: array(features + 1, 4, "the features' lists")?,
             pair_rows: array(plan.pairs, 4, "the active pairs")?,
             feature_values: array(plan.pairs, 4, "the active pairs")?,
+            feature_slopes: array(plan.pairs, 4, "the active pairs")?,
+            by_norm: array(features, 4, "the norms' gradient")?,
             segment_sums: array(plan.segments * (2 * stride + 4), 4, "the segments of frequent features")?,
             g: array(rows * stride, 4, "the reconstruction's gradient")?,
             results: array(rows, ROW_RESULT_BYTES, "the rows' results")?,

@@ -177,12 +177,12 @@ impl Plan {
 
         let weights = 3 * 4 * self.parameters() + copies * 2 * self.features * self.stride;
         let masks = 4 * (self.features * self.words + self.rows * self.row_words);
-        let lists = 16 * self.pairs + 4 * self.segments * (2 * self.stride + 4);
+        let lists = 20 * self.pairs + 4 * self.segments * (2 * self.stride + 4);
         // Per row: five norms, three numbers of its list, the decode's result.
         let rows = self.rows * (8 * 4 + 32);
         let batch = self.rows * self.stride * (4 * padded + 4 * pre_bias + 2 + 4) + parts(self.rows);
-        // Per feature: ten numbers of 4 bytes, its steps since it fired, its lines of the window.
-        let features = self.features * (10 * 4 + 8 + 4 * self.window) + 16 * (self.window + blocks);
+        // Per feature: eleven numbers of 4 bytes, its steps since it fired, its lines of the window.
+        let features = self.features * (11 * 4 + 8 + 4 * self.window) + 16 * (self.window + blocks);
         let bias = pre_bias * (4 * blocks * self.stride + parts(blocks));
         weights + masks + lists + rows + batch + features + bias + 12 * self.stride + 1024
     }

@@ -35,6 +35,7 @@ pub const KERNELS: &[Source] = sources!(".cu":
 
 /// The files that they include.
 pub const HEADERS: &[Source] = sources!(".cuh":
+    "ahead"
     "ampere"
     "decode"
     "feature"

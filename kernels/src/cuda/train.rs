@@ -61,6 +61,7 @@ impl<D: Device> CudaStep<D> {
     fn update_from_pairs(&self, device: &mut D, batch: &D::Buffer) -> Result<(), DeviceError> {
         let (plan, b) = (&self.plan, &self.buffers);
         let features = plan.features;
+        let by_norm = self.spec.loss.weight_by_decoder_norm.then_some(&b.by_norm);
         let arguments =
             [all(&b.counts), all(&b.feature_starts), all(&b.segment_starts), count(features), all(&b.report)];
         launch(device, ("lists", "scan_features"), (1, 1), one_block(features), &arguments)?;
@@ -73,35 +74,35 @@ impl<D: Device> CudaStep<D> {
             all(&b.row_active),
             all(&b.pair_features),
             all(&b.row_values),
+            all(&b.slopes),
+            all(&b.decoder_norm),
             all(&b.feature_values),
+            all(&b.feature_slopes),
+            maybe(by_norm),
             count(features),
+            Argument::U32(penalty_kind(self.spec.loss.penalty)),
+            all(&b.scalars),
             all(&b.report),
         ];
         launch(device, ("lists", "gather_values"), (features.div_ceil(8), 1), 256, &arguments)?;
 
         let x = self.encoder_input(batch);
-        let kind = penalty_kind(self.spec.loss.penalty);
-        let weighted = u32::from(self.spec.loss.weight_by_decoder_norm);
         let segments = per_chunks(
             ["backward_segments_1", "backward_segments_2", "backward_segments_4", "backward_segments_8"],
             plan.chunks,
         );
         let arguments = [
             all(&b.parameters),
-            all(&b.decoder_norm),
             all(&b.feature_starts),
             all(&b.segment_starts),
             all(&b.pair_rows),
             all(&b.feature_values),
-            all(&b.slopes),
+            all(&b.feature_slopes),
             all(x),
             all(&b.g),
             all(&b.segment_sums),
             count(features),
             count(plan.stride),
-            Argument::U32(kind),
-            Argument::U32(weighted),
-            all(&b.scalars),
             all(&b.report),
         ];
         // No more blocks than there can be segments.
@@ -117,15 +118,14 @@ impl<D: Device> CudaStep<D> {
             all(&b.segment_starts),
             all(&b.pair_rows),
             all(&b.feature_values),
-            all(&b.slopes),
+            all(&b.feature_slopes),
+            maybe(by_norm),
             all(x),
             all(&b.g),
             all(&b.segment_sums),
             maybe(b.pre_bias.as_ref().map(|(parts, _)| parts)),
             count(features),
             count(plan.stride),
-            Argument::U32(kind),
-            Argument::U32(weighted),
             Argument::U32(norm_kind(self.spec.decoder_norm)),
             all(&b.scalars),
             all(&b.report),

@@ -48,6 +48,11 @@ extern uint3 block_index, block_size, grid_size;
 void block_barrier(const char *where);
 // Lets the others run until `*number` is another.
 void wait_for_change(const unsigned *number, const char *where);
+// Copies of 16 bytes that the thread has under way, in groups: done at the start, or as late as a wait allows, which
+// depends on the order in which threads run.
+void start_copy(void *to, const void *from);
+void close_copies();
+void wait_for_copies(unsigned pending);
 // Exchanges a value with the warp: returns what lane `source` gave. All lanes of `mask` must call.
 uint64_t exchange(unsigned mask, uint64_t value, unsigned source, const char *where);
 unsigned ballot(unsigned mask, bool predicate, const char *where);
@@ -136,6 +141,27 @@ inline T __ldcs(const T *at) {
 template <class T>
 inline void __stcs(T *at, T value) {
     *at = value;
+}
+// kernels/cuda/feature.cuh
+inline float quick_root(float value) {
+    return std::sqrt(value);
+}
+inline float quick_reciprocal(float value) {
+    return 1.0f / value;
+}
+// kernels/cuda/ahead.cuh
+inline void fetch(float4 *to, const float *from) {
+    emulation::start_copy(to, from);
+}
+inline void fetch_once(float4 *to, const float *from) {
+    emulation::start_copy(to, from);
+}
+inline void close_fetches() {
+    emulation::close_copies();
+}
+template <int PENDING>
+inline void wait_for_fetches() {
+    emulation::wait_for_copies(PENDING);
 }
 // One OS thread: plain reads and writes are atomic.
 template <class T>

@@ -1,6 +1,8 @@
 // Runs a kernel's blocks one after the other, each block's threads as fibers.
 #include <cstdio>
 #include <cstdlib>
+#include <cstring>
+#include <deque>
 #include <mutex>
 #include <vector>
 
@@ -22,6 +24,11 @@ struct Warp {
     unsigned votes[2];
 };
 
+struct Copy {
+    void *to;
+    const void *from;
+};
+
 struct Fiber {
     Thread thread;
     Warp *warp;
@@ -33,6 +40,7 @@ struct Fiber {
     char *stack;
     void *pointer;
     void *fake_stack;
+    std::deque<std::vector<Copy>> copies;  // groups under way, the last one open
 };
 
 Thread *current;
@@ -44,6 +52,7 @@ static std::vector<Warp> warps;
 static unsigned live, block_arrived, block_generation;
 static void (*kernel)(void **);
 static void **kernel_arguments;
+static bool late_copies;
 static void *scheduler;
 static char *stacks;
 static size_t stacks_held;
@@ -168,6 +177,29 @@ unsigned ballot(unsigned mask, bool predicate, const char *where) {
     return running->warp->votes[phase] & mask;
 }
 
+void start_copy(void *to, const void *from) {
+    if ((uintptr_t)to % 16 || (uintptr_t)from % 16) fail("a copy of 16 bytes that is not aligned");
+    if (!late_copies) {
+        std::memcpy(to, from, 16);
+        return;
+    }
+    if (running->copies.empty()) running->copies.emplace_back();
+    running->copies.back().push_back({to, from});
+}
+
+void close_copies() {
+    if (running->copies.empty()) running->copies.emplace_back();
+    running->copies.emplace_back();
+}
+
+void wait_for_copies(unsigned pending) {
+    auto &groups = running->copies;
+    while (groups.size() > pending + 1) {
+        for (Copy &copy : groups.front()) std::memcpy(copy.to, copy.from, 16);
+        groups.pop_front();
+    }
+}
+
 static void entry() {
 #ifdef __SANITIZE_ADDRESS__
     __sanitizer_finish_switch_fiber(nullptr, &scheduler_stack, &scheduler_stack_size);
@@ -211,7 +243,7 @@ static void prepare(Fiber &fiber, unsigned number, unsigned count) {
 // Order 0 takes blocks and threads as they are numbered, 1 backwards, and all threads get about equally far. Orders 2 and 3
 // are the same two, but a thread always goes on before those after it: the first warps run as far ahead of the others as
 // barriers let them, so that memory that is used again with a barrier too few shows. Any other number is the seed of a
-// shuffle.
+// shuffle. Asynchronous copies happen late in even orders, at once in odd ones.
 static bool runs_ahead(unsigned order) {
     return order == 2 || order == 3;
 }
@@ -269,6 +301,7 @@ void launch(const unsigned grid[3], const unsigned block[3], void (*call)(void *
 #ifdef __SANITIZE_ADDRESS__
     __asan_unpoison_memory_region(stacks, stacks_held);
 #endif
+    late_copies = order % 2 == 0;
     kernel = call;
     kernel_arguments = arguments;
     unsigned blocks = grid[0] * grid[1] * grid[2];
