@@ -104,11 +104,16 @@ struct Product {
     unsigned thread;
     void operator()() const {
         unsigned lane = thread % 32, warp = thread / 32;
-        for (unsigned at = 0; at < 128; at++) {
-            unsigned row = warp * 16 + lane / 4 + at % 4 / 2 * 8, column = at / 4 * 8 + lane % 4 * 2 + at % 2;
-            float sum = sums[at];
-            for (unsigned k = 0; k < 16; k++) sum += element(a, row, k) * element(b, column, k);
-            sums[at] = sum;
+        float rows[2][16], column[16];
+        for (unsigned r = 0; r < 2; r++) {
+            for (unsigned k = 0; k < 16; k++) rows[r][k] = element(a, warp * 16 + r * 8 + lane / 4, k);
+        }
+        for (unsigned at = 0; at < 64; at++) {
+            for (unsigned k = 0; k < 16; k++) column[k] = element(b, at / 2 * 8 + lane % 4 * 2 + at % 2, k);
+            for (unsigned r = 0; r < 2; r++) {
+                float &sum = sums[at / 2 * 4 + r * 2 + at % 2];
+                for (unsigned k = 0; k < 16; k++) sum += rows[r][k] * column[k];
+            }
         }
     }
 };
