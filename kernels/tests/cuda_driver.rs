@@ -153,6 +153,43 @@ fn a_recording_uses_the_present_content() {
     drop(device); // before its buffers and graphs
 }
 
+#[test]
+fn a_new_buffer_at_a_freed_ones_address_is_another_buffer() {
+    in_all_modes("an_address_that_comes_again_is_no_recording_that_comes_again");
+    EmulatedDriver::new()
+        .with("MODE", "lazy")
+        .with("REUSE", "1")
+        .pass_test("an_address_that_comes_again_is_no_recording_that_comes_again");
+}
+
+#[test]
+#[ignore = "started on the emulated driver"]
+fn an_address_that_comes_again_is_no_recording_that_comes_again() {
+    let mut device = device();
+    let out = buffer(&mut device, LARGE);
+    let mut graphs = std::collections::HashMap::new();
+    for number in 0..6 {
+        // Of the same size as the one before it, which is gone.
+        let mut batch = buffer(&mut device, LARGE);
+        for step in 0..3 {
+            let expected = numbers(LARGE * 64, 10 * number + step);
+            device.upload(&mut batch, 0, bytemuck::cast_slice(&expected)).unwrap();
+            let identity = device.identity(&batch);
+            if !graphs.contains_key(&identity) {
+                assert!(step == 0 && device.begin_recording().unwrap());
+                copy(&mut device, &batch, &out, LARGE).unwrap();
+                graphs.insert(identity, device.end_recording().unwrap());
+            }
+            device.replay(&graphs[&identity]).unwrap();
+            let transfer = device.start_download(&out, 0, LARGE * 64 * 4).unwrap();
+            // This must wait for the replay, whichever buffer the recording was made with.
+            device.upload(&mut batch, 0, &[7; LARGE * 64 * 4]).unwrap();
+            let got = device.finish_download(transfer).unwrap();
+            assert!(got == bytemuck::cast_slice::<f32, u8>(&expected), "buffer {number}, step {step}");
+        }
+    }
+}
+
 /// A spec that uses everything at once.
 fn spec() -> StepSpec {
     let frequency = |target| Some(FrequencyPenalty { coefficient: 1e-3, target });
