@@ -175,11 +175,11 @@ fn an_address_that_comes_again_is_no_recording_that_comes_again() {
             let expected = numbers(LARGE * 64, 10 * number + step);
             device.upload(&mut batch, 0, bytemuck::cast_slice(&expected)).unwrap();
             let identity = device.identity(&batch);
-            if !graphs.contains_key(&identity) {
+            graphs.entry(identity).or_insert_with(|| {
                 assert!(step == 0 && device.begin_recording().unwrap());
                 copy(&mut device, &batch, &out, LARGE).unwrap();
-                graphs.insert(identity, device.end_recording().unwrap());
-            }
+                device.end_recording().unwrap()
+            });
             device.replay(&graphs[&identity]).unwrap();
             let transfer = device.start_download(&out, 0, LARGE * 64 * 4).unwrap();
             // This must wait for the replay, whichever buffer the recording was made with.
