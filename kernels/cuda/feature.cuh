@@ -146,6 +146,9 @@ __device__ __forceinline__ void add_pairs(const Pairs &pairs, const float *decod
 // Moments below these become 0, as in kernels/src/cpu/update.rs.
 constexpr float SMALLEST_FIRST = 1e-30f, SMALLEST_SECOND = 1e-36f;
 
+// What quick_root and quick_reciprocal take for 0 lies below this: a row with a smaller squared norm is left as it is.
+constexpr float SMALLEST_NORMAL = 1.17549435e-38f;
+
 // To within two units in the last place, in a tenth of the instructions that exact rounding takes: weights and moments are
 // more numbers than a multiprocessor has instructions to spare for in the time that their bytes take. Host compilers bring
 // their own.
@@ -284,8 +287,8 @@ __device__ __forceinline__ void update_feature(float *parameters, u32 feature, u
         }
         turns.sum(sums);
         if (norm_kind != NORM_FREE) {
-            along = sums[0] > 0.0f ? -sums[1] * quick_reciprocal(sums[0]) : 0.0f;
-        } else if (sums[0] > 0.0f) {
+            along = sums[0] >= SMALLEST_NORMAL ? -sums[1] * quick_reciprocal(sums[0]) : 0.0f;
+        } else if (sums[0] >= SMALLEST_NORMAL) {
             // The norm's gradient points along W_dec_j: the projection would take it out again.
             along = gradient.by_norm * quick_reciprocal(quick_root(sums[0]));
         }
@@ -310,7 +313,7 @@ __device__ __forceinline__ void update_feature(float *parameters, u32 feature, u
 
     if (norm_kind != NORM_FREE) {
         turns.sum(squared);  // also: every thread has read the bias and its moments
-        if (squared[0] > 0.0f) {
+        if (squared[0] >= SMALLEST_NORMAL) {
             float removed = quick_root(squared[0]), inverse = quick_reciprocal(removed);
 #pragma unroll
             for (int c = 0; c < CHUNKS; c++) {
