@@ -355,6 +355,30 @@ fn each_of_several_does_what_it_does_alone() {
 #[test]
 fn the_time_of_kernels_is_measured() {
     in_all_modes("every_launch_has_a_time");
+    EmulatedDriver::new().pass_test("recorded_steps_are_measured_launch_by_launch");
+}
+
+#[test]
+#[ignore = "started on the emulated driver"]
+fn recorded_steps_are_measured_launch_by_launch() {
+    let (mut device, spec) = (device(), spec());
+    let options = Options { precision: Precision::Exact, sparse_density: 1.0 };
+    let mut step = CudaStep::new(&mut device, spec, options, &weights(&spec)).unwrap();
+    let mut buffer = device.allocate(spec.batch * spec.width * 4, "a batch").unwrap();
+    device.upload(&mut buffer, 0, bytemuck::cast_slice(&batch(&spec, 0))).unwrap();
+    let mut train = |device: &mut CudaDevice, steps: usize| {
+        for _ in 0..steps {
+            step.step(device, &buffer, &Schedule::constant(1e-3)).unwrap();
+        }
+    };
+    train(&mut device, 3); // the third is a replay
+    device.start_timing().unwrap();
+    train(&mut device, 2);
+    let timings = device.finish_timing().unwrap();
+    for kernel in ["encode_wgmma", "row_norms", "finish"] {
+        assert_eq!(timings.get(kernel).map_or(0, Vec::len), 2, "{kernel}: {:?}", timings.keys());
+    }
+    train(&mut device, 3); // and recorded again
 }
 
 #[test]

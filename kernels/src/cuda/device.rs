@@ -268,6 +268,11 @@ pub trait Device {
     /// What the driver said.
     fn end_recording(&mut self) -> Result<Self::Graph, DeviceError>;
 
+    /// Whether recorded work may be replayed now; false while every launch is measured.
+    fn replays(&self) -> bool {
+        true
+    }
+
     /// Runs recorded work. Its buffers must still be alive.
     ///
     /// # Errors

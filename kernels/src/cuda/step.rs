@@ -378,7 +378,7 @@ impl<D: Device> CudaStep<D> {
     fn queue(&mut self, device: &mut D, batch: &D::Buffer, path: Path) -> Result<(), DeviceError> {
         let key = (path, device.identity(batch));
         let recording = match self.recorded.get(&key) {
-            Some(Recording::Recorded(graph)) => return device.replay(graph),
+            Some(Recording::Recorded(graph)) if device.replays() => return device.replay(graph),
             Some(Recording::RunOnce) if device.begin_recording()? => {
                 let queued = self.queue_launches(device, batch, path);
                 let graph = device.end_recording()?;

@@ -143,7 +143,8 @@ impl CudaDevice {
         })
     }
 
-    /// From now on the time of every kernel and product is measured (and steps are not recorded as graphs).
+    /// From now on the time of every kernel and product is measured (and steps are neither recorded as graphs nor
+    /// replayed).
     ///
     /// # Errors
     /// A driver older than CUDA 12.8, or what the driver said.
@@ -430,6 +431,10 @@ impl Device for CudaDevice {
                 Err(failed("making a recorded step executable")(error))
             }
         }
+    }
+
+    fn replays(&self) -> bool {
+        self.timing.is_none()
     }
 
     fn replay(&mut self, graph: &CudaGraph) -> Result<(), DeviceError> {
