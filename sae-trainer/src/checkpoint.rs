@@ -6,7 +6,7 @@
 //!     cfg.json  sae_weights.safetensors  sparsity.safetensors     the autoencoder
 //!     training.safetensors    first.* and second.*: Adam's moments, matrices as [F, d]
 //!                             window [batches, F] uint32, steps_since_fired [F] uint64
-//!     training.json           the step
+//!     training.json           the step, and on a GPU what decides whether steps are dense or sparse
 //! ```
 
 use std::fs;
@@ -18,7 +18,7 @@ use sae::Sae;
 use safetensors::tensor::{Dtype, SafeTensorError, SafeTensors, TensorView};
 use serde::{Deserialize, Serialize};
 
-use crate::engine::{EngineState, Parameters, StepSpec};
+use crate::engine::{EngineState, Parameters, PathChoice, StepSpec};
 
 const TENSORS_FILE: &str = "training.safetensors";
 const STEP_FILE: &str = "training.json";
@@ -26,6 +26,8 @@ const STEP_FILE: &str = "training.json";
 #[derive(Debug, Serialize, Deserialize)]
 struct Training {
     step: u64,
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    path_choice: Option<PathChoice>,
 }
 
 /// Writes the checkpoint `folder`, whole or not at all. `sae` holds the weights of `state`.
@@ -33,7 +35,8 @@ pub(crate) fn save(folder: &Path, sae: &Sae, state: &EngineState) -> Result<()> 
     let written = sae::replace_folder(folder, |new| {
         sae.write_into(new)?;
         write_tensors(&new.join(TENSORS_FILE), sae.config.d_in, state)?;
-        let training = serde_json::to_vec(&Training { step: state.step }).expect("a number is plain data");
+        let training = Training { step: state.step, path_choice: state.path_choice.clone() };
+        let training = serde_json::to_vec(&training).expect("numbers are plain data");
         let path = new.join(STEP_FILE);
         fs::write(&path, training).map_err(sae::Error::io("write", path))
     });
@@ -53,7 +56,7 @@ pub(crate) fn load(folder: &Path, spec: &StepSpec) -> Result<EngineState> {
 fn read(folder: &Path, spec: &StepSpec) -> Result<EngineState> {
     let path = folder.join(STEP_FILE);
     let text = fs::read(&path).with_context(|| format!("cannot read {}", path.display()))?;
-    let Training { step } =
+    let Training { step, path_choice } =
         serde_json::from_slice(&text).with_context(|| format!("{} is damaged", path.display()))?;
 
     let Sae { weights, .. } = Sae::load(folder)?;
@@ -90,6 +93,7 @@ fn read(folder: &Path, spec: &StepSpec) -> Result<EngineState> {
                 Dtype::U64,
                 &[f],
             )?),
+            path_choice,
         })
     };
     state().with_context(|| format!("{} is damaged", path.display()))

@@ -160,6 +160,7 @@ mod tests {
             second_moments: filled(3.0),
             window: vec![7; 8],
             steps_since_fired: vec![9, 10, 0, 50],
+            path_choice: None,
         }
     }
 

@@ -127,8 +127,15 @@ fn it_follows_the_cpu_engine_in_every_configuration_of_losses_and_norms_on_both_
                     let off = (got - expected).abs();
                     assert!(off <= 1e-5 * expected.abs(), "{name} of {}: {got} {expected}", case());
                 }
-                let EngineState { step, weights, first_moments, second_moments, window, steps_since_fired } =
-                    device.state().unwrap();
+                let EngineState {
+                    step,
+                    weights,
+                    first_moments,
+                    second_moments,
+                    window,
+                    steps_since_fired,
+                    ..
+                } = device.state().unwrap();
                 let state = cpu.state().unwrap();
                 assert_eq!(step, state.step);
                 assert!(window == state.window, "window, {}", case());

@@ -1,6 +1,7 @@
 //! What can be decided without a device: sizes of buffers, grids and blocks, memory, and the choice between
 //! the sparse and the dense path.
 
+use serde::{Deserialize, Serialize};
 use thiserror::Error;
 
 use crate::step::{SpecError, StepSpec};
@@ -35,7 +36,7 @@ pub enum Precision {
 }
 
 /// Which way a step is computed. Both give the same numbers within rounding.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, Serialize, Deserialize)]
 pub enum Path {
     /// Dense products.
     Dense,
@@ -209,7 +210,10 @@ impl Plan {
 /// The sparse path cannot know beforehand whether a batch fits its lists; one that does not is refused by the
 /// device and done again on the dense path. So the sparse path is tried when the dense one has found clearly
 /// fewer active pairs than the lists hold, and after a refusal not before that number has fallen, or after a while.
-#[derive(Debug, Clone, PartialEq, Eq)]
+///
+/// The two paths round differently, so the choice is part of a run's state, and it does not depend on how far ahead of the
+/// device steps are queued: step n knows what the steps up to n − 2 have found, also where n − 1 is finished already.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct PathChoice {
     capacity: u64,
     /// The sparse path is tried once a dense step finds at most this many active pairs.
@@ -218,6 +222,8 @@ pub struct PathChoice {
     /// Dense steps since the last refusal.
     waited: u32,
     refused: bool,
+    /// Dense steps that nobody was to know of yet, by their numbers, with their active pairs.
+    found: Vec<(u64, u64)>,
 }
 
 /// Dense steps after a refusal, after which the sparse path is tried again though the batch has not become sparser.
@@ -229,16 +235,34 @@ impl PathChoice {
     pub fn new(capacity: usize, cells: u64) -> PathChoice {
         let capacity = capacity as u64;
         let next = if capacity > 0 && capacity >= cells { Path::Sparse } else { Path::Dense };
-        PathChoice { capacity, limit: capacity / 5 * 4, next, waited: 0, refused: false }
+        PathChoice { capacity, limit: capacity / 5 * 4, next, waited: 0, refused: false, found: Vec::new() }
     }
 
-    /// The path to take now.
+    /// The pairs that the lists hold.
+    pub fn capacity(&self) -> u64 {
+        self.capacity
+    }
+
+    /// The path that an evaluation takes now.
     pub fn next(&self) -> Path {
         self.next
     }
 
-    /// A dense step found `active` pairs.
-    pub fn after_dense(&mut self, active: u64) {
+    /// The path that step number `step` takes.
+    pub fn of_step(&mut self, step: u64) -> Path {
+        let known = self.found.iter().take_while(|(found, _)| found + 2 <= step).count();
+        for (_, active) in self.found.drain(..known).collect::<Vec<_>>() {
+            self.after_dense(active);
+        }
+        self.next
+    }
+
+    /// Dense step number `step` found `active` pairs.
+    pub fn found(&mut self, step: u64, active: u64) {
+        self.found.push((step, active));
+    }
+
+    fn after_dense(&mut self, active: u64) {
         if self.refused {
             self.refused = false;
             self.waited = 0;
@@ -353,6 +377,28 @@ mod tests {
         assert_eq!(choice.next(), Path::Dense);
         choice.after_dense(620);
         assert_eq!(choice.next(), Path::Sparse);
+    }
+
+    #[test]
+    fn the_choice_does_not_depend_on_how_early_steps_are_finished() {
+        // What the dense steps find, by number.
+        let active = |step: u64| 1200 - 100 * step;
+        let paths = |ahead: u64| {
+            let (mut choice, mut paths) = (PathChoice::new(1000, 100_000), Vec::new());
+            let mut finished = 0;
+            for step in 1..30 {
+                paths.push(choice.of_step(step));
+                while finished + ahead < step {
+                    finished += 1;
+                    if paths[finished as usize - 1] == Path::Dense {
+                        choice.found(finished, active(finished.min(11)));
+                    }
+                }
+            }
+            paths
+        };
+        assert_eq!(paths(0), paths(1));
+        assert_eq!(paths(0).iter().filter(|&&path| path == Path::Dense).count(), 5, "{:?}", paths(0));
     }
 
     #[test]

@@ -4,6 +4,7 @@ use crate::cpu::Parameters;
 
 use super::device::Device;
 use super::layout::{Report, Window};
+use super::plan::PathChoice;
 use super::step::{CudaStep, StepError};
 
 /// Everything a run needs to continue.
@@ -22,6 +23,8 @@ pub struct State {
     pub window: Vec<u32>,
     /// Steps since each feature was last active, [F].
     pub steps_since_fired: Vec<u64>,
+    /// How steps choose their path; a run that goes on without it makes the same steps within rounding.
+    pub path_choice: Option<PathChoice>,
 }
 
 fn check(array: &'static str, found: usize, expected: usize, rule: &'static str) -> Result<(), StepError> {
@@ -79,6 +82,7 @@ impl<D: Device> CudaStep<D> {
             second_moments: self.download_parameters(device, 2)?,
             window: counts,
             steps_since_fired: self.steps_since_fired(device)?,
+            path_choice: Some(self.choice.clone()),
         })
     }
 
@@ -92,6 +96,10 @@ impl<D: Device> CudaStep<D> {
         device.zero(&mut self.buffers.report, 0, size_of::<Report>())?;
         self.done = state.step;
         self.submitted = state.step;
+        let fresh = PathChoice::new(self.plan.pairs, self.plan.rows as u64 * self.plan.features as u64);
+        // One for other lists is of no use.
+        let same = |choice: &&PathChoice| choice.capacity() == fresh.capacity();
+        self.choice = state.path_choice.as_ref().filter(same).cloned().unwrap_or(fresh);
         Ok(())
     }
 

@@ -129,7 +129,7 @@ pub struct CudaStep<D: Device> {
     pub(crate) buffers: Buffers<D::Buffer>,
     /// Allocated at the first dense pass.
     pub(crate) dense: Option<DenseBuffers<D::Buffer>>,
-    choice: PathChoice,
+    pub(crate) choice: PathChoice,
     /// Steps done, as far as reports have been read.
     pub(crate) done: u64,
     /// Steps queued.
@@ -249,9 +249,9 @@ impl<D: Device> CudaStep<D> {
         batch: &D::Buffer,
         schedule: &Schedule,
     ) -> Result<Pending<D>, StepError> {
-        let path = self.choice.next();
-        self.prepare_path(device, path)?;
         let step = self.submitted + 1;
+        let path = self.choice.of_step(step);
+        self.prepare_path(device, path)?;
         self.upload_scalars(device, schedule, self.plan.rows, step)?;
         self.queue(device, batch, path)?;
         let transfer = device.start_download(&self.buffers.report, 0, size_of::<Report>())?;
@@ -277,7 +277,7 @@ impl<D: Device> CudaStep<D> {
         }
         self.done = step;
         if path == Path::Dense {
-            self.choice.after_dense(report.active);
+            self.choice.found(step, report.active);
         }
         if report.diverged != 0 {
             return Err(StepError::Diverged { step });

@@ -231,6 +231,7 @@ impl Engine for CpuEngine {
             second_moments: self.parameters.second.clone(),
             window: self.window.counts(),
             steps_since_fired: self.steps_since_fired.clone(),
+            path_choice: None,
         })
     }
 

@@ -405,14 +405,45 @@ impl<D: Device> Engine for DeviceEngine<D> {
     }
 
     fn state(&self) -> Result<EngineState, EngineError> {
-        let CudaState { step, weights, first_moments, second_moments, window, steps_since_fired } =
-            self.shared.with(|device| self.step.state(device))?;
-        Ok(EngineState { step, weights, first_moments, second_moments, window, steps_since_fired })
+        let CudaState {
+            step,
+            weights,
+            first_moments,
+            second_moments,
+            window,
+            steps_since_fired,
+            path_choice,
+        } = self.shared.with(|device| self.step.state(device))?;
+        Ok(EngineState {
+            step,
+            weights,
+            first_moments,
+            second_moments,
+            window,
+            steps_since_fired,
+            path_choice,
+        })
     }
 
     fn restore(&mut self, state: EngineState) -> Result<(), EngineError> {
-        let EngineState { step, weights, first_moments, second_moments, window, steps_since_fired } = state;
-        let state = CudaState { step, weights, first_moments, second_moments, window, steps_since_fired };
+        let EngineState {
+            step,
+            weights,
+            first_moments,
+            second_moments,
+            window,
+            steps_since_fired,
+            path_choice,
+        } = state;
+        let state = CudaState {
+            step,
+            weights,
+            first_moments,
+            second_moments,
+            window,
+            steps_since_fired,
+            path_choice,
+        };
         Ok(self.shared.with(|device| self.step.restore(device, &state))?)
     }
 }

@@ -15,7 +15,7 @@ pub use kernels::cpu::Parameters;
 pub use kernels::cpu::encode::Search;
 use kernels::cuda::device::DeviceError;
 use kernels::cuda::plan::PlanError;
-pub use kernels::cuda::plan::{Options as DeviceOptions, Precision};
+pub use kernels::cuda::plan::{Options as DeviceOptions, PathChoice, Precision};
 pub use kernels::loss::{FrequencyPenalty, LossSpec, Mse, Penalty};
 pub use kernels::stats::Sums;
 pub use kernels::step::{Adam, DecoderNorm, Schedule, SpecError, StepSpec};
@@ -99,6 +99,8 @@ pub struct EngineState {
     pub window: Vec<u32>,
     /// Steps since each feature was last active, 0 if it was in the last step: [F].
     pub steps_since_fired: Vec<u64>,
+    /// How a device chooses the path of its steps, which it rounds differently. Engines without such a choice have none.
+    pub path_choice: Option<PathChoice>,
 }
 
 /// Why a step, an evaluation or a restore did not happen. The engine's state is as before, except
