@@ -1,21 +1,29 @@
 // report: the sums over a batch's rows, the loss, and whether the step may change anything.
 //
-// One block of up to 1024 threads, a whole number of warps; at B = 4096 it reads 130 kB of row results, a few microseconds of latency. All sums are float64
-// over a fixed tree.
+// Blocks of 128 threads, a row a thread, at most 32 of them; each leaves its sums in `parts`, and the last to finish adds
+// those up. All sums are float64 over a tree that depends on B alone. At B = 4096 a thread's row costs two double square
+// roots and seven double divisions, some 300 instructions of 64 units a multiprocessor.
 #include "decode.cuh"
+#include "last.cuh"
+#include "window.cuh"
+
+constexpr u32 SUMS = 9, COUNTS = 2;  // float64 and u64 sums
 
 // sums over results [rows]; column_sum [stride] is Σ_i x_i. `check` is 1 for a training step (a loss that is not finite or
-// a row that the MSE cannot divide by refuses it), 0 for an evaluation.
-extern "C" __global__ void __launch_bounds__(1024)
+// a row that the MSE cannot divide by refuses it; the batch enters the frequency window otherwise), 0 for an evaluation.
+// `parts` [11,32]. Block 128, grid min(⌈B/128⌉, 32).
+extern "C" __global__ void __launch_bounds__(128)
 report_rows(const RowResult *__restrict__ results, const float *__restrict__ squared,
-            const float *__restrict__ centered, const double *__restrict__ column_sum, u32 rows, u32 width, u32 stride,
-            u32 mse, u32 check, const Scalars *__restrict__ scalars, Report *report) {
+            const float *__restrict__ centered, const double *__restrict__ column_sum, double *parts, u32 *arrived,
+            u32 rows, u32 width, u32 stride, u32 mse, u32 check, const Scalars *__restrict__ scalars, Window *window,
+            double *levels, u32 *summed, u32 *change_list, u32 length, Report *report) {
     if (report->status != RUNNING) return;
-    __shared__ double shared[32 * 9];
-    __shared__ u64 counts[32 * 2];
-    double sums[9] = {0.0, 0.0, 0.0, 0.0, 0.0, 0.0, 0.0, 0.0, 0.0};
-    u64 active[2] = {0, 0};
-    for (u32 row = threadIdx.x; row < rows; row += blockDim.x) {
+    __shared__ double shared[4 * SUMS];
+    __shared__ u64 counts[4 * COUNTS];
+    double sums[SUMS] = {0.0, 0.0, 0.0, 0.0, 0.0, 0.0, 0.0, 0.0, 0.0};
+    u64 active[COUNTS] = {0, 0};
+    const u32 first = blockIdx.x * blockDim.x + threadIdx.x, step = gridDim.x * blockDim.x;
+    for (u32 row = first; row < rows; row += step) {
         RowResult result = results[row];
         double error = result.squared_error, norm = sqrt((double)squared[row]), distance = centered[row];
         double reconstructed = sqrt((double)result.squared_norm);
@@ -32,51 +40,68 @@ report_rows(const RowResult *__restrict__ results, const float *__restrict__ squ
         active[0] += result.active;
         active[1] += (u64)result.active * result.active;
     }
-    for (u32 column = threadIdx.x; column < stride; column += blockDim.x) {
+    for (u32 column = first; column < stride; column += step) {
         double mean = column_sum[column] / rows;
         sums[8] += mean * mean;
     }
-    block_sum(sums, shared);
-    block_sum(active, counts);
-    if (threadIdx.x != 0) return;
-    report->squared_error = sums[0];
-    report->centered_error = sums[1];
-    report->uncentered_error = sums[2];
-    report->squared_norm = sums[3];
-    report->cosine = sums[4];
-    report->norm_ratio = sums[5];
-    report->l1 = sums[6];
-    report->penalty = sums[7];
-    report->mean_squared_norm = sums[8];
-    report->active = active[0];
-    report->active_squared = active[1];
-    report->mse = (mse == MSE_CENTERED ? sums[1] : mse == MSE_UNCENTERED ? sums[2] : sums[0]) / rows;
-    report->penalty_term = scalars->coefficient * sums[7] / rows;
-    report->loss = report->mse + report->penalty_term;
-    // The frequency terms, which come later, are finite by their form.
-    if (report->non_finite_row != NO_ROW) {
-        report->row = report->non_finite_row;
-        report->status = NON_FINITE_ROW;
-    } else if (check && report->zero_row != NO_ROW) {
-        report->row = report->zero_row;
-        report->status = ZERO_NORM;
-    } else if (check && !is_finite(report->loss)) {
-        report->status = NON_FINITE_LOSS;
+    block_sum<4>(sums, shared);
+    block_sum<4>(active, counts);
+    u64 *count_parts = (u64 *)(parts + SUMS * 32);
+    if (threadIdx.x == 0) {
+#pragma unroll
+        for (u32 n = 0; n < SUMS; n++) parts[n * 32 + blockIdx.x] = sums[n];
+#pragma unroll
+        for (u32 n = 0; n < COUNTS; n++) count_parts[n * 32 + blockIdx.x] = active[n];
     }
-}
+    __shared__ u32 flag;
+    if (!last_block(arrived, gridDim.x, &flag)) return;
 
-// The end of a step: the frequency terms join the loss, and the step counts as done. `partial` [blocks,2] from
-// window_features. One thread.
-extern "C" __global__ void finish(const double *__restrict__ partial, u32 blocks, const Scalars *__restrict__ scalars,
-                                  Report *report) {
-    if (report->status != RUNNING) return;
-    double low = 0.0, high = 0.0;
-    for (u32 block = 0; block < blocks; block++) {
-        low += partial[2 * block];
-        high += partial[2 * block + 1];
+    // A warp for every fourth sum, a lane for each block's part of it.
+    u32 warp = threadIdx.x >> 5, lane = threadIdx.x & 31u;
+    bool mine = lane < gridDim.x;
+    for (u32 n = warp; n < SUMS; n += 4) {
+        double sum = warp_sum(mine ? parts[n * 32 + lane] : 0.0);
+        if (lane == 0) shared[n] = sum;
     }
-    report->min_sparsity = low;
-    report->max_sparsity = high;
-    report->loss += low + high;
-    report->step = scalars->step;
+    if (warp < COUNTS) {
+        u64 count = warp_sum(mine ? count_parts[warp * 32 + lane] : 0ull);
+        if (lane == 0) counts[warp] = count;
+    }
+    __shared__ u32 running;
+    __shared__ u64 scan[64];
+    __syncthreads();
+    if (threadIdx.x == 0) {
+        report->squared_error = shared[0];
+        report->centered_error = shared[1];
+        report->uncentered_error = shared[2];
+        report->squared_norm = shared[3];
+        report->cosine = shared[4];
+        report->norm_ratio = shared[5];
+        report->l1 = shared[6];
+        report->penalty = shared[7];
+        report->mean_squared_norm = shared[8];
+        report->active = counts[0];
+        report->active_squared = counts[1];
+        double error = mse == MSE_CENTERED ? shared[1] : mse == MSE_UNCENTERED ? shared[2] : shared[0];
+        double mean_error = error / rows, penalty_term = scalars->coefficient * shared[7] / rows;
+        double loss = mean_error + penalty_term;
+        report->mse = mean_error;
+        report->penalty_term = penalty_term;
+        report->loss = loss;
+        // The frequency terms, which come later, are finite by their form. All blocks have read the status.
+        u32 status = RUNNING;
+        if (report->non_finite_row != NO_ROW) {
+            report->row = report->non_finite_row;
+            status = NON_FINITE_ROW;
+        } else if (check && report->zero_row != NO_ROW) {
+            report->row = report->zero_row;
+            status = ZERO_NORM;
+        } else if (check && !is_finite(loss)) {
+            status = NON_FINITE_LOSS;
+        }
+        if (status != RUNNING) report->status = status;
+        running = status == RUNNING;
+    }
+    __syncthreads();
+    if (check && running) advance_window(counts[0], window, levels, summed, change_list, length, scan);
 }

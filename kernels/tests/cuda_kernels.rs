@@ -574,11 +574,15 @@ fn frequencies_and_slopes_equal_the_cpus_while_batches_enter_leave_and_fall_out(
     let mut device = EmulatedDevice::new();
     let targets = device.holding(&[1e-3f64, 0.1, 2e-3, 0.6, 1.0, 1.0]);
     let window = device.holding(&[0u32; 6]);
-    let (totals, summed) = (device.room::<u64>(LENGTH), device.room::<u32>(LENGTH));
+    let arrived = device.holding(&[0u32; 2]);
+    let report_parts = device.room::<f64>(11 * 32);
+    let scalars = device.holding(&[0u8; 56]);
+    let (levels, summed) = (device.room::<f64>(LENGTH), device.room::<u32>(LENGTH));
     let (changes, ring) = (device.room::<u32>(LENGTH), device.room::<u32>(LENGTH * FEATURES));
     let (sums, fired) = (device.holding(&[0u32; FEATURES]), device.holding(&[7u64; FEATURES]));
     let (frequencies, slopes) = (device.room::<f32>(FEATURES), device.room::<f32>(FEATURES));
-    let parts = device.room::<f64>(4);
+    let parts = device.room::<f64>(6);
+    let zeros = device.holding(&vec![0.0f64; 64]);
     let mut expected = FrequencyWindow::new(LENGTH, rows, FEATURES);
     let mut since = vec![7u64; FEATURES];
     // Densities that make outliers of what came before, then of themselves; batches in which nothing fires.
@@ -588,17 +592,35 @@ fn frequencies_and_slopes_equal_the_cpus_while_batches_enter_leave_and_fall_out(
             numbers(FEATURES, 50 + t as u64).iter().map(|v| (v.abs() * scale) as u32).collect();
         let device_counts = device.holding(&counts);
         let report = device.holding(&[0u8; REPORT_BYTES]);
+        device.run("begin", (1, 1), 1, &[all(&report)]);
+        // The batch as it is reported: no error, and in its first rows as many active features as a row can have.
+        let total: u32 = counts.iter().sum();
+        let mut results = vec![[0u32; 8]; rows];
+        for (row, result) in results.iter_mut().enumerate() {
+            result[3] = total.saturating_sub((row * FEATURES) as u32).min(FEATURES as u32);
+        }
+        let results = device.holding(&results.concat());
         let arguments = [
-            all(&device_counts),
+            all(&results),
+            all(&zeros),
+            all(&zeros),
+            all(&zeros),
+            all(&report_parts),
+            all(&arrived),
+            size(rows),
+            size(64),
+            size(64),
+            size(0),
+            size(1),
+            all(&scalars),
             all(&window),
-            all(&totals),
+            all(&levels),
             all(&summed),
             all(&changes),
-            size(FEATURES),
             size(LENGTH),
             all(&report),
         ];
-        device.run("window_advance", (1, 1), 64, &arguments);
+        device.run("report_rows", (1, 1), 128, &arguments);
         let arguments = [
             all(&device_counts),
             all(&window),
@@ -609,9 +631,11 @@ fn frequencies_and_slopes_equal_the_cpus_while_batches_enter_leave_and_fall_out(
             all(&slopes),
             all(&fired),
             all(&parts),
+            Argument::Buffer(&arrived, 4),
             size(FEATURES),
             size(rows),
             all(&targets),
+            all(&scalars),
             all(&report),
         ];
         device.run("window_features", (2, 1), 256, &arguments);
@@ -624,9 +648,12 @@ fn frequencies_and_slopes_equal_the_cpus_while_batches_enter_leave_and_fall_out(
         for (got, expected) in slopes.numbers::<f32>().iter().zip(&expected_slopes) {
             assert!((got - expected).abs() <= 1e-6 * expected.abs(), "batch {t}: {got} {expected}");
         }
-        let parts = parts.numbers::<f64>();
-        assert!((parts[0] + parts[2] - terms.min).abs() <= 1e-12 * terms.min, "batch {t}");
-        assert!((parts[1] + parts[3] - terms.max).abs() <= 1e-12 * terms.max, "batch {t}");
+        let reported: Vec<f64> = bytemuck::pod_collect_to_vec(&report.numbers::<u8>()[16..56]);
+        let [loss, _, _, min, max] = reported[..] else { unreachable!("five numbers") };
+        assert!((min - terms.min).abs() <= 1e-12 * terms.min, "batch {t}");
+        assert!((max - terms.max).abs() <= 1e-12 * terms.max, "batch {t}");
+        assert_eq!(loss, min + max);
+        assert_eq!(arrived.numbers::<u32>(), [0, 0], "counters are ready for the next batch");
         assert_eq!(report.numbers::<u32>()[REPORT_BYTES / 4 - 4], terms.below_target as u32, "batch {t}");
         let update = |since: &mut u64, count: &u32| *since = if *count > 0 { 0 } else { *since + 1 };
         since.iter_mut().zip(&counts).for_each(|(since, count)| update(since, count));

@@ -227,8 +227,8 @@ fn any_order_of_threads_and_blocks_gives_the_same_bits_on_both_paths() {
     for (path, precision) in [(Path::Sparse, Precision::Exact), (Path::Dense, Precision::Bf16)] {
         let run = |order| {
             // Rows of more than a warp's components, more candidates than a recheck takes at once, features of several
-            // segments: all memory that a block shares is used again.
-            let spec = spec(150, 190, 90);
+            // segments: all memory that a block shares is used again. And several blocks of each kernel, one of them the last.
+            let spec = spec(150, 260, 130);
             let mut run = Run::new(spec, options(path, precision), &weights(&spec, -4.0), order);
             (run.steps(0..2), run.state())
         };

@@ -43,9 +43,12 @@ pub(crate) struct Buffers<B> {
 
     pub(crate) g: B,
     pub(crate) results: B,
+    pub(crate) report_parts: B,
+    /// Blocks that have finished, of each kernel whose last block has more to do: see [`Arrivals`].
+    pub(crate) arrivals: B,
 
     pub(crate) window: B,
-    pub(crate) totals: B,
+    pub(crate) levels: B,
     pub(crate) summed: B,
     pub(crate) changes: B,
     pub(crate) ring: B,
@@ -67,17 +70,35 @@ pub(crate) struct Buffers<B> {
     pub(crate) pre_bias: Option<(B, B)>,
 }
 
+/// Sums of `report_rows` times the most blocks that form parts of them.
+const REPORT_PARTS: usize = 11 * 32;
+
+/// The kernels whose last block goes on alone (`last.cuh`): the places of their counters, which are 0 between kernels.
+#[derive(Debug, Clone, Copy)]
+pub(crate) enum Arrivals {
+    Report,
+    Frequencies,
+}
+
+/// Counters in [`Buffers::arrivals`].
+pub(crate) const ARRIVALS: usize = 2;
+
 /// Blocks of features in the update kernels.
 pub(crate) fn update_blocks(plan: &Plan) -> usize {
     plan.features.div_ceil(FEATURES_OF_BLOCK)
 }
 
-/// Blocks of `window_features`, each with two numbers in `term_parts`.
+/// Blocks of `window_features`, each with three numbers in `term_parts`.
 pub(crate) fn window_blocks(plan: &Plan) -> usize {
     plan.features.div_ceil(256)
 }
 
 impl<B> Buffers<B> {
+    /// Where a kernel counts its blocks.
+    pub(crate) fn arrivals(&self, kernel: Arrivals) -> Argument<'_, B> {
+        Argument::Buffer(&self.arrivals, 4 * kernel as usize)
+    }
+
     /// Allocates all of them; their content is undefined.
     pub(crate) fn allocate<D: Device<Buffer = B>>(
         device: &mut D,
@@ -127,7 +148,9 @@ impl<B> Buffers<B> {
             g: array(rows * stride, 4, "the reconstruction's gradient")?,
             results: array(rows, ROW_RESULT_BYTES, "the rows' results")?,
             window: array(1, size_of::<Window>(), "the frequency window")?,
-            totals: array(plan.window, 8, "the frequency window")?,
+            report_parts: array(REPORT_PARTS, 8, "the step's report")?,
+            arrivals: array(ARRIVALS, 4, "the step's report")?,
+            levels: array(plan.window, 8, "the frequency window")?,
             summed: array(plan.window, 4, "the frequency window")?,
             changes: array(plan.window, 4, "the frequency window")?,
             ring: array(plan.window * features, 4, "the frequency window")?,
@@ -135,7 +158,7 @@ impl<B> Buffers<B> {
             frequencies: array(features, 4, "the frequencies")?,
             slopes: array(features, 4, "the frequencies' slopes")?,
             steps_since_fired: array(features, 8, "the steps since features fired")?,
-            term_parts: array(2 * window_blocks(plan), 8, "the frequency terms")?,
+            term_parts: array(3 * window_blocks(plan), 8, "the frequency terms")?,
             parameters: array(3 * plan.parameters(), 4, "weights and moments")?,
             encoder_bf16: match precision {
                 Precision::Fp32 => None,

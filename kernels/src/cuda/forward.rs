@@ -1,6 +1,6 @@
 //! The first half of a step: from a batch to g = dL/dx̂ and the report.
 
-use super::buffers::{all, count, launch, maybe, one_block};
+use super::buffers::{Arrivals, all, count, launch, maybe, one_block};
 use super::device::{Argument, Device, DeviceError, Screen};
 use super::layout::{mse_kind, penalty_kind};
 use super::plan::{Path, Precision, SUMMED_ROWS};
@@ -10,6 +10,9 @@ use crate::loss::Mse;
 /// Threads of kernels with one warp per line, and the lines of a block.
 const LINE_THREADS: u32 = 256;
 const LINES: usize = 8;
+/// Threads of a block of `report_rows`, and the most blocks.
+const REPORT_THREADS: usize = 128;
+const REPORT_BLOCKS: usize = 32;
 
 /// What a pass over a batch is for.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -45,31 +48,39 @@ impl<D: Device> CudaStep<D> {
         path: Path,
         purpose: Purpose,
     ) -> Result<(), DeviceError> {
-        let b = &self.buffers;
         self.rows(device, batch, rows, purpose)?;
         match path {
             Path::Sparse => self.encode_and_decode_pairs(device, batch, rows)?,
             Path::Dense => self.encode_and_decode_dense(device, batch, rows)?,
         }
-        launch(
-            device,
-            ("report", "report_rows"),
-            (1, 1),
-            one_block(rows),
-            &[
-                all(&b.results),
-                all(&b.squared),
-                all(&b.centered),
-                all(&b.column_sum),
-                count(rows),
-                count(self.plan.width),
-                count(self.plan.stride),
-                Argument::U32(mse_kind(self.spec.loss.mse)),
-                Argument::U32(u32::from(purpose == Purpose::Training)),
-                all(&b.scalars),
-                all(&b.report),
-            ],
-        )
+        self.report_rows(device, rows, purpose)
+    }
+
+    /// The report of a pass, and in training the decision on which batches count for the frequencies.
+    fn report_rows(&self, device: &mut D, rows: usize, purpose: Purpose) -> Result<(), DeviceError> {
+        let (plan, b) = (&self.plan, &self.buffers);
+        let arguments = [
+            all(&b.results),
+            all(&b.squared),
+            all(&b.centered),
+            all(&b.column_sum),
+            all(&b.report_parts),
+            b.arrivals(Arrivals::Report),
+            count(rows),
+            count(plan.width),
+            count(plan.stride),
+            Argument::U32(mse_kind(self.spec.loss.mse)),
+            Argument::U32(u32::from(purpose == Purpose::Training)),
+            all(&b.scalars),
+            all(&b.window),
+            all(&b.levels),
+            all(&b.summed),
+            all(&b.changes),
+            count(plan.window),
+            all(&b.report),
+        ];
+        let blocks = rows.div_ceil(REPORT_THREADS).min(REPORT_BLOCKS);
+        launch(device, ("report", "report_rows"), (blocks, 1), REPORT_THREADS as u32, &arguments)
     }
 
     fn rows(

@@ -1,4 +1,4 @@
-//! The structures that host and kernels share, as `kernels/cuda/types.cuh` and `frequency.cu` declare them.
+//! The structures that host and kernels share, as `kernels/cuda/types.cuh` and `window.cuh` declare them.
 
 use bytemuck::{Pod, Zeroable};
 

@@ -185,7 +185,7 @@ impl Plan {
         // Per feature: eleven numbers of 4 bytes, its steps since it fired, its lines of the window.
         let features = self.features * (11 * 4 + 8 + 4 * self.window) + 16 * (self.window + blocks);
         let bias = pre_bias * (4 * blocks * self.stride + parts(blocks));
-        weights + masks + lists + rows + batch + features + bias + 12 * self.stride + 1024
+        weights + masks + lists + rows + batch + features + bias + 12 * self.stride + 4096
     }
 
     /// Bytes of device memory that dense steps, early in training, take in addition.

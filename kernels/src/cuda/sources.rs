@@ -40,10 +40,12 @@ pub const HEADERS: &[Source] = sources!(".cuh":
     "decode"
     "feature"
     "hopper"
+    "last"
     "reduce"
     "screen_bits"
     "sparsity"
     "types"
+    "window"
 );
 
 /// The lowest compute capability that a file is made for.

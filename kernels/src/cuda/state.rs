@@ -140,13 +140,12 @@ impl<D: Device> CudaStep<D> {
     fn load_window(&mut self, device: &mut D, window: &[u32]) -> Result<(), StepError> {
         let f = self.plan.features;
         let lines: Vec<&[u32]> = window.chunks_exact(f).collect();
-        let totals: Vec<u64> =
-            lines.iter().map(|line| line.iter().map(|count| u64::from(*count)).sum()).collect();
+        let total = |line: &[u32]| -> u64 { line.iter().map(|count| u64::from(*count)).sum() };
+        let levels: Vec<f64> = lines.iter().map(|line| (total(line) as f64).log10()).collect();
         // A batch counts if it is near the newest one: what counted before does not matter.
-        let level = |total: u64| (total as f64).log10();
         let newest = lines.len().saturating_sub(1);
         let counted: Vec<bool> = (0..lines.len())
-            .map(|line| line == newest || (level(totals[line]) - level(totals[newest])).abs() < 0.5)
+            .map(|line| line == newest || (levels[line] - levels[newest]).abs() < 0.5)
             .collect();
         let mut sums = vec![0u32; f];
         for (line, _) in lines.iter().zip(&counted).filter(|(_, counted)| **counted) {
@@ -166,7 +165,7 @@ impl<D: Device> CudaStep<D> {
         };
         let b = &mut self.buffers;
         device.upload(&mut b.window, 0, bytemuck::bytes_of(&header))?;
-        device.upload(&mut b.totals, 0, bytemuck::cast_slice(&totals))?;
+        device.upload(&mut b.levels, 0, bytemuck::cast_slice(&levels))?;
         device.upload(&mut b.summed, 0, bytemuck::cast_slice(&summed))?;
         device.upload(&mut b.ring, 0, bytemuck::cast_slice(window))?;
         device.upload(&mut b.window_sums, 0, bytemuck::cast_slice(&sums))?;

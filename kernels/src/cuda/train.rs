@@ -1,6 +1,6 @@
 //! The second half of a step: the frequency window, gradients and the update.
 
-use super::buffers::{all, count, launch, maybe, one_block, update_blocks, window_blocks};
+use super::buffers::{Arrivals, all, count, launch, maybe, one_block, update_blocks, window_blocks};
 use super::device::{Argument, Device, DeviceError};
 use super::forward::mask_words;
 use super::layout::{norm_kind, penalty_kind};
@@ -16,30 +16,17 @@ impl<D: Device> CudaStep<D> {
     /// Everything after the report of a training step.
     pub(crate) fn train(&self, device: &mut D, batch: &D::Buffer, path: Path) -> Result<(), DeviceError> {
         let (plan, b) = (&self.plan, &self.buffers);
-        self.advance_window(device)?;
+        self.frequencies_and_slopes(device)?;
         self.column_sums(device, &b.g, &b.column_parts, plan.rows)?;
         match path {
             Path::Sparse => self.update_from_pairs(device, batch)?,
             Path::Dense => self.update_dense(device, batch)?,
         }
-        self.update_decoder_bias(device)?;
-        let arguments = [all(&b.term_parts), count(window_blocks(plan)), all(&b.scalars), all(&b.report)];
-        launch(device, ("report", "finish"), (1, 1), 1, &arguments)
+        self.update_decoder_bias(device)
     }
 
-    fn advance_window(&self, device: &mut D) -> Result<(), DeviceError> {
+    fn frequencies_and_slopes(&self, device: &mut D) -> Result<(), DeviceError> {
         let (plan, b) = (&self.plan, &self.buffers);
-        let arguments = [
-            all(&b.counts),
-            all(&b.window),
-            all(&b.totals),
-            all(&b.summed),
-            all(&b.changes),
-            count(plan.features),
-            count(plan.window),
-            all(&b.report),
-        ];
-        launch(device, ("frequency", "window_advance"), (1, 1), one_block(plan.features), &arguments)?;
         let arguments = [
             all(&b.counts),
             all(&b.window),
@@ -50,9 +37,11 @@ impl<D: Device> CudaStep<D> {
             all(&b.slopes),
             all(&b.steps_since_fired),
             all(&b.term_parts),
+            b.arrivals(Arrivals::Frequencies),
             count(plan.features),
             count(plan.rows),
             all(&b.targets),
+            all(&b.scalars),
             all(&b.report),
         ];
         launch(device, ("frequency", "window_features"), (window_blocks(plan), 1), 256, &arguments)

@@ -163,7 +163,8 @@ template <int PENDING>
 inline void wait_for_fetches() {
     emulation::wait_for_copies(PENDING);
 }
-// One OS thread: plain reads and writes are atomic.
+// One OS thread: plain reads and writes are atomic and seen in their order.
+inline void __threadfence() {}
 template <class T>
 inline T atomicAdd(T *at, T value) {
     T old = *at;
