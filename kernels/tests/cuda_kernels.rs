@@ -232,14 +232,32 @@ impl Case {
         let grid = (words.div_ceil(8), features.div_ceil(256));
         self.device.run("transpose_mask", grid, 256, &arguments);
         let (counts, starts) = (self.device.room::<u32>(rows), self.device.room::<u32>(rows + 1));
+        let (totals, arrived) = (self.device.room::<u64>(rows.div_ceil(32)), self.device.holding(&[0u32]));
         let pairs = self.device.room::<u32>(capacity);
-        let arguments = [all(&row_mask), all(&counts), size(rows), size(row_words), all(&self.report)];
-        self.device.run("count_bits", (rows.div_ceil(8), 1), 256, &arguments);
-        let arguments = [all(&counts), all(&starts), size(rows), size(capacity), all(&self.report)];
-        self.device.run("scan_rows", (1, 1), 1024, &arguments);
-        let arguments =
-            [all(&row_mask), all(&starts), all(&pairs), size(rows), size(row_words), all(&self.report)];
-        self.device.run("expand_bits", (rows.div_ceil(8), 1), 256, &arguments);
+        let arguments = [
+            all(&row_mask),
+            all(&counts),
+            all(&totals),
+            all(&arrived),
+            all(&starts),
+            size(rows),
+            size(row_words),
+            size(capacity),
+            all(&self.report),
+        ];
+        self.device.run("count_rows", (rows.div_ceil(32), 1), 1024, &arguments);
+        assert_eq!(arrived.numbers::<u32>(), [0]);
+        let arguments = [
+            all(&row_mask),
+            all(&counts),
+            all(&totals),
+            all(&starts),
+            all(&pairs),
+            size(rows),
+            size(row_words),
+            all(&self.report),
+        ];
+        self.device.run("list_rows", (rows.div_ceil(32), 1), 1024, &arguments);
         (starts, pairs)
     }
 
@@ -489,19 +507,36 @@ fn check_feature_lists(
     let device_values = case.device.holding(values);
     let counts = case.device.room::<u32>(features);
     let [feature_starts, segment_starts] = std::array::from_fn(|_| case.device.room::<u32>(features + 1));
-    let arguments = [all(mask), all(&counts), size(features), size(words), all(&case.report)];
-    case.device.run("count_bits", (features.div_ceil(8), 1), 256, &arguments);
-    let arguments =
-        [all(&counts), all(&feature_starts), all(&segment_starts), size(features), all(&case.report)];
-    case.device.run("scan_features", (1, 1), 1024, &arguments);
+    let (totals, arrived) = (case.device.room::<u64>(features.div_ceil(32)), case.device.holding(&[0u32]));
+    let arguments = [
+        all(mask),
+        all(&counts),
+        all(&totals),
+        all(&arrived),
+        all(&feature_starts),
+        all(&segment_starts),
+        size(features),
+        size(words),
+        all(&case.report),
+    ];
+    case.device.run("count_features", (features.div_ceil(32), 1), 1024, &arguments);
     let pair_rows = case.device.room::<u32>(listed.len());
     let [feature_values, feature_slopes] = std::array::from_fn(|_| case.device.room::<f32>(listed.len()));
     // No penalty: what it would be is compared in whole steps.
     let (penalties, scalars) =
         (case.device.holding(&vec![0.0f32; features]), case.device.holding(&[0u8; 56]));
-    let arguments =
-        [all(mask), all(&feature_starts), all(&pair_rows), size(features), size(words), all(&case.report)];
-    case.device.run("expand_bits", (features.div_ceil(8), 1), 256, &arguments);
+    let arguments = [
+        all(mask),
+        all(&counts),
+        all(&totals),
+        all(&feature_starts),
+        all(&segment_starts),
+        all(&pair_rows),
+        size(features),
+        size(words),
+        all(&case.report),
+    ];
+    case.device.run("list_features", (features.div_ceil(32), 1), 1024, &arguments);
     let arguments = [
         all(&feature_starts),
         all(&pair_rows),

@@ -27,6 +27,8 @@ pub(crate) struct Buffers<B> {
 
     pub(crate) mask: B,
     pub(crate) row_mask: B,
+    /// Of blocks of lines of a mask: their bits, then the bits before them.
+    pub(crate) block_totals: B,
     pub(crate) row_counts: B,
     pub(crate) row_starts: B,
     pub(crate) row_active: B,
@@ -78,10 +80,14 @@ const REPORT_PARTS: usize = 11 * 32;
 pub(crate) enum Arrivals {
     Report,
     Frequencies,
+    Lists,
 }
 
 /// Counters in [`Buffers::arrivals`].
-pub(crate) const ARRIVALS: usize = 2;
+pub(crate) const ARRIVALS: usize = 3;
+
+/// Lines of a mask that a block of the list kernels takes.
+pub(crate) const LISTED_LINES: usize = 32;
 
 /// Blocks of features in the update kernels.
 pub(crate) fn update_blocks(plan: &Plan) -> usize {
@@ -132,6 +138,7 @@ impl<B> Buffers<B> {
             row_residual: array(rows, 4, "row norms")?,
             mask: array(features * plan.words, 4, "the mask of active pairs")?,
             row_mask: array(rows * plan.row_words, 4, "the mask of active pairs")?,
+            block_totals: array(rows.max(features).div_ceil(LISTED_LINES), 8, "the lists' blocks")?,
             row_counts: array(rows, 4, "the rows' lists")?,
             row_starts: array(rows + 1, 4, "the rows' lists")?,
             row_active: array(rows, 4, "the rows' lists")?,
@@ -278,11 +285,6 @@ pub(crate) fn maybe<B>(buffer: Option<&B>) -> Argument<'_, B> {
 /// A size that the plan keeps within 32 bits.
 pub(crate) fn count<'a, B>(number: usize) -> Argument<'a, B> {
     Argument::U32(u32::try_from(number).expect("the plan bounds every size to 32 bits"))
-}
-
-/// Threads of a kernel that is one block, for `items` items: no more than there is work for.
-pub(crate) fn one_block(items: usize) -> u32 {
-    items.next_multiple_of(32).clamp(32, 1024) as u32
 }
 
 /// Launches a kernel of this crate on a grid in x and y.

@@ -4,7 +4,7 @@ use super::buffers::{DenseBuffers, Halves, all, count, launch, maybe, update_blo
 use super::device::{Argument, Device, DeviceError, Element, Factor, Gemm};
 use super::forward::mask_words;
 use super::layout::{mse_kind, norm_kind, penalty_kind};
-use super::plan::SLOPE_ROWS;
+use super::plan::{Path, SLOPE_ROWS};
 use super::step::CudaStep;
 use super::train::per_chunks;
 
@@ -168,7 +168,7 @@ impl<D: Device> CudaStep<D> {
             all(&b.report),
         ];
         launch(device, ("dense", "activate"), (features.div_ceil(256), words), 256, &arguments)?;
-        self.count_bits(device, (&b.mask, features, words), &b.counts)?;
+        self.count_features(device, rows, Path::Dense)?;
 
         self.split(device, Matrix::Decoder, batch, features)?;
         let factors = ((Matrix::Activations, false), Matrix::Decoder);

@@ -1,6 +1,6 @@
 //! The first half of a step: from a batch to g = dL/dx̂ and the report.
 
-use super::buffers::{Arrivals, all, count, launch, maybe, one_block};
+use super::buffers::{Arrivals, LISTED_LINES, all, count, launch, maybe};
 use super::device::{Argument, Device, DeviceError, Screen};
 use super::layout::{mse_kind, penalty_kind};
 use super::plan::{Path, Precision, SUMMED_ROWS};
@@ -10,6 +10,8 @@ use crate::loss::Mse;
 /// Threads of kernels with one warp per line, and the lines of a block.
 const LINE_THREADS: u32 = 256;
 const LINES: usize = 8;
+/// Threads of the kernels that count and list a mask's bits, a warp for each of the block's lines.
+pub(crate) const LIST_THREADS: u32 = 32 * LISTED_LINES as u32;
 /// Threads of a block of `report_rows`, and the most blocks.
 const REPORT_THREADS: usize = 128;
 const REPORT_BLOCKS: usize = 32;
@@ -212,13 +214,32 @@ impl<D: Device> CudaStep<D> {
                 all(&b.report),
             ],
         )?;
-        self.count_bits(device, (&b.row_mask, rows, row_words), &b.row_counts)?;
-        let arguments =
-            [all(&b.row_counts), all(&b.row_starts), count(rows), count(plan.pairs), all(&b.report)];
-        launch(device, ("lists", "scan_rows"), (1, 1), one_block(rows), &arguments)?;
-        self.expand_bits(device, (&b.row_mask, rows, row_words), &b.row_starts, &b.pair_features)?;
+        let blocks = rows.div_ceil(LISTED_LINES);
+        let arguments = [
+            all(&b.row_mask),
+            all(&b.row_counts),
+            all(&b.block_totals),
+            b.arrivals(Arrivals::Lists),
+            all(&b.row_starts),
+            count(rows),
+            count(row_words),
+            count(plan.pairs),
+            all(&b.report),
+        ];
+        launch(device, ("lists", "count_rows"), (blocks, 1), LIST_THREADS, &arguments)?;
+        let arguments = [
+            all(&b.row_mask),
+            all(&b.row_counts),
+            all(&b.block_totals),
+            all(&b.row_starts),
+            all(&b.pair_features),
+            count(rows),
+            count(row_words),
+            all(&b.report),
+        ];
+        launch(device, ("lists", "list_rows"), (blocks, 1), LIST_THREADS, &arguments)?;
         self.recheck(device, batch, rows)?;
-        self.count_bits(device, (&b.mask, features, words), &b.counts)?;
+        self.count_features(device, rows, Path::Sparse)?;
         self.decode(device, batch, rows)
     }
 
@@ -281,28 +302,23 @@ impl<D: Device> CudaStep<D> {
         )
     }
 
-    /// The number of bits in each line of a mask, given with its lines and words.
-    pub(crate) fn count_bits(
-        &self,
-        device: &mut D,
-        (mask, lines, words): (&D::Buffer, usize, usize),
-        counts: &D::Buffer,
-    ) -> Result<(), DeviceError> {
-        let arguments = [all(mask), all(counts), count(lines), count(words), all(&self.buffers.report)];
-        launch(device, ("lists", "count_bits"), (lines.div_ceil(LINES), 1), LINE_THREADS, &arguments)
-    }
-
-    /// The positions of the bits of each line of a mask.
-    pub(crate) fn expand_bits(
-        &self,
-        device: &mut D,
-        (mask, lines, words): (&D::Buffer, usize, usize),
-        starts: &D::Buffer,
-        indices: &D::Buffer,
-    ) -> Result<(), DeviceError> {
-        let report = all(&self.buffers.report);
-        let arguments = [all(mask), all(starts), all(indices), count(lines), count(words), report];
-        launch(device, ("lists", "expand_bits"), (lines.div_ceil(LINES), 1), LINE_THREADS, &arguments)
+    /// In how many of `rows` each feature is active, and on the sparse path where blocks of features begin in the lists.
+    pub(crate) fn count_features(&self, device: &mut D, rows: usize, path: Path) -> Result<(), DeviceError> {
+        let (plan, b) = (&self.plan, &self.buffers);
+        let sparse = path == Path::Sparse;
+        let arguments = [
+            all(&b.mask),
+            all(&b.counts),
+            all(&b.block_totals),
+            b.arrivals(Arrivals::Lists),
+            maybe(sparse.then_some(&b.feature_starts)),
+            maybe(sparse.then_some(&b.segment_starts)),
+            count(plan.features),
+            count(mask_words(rows)),
+            all(&b.report),
+        ];
+        let blocks = plan.features.div_ceil(LISTED_LINES);
+        launch(device, ("lists", "count_features"), (blocks, 1), LIST_THREADS, &arguments)
     }
 }
 

@@ -178,7 +178,8 @@ impl Plan {
 
         let weights = 3 * 4 * self.parameters() + copies * 2 * self.features * self.stride;
         let masks = 4 * (self.features * self.words + self.rows * self.row_words);
-        let lists = 20 * self.pairs + 4 * self.segments * (2 * self.stride + 4);
+        let lists =
+            self.rows.max(self.features) / 4 + 20 * self.pairs + 4 * self.segments * (2 * self.stride + 4);
         // Per row: five norms, three numbers of its list, the decode's result.
         let rows = self.rows * (8 * 4 + 32);
         let batch = self.rows * self.stride * (4 * padded + 4 * pre_bias + 2 + 4) + parts(self.rows);

@@ -1,8 +1,8 @@
 //! The second half of a step: the frequency window, gradients and the update.
 
-use super::buffers::{Arrivals, all, count, launch, maybe, one_block, update_blocks, window_blocks};
+use super::buffers::{Arrivals, LISTED_LINES, all, count, launch, maybe, update_blocks, window_blocks};
 use super::device::{Argument, Device, DeviceError};
-use super::forward::mask_words;
+use super::forward::{LIST_THREADS, mask_words};
 use super::layout::{norm_kind, penalty_kind};
 use super::plan::{Path, SUMMED_ROWS};
 use super::step::CudaStep;
@@ -51,11 +51,19 @@ impl<D: Device> CudaStep<D> {
         let (plan, b) = (&self.plan, &self.buffers);
         let features = plan.features;
         let by_norm = self.spec.loss.weight_by_decoder_norm.then_some(&b.by_norm);
-        let arguments =
-            [all(&b.counts), all(&b.feature_starts), all(&b.segment_starts), count(features), all(&b.report)];
-        launch(device, ("lists", "scan_features"), (1, 1), one_block(features), &arguments)?;
-        let mask = (&b.mask, features, mask_words(plan.rows));
-        self.expand_bits(device, mask, &b.feature_starts, &b.pair_rows)?;
+        let arguments = [
+            all(&b.mask),
+            all(&b.counts),
+            all(&b.block_totals),
+            all(&b.feature_starts),
+            all(&b.segment_starts),
+            all(&b.pair_rows),
+            count(features),
+            count(mask_words(plan.rows)),
+            all(&b.report),
+        ];
+        let blocks = features.div_ceil(LISTED_LINES);
+        launch(device, ("lists", "list_features"), (blocks, 1), LIST_THREADS, &arguments)?;
         let arguments = [
             all(&b.feature_starts),
             all(&b.pair_rows),
