@@ -5,6 +5,7 @@
 //
 // X [B,stride]. Cost: X read twice (12.6 MB each at B = 4096, d = 768, the second time from L2), its copies written.
 // Column sums are formed in float64 over blocks of 64 rows and then over the blocks: the order depends on B alone.
+#include "last.cuh"
 #include "reduce.cuh"
 
 // out [rows,stride] = in [rows,width], zeros beyond. Only launched where width is no multiple of 64.
@@ -16,44 +17,48 @@ extern "C" __global__ void pad_rows(const float *__restrict__ in, float *__restr
     out[at] = column < width ? in[(u64)row * width + column] : 0.0f;
 }
 
-// Before everything else of a step: one thread.
-extern "C" __global__ void begin(Report *report) {
-    if (report->status != RUNNING) return;
-    report->row = NO_ROW;
-    report->loss = report->mse = report->penalty_term = report->min_sparsity = report->max_sparsity = 0.0;
-    report->candidates = 0;
-    report->below_target = 0;
-    report->diverged = 0;
-    report->non_finite_row = report->zero_row = NO_ROW;
-}
-
-// partial [⌈rows/64⌉,stride] float64: sums over 64 rows of each column of in [rows,stride]. Grid (⌈stride/blockDim⌉,
-// ⌈rows/64⌉). Also sums gradients.
-extern "C" __global__ void column_sums(const float *__restrict__ in, double *__restrict__ partial, u32 rows, u32 stride,
-                                       const Report *__restrict__ report) {
-    if (report->status != RUNNING) return;
-    u32 column = blockIdx.x * blockDim.x + threadIdx.x;
-    if (column >= stride) return;
+// partial [⌈rows/64⌉,stride] = the sum of a column of `in` over the block's 64 rows, in their order. 16 rows are under way at
+// a time: at 12 blocks of 64 threads for each 64 rows that is what memory needs to be busy.
+__device__ __forceinline__ void sum_of_rows(const float *in, double *partial, u32 column, u32 rows, u32 stride) {
     u32 first = blockIdx.y * SUMMED_ROWS, last = min(first + SUMMED_ROWS, rows);
     double sum = 0.0;
-#pragma unroll 8
+#pragma unroll 16
     for (u32 row = first; row < last; row++) sum += in[(u64)row * stride + column];
     partial[(u64)blockIdx.y * stride + column] = sum;
 }
 
-// sum [stride] float64 and mean [stride] from column_sums' parts.
-extern "C" __global__ void finish_columns(const double *__restrict__ partial, double *__restrict__ sum,
-                                          float *__restrict__ mean, u32 rows, u32 stride,
-                                          const Report *__restrict__ report) {
+// The first kernel of a step: resets the report, and forms sum and mean [stride] of the batch. The last block of those that
+// share columns adds up their parts. `arrived` [stride/64]. Block 64, grid (stride/64, ⌈rows/64⌉).
+extern "C" __global__ void __launch_bounds__(64)
+batch_columns(const float *__restrict__ x, double *partial, double *__restrict__ sum, float *__restrict__ mean,
+              u32 *arrived, u32 rows, u32 stride, Report *report) {
     if (report->status != RUNNING) return;
-    u32 column = blockIdx.x * blockDim.x + threadIdx.x;
-    if (column >= stride) return;
-    double whole = 0.0;
-    for (u32 part = 0; part < (rows + SUMMED_ROWS - 1) / SUMMED_ROWS; part++) {
-        whole += partial[(u64)part * stride + column];
+    __shared__ u32 flag;
+    u32 column = blockIdx.x * 64 + threadIdx.x;
+    if (blockIdx.x == 0 && blockIdx.y == 0 && threadIdx.x == 0) {
+        report->row = NO_ROW;
+        report->loss = report->mse = report->penalty_term = report->min_sparsity = report->max_sparsity = 0.0;
+        report->candidates = 0;
+        report->below_target = 0;
+        report->diverged = 0;
+        report->non_finite_row = report->zero_row = NO_ROW;
     }
+    sum_of_rows(x, partial, column, rows, stride);
+    if (!last_block(arrived + blockIdx.x, gridDim.y, &flag)) return;
+    double whole = 0.0;
+#pragma unroll 16
+    for (u32 part = 0; part < gridDim.y; part++) whole += partial[(u64)part * stride + column];
     sum[column] = whole;
     mean[column] = (float)(whole / rows);
+}
+
+// The parts of other sums of columns, of gradients: added up by the kernel that uses them. Block 64, grid (stride/64,
+// ⌈rows/64⌉).
+extern "C" __global__ void __launch_bounds__(64)
+column_sums(const float *__restrict__ in, double *__restrict__ partial, u32 rows, u32 stride,
+            const Report *__restrict__ report) {
+    if (report->status != RUNNING) return;
+    sum_of_rows(in, partial, blockIdx.x * 64 + threadIdx.x, rows, stride);
 }
 
 // One warp per row; blockDim a multiple of 32, grid ⌈rows/(blockDim/32)⌉. `bias` is b_dec with the pre-bias, else null,

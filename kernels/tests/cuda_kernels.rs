@@ -73,6 +73,13 @@ struct Case {
 
 const REPORT_BYTES: usize = 168;
 
+/// The report of a step that has begun: no row has been found bad yet.
+fn begun(device: &mut EmulatedDevice) -> Buffer {
+    let mut report = vec![0u32; REPORT_BYTES / 4];
+    report[REPORT_BYTES / 4 - 2..].fill(u32::MAX);
+    device.holding(&report)
+}
+
 impl Case {
     fn new((rows, width, features): (usize, usize, usize), activity: Activity) -> Case {
         let (x, weights) = (numbers(rows * width, 1), numbers(features * width, 2));
@@ -345,10 +352,19 @@ fn row_norms_and_the_batchs_mean_equal_the_cpus() {
         let (rows, stride) = (case.rows, case.stride);
         let parts = case.device.room::<f64>(rows.div_ceil(64) * stride);
         let (sum, mean) = (case.device.room::<f64>(stride), case.device.room::<f32>(stride));
-        let arguments = [all(&case.device_x), all(&parts), size(rows), size(stride), all(&case.report)];
-        case.device.run("column_sums", (stride.div_ceil(64), rows.div_ceil(64)), 64, &arguments);
-        let arguments = [all(&parts), all(&sum), all(&mean), size(rows), size(stride), all(&case.report)];
-        case.device.run("finish_columns", (stride.div_ceil(64), 1), 64, &arguments);
+        let arrived = case.device.holding(&vec![0u32; stride / 64]);
+        let arguments = [
+            all(&case.device_x),
+            all(&parts),
+            all(&sum),
+            all(&mean),
+            all(&arrived),
+            size(rows),
+            size(stride),
+            all(&case.report),
+        ];
+        case.device.run("batch_columns", (stride / 64, rows.div_ceil(64)), 64, &arguments);
+        assert!(arrived.numbers::<u32>().iter().all(|count| *count == 0));
         let bias = case.device.holding(&padded(&numbers(case.width, 9), case.width, stride));
         let (input, x_bf16) =
             (case.device.room::<f32>(rows * stride), case.device.room::<u16>(rows * stride));
@@ -412,15 +428,15 @@ fn rows_with_nan_or_infinity_and_rows_at_the_mean_are_named_by_the_first_of_them
     (x[31 * 64 + 2], x[33 * 64 + 4]) = (f32::NAN, f32::NEG_INFINITY);
     x[17 * 64..18 * 64].fill(0.0);
     case.device_x = case.device.holding(&x);
-    case.device.run("begin", (1, 1), 1, &[all(&case.report)]);
+    let report = begun(&mut case.device);
     let mean = case.device.holding(&vec![0.0f32; 64]);
     let x_bf16 = case.device.room::<u16>(40 * 64);
     let arrays: [Buffer; 5] = std::array::from_fn(|_| case.device.room::<f32>(40));
     let mut arguments = vec![all(&case.device_x), all(&mean), Argument::Null, Argument::Null, all(&x_bf16)];
     arguments.extend(arrays.iter().map(all));
-    arguments.extend([size(40), size(64), size(1), size(1), all(&case.report)]);
+    arguments.extend([size(40), size(64), size(1), size(1), all(&report)]);
     case.device.run("row_norms", (5, 1), 256, &arguments);
-    let report = case.report.numbers::<u32>();
+    let report = report.numbers::<u32>();
     assert_eq!(report[REPORT_BYTES / 4 - 2..], [31, 17]);
 }
 
@@ -626,8 +642,7 @@ fn frequencies_and_slopes_equal_the_cpus_while_batches_enter_leave_and_fall_out(
         let counts: Vec<u32> =
             numbers(FEATURES, 50 + t as u64).iter().map(|v| (v.abs() * scale) as u32).collect();
         let device_counts = device.holding(&counts);
-        let report = device.holding(&[0u8; REPORT_BYTES]);
-        device.run("begin", (1, 1), 1, &[all(&report)]);
+        let report = begun(&mut device);
         // The batch as it is reported: no error, and in its first rows as many active features as a row can have.
         let total: u32 = counts.iter().sum();
         let mut results = vec![[0u32; 8]; rows];

@@ -81,10 +81,17 @@ pub(crate) enum Arrivals {
     Report,
     Frequencies,
     Lists,
+    /// The first of one for each 64 columns.
+    Columns,
 }
 
+/// Columns that a block of the kernels that sum over rows takes; the stride is a multiple of it.
+pub(crate) const COLUMNS: usize = 64;
+
 /// Counters in [`Buffers::arrivals`].
-pub(crate) const ARRIVALS: usize = 3;
+pub(crate) fn arrivals(plan: &Plan) -> usize {
+    Arrivals::Columns as usize + plan.stride / COLUMNS
+}
 
 /// Lines of a mask that a block of the list kernels takes.
 pub(crate) const LISTED_LINES: usize = 32;
@@ -156,7 +163,7 @@ impl<B> Buffers<B> {
             results: array(rows, ROW_RESULT_BYTES, "the rows' results")?,
             window: array(1, size_of::<Window>(), "the frequency window")?,
             report_parts: array(REPORT_PARTS, 8, "the step's report")?,
-            arrivals: array(ARRIVALS, 4, "the step's report")?,
+            arrivals: array(arrivals(plan), 4, "the step's report")?,
             levels: array(plan.window, 8, "the frequency window")?,
             summed: array(plan.window, 4, "the frequency window")?,
             changes: array(plan.window, 4, "the frequency window")?,

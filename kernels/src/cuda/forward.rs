@@ -1,6 +1,6 @@
 //! The first half of a step: from a batch to g = dL/dx̂ and the report.
 
-use super::buffers::{Arrivals, LISTED_LINES, all, count, launch, maybe};
+use super::buffers::{Arrivals, COLUMNS, LISTED_LINES, all, count, launch, maybe};
 use super::device::{Argument, Device, DeviceError, Screen};
 use super::layout::{mse_kind, penalty_kind};
 use super::plan::{Path, Precision, SUMMED_ROWS};
@@ -99,17 +99,18 @@ impl<D: Device> CudaStep<D> {
             launch(device, ("rows", "pad_rows"), ((rows * stride).div_ceil(256), 1), 256, &arguments)?;
         }
         let x = self.padded(batch);
-        launch(device, ("rows", "begin"), (1, 1), 1, &[all(&b.report)])?;
-        self.column_sums(device, x, &b.column_parts, rows)?;
         let arguments = [
+            all(x),
             all(&b.column_parts),
             all(&b.column_sum),
             all(&b.mean),
+            b.arrivals(Arrivals::Columns),
             count(rows),
             count(stride),
             all(&b.report),
         ];
-        launch(device, ("rows", "finish_columns"), (stride.div_ceil(64), 1), 64, &arguments)?;
+        let grid = (stride / COLUMNS, rows.div_ceil(SUMMED_ROWS));
+        launch(device, ("rows", "batch_columns"), grid, COLUMNS as u32, &arguments)?;
         let zero_check = match (purpose, self.spec.loss.mse) {
             (Purpose::Evaluation, _) | (_, Mse::Sum) => 0,
             (_, Mse::Centered) => 1,
@@ -151,8 +152,8 @@ impl<D: Device> CudaStep<D> {
     ) -> Result<(), DeviceError> {
         let stride = self.plan.stride;
         let arguments = [all(matrix), all(parts), count(rows), count(stride), all(&self.buffers.report)];
-        let grid = (stride.div_ceil(64), rows.div_ceil(SUMMED_ROWS));
-        launch(device, ("rows", "column_sums"), grid, 64, &arguments)
+        let grid = (stride / COLUMNS, rows.div_ceil(SUMMED_ROWS));
+        launch(device, ("rows", "column_sums"), grid, COLUMNS as u32, &arguments)
     }
 
     /// Sets the bits of the pairs that may be active.

@@ -17,7 +17,7 @@ use crate::loss::Mse;
 use crate::stats::Sums;
 use crate::step::{Schedule, StepSpec};
 
-use super::buffers::{ARRIVALS, Buffers, DenseBuffers, launch};
+use super::buffers::{Buffers, DenseBuffers, arrivals, launch};
 use super::device::{Argument, Device, DeviceError};
 use super::forward::Purpose;
 use super::layout::{ROW_RESULT_BYTES, Report, Scalars, frequency_targets, status};
@@ -175,7 +175,7 @@ impl<D: Device> CudaStep<D> {
         let targets = frequency_targets(&spec.loss);
         device.upload(&mut step.buffers.targets, 0, bytemuck::bytes_of(&targets))?;
         device.zero(&mut step.buffers.report, 0, size_of::<Report>())?;
-        device.zero(&mut step.buffers.arrivals, 0, 4 * ARRIVALS)?;
+        device.zero(&mut step.buffers.arrivals, 0, 4 * arrivals(&step.plan))?;
         let zeros = Parameters::zeros(spec.width, spec.features);
         step.load(device, [weights, &zeros, &zeros], &[], &vec![0; spec.features])?;
         Ok(step)
