@@ -251,11 +251,15 @@ impl PathChoice {
 
     /// The path that step number `step` takes.
     pub fn of_step(&mut self, step: u64) -> Path {
-        let known = self.found.iter().take_while(|(found, _)| found + 2 <= step).count();
-        for (_, active) in self.found.drain(..known).collect::<Vec<_>>() {
+        self.learn(self.found.iter().take_while(|(found, _)| found + 2 <= step).count());
+        self.next
+    }
+
+    /// Takes the first `count` of what dense steps found into account.
+    fn learn(&mut self, count: usize) {
+        for (_, active) in self.found.drain(..count).collect::<Vec<_>>() {
             self.after_dense(active);
         }
-        self.next
     }
 
     /// Dense step number `step` found `active` pairs.
@@ -280,6 +284,8 @@ impl PathChoice {
 
     /// The device refused a sparse step because its candidates did not fit.
     pub fn after_refusal(&mut self) {
+        // All before that step is known by now, however early it was finished.
+        self.learn(self.found.len());
         self.refused = true;
         self.next = Path::Dense;
     }
@@ -382,24 +388,35 @@ mod tests {
 
     #[test]
     fn the_choice_does_not_depend_on_how_early_steps_are_finished() {
-        // What the dense steps find, by number.
-        let active = |step: u64| 1200 - 100 * step;
-        let paths = |ahead: u64| {
-            let (mut choice, mut paths) = (PathChoice::new(1000, 100_000), Vec::new());
-            let mut finished = 0;
-            for step in 1..30 {
-                paths.push(choice.of_step(step));
-                while finished + ahead < step {
-                    finished += 1;
-                    if paths[finished as usize - 1] == Path::Dense {
-                        choice.found(finished, active(finished.min(11)));
+        // What dense steps find, and the sparse ones that are refused: also right after a dense one.
+        let active = |step: u64| if step < 30 { 1200 - 100 * step.min(11) } else { 70 - step / 8 };
+        let overflows = |step: u64| [6, 7, 12, 31, 60].contains(&step);
+        let paths = |ahead: usize| {
+            let (mut choice, mut paths) = (PathChoice::new(1000, 100_000), vec![Path::Dense; 400]);
+            let mut begun = std::collections::VecDeque::new();
+            for step in 1..400 {
+                begun.push_back((step, choice.of_step(step)));
+                while begun.len() > ahead {
+                    let (first, path) = begun.pop_front().unwrap();
+                    if path == Path::Sparse && overflows(first) {
+                        choice.after_refusal();
+                        // It and those behind it begin anew.
+                        begun.push_front((first, path));
+                        begun.iter_mut().for_each(|(step, path)| *path = choice.of_step(*step));
+                        continue;
                     }
+                    if path == Path::Dense {
+                        choice.found(first, active(first));
+                    }
+                    paths[first as usize] = path;
                 }
             }
-            paths
+            paths[..398].to_vec()
         };
-        assert_eq!(paths(0), paths(1));
-        assert_eq!(paths(0).iter().filter(|&&path| path == Path::Dense).count(), 5, "{:?}", paths(0));
+        let alone = paths(0);
+        assert_eq!(alone, paths(1));
+        let changes = alone.windows(2).filter(|pair| pair[0] != pair[1]).count();
+        assert!(changes >= 5, "{changes}");
     }
 
     #[test]
