@@ -60,9 +60,9 @@ decode_dense(const float *__restrict__ x, const float *__restrict__ squared, con
              u32 width, u32 stride, u32 line, u32 mse, u32 kind, const Scalars *__restrict__ scalars,
              const Report *__restrict__ report) {
     if (report->status != RUNNING) return;
-    __shared__ float float_sums[32 * 3];
-    __shared__ double double_sums[32 * 2];
-    __shared__ u32 counts[32];
+    __shared__ float float_sums[8 * 3];
+    __shared__ double double_sums[8 * 2];
+    __shared__ u32 counts[8];
     u32 row = blockIdx.x;
     float scale = gradient_scale(mse, rows, width, squared[row], centered[row]);
     float sums[3] = {0.0f, 0.0f, 0.0f};
@@ -85,9 +85,9 @@ decode_dense(const float *__restrict__ x, const float *__restrict__ squared, con
             add_activation(kind, scalars->penalty_parameter, value, norm, of_pairs);
         }
     }
-    block_sum(sums, float_sums);
-    block_sum(of_pairs, double_sums);
-    block_sum(active, counts);
+    block_sum<8>(sums, float_sums);
+    block_sum<8>(of_pairs, double_sums);
+    block_sum<8>(active, counts);
     if (threadIdx.x == 0) {
         RowResult result;
         result.squared_error = sums[0];
