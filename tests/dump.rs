@@ -479,7 +479,9 @@ fn nasty_texts_have_the_ids_that_hugging_faces_tokenizers_give() {
     let (model, golden, out) =
         (model.display().to_string(), golden.display().to_string(), setting.path("store"));
     let words = ["--model", &model, "--dataset", &golden, "--out", &out, "--layer", "0", "--context", "64"];
-    run_ok("activation-dump", words.into_iter().chain(["--tokens", "10M", "--device", "cpu"]));
+    // More than there are, but not so many that the disk could not hold them.
+    let more = (2 * expected.len()).to_string();
+    run_ok("activation-dump", words.into_iter().chain(["--tokens", &more, "--device", "cpu"]));
     let store = setting.store("store");
     let tokens = store.context_tokens(0..store.contexts()).unwrap();
     // Without the BOS tokens, which packing adds, the contexts are the documents one after another.
