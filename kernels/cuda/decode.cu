@@ -29,8 +29,8 @@ __device__ void decode_row(const float *x, const float *squared, const float *ce
                            const float *decoder_bias, const float *decoder_norm, const u32 *starts, const u32 *row_active,
                            const u32 *pair_features, const float *row_values, float *g, RowResult *results, u32 rows,
                            u32 width, u32 stride, u32 mse, u32 kind, const Scalars *scalars) {
-    __shared__ float float_sums[8 * 3];
-    __shared__ double double_sums[8 * 2];
+    __shared__ float float_sums[32 * 3];
+    __shared__ double double_sums[32 * 2];
     u32 row = blockIdx.x, begin = starts[row], count = row_active[row];
     const u32 *features = pair_features + begin;
     const float *values = row_values + begin;
@@ -71,8 +71,8 @@ __device__ void decode_row(const float *x, const float *squared, const float *ce
         float norm = decoder_norm ? decoder_norm[features[at]] : 1.0f;
         add_activation(kind, scalars->penalty_parameter, values[at], norm, of_pairs);
     }
-    block_sum<8>(sums, float_sums);
-    block_sum<8>(of_pairs, double_sums);
+    block_sum(sums, float_sums);
+    block_sum(of_pairs, double_sums);
     if (threadIdx.x == 0) {
         RowResult result;
         result.squared_error = sums[0];
