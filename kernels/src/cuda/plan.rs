@@ -249,10 +249,22 @@ impl PathChoice {
         self.next
     }
 
-    /// The path that step number `step` takes.
-    pub fn of_step(&mut self, step: u64) -> Path {
+    /// The path that step number `step` takes. Nothing changes before that step is done: one that fails leaves no trace.
+    pub fn of_step(&self, step: u64) -> Path {
+        let mut then = self.clone();
+        then.learn_before(step);
+        then.next
+    }
+
+    /// Step number `step` was done; `active` pairs were found, if it was a dense one.
+    pub fn done(&mut self, step: u64, active: Option<u64>) {
+        self.learn_before(step);
+        self.found.extend(active.map(|active| (step, active)));
+    }
+
+    /// Takes into account what step number `step` is to know.
+    fn learn_before(&mut self, step: u64) {
         self.learn(self.found.iter().take_while(|(found, _)| found + 2 <= step).count());
-        self.next
     }
 
     /// Takes the first `count` of what dense steps found into account.
@@ -260,11 +272,6 @@ impl PathChoice {
         for (_, active) in self.found.drain(..count).collect::<Vec<_>>() {
             self.after_dense(active);
         }
-    }
-
-    /// Dense step number `step` found `active` pairs.
-    pub fn found(&mut self, step: u64, active: u64) {
-        self.found.push((step, active));
     }
 
     fn after_dense(&mut self, active: u64) {
@@ -405,9 +412,7 @@ mod tests {
                         begun.iter_mut().for_each(|(step, path)| *path = choice.of_step(*step));
                         continue;
                     }
-                    if path == Path::Dense {
-                        choice.found(first, active(first));
-                    }
+                    choice.done(first, (path == Path::Dense).then(|| active(first)));
                     paths[first as usize] = path;
                 }
             }

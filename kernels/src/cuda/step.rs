@@ -277,9 +277,7 @@ impl<D: Device> CudaStep<D> {
             _ => return Err(self.refusal(&report, step)),
         }
         self.done = step;
-        if path == Path::Dense {
-            self.choice.found(step, report.active);
-        }
+        self.choice.done(step, (path == Path::Dense).then_some(report.active));
         if report.diverged != 0 {
             return Err(StepError::Diverged { step });
         }
