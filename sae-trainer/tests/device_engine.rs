@@ -131,21 +131,24 @@ fn a_refused_step_and_the_one_behind_it_are_done_the_other_way() {
 
 #[test]
 fn a_bad_batch_stops_itself_and_the_step_behind_it_and_nothing_else() {
-    let mut engine = device_engine(1.0);
-    train_ahead(&mut engine, 0..3);
-    let before = engine.state().unwrap();
-    let mut bad = batch(3);
-    bad[5 * WIDTH + 2] = f32::NAN;
-    assert_eq!(engine.submit(&bad, &schedule(3)).unwrap(), None);
-    let error = engine.submit(&batch(4), &schedule(4)).unwrap_err();
-    assert_eq!(error, EngineError::NonFiniteRow { row: 5 });
-    assert_eq!(engine.finish().unwrap(), None);
-    assert!(engine.state().unwrap() == before);
-    assert_eq!(engine.evaluate(&bad).unwrap_err(), error);
-    let mut other = device_engine(1.0);
-    train_ahead(&mut other, 0..3);
-    assert_eq!(train_ahead(&mut engine, 3..5), train_ahead(&mut other, 3..5));
-    assert!(engine.submit(&batch(0)[1..], &schedule(0)).is_err());
+    // On the sparse and on the dense path.
+    for density in [1.0, 0.0] {
+        let mut engine = device_engine(density);
+        train_ahead(&mut engine, 0..3);
+        let before = engine.state().unwrap();
+        let mut bad = batch(3);
+        bad[5 * WIDTH + 2] = f32::NAN;
+        assert_eq!(engine.submit(&bad, &schedule(3)).unwrap(), None);
+        let error = engine.submit(&batch(4), &schedule(4)).unwrap_err();
+        assert_eq!(error, EngineError::NonFiniteRow { row: 5 });
+        assert_eq!(engine.finish().unwrap(), None);
+        assert!(engine.state().unwrap() == before);
+        assert_eq!(engine.evaluate(&bad).unwrap_err(), error);
+        let mut other = device_engine(density);
+        train_ahead(&mut other, 0..3);
+        assert_eq!(train_ahead(&mut engine, 3..5), train_ahead(&mut other, 3..5));
+        assert!(engine.submit(&batch(0)[1..], &schedule(0)).is_err());
+    }
 }
 
 #[test]

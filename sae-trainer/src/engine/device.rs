@@ -13,7 +13,6 @@ use std::rc::Rc;
 
 use half::f16;
 use kernels::cpu::{Parameters, transposed};
-use kernels::cuda::State as CudaState;
 use kernels::cuda::cuda_device::CudaDevice;
 use kernels::cuda::device::{Device, DeviceError, Properties};
 use kernels::cuda::plan::{self, Options, Plan};
@@ -405,45 +404,10 @@ impl<D: Device> Engine for DeviceEngine<D> {
     }
 
     fn state(&self) -> Result<EngineState, EngineError> {
-        let CudaState {
-            step,
-            weights,
-            first_moments,
-            second_moments,
-            window,
-            steps_since_fired,
-            path_choice,
-        } = self.shared.with(|device| self.step.state(device))?;
-        Ok(EngineState {
-            step,
-            weights,
-            first_moments,
-            second_moments,
-            window,
-            steps_since_fired,
-            path_choice,
-        })
+        Ok(self.shared.with(|device| self.step.state(device))?)
     }
 
     fn restore(&mut self, state: EngineState) -> Result<(), EngineError> {
-        let EngineState {
-            step,
-            weights,
-            first_moments,
-            second_moments,
-            window,
-            steps_since_fired,
-            path_choice,
-        } = state;
-        let state = CudaState {
-            step,
-            weights,
-            first_moments,
-            second_moments,
-            window,
-            steps_since_fired,
-            path_choice,
-        };
         Ok(self.shared.with(|device| self.step.restore(device, &state))?)
     }
 }

@@ -13,6 +13,8 @@ pub use rows::Rows;
 
 pub use kernels::cpu::Parameters;
 pub use kernels::cpu::encode::Search;
+/// Everything a run needs to continue bit for bit, on any engine.
+pub use kernels::cuda::State as EngineState;
 use kernels::cuda::device::DeviceError;
 use kernels::cuda::plan::PlanError;
 pub use kernels::cuda::plan::{Options as DeviceOptions, PathChoice, Precision};
@@ -82,26 +84,6 @@ pub struct StepStats {
 /// What an evaluation reports: sums over rows that add up over batches ([`Sums::merge`]) and the
 /// metrics that follow from them.
 pub type EvalStats = Sums;
-
-/// Everything a run needs to continue bit for bit. Optimizer moments have the weights' shapes.
-#[derive(Debug, Clone, PartialEq)]
-pub struct EngineState {
-    /// Steps done.
-    pub step: u64,
-    /// The weights.
-    pub weights: Parameters,
-    /// Adam's first moments.
-    pub first_moments: Parameters,
-    /// Adam's second moments.
-    pub second_moments: Parameters,
-    /// In how many rows of a batch each feature was active, for the last (at most n) batches, the
-    /// oldest first: [batches, F].
-    pub window: Vec<u32>,
-    /// Steps since each feature was last active, 0 if it was in the last step: [F].
-    pub steps_since_fired: Vec<u64>,
-    /// How a device chooses the path of its steps, which it rounds differently. Engines without such a choice have none.
-    pub path_choice: Option<PathChoice>,
-}
 
 /// Why a step, an evaluation or a restore did not happen. The engine's state is as before, except
 /// after [`EngineError::Diverged`].
