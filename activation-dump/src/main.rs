@@ -2,6 +2,8 @@
 //!
 //! Standard output carries what was asked for (`info`, `--json`), standard error everything else.
 
+#![warn(clippy::print_stdout, clippy::print_stderr)] // `terminal` writes; see there why
+
 mod arguments;
 mod damage;
 mod dataset;
@@ -34,13 +36,14 @@ fn main() -> ExitCode {
         Some(Command::Verify(arguments)) => inspect::verify(arguments),
         Some(Command::Export(arguments)) => inspect::export(arguments),
     };
-    done.unwrap_or_else(|error| {
-        eprintln!("error: {error:#}");
+    let code = done.unwrap_or_else(|error| {
+        terminal::say!("error: {error:#}");
         if let Some(hint) = hint(&error) {
-            eprintln!("hint: {hint}");
+            terminal::say!("hint: {hint}");
         }
         ExitCode::FAILURE
-    })
+    });
+    terminal::exit_code(code)
 }
 
 /// The flags that help with an error whose text, a library's, cannot know them.

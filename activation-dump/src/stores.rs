@@ -63,7 +63,7 @@ fn spec(arguments: &DumpArguments, plan: &Plan, common: &Common<'_>, hook: &Hook
         dataset: arguments.source.dataset.clone(),
         dataset_hash: common.dataset_hash.clone(),
         tool_version: env!("CARGO_PKG_VERSION").to_owned(),
-        command_line: std::env::args().collect::<Vec<_>>().join(" "),
+        command_line: terminal::command_line(),
         ..Provenance::default()
     };
     let extra = &mut provenance.extra;

@@ -32,7 +32,7 @@ pub(crate) fn settings(plan: &Plan, batches: &Batches, compute: &Compute) -> Res
     if let Some(path) = &settings.init_from {
         lines.push(("start", path.display().to_string()));
     }
-    eprint!("{}\n{}", program(), pairs(&lines));
+    terminal::say!("{}\n{}", program(), pairs(&lines).trim_end());
     Ok(())
 }
 
@@ -56,7 +56,7 @@ pub(crate) fn sweep(out: &Path, plans: &[Plan], batches: &Batches, compute: &Com
     lines.push(("engine", compute.describe(&all, stream_memory(&first.stores, batches))?));
     let points = format!("{}: {} points at once, seed {}", out.display(), plans.len(), all[0].seed);
     lines.push(("sweep", points));
-    eprint!("{}\n{}", program(), pairs(&lines));
+    terminal::say!("{}\n{}", program(), pairs(&lines).trim_end());
     let rows: Vec<Vec<String>> = plans
         .iter()
         .map(|plan| {
@@ -66,7 +66,7 @@ pub(crate) fn sweep(out: &Path, plans: &[Plan], batches: &Batches, compute: &Com
             vec![format!("    {name}"), differences.join("; ")]
         })
         .collect();
-    eprint!("{}", columns(&rows));
+    terminal::say!("{}", columns(&rows).trim_end());
     Ok(())
 }
 

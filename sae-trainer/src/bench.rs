@@ -36,7 +36,7 @@ pub(crate) fn bench(arguments: &BenchArguments) -> Result<()> {
     let options = CpuOptions { threads, ..CpuOptions::default() };
     let report = engine::bench(&spec, &weights, &rows, options, usize::from(arguments.repeats))?;
     match arguments.json {
-        true => println!("{}", serde_json::to_string_pretty(&as_json(&spec, &report))?),
+        true => terminal::report!("{}", serde_json::to_string_pretty(&as_json(&spec, &report))?),
         false => print(&spec, &weights, &report),
     }
     Ok(())
@@ -78,7 +78,7 @@ fn first_batch(store: &std::path::Path, spec: &StepSpec) -> Result<Vec<f32>> {
 }
 
 fn print(spec: &StepSpec, weights: &Weights, report: &BenchReport) {
-    println!(
+    terminal::report!(
         "B {}, d {}, F {}, L0 {:.1}; {} threads, {}; ceilings {:.0} GFLOP/s and {:.1} GB/s, measured",
         table::grouped(spec.batch as u64),
         weights.d_in,
@@ -101,8 +101,8 @@ fn print(spec: &StepSpec, weights: &Weights, report: &BenchReport) {
             format!("{:.0} %", 100.0 * row.share),
         ]
     }));
-    print!("{}", table::columns(&rows));
-    println!(
+    terminal::report!("{}", table::columns(&rows).trim_end());
+    terminal::report!(
         "{} path, {:.2} % of the pairs computed again after screening; {} tokens/s",
         format!("{:?}", report.path).to_lowercase(),
         100.0 * report.rechecked,

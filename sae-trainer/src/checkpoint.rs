@@ -32,7 +32,7 @@ struct Training {
 
 /// Writes the checkpoint `folder`, whole or not at all. `sae` holds the weights of `state`.
 pub(crate) fn save(folder: &Path, sae: &Sae, state: &EngineState) -> Result<()> {
-    let written = sae::replace_folder(folder, |new| {
+    let written = durable_files::replace_folder(folder, |new| {
         sae.write_into(new)?;
         write_tensors(&new.join(TENSORS_FILE), sae.config.d_in, state)?;
         let training = Training { step: state.step, path_choice: state.path_choice.clone() };

@@ -33,7 +33,7 @@ impl Compute {
             DeviceChoice::Auto => match CudaDevice::new(&CudaOptions::default()) {
                 Ok(device) => Some(device),
                 Err(reason) => {
-                    eprintln!("training on the CPU: {reason}");
+                    terminal::say!("training on the CPU: {reason}");
                     None
                 }
             },

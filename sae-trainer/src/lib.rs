@@ -13,6 +13,8 @@
 //! - `run_folder`, `checkpoint`, `record`: what a run leaves on disk.
 //! - `progress`, `compare`, `bench`: what a person sees.
 
+#![warn(clippy::print_stdout, clippy::print_stderr)] // `terminal` writes; see there why
+
 use std::process::ExitCode;
 
 mod announce;
@@ -25,7 +27,6 @@ mod compute;
 mod decoder_bias;
 pub mod engine;
 mod evaluation;
-mod interrupt;
 mod plan;
 mod progress;
 mod record;
@@ -49,8 +50,9 @@ pub fn main() -> ExitCode {
         Some(arguments::Command::Bench(bench)) => bench::bench(&bench).map(|()| ExitCode::SUCCESS),
         None => train::train(line.train).map(ExitCode::from),
     };
-    result.unwrap_or_else(|error| {
-        eprintln!("error: {error:#}");
+    let code = result.unwrap_or_else(|error| {
+        terminal::say!("error: {error:#}");
         ExitCode::FAILURE
-    })
+    });
+    terminal::exit_code(code)
 }

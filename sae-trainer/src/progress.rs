@@ -74,7 +74,7 @@ impl Progress {
         let logged = latest.iter().any(|latest| latest.step == step && latest.logged);
         let silence = self.last_line.map_or(LONGEST, |last| now.duration_since(last));
         if silence >= LONGEST || (logged && silence >= SHORTEST) || step == self.steps {
-            eprintln!("{}", self.line(&latest));
+            terminal::say!("{}", self.line(&latest));
             self.last_line = Some(now);
         }
     }
@@ -100,8 +100,8 @@ impl Progress {
     /// Prints a line beside the bar.
     pub(crate) fn say(&self, line: &str) {
         match &self.bar {
-            Some(bar) => bar.suspend(|| eprintln!("{line}")),
-            None => eprintln!("{line}"),
+            Some(bar) => bar.suspend(|| terminal::say!("{line}")),
+            None => terminal::say!("{line}"),
         }
     }
 
@@ -135,7 +135,7 @@ pub(crate) fn evaluation(rows: u64) -> ProgressBar {
         ProgressStyle::with_template("{bar:24} evaluating: {human_pos} of {human_len} rows  ETA {eta}");
     bar.set_style(style.expect("the template is valid"));
     if bar.is_hidden() {
-        eprintln!("evaluating on {} rows of the store", grouped(rows));
+        terminal::say!("evaluating on {} rows of the store", grouped(rows));
     }
     bar
 }

@@ -169,7 +169,7 @@ impl RunFolder {
     pub(crate) fn open(path: &Path, config: &RunConfig) -> Result<RunFolder> {
         let lock = lock(path)?;
         let text = serde_json::to_vec_pretty(config).expect("a configuration is plain data");
-        sae::replace_file(&path.join(CONFIG), &text)?;
+        durable_files::replace_file(&path.join(CONFIG), &text)?;
         let metrics = path.join(METRICS);
         let metrics = File::options()
             .append(true)
@@ -215,7 +215,7 @@ impl RunFolder {
             Ok(kept)
         };
         let kept = read().with_context(|| format!("cannot read {}", path.display()))?;
-        sae::replace_file(&path, &kept)?;
+        durable_files::replace_file(&path, &kept)?;
         self.metrics = File::options()
             .append(true)
             .open(&path)
@@ -251,7 +251,7 @@ impl RunFolder {
 
     pub(crate) fn save_summary(&self, summary: &Summary) -> Result<()> {
         let text = serde_json::to_vec_pretty(summary).expect("a summary is plain data");
-        Ok(sae::replace_file(&self.path.join(SUMMARY), &text)?)
+        Ok(durable_files::replace_file(&self.path.join(SUMMARY), &text)?)
     }
 }
 

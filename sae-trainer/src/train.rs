@@ -8,6 +8,7 @@
 use std::time::Duration;
 
 use anyhow::{Context, Result, ensure};
+use terminal::Interrupt;
 
 use crate::announce;
 use crate::arguments::{RunArguments, TrainArguments};
@@ -15,7 +16,6 @@ use crate::batches::Batches;
 use crate::compute::Compute;
 use crate::engine::{Engine, EngineError};
 use crate::evaluation::{evaluate, stream_options};
-use crate::interrupt::Interrupt;
 use crate::plan::Plan;
 use crate::progress::Progress;
 use crate::record::Summary;
@@ -26,7 +26,7 @@ use crate::sweep::SweepFolder;
 /// Trains one run, and returns the process' exit code: 0, or 130 after Ctrl-C.
 pub(crate) fn train(arguments: TrainArguments) -> Result<u8> {
     let interrupt = Interrupt::listen().context("cannot listen for Ctrl-C")?;
-    let plan = Plan::new(&arguments, std::env::args().collect::<Vec<_>>().join(" "))?;
+    let plan = Plan::new(&arguments, terminal::command_line())?;
     let json = arguments.run.json;
     let ready = Ready::new(vec![plan], arguments.run, interrupt, |plans, batches, compute| {
         announce::settings(&plans[0], batches, compute)
@@ -40,9 +40,9 @@ pub(crate) fn train(arguments: TrainArguments) -> Result<u8> {
     }
     for summary in &summaries {
         if json {
-            println!("{}", serde_json::to_string(summary)?);
+            terminal::report!("{}", serde_json::to_string(summary)?);
         } else {
-            print!("{}", announce::summary(summary));
+            terminal::report!("{}", announce::summary(summary).trim_end());
         }
     }
     Ok(0)
@@ -94,7 +94,7 @@ impl Ready {
         let runs: Vec<Run> = runs.into_iter().map(|run| run.start(&flags)).collect::<Result<_>>()?;
         let training = Training { flags, interrupt, batches, runs, sweep, lost: Vec::new() };
         if resumed {
-            eprintln!("continuing after step {}", training.step());
+            terminal::say!("continuing after step {}", training.step());
         }
         Ok(training)
     }
@@ -256,13 +256,13 @@ impl Training {
         }
         let (step, steps) = (self.step(), self.runs[0].settings().steps);
         match (&self.sweep, &saved[..]) {
-            (None, [(checkpoint, sae), ..]) => eprintln!(
+            (None, [(checkpoint, sae), ..]) => terminal::say!(
                 "stopped after step {step} of {steps}; saved {} and {}\ncontinue with: sae-trainer --resume --out {}",
                 checkpoint.display(),
                 sae.display(),
                 self.runs[0].path().display()
             ),
-            (Some(sweep), _) => eprintln!(
+            (Some(sweep), _) => terminal::say!(
                 "stopped after step {step} of {steps}; saved a checkpoint and sae/ of {} runs in {}\ncontinue with: \
                  sae-trainer sweep --resume --out {}",
                 saved.len(),

@@ -29,7 +29,7 @@ pub(crate) fn compare(arguments: &CompareArguments) -> Result<()> {
         match summary(run)? {
             // The name under which it was found: a run may have moved since.
             Some(found) => summaries.push(Summary { run: run.clone(), ..found }),
-            None if has_diverged(run)? => eprintln!("{} diverged and is left out", run.display()),
+            None if has_diverged(run)? => terminal::say!("{} diverged and is left out", run.display()),
             None if RunConfig::read(run)?.is_some() => bail!(
                 "the run in {} is not finished; continue it with: sae-trainer --resume --out {}",
                 run.display(),
@@ -40,12 +40,12 @@ pub(crate) fn compare(arguments: &CompareArguments) -> Result<()> {
     }
     if let Some(path) = &arguments.plot {
         plot::write(&summaries, path)?;
-        eprintln!("plotted in {}", path.display());
+        terminal::say!("plotted in {}", path.display());
     }
     if arguments.json {
-        println!("{}", serde_json::to_string(&summaries)?);
+        terminal::report!("{}", serde_json::to_string(&summaries)?);
     } else {
-        print!("{}", table(&summaries));
+        terminal::report!("{}", table(&summaries).trim_end());
     }
     Ok(())
 }

@@ -79,7 +79,7 @@ impl SweepRecord {
         SweepRecord {
             format: FORMAT,
             program: program(),
-            command_line: std::env::args().collect::<Vec<_>>().join(" "),
+            command_line: terminal::command_line(),
             points: points.collect(),
         }
     }
@@ -190,6 +190,6 @@ impl SweepFolder {
 
     fn write(&self) -> Result<()> {
         let text = serde_json::to_vec_pretty(&self.record).expect("a sweep is plain data");
-        Ok(sae::replace_file(&self.path.join(SWEEP), &text)?)
+        Ok(durable_files::replace_file(&self.path.join(SWEEP), &text)?)
     }
 }

@@ -9,11 +9,11 @@ use anyhow::{Context, Result, bail, ensure};
 
 pub(crate) use folder::{PointState, SWEEP, SweepFolder, SweepRecord};
 pub(crate) use grid::SweepArguments;
+use terminal::Interrupt;
 
 use crate::announce;
 use crate::arguments::{RunArguments, SettingArguments, TrainArguments};
 use crate::compare;
-use crate::interrupt::Interrupt;
 use crate::plan::{NO_STORE, Plan, check_space, merge};
 use crate::run_folder::RunConfig;
 use crate::train::{End, Ready};
@@ -34,15 +34,15 @@ pub(crate) fn sweep(arguments: SweepArguments) -> Result<u8> {
     };
     let record = SweepRecord::read(&out)?.context("the sweep's sweep.json is gone")?;
     if json {
-        println!("{}", serde_json::to_string(&record)?);
+        terminal::report!("{}", serde_json::to_string(&record)?);
     } else if !summaries.is_empty() {
-        print!("{}", compare::table(&summaries));
+        terminal::report!("{}", compare::table(&summaries).trim_end());
     }
     let diverged = record.names(PointState::Diverged);
     if diverged.is_empty() {
         return Ok(0);
     }
-    eprintln!(
+    terminal::say!(
         "error: {} of {} points diverged: {}",
         diverged.len(),
         record.points.len(),
@@ -88,7 +88,7 @@ fn plan(arguments: &SweepArguments) -> Result<(PathBuf, SweepRecord, Vec<Plan>)>
     let mut plans = Vec::new();
     for point in &mut record.points {
         if point.state == PointState::Diverged {
-            eprintln!("{} diverged before and is left out", out.join(&point.name).display());
+            terminal::say!("{} diverged before and is left out", out.join(&point.name).display());
             continue;
         }
         let folder = out.join(&point.name);

@@ -7,7 +7,7 @@ use std::path::Path;
 
 use safetensors::{Dtype, SafeTensors, tensor::TensorView};
 
-use crate::{Config, Error, Sae, Weights, replace_folder};
+use crate::{Config, Error, Sae, Weights};
 
 /// The configuration.
 pub const CONFIG_FILE: &str = "cfg.json";
@@ -19,7 +19,7 @@ pub const SPARSITY_FILE: &str = "sparsity.safetensors";
 impl Sae {
     /// Writes the folder `folder`: whole and synced to disk, or not at all. What was there is replaced.
     pub fn save(&self, folder: &Path) -> Result<(), Error> {
-        replace_folder(folder, |new| self.write_into(new))
+        durable_files::replace_folder(folder, |new| self.write_into(new))
     }
 
     /// Writes the autoencoder's files into an existing folder, for callers that put more beside them.
