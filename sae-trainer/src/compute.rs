@@ -32,6 +32,7 @@ impl Compute {
             }
             DeviceChoice::Auto => match CudaDevice::new(&CudaOptions::default()) {
                 Ok(device) => Some(device),
+                Err(reason) if reason.is_a_wrong_setting() => return Err(reason.into()),
                 Err(reason) => {
                     eprintln!("training on the CPU: {reason}");
                     None
