@@ -48,8 +48,8 @@ FULL = Sizes(
     contexts=3072, trained=1500, curves=2000, tests=(), peers=(), stage_one=())
 # What an emulated GPU does in seconds.
 SMALL = Sizes(
-    copy=1 << 20, product=64, screens=("1,1,1", "133,70,130"), step="64,64,1024", tiny_screens=("33,70,130",),
-    correctness="small", steps=3, dense_steps=2, densities=("5", "40"), crossover_steps=2, contexts=16, trained=30, curves=20,
+    copy=1 << 20, product=64, screens=("1,1,1", "133,70,130"), step="32,64,512", tiny_screens=("33,70,130",),
+    correctness="tiny", steps=3, dense_steps=2, densities=("5", "100"), crossover_steps=2, contexts=16, trained=30, curves=20,
     tests=("every_half_precision_number",),
     peers=("--rows", "32", "--width", "16", "--features", "64", "--runs", "1", "--device", "auto"),
     stage_one=("--tiny", "--device", "auto"), patience=8.0)
@@ -69,18 +69,20 @@ def adapted(results):
     return {SCREEN: "plain" if results.went_wrong("screens-mma") else "mma"}
 
 
-def hopper(results):
-    """Why there is no screen by wgmma, if there is none."""
-    capability = results.figure("device").get("capability", "9.0")
-    return None if capability == "9.0" else f"compute capability {capability} has no wgmma"
+def usable(kernel):
+    """Why the screen by this kernel is of no use on this machine, if it is not, given the results so far."""
 
+    def reason(results):
+        capability = results.figure("device").get("capability", "9.0")
+        if kernel == "wgmma" and capability != "9.0":
+            return f"compute capability {capability} has no wgmma"
+        return f"screens-{kernel} went wrong" if results.went_wrong(f"screens-{kernel}") else None
 
-def needs(kernel):
-    return {"needs": hopper} if kernel == "wgmma" else {}
+    return reason
 
 
 def ceilings(programs, sizes):
-    return Part("ceilings", [programs.gpu_check, "ceilings", str(sizes.copy), str(sizes.product)], 25)
+    return Part("ceilings", [programs.gpu_check, "ceilings", str(sizes.copy), str(sizes.product)], 40)
 
 
 def kernel_tests(name, test, sizes, limit):
@@ -102,16 +104,14 @@ def call_a(programs, sizes):
 
     def screens(kernel):
         return Part(f"screens-{kernel}", [check, "screens", *sizes.screens], 25, checks=True,
-                    environment={SCREEN: kernel, **BOUNDED}, **needs(kernel))
+                    environment={SCREEN: kernel, **BOUNDED}, needs=usable(kernel))
 
-    def correctness(precision, kernel=None, limit=25):
-        name = f"correctness-{precision}" + (f"-{kernel}" if kernel else "")
-        environment = {**BOUNDED, **({SCREEN: kernel} if kernel else {})}
-        return Part(name, [check, "correctness", precision, sizes.correctness], limit, checks=True, environment=environment,
-                    **needs(kernel))
+    def correctness(precision, kernel):
+        return Part(f"correctness-{precision}-{kernel}", [check, "correctness", precision, sizes.correctness], 25, checks=True,
+                    environment={SCREEN: kernel, **BOUNDED}, needs=usable(kernel))
 
     def timed(kernel):
-        return Part(f"time-{kernel}", [check, "time-screen", sizes.step], 15, environment={SCREEN: kernel}, **needs(kernel))
+        return Part(f"time-{kernel}", [check, "time-screen", sizes.step], 15, environment={SCREEN: kernel}, needs=usable(kernel))
 
     return Call(230, [
         Part("machine", ["nvidia-smi"], 10, counts=False),
@@ -123,7 +123,7 @@ def call_a(programs, sizes):
         timed("mma"),
         timed("wgmma"),
         correctness("exact", "wgmma"),
-        correctness("fp32"),
+        correctness("fp32", "plain"),
         correctness("bf16", "wgmma"),
         correctness("exact", "mma"),
         correctness("bf16", "mma"),

@@ -29,10 +29,10 @@ class Programs:
     onnxruntime: pathlib.Path | None
 
 
-def programs(root):
-    """Those in gpu/ if that is there, else those that cargo built."""
+def programs(root, built_here):
+    """Those in gpu/ if that is there, unless those `built_here` are asked for; else those that cargo built."""
     packed, built = root / "gpu", release_folder(root)
-    if (packed / "gpu_check").exists():
+    if (packed / "gpu_check").exists() and not built_here:
         archive = packed / "onnxruntime.tar.xz"
         return Programs(packed / "gpu_check", packed / "sae-trainer", packed / "activation-dump", packed / "cuda_kernels",
                         packed / "cuda_step", archive if archive.exists() else None)
@@ -81,7 +81,7 @@ def tool(name):
 
 @contextlib.contextmanager
 def scratch(out):
-    """The parts' environment: NVIDIA's libraries in the linker's path, an own cache of compiled kernels, and SCRATCH, a folder
+    """The parts' environment: NVIDIA's libraries in the linker's path, a cache of compiled kernels, which the next call finds, and SCRATCH, a folder
     for files, which is gone afterwards; OUT, the folder of what is kept."""
     folders, missing = library_folders()
     if missing:
@@ -89,5 +89,5 @@ def scratch(out):
     path = dict.fromkeys([*os.environ.get("LD_LIBRARY_PATH", "").split(":"), *folders])
     with tempfile.TemporaryDirectory(prefix="gpu-check-") as folder:
         environment = {**os.environ, "LD_LIBRARY_PATH": ":".join(filter(None, path)), "SCRATCH": folder, "OUT": str(out)}
-        environment.setdefault("XDG_CACHE_HOME", f"{folder}/cache")
+        environment.setdefault("XDG_CACHE_HOME", f"{tempfile.gettempdir()}/gpu-check-cache")
         yield environment

@@ -112,8 +112,8 @@ def run_part(command, environment, limit, log_path):
             # Of a group of its own, so that what it starts is killed with it.
             process = subprocess.Popen(command, stdin=subprocess.DEVNULL, stdout=log, stderr=log, process_group=0,
                                        env={**environment, "PYTHONUNBUFFERED": "1"})
-        except OSError as error:
-            return "failed", 0.0, str(error)
+        except FileNotFoundError as error:
+            return "left out", 0.0, str(error)
         try:
             result = outcome(process.wait(limit))
         except subprocess.TimeoutExpired:
@@ -156,12 +156,13 @@ def kill_group(group, number):
 
 
 def figures_of(output):
-    """The figures that a part printed: a JSON object a line, with the key `figure` first."""
+    """The figures that a part printed: a JSON object a line, with the key `figure`."""
     figures = []
     for line in output.splitlines():
-        if line.startswith('{"figure"'):
-            try:
-                figures.append(json.loads(line))
-            except json.JSONDecodeError:
-                pass  # cut off when the part was killed
+        try:
+            figure = json.loads(line) if line.startswith("{") else None
+        except json.JSONDecodeError:
+            continue  # cut off when the part was killed
+        if figure and "figure" in figure:
+            figures.append(figure)
     return figures

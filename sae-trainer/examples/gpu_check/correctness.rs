@@ -1,7 +1,9 @@
 //! Steps of every configuration on the GPU against the CPU engine, from the same weights on the same batches, in memory
 //! that held NaN.
 
-use anyhow::Result;
+use std::str::FromStr;
+
+use anyhow::{Result, bail};
 use sae::Weights;
 use sae_trainer::engine::{
     Adam, CpuEngine, CpuOptions, CudaEngine, DecoderNorm, DeviceOptions, Engine, EngineError,
@@ -44,10 +46,34 @@ fn spec((width, features, batch): (usize, usize, usize)) -> StepSpec {
     }
 }
 
-fn cases(small: bool) -> Vec<Case> {
-    let sizes: &[(usize, usize, usize)] = match small {
-        true => &[(35, 150, 130)],
-        false => &[(35, 150, 130), (1, 1, 1), (64, 64, 32), (130, 1000, 257), (768, 3072, 512)],
+/// Which sizes are compared.
+#[derive(Debug, Clone, Copy)]
+pub(crate) enum Sizes {
+    /// For an emulated GPU.
+    Tiny,
+    /// For a sanitizer.
+    Small,
+    All,
+}
+
+impl FromStr for Sizes {
+    type Err = anyhow::Error;
+
+    fn from_str(text: &str) -> Result<Sizes> {
+        match text {
+            "tiny" => Ok(Sizes::Tiny),
+            "small" => Ok(Sizes::Small),
+            "all" => Ok(Sizes::All),
+            _ => bail!("{text}: sizes are tiny, small or all"),
+        }
+    }
+}
+
+fn cases(sizes: Sizes) -> Vec<Case> {
+    let sizes: &[(usize, usize, usize)] = match sizes {
+        Sizes::Tiny => &[(9, 20, 33)],
+        Sizes::Small => &[(35, 150, 130)],
+        Sizes::All => &[(35, 150, 130), (1, 1, 1), (64, 64, 32), (130, 1000, 257), (768, 3072, 512)],
     };
     let mut cases = Vec::new();
     for size in sizes {
@@ -90,13 +116,13 @@ fn difference(got: &[f32], expected: &[f32]) -> f64 {
 }
 
 /// Steps in one precision, on the sparse and the dense path. Returns the number of failures.
-pub(crate) fn check(precision: Precision, small: bool) -> Result<usize> {
+pub(crate) fn check(precision: Precision, sizes: Sizes) -> Result<usize> {
     let paths: &[Path] =
         if precision == Precision::Bf16 { &[Path::Sparse] } else { &[Path::Sparse, Path::Dense] };
     let (mut failures, mut compared, mut excused, mut crossings) = (0, 0, 0, 0);
     // As long as one device is there, the next one finds the driver's context set up.
     let _first = device(false)?;
-    for case in cases(small) {
+    for case in cases(sizes) {
         for path in paths {
             let found = compare(&case, precision, *path)?;
             // In bfloat16 other pairs are active; what is looked at is that nothing is far off.

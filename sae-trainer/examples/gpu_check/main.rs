@@ -23,13 +23,16 @@ const USAGE: &str = "usage: gpu_check PART
     ceilings BYTES N             a copy of BYTES bytes, and a bfloat16 product of N × N matrices
     screens B,d,F...             the screen in use against the plain one, at each size
     time-screen B,d,F            how long it takes
-    correctness PRECISION SIZES  steps of every configuration against the CPU engine; SIZES small or all
+    correctness PRECISION SIZES  steps of every configuration against the CPU engine; SIZES tiny, small or all
     bench PATH PRECISION B,d,F STEPS   a step sparse or dense: its time, and every kernel's
     crossover PRECISION B,d,F STEPS L0...   steps at each L0, sparse and dense
     profile B,d,F                a few sparse steps, for a profiler
     curves STEPS                 a training run on both engines
     planted FOLDER CONTEXTS d,F  a store of rows that are sums of a few directions, and the autoencoder that knows them
 PRECISION is exact, fp32 or bf16. SAE_TRAINER_CUDA_SCREEN says which screen is in use.";
+
+/// If this variable is set, nothing happens, for ever: for tests of the script.
+const HANG: &str = "GPU_CHECK_HANG";
 
 /// B, d and F.
 #[derive(Debug, Clone, Copy)]
@@ -97,8 +100,7 @@ fn run(words: &[&str]) -> Result<usize> {
         ["ceilings", bytes, size] => ceilings::measure(bytes.parse()?, size.parse()?),
         ["screens", some @ ..] if !some.is_empty() => screens::check(&sizes(some)?),
         ["time-screen", size] => screens::time(size.parse()?),
-        ["correctness", kind, "small"] => correctness::check(precision(kind)?, true),
-        ["correctness", kind, "all"] => correctness::check(precision(kind)?, false),
+        ["correctness", kind, sizes] => correctness::check(precision(kind)?, sizes.parse()?),
         ["bench", path, kind, size, steps] => {
             bench::bench(path.parse()?, precision(kind)?, size.parse()?, steps.parse()?)
         }
@@ -119,6 +121,9 @@ fn run(words: &[&str]) -> Result<usize> {
 fn main() -> Result<ExitCode> {
     let arguments: Vec<String> = std::env::args().skip(1).collect();
     let words: Vec<&str> = arguments.iter().map(String::as_str).collect();
+    while std::env::var_os(HANG).is_some() {
+        std::thread::park();
+    }
     let failures = run(&words)?;
     println!("{}: {failures} failures", words.join(" "));
     Ok(if failures == 0 { ExitCode::SUCCESS } else { ExitCode::FAILURE })

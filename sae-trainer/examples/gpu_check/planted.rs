@@ -9,11 +9,14 @@ use std::path::Path;
 
 use activation_store::{Layout, Provenance, RowType, StoreSpec, StoreWriter, WriterOptions};
 use anyhow::Result;
+use rayon::prelude::*;
 use sae::{Config, Metadata, Sae, Weights};
 
 use super::numbers;
 
 const CONTEXT: usize = 128;
+/// Contexts whose rows are made at the same time.
+const AT_ONCE: usize = 64;
 /// Directions that a row is made of at most, and the range of their strengths.
 const ACTIVE: usize = 20;
 const STRENGTH: (f32, f32) = (1.5, 0.5);
@@ -71,7 +74,6 @@ fn autoencoder(directions: &[f32], width: usize, features: usize) -> Weights {
 }
 
 fn write_store(folder: &Path, contexts: usize, width: usize, directions: &[f32]) -> Result<()> {
-    let features = directions.len() / width;
     let spec = StoreSpec {
         width,
         context_length: CONTEXT,
@@ -92,21 +94,29 @@ fn write_store(folder: &Path, contexts: usize, width: usize, directions: &[f32])
         },
     };
     let mut writer = StoreWriter::open(folder, &spec, &WriterOptions::default())?;
-    let tokens: Vec<u32> = (0..CONTEXT as u32).collect();
-    let active = active(width);
-    for context in 0..contexts {
-        let choices = numbers(CONTEXT * active * 2, 77 + context as u64);
-        let mut rows = vec![0.0f32; CONTEXT * width];
-        for (row, choices) in rows.chunks_exact_mut(width).zip(choices.chunks_exact(active * 2)) {
-            for choice in choices.chunks_exact(2) {
-                let at = ((choice[0] + 1.0) / 2.0 * features as f32) as usize;
-                let direction = &directions[at.min(features - 1) * width..][..width];
-                let strength = STRENGTH.0 + STRENGTH.1 * choice[1];
-                row.iter_mut().zip(direction).for_each(|(x, d)| *x += strength * d);
-            }
-        }
+    let numbers: Vec<usize> = (0..contexts).collect();
+    for some in numbers.chunks(AT_ONCE) {
+        let rows: Vec<f32> =
+            some.par_iter().flat_map_iter(|context| context_rows(*context, width, directions)).collect();
+        let tokens: Vec<u32> = some.iter().flat_map(|_| 0..CONTEXT as u32).collect();
         writer.append(&tokens, &rows)?;
     }
     writer.finish()?;
     Ok(())
+}
+
+/// The rows of one context, [128, width].
+fn context_rows(context: usize, width: usize, directions: &[f32]) -> Vec<f32> {
+    let (features, active) = (directions.len() / width, active(width));
+    let choices = numbers(CONTEXT * active * 2, 77 + context as u64);
+    let mut rows = vec![0.0f32; CONTEXT * width];
+    for (row, choices) in rows.chunks_exact_mut(width).zip(choices.chunks_exact(active * 2)) {
+        for choice in choices.chunks_exact(2) {
+            let at = ((choice[0] + 1.0) / 2.0 * features as f32) as usize;
+            let direction = &directions[at.min(features - 1) * width..][..width];
+            let strength = STRENGTH.0 + STRENGTH.1 * choice[1];
+            row.iter_mut().zip(direction).for_each(|(x, d)| *x += strength * d);
+        }
+    }
+    rows
 }

@@ -7,6 +7,7 @@ mod cuda;
 mod emulation;
 mod errors;
 mod fixture;
+mod gpu_check;
 mod resume;
 mod sweep;
 mod training;
