@@ -8,6 +8,7 @@ mod default_store;
 mod emulation;
 mod errors;
 mod fixture;
+mod gpu_check;
 mod resume;
 mod sweep;
 mod training;

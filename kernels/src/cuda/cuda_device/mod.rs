@@ -198,6 +198,20 @@ impl CudaDevice {
         self.timing.take().map_or_else(|| Ok(Timings::default()), Timing::finish)
     }
 
+    /// Queues a copy of all of `from` to the beginning of `to`, within the device: for measurements.
+    ///
+    /// # Errors
+    /// A `to` that is too short, or what the driver said.
+    pub fn copy(&mut self, from: &CudaBuffer, to: &mut CudaBuffer) -> Result<(), DeviceError> {
+        check_range("a copy", to, 0, from.bytes)?;
+        let to = &*to;
+        self.queue("copy", [from, to].into_iter(), |device| {
+            // SAFETY: both ranges are within their buffers, and the buffers are different.
+            unsafe { result::memcpy_dtod_async(to.pointer, from.pointer, from.bytes, device.compute.handle) }
+                .map_err(failed(format!("copying {} bytes on the device", from.bytes)))
+        })
+    }
+
     /// Queues one operation on the compute stream. It uses `buffers`.
     fn queue<'a>(
         &mut self,
