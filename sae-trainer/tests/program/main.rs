@@ -3,6 +3,7 @@
 mod bench;
 mod compare;
 mod cuda;
+mod damage;
 #[path = "../../../kernels/tests/emulation/mod.rs"]
 mod emulation;
 mod errors;
