@@ -19,8 +19,8 @@ use crate::sweep::SweepArguments;
     arg_required_else_help = true,
     after_help = "\
 Examples:
-  sae-trainer --store stores/gpt2 --loss approx-l0
-      the reference configuration: 32x features, batches of 4096 rows, 300M tokens
+  sae-trainer --loss approx-l0
+      the reference configuration on the one store under stores/: 32x features, batches of 4096 rows, 300M tokens
   sae-trainer --store stores/gpt2 --loss l1 --l1-coefficient 8e-5 --tokens 50M --out runs/l1
       an L1 penalty, a shorter run, a folder of one's choice
   sae-trainer --resume --out runs/l1
@@ -172,7 +172,8 @@ pub(crate) struct SettingArguments {
 #[derive(Debug, Clone, Default, PartialEq, Args, Serialize, Deserialize)]
 #[command(next_help_heading = "Data")]
 pub(crate) struct DataArguments {
-    /// Folder of an activation store; repeatable, several stores of one width are read as one
+    /// Folder of an activation store; repeatable, several stores of one width are read as one [default: the only
+    /// complete store under stores/]
     #[arg(long, value_name = "FOLDER")]
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     pub(crate) store: Vec<PathBuf>,

@@ -25,6 +25,7 @@ mod checkpoint;
 mod compare;
 mod compute;
 mod decoder_bias;
+mod default_store;
 pub mod engine;
 mod evaluation;
 mod plan;
