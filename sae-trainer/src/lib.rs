@@ -11,7 +11,7 @@
 //! - `train`: the loop over batches, for one run or for those of a `sweep`; `run`: one of them; `schedule`,
 //!   `evaluation`, `decoder_bias`, `revive`: their parts.
 //! - `run_folder`, `checkpoint`, `record`: what a run leaves on disk.
-//! - `progress`, `compare`, `bench`: what a person sees.
+//! - `progress`, `compare`, `verify`, `bench`: what a person sees.
 
 #![warn(clippy::print_stdout, clippy::print_stderr)] // `terminal` writes; see there why
 
@@ -40,6 +40,7 @@ mod settings;
 mod sweep;
 mod table;
 mod train;
+mod verify;
 
 /// The program: parses the command line, does what it says, and prints an error as a sentence.
 pub fn main() -> ExitCode {
@@ -48,6 +49,7 @@ pub fn main() -> ExitCode {
     let result = match line.command {
         Some(arguments::Command::Sweep(sweep)) => sweep::sweep(sweep).map(ExitCode::from),
         Some(arguments::Command::Compare(compare)) => compare::compare(&compare).map(|()| ExitCode::SUCCESS),
+        Some(arguments::Command::Verify(verify)) => verify::verify(&verify).map(ExitCode::from),
         Some(arguments::Command::Bench(bench)) => bench::bench(&bench).map(|()| ExitCode::SUCCESS),
         None => train::train(line.train).map(ExitCode::from),
     };

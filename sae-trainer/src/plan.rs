@@ -23,8 +23,8 @@ pub(crate) struct Plan {
     pub(crate) out: PathBuf,
     /// The autoencoder of `--init-from`, where the run starts from it.
     pub(crate) initial: Option<Sae>,
-    /// The checkpoint to continue from: step and folder.
-    pub(crate) checkpoint: Option<(u64, PathBuf)>,
+    /// The checkpoints to continue from, the newest that can be read: steps and folders, the oldest first.
+    pub(crate) checkpoints: Vec<(u64, PathBuf)>,
     /// The folder already holds (a part of) this run.
     pub(crate) resumed: bool,
 }
@@ -86,14 +86,14 @@ impl Plan {
             None if arguments.run.resume => RunConfig::read(&out)?,
             stored => stored,
         };
-        let mut checkpoint = None;
+        let mut found = Vec::new();
         if let Some(stored) = &stored {
             RunFolder::check_same(&out, stored, &config)?;
-            checkpoint = checkpoints(&out)?.pop();
+            found = checkpoints(&out)?;
         } else {
             RunFolder::check_free(&out, &config)?;
         }
-        if let Some((step, _)) = &checkpoint {
+        if let Some((step, _)) = found.last() {
             ensure!(
                 *step <= config.settings.steps,
                 "{} has already been trained for {step} steps; ask for more than that with --steps",
@@ -101,11 +101,12 @@ impl Plan {
             );
         }
         // Stopped before its first checkpoint, a run starts again from where it started.
-        let initial = match (&config.settings.init_from, initial, &checkpoint) {
-            (Some(path), None, None) => Some(load_initial(path, &stores[0])?),
+        let initial = match (&config.settings.init_from, initial, &found[..]) {
+            (Some(path), None, []) => Some(load_initial(path, &stores[0])?),
             (_, initial, _) => initial,
         };
-        let plan = Plan { config, stores, out, initial, checkpoint, resumed: stored.is_some() };
+        let resumed = stored.is_some();
+        let plan = Plan { config, stores, out, initial, checkpoints: found, resumed };
         check_space(&plan.out, plan.needed_space(u64::from(arguments.run.keep_checkpoints)))?;
         Ok(plan)
     }

@@ -3,6 +3,7 @@
 mod bench;
 mod compare;
 mod cuda;
+mod damage;
 mod default_store;
 #[path = "../../../kernels/tests/emulation/mod.rs"]
 mod emulation;
