@@ -13,6 +13,8 @@ pub(crate) type Contents = BTreeMap<String, Vec<u8>>;
 const VARYING: [&str; 3] = ["timing", "session", "crc32c"];
 /// The files that have such keys, one JSON value or one a line.
 const WITH_CLOCK: [&str; 3] = ["metrics.jsonl", "summary.json", "sweep.json"];
+/// A line for each file of a folder: 64 digits, and its name.
+const SUMS: &str = "SHA256SUMS";
 /// Files that are there to be locked.
 const LOCKS: [&str; 2] = [".lock", "writer.lock"];
 
@@ -23,11 +25,22 @@ pub(crate) fn raw(folder: &Path) -> Contents {
     found
 }
 
-/// The files below `folder` without locks and without what the clock says. The path `place` reads "PLACE" in them.
+/// The files below `folder` without locks, without what the clock says, and without checkpoints but the newest of each run:
+/// which older ones are kept depends on where it was stopped. The path `place` reads "PLACE" in them.
 pub(crate) fn lasting(folder: &Path, place: &Path) -> Contents {
     let mut found = raw(folder);
     found.retain(|name, _| !LOCKS.contains(&file_name(name)));
+    let old = old_checkpoints(&found);
+    found.retain(|name, _| !old.iter().any(|checkpoint| name.starts_with(checkpoint)));
     for (name, bytes) in &mut found {
+        if file_name(name) == SUMS {
+            // The hashes are over paths, too.
+            *bytes = bytes
+                .split(|&b| b == b'\n')
+                .flat_map(|line| line.get(64..).unwrap_or(line))
+                .copied()
+                .collect();
+        }
         if let Some(text) =
             std::str::from_utf8(bytes).ok().filter(|_| name.ends_with(".json") || name.ends_with(".jsonl"))
         {
@@ -37,6 +50,28 @@ pub(crate) fn lasting(folder: &Path, place: &Path) -> Contents {
         }
     }
     found
+}
+
+/// The folders of whole checkpoints that are not the newest of their run, and of those that a run has set aside.
+fn old_checkpoints(files: &Contents) -> Vec<String> {
+    let mut names: BTreeMap<String, Vec<&str>> = BTreeMap::new();
+    for name in files.keys() {
+        if let Some(at) = name.find("checkpoints/step-") {
+            let end = at + "checkpoints/".len();
+            let end = end + name[end..].find('/').map_or(0, |slash| slash + 1);
+            names.entry(name[..end].to_owned()).or_default().push(&name[end..]);
+        }
+    }
+    let mut old: Vec<String> = Vec::new();
+    let mut later = names.iter().peekable();
+    while let Some((folder, files)) = later.next() {
+        let run = &folder[..folder.rfind("step-").expect("it is in the name")];
+        let is_followed = later.peek().is_some_and(|(next, of)| next.starts_with(run) && *of == files);
+        if is_followed || folder.ends_with(".damaged/") {
+            old.push(folder.clone());
+        }
+    }
+    old
 }
 
 /// JSON text without what the clock says; text that is not JSON as it is.
@@ -72,6 +107,12 @@ pub(crate) fn difference(expected: &Contents, found: &Contents) -> Option<String
         .map(|(name, _)| format!("{name} differs"));
     let all: Vec<String> = missing.chain(more).chain(other).take(5).collect();
     (!all.is_empty()).then(|| all.join(", "))
+}
+
+/// `contents` without the remains of writers that were stopped, `.NAME.unfinished`.
+pub(crate) fn without_remains(mut contents: Contents) -> Contents {
+    contents.retain(|name, _| !name.contains(".unfinished"));
+    contents
 }
 
 /// Puts `contents` into the new folder `folder`.
