@@ -78,6 +78,8 @@ pub(crate) struct Artifact {
     /// In tenths, how far the writer had come when it was killed; 10 is finished.
     pub(crate) tenths: u64,
     pub(crate) readers: &'static [Reader],
+    /// The command that finds damage wherever it is.
+    pub(crate) verify: (&'static str, &'static str),
 }
 
 /// A command that reads an artifact.
@@ -115,6 +117,9 @@ const OF_A_STORE: &[Reader] = &[
     ),
 ];
 
+/// Readers of a `store` whose dump was stopped.
+const OF_A_STOPPED_STORE: &[Reader] = &[reader("activation-dump", WRITERS[0].line, Gives::Folder("store"))];
+
 /// Readers of a finished `run`.
 const OF_A_RUN: &[Reader] = &[
     reader("sae-trainer", "compare run --json", Gives::Output),
@@ -143,23 +148,27 @@ const OF_A_SWEEP: &[Reader] = &[
 /// Readers of a `sweep` that was stopped.
 const OF_A_STOPPED_SWEEP: &[Reader] = &[reader("sae-trainer", WRITERS[4].line, Gives::Folder("sweep"))];
 
+const VERIFY_STORE: (&str, &str) = ("activation-dump", "verify store");
+const VERIFY_RUN: (&str, &str) = ("sae-trainer", "verify run");
+const VERIFY_SWEEP: (&str, &str) = ("sae-trainer", "verify sweep");
+
+const fn artifact(
+    name: &'static str,
+    writer: usize,
+    tenths: u64,
+    readers: &'static [Reader],
+    verify: (&'static str, &'static str),
+) -> Artifact {
+    Artifact { name, writer, tenths, readers, verify }
+}
+
 pub(crate) const ARTIFACTS: [Artifact; 8] = [
-    Artifact { name: "store", writer: 0, tenths: 10, readers: OF_A_STORE },
-    Artifact {
-        name: "store stopped early",
-        writer: 0,
-        tenths: 4,
-        readers: &[reader("activation-dump", WRITERS[0].line, Gives::Folder("store"))],
-    },
-    Artifact {
-        name: "store stopped late",
-        writer: 0,
-        tenths: 8,
-        readers: &[reader("activation-dump", WRITERS[0].line, Gives::Folder("store"))],
-    },
-    Artifact { name: "run", writer: 2, tenths: 10, readers: OF_A_RUN },
-    Artifact { name: "run stopped early", writer: 2, tenths: 4, readers: OF_A_STOPPED_RUN },
-    Artifact { name: "run stopped late", writer: 2, tenths: 8, readers: OF_A_STOPPED_RUN },
-    Artifact { name: "sweep", writer: 4, tenths: 10, readers: OF_A_SWEEP },
-    Artifact { name: "sweep stopped", writer: 4, tenths: 6, readers: OF_A_STOPPED_SWEEP },
+    artifact("store", 0, 10, OF_A_STORE, VERIFY_STORE),
+    artifact("store stopped early", 0, 4, OF_A_STOPPED_STORE, VERIFY_STORE),
+    artifact("store stopped late", 0, 8, OF_A_STOPPED_STORE, VERIFY_STORE),
+    artifact("run", 2, 10, OF_A_RUN, VERIFY_RUN),
+    artifact("run stopped early", 2, 4, OF_A_STOPPED_RUN, VERIFY_RUN),
+    artifact("run stopped late", 2, 8, OF_A_STOPPED_RUN, VERIFY_RUN),
+    artifact("sweep", 4, 10, OF_A_SWEEP, VERIFY_SWEEP),
+    artifact("sweep stopped", 4, 6, OF_A_STOPPED_SWEEP, VERIFY_SWEEP),
 ];

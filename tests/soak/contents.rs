@@ -33,23 +33,26 @@ pub(crate) fn lasting(folder: &Path, place: &Path) -> Contents {
     let old = old_checkpoints(&found);
     found.retain(|name, _| !old.iter().any(|checkpoint| name.starts_with(checkpoint)));
     for (name, bytes) in &mut found {
-        if file_name(name) == SUMS {
-            // The hashes are over paths, too.
-            *bytes = bytes
-                .split(|&b| b == b'\n')
-                .flat_map(|line| line.get(64..).unwrap_or(line))
-                .copied()
-                .collect();
-        }
-        if let Some(text) =
-            std::str::from_utf8(bytes).ok().filter(|_| name.ends_with(".json") || name.ends_with(".jsonl"))
+        let here = place.display().to_string();
+        if let Ok(text) = str::from_utf8(bytes)
+            && text.contains(&here)
         {
-            let text = text.replace(&place.display().to_string(), "PLACE");
-            let with_clock = WITH_CLOCK.contains(&file_name(name));
-            *bytes = if with_clock { without_clock(&text) } else { text }.into_bytes();
+            *bytes = text.replace(&here, "PLACE").into_bytes();
         }
+        *bytes = normal(name, std::mem::take(bytes));
     }
     found
+}
+
+/// The content of the file `name` without what the clock says.
+pub(crate) fn normal(name: &str, bytes: Vec<u8>) -> Vec<u8> {
+    match (file_name(name), String::from_utf8(bytes)) {
+        // The hashes are over paths, too.
+        (SUMS, Ok(text)) => text.lines().filter_map(|line| line.get(64..)).collect::<String>().into_bytes(),
+        (name, Ok(text)) if WITH_CLOCK.contains(&name) => without_clock(&text).into_bytes(),
+        (_, Ok(text)) => text.into_bytes(),
+        (_, Err(error)) => error.into_bytes(),
+    }
 }
 
 /// The folders of whole checkpoints that are not the newest of their run, and of those that a run has set aside.
