@@ -39,6 +39,8 @@ mod settings;
 mod sweep;
 mod table;
 mod train;
+#[doc(hidden)]
+pub mod untrusted;
 
 /// The program: parses the command line, does what it says, and prints an error as a sentence.
 pub fn main() -> ExitCode {
