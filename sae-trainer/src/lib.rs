@@ -40,6 +40,8 @@ mod settings;
 mod sweep;
 mod table;
 mod train;
+#[doc(hidden)]
+pub mod untrusted;
 mod verify;
 
 /// The program: parses the command line, does what it says, and prints an error as a sentence.
