@@ -114,7 +114,7 @@ fn device_options(run: &Settings) -> DeviceOptions {
         PrecisionChoice::Bf16 => Precision::Bf16,
         PrecisionChoice::Fp32 => Precision::Fp32,
     };
-    DeviceOptions { precision, ..DeviceOptions::default() }
+    DeviceOptions::for_precision(precision)
 }
 
 fn device_steps(runs: &[&Settings]) -> Vec<(StepSpec, DeviceOptions)> {

@@ -224,6 +224,7 @@ API cuDevicePrimaryCtxRetain(void **context, int device) {
     if (call.error) return call.error;
     if (device != 0) return INVALID_DEVICE;
     retained++;
+    count("contexts");
     *context = &context_handle;
     return SUCCESS;
 }

@@ -137,6 +137,8 @@ int enqueue(Stream *stream, Work work, std::vector<OperationRef> after = {}, Ope
 void drain();                             // all streams
 void drain(Stream *stream);               // one, and what it waits for
 void a_call_passes();                     // lets a random part of the work run
+// Graphs that are queued and that `operation`, queued last on `stream`, need not wait for.
+size_t graphs_beside(const OperationRef &operation);
 bool uses_memory(const void *start, size_t bytes, std::string *who);
 void run_work(const Work &work);
 

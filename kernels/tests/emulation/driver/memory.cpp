@@ -241,6 +241,7 @@ static int copy_async(const char *name, void *to, const void *from, size_t bytes
     if (host && !find_pinned(host, bytes)) violation("%s of %zu bytes with memory that is not pinned", name, bytes);
     if (!host_to && !is_allocated(to, bytes)) return INVALID_VALUE;
     if (!host_from && !is_allocated(from, bytes)) return INVALID_VALUE;
+    if (host_from) count("uploads");
     // Until the copy is done nobody may count on what is there.
     if (host_to && !stream->capture) std::memset(to, 0xff, bytes);
     auto run = [=] {
@@ -249,7 +250,10 @@ static int copy_async(const char *name, void *to, const void *from, size_t bytes
         }
         std::memcpy(to, from, bytes);
     };
-    return enqueue(stream, {name, run, {{to, bytes}, {from, bytes}}});
+    OperationRef queued;
+    int error = enqueue(stream, {name, run, {{to, bytes}, {from, bytes}}}, {}, &queued);
+    if (host_from && queued) count("uploads-beside-" + std::to_string(graphs_beside(queued)) + "-graphs");
+    return error;
 }
 
 API cuMemcpyHtoDAsync_v2(void *to, const void *from, size_t bytes, void *stream) {

@@ -94,6 +94,27 @@ int enqueue(Stream *stream, Work work, std::vector<OperationRef> after, Operatio
     return SUCCESS;
 }
 
+size_t graphs_beside(const OperationRef &operation) {
+    std::vector<OperationRef> before{operation};
+    std::unordered_set<const Operation *> seen{operation.get()};
+    auto add = [&](const OperationRef &other) {
+        if (!other->done && seen.insert(other.get()).second) before.push_back(other);
+    };
+    for (size_t at = 0; at < before.size(); at++) {
+        auto found = before[at];
+        for (auto &other : found->after) add(other);
+        for (auto &other : found->stream->queue) {
+            if (other == found) break;
+            add(other);
+        }
+    }
+    size_t beside = 0;
+    for (Stream *stream : all_streams) {
+        for (auto &other : stream->queue) beside += other->work->name == "a graph" && !seen.count(other.get());
+    }
+    return beside;
+}
+
 bool uses_memory(const void *start, size_t bytes, std::string *who) {
     for (Stream *stream : all_streams) {
         for (auto &operation : stream->queue) {
