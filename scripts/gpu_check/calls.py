@@ -49,7 +49,7 @@ FULL = Sizes(
 # What an emulated GPU does in seconds.
 SMALL = Sizes(
     copy=1 << 20, product=64, screens=("1,1,1", "133,70,130"), step="32,64,512", tiny_screens=("33,70,130",),
-    correctness="tiny", steps=3, dense_steps=2, densities=("5", "100"), crossover_steps=2, contexts=16, trained=30, curves=20,
+    correctness="tiny", steps=3, dense_steps=2, densities=("5", "100"), crossover_steps=2, contexts=16, trained=12, curves=20,
     tests=("every_half_precision_number",),
     peers=("--rows", "32", "--width", "16", "--features", "64", "--runs", "1", "--device", "auto"),
     stage_one=("--tiny", "--device", "auto"), patience=8.0)

@@ -74,12 +74,12 @@ struct Bench {
 impl Bench {
     fn new(regime: Regime, precision: Precision, size: Size) -> Result<Bench> {
         let spec = spec(size);
-        let (sparse, batch) = synthetic(&spec, L0.min(spec.features as f64 / 100.0), 0);
+        let (sparse, batch) = synthetic(&spec, L0.min(spec.features as f64 / 400.0), 0);
         let weights = match regime {
             Regime::Sparse => sparse,
             Regime::Dense => Weights::init(spec.width, spec.features, 0),
         };
-        let options = DeviceOptions { precision, ..DeviceOptions::default() };
+        let options = DeviceOptions::for_precision(precision);
         let mut engine = CudaEngine::new(device(false)?, spec, &weights, options)?;
         // A learning rate of 0 keeps the density; the arithmetic is the same.
         let schedule = Schedule::constant(0.0);

@@ -270,7 +270,7 @@ fn forget(features: &[bool], width: usize, parameters: &mut Parameters) {
 fn check_refusal(precision: Precision) -> Result<usize> {
     let spec = spec((35, 150, 130));
     let weights = Weights::init(spec.width, spec.features, 7);
-    let options = DeviceOptions { precision, ..DeviceOptions::default() };
+    let options = DeviceOptions::for_precision(precision);
     let mut gpu = CudaEngine::new(device(true)?, spec, &weights, options)?;
     let schedule = Schedule::constant(1e-3);
     let good = numbers(spec.batch * spec.width, 1);
