@@ -99,7 +99,12 @@ pub const TINY: (usize, usize, usize, usize, usize) = (32, 4, 2, 64, 257);
 
 /// Writes a GPT-2 with seeded random weights and a byte-level tokenizer without merges to `folder`.
 pub fn tiny_gpt2(folder: &Path) {
-    let (width, heads, layers, positions, vocabulary) = TINY;
+    tiny_gpt2_with_positions(folder, TINY.3);
+}
+
+/// A [`tiny_gpt2`] for contexts of up to `positions` tokens.
+pub fn tiny_gpt2_with_positions(folder: &Path, positions: usize) {
+    let (width, heads, layers, _, vocabulary) = TINY;
     std::fs::create_dir_all(folder).expect("the folder can be made");
     let config = json!({
         "architectures": ["GPT2LMHeadModel"], "model_type": "gpt2", "activation_function": "gelu_new",

@@ -11,12 +11,9 @@ use serde_json::{Map, Value};
 
 use crate::arguments::{SettingArguments, TrainArguments};
 use crate::checkpoint;
+use crate::default_store::default_store;
 use crate::run_folder::{RunConfig, RunFolder, checkpoints};
 use crate::settings::{Initial, Settings};
-
-/// Without the one flag that has no default.
-pub(crate) const NO_STORE: &str =
-    "--store is missing: the folder of an activation store that activation-dump wrote";
 
 /// A run that can start.
 #[derive(Debug)]
@@ -26,8 +23,8 @@ pub(crate) struct Plan {
     pub(crate) out: PathBuf,
     /// The autoencoder of `--init-from`, where the run starts from it.
     pub(crate) initial: Option<Sae>,
-    /// The checkpoint to continue from: step and folder.
-    pub(crate) checkpoint: Option<(u64, PathBuf)>,
+    /// The checkpoints to continue from, the newest that can be read: steps and folders, the oldest first.
+    pub(crate) checkpoints: Vec<(u64, PathBuf)>,
     /// The folder already holds (a part of) this run.
     pub(crate) resumed: bool,
 }
@@ -45,17 +42,25 @@ impl Plan {
             Some(out) if arguments.run.resume => RunConfig::read(out)?,
             _ => None,
         };
-        let merged = match &stored {
+        let mut merged = match &stored {
             Some(stored) => merge(&stored.arguments, given),
             None => given.clone(),
         };
+        if stored.is_none() && merged.data.store.is_empty() {
+            match &arguments.run.out {
+                Some(out) if arguments.run.resume => {
+                    bail!("there is no run in {}; start one without --resume", out.display())
+                }
+                _ => merged.data.store.push(default_store()?),
+            }
+        }
         let paths = match &stored {
             Some(stored) if given.data.store.is_empty() => {
                 stored.stores.iter().map(|store| store.path.clone()).collect()
             }
             _ => merged.data.store.clone(),
         };
-        let stores = open_stores(&paths, arguments)?;
+        let stores = open_stores(&paths)?;
         let width = stores[0].width();
 
         // A run that goes on has its weights in a checkpoint; the first ones may be gone by now.
@@ -81,14 +86,14 @@ impl Plan {
             None if arguments.run.resume => RunConfig::read(&out)?,
             stored => stored,
         };
-        let mut checkpoint = None;
+        let mut found = Vec::new();
         if let Some(stored) = &stored {
             RunFolder::check_same(&out, stored, &config)?;
-            checkpoint = checkpoints(&out)?.pop();
+            found = checkpoints(&out)?;
         } else {
             RunFolder::check_free(&out, &config)?;
         }
-        if let Some((step, _)) = &checkpoint {
+        if let Some((step, _)) = found.last() {
             ensure!(
                 *step <= config.settings.steps,
                 "{} has already been trained for {step} steps; ask for more than that with --steps",
@@ -96,11 +101,12 @@ impl Plan {
             );
         }
         // Stopped before its first checkpoint, a run starts again from where it started.
-        let initial = match (&config.settings.init_from, initial, &checkpoint) {
-            (Some(path), None, None) => Some(load_initial(path, &stores[0])?),
+        let initial = match (&config.settings.init_from, initial, &found[..]) {
+            (Some(path), None, []) => Some(load_initial(path, &stores[0])?),
             (_, initial, _) => initial,
         };
-        let plan = Plan { config, stores, out, initial, checkpoint, resumed: stored.is_some() };
+        let resumed = stored.is_some();
+        let plan = Plan { config, stores, out, initial, checkpoints: found, resumed };
         check_space(&plan.out, plan.needed_space(u64::from(arguments.run.keep_checkpoints)))?;
         Ok(plan)
     }
@@ -130,16 +136,7 @@ pub(crate) fn merge(stored: &SettingArguments, given: &SettingArguments) -> Sett
     serde_json::from_value(Value::Object(merged)).expect("flags over flags are flags")
 }
 
-fn open_stores(paths: &[PathBuf], arguments: &TrainArguments) -> Result<Vec<Store>> {
-    if paths.is_empty() {
-        match &arguments.run.out {
-            Some(out) if arguments.run.resume => {
-                bail!("there is no run in {}; start one with --store FOLDER", out.display())
-            }
-            None if arguments.run.resume => bail!("--resume needs --out, the folder of the run to continue"),
-            _ => bail!(NO_STORE),
-        }
-    }
+fn open_stores(paths: &[PathBuf]) -> Result<Vec<Store>> {
     let stores: Vec<Store> = paths.iter().map(|path| Ok(Store::open(path)?)).collect::<Result<_>>()?;
     for store in &stores {
         ensure!(

@@ -25,6 +25,8 @@ pub(crate) struct ReadyRun {
     plan: Plan,
     engine: Box<dyn Engine>,
     step: u64,
+    /// Checkpoints of later steps that cannot be read.
+    unreadable: Vec<PathBuf>,
 }
 
 /// A run under way.
@@ -89,10 +91,13 @@ impl ReadyRun {
     /// those of its beginning, where it is.
     pub(crate) fn new(plan: Plan, compute: &Compute, batches: &mut Batches) -> Result<ReadyRun> {
         let settings = plan.settings();
-        let state = match &plan.checkpoint {
-            Some((_, folder)) => Some(checkpoint::load(folder, &settings.step)?),
-            None => None,
-        };
+        let mut folders: Vec<PathBuf> = plan.checkpoints.iter().map(|(_, folder)| folder.clone()).collect();
+        let mut state = None;
+        if !folders.is_empty() {
+            let (at, newest) = checkpoint::load_newest(&folders, &settings.step)?;
+            folders.drain(..=at);
+            state = Some(newest);
+        }
         let weights = match (&state, &plan.initial) {
             (Some(_), _) => Weights::init(settings.step.width, settings.step.features, 0),
             (None, Some(sae)) => sae.weights.clone(),
@@ -104,13 +109,14 @@ impl ReadyRun {
         if let Some(state) = state {
             engine.restore(state)?;
         }
-        Ok(ReadyRun { plan, engine, step })
+        Ok(ReadyRun { plan, engine, step, unreadable: folders })
     }
 
     /// Takes the folder, and begins.
     pub(crate) fn start(self, flags: &RunArguments) -> Result<Run> {
-        let ReadyRun { plan, engine, step } = self;
+        let ReadyRun { plan, engine, step, unreadable } = self;
         let mut folder = RunFolder::open(&plan.out, &plan.config)?;
+        folder.set_aside(&unreadable)?;
         if plan.resumed {
             folder.forget_after(step)?;
         }
@@ -229,7 +235,7 @@ impl Run {
 
     /// Whether there is no checkpoint of the last step.
     pub(crate) fn is_unsaved(&self) -> bool {
-        self.step > self.first_step || self.plan.checkpoint.is_none()
+        self.step > self.first_step || self.plan.checkpoints.is_empty()
     }
 
     pub(crate) fn save_checkpoint(&mut self) -> Result<PathBuf> {

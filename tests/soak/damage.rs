@@ -120,7 +120,10 @@ fn judge(
     match ended.outcome()? {
         Outcome::Refused if is_named(damage, ended) => counts.add("refused"),
         Outcome::Refused => return Err(format!("the file is not named: {}", ended.error())),
-        Outcome::Success if reader.gives == Gives::Verdict => return Err("no damage is found".to_owned()),
+        Outcome::Success if reader.gives == Gives::Verdict && is_noticed(damage, ended)? => {
+            counts.add("unchecked, told")
+        }
+        Outcome::Success if reader.gives == Gives::Verdict => return Err("no damage is noticed".to_owned()),
         Outcome::Success => {
             let mut found = place.results(reader, ended);
             if found.output != sound.output {
@@ -133,8 +136,8 @@ fn judge(
             if is_left {
                 let (program, line) = artifact.verify;
                 let verified = place.run(program, line, None)?;
-                if verified.outcome()? != Outcome::Refused || !is_named(damage, &verified) {
-                    return Err("the damage is left, and not found by verify".to_owned());
+                if !is_noticed(damage, &verified)? {
+                    return Err("the damage is left, and not noticed by verify".to_owned());
                 }
                 counts.add("left for verify to find");
             } else {
@@ -172,6 +175,14 @@ fn is_left_in_log(sound: &[u8], found: &[u8], damaged: &[u8]) -> bool {
     is_in_order
         && kept.iter().all(|line| damaged.contains(line))
         && sound.len() - same.len() <= kept.len() + 1
+}
+
+/// Whether a verify command noticed the damage: it names the file, as damaged or, where it is a checksum that is no longer
+/// one, as unchecked.
+fn is_noticed(damage: &Damage, ended: &Ended) -> Result<bool, String> {
+    let is_unchecked =
+        ended.stdout.lines().any(|line| line.starts_with("unchecked") && line.ends_with(&damage.name));
+    Ok(is_unchecked || ended.outcome()? == Outcome::Refused && is_named(damage, ended))
 }
 
 /// Whether the error names the damaged file, or its folder if that is what the damage made no sense of.

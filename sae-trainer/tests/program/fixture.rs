@@ -50,12 +50,12 @@ impl Place {
         complaint
     }
 
-    /// The lines of a run's `metrics.jsonl`, without what the clock says.
+    /// The lines of a run's `metrics.jsonl`, without what the clock says and the checksum, which covers that.
     pub(crate) fn metrics(&self, run: &str) -> Vec<Value> {
         let text = std::fs::read_to_string(self.path(run).join("metrics.jsonl")).unwrap();
         let mut lines: Vec<Value> = text.lines().map(|line| serde_json::from_str(line).unwrap()).collect();
         for line in &mut lines {
-            line.as_object_mut().unwrap().remove("timing");
+            line.as_object_mut().unwrap().retain(|name, _| name != "timing" && name != "crc32c");
         }
         lines
     }
@@ -85,6 +85,26 @@ impl Place {
         found.sort();
         found
     }
+}
+
+/// A JSON file that was sealed, without its checksum.
+pub(crate) fn json(path: &Path) -> Value {
+    let mut value: Value = serde_json::from_slice(&std::fs::read(path).unwrap()).unwrap();
+    value.as_object_mut().unwrap().remove("crc32c").expect("the file is sealed");
+    value
+}
+
+/// Flips one bit of a file, counted from its start.
+pub(crate) fn flip(path: &Path, bit: usize) {
+    let mut bytes = std::fs::read(path).unwrap();
+    bytes[bit / 8] ^= 1 << (bit % 8);
+    std::fs::write(path, bytes).unwrap();
+}
+
+/// Copies a folder with all that is in it.
+pub(crate) fn copy(from: &Path, to: &Path) {
+    let done = Command::new("cp").arg("-a").arg(from).arg(to).status().unwrap();
+    assert!(done.success());
 }
 
 pub(crate) fn text(bytes: &[u8]) -> String {

@@ -7,17 +7,13 @@ use std::time::{Duration, Instant};
 
 use serde_json::Value;
 
-use crate::fixture::{Place, text};
+use crate::fixture::{Place, json, text};
 
 const POINTS: [&str; 3] = ["approx-l0_l0-coefficient-5e-3", "approx-l0_l0-coefficient-2e-2", "l1"];
 const ALONE: [&str; 3] =
     ["--loss approx-l0 --l0-coefficient 5e-3", "--loss approx-l0 --l0-coefficient 2e-2", "--loss l1"];
 const LISTS: &str = "--loss approx-l0,l1 --l0-coefficient 5e-3,2e-2";
 const COMMON: &str = "--store store --features 128 --batch 128 --lr 3e-3 --log-every 7 --sparsity-window 25";
-
-fn json(path: &Path) -> Value {
-    serde_json::from_slice(&fs::read(path).unwrap()).unwrap()
-}
 
 /// The points of a sweep are the runs that `ALONE` makes, which are in `alone-0`, `alone-1`, …
 fn assert_same_as_alone(place: &Place, sweep: &str) {

@@ -25,6 +25,14 @@ pub enum Error {
     /// A folder that should be new is there.
     #[error("{0} exists already; choose another name or remove it")]
     Exists(PathBuf),
+    /// A file is not what was written.
+    #[error("{path} is damaged: {reason}")]
+    Damaged {
+        /// The file.
+        path: PathBuf,
+        /// How that is known.
+        reason: String,
+    },
 }
 
 impl Error {

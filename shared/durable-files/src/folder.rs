@@ -8,12 +8,13 @@
 //! ```
 
 use std::ffi::CString;
-use std::fs::{self, File, TryLockError};
+use std::fs::{self, File, Permissions, TryLockError};
 use std::io::{self, Read, Write};
 use std::os::unix::ffi::OsStrExt;
+use std::os::unix::fs::PermissionsExt;
 use std::path::{Path, PathBuf};
 
-use crate::{Error, parent, sync, unfinished};
+use crate::{Error, finished_name, parent, sync, unfinished};
 
 /// The file by which a temporary folder is recognised.
 pub const MARKER: &str = "WRITER";
@@ -78,6 +79,42 @@ pub fn replace_folder<E: From<Error>>(
     Ok(sync(parent(folder))?)
 }
 
+/// Removes `folder` with all that is in it: it loses its name first, so that nobody takes what is left of it for the whole.
+/// A process that dies in between leaves remains that [`tidy`] removes.
+///
+/// # Errors
+/// What the system refuses.
+pub fn remove_folder(folder: &Path) -> Result<(), Error> {
+    let staged = Staged::begin(folder)?;
+    fs::rename(folder, staged.content()).map_err(Error::io("remove", folder))?;
+    sync(parent(folder))?;
+    remove_marked(&staged.path).map_err(Error::io("remove", folder))
+}
+
+/// Removes what writers that were stopped have left in `folder`. A folder that another process is still writing stays, and
+/// so does one that only has the name of such remains. Temporary files have nothing but their name: they are removed, so
+/// whoever calls this holds `folder` against other writers.
+///
+/// # Errors
+/// What the system refuses.
+pub fn tidy(folder: &Path) -> Result<(), Error> {
+    for entry in fs::read_dir(folder).map_err(Error::io("read", folder))? {
+        let entry = entry.map_err(Error::io("read", folder))?;
+        let (path, name) = (entry.path(), entry.file_name());
+        let Some(whole) = name.to_str().and_then(finished_name) else { continue };
+        let removed = match entry.file_type().map_err(Error::io("read", &path))? {
+            kind if kind.is_dir() => remove_remains(&path, &folder.join(whole)),
+            kind if kind.is_file() => fs::remove_file(&path).map_err(Error::io("remove", &path)),
+            _ => Ok(()),
+        };
+        match removed {
+            Err(Error::InTheWay(_) | Error::Busy(_)) => {}
+            removed => removed?,
+        }
+    }
+    Ok(())
+}
+
 /// The temporary folder beside a folder that is being written; gone when the value is dropped.
 struct Staged {
     path: PathBuf,
@@ -111,6 +148,7 @@ impl Staged {
 
     fn fill<E: From<Error>>(&self, write: impl FnOnce(&Path) -> Result<(), E>) -> Result<(), E> {
         write(&self.content())?;
+        share_content(&self.content())?;
         Ok(sync_content(&self.content())?)
     }
 }
@@ -168,6 +206,18 @@ fn take(marker: &File, folder: &Path) -> Result<(), Error> {
         Err(TryLockError::WouldBlock) => Err(Error::Busy(folder.to_path_buf())),
         Err(TryLockError::Error(error)) => Err(Error::io("lock", folder)(error)),
     }
+}
+
+/// Lets whoever may read the folder read its files. Some libraries write a file for its owner alone.
+fn share_content(folder: &Path) -> Result<(), Error> {
+    let mode = fs::metadata(folder).map_err(Error::io("read", folder))?.permissions().mode() & 0o666;
+    for entry in fs::read_dir(folder).map_err(Error::io("read", folder))? {
+        let path = entry.map_err(Error::io("read", folder))?.path();
+        if path.is_file() {
+            fs::set_permissions(&path, Permissions::from_mode(mode)).map_err(Error::io("share", &path))?;
+        }
+    }
+    Ok(())
 }
 
 fn sync_content(folder: &Path) -> Result<(), Error> {
@@ -304,6 +354,52 @@ mod tests {
             assert!(theirs.join("thesis.tex").exists());
             assert_eq!(names(&folder), ["kept"]);
         }
+    }
+
+    #[test]
+    fn files_may_be_read_by_whoever_may_read_their_folder() {
+        let (_dir, folder) = setting();
+        replace_folder(&folder, |new| {
+            put("secret")(new)?;
+            fs::set_permissions(new.join("secret"), Permissions::from_mode(0o600))
+                .map_err(Error::io("share", new))
+        })
+        .unwrap();
+        let mode = |path: &Path| fs::metadata(path).unwrap().permissions().mode() & 0o666;
+        assert_eq!(mode(&folder.join("secret")), mode(&folder));
+    }
+
+    #[test]
+    fn a_removed_folder_leaves_nothing_and_half_a_removal_is_tidied() {
+        let (dir, folder) = setting();
+        remove_folder(&folder).unwrap();
+        assert!(names(dir.path()).is_empty());
+        assert!(remove_folder(&folder).is_err());
+        assert!(names(dir.path()).is_empty());
+
+        // As a process leaves it that is killed while it deletes, and two that write.
+        let remains = dir.path().join(".sae.unfinished");
+        fs::create_dir_all(remains.join(CONTENT)).unwrap();
+        fs::write(remains.join(CONTENT).join("half"), "x").unwrap();
+        fs::write(remains.join(MARKER), MARK).unwrap();
+        fs::write(dir.path().join(".config.json.unfinished"), "{").unwrap();
+        let theirs = dir.path().join(".thesis.unfinished");
+        fs::create_dir(&theirs).unwrap();
+        fs::write(theirs.join("thesis.tex"), "x").unwrap();
+        tidy(dir.path()).unwrap();
+        assert_eq!(names(dir.path()), [".thesis.unfinished"]);
+        assert_eq!(names(&theirs), ["thesis.tex"]);
+    }
+
+    #[test]
+    fn what_another_writer_is_at_is_not_tidied_away() {
+        let (dir, folder) = setting();
+        replace_folder(&folder, |new| {
+            tidy(dir.path())?;
+            put("fresh")(new)
+        })
+        .unwrap();
+        assert_eq!(names(&folder), ["fresh"]);
     }
 
     #[test]
