@@ -16,7 +16,7 @@ use crate::sweep::SweepRecord;
 pub fn run(folder: &Path) -> Result<usize> {
     let config = RunConfig::read(folder)?.context("there is no run")?;
     for (_, checkpoint) in checkpoints(folder)? {
-        checkpoint::load(&checkpoint, &config.settings.step)?;
+        checkpoint::load_newest(&[checkpoint], &config.settings.step)?;
     }
     summary(folder)?;
     Ok(logged_steps(folder)?.len())

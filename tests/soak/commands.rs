@@ -96,7 +96,7 @@ pub(crate) enum Gives {
     Output,
     /// The folder that it leaves.
     Folder(&'static str),
-    /// A verdict: damage anywhere has to be refused.
+    /// A verdict: damage anywhere has to be noticed.
     Verdict,
 }
 
@@ -122,6 +122,7 @@ const OF_A_STOPPED_STORE: &[Reader] = &[reader("activation-dump", WRITERS[0].lin
 
 /// Readers of a finished `run`.
 const OF_A_RUN: &[Reader] = &[
+    reader("sae-trainer", "verify run", Gives::Verdict),
     reader("sae-trainer", "compare run --json", Gives::Output),
     reader(
         "sae-trainer",
@@ -137,16 +138,23 @@ const OF_A_RUN: &[Reader] = &[
 ];
 
 /// Readers of a `run` that was stopped.
-const OF_A_STOPPED_RUN: &[Reader] = &[reader("sae-trainer", WRITERS[2].line, Gives::Folder("run"))];
+const OF_A_STOPPED_RUN: &[Reader] = &[
+    reader("sae-trainer", "verify run", Gives::Verdict),
+    reader("sae-trainer", WRITERS[2].line, Gives::Folder("run")),
+];
 
 /// Readers of a finished `sweep`.
 const OF_A_SWEEP: &[Reader] = &[
+    reader("sae-trainer", "verify sweep", Gives::Verdict),
     reader("sae-trainer", "compare sweep --json", Gives::Output),
     reader("sae-trainer", WRITERS[4].line, Gives::Folder("sweep")),
 ];
 
 /// Readers of a `sweep` that was stopped.
-const OF_A_STOPPED_SWEEP: &[Reader] = &[reader("sae-trainer", WRITERS[4].line, Gives::Folder("sweep"))];
+const OF_A_STOPPED_SWEEP: &[Reader] = &[
+    reader("sae-trainer", "verify sweep", Gives::Verdict),
+    reader("sae-trainer", WRITERS[4].line, Gives::Folder("sweep")),
+];
 
 const VERIFY_STORE: (&str, &str) = ("activation-dump", "verify store");
 const VERIFY_RUN: (&str, &str) = ("sae-trainer", "verify run");
