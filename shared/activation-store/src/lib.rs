@@ -16,6 +16,7 @@ mod metadata;
 mod paths;
 mod permutation;
 mod rounding;
+mod shard;
 mod specification;
 mod statistics;
 mod store;
