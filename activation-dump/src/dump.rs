@@ -9,7 +9,7 @@ use activation_store::{Store, StoreError, StoreSummary, StoreWriter};
 use anyhow::{Context, Result, bail};
 use human_units::{format_bytes, format_count};
 use language_model::{Device, Precision, PrefixModel, Runtime, SelfCheck, SessionOptions, self_check};
-use terminal::Interrupt;
+use terminal::{Interrupt, foreign, foreign_path};
 
 use crate::arguments::DumpArguments;
 use crate::dataset::Dataset;
@@ -68,7 +68,8 @@ pub(crate) fn dump(arguments: &DumpArguments) -> Result<ExitCode> {
     let before = writers.iter().map(StoreWriter::contexts_done).min().unwrap_or(0);
     let token_bytes = prepared.targets.iter().map(|target| target.spec.row_bytes()).sum();
     let mut progress = Progress::start(plan.contexts, before, plan.length, token_bytes);
-    let contexts = Contexts::start(&prepared.dataset, prepared.tokenizer.as_ref(), &prepared.text);
+    let documents = prepared.dataset.documents(&prepared.text.read);
+    let contexts = Contexts::start(documents, prepared.tokenizer.as_ref(), &prepared.text)?;
     let tokenizer = prepared.tokenizer.as_deref();
     let mut watch = |stores: &[_]| progress.update(stores);
     let check = |ids: &[i64], contexts: usize| prepared.check_against_cpu(ids, contexts);
@@ -136,6 +137,7 @@ fn prepare(arguments: &DumpArguments, threads: usize) -> Result<Prepared> {
     };
     let widths: Vec<usize> = (0..model.hooks.len()).map(|hook| prefix.width(hook)).collect();
     let targets = stores::targets(arguments, &plan, &common, &widths);
+    targets.iter().try_for_each(|target| target.spec.validate())?;
     let text = TextOptions {
         read: ReadOptions {
             column: source.column.clone(),
@@ -179,14 +181,14 @@ fn dry_run(prepared: &Prepared, json: bool, interrupt: &Interrupt) -> Result<Exi
     let Prepared { plan, model, tokenizer, dataset, text, targets, threads, .. } = prepared;
     prepared.print_plan(&[]);
     let text = TextOptions { share: Share::new(0, None), read: text.read.clone(), ..*text };
-    let contexts = Contexts::start(dataset, tokenizer.as_ref(), &text);
+    let contexts = Contexts::start(dataset.documents(&text.read), tokenizer.as_ref(), &text)?;
     let stopping = || interrupt.requested().is_some();
     let estimate = probe::estimate(model, contexts, targets, plan, *threads, &stopping)?;
     if let Some(code) = interrupt.requested() {
         return Ok(ExitCode::from(code));
     }
     for line in estimate.lines() {
-        terminal::say!("  {line}");
+        terminal::say!("  {}", foreign(&line));
     }
     if json {
         terminal::report!("{}", serde_json::to_string_pretty(&estimate)?);
@@ -219,12 +221,20 @@ impl Prepared {
             && writers.iter().all(|writer| writer.progress().contexts == 0)
         {
             let skipped = outcome.text.skipped.lines().join("; ");
+            let (length, share) = (self.plan.length, self.plan.share);
+            let found = match outcome.text.contexts {
+                0 => format!("the text has less than one context of {length} tokens"),
+                contexts => format!(
+                    "the text has {contexts} contexts of {length} tokens, and this dump begins with number {} of them \
+                     (by --skip-tokens and --part)",
+                    share.first + 1
+                ),
+            };
             bail!(
-                "the text has less than one context of {} tokens{} ({} documents were read{}{skipped}); nothing was stored",
-                self.plan.length,
-                if self.plan.share == Share::new(0, None) { "" } else { " for this part" },
+                "{found} ({} documents were read{}{}); nothing was stored",
                 outcome.text.documents,
                 if skipped.is_empty() { "" } else { ", " },
+                foreign(&skipped),
             );
         }
         let finishing = Instant::now();
@@ -245,9 +255,9 @@ impl Prepared {
             );
         }
         for line in summary.lines() {
-            terminal::say!("  {line}");
+            terminal::say!("  {}", foreign(&line));
         }
-        terminal::say!("next: sae-trainer --store {} --loss approx-l0", self.targets[0].path.display());
+        terminal::say!("next: sae-trainer --store {} --loss approx-l0", foreign_path(&self.targets[0].path));
         if json {
             terminal::report!("{}", serde_json::to_string_pretty(&summary)?);
         }
@@ -258,10 +268,15 @@ impl Prepared {
         let (plan, spec) = (&self.plan, &self.targets[0].spec);
         let provenance = &spec.provenance;
         let hooks: Vec<&str> = self.targets.iter().map(|target| target.hook.name.as_str()).collect();
-        terminal::say!("  model    {} at {} ({})", provenance.model, hooks.join(", "), self.model.provider());
+        terminal::say!(
+            "  model    {} at {} ({})",
+            foreign(&provenance.model),
+            foreign(&hooks.join(", ")),
+            self.model.provider()
+        );
         let files = self.dataset.file_count();
         let files = if files == 1 { "1 file".to_owned() } else { format!("{files} files") };
-        terminal::say!("  text     {} ({files})", provenance.dataset.join(", "));
+        terminal::say!("  text     {} ({files})", foreign(&provenance.dataset.join(", ")));
         if let Some((part, from)) = &plan.part {
             terminal::say!("  part     {part} of the text, by {from} (--part off runs all of it)");
         }
@@ -278,10 +293,13 @@ impl Prepared {
         for (index, target) in self.targets.iter().enumerate() {
             terminal::say!(
                 "  store    {} ({} raw; shuffled {} rows at a time)",
-                target.path.display(),
-                format_bytes(plan.tokens() * target.spec.row_bytes() as u64),
+                foreign_path(&target.path),
+                format_bytes(plan.tokens().saturating_mul(target.spec.row_bytes() as u64)),
                 format_count(target.spec.layout.window_rows as f64)
             );
+            for damage in writers.get(index).iter().flat_map(|writer| writer.damage()) {
+                terminal::say!("  damaged  {damage}; what follows it is run and written again");
+            }
             if let Some(writer) = writers.get(index).filter(|writer| writer.contexts_done() > 0) {
                 terminal::say!(
                     "  resume   {} contexts are there",
@@ -303,7 +321,7 @@ impl Prepared {
             format_count(self.plan.contexts as f64),
             self.targets
                 .iter()
-                .map(|target| target.path.display().to_string())
+                .map(|target| foreign_path(&target.path).to_string())
                 .collect::<Vec<_>>()
                 .join(", ")
         );

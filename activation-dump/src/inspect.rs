@@ -8,6 +8,7 @@ use anyhow::Result;
 use human_units::{format_bytes, format_count};
 use indicatif::{ProgressBar, ProgressStyle};
 use serde_json::json;
+use terminal::{foreign, foreign_path};
 
 use crate::arguments::{ExportArguments, ExportChoice, InfoArguments, VerifyArguments};
 
@@ -37,14 +38,14 @@ pub(crate) fn info(arguments: &InfoArguments) -> Result<ExitCode> {
     let from = &spec.provenance;
     let bits = spec.mantissa_bits.map_or(String::new(), |bits| format!(", {bits} mantissa bits kept"));
     let count = |number: u64| format_count(number as f64);
-    terminal::report!("store        {}", store.path().display());
+    terminal::report!("store        {}", foreign_path(store.path()));
     terminal::report!(
         "activations  {} of {}{}",
-        from.hook,
-        from.model,
+        foreign(&from.hook),
+        foreign(&from.model),
         if from.centered { ", centred" } else { "" }
     );
-    terminal::report!("text         {}", from.dataset.join(", "));
+    terminal::report!("text         {}", foreign(&from.dataset.join(", ")));
     terminal::report!(
         "rows         {} of {} {} numbers{bits}",
         count(summary.rows),
@@ -77,11 +78,16 @@ pub(crate) fn info(arguments: &InfoArguments) -> Result<ExitCode> {
     }
     terminal::report!(
         "hashes       weights {}, tokenizer {}",
-        short(&from.model_hash),
-        short(&from.tokenizer_hash)
+        foreign(short(&from.model_hash)),
+        foreign(short(&from.tokenizer_hash))
     );
-    terminal::report!("             text {}", short(&from.dataset_hash));
-    terminal::report!("written by   {} {}: {}", env!("CARGO_PKG_NAME"), from.tool_version, from.command_line);
+    terminal::report!("             text {}", foreign(short(&from.dataset_hash)));
+    terminal::report!(
+        "written by   {} {}: {}",
+        env!("CARGO_PKG_NAME"),
+        foreign(&from.tool_version),
+        foreign(&from.command_line)
+    );
     Ok(ExitCode::SUCCESS)
 }
 
@@ -108,14 +114,18 @@ pub(crate) fn verify(arguments: &VerifyArguments) -> Result<ExitCode> {
     } else {
         for problem in &report.problems {
             match problem.chunk {
-                Some(chunk) => terminal::report!("{}, chunk {chunk}: {}", problem.file, problem.what),
-                None => terminal::report!("{}: {}", problem.file, problem.what),
+                Some(chunk) => {
+                    terminal::report!("{}, chunk {chunk}: {}", problem.file, foreign(&problem.what))
+                }
+                None => terminal::report!("{}: {}", problem.file, foreign(&problem.what)),
             }
         }
         let read = format!("{} files, {} read", report.files, format_bytes(report.bytes));
         match report.problems.len() {
-            0 => terminal::report!("{} is sound ({read})", arguments.store.display()),
-            found => terminal::report!("{} is damaged in {found} places ({read})", arguments.store.display()),
+            0 => terminal::report!("{} is sound ({read})", foreign_path(&arguments.store)),
+            found => {
+                terminal::report!("{} is damaged in {found} places ({read})", foreign_path(&arguments.store))
+            }
         }
     }
     Ok(if report.problems.is_empty() { ExitCode::SUCCESS } else { ExitCode::FAILURE })
@@ -139,7 +149,7 @@ pub(crate) fn export(arguments: &ExportArguments) -> Result<ExitCode> {
         format_count(summary.rows as f64),
         summary.files,
         format_bytes(summary.bytes),
-        summary.path.display()
+        foreign_path(&summary.path)
     );
     if summary.rows_left_out > 0 {
         terminal::say!("{} rows at the end did not fill a record and were left out", summary.rows_left_out);

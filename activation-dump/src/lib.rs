@@ -5,6 +5,7 @@
 #![warn(clippy::print_stdout, clippy::print_stderr)] // `terminal` writes; see there why
 
 mod arguments;
+mod cutting;
 mod damage;
 mod dataset;
 mod documents;
@@ -40,7 +41,8 @@ pub fn main() -> ExitCode {
         Some(Command::Export(arguments)) => inspect::export(arguments),
     };
     let code = done.unwrap_or_else(|error| {
-        terminal::say!("error: {error:#}");
+        // Messages quote files, their names and what libraries say of them.
+        terminal::say!("error: {}", terminal::foreign(&format!("{error:#}")));
         if let Some(hint) = hint(&error) {
             terminal::say!("hint: {hint}");
         }

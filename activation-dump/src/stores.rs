@@ -135,7 +135,7 @@ fn check_space(targets: &[Target]) -> Result<()> {
     let needed: u64 = targets
         .iter()
         .map(|target| estimated_bytes(&target.spec).saturating_sub(bytes_below(&target.path)))
-        .sum();
+        .fold(0, u64::saturating_add);
     if let Some(available) = free_bytes(&first.path)
         && needed > available
     {

@@ -17,6 +17,7 @@ mod metadata;
 mod paths;
 mod permutation;
 mod rounding;
+mod shard;
 mod specification;
 mod statistics;
 mod store;
