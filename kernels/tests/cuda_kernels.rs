@@ -71,7 +71,7 @@ struct Case {
     report: Buffer,
 }
 
-const REPORT_BYTES: usize = 168;
+const REPORT_BYTES: usize = 184;
 
 /// The report of a step that has begun: no row has been found bad yet.
 fn begun(device: &mut EmulatedDevice) -> Buffer {
@@ -734,7 +734,7 @@ fn frequencies_and_slopes_equal_the_cpus_while_batches_enter_leave_and_fall_out(
     let targets = device.holding(&[1e-3f64, 0.1, 2e-3, 0.6, 1.0, 1.0]);
     let window = device.holding(&[0u32; 6]);
     let arrived = device.holding(&[0u32; 2]);
-    let report_parts = device.room::<f64>(11 * 32);
+    let report_parts = device.room::<f64>(13 * 32);
     let scalars = device.holding(&[0u8; 56]);
     let (levels, summed) = (device.room::<f64>(LENGTH), device.room::<u32>(LENGTH));
     let (changes, ring) = (device.room::<u32>(LENGTH), device.room::<u32>(LENGTH * FEATURES));

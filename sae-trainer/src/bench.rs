@@ -4,6 +4,7 @@ use activation_store::{BatchStream, Store, StreamOptions};
 use anyhow::{Context, Result, bail};
 use sae::{Sae, Weights};
 use serde_json::json;
+use terminal::foreign_path;
 
 use crate::arguments::BenchArguments;
 use crate::engine::{
@@ -19,6 +20,7 @@ pub(crate) fn bench(arguments: &BenchArguments) -> Result<()> {
         (Some(from), Some(store)) => {
             let weights = Sae::load(from)?.weights;
             let spec = reference_step(weights.d_in, weights.d_sae, batch);
+            spec.validate()?;
             let rows = first_batch(store, &spec)?;
             (spec, weights, rows)
         }
@@ -67,7 +69,7 @@ fn first_batch(store: &std::path::Path, spec: &StepSpec) -> Result<Vec<f32>> {
     if store.width() != spec.width {
         bail!(
             "{} has rows of {} numbers, the autoencoder takes {}",
-            store.path().display(),
+            foreign_path(store.path()),
             store.width(),
             spec.width
         );

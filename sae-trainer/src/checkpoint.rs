@@ -19,6 +19,7 @@ use kernels::cpu::transposed;
 use sae::Sae;
 use safetensors::tensor::{Dtype, SafeTensorError, SafeTensors, TensorView};
 use serde::{Deserialize, Serialize};
+use terminal::foreign_path;
 
 use crate::engine::{EngineState, Parameters, PathChoice, StepSpec};
 
@@ -43,7 +44,7 @@ pub(crate) fn save(folder: &Path, sae: &Sae, state: &EngineState) -> Result<()> 
         fs::write(&path, training).map_err(sae::Error::io("write", path))?;
         Ok(durable_files::write_sums(new)?)
     });
-    written.with_context(|| format!("cannot write the checkpoint {}", folder.display()))
+    written.with_context(|| format!("cannot write the checkpoint {}", foreign_path(folder)))
 }
 
 /// The newest of `folders` (the oldest first) that can be read, with its place among them. Of each newer one it is said
@@ -62,7 +63,7 @@ pub(crate) fn load_newest(folders: &[PathBuf], spec: &StepSpec) -> Result<(usize
                 return Ok((at, state));
             }
             Err(error) => {
-                let folder = folder.display();
+                let folder = foreign_path(folder);
                 reasons.push(format!("cannot continue from the checkpoint {folder}: {error:#}"));
             }
         }
@@ -76,7 +77,7 @@ fn load(folder: &Path, spec: &StepSpec) -> Result<EngineState> {
     let path = folder.join(STEP_FILE);
     let text = files.read(STEP_FILE)?;
     let Training { step, path_choice } =
-        serde_json::from_slice(&text).with_context(|| format!("{} is damaged", path.display()))?;
+        serde_json::from_slice(&text).with_context(|| format!("{} is damaged", foreign_path(&path)))?;
 
     let Sae { weights, .. } = Sae::load(folder)?;
     let (d, f) = (spec.width, spec.features);
@@ -115,7 +116,7 @@ fn load(folder: &Path, spec: &StepSpec) -> Result<EngineState> {
             path_choice,
         })
     };
-    state().with_context(|| format!("{} is damaged", path.display()))
+    state().with_context(|| format!("{} is damaged", foreign_path(&path)))
 }
 
 fn read_moments(file: &SafeTensors<'_>, order: &str, d: usize, f: usize) -> Result<Parameters> {

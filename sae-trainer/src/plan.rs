@@ -8,6 +8,7 @@ use anyhow::{Context, Result, bail, ensure};
 use human_units::format_bytes;
 use sae::Sae;
 use serde_json::{Map, Value};
+use terminal::foreign_path;
 
 use crate::arguments::{SettingArguments, TrainArguments};
 use crate::checkpoint;
@@ -49,7 +50,7 @@ impl Plan {
         if stored.is_none() && merged.data.store.is_empty() {
             match &arguments.run.out {
                 Some(out) if arguments.run.resume => {
-                    bail!("there is no run in {}; start one without --resume", out.display())
+                    bail!("there is no run in {}; start one without --resume", foreign_path(out))
                 }
                 _ => merged.data.store.push(default_store()?),
             }
@@ -81,6 +82,7 @@ impl Plan {
         let settings = Settings::resolve(&merged, width, decided)?;
         let out = arguments.run.out.clone().unwrap_or_else(|| default_folder(&stores[0], &settings));
         let config = RunConfig::new(command_line, merged, settings, &stores);
+        check_paths(&out, &config)?;
 
         let stored = match stored {
             None if arguments.run.resume => RunConfig::read(&out)?,
@@ -97,7 +99,7 @@ impl Plan {
             ensure!(
                 *step <= config.settings.steps,
                 "{} has already been trained for {step} steps; ask for more than that with --steps",
-                out.display()
+                foreign_path(&out)
             );
         }
         // Stopped before its first checkpoint, a run starts again from where it started.
@@ -113,7 +115,7 @@ impl Plan {
 
     /// Bytes on disk for `keep` checkpoints, the one being written, and `sae/`.
     pub(crate) fn needed_space(&self, keep: u64) -> u64 {
-        (keep + 2) * checkpoint::bytes(&self.config.settings.step)
+        (keep + 2).saturating_mul(checkpoint::bytes(&self.config.settings.step))
     }
 }
 
@@ -142,9 +144,9 @@ fn open_stores(paths: &[PathBuf]) -> Result<Vec<Store>> {
         ensure!(
             store.width() == stores[0].width(),
             "rows of {} are {} wide, those of {} {}: stores that are read as one need one width",
-            stores[0].path().display(),
+            foreign_path(stores[0].path()),
             stores[0].width(),
-            store.path().display(),
+            foreign_path(store.path()),
             store.width()
         );
     }
@@ -152,16 +154,32 @@ fn open_stores(paths: &[PathBuf]) -> Result<Vec<Store>> {
 }
 
 fn load_initial(path: &Path, store: &Store) -> Result<Sae> {
-    let sae = Sae::load(path).with_context(|| format!("cannot start from {}", path.display()))?;
+    let sae = Sae::load(path).with_context(|| format!("cannot start from {}", foreign_path(path)))?;
     ensure!(
         sae.config.d_in == store.width(),
         "the autoencoder in {} reads rows of width {}, but the rows of {} are {} wide",
-        path.display(),
+        foreign_path(path),
         sae.config.d_in,
-        store.path().display(),
+        foreign_path(store.path()),
         store.width()
     );
     Ok(sae)
+}
+
+/// An error where a path cannot be written down: the files of a run are JSON, which has no place for other bytes than UTF-8.
+fn check_paths(out: &Path, config: &RunConfig) -> Result<()> {
+    let stores = config.stores.iter().map(|store| &*store.path);
+    let initial = config.settings.init_from.as_deref();
+    for path in
+        [out].into_iter().chain(stores).chain(initial).chain(config.arguments.data.store.iter().map(|p| &**p))
+    {
+        ensure!(
+            path.to_str().is_some(),
+            "{} is not UTF-8, and the files of a run cannot name it: rename it",
+            foreign_path(path)
+        );
+    }
+    Ok(())
 }
 
 /// `runs/gpt2-approx-l0-7e-5`
@@ -181,12 +199,12 @@ pub(crate) fn check_space(out: &Path, needed: u64) -> Result<()> {
     let absolute = std::path::absolute(out)?;
     let Some(existing) = absolute.ancestors().find(|folder| folder.exists()) else { return Ok(()) };
     let free = fs4::available_space(existing)
-        .with_context(|| format!("cannot ask how much room there is in {}", existing.display()))?;
+        .with_context(|| format!("cannot ask how much room there is in {}", foreign_path(existing)))?;
     ensure!(
         free >= needed,
         "{} has {} free, and the run's checkpoints need {}: choose another --out, fewer features or a lower \
          --keep-checkpoints",
-        existing.display(),
+        foreign_path(existing),
         format_bytes(free),
         format_bytes(needed)
     );

@@ -7,7 +7,7 @@ use human_units::{format_count, format_duration};
 use indicatif::{ProgressBar, ProgressDrawTarget, ProgressStyle};
 
 use crate::run::{Latest, Run};
-use crate::table::{grouped, number};
+use crate::table::{grouped, number, share};
 
 /// Between two lines where there is no terminal: not less, however often steps are logged…
 const SHORTEST: Duration = Duration::from_secs(1);
@@ -80,7 +80,8 @@ impl Progress {
     }
 
     fn line(&self, latest: &[Latest]) -> String {
-        let left = Duration::from_secs_f64((self.steps - self.step) as f64 * self.step_seconds);
+        let left = (self.steps - self.step) as f64 * self.step_seconds;
+        let left = Duration::try_from_secs_f64(left).unwrap_or(Duration::MAX);
         let over =
             |value: fn(&Latest) -> f64, text: &dyn Fn(f64) -> String| range(latest.iter().map(value), text);
         format!(
@@ -91,7 +92,7 @@ impl Progress {
             if latest.len() > 1 { format!("{} runs: ", latest.len()) } else { String::new() },
             over(|latest| latest.l0, &number),
             over(|latest| latest.mse, &number),
-            over(|latest| latest.explained_variance, &|value| format!("{value:.4}")),
+            over(|latest| latest.explained_variance, &share),
             over(|latest| latest.dead as f64, &|count| grouped(count as u64)),
             format_duration(left)
         )

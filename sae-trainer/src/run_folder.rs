@@ -23,11 +23,12 @@ use sae::Sae;
 use serde::de::DeserializeOwned;
 use serde::{Deserialize, Serialize};
 use serde_json::Value;
+use terminal::foreign_path;
 
 use crate::arguments::SettingArguments;
 use crate::checkpoint;
 use crate::engine::EngineState;
-use crate::record::Summary;
+use crate::record::{Summary, number};
 use crate::settings::Settings;
 use crate::sweep::SWEEP;
 
@@ -91,7 +92,8 @@ impl RunConfig {
             && self.stores.iter().zip(&other.stores).all(|(here, there)| here.same_rows(there));
         if !same {
             let names = |config: &RunConfig| {
-                let paths = config.stores.iter().map(|s| format!("{} ({} rows)", s.path.display(), s.rows));
+                let paths =
+                    config.stores.iter().map(|s| format!("{} ({} rows)", foreign_path(&s.path), s.rows));
                 paths.collect::<Vec<_>>().join(", ")
             };
             found.push(format!("the stores are {} there and {} here", names(self), names(other)));
@@ -136,7 +138,7 @@ impl RunFolder {
         if !path.exists() || is_empty(path)? {
             return Ok(());
         }
-        let here = path.display();
+        let here = foreign_path(path);
         let Some(there) = RunConfig::read(path)? else {
             bail!("{here} is not empty and not a run; choose another --out");
         };
@@ -154,7 +156,7 @@ impl RunFolder {
             differences.is_empty(),
             "cannot resume {}: {}. Leave those flags out to continue the run, or choose another --out to \
              start a new one",
-            path.display(),
+            foreign_path(path),
             differences.join("; ")
         );
         Ok(())
@@ -175,7 +177,7 @@ impl RunFolder {
             .append(true)
             .create(true)
             .open(&metrics)
-            .with_context(|| format!("cannot write {}", metrics.display()))?;
+            .with_context(|| format!("cannot write {}", foreign_path(&metrics)))?;
         Ok(RunFolder { path: path.to_path_buf(), metrics, lock })
     }
 
@@ -183,16 +185,17 @@ impl RunFolder {
         &self.path
     }
 
-    /// That the folder is still the one that this process holds: what is written into another of its name is no part of
-    /// this run.
+    /// Whether the folder is still the one that this process holds.
+    pub(crate) fn is_there(&self) -> bool {
+        let identity = |metadata: fs::Metadata| (metadata.dev(), metadata.ino());
+        let there = fs::metadata(self.path.join(LOCK)).map(identity);
+        matches!((there, self.lock.metadata().map(identity)), (Ok(there), Ok(held)) if there == held)
+    }
+
+    /// An error unless the folder is still there: what is written into another of its name is no part of this run.
     fn check_there(&self) -> Result<()> {
-        let held = self.lock.metadata().context("cannot ask for the lock of the run")?;
-        let there = fs::metadata(self.path.join(LOCK));
-        ensure!(
-            there.is_ok_and(|there| (there.dev(), there.ino()) == (held.dev(), held.ino())),
-            "{} was removed or replaced while the run was under way",
-            self.path.display()
-        );
+        let folder = foreign_path(&self.path);
+        ensure!(self.is_there(), "{folder} was removed or replaced while the run was under way");
         Ok(())
     }
 
@@ -202,7 +205,7 @@ impl RunFolder {
         let line = durable_files::sealed_line(record) + "\n";
         self.metrics
             .write_all(line.as_bytes())
-            .with_context(|| format!("cannot write {}", self.path.join(METRICS).display()))
+            .with_context(|| format!("cannot write {}", foreign_path(&self.path.join(METRICS))))
     }
 
     /// Takes back what `metrics.jsonl` says about anything after `step`: lines that a killed process
@@ -238,10 +241,10 @@ impl RunFolder {
         self.metrics = File::options()
             .append(true)
             .open(&path)
-            .with_context(|| format!("cannot write {}", path.display()))?;
+            .with_context(|| format!("cannot write {}", foreign_path(&path)))?;
         let summary = self.path.join(SUMMARY);
         if summary.exists() {
-            fs::remove_file(&summary).with_context(|| format!("cannot remove {}", summary.display()))?;
+            fs::remove_file(&summary).with_context(|| format!("cannot remove {}", foreign_path(&summary)))?;
         }
         Ok(())
     }
@@ -256,8 +259,8 @@ impl RunFolder {
                 durable_files::remove_folder(&aside)?;
             }
             fs::rename(checkpoint, &aside)
-                .with_context(|| format!("cannot rename {}", checkpoint.display()))?;
-            terminal::say!("it is kept as {}; nothing needs it any more", aside.display());
+                .with_context(|| format!("cannot rename {}", foreign_path(checkpoint)))?;
+            terminal::say!("it is kept as {}; nothing needs it any more", foreign_path(&aside));
         }
         Ok(())
     }
@@ -267,7 +270,7 @@ impl RunFolder {
         self.check_there()?;
         // What was logged before the checkpoint has to survive as long as the checkpoint.
         let metrics = self.path.join(METRICS);
-        self.metrics.sync_data().with_context(|| format!("cannot write {}", metrics.display()))?;
+        self.metrics.sync_data().with_context(|| format!("cannot write {}", foreign_path(&metrics)))?;
         let folder = self.path.join(CHECKPOINTS).join(format!("step-{:08}", state.step));
         checkpoint::save(&folder, sae, state)?;
         let mut checkpoints = checkpoints(&self.path)?;
@@ -282,7 +285,7 @@ impl RunFolder {
     pub(crate) fn save_sae(&self, sae: &Sae) -> Result<PathBuf> {
         self.check_there()?;
         let folder = self.path.join(SAE);
-        sae.save(&folder).with_context(|| format!("cannot write {}", folder.display()))?;
+        sae.save(&folder).with_context(|| format!("cannot write {}", foreign_path(&folder)))?;
         Ok(folder)
     }
 
@@ -308,7 +311,7 @@ pub(crate) fn checkpoint_folders(folder: &Path) -> Result<Vec<PathBuf>> {
     if !path.exists() {
         return Ok(Vec::new());
     }
-    let error = || format!("cannot read {}", path.display());
+    let error = || format!("cannot read {}", foreign_path(&path));
     let mut found = Vec::new();
     for entry in fs::read_dir(&path).with_context(error)? {
         let entry = entry.with_context(error)?;
@@ -336,7 +339,7 @@ pub(crate) fn read_json<T: DeserializeOwned>(
     struct Format {
         format: u32,
     }
-    let shown = path.display();
+    let shown = foreign_path(path);
     let text = match fs::read(path) {
         Err(error) if matches!(error.kind(), ErrorKind::NotFound | ErrorKind::NotADirectory) => {
             return Ok(None);
@@ -356,7 +359,10 @@ pub(crate) fn read_json<T: DeserializeOwned>(
 #[derive(Debug, Clone, Copy, PartialEq, Deserialize)]
 pub(crate) struct LoggedStep {
     pub(crate) tokens: u64,
+    #[serde(deserialize_with = "number")]
     pub(crate) l0: f64,
+    /// NaN where it is undefined.
+    #[serde(deserialize_with = "number")]
     pub(crate) mse_centered: f64,
 }
 
@@ -385,11 +391,11 @@ pub(crate) fn logged_steps(folder: &Path) -> Result<Vec<LoggedStep>> {
 }
 
 fn damaged_line(path: &Path, at: usize, line: &DamagedLine) -> String {
-    format!("{}: line {} is damaged: {line}", path.display(), at + 1)
+    format!("{}: line {} is damaged: {line}", foreign_path(path), at + 1)
 }
 
 fn not_a_log(path: &Path, at: usize) -> String {
-    format!("{}: line {} is not of the log of a run", path.display(), at + 1)
+    format!("{}: line {} is not of the log of a run", foreign_path(path), at + 1)
 }
 
 /// A line of `metrics.jsonl` that is what was written, as far as that is known.
@@ -416,7 +422,7 @@ impl Display for DamagedLine {
 /// The lines of `metrics.jsonl` of the run in `folder`. What a killed process did not write to its end is no line.
 pub(crate) fn logged_lines(folder: &Path) -> Result<Vec<Result<LoggedLine, DamagedLine>>> {
     let path = folder.join(METRICS);
-    let text = fs::read(&path).with_context(|| format!("cannot read {}", path.display()))?;
+    let text = fs::read(&path).with_context(|| format!("cannot read {}", foreign_path(&path)))?;
     let mut lines: Vec<&[u8]> = text.split(|byte| *byte == b'\n').collect();
     // Behind the last newline: nothing, or what was torn.
     lines.pop();
@@ -434,16 +440,16 @@ pub(crate) fn logged_lines(folder: &Path) -> Result<Vec<Result<LoggedLine, Damag
 
 /// Creates a folder and holds it against a second process as long as the returned file is open.
 pub(crate) fn lock(path: &Path) -> Result<File> {
-    fs::create_dir_all(path).with_context(|| format!("cannot create {}", path.display()))?;
+    fs::create_dir_all(path).with_context(|| format!("cannot create {}", foreign_path(path)))?;
     let lock =
-        File::create(path.join(LOCK)).with_context(|| format!("cannot write to {}", path.display()))?;
+        File::create(path.join(LOCK)).with_context(|| format!("cannot write to {}", foreign_path(path)))?;
     match lock.try_lock() {
         Ok(()) => Ok(lock),
         Err(TryLockError::WouldBlock) => {
-            bail!("another process is training in {}; wait for it or stop it", path.display())
+            bail!("another process is training in {}; wait for it or stop it", foreign_path(path))
         }
         Err(TryLockError::Error(error)) => {
-            Err(error).with_context(|| format!("cannot lock {}", path.display()))
+            Err(error).with_context(|| format!("cannot lock {}", foreign_path(path)))
         }
     }
 }
@@ -451,7 +457,7 @@ pub(crate) fn lock(path: &Path) -> Result<File> {
 /// Whether nothing is in a folder but what a process leaves that was stopped before it had written anything: its lock, and
 /// the beginning of a first file under the names that this version and older ones give it.
 pub(crate) fn is_empty(folder: &Path) -> Result<bool> {
-    let error = || format!("cannot read {}", folder.display());
+    let error = || format!("cannot read {}", foreign_path(folder));
     let is_remains = |name: &str| {
         let first = durable_files::finished_name(name)
             .or_else(|| name.strip_prefix('.').and_then(|name| name.strip_suffix(".new")));

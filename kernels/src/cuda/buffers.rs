@@ -74,7 +74,7 @@ pub(crate) struct Buffers<B> {
 }
 
 /// Sums of `report_rows` times the most blocks that form parts of them.
-const REPORT_PARTS: usize = 11 * 32;
+const REPORT_PARTS: usize = 13 * 32;
 
 /// The kernels whose last block goes on alone (`last.cuh`): the places of their counters, which are 0 between kernels.
 #[derive(Debug, Clone, Copy)]

@@ -12,6 +12,7 @@ use std::path::{Component, Path, PathBuf};
 
 use anyhow::{Result, bail, ensure};
 use serde::{Deserialize, Serialize};
+use terminal::foreign_path;
 
 use super::grid::Point;
 use crate::arguments::SettingArguments;
@@ -92,7 +93,7 @@ impl SweepRecord {
             ensure!(
                 is_folder_name(&point.name),
                 "{} names a point {:?}, which is no name of a folder in it",
-                path.display(),
+                foreign_path(&path),
                 point.name
             );
         }
@@ -114,7 +115,7 @@ impl SweepRecord {
             there == here,
             "{} holds a sweep over other points ({} there, {} here). Leave the lists out to continue it, or choose \
              another --out to start a new one",
-            folder.display(),
+            foreign_path(folder),
             there.join(", "),
             here.join(", ")
         );
@@ -134,7 +135,7 @@ pub(crate) fn check_free(path: &Path) -> Result<()> {
     if !path.exists() || is_empty(path)? {
         return Ok(());
     }
-    let here = path.display();
+    let here = foreign_path(path);
     if SweepRecord::read(path)?.is_some() {
         bail!("{here} holds a sweep already; add --resume to continue it, or choose another --out");
     }

@@ -10,6 +10,7 @@ use std::path::Path;
 use anyhow::{Result, bail, ensure};
 use clap::error::{Error, ErrorKind};
 use clap::{Arg, ArgAction, ArgMatches, Args, Command, FromArgMatches, Parser};
+use terminal::foreign_path;
 
 use crate::arguments::{CommandLine, RunArguments, SettingArguments, TrainArguments};
 use crate::settings::flags_without_effect;
@@ -171,7 +172,7 @@ impl Flag {
         };
         for (at, value) in values.iter().enumerate() {
             if values[..at].contains(value) {
-                let told = format!("{name} has the value {} twice", value.display());
+                let told = format!("{name} has the value {} twice", foreign_path(value.as_ref()));
                 return Err(Error::raw(ErrorKind::ValueValidation, told));
             }
         }

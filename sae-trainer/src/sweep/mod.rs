@@ -6,7 +6,7 @@ mod grid;
 use std::path::{Path, PathBuf};
 
 use anyhow::{Context, Result, bail, ensure};
-use terminal::Interrupt;
+use terminal::{Interrupt, foreign_path};
 
 pub(crate) use folder::{PointState, SWEEP, SweepFolder, SweepRecord};
 use grid::Grid;
@@ -64,7 +64,7 @@ fn plan(mut grid: Grid, run: &RunArguments) -> Result<(PathBuf, SweepRecord, Vec
         if let (Some(out), true, false) = (&run.out, run.resume, grid.varies()) {
             bail!(
                 "there is no sweep in {}; start one with lists of values, or continue a run without `sweep`",
-                out.display()
+                foreign_path(out)
             );
         }
         if grid.common()?.data.store.is_empty() {
@@ -94,7 +94,7 @@ fn plan(mut grid: Grid, run: &RunArguments) -> Result<(PathBuf, SweepRecord, Vec
     let mut plans = Vec::new();
     for point in &mut record.points {
         if point.state == PointState::Diverged {
-            terminal::say!("{} diverged before and is left out", out.join(&point.name).display());
+            terminal::say!("{} diverged before and is left out", foreign_path(&out.join(&point.name)));
             continue;
         }
         let folder = out.join(&point.name);
@@ -114,11 +114,11 @@ fn plan(mut grid: Grid, run: &RunArguments) -> Result<(PathBuf, SweepRecord, Vec
     ensure!(
         !plans.is_empty(),
         "every point of the sweep in {} diverged; start another one with lower learning rates",
-        out.display()
+        foreign_path(&out)
     );
     check_common(&plans)?;
     let keep = u64::from(run.keep_checkpoints);
-    check_space(&out, plans.iter().map(|plan| plan.needed_space(keep)).sum())?;
+    check_space(&out, plans.iter().map(|plan| plan.needed_space(keep)).fold(0, u64::saturating_add))?;
     Ok((out, record, plans))
 }
 
@@ -134,7 +134,7 @@ fn point_plan(
         [] => line.push("--resume".to_owned()),
         words => line.extend(words.iter().map(|word| word.to_string_lossy().into_owned())),
     }
-    line.extend(["--out".to_owned(), folder.display().to_string()]);
+    line.extend(["--out".to_owned(), folder.to_string_lossy().into_owned()]);
     let run = RunArguments { out: Some(folder.to_path_buf()), ..run.clone() };
     Plan::new(&TrainArguments { settings, run }, line.join(" "))
 }
@@ -158,8 +158,8 @@ fn check_common(plans: &[Plan]) -> Result<()> {
                 value == of_the_first,
                 "{name} is {value} in {} and {of_the_first} in {}, but the points of a sweep train on the same \
                  batches; continue them one by one with sae-trainer --resume --out",
-                plan.out.display(),
-                plans[0].out.display()
+                foreign_path(&plan.out),
+                foreign_path(&plans[0].out)
             );
         }
     }

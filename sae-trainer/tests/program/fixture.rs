@@ -1,7 +1,8 @@
 //! Small stores, and the program's runs on them.
 
 use std::path::{Path, PathBuf};
-use std::process::{Command, Output};
+use std::process::{Child, Command, Output, Stdio};
+use std::time::{Duration, Instant};
 
 use activation_store::{Layout, Provenance, RowType, Store, StoreSpec, StoreWriter, WriterOptions};
 use serde_json::Value;
@@ -85,6 +86,32 @@ impl Place {
         found.sort();
         found
     }
+}
+
+/// Starts the program with the words of `line`; what it says is kept.
+pub(crate) fn start(place: &Place, line: &str) -> Child {
+    place.command(line).stdout(Stdio::piped()).stderr(Stdio::piped()).spawn().unwrap()
+}
+
+/// Waits until `ready`, while the program runs.
+pub(crate) fn wait_for(child: &mut Child, what: &str, mut ready: impl FnMut() -> bool) {
+    let started = Instant::now();
+    while !ready() {
+        assert!(started.elapsed() < Duration::from_secs(60), "waited a minute for {what}");
+        assert!(child.try_wait().unwrap().is_none(), "the program ended before {what}");
+        std::thread::sleep(Duration::from_millis(1));
+    }
+}
+
+/// The lines of a file, as far as it is there.
+pub(crate) fn lines(path: &Path) -> usize {
+    std::fs::read_to_string(path).map_or(0, |text| text.lines().count())
+}
+
+/// Sends the program a signal, `-INT` for instance.
+pub(crate) fn signal(child: &Child, signal: &str) {
+    let done = Command::new("kill").args([signal, &child.id().to_string()]).status().unwrap();
+    assert!(done.success());
 }
 
 /// A JSON file that was sealed, without its checksum.

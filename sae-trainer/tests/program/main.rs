@@ -7,7 +7,9 @@ mod damage;
 mod default_store;
 #[path = "../../../kernels/tests/emulation/mod.rs"]
 mod emulation;
+mod endings;
 mod errors;
+mod faults;
 mod fixture;
 mod gpu_check;
 mod resume;
