@@ -90,9 +90,7 @@ def run(parts, environment, budget, results, adapted):
             results.say(f"\n== {part.name}: {' '.join(shown)} (at most {limit:.0f} s)")
             result, seconds, output = run_part(part.command, {**environment, **variables}, limit, results.log_path)
             results.seconds = time.monotonic() - begin
-            words = [line for line in output.splitlines() if line.strip()]
-            note = words[-1][:200] if result != "ok" and words else ""
-            results.add(part, result, seconds, figures_of(output), note)
+            results.add(part, result, seconds, figures_of(output), "" if result == "ok" else note_of(output))
     except KeyboardInterrupt:
         results.say("-- the call was stopped")
         results.add(Part("the call", [], 0), "stopped", time.monotonic() - begin, [])
@@ -153,6 +151,13 @@ def kill_group(group, number):
         os.killpg(group, number)
     except (ProcessLookupError, PermissionError):
         pass
+
+
+def note_of(output):
+    """What a part said of its end: the first complaint, or else its last line."""
+    lines = [line.strip()[:200] for line in output.splitlines() if line.strip()]
+    complaints = (line for line in lines if line.lower().startswith(("error", "fail", "emulated driver")) or "panicked" in line)
+    return next(complaints, lines[-1] if lines else "")
 
 
 def figures_of(output):
