@@ -415,7 +415,7 @@ fn model_stage<M: Model>(
     };
     // The other lanes wait for the turn of one that failed.
     let lane = || {
-        match workers::catch("language model", &lane) {
+        match workers::catch("language model", lane) {
             Ok(Ok(ran)) => Ok(ran),
             Ok(Err(error)) => Err(error),
             Err(died) => Err(died.into()),
@@ -423,7 +423,7 @@ fn model_stage<M: Model>(
         .inspect_err(|_: &Error| turns.give_up())
     };
     let ends: Vec<Result<(u64, Duration)>> = std::thread::scope(|scope| {
-        let started = (0..lanes).map(|_| workers::spawn_scoped(scope, "language model", &lane));
+        let started = (0..lanes).map(|_| workers::spawn_scoped(scope, "language model", lane));
         let started: Vec<_> = started.collect();
         let join = |lane: std::io::Result<ScopedWorker<'_, _>>| lane.context("starting a thread")?.join()?;
         started.into_iter().map(join).collect()
