@@ -264,6 +264,8 @@ fn edit_width(folder: &Path) {
         .map(|((name, shape), bytes)| (*name, TensorView::new(Dtype::F32, shape.clone(), bytes).unwrap()));
     safetensors::serialize_to_file(views, None, &folder.join("sae_weights.safetensors")).unwrap();
     edit_json(&folder.join("cfg.json"), |config| config["d_in"] = d.into());
+    // They tell a flipped bit from what was written, and an edit on purpose takes them away.
+    std::fs::remove_file(folder.join("SHA256SUMS")).unwrap();
 }
 
 /// A NumPy array of u2.

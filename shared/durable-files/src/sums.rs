@@ -111,7 +111,11 @@ fn compare(expected: Option<&String>, found: &str) -> Result<(), String> {
     match expected {
         Some(expected) if expected == found => Ok(()),
         Some(expected) => {
-            Err(format!("its SHA-256 is {}…, {SUMS_FILE} has {}…", &found[..16], &expected[..16]))
+            Err(format!(
+                "its SHA-256 is {}…, {SUMS_FILE} has {}…; if it was changed on purpose, remove {SUMS_FILE}",
+                &found[..16],
+                &expected[..16]
+            ))
         }
         None => Err(format!("{SUMS_FILE} does not list it")),
     }
