@@ -248,7 +248,9 @@ mod tests {
         for mean in [0.0, 1.0, 1e7, 1e12] {
             let sums = merged(&[&[mean - 2.0, mean], &[mean + 1.0], &[mean + 3.0, mean + 3.0, mean + 1.0]]);
             // About the mean + 1.
-            assert!((sums.deviation - 18.0).abs() < 1e-9, "{mean}: {}", sums.deviation);
+            // float64 holds the mean itself no closer.
+            let allowed = 1e-12 + 1e-14 * mean;
+            assert!((sums.deviation - 18.0).abs() < allowed, "{mean}: {}", sums.deviation);
         }
         assert_eq!(merged(&[&[1e7, 1e7], &[1e7]]).deviation, 0.0);
     }

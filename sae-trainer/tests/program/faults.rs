@@ -28,7 +28,7 @@ fn with_faults(place: &Place, line: &str, faults: &[(&str, &str)]) -> Output {
 }
 
 /// How often a whole run makes `call`.
-fn calls(place: &Place, call: &str, line: &str) -> usize {
+fn count_of(place: &Place, call: &str, line: &str) -> usize {
     let count = place.path("count");
     let output = with_faults(place, line, &[("FAULT_CALL", call), ("FAULT_COUNT", count.to_str().unwrap())]);
     assert!(output.status.success(), "{}", text(&output.stderr));
@@ -37,15 +37,16 @@ fn calls(place: &Place, call: &str, line: &str) -> usize {
 
 /// With a fault at every call in turn, `line` ends with an error, or if `kill`, at once; and the same command with `--resume`
 /// ends in the bytes of a run without faults.
-fn at_every_call(place: &Place, line: &str, kill: bool) {
+/// `runs` are the folders of runs within the one of `--out`.
+fn at_every_call(place: &Place, line: &str, runs: &[&str], calls: &[&str], kill: bool) {
     compile_library(place);
     place.run(&format!("{line} --out straight"));
-    for call in CALLS {
-        let count = calls(place, call, &format!("{line} --out counted"));
+    for call in calls {
+        let count = count_of(place, call, &format!("{line} --out counted"));
         fs::remove_dir_all(place.path("counted")).unwrap();
         for at in 1..=count {
             let at = at.to_string();
-            let mut faults = vec![("FAULT_CALL", call), ("FAULT_AT", &*at)];
+            let mut faults = vec![("FAULT_CALL", *call), ("FAULT_AT", &*at)];
             if kill {
                 faults.push(("FAULT_KILL", "1"));
             }
@@ -63,8 +64,11 @@ fn at_every_call(place: &Place, line: &str, kill: bool) {
             let output = place.command(&format!("{line} --resume --out run")).output().unwrap();
             let told = text(&output.stderr);
             assert!(output.status.success(), "{call} {at}: {told}");
-            assert_eq!(place.sae_bytes("run"), place.sae_bytes("straight"), "{call} {at}");
-            assert_eq!(place.metrics("run"), place.metrics("straight"), "{call} {at}");
+            for run in runs {
+                let (here, there) = (format!("run{run}"), format!("straight{run}"));
+                assert_eq!(place.sae_bytes(&here), place.sae_bytes(&there), "{call} {at}");
+                assert_eq!(place.metrics(&here), place.metrics(&there), "{call} {at}");
+            }
             let checked = place.run("verify run");
             assert!(text(&checked.stdout).contains(" 0 damaged, 0 unchecked"), "{}", text(&checked.stdout));
             let remains: Vec<_> = place
@@ -80,10 +84,16 @@ fn at_every_call(place: &Place, line: &str, kill: bool) {
 
 #[test]
 fn a_call_that_fails_costs_steps_and_nothing_else() {
-    at_every_call(&Place::new(), &format!("{RUN} {LENGTH}"), false);
+    at_every_call(&Place::new(), &format!("{RUN} {LENGTH}"), &[""], &CALLS, false);
 }
 
 #[test]
 fn a_kill_at_any_call_costs_steps_and_nothing_else() {
-    at_every_call(&Place::new(), &format!("{RUN} {LENGTH}"), true);
+    at_every_call(&Place::new(), &format!("{RUN} {LENGTH}"), &[""], &CALLS, true);
+}
+
+#[test]
+fn a_kill_at_a_call_of_a_sweep_costs_steps_and_nothing_else() {
+    let line = format!("sweep {RUN} --steps 3 --checkpoint-every 2 --lr 1e-3,1e-4");
+    at_every_call(&Place::new(), &line, &["/lr-1e-3", "/lr-1e-4"], &["fsync", "rename", "mkdir"], true);
 }
