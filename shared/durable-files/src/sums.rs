@@ -110,13 +110,11 @@ pub fn check_folder(folder: &Path) -> Result<Vec<(PathBuf, Condition)>, Error> {
 fn compare(expected: Option<&String>, found: &str) -> Result<(), String> {
     match expected {
         Some(expected) if expected == found => Ok(()),
-        Some(expected) => {
-            Err(format!(
-                "its SHA-256 is {}…, {SUMS_FILE} has {}…; if it was changed on purpose, remove {SUMS_FILE}",
-                &found[..16],
-                &expected[..16]
-            ))
-        }
+        Some(expected) => Err(format!(
+            "its SHA-256 is {}…, {SUMS_FILE} has {}…; if it was changed on purpose, remove {SUMS_FILE}",
+            &found[..16],
+            &expected[..16]
+        )),
         None => Err(format!("{SUMS_FILE} does not list it")),
     }
 }
