@@ -6,8 +6,8 @@ use std::process::{Command, Stdio};
 
 use activation_store::Store;
 use end_to_end::{
-    Run, differing_files, files_below, gibberish, interrupted, program, rows_in_text_order, run_fails,
-    run_ok, tiny_gpt2,
+    Run, differing_files, files_below, gibberish, hearing_hangups, interrupted, program, rows_in_text_order,
+    run_fails, run_ok, tiny_gpt2,
 };
 use serde_json::{Value, json};
 
@@ -496,7 +496,7 @@ fn signals_end_a_dump_with_the_codes_that_shells_know() {
     let setting = Setting::new();
     for (signal, code) in [("-INT", 130), ("-TERM", 143), ("-HUP", 129)] {
         // More text than there is time for: it waits for standard input, which stays open.
-        let mut command = setting.command("store", 1000, &["--dataset", "-"]);
+        let mut command = hearing_hangups(setting.command("store", 1000, &["--dataset", "-"]));
         let mut child =
             command.stdin(Stdio::piped()).stderr(Stdio::piped()).stdout(Stdio::null()).spawn().unwrap();
         let mut input = child.stdin.take().unwrap();

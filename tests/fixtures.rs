@@ -50,6 +50,19 @@ pub fn program(name: &str) -> Command {
     command
 }
 
+/// The command, hearing a closing terminal even where whoever started these tests does not (`nohup`).
+pub fn hearing_hangups(mut command: Command) -> Command {
+    use std::os::unix::process::CommandExt;
+    // SAFETY: between fork and exec only a signal's disposition is set, which is allowed there.
+    unsafe {
+        command.pre_exec(|| match libc::signal(libc::SIGHUP, libc::SIG_DFL) {
+            libc::SIG_ERR => Err(std::io::Error::last_os_error()),
+            _ => Ok(()),
+        })
+    };
+    command
+}
+
 /// What a program printed, and how it ended.
 pub struct Run {
     /// Its exit code; `None` after a signal.

@@ -90,7 +90,7 @@ impl Place {
 
 /// Starts the program with the words of `line`; what it says is kept.
 pub(crate) fn start(place: &Place, line: &str) -> Child {
-    place.command(line).stdout(Stdio::piped()).stderr(Stdio::piped()).spawn().unwrap()
+    hearing_hangups(place.command(line)).stdout(Stdio::piped()).stderr(Stdio::piped()).spawn().unwrap()
 }
 
 /// Waits until `ready`, while the program runs.
@@ -132,6 +132,19 @@ pub(crate) fn flip(path: &Path, bit: usize) {
 pub(crate) fn copy(from: &Path, to: &Path) {
     let done = Command::new("cp").arg("-a").arg(from).arg(to).status().unwrap();
     assert!(done.success());
+}
+
+/// The command, hearing a closing terminal even where whoever started these tests does not (`nohup`).
+fn hearing_hangups(mut command: Command) -> Command {
+    use std::os::unix::process::CommandExt;
+    // SAFETY: between fork and exec only a signal's disposition is set, which is allowed there.
+    unsafe {
+        command.pre_exec(|| match libc::signal(libc::SIGHUP, libc::SIG_DFL) {
+            libc::SIG_ERR => Err(std::io::Error::last_os_error()),
+            _ => Ok(()),
+        })
+    };
+    command
 }
 
 pub(crate) fn text(bytes: &[u8]) -> String {
