@@ -19,6 +19,8 @@ struct Damage {
     bytes: Option<Vec<u8>>,
     /// In words, for a report.
     what: String,
+    /// It is in the command line that an unfinished store notes, which nothing vouches for before the store is finished.
+    is_in_command_line: bool,
 }
 
 impl Damage {
@@ -26,6 +28,11 @@ impl Damage {
     /// none for the others.
     fn takes_log_lines(&self) -> bool {
         self.name.ends_with("metrics.jsonl") && !self.what.ends_with("flipped")
+    }
+
+    /// Whether it is in what a stopped writer left, which the next one removes and nobody reads.
+    fn is_in_remains(&self) -> bool {
+        self.name.contains(".unfinished/")
     }
 }
 
@@ -134,6 +141,10 @@ fn judge(
         Outcome::Success if reader.gives == Gives::Verdict && damage.takes_log_lines() => {
             counts.add("log lines lost")
         }
+        Outcome::Success if reader.gives == Gives::Verdict && damage.is_in_remains() => {
+            counts.add("in remains")
+        }
+        Outcome::Success if damage.is_in_command_line => counts.add("in a command line"),
         Outcome::Success if reader.gives == Gives::Verdict => return Err("no damage is noticed".to_owned()),
         Outcome::Success => {
             let mut found = place.results(reader, ended);
@@ -206,7 +217,10 @@ fn is_noticed(damage: &Damage, ended: &Ended) -> Result<bool, String> {
 fn is_named(damage: &Damage, ended: &Ended) -> bool {
     let told = format!("{}{}", ended.stdout, ended.stderr);
     let folder = damage.name.rsplit('/').nth(1);
-    let is_senseless = damage.bytes.is_none() || folder.is_some_and(|folder| folder.ends_with(".unfinished"));
+    let is_senseless = damage.bytes.is_none()
+        || folder.is_some_and(|folder| folder.ends_with(".unfinished"))
+        // It can name a file that is not there.
+        || damage.name.ends_with("SHA256SUMS");
     told.contains(file_name(&damage.name))
         || (is_senseless && folder.is_none_or(|folder| told.contains(folder)))
         || (damage.name == "zarr.json"
@@ -239,9 +253,23 @@ fn pick_file<'f>(files: &'f Contents, random: &mut ChaCha8Rng) -> (&'f str, &'f 
 fn flipped_bit(files: &Contents, random: &mut ChaCha8Rng) -> Damage {
     let (name, bytes) = pick_file(files, random);
     let bit = random.random_range(0..8 * bytes.len());
+    let is_in_command_line = !files.contains_key("manifest") && is_in_command_line(bytes, bit / 8);
     let mut bytes = bytes.to_vec();
     bytes[bit / 8] ^= 1 << (bit % 8);
-    Damage { name: name.to_owned(), bytes: Some(bytes), what: format!("bit {bit} of {name} flipped") }
+    let what = format!("bit {bit} of {name} flipped");
+    Damage { name: name.to_owned(), bytes: Some(bytes), what, is_in_command_line }
+}
+
+/// Whether byte `at` of a store's metadata is one of the value of `command_line`.
+fn is_in_command_line(metadata: &[u8], at: usize) -> bool {
+    let text = String::from_utf8_lossy(metadata);
+    text.lines().scan(0, |begin, line| Some((std::mem::replace(begin, *begin + line.len() + 1), line))).any(
+        |(begin, line)| {
+            let value =
+                line.find("\"command_line\": \"").map(|key| begin + key + "\"command_line\": \"".len());
+            value.is_some_and(|value| (value..begin + line.len()).contains(&at))
+        },
+    )
 }
 
 fn spoilt_file(files: &Contents, random: &mut ChaCha8Rng) -> Damage {
@@ -267,7 +295,10 @@ fn spoilt_file(files: &Contents, random: &mut ChaCha8Rng) -> Damage {
             bytes = content.to_vec();
             format!("{other} in place of {name}")
         }
-        _ => return Damage { name: name.to_owned(), bytes: None, what: format!("{name} removed") },
+        _ => {
+            let what = format!("{name} removed");
+            return Damage { name: name.to_owned(), bytes: None, what, is_in_command_line: false };
+        }
     };
-    Damage { name: name.to_owned(), bytes: Some(bytes), what }
+    Damage { name: name.to_owned(), bytes: Some(bytes), what, is_in_command_line: false }
 }
