@@ -5,13 +5,26 @@ import sys
 import torch
 
 
-def hook_outputs(model, ids, center=False):
-    """name -> [contexts * length, d_model] in the model's own dtype."""
+def hook_outputs(model, ids, center=False, given=None):
+    """name -> [contexts * length, d_model] in the model's own dtype.
+
+    `given` holds such values of another run. Every attention and every MLP then reads the residual stream
+    that is in there instead of its own, and what it computes is free of what went wrong before it.
+    """
     out = {}
 
     def keep(name, x):
         x = x[0] if isinstance(x, tuple) else x
         out[name] = x.detach().reshape(-1, x.shape[-1]).clone()
+
+    def read(name, x):
+        keep(name, x)
+        return x if given is None else given[name].to(x.dtype).reshape(x.shape)
+
+    def read_block_input(name, args, kwargs):
+        if args:
+            return (read(name, args[0]), *args[1:]), kwargs
+        return args, {**kwargs, "hidden_states": read(name, kwargs["hidden_states"])}
 
     handles = []
     core = model.base_model
@@ -21,8 +34,7 @@ def hook_outputs(model, ids, center=False):
         second_norm = block.ln_2 if hasattr(block, "ln_2") else block.post_attention_layernorm
         handles += [
             block.register_forward_pre_hook(
-                lambda _, args, kwargs, name=name: keep(name + "resid_pre", args[0] if args else kwargs["hidden_states"]),
-                with_kwargs=True,
+                lambda _, args, kwargs, name=name: read_block_input(name + "resid_pre", args, kwargs), with_kwargs=True
             ),
             attention.register_forward_hook(lambda _, args, x, name=name: keep(name + "attn_out", x)),
             block.mlp.register_forward_hook(lambda _, args, x, name=name: keep(name + "mlp_out", x)),
@@ -30,7 +42,9 @@ def hook_outputs(model, ids, center=False):
         ]
         if not getattr(block, "use_parallel_residual", False):
             handles.append(
-                second_norm.register_forward_pre_hook(lambda _, args, name=name: keep(name + "resid_mid", args[0]))
+                second_norm.register_forward_pre_hook(
+                    lambda _, args, name=name: (read(name + "resid_mid", args[0]), *args[1:])
+                )
             )
     try:
         with torch.no_grad(), float64_all_through(model):

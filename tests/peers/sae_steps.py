@@ -99,13 +99,17 @@ class Window:
         return torch.stack(near).mean(0)
 
 
+def preactivations(spec, weights, x):
+    w_enc, b_enc, _, b_dec = weights
+    return (x - b_dec if spec["pre_bias"] else x) @ w_enc + b_enc
+
+
 def loss_terms(spec, schedule, weights, x, window):
     """The loss to differentiate, the terms to log, the activations and the reconstruction."""
     _, coefficient_scale, epsilon_scale = schedule
     loss = spec["loss"]
-    w_enc, b_enc, w_dec, b_dec = weights
-    z = (x - b_dec if spec["pre_bias"] else x) @ w_enc + b_enc
-    a = torch.relu(z)
+    _, _, w_dec, b_dec = weights
+    a = torch.relu(preactivations(spec, weights, x))
     xhat = a @ w_dec + b_dec
     mse = mse_loss(loss["mse"], x, xhat)
     inside = a * w_dec.norm(dim=1) if loss["weight_by_decoder_norm"] else a
@@ -170,19 +174,22 @@ def normalise(spec, weights):
         b_enc *= norm
 
 
-def train(spec, schedule, initial, batches, dtype=torch.float64):
-    """Trains from `initial` (a dict of arrays) on `batches` [steps, B, d].
+def train(spec, schedule, initial, batches, choose=lambda weights, rows: rows):
+    """Trains in float64 from `initial` (a dict of arrays) on `batches` [steps, B, d]; or on what `choose` takes of
+    each, knowing the weights.
 
     Returns the trained weights, the gradients of the first step as Adam sees them, and each metric's curve.
     """
-    weights = [torch.tensor(initial[name], dtype=dtype, requires_grad=True) for name in NAMES]
+    weights = [torch.tensor(initial[name], dtype=torch.float64, requires_grad=True) for name in NAMES]
     adam = spec["adam"]
     optimizer = torch.optim.Adam(
         weights, lr=1.0, betas=(adam["beta1"], adam["beta2"]), eps=adam["epsilon"]
     )
     window = Window(spec["sparsity_window"])
     curves, first_gradients = {}, None
-    for x, now in zip(torch.tensor(batches, dtype=dtype), schedule):
+    for rows, now in zip(torch.tensor(batches, dtype=torch.float64), schedule):
+        with torch.no_grad():
+            x = choose(weights, rows)
         trained, terms, a, xhat = loss_terms(spec, now, weights, x, window)
         for name, value in {**terms, **metrics(x, a, xhat)}.items():
             curves.setdefault(name, []).append(value.item())

@@ -5,6 +5,7 @@ import pytest
 import sae_steps
 import torch
 import zarr
+from rounding import Float32Products
 from test_gradients import engine
 
 WIDTH, FEATURES, BATCH, STEPS = 576, 1152, 128, 300
@@ -42,11 +43,14 @@ def distance(curve, reference):
     return numpy.median(numpy.abs(curve - reference) / numpy.where(scale > 0, scale, 1))
 
 
-def test_three_hundred_steps_on_real_rows_stay_as_near_to_float64_as_pytorchs_float32(example, tmp_path, rows):
+SEEDS = [1, 2]
+
+
+def test_three_hundred_steps_on_real_rows_stay_near_float64(example, tmp_path, rows):
     """From a dense start into the sparse regime: both of the engine's paths and the switch between them.
 
-    Training amplifies rounding: an activation that crosses zero a step earlier changes what follows. So the
-    distance to expect of a float32 run is that which PyTorch's own has from its float64 run.
+    Training amplifies rounding: an activation that crosses zero a step earlier changes what follows. How far
+    that leads is seen on float64 runs whose products are disturbed as float32's may be at worst.
     """
     spec = sae_steps.make_spec(
         WIDTH,
@@ -61,17 +65,18 @@ def test_three_hundred_steps_on_real_rows_stay_as_near_to_float64_as_pytorchs_fl
     weights = initial_weights()
     got = engine(example, tmp_path, case, weights, rows, 0.25)
     torch.set_num_threads(2)
-    single, double = (
-        sae_steps.train(spec, case["schedule"], weights, rows, dtype)[2]
-        for dtype in [torch.float32, torch.float64]
-    )
+    exact = sae_steps.train(spec, case["schedule"], weights, rows)[2]
+    disturbed = []
+    for seed in SEEDS:
+        with Float32Products(seed):
+            disturbed.append(sae_steps.train(spec, case["schedule"], weights, rows)[2])
     torch.set_num_threads(1)
-    assert double["l0"][0] > 0.25 * FEATURES, "a dense start"
-    assert double["l0"][-1] < 0.2 * FEATURES, "a sparse end"
-    for name, reference in double.items():
-        ours, theirs = distance(got[name], reference), distance(single[name], reference)
-        print(f"{name}: {ours:.1e} from float64, PyTorch's float32 {theirs:.1e}")
+    assert exact["l0"][0] > 0.25 * FEATURES, "a dense start"
+    assert exact["l0"][-1] < 0.2 * FEATURES, "a sparse end"
+    for name, reference in exact.items():
+        ours, theirs = distance(got[name], reference), max(distance(run[name], reference) for run in disturbed)
+        print(f"{name}: {ours:.1e} from float64, disturbed runs {theirs:.1e}")
         assert ours < 2 * theirs + 1e-5, name
         # The steps before rounding has grown.
-        early = numpy.abs(got[name][:5] - single[name][:5]) / numpy.abs(single[name][:5]).clip(1e-12)
+        early = numpy.abs(got[name][:5] - reference[:5]) / numpy.abs(reference[:5]).clip(1e-12)
         assert early.max() < 1e-4, name

@@ -11,7 +11,10 @@ from safetensors.numpy import load_file, save_file
 
 WIDTH, FEATURES, BATCH, STEPS = 48, 300, 128, 50
 CASES = sae_steps.cases(WIDTH, FEATURES, BATCH, STEPS, lr=1e-3, coefficient=1e-3)
-SEED = 5
+# Which activations are above 0 must not depend on rounding: one that float32 puts on the other side moves the trained
+# weights by up to 8e-5. Rows that have one this near to 0 are left out, one in fifty; float32 is off by 1e-6.
+MARGIN = 1e-4
+SPARE = 32
 
 
 torch.set_num_threads(1)  # The products are small: more threads wait longer than they work.
@@ -19,19 +22,15 @@ torch.set_num_threads(1)  # The products are small: more threads wait longer tha
 
 @functools.cache
 def start():
-    """Weights under which features are off, on, dead and dense, and rows made of few directions.
-
-    With this seed no activation of the 50 steps comes so near to 0 that float32 and float64 disagree on its
-    sign; where that happens PyTorch's own float32 run ends up to 8e-5 away from its float64 run.
-    """
-    random = numpy.random.default_rng(SEED)
+    """Weights under which features are off, on, dead and dense, and rows made of few directions."""
+    random = numpy.random.default_rng(5)
     w_dec = random.normal(size=(FEATURES, WIDTH))
     w_dec /= numpy.linalg.norm(w_dec, axis=1, keepdims=True)
     b_enc = random.normal(size=FEATURES) * 0.1 - 0.3
     b_enc[:10], b_enc[10:13] = -50.0, 50.0
-    codes = random.exponential(size=(STEPS, BATCH, FEATURES))
+    codes = random.exponential(size=(STEPS, BATCH + SPARE, FEATURES))
     codes *= random.random(size=codes.shape) < 0.03
-    batches = codes @ w_dec + 0.1 * random.normal(size=(STEPS, BATCH, WIDTH))
+    batches = codes @ w_dec + 0.1 * random.normal(size=(STEPS, BATCH + SPARE, WIDTH))
     weights = {
         "W_enc": w_dec.T + random.normal(size=(WIDTH, FEATURES)) * 0.1,
         "b_enc": b_enc,
@@ -61,23 +60,31 @@ def relative(got, expected):
 
 @functools.cache
 def pytorch(name):
-    """Trained weights, first gradients and losses in float64."""
-    return sae_steps.train(CASES[name]["spec"], CASES[name]["schedule"], *start())
+    """Trained weights, first gradients and curves in float64, and the batches."""
+    case, (weights, rows), batches = CASES[name], start(), []
+
+    def decided(weights, rows):
+        z = sae_steps.preactivations(case["spec"], weights, rows)
+        batches.append(rows[(z.abs() > MARGIN).all(1)][:BATCH])
+        return batches[-1]
+
+    found = sae_steps.train(case["spec"], case["schedule"], weights, rows, decided)
+    return *found, torch.stack(batches).float().numpy()
 
 
 @pytest.mark.parametrize("density", [1, -1], ids=["sparse", "dense"])
 @pytest.mark.parametrize("name", CASES)
 def test_gradients_and_fifty_steps_equal_pytorchs(example, tmp_path, name, density):
-    case, (weights, batches) = CASES[name], start()
+    case, weights = CASES[name], start()[0]
+    trained, gradients, curves, batches = pytorch(name)
     active = numpy.maximum(batches[0] @ weights["W_enc"] + weights["b_enc"], 0) > 0
     fractions = active.mean(0)
     assert (fractions == 0).sum() >= 10 and (fractions == 1).sum() >= 3, "dead and dense features"
     assert ((fractions > 0) & (fractions < 0.5)).sum() > 100, "features that are on and off"
 
     got = engine(example, tmp_path, case, weights, batches, density)
-    trained, gradients, curves = pytorch(name)
     for key in sae_steps.NAMES:
         assert relative(got[f"gradient/{key}"], gradients[key]) < 1e-5, f"gradient of {key}"
         assert relative(got[key], trained[key]) < 1e-5, key
     assert relative(got["loss"], curves["loss"]) < 1e-5
-    assert numpy.abs(got["l0"] - curves["l0"]).max() < 0.05
+    assert (got["l0"] == curves["l0"].astype("float32")).all()

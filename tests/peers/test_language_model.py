@@ -1,13 +1,17 @@
 """Activations against `transformers`, for models of true size; the fetched SmolLM2 against its GGUF file."""
 
+import copy
+import functools
 import gc
 import json
+import math
 import subprocess
 import sys
 
 import pytest
 import torch
 from hooks import hook_outputs
+from rounding import FLOAT32, Float16Products, Float32Products, to_float16
 from safetensors.torch import load_file, save_file
 from transformers import (
     AutoModelForCausalLM,
@@ -19,9 +23,6 @@ from transformers import (
     MistralConfig,
     Qwen2Config,
 )
-
-TOLERANCE = 1e-4
-
 
 @pytest.fixture(scope="module")
 def smollm2(repository):
@@ -43,28 +44,48 @@ def run_hooks(example, tmp_path):
     return run
 
 
-def compare(ours, model, ids, center=False):
-    """Worst errors against float64 over all hooks: ours, and `transformers`' own in float32.
+SEEDS = [1, 2]
+# Times the distance of the disturbed float64 runs. That is three times what the worst order of additions makes,
+# and a component is measured over a hundred tokens or more: here it is below 1 for every model and instruction
+# set tried. One weight matrix in float16 is above 15 times, so the limit lies between.
+LIMIT = 4.0
 
-    float32 has 24 bits, so an absolute error of 1e-4 is out of reach of every float32 implementation
-    once activations are in the thousands. A hook where it is missed passes if its error is below 1e-4 of
-    its largest activation and, as a root mean square, below twice `transformers`' own.
+
+def assert_only_rounded(name, ours, exact, disturbed):
+    """Holds each component, as a root mean square over the tokens, against the runs that tell how far from
+    `exact` float32 may be. Tokens are not held one by one: a single direction can make up all the error of a
+    token, and the ratio of two such numbers has no bound."""
+    error = (ours.double() - exact).pow(2).mean(0)
+    # What comes out is rounded in any case.
+    rounding = (FLOAT32 * exact).pow(2).mean(0)
+    expected = torch.stack([run - exact for run in disturbed]).pow(2).mean((0, 1)) + rounding
+    ratio, component = (error / expected).sqrt().max(0)
+    assert ratio < LIMIT, (
+        f"{name}: component {component} is {error[component].sqrt():.2e} from float64, "
+        f"{ratio:.1f} times what float32 may make"
+    )
+
+
+def compare(ours, model, ids, center=False, whole=False):
+    """Holds hooks against `transformers` in float64; returns the largest activation.
+
+    Each attention and each MLP gets the residual stream that ours had, so that it answers for its own
+    rounding alone: a deep model with outliers enlarges what an early block rounds a thousand times, and
+    would hide a wrong late block. By induction all is right if each part is. Where that stream is not
+    known, as centring has changed it or not all hooks are there, the model is compared as a `whole`.
     """
-    theirs = hook_outputs(model.float(), ids, center)
-    exact = hook_outputs(model.double(), ids, center)
-    assert ours.keys() == exact.keys()
-    worst = {"ours": 0.0, "transformers": 0.0, "largest activation": 0.0}
-    for name, truth in exact.items():
-        our_error, their_error = (ours[name].double() - truth).abs(), (theirs[name].double() - truth).abs()
-        largest = truth.abs().max().item()
-        if not our_error.max() < TOLERANCE:
-            said = f"{name}: {our_error.max():.2e} from float64, transformers {their_error.max():.2e}"
-            assert our_error.max() < TOLERANCE * largest, said
-            assert our_error.pow(2).mean() < 4 * their_error.pow(2).mean(), said
-        for key, value in zip(worst, (our_error.max().item(), their_error.max().item(), largest)):
-            worst[key] = max(worst[key], value)
-    print("worst over", len(exact), "hooks:", {key: f"{value:.2e}" for key, value in worst.items()})
-    return worst
+    given = None if center or whole else ours
+    model = model.double()
+    exact = hook_outputs(model, ids, center, given)
+    disturbed = []
+    for seed in SEEDS:
+        with Float32Products(seed):
+            disturbed.append(hook_outputs(model, ids, center, given))
+    if not whole:
+        assert ours.keys() == exact.keys()
+    for name in ours:
+        assert_only_rounded(name, ours[name], exact[name], [run[name] for run in disturbed])
+    return max(truth.abs().max().item() for truth in exact.values())
 
 
 def random_gpt2(scale, outlier=1.0):
@@ -90,9 +111,8 @@ def random_ids(vocabulary, contexts, length):
 def test_gpt2_of_true_shapes_at_its_initialization_s_scale_and_above(tmp_path, run_hooks, scale, center):
     model = random_gpt2(scale)
     model.save_pretrained(tmp_path / "model")
-    ids = random_ids(50257, 2, 64)
-    worst = compare(run_hooks(tmp_path / "model", ids, center), model, ids, center)
-    assert worst["ours"] < TOLERANCE
+    ids = random_ids(50257, 2, 32)
+    compare(run_hooks(tmp_path / "model", ids, center), model, ids, center)
     del model
     gc.collect()
 
@@ -100,9 +120,8 @@ def test_gpt2_of_true_shapes_at_its_initialization_s_scale_and_above(tmp_path, r
 def test_gpt2_of_true_shapes_with_massive_activations(tmp_path, run_hooks):
     model = random_gpt2(0.05, outlier=100.0)
     model.save_pretrained(tmp_path / "model")
-    ids = random_ids(50257, 2, 64)
-    worst = compare(run_hooks(tmp_path / "model", ids), model, ids)
-    assert worst["largest activation"] > 1000
+    ids = random_ids(50257, 2, 32)
+    assert compare(run_hooks(tmp_path / "model", ids), model, ids) > 1000
     del model
     gc.collect()
 
@@ -111,10 +130,9 @@ def test_smollm2_with_its_real_weights(smollm2, run_hooks):
     model = AutoModelForCausalLM.from_pretrained(smollm2, dtype=torch.float32)
     tokenizer = AutoTokenizer.from_pretrained(smollm2)
     text = (smollm2.parents[1] / "LICENSE-APACHE").read_text()
-    ids = torch.tensor(tokenizer(text).input_ids[:256]).reshape(2, 128)
-    worst = compare(run_hooks(smollm2, ids), model, ids)
-    assert worst["largest activation"] > 1000, "its massive activations are part of the test"
-    assert worst["ours"] < 1e-3 * worst["largest activation"]
+    ids = torch.tensor(tokenizer(text).input_ids[:128]).reshape(2, 64)
+    largest = compare(run_hooks(smollm2, ids), model, ids)
+    assert largest > 1000, "its massive activations are part of the test"
     del model
     gc.collect()
 
@@ -175,8 +193,67 @@ def test_every_variant_of_a_family_with_random_weights(tmp_path, run_hooks, vari
     model = random_model(VARIANTS[variant])
     model.save_pretrained(tmp_path / "model")
     ids = random_ids(1000, 2, 300)
-    worst = compare(run_hooks(tmp_path / "model", ids, center), model, ids, center)
-    assert worst["ours"] < TOLERANCE
+    compare(run_hooks(tmp_path / "model", ids, center), model, ids, center)
+
+
+def swap(first, second):
+    first.data, second.data = second.data, first.data
+
+
+def to_half(weight):
+    weight.data = to_float16(weight.data)
+
+
+def in_all(model, attribute, value):
+    for module in model.modules():
+        if hasattr(module, attribute):
+            setattr(module, attribute, value)
+
+
+# Models that are nearly right, each with the least of its kind.
+MISTAKES = {
+    "swapped projections": ("llama", lambda model: swap(model.layers[1].mlp.gate_proj.weight, model.layers[1].mlp.up_proj.weight)),
+    "swapped norms": ("gpt2", lambda model: swap(model.h[2].ln_1.bias, model.h[2].ln_2.bias)),
+    "one weight is 0": ("llama", lambda model: model.layers[2].self_attn.o_proj.weight[3, 7].zero_()),
+    "queries in float16": ("llama", lambda model: to_half(model.layers[2].self_attn.q_proj.weight)),
+    "MLP in float16": ("gpt2", lambda model: to_half(model.h[2].mlp.c_fc.weight)),
+    "a bias in float16": ("gpt2", lambda model: to_half(model.h[2].mlp.c_proj.bias)),
+    "embeddings in float16": ("gpt2", lambda model: to_half(model.wte.weight)),
+    "no epsilon in LayerNorm": ("gpt2", lambda model: in_all(model, "eps", 0.0)),
+    "no epsilon in RMSNorm": ("llama", lambda model: in_all(model, "variance_epsilon", 0.0)),
+    "the exact GELU": ("gpt2", lambda model: in_all(model, "act", torch.nn.GELU())),
+    "the approximate GELU": ("gpt-neox", lambda model: in_all(model, "act", torch.nn.GELU("tanh"))),
+    "positions from 1": ("gpt2", lambda model: model.wpe.weight.copy_(model.wpe.weight.roll(1, 0))),
+    "wavelengths of 5001": ("llama", lambda model: model.rotary_emb.inv_freq.pow_(math.log(5001) / math.log(5000))),
+    "a scale off by 1e-3": ("gpt-neox", lambda model: in_all(model, "scaling", 32**-0.5 * 1.001)),
+}
+
+
+@pytest.fixture(scope="module")
+def small_models(example, tmp_path_factory):
+    """family -> (a random model, ids, our rows), each made once."""
+
+    @functools.cache
+    def make(family):
+        config = GPT2Config(n_embd=256, n_head=8, n_layer=3, vocab_size=1000) if family == "gpt2" else VARIANTS[family]
+        model, ids, folder = random_model(config), random_ids(1000, 2, 100), tmp_path_factory.mktemp("small")
+        model.save_pretrained(folder / "model")
+        save_file({"ids": ids}, folder / "ids.safetensors")
+        example("hook_outputs", folder / "model", folder / "ids.safetensors", folder / "out.safetensors")
+        return model, ids, load_file(folder / "out.safetensors")
+
+    return make
+
+
+@pytest.mark.parametrize("mistake", MISTAKES)
+def test_mistakes_are_told_from_rounding(small_models, mistake):
+    family, make_wrong = MISTAKES[mistake]
+    model, ids, ours = small_models(family)
+    wrong = copy.deepcopy(model)
+    with torch.no_grad():
+        make_wrong(wrong.base_model.double())
+    with pytest.raises(AssertionError, match="times what float32 may make"):
+        compare(ours, wrong, ids)
 
 
 @pytest.mark.parametrize("size", ["distilgpt2", "gpt2-medium", "gpt2-large", "gpt2-xl"])
@@ -188,27 +265,43 @@ def test_the_other_sizes_of_gpt2(tmp_path, run_hooks, size):
     model = GPT2LMHeadModel(config).eval()
     model.save_pretrained(tmp_path / "model")
     ids = random_ids(500, 1, 100)
-    worst = compare(run_hooks(tmp_path / "model", ids), model, ids)
-    assert worst["ours"] < TOLERANCE
+    compare(run_hooks(tmp_path / "model", ids), model, ids)
 
 
-@pytest.mark.parametrize("variant", ["gpt2", "llama", "gpt-neox"])
-def test_half_precision_is_as_near_to_float64_as_float16_is(tmp_path, run_hooks, variant):
-    """Nearer than `transformers` in float16, whose residual stream is rounded, too."""
-    gpt2 = GPT2Config(n_embd=256, n_head=8, n_layer=3, vocab_size=1000)
-    model = random_model(gpt2 if variant == "gpt2" else VARIANTS[variant])
+NARROW = dict(SMALL, hidden_size=128, intermediate_size=352, num_hidden_layers=12, num_attention_heads=4)
+DEEP = {
+    "gpt2": GPT2Config(n_embd=128, n_head=4, n_layer=12, vocab_size=1000),
+    "llama": LlamaConfig(**NARROW, num_key_value_heads=2),
+    "gpt-neox": GPTNeoXConfig(**NARROW),
+}
+
+
+@pytest.mark.parametrize("family", DEEP)
+def test_half_precision_rounds_products_and_not_the_stream(tmp_path, run_hooks, family):
+    """No farther from float64 than a float64 run with these roundings, but for chance (1.0 at most here). Where
+    the stream was rounded as well, as `transformers` does in float16, twelve blocks behind large embeddings
+    would end more than twice as far away."""
+    model = random_model(DEEP[family])
+    with torch.no_grad():
+        model.get_input_embeddings().weight *= 64
     model.save_pretrained(tmp_path / "model")
-    ids = random_ids(1000, 2, 100)
+    ids = random_ids(1000, 2, 64)
     ours = run_hooks(tmp_path / "model", ids, half=True)
-    theirs = hook_outputs(model.half(), ids)
-    model = type(model).from_pretrained(tmp_path / "model", dtype=torch.float32).double()
+    model = model.double()
     exact = hook_outputs(model, ids)
+
+    def distances(rows):
+        return {name: (to_float16(rows[name].double()) - truth).pow(2).mean().sqrt() for name, truth in exact.items()}
+
+    def rounded(stream):
+        with Float16Products(stream):
+            return distances(hook_outputs(model, ids))
+
+    found, expected, worse = distances(ours), rounded(stream=False), rounded(stream=True)
     assert ours.keys() == exact.keys()
-    rms = lambda x: x.double().pow(2).mean().sqrt().item()
-    for name, truth in exact.items():
-        our_error, their_error = rms(ours[name] - truth), rms(theirs[name] - truth)
-        assert our_error < 2**-9 * rms(truth), f"{name}: {our_error / rms(truth):.1e} of the activations"
-        assert our_error < 1.1 * their_error, f"{name}: {our_error:.2e}, transformers in float16 {their_error:.2e}"
+    for name in exact:
+        assert found[name] < 1.5 * expected[name], f"{name}: {found[name]:.1e} from float64, not {expected[name]:.1e}"
+    assert worse[name] > 2 * expected[name], "a rounded stream would not be noticed"
 
 
 @pytest.mark.filterwarnings("ignore")
@@ -249,9 +342,9 @@ def test_an_exported_onnx_file_gives_what_the_model_gives(tmp_path, example, mon
         for names in ([tensors["blocks.1.hook_resid_pre"]], tensors.values())
     )
     assert few < 0.6 * many, "what only later blocks need must be gone"
-    ours, exact = load_file(files[2]), hook_outputs(model.double(), ids)
-    for hook, tensor in tensors.items():
-        assert (ours[tensor].double() - exact[hook]).abs().max() < TOLERANCE, hook
+    rows = load_file(files[2])
+    model.set_attn_implementation("sdpa")
+    compare({hook: rows[tensor] for hook, tensor in tensors.items()}, model, ids, whole=True)
 
 
 @pytest.fixture(scope="module")
