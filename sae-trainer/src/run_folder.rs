@@ -129,6 +129,8 @@ pub(crate) fn program() -> String {
 pub(crate) struct RunFolder {
     path: PathBuf,
     metrics: File,
+    /// Lines of `metrics.jsonl` that could not be written yet.
+    unwritten: String,
     lock: File,
 }
 
@@ -178,7 +180,7 @@ impl RunFolder {
             .create(true)
             .open(&metrics)
             .with_context(|| format!("cannot write {}", foreign_path(&metrics)))?;
-        Ok(RunFolder { path: path.to_path_buf(), metrics, lock })
+        Ok(RunFolder { path: path.to_path_buf(), metrics, unwritten: String::new(), lock })
     }
 
     pub(crate) fn path(&self) -> &Path {
@@ -203,9 +205,25 @@ impl RunFolder {
     pub(crate) fn record(&mut self, record: &impl Serialize) -> Result<()> {
         self.check_there()?;
         let line = durable_files::sealed_line(record) + "\n";
-        self.metrics
-            .write_all(line.as_bytes())
-            .with_context(|| format!("cannot write {}", foreign_path(&self.path.join(METRICS))))
+        self.unwritten.push_str(&line);
+        self.write_lines()
+    }
+
+    /// Writes the lines that are still to be written: again all of them where the disk took a part. A checkpoint is only
+    /// made behind them, or its run would go on with a hole in its log.
+    fn write_lines(&mut self) -> Result<()> {
+        let write = |file: &mut File, lines: &str| -> std::io::Result<()> {
+            let before = file.metadata()?.len();
+            let written = file.write_all(lines.as_bytes());
+            if written.is_err() {
+                let _ = file.set_len(before); // the first error is the one to tell
+            }
+            written
+        };
+        write(&mut self.metrics, &self.unwritten)
+            .with_context(|| format!("cannot write {}", foreign_path(&self.path.join(METRICS))))?;
+        self.unwritten.clear();
+        Ok(())
     }
 
     /// Takes back what `metrics.jsonl` says about anything after `step`: lines that a killed process
@@ -268,6 +286,7 @@ impl RunFolder {
     /// Writes the checkpoint of `state`, then removes older ones beyond `keep`. Returns its folder.
     pub(crate) fn checkpoint(&mut self, sae: &Sae, state: &EngineState, keep: usize) -> Result<PathBuf> {
         self.check_there()?;
+        self.write_lines()?;
         // What was logged before the checkpoint has to survive as long as the checkpoint.
         let metrics = self.path.join(METRICS);
         self.metrics.sync_data().with_context(|| format!("cannot write {}", foreign_path(&metrics)))?;

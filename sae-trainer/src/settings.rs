@@ -379,7 +379,9 @@ mod tests {
             let told = error(&words.iter().map(|word| &**word).collect::<Vec<_>>());
             assert!(told.contains("at most"), "{line}: {told}");
         }
-        for line in ["--eval-rows MOST", "--dead-rows MOST", "--warmup-steps MOST", "--tokens 1P --batch 1"] {
+        for line in
+            ["--eval-rows MOST", "--dead-rows MOST", "--warmup-steps MOST", "--tokens 1000T --batch 1"]
+        {
             let words: Vec<String> = line.split(' ').map(|word| word.replace("MOST", &most)).collect();
             let settings = resolve(&words.iter().map(|word| &**word).collect::<Vec<_>>());
             if let Ok(settings) = settings {
