@@ -10,7 +10,7 @@ use std::path::Path;
 use crate::{Result, StoreError, StoreSpec, paths};
 
 /// Bytes of the checksum after a chunk and after an index.
-const CHECKSUM: usize = 4;
+pub(crate) const CHECKSUM: usize = 4;
 /// Offset and length of a chunk that holds no row.
 const MISSING: u64 = u64::MAX;
 
@@ -68,10 +68,21 @@ pub(crate) fn decode_chunk(
     stored: &[u8],
     planes: &mut [u8],
 ) -> std::result::Result<(), String> {
+    let front = &stored[..stored.len().saturating_sub(CHECKSUM)];
+    decode_chunk_with(decompressor, stored, crc32c::crc32c(front), planes)
+}
+
+/// [`decode_chunk`] where the checksum of all but the last [`CHECKSUM`] bytes was `found` to be this.
+pub(crate) fn decode_chunk_with(
+    decompressor: &mut zstd::bulk::Decompressor<'_>,
+    stored: &[u8],
+    found: u32,
+    planes: &mut [u8],
+) -> std::result::Result<(), String> {
     let Some((compressed, checksum)) = stored.split_last_chunk::<CHECKSUM>() else {
         return Err(format!("it has {} bytes, too few for a checksum", stored.len()));
     };
-    let (found, expected) = (crc32c::crc32c(compressed), u32::from_le_bytes(*checksum));
+    let expected = u32::from_le_bytes(*checksum);
     if found != expected {
         return Err(format!("its crc32c is {found:08x}, recorded is {expected:08x}"));
     }
