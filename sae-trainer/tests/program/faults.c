@@ -36,6 +36,8 @@ __attribute__((destructor)) static void tell(void) {
 
 int fsync(int file) { return fails("fsync") ? -1 : REAL(fsync)(file); }
 
+int fdatasync(int file) { return fails("fdatasync") ? -1 : REAL(fdatasync)(file); }
+
 int rename(const char *from, const char *to) { return fails("rename") ? -1 : REAL(rename)(from, to); }
 
 int renameat2(int a, const char *from, int b, const char *to, unsigned flags) {

@@ -6,10 +6,11 @@ use std::process::{Command, Output};
 
 use crate::fixture::{Place, text};
 
-const RUN: &str = "--store store --features 64 --batch 128 --log-every 2 --threads 1";
-/// Two checkpoints are replaced and one is removed.
-const LENGTH: &str = "--steps 6 --checkpoint-every 2 --keep-checkpoints 2";
-const CALLS: [&str; 8] = ["fsync", "rename", "renameat2", "mkdir", "unlink", "unlinkat", "rmdir", "write"];
+const RUN: &str = "--store store --features 64 --batch 128 --log-every 1 --eval-rows 128 --threads 1";
+/// Three checkpoints are written and one of them is removed.
+const LENGTH: &str = "--steps 3 --checkpoint-every 1 --keep-checkpoints 2";
+const CALLS: [&str; 9] =
+    ["fsync", "fdatasync", "rename", "renameat2", "mkdir", "unlink", "unlinkat", "rmdir", "write"];
 
 /// Compiles the library that faults come from.
 fn compile_library(place: &Place) {
@@ -94,6 +95,6 @@ fn a_kill_at_any_call_costs_steps_and_nothing_else() {
 
 #[test]
 fn a_kill_at_a_call_of_a_sweep_costs_steps_and_nothing_else() {
-    let line = format!("sweep {RUN} --steps 3 --checkpoint-every 2 --lr 1e-3,1e-4");
+    let line = format!("sweep {RUN} --steps 2 --checkpoint-every 1 --lr 1e-3,1e-4");
     at_every_call(&Place::new(), &line, &["/lr-1e-3", "/lr-1e-4"], &["fsync", "rename", "mkdir"], true);
 }
