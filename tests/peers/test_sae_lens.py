@@ -100,9 +100,10 @@ def test_a_trained_autoencoder_has_the_metrics_that_sae_lens_gives_it(example, p
 
     sae, x = SAE.load_from_disk(run / "sae", dtype="float64"), x.double()
     with torch.no_grad():
-        features, hidden = sae.encode_with_hidden_pre(x)
+        features = sae.encode(x)
         reconstruction = sae.decode(features)
-        undecided = bound(x - sae.b_dec if "--pre-bias" in flags else x, sae.W_enc, sae.b_enc)
+        shifted = sae.process_sae_in(x)
+        hidden, undecided = shifted @ sae.W_enc + sae.b_enc, bound(shifted, sae.W_enc, sae.b_enc)
     error = reconstruction - x
     expected = dict(
         l1=features.sum(1).mean(),
