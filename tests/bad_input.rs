@@ -264,4 +264,186 @@ fn edit_width(folder: &Path) {
         .map(|((name, shape), bytes)| (*name, TensorView::new(Dtype::F32, shape.clone(), bytes).unwrap()));
     safetensors::serialize_to_file(views, None, &folder.join("sae_weights.safetensors")).unwrap();
     edit_json(&folder.join("cfg.json"), |config| config["d_in"] = d.into());
+    // They tell a flipped bit from what was written, and an edit on purpose takes them away.
+    std::fs::remove_file(folder.join("SHA256SUMS")).unwrap();
+}
+
+/// A NumPy array of u2.
+fn npy(shape: &str, tokens: &[u16]) -> Vec<u8> {
+    let header = format!("{{'descr': '<u2', 'fortran_order': False, 'shape': {shape}, }}\n");
+    let mut file = b"\x93NUMPY\x01\x00".to_vec();
+    file.extend((header.len() as u16).to_le_bytes());
+    file.extend(header.as_bytes());
+    file.extend(tokens.iter().flat_map(|token| token.to_le_bytes()));
+    file
+}
+
+#[test]
+fn a_file_that_lies_about_its_size_is_counted_and_the_rest_is_read() {
+    let setting = Setting::new();
+    std::fs::create_dir(setting.at("tokens")).unwrap();
+    let good = |token: u16| npy("(4, 16)", &[token; 64]);
+    std::fs::write(setting.at("tokens/a.npy"), good(1)).unwrap();
+    std::fs::write(setting.at("tokens/b.npy"), npy("(4611686018427387904, 16)", &[2; 64])).unwrap();
+    std::fs::write(setting.at("tokens/c.npy"), good(3)).unwrap();
+    let tokens = setting.at("tokens").display().to_string();
+    let run = run_ok("activation-dump", setting.dump(&["--dataset", &tokens]));
+    assert!(run.stderr.contains("b.npy") && run.stderr.contains("4611686018427387904"), "{}", run.stderr);
+    let store = activation_store::Store::open(&setting.at("store")).unwrap();
+    assert_eq!(store.contexts(), 8);
+    assert_eq!(store.context_tokens(7..8).unwrap(), [3; 16]);
+    let other = setting.at("other").display().to_string();
+    let strict = ["--dataset", &tokens, "--strict", "--out", &other];
+    run_fails("activation-dump", setting.dump(&strict), &["b.npy", "shape"]);
+}
+
+#[test]
+fn counts_beyond_all_measure_are_refused_and_do_not_wrap() {
+    let setting = Setting::new();
+    let most = u64::MAX.to_string();
+    let part = format!("{most}/{most}");
+    for words in [
+        ["--tokens", most.as_str()],
+        ["--skip-tokens", &most],
+        ["--context", &most],
+        ["--part", &part],
+        ["--tokens", "72057594037927936"],
+    ] {
+        setting.dump_fails(&words, &words[..1]);
+    }
+    run_fails("activation-dump", setting.dump(&["--shuffle-memory", &most, "--dry-run"]), &["window"]);
+    for (rank, size) in [("RANK", "WORLD_SIZE"), ("SLURM_PROCID", "SLURM_NTASKS")] {
+        let mut command = end_to_end::program("activation-dump");
+        command.args(setting.dump(&[])).env(rank, "5").env(size, &most);
+        let run: end_to_end::Run = command.output().unwrap().into();
+        assert_eq!(run.code, Some(1), "{}", run.stderr);
+        assert!(run.stderr.contains(size) && !run.stderr.contains("panicked"), "{}", run.stderr);
+    }
+}
+
+#[test]
+fn arguments_that_are_no_text_are_refused_or_taken_as_paths() {
+    use std::ffi::OsStr;
+    use std::os::unix::ffi::OsStrExt;
+    let setting = Setting::new();
+    let odd = OsStr::from_bytes(b"st\xffore");
+    for flag in ["--dataset", "--column", "--model", "--tokens", "info"] {
+        let run: end_to_end::Run =
+            end_to_end::program("activation-dump").args([OsStr::new(flag), odd]).output().unwrap().into();
+        assert!(
+            matches!(run.code, Some(1 | 2)) && !run.stderr.contains("panicked"),
+            "{flag}: {}",
+            run.stderr
+        );
+    }
+    let mut command = end_to_end::program("activation-dump");
+    command.args(setting.dump(&["--out"])).arg(setting.folder.path().join(odd));
+    let run: end_to_end::Run = command.output().unwrap().into();
+    assert_eq!(run.code, Some(0), "{}", run.stderr);
+    activation_store::Store::open(&setting.folder.path().join(odd)).unwrap();
+}
+
+#[test]
+fn a_reader_that_goes_away_changes_no_verdict() {
+    let setting = Setting::new();
+    run_ok("activation-dump", setting.dump(&[]));
+    let store = setting.at("store");
+    let command = |words: &[&str]| {
+        let mut command = end_to_end::program("activation-dump");
+        command.args(words).arg(&store).stderr(std::process::Stdio::null());
+        command
+    };
+    let closed = |words: &[&str]| {
+        let (reader, writer) = std::io::pipe().unwrap();
+        drop(reader);
+        command(words).stdout(writer).status().unwrap().code()
+    };
+    let full = |words: &[&str]| {
+        let full = std::fs::File::options().write(true).open("/dev/full").unwrap();
+        command(words).stdout(full).status().unwrap().code()
+    };
+    for words in [&["info"][..], &["info", "--json"], &["verify"], &["verify", "--json"]] {
+        assert_eq!((closed(words), full(words)), (Some(0), Some(1)), "{words:?}");
+    }
+    let shard = store.join("activations/c/0/0");
+    let mut bytes = std::fs::read(&shard).unwrap();
+    bytes[20] ^= 1;
+    std::fs::write(&shard, bytes).unwrap();
+    for words in [&["verify"][..], &["verify", "--json"]] {
+        assert_eq!((closed(words), full(words)), (Some(1), Some(1)), "{words:?}");
+    }
+}
+
+#[test]
+fn a_pipe_in_place_of_a_file_is_said_to_be_one() {
+    let setting = Setting::new();
+    let pipe = setting.at("pipe.jsonl");
+    assert!(std::process::Command::new("mkfifo").arg(&pipe).status().unwrap().success());
+    let pipe = pipe.display().to_string();
+    setting.dump_fails(&["--dataset", &pipe], &["pipe.jsonl", "--dataset -"]);
+    // In a folder it is none of the text, and keeps nobody waiting; nor does a link that leads back.
+    std::fs::create_dir(setting.at("folder")).unwrap();
+    std::fs::rename(&pipe, setting.at("folder/pipe.jsonl")).unwrap();
+    std::fs::copy(setting.at("text.jsonl"), setting.at("folder/text.jsonl")).unwrap();
+    std::os::unix::fs::symlink(".", setting.at("folder/again")).unwrap();
+    let folder = setting.at("folder").display().to_string();
+    let run = run_ok("activation-dump", setting.dump(&["--dataset", &folder]));
+    assert!(run.stderr.contains("(1 file)"), "{}", run.stderr);
+}
+
+#[test]
+fn text_that_ends_before_what_is_left_out_is_said_so() {
+    let setting = Setting::new();
+    setting.dump_fails(
+        &["--skip-tokens", "1G"],
+        &["contexts of 16 tokens", "begins with number 62500001", "--skip-tokens"],
+    );
+}
+
+#[test]
+fn the_systems_reason_is_said_once() {
+    let setting = Setting::new();
+    std::fs::create_dir(setting.at("folder.txt.d")).unwrap();
+    let config = setting.at("model/config.json");
+    std::fs::remove_file(&config).unwrap();
+    std::fs::create_dir(&config).unwrap();
+    let run = run_fails("activation-dump", setting.dump(&[]), &["config.json", "Is a directory"]);
+    assert_eq!(run.stderr.matches("Is a directory").count(), 1, "{}", run.stderr);
+}
+
+#[test]
+fn foreign_names_are_shown_and_not_obeyed() {
+    let setting = Setting::new();
+    let odd = "a\u{1b}[2J\nerror: none\u{202e}.jsonl";
+    std::fs::rename(setting.at("text.jsonl"), setting.at(odd)).unwrap();
+    let text = setting.at(odd).display().to_string();
+    let harmless = |run: &end_to_end::Run| {
+        for stream in [&run.stdout, &run.stderr] {
+            assert!(
+                !stream.contains(['\u{1b}', '\u{202e}']) && !stream.contains("\nerror: none"),
+                "{stream:?}"
+            );
+        }
+    };
+    harmless(&run_ok("activation-dump", setting.dump(&["--dataset", &text])));
+    let store = setting.at("store").display().to_string();
+    let info = run_ok("activation-dump", ["info", &store]);
+    harmless(&info);
+    assert!(info.stdout.contains("\\u001b[2J\\nerror: none"), "{}", info.stdout);
+    let missing = format!("{text}.missing");
+    harmless(&run(
+        "activation-dump",
+        setting.dump(&["--dataset", &missing, "--out", &setting.at("other").display().to_string()]),
+    ));
+}
+
+#[test]
+fn an_index_of_weights_cannot_name_other_files() {
+    let setting = Setting::new();
+    std::fs::rename(setting.at("model/model.safetensors"), setting.at("secret.safetensors")).unwrap();
+    for name in ["/etc/passwd", "../secret.safetensors"] {
+        let index = format!(r#"{{"weight_map": {{"wte.weight": "{name}"}}}}"#);
+        std::fs::write(setting.at("model/model.safetensors.index.json"), index).unwrap();
+        setting.dump_fails(&[], &["index.json", name, "below the model's folder"]);
+    }
 }

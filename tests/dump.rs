@@ -6,8 +6,8 @@ use std::process::{Command, Stdio};
 
 use activation_store::Store;
 use end_to_end::{
-    Run, differing_files, files_below, gibberish, interrupted, program, rows_in_text_order, run_fails,
-    run_ok, tiny_gpt2,
+    Run, differing_files, files_below, gibberish, hearing_hangups, interrupted, program, rows_in_text_order,
+    run_fails, run_ok, tiny_gpt2,
 };
 use serde_json::{Value, json};
 
@@ -489,4 +489,95 @@ fn nasty_texts_have_the_ids_that_hugging_faces_tokenizers_give() {
     let (tokens, expected) = (ids(&tokens), ids(&expected));
     assert!(tokens.len() + 64 > expected.len());
     assert_eq!(tokens, expected[..tokens.len()]);
+}
+
+#[test]
+fn signals_end_a_dump_with_the_codes_that_shells_know() {
+    let setting = Setting::new();
+    for (signal, code) in [("-INT", 130), ("-TERM", 143), ("-HUP", 129)] {
+        // More text than there is time for: it waits for standard input, which stays open.
+        let mut command = hearing_hangups(setting.command("store", 1000, &["--dataset", "-"]));
+        let mut child =
+            command.stdin(Stdio::piped()).stderr(Stdio::piped()).stdout(Stdio::null()).spawn().unwrap();
+        let mut input = child.stdin.take().unwrap();
+        input.write_all(&std::fs::read(setting.at("text.jsonl")).unwrap()[..1000]).unwrap();
+        // What it prints before it reads tells that it listens.
+        let mut stderr = std::io::BufReader::new(child.stderr.take().unwrap());
+        let mut line = String::new();
+        while !line.contains("store ") {
+            line.clear();
+            assert!(std::io::BufRead::read_line(&mut stderr, &mut line).unwrap() > 0, "it ended early");
+        }
+        assert!(Command::new("kill").args([signal, &child.id().to_string()]).status().unwrap().success());
+        assert_eq!(child.wait().unwrap().code(), Some(code), "{signal}");
+        drop(input);
+    }
+}
+
+#[test]
+fn a_damaged_shard_of_an_interrupted_dump_is_told_and_made_again() {
+    let setting = Setting::new();
+    let command = || {
+        let mut command = setting.command("store", 3000, &["--batch", "3", "--shuffle-memory", "128KiB"]);
+        command.stdout(Stdio::null());
+        command
+    };
+    assert!(command().status().unwrap().success());
+    std::fs::rename(setting.at("store"), setting.at("whole")).unwrap();
+    let child = command().stderr(Stdio::null()).spawn().unwrap();
+    let shards = setting.at("store/activations/c");
+    while std::fs::read_dir(&shards).map_or(0, Iterator::count) < 6 {
+        std::thread::sleep(std::time::Duration::from_millis(2));
+    }
+    Command::new("kill").args(["-KILL", &child.id().to_string()]).status().unwrap();
+    child.wait_with_output().unwrap();
+    assert!(
+        Store::open(&setting.at("store")).is_err(),
+        "the dump ran through before it could be interrupted"
+    );
+    let shard = shards.join("2/0");
+    let mut bytes = std::fs::read(&shard).unwrap();
+    bytes[30] ^= 4;
+    std::fs::write(&shard, bytes).unwrap();
+    let run: Run = command().output().unwrap().into();
+    assert_eq!(run.code, Some(0), "{}", run.stderr);
+    assert!(run.stderr.contains("activations/c/2/0: its crc32c"), "{}", run.stderr);
+    let differing = differing_files(&setting.at("whole"), &setting.at("store"));
+    assert!(differing.is_empty(), "{differing:?} differ");
+}
+
+#[test]
+fn a_text_of_any_length_takes_little_memory_and_packs_like_documents() {
+    let setting = Setting::new();
+    let line: String = setting.texts().concat().repeat(300);
+    assert!(line.len() > 20 << 20, "longer than what is in memory of a text at once");
+    std::fs::write(setting.at("long.txt"), &line).unwrap();
+    let long = setting.path("long.txt");
+    let summary = setting.dump("long", 500, &["--dataset", &long]);
+    let peak = summary["peak_memory_bytes"].as_u64().unwrap();
+    assert!(peak < 600 << 20, "{peak} bytes");
+    // The first contexts are those of a short text.
+    std::fs::write(setting.at("short.txt"), &line[..20_000]).unwrap();
+    let short = setting.path("short.txt");
+    setting.dump("short", 500, &["--dataset", &short]);
+    assert!(setting.rows("long") == setting.rows("short"));
+}
+
+#[test]
+fn a_line_that_is_too_long_is_counted_and_the_next_one_read() {
+    let setting = Setting::new();
+    let mut encoder = flate2::write::GzEncoder::new(Vec::new(), flate2::Compression::fast());
+    encoder.write_all(b"{\"text\": \"").unwrap();
+    for _ in 0..300 {
+        encoder.write_all(&vec![b'a'; 1 << 20]).unwrap();
+    }
+    encoder.write_all(b"\"}\n").unwrap();
+    encoder.write_all(&std::fs::read(setting.at("text.jsonl")).unwrap()).unwrap();
+    std::fs::write(setting.at("bomb.jsonl.gz"), encoder.finish().unwrap()).unwrap();
+    let bomb = setting.path("bomb.jsonl.gz");
+    let summary = setting.dump("store", 500, &["--dataset", &bomb]);
+    assert_eq!(summary["text"]["skipped"]["too long"]["documents"], 1);
+    assert_eq!(summary["contexts"], 500);
+    assert!(summary["peak_memory_bytes"].as_u64().unwrap() < 900 << 20);
+    setting.dump_fails("strict", 500, &["--dataset", &bomb, "--strict"], &["line 1", "268435456 are read"]);
 }

@@ -50,6 +50,19 @@ pub fn program(name: &str) -> Command {
     command
 }
 
+/// The command, hearing a closing terminal even where whoever started these tests does not (`nohup`).
+pub fn hearing_hangups(mut command: Command) -> Command {
+    use std::os::unix::process::CommandExt;
+    // SAFETY: between fork and exec only a signal's disposition is set, which is allowed there.
+    unsafe {
+        command.pre_exec(|| match libc::signal(libc::SIGHUP, libc::SIG_DFL) {
+            libc::SIG_ERR => Err(std::io::Error::last_os_error()),
+            _ => Ok(()),
+        })
+    };
+    command
+}
+
 /// What a program printed, and how it ended.
 pub struct Run {
     /// Its exit code; `None` after a signal.
@@ -99,7 +112,12 @@ pub const TINY: (usize, usize, usize, usize, usize) = (32, 4, 2, 64, 257);
 
 /// Writes a GPT-2 with seeded random weights and a byte-level tokenizer without merges to `folder`.
 pub fn tiny_gpt2(folder: &Path) {
-    let (width, heads, layers, positions, vocabulary) = TINY;
+    tiny_gpt2_with_positions(folder, TINY.3);
+}
+
+/// A [`tiny_gpt2`] for contexts of up to `positions` tokens.
+pub fn tiny_gpt2_with_positions(folder: &Path, positions: usize) {
+    let (width, heads, layers, _, vocabulary) = TINY;
     std::fs::create_dir_all(folder).expect("the folder can be made");
     let config = json!({
         "architectures": ["GPT2LMHeadModel"], "model_type": "gpt2", "activation_function": "gelu_new",

@@ -11,8 +11,7 @@ use language_model::{Device, HookPoint, NormKind};
 use crate::documents::InputFormat;
 use crate::share::PartChoice;
 
-/// Runs a language model over text and writes the activations at a hook point to a compressed,
-/// memory-mapped store, from which `sae-trainer` trains any number of sparse autoencoders.
+/// Runs a language model over text and writes the activations at a hook point to a compressed store, from which `sae-trainer` trains any number of sparse autoencoders.
 #[derive(Debug, Parser)]
 #[command(
     version,
@@ -125,7 +124,8 @@ pub(crate) struct SourceArguments {
     pub(crate) bos: Option<String>,
     /// Text: a hub id, file, folder or glob (.txt, .jsonl, .ndjson, also .gz and .zst; .parquet), or - for
     /// standard input. Or tokens: .bin (u16 or u32) and .npy [n], in which each BOS begins a document; .npy
-    /// [contexts, T], contexts that are taken as they are. Repeatable
+    /// [contexts, T], contexts that are taken as they are. Lines of JSON and texts in parquet may have 256 MiB, plain text
+    /// any length; longer ones are counted and left out, like what cannot be read. Repeatable
     #[arg(long, value_name = "ID|PATH|GLOB|-", default_value = "Skylion007/openwebtext")]
     pub(crate) dataset: Vec<String>,
     /// Name of the text in JSON lines and parquet

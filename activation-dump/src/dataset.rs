@@ -1,15 +1,17 @@
 //! What `--dataset` names: files, folders, globs, hub ids and standard input, as one list of files in a fixed order.
 
+use std::collections::HashSet;
 use std::fs::File;
 use std::io::Read;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
-use std::thread::JoinHandle;
 
 use anyhow::{Context, Result, bail};
 use language_model::hub;
 use rayon::prelude::*;
 use sha2::{Digest, Sha256};
+use terminal::{foreign, foreign_path};
+use workers::Worker;
 
 use crate::documents::{self, Document, Documents, ReadOptions, STANDARD_INPUT};
 use crate::tokenizer::hex;
@@ -56,8 +58,14 @@ impl Dataset {
                 files
                     .extend((0..dataset.names().len()).map(|index| Source::Hub(Arc::clone(&dataset), index)));
                 continue;
+            } else if path.exists() {
+                bail!(
+                    "--dataset {}: it is neither a file nor a folder; what comes out of a pipe is read with `--dataset -`, \
+                     from standard input",
+                    foreign(name)
+                );
             } else {
-                bail!("--dataset {name}: no such file or folder, and not a hub id (owner/name)");
+                bail!("--dataset {}: no such file or folder, and not a hub id (owner/name)", foreign(name));
             };
             for digest in local.par_iter().map(|file| sha256(file)).collect::<Result<Vec<_>>>()? {
                 hash.update(digest);
@@ -96,7 +104,7 @@ impl Dataset {
         (0..files.len()).flat_map(move |index| {
             let this = coming.take();
             coming = files.get(index + 1).map(fetch);
-            let opened = this.map_or_else(|| Ok(empty()), |file| open(file, &options));
+            let opened = this.map_or_else(|| Ok(empty()), |file| open(file?, &options));
             opened.unwrap_or_else(|error| Box::new(std::iter::once(Err(error))))
         })
     }
@@ -105,29 +113,27 @@ impl Dataset {
 /// A file that is there or on its way.
 enum Coming {
     Here(PathBuf),
-    Fetched(JoinHandle<Result<PathBuf, language_model::Error>>),
+    Fetched(Worker<Result<PathBuf, language_model::Error>>),
     StandardInput,
 }
 
-fn fetch(file: &Source) -> Coming {
-    match file {
+fn fetch(file: &Source) -> Result<Coming> {
+    Ok(match file {
         Source::Local(path) => Coming::Here(path.clone()),
         Source::StandardInput => Coming::StandardInput,
         Source::Hub(dataset, index) => {
             let (dataset, index) = (Arc::clone(dataset), *index);
-            Coming::Fetched(std::thread::spawn(move || dataset.file(index)))
+            let fetched = workers::spawn("fetching of text", move || dataset.file(index));
+            Coming::Fetched(fetched.context("starting a thread that fetches text")?)
         }
-    }
+    })
 }
 
 fn open(file: Coming, options: &ReadOptions) -> Result<Documents> {
     match file {
         Coming::Here(path) => documents::open(&path, options),
         Coming::StandardInput => documents::open_stream(std::io::stdin(), options),
-        Coming::Fetched(thread) => match thread.join() {
-            Ok(path) => documents::open(&path?, options),
-            Err(panic) => std::panic::resume_unwind(panic),
-        },
+        Coming::Fetched(thread) => documents::open(&thread.join()??, options),
     }
 }
 
@@ -138,12 +144,19 @@ fn empty() -> Documents {
 fn files_below(folder: &Path) -> Result<Vec<PathBuf>> {
     let (mut found, mut tokens) = (Vec::new(), Vec::new());
     let mut folders = vec![folder.to_owned()];
+    // Links can lead back to where the search has been.
+    let mut seen = HashSet::new();
     while let Some(folder) = folders.pop() {
-        let named = || format!("reading folder {}", folder.display());
+        let named = || format!("reading folder {}", foreign_path(&folder));
+        if !seen.insert(folder.canonicalize().with_context(named)?) {
+            continue;
+        }
         for entry in std::fs::read_dir(&folder).with_context(named)? {
             let path = entry.with_context(named)?.path();
             if path.is_dir() {
                 folders.push(path);
+            } else if !path.is_file() {
+                continue; // a pipe would keep the search waiting
             } else if documents::is_text(&path) {
                 found.push(path);
             } else if documents::is_tokens(&path) {
@@ -159,7 +172,7 @@ fn files_below(folder: &Path) -> Result<Vec<PathBuf>> {
         bail!(
             "{} has no file of text (.txt, .jsonl, .ndjson, also with .gz or .zst; .parquet) and none of tokens \
              (.bin, .npy)",
-            folder.display()
+            foreign_path(folder)
         );
     }
     found.sort();
@@ -197,7 +210,7 @@ fn is_file_name(path: &Path) -> bool {
 }
 
 fn sha256(path: &Path) -> Result<[u8; 32]> {
-    let named = || format!("reading {}", path.display());
+    let named = || format!("reading {}", foreign_path(path));
     let mut file = File::open(path).with_context(named)?;
     let (mut hash, mut buffer) = (Sha256::new(), vec![0; 1 << 20]);
     loop {

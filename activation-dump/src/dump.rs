@@ -2,7 +2,6 @@
 //! is told in numbers.
 
 use std::process::ExitCode;
-use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, OnceLock};
 use std::time::{Duration, Instant};
 
@@ -10,6 +9,7 @@ use activation_store::{Store, StoreError, StoreSummary, StoreWriter};
 use anyhow::{Context, Result, bail};
 use human_units::{format_bytes, format_count};
 use language_model::{Device, Precision, PrefixModel, Runtime, SelfCheck, SessionOptions, self_check};
+use terminal::{Interrupt, foreign, foreign_path};
 
 use crate::arguments::DumpArguments;
 use crate::dataset::Dataset;
@@ -52,15 +52,15 @@ pub(crate) fn dump(arguments: &DumpArguments) -> Result<ExitCode> {
         None => std::thread::available_parallelism().map_or(1, usize::from),
     };
     rayon::ThreadPoolBuilder::new().num_threads(threads).build_global().context("starting threads")?;
-    let stop = stop_on_ctrl_c()?;
+    let interrupt = Interrupt::listen().context("cannot listen for Ctrl-C")?;
     let prepared = prepare(arguments, threads)?;
     if arguments.machine.dry_run {
-        return dry_run(&prepared, arguments.machine.json, &stop);
+        return dry_run(&prepared, arguments.machine.json, &interrupt);
     }
     let writers = stores::open(&prepared.targets, threads)?;
     prepared.print_plan(&writers);
     if writers.iter().all(StoreWriter::is_complete) {
-        eprintln!("{} already; nothing was run", prepared.stores_are("complete"));
+        terminal::say!("{} already; nothing was run", prepared.stores_are("complete"));
         return prepared.finish(writers, None, arguments.machine.json);
     }
 
@@ -68,20 +68,30 @@ pub(crate) fn dump(arguments: &DumpArguments) -> Result<ExitCode> {
     let before = writers.iter().map(StoreWriter::contexts_done).min().unwrap_or(0);
     let token_bytes = prepared.targets.iter().map(|target| target.spec.row_bytes()).sum();
     let mut progress = Progress::start(plan.contexts, before, plan.length, token_bytes);
-    let contexts = Contexts::start(&prepared.dataset, prepared.tokenizer.as_ref(), &prepared.text);
+    let documents = prepared.dataset.documents(&prepared.text.read);
+    let contexts = Contexts::start(documents, prepared.tokenizer.as_ref(), &prepared.text)?;
     let tokenizer = prepared.tokenizer.as_deref();
     let mut watch = |stores: &[_]| progress.update(stores);
     let check = |ids: &[i64], contexts: usize| prepared.check_against_cpu(ids, contexts);
     let check: &pipeline::Check<'_> = &check;
     let check = arguments.machine.self_check.checks(prepared.model.provider()).then_some(check);
-    let ran =
-        pipeline::run(contexts, tokenizer, &prepared.model, check, writers, plan, threads, &stop, &mut watch);
+    let ran = pipeline::run(
+        contexts,
+        tokenizer,
+        &prepared.model,
+        check,
+        writers,
+        plan,
+        threads,
+        interrupt.flag(),
+        &mut watch,
+    );
     progress.finish();
     let (writers, outcome) = ran?;
     if outcome.end == End::Interrupted {
         drop(writers); // commits the windows that are full
         prepared.print_interruption();
-        return Ok(ExitCode::from(INTERRUPTED));
+        return Ok(ExitCode::from(interrupt.requested().unwrap_or(INTERRUPTED)));
     }
     prepared.finish(writers, Some(&outcome), arguments.machine.json)
 }
@@ -127,6 +137,7 @@ fn prepare(arguments: &DumpArguments, threads: usize) -> Result<Prepared> {
     };
     let widths: Vec<usize> = (0..model.hooks.len()).map(|hook| prefix.width(hook)).collect();
     let targets = stores::targets(arguments, &plan, &common, &widths);
+    targets.iter().try_for_each(|target| target.spec.validate())?;
     let text = TextOptions {
         read: ReadOptions {
             column: source.column.clone(),
@@ -166,36 +177,23 @@ fn batch(asked: Option<usize>, model: &PrefixModel, length: usize) -> Result<usi
     }
 }
 
-fn dry_run(prepared: &Prepared, json: bool, stop: &AtomicBool) -> Result<ExitCode> {
+fn dry_run(prepared: &Prepared, json: bool, interrupt: &Interrupt) -> Result<ExitCode> {
     let Prepared { plan, model, tokenizer, dataset, text, targets, threads, .. } = prepared;
     prepared.print_plan(&[]);
     let text = TextOptions { share: Share::new(0, None), read: text.read.clone(), ..*text };
-    let contexts = Contexts::start(dataset, tokenizer.as_ref(), &text);
-    let stopping = || stop.load(Ordering::Relaxed);
+    let contexts = Contexts::start(dataset.documents(&text.read), tokenizer.as_ref(), &text)?;
+    let stopping = || interrupt.requested().is_some();
     let estimate = probe::estimate(model, contexts, targets, plan, *threads, &stopping)?;
-    if stopping() {
-        return Ok(ExitCode::from(INTERRUPTED));
+    if let Some(code) = interrupt.requested() {
+        return Ok(ExitCode::from(code));
     }
     for line in estimate.lines() {
-        eprintln!("  {line}");
+        terminal::say!("  {}", foreign(&line));
     }
     if json {
-        println!("{}", serde_json::to_string_pretty(&estimate)?);
+        terminal::report!("{}", serde_json::to_string_pretty(&estimate)?);
     }
     Ok(ExitCode::SUCCESS)
-}
-
-/// A flag that Ctrl-C (or SIGTERM) raises; a second Ctrl-C ends the program at once, which loses no more
-/// than the first: the stores are safe at any moment.
-fn stop_on_ctrl_c() -> Result<Arc<AtomicBool>> {
-    let stop = Arc::new(AtomicBool::new(false));
-    for signal in [signal_hook::consts::SIGINT, signal_hook::consts::SIGTERM] {
-        // Registered first, so that it sees the flag as the earlier signal left it.
-        signal_hook::flag::register_conditional_shutdown(signal, INTERRUPTED.into(), Arc::clone(&stop))
-            .and_then(|_| signal_hook::flag::register(signal, Arc::clone(&stop)))
-            .context("watching for Ctrl-C")?;
-    }
-    Ok(stop)
 }
 
 impl Prepared {
@@ -205,7 +203,7 @@ impl Prepared {
             SessionOptions { device: Device::Cpu, precision: Some(Precision::Full), ..self.options };
         let reference = self.source.load(&self.runtime, &options)?;
         let check = self_check(&self.model, &reference, ids, contexts, self.plan.length)?;
-        eprintln!(
+        terminal::say!(
             "  check    {} agrees with the CPU in float32 on {contexts} contexts: rows differ by at most {:.1e} at {} \
              ({:.0e} counts as rounding)",
             self.model.provider(),
@@ -223,12 +221,20 @@ impl Prepared {
             && writers.iter().all(|writer| writer.progress().contexts == 0)
         {
             let skipped = outcome.text.skipped.lines().join("; ");
+            let (length, share) = (self.plan.length, self.plan.share);
+            let found = match outcome.text.contexts {
+                0 => format!("the text has less than one context of {length} tokens"),
+                contexts => format!(
+                    "the text has {contexts} contexts of {length} tokens, and this dump begins with number {} of them \
+                     (by --skip-tokens and --part)",
+                    share.first + 1
+                ),
+            };
             bail!(
-                "the text has less than one context of {} tokens{} ({} documents were read{}{skipped}); nothing was stored",
-                self.plan.length,
-                if self.plan.share == Share::new(0, None) { "" } else { " for this part" },
+                "{found} ({} documents were read{}{}); nothing was stored",
                 outcome.text.documents,
                 if skipped.is_empty() { "" } else { ", " },
+                foreign(&skipped),
             );
         }
         let finishing = Instant::now();
@@ -242,18 +248,18 @@ impl Prepared {
             && outcome.end == End::TextExhausted
         {
             let stored = summaries.iter().map(|(_, store)| store.contexts).min().unwrap_or(0);
-            eprintln!(
+            terminal::say!(
                 "the text ended after {} of {} tokens",
                 format_count((stored * self.plan.length as u64) as f64),
                 format_count(self.plan.tokens() as f64)
             );
         }
         for line in summary.lines() {
-            eprintln!("  {line}");
+            terminal::say!("  {}", foreign(&line));
         }
-        eprintln!("next: sae-trainer --store {} --loss approx-l0", self.targets[0].path.display());
+        terminal::say!("next: sae-trainer --store {} --loss approx-l0", foreign_path(&self.targets[0].path));
         if json {
-            println!("{}", serde_json::to_string_pretty(&summary)?);
+            terminal::report!("{}", serde_json::to_string_pretty(&summary)?);
         }
         Ok(ExitCode::SUCCESS)
     }
@@ -262,14 +268,19 @@ impl Prepared {
         let (plan, spec) = (&self.plan, &self.targets[0].spec);
         let provenance = &spec.provenance;
         let hooks: Vec<&str> = self.targets.iter().map(|target| target.hook.name.as_str()).collect();
-        eprintln!("  model    {} at {} ({})", provenance.model, hooks.join(", "), self.model.provider());
+        terminal::say!(
+            "  model    {} at {} ({})",
+            foreign(&provenance.model),
+            foreign(&hooks.join(", ")),
+            self.model.provider()
+        );
         let files = self.dataset.file_count();
         let files = if files == 1 { "1 file".to_owned() } else { format!("{files} files") };
-        eprintln!("  text     {} ({files})", provenance.dataset.join(", "));
+        terminal::say!("  text     {} ({files})", foreign(&provenance.dataset.join(", ")));
         if let Some((part, from)) = &plan.part {
-            eprintln!("  part     {part} of the text, by {from} (--part off runs all of it)");
+            terminal::say!("  part     {part} of the text, by {from} (--part off runs all of it)");
         }
-        eprintln!(
+        terminal::say!(
             "  rows     {} of {} {} numbers{}, {} contexts of {} tokens{}",
             format_count(plan.tokens() as f64),
             spec.width,
@@ -280,14 +291,20 @@ impl Prepared {
             if spec.drop_bos { ", BOS left out" } else { "" },
         );
         for (index, target) in self.targets.iter().enumerate() {
-            eprintln!(
+            terminal::say!(
                 "  store    {} ({} raw; shuffled {} rows at a time)",
-                target.path.display(),
-                format_bytes(plan.tokens() * target.spec.row_bytes() as u64),
+                foreign_path(&target.path),
+                format_bytes(plan.tokens().saturating_mul(target.spec.row_bytes() as u64)),
                 format_count(target.spec.layout.window_rows as f64)
             );
+            for damage in writers.get(index).iter().flat_map(|writer| writer.damage()) {
+                terminal::say!("  damaged  {damage}; what follows it is run and written again");
+            }
             if let Some(writer) = writers.get(index).filter(|writer| writer.contexts_done() > 0) {
-                eprintln!("  resume   {} contexts are there", format_count(writer.contexts_done() as f64));
+                terminal::say!(
+                    "  resume   {} contexts are there",
+                    format_count(writer.contexts_done() as f64)
+                );
             }
         }
     }
@@ -298,13 +315,13 @@ impl Prepared {
             Ok(store) => store.contexts(),
             Err(_) => 0,
         };
-        eprintln!(
+        terminal::say!(
             "stopped; {} of {} contexts are safe in {}: give the same command again to go on",
             format_count(self.targets.iter().map(done).min().unwrap_or(0) as f64),
             format_count(self.plan.contexts as f64),
             self.targets
                 .iter()
-                .map(|target| target.path.display().to_string())
+                .map(|target| foreign_path(&target.path).to_string())
                 .collect::<Vec<_>>()
                 .join(", ")
         );

@@ -8,6 +8,7 @@ use anyhow::Result;
 use human_units::{format_bytes, format_count};
 use indicatif::{ProgressBar, ProgressStyle};
 use serde_json::json;
+use terminal::{foreign, foreign_path};
 
 use crate::arguments::{ExportArguments, ExportChoice, InfoArguments, VerifyArguments};
 
@@ -31,29 +32,39 @@ pub(crate) fn info(arguments: &InfoArguments) -> Result<ExitCode> {
             "specification": spec,
             "statistics": { "mean": stats.mean, "variance": stats.variance, "mean_norm": stats.mean_norm },
         });
-        println!("{}", serde_json::to_string_pretty(&value)?);
+        terminal::report!("{}", serde_json::to_string_pretty(&value)?);
         return Ok(ExitCode::SUCCESS);
     }
     let from = &spec.provenance;
     let bits = spec.mantissa_bits.map_or(String::new(), |bits| format!(", {bits} mantissa bits kept"));
     let count = |number: u64| format_count(number as f64);
-    println!("store        {}", store.path().display());
-    println!("activations  {} of {}{}", from.hook, from.model, if from.centered { ", centred" } else { "" });
-    println!("text         {}", from.dataset.join(", "));
-    println!("rows         {} of {} {} numbers{bits}", count(summary.rows), spec.width, spec.row_type.name());
-    println!(
+    terminal::report!("store        {}", foreign_path(store.path()));
+    terminal::report!(
+        "activations  {} of {}{}",
+        foreign(&from.hook),
+        foreign(&from.model),
+        if from.centered { ", centred" } else { "" }
+    );
+    terminal::report!("text         {}", foreign(&from.dataset.join(", ")));
+    terminal::report!(
+        "rows         {} of {} {} numbers{bits}",
+        count(summary.rows),
+        spec.width,
+        spec.row_type.name()
+    );
+    terminal::report!(
         "contexts     {} of {} tokens, BOS is {}{}",
         count(summary.contexts),
         spec.context_length,
         spec.bos_token,
         if spec.drop_bos { " and its rows are left out" } else { "" }
     );
-    println!(
+    terminal::report!(
         "size         {}: {bytes_per_row:.0} bytes a row, {ratio:.3}x smaller than raw; {} with all files",
         format_bytes(summary.activation_bytes),
         format_bytes(summary.stored_bytes)
     );
-    println!(
+    terminal::report!(
         "shuffled     {} rows at a time, seed {}; chunks of {} rows, shards of {}",
         count(spec.layout.window_rows as u64),
         spec.seed,
@@ -61,13 +72,22 @@ pub(crate) fn info(arguments: &InfoArguments) -> Result<ExitCode> {
         count(spec.layout.shard_rows as u64)
     );
     let variance: f64 = stats.variance.iter().sum();
-    println!("statistics   mean norm {:.4}, total variance {variance:.4}", stats.mean_norm);
+    terminal::report!("statistics   mean norm {:.4}, total variance {variance:.4}", stats.mean_norm);
     if summary.clipped > 0 {
-        println!("clipped      {} values beyond float16", summary.clipped);
+        terminal::report!("clipped      {} values beyond float16", summary.clipped);
     }
-    println!("hashes       weights {}, tokenizer {}", short(&from.model_hash), short(&from.tokenizer_hash));
-    println!("             text {}", short(&from.dataset_hash));
-    println!("written by   {} {}: {}", env!("CARGO_PKG_NAME"), from.tool_version, from.command_line);
+    terminal::report!(
+        "hashes       weights {}, tokenizer {}",
+        foreign(short(&from.model_hash)),
+        foreign(short(&from.tokenizer_hash))
+    );
+    terminal::report!("             text {}", foreign(short(&from.dataset_hash)));
+    terminal::report!(
+        "written by   {} {}: {}",
+        env!("CARGO_PKG_NAME"),
+        foreign(&from.tool_version),
+        foreign(&from.command_line)
+    );
     Ok(ExitCode::SUCCESS)
 }
 
@@ -90,18 +110,22 @@ pub(crate) fn verify(arguments: &VerifyArguments) -> Result<ExitCode> {
             .map(|problem| json!({ "file": problem.file, "chunk": problem.chunk, "what": problem.what }))
             .collect();
         let value = json!({ "files": report.files, "bytes": report.bytes, "problems": problems });
-        println!("{}", serde_json::to_string_pretty(&value)?);
+        terminal::report!("{}", serde_json::to_string_pretty(&value)?);
     } else {
         for problem in &report.problems {
             match problem.chunk {
-                Some(chunk) => println!("{}, chunk {chunk}: {}", problem.file, problem.what),
-                None => println!("{}: {}", problem.file, problem.what),
+                Some(chunk) => {
+                    terminal::report!("{}, chunk {chunk}: {}", problem.file, foreign(&problem.what))
+                }
+                None => terminal::report!("{}: {}", problem.file, foreign(&problem.what)),
             }
         }
         let read = format!("{} files, {} read", report.files, format_bytes(report.bytes));
         match report.problems.len() {
-            0 => println!("{} is sound ({read})", arguments.store.display()),
-            found => println!("{} is damaged in {found} places ({read})", arguments.store.display()),
+            0 => terminal::report!("{} is sound ({read})", foreign_path(&arguments.store)),
+            found => {
+                terminal::report!("{} is damaged in {found} places ({read})", foreign_path(&arguments.store))
+            }
         }
     }
     Ok(if report.problems.is_empty() { ExitCode::SUCCESS } else { ExitCode::FAILURE })
@@ -120,15 +144,15 @@ pub(crate) fn export(arguments: &ExportArguments) -> Result<ExitCode> {
     let summary =
         activation_store::export(&store, format, &arguments.out, &mut |rows| bar.set_position(rows))?;
     bar.finish_and_clear();
-    eprintln!(
+    terminal::say!(
         "{} rows in {} files, {}, in {}",
         format_count(summary.rows as f64),
         summary.files,
         format_bytes(summary.bytes),
-        summary.path.display()
+        foreign_path(&summary.path)
     );
     if summary.rows_left_out > 0 {
-        eprintln!("{} rows at the end did not fill a record and were left out", summary.rows_left_out);
+        terminal::say!("{} rows at the end did not fill a record and were left out", summary.rows_left_out);
     }
     Ok(ExitCode::SUCCESS)
 }

@@ -143,7 +143,7 @@ impl Model {
         bail!(
             "{} names no bos_token_id, and contexts start with one; --bos names it, by its id or its text (models without \
              a BOS often take their end of text)",
-            self.folder.join("config.json").display()
+            terminal::foreign_path(&self.folder.join("config.json"))
         )
     }
 }

@@ -43,6 +43,19 @@ impl Packer {
         documents
     }
 
+    /// Adds a part of a document, its first one if it `begins` it; returns whether these are its first tokens.
+    pub(crate) fn push_part(&mut self, part: &[u32], begins: bool, contexts: &mut Vec<u32>) -> bool {
+        self.at_start |= begins;
+        let first = self.at_start && !part.is_empty();
+        self.extend(part, contexts);
+        first
+    }
+
+    /// Whether the document that was begun last has had no token yet.
+    pub(crate) fn is_at_start(&self) -> bool {
+        self.at_start
+    }
+
     /// More tokens of the document that was begun last.
     fn extend(&mut self, tokens: &[u32], contexts: &mut Vec<u32>) {
         let mut rest = tokens;

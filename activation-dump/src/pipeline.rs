@@ -11,15 +11,16 @@
 //! interrupted at different places go on together: the text from the least advanced on is run again, and each takes
 //! what it lacks.
 
+use std::borrow::Cow;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::mpsc::{Receiver, SyncSender, sync_channel};
 use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError};
-use std::thread::ScopedJoinHandle;
 use std::time::{Duration, Instant};
 
 use activation_store::{StoreError, StoreWriter, WriteProgress};
 use anyhow::{Context, Error, Result, bail};
 use language_model::{Activations, PrefixModel};
+use workers::ScopedWorker;
 
 use crate::plan::Plan;
 use crate::text::{Contexts, TextCounts};
@@ -80,14 +81,66 @@ struct Batch {
     tokens: Vec<u32>,
 }
 
+/// What the pipeline asks of a language model.
+pub(crate) trait Model: Sync {
+    /// What comes of a run.
+    type Activations: Rows;
+    /// The hooks' names.
+    fn names(&self) -> &[String];
+    /// Components of a row at a hook.
+    fn width(&self, hook: usize) -> usize;
+    /// Batches that it runs at once.
+    fn lanes(&self) -> usize;
+    /// Contexts of every batch, if it takes no others.
+    fn fixed_contexts(&self) -> Option<usize>;
+    /// Runs on `ids` `[contexts, length]`.
+    fn run(&self, ids: &[i64], contexts: usize, length: usize) -> Result<Self::Activations>;
+}
+
+/// Activations at all hooks.
+pub(crate) trait Rows: Send + Sync {
+    /// `[contexts * length, width]`.
+    fn rows(&self, hook: usize) -> Cow<'_, [f32]>;
+}
+
+impl Model for PrefixModel {
+    type Activations = Activations;
+
+    fn names(&self) -> &[String] {
+        PrefixModel::names(self)
+    }
+
+    fn width(&self, hook: usize) -> usize {
+        PrefixModel::width(self, hook)
+    }
+
+    fn lanes(&self) -> usize {
+        PrefixModel::lanes(self)
+    }
+
+    fn fixed_contexts(&self) -> Option<usize> {
+        PrefixModel::fixed_contexts(self)
+    }
+
+    fn run(&self, ids: &[i64], contexts: usize, length: usize) -> Result<Activations> {
+        Ok(PrefixModel::run(self, ids, contexts, length)?)
+    }
+}
+
+impl Rows for Activations {
+    fn rows(&self, hook: usize) -> Cow<'_, [f32]> {
+        Activations::rows(self, hook)
+    }
+}
+
 /// Whole contexts with their activations, on their way to the stores.
-struct Rows {
+struct Ran<A> {
     /// Index of the first context in the dump.
     first: u64,
     /// `[n, T]`.
     tokens: Vec<u32>,
     /// `[n·T, d]` for each hook, where ONNX Runtime wrote them.
-    activations: Activations,
+    activations: A,
 }
 
 /// Looks at the ids of the first contexts that are run, `[contexts, T]`, before they are; an error stops everything.
@@ -98,10 +151,10 @@ pub(crate) type Watch<'a> = dyn FnMut(&[WriteProgress]) + Send + 'a;
 
 /// Runs the stages to their end and hands the writers back, not finished yet; complete ones are left alone.
 /// When `stop` becomes true, the batches under way are still stored.
-pub(crate) fn run(
+pub(crate) fn run<M: Model>(
     contexts: Contexts,
     tokenizer: Option<&Tokenizer>,
-    model: &PrefixModel,
+    model: &M,
     check: Option<&Check<'_>>,
     writers: Vec<StoreWriter>,
     plan: &Plan,
@@ -117,10 +170,14 @@ pub(crate) fn run(
 
     std::thread::scope(|scope| {
         let (to_model, batches) = sync_channel::<Batch>(QUEUE);
-        let text = scope.spawn(|| text_stage(contexts, plan, known, &stopping, to_model));
+        let stopping = &stopping;
+        let text = workers::spawn_scoped(scope, "packing of text", move || {
+            text_stage(contexts, plan, known, stopping, to_model)
+        })
+        .context("starting a thread")?;
 
         let mut to_stores = Vec::new();
-        let mut stores: Vec<Result<ScopedJoinHandle<'_, StoreEnd>, StoreWriter>> = Vec::new();
+        let mut stores: Vec<Result<ScopedWorker<'_, StoreEnd>, StoreWriter>> = Vec::new();
         for (hook, writer) in writers.into_iter().enumerate() {
             if writer.is_complete() {
                 stores.push(Err(writer));
@@ -133,14 +190,17 @@ pub(crate) fn run(
             let place = move |tokens: &[u32], context: u64| {
                 format!("{name}, {}", place_in_text(tokenizer, plan, tokens, context))
             };
-            stores.push(Ok(scope.spawn(move || {
+            let store = workers::spawn_scoped(scope, "storing of rows", move || {
                 let mut seen = |progress| {
                     let (all, watch) = &mut *lock(watched);
                     all[hook] = progress;
                     watch(all);
                 };
                 store_stage(writer, (hook, model.width(hook)), plan.length, &rows, &place, &mut seen)
-            })));
+            });
+            stores.push(Ok(store
+                .context("starting a thread")
+                .inspect_err(|_| over.store(true, Ordering::Relaxed))?));
         }
 
         let model_ends = model_stage(model, check, plan.length, batches, to_stores);
@@ -151,17 +211,18 @@ pub(crate) fn run(
         let mut busy = Busy::default();
         let mut writers = Vec::new();
         for store in stores {
-            match store {
+            match store.map(ScopedWorker::join) {
                 Err(complete) => writers.push(complete),
-                Ok(thread) => {
-                    let end = joined(thread);
+                Ok(Ok(end)) => {
                     failures.extend(end.failure);
                     busy.store = busy.store.max(end.busy);
                     writers.push(end.writer);
                 }
+                // Its writer went with it; what the journal vouches for is there when the store is opened again.
+                Ok(Err(died)) => failures.push(died.into()),
             }
         }
-        let text = joined(text);
+        let text = text.join().map_err(Error::new).flatten();
         let (contexts_run, model_busy) = match model_ends {
             Ok(ran) => ran,
             Err(error) => {
@@ -191,10 +252,6 @@ pub(crate) fn run(
         busy.tokenizing = text.tokenizing / threads.max(1) as u32;
         Ok((writers, Outcome { end, text: text.counts, contexts_run, busy, elapsed: started.elapsed() }))
     })
-}
-
-fn joined<T>(thread: ScopedJoinHandle<'_, T>) -> T {
-    thread.join().unwrap_or_else(|panic| std::panic::resume_unwind(panic))
 }
 
 fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
@@ -313,12 +370,12 @@ impl Turns {
 }
 
 /// Runs the model on each batch, as many at once as keep the device busy; returns the contexts run and the time at it.
-fn model_stage(
-    model: &PrefixModel,
+fn model_stage<M: Model>(
+    model: &M,
     check: Option<&Check<'_>>,
     length: usize,
     batches: Receiver<Batch>,
-    to_stores: Vec<SyncSender<Arc<Rows>>>,
+    to_stores: Vec<SyncSender<Arc<Ran<M::Activations>>>>,
 ) -> Result<(u64, Duration)> {
     let lanes = model.lanes().max(1);
     let (batches, turns) = (Mutex::new(batches), Turns::default());
@@ -337,28 +394,39 @@ fn model_stage(
             }
             if let Some(check) = check.filter(|_| turn == 0) {
                 let some = model.fixed_contexts().unwrap_or(CHECKED.min(whole));
-                check(&ids[..some * length], some).inspect_err(|_| turns.give_up())?;
+                check(&ids[..some * length], some)?;
             }
             let ran = model.run(&ids, whole, length).with_context(|| {
                 format!("running the language model on contexts {first}..{}", first + count as u64)
             });
-            let activations = ran.inspect_err(|_| turns.give_up())?;
+            let activations = ran?;
             run += count as u64;
             busy += started.elapsed();
             if !turns.wait(turn) {
                 return Ok((run, busy));
             }
-            let rows = Arc::new(Rows { first, tokens, activations });
-            if to_stores.iter().any(|store| store.send(Arc::clone(&rows)).is_err()) {
+            let ran = Arc::new(Ran { first, tokens, activations });
+            if to_stores.iter().any(|store| store.send(Arc::clone(&ran)).is_err()) {
                 turns.give_up();
                 return Ok((run, busy));
             }
             turns.pass();
         }
     };
+    // The other lanes wait for the turn of one that failed.
+    let lane = || {
+        match workers::catch("language model", lane) {
+            Ok(Ok(ran)) => Ok(ran),
+            Ok(Err(error)) => Err(error),
+            Err(died) => Err(died.into()),
+        }
+        .inspect_err(|_: &Error| turns.give_up())
+    };
     let ends: Vec<Result<(u64, Duration)>> = std::thread::scope(|scope| {
-        let lanes: Vec<_> = (0..lanes).map(|_| scope.spawn(lane)).collect();
-        lanes.into_iter().map(joined).collect()
+        let started = (0..lanes).map(|_| workers::spawn_scoped(scope, "language model", lane));
+        let started: Vec<_> = started.collect();
+        let join = |lane: std::io::Result<ScopedWorker<'_, _>>| lane.context("starting a thread")?.join()?;
+        started.into_iter().map(join).collect()
     });
     let mut total = (0, Duration::ZERO);
     for end in ends {
@@ -389,18 +457,18 @@ struct StoreEnd {
 }
 
 /// Appends each batch to the store of hook number `hook`, whose rows have `width` components.
-fn store_stage(
+fn store_stage<A: Rows>(
     mut writer: StoreWriter,
     (hook, width): (usize, usize),
     length: usize,
-    batches: &Receiver<Arc<Rows>>,
+    batches: &Receiver<Arc<Ran<A>>>,
     place: &dyn Fn(&[u32], u64) -> String,
     seen: &mut dyn FnMut(WriteProgress),
 ) -> StoreEnd {
     let (mut busy, done) = (Duration::ZERO, writer.contexts_done());
     for batch in batches {
         let started = Instant::now();
-        let Rows { first, tokens, activations } = &*batch;
+        let Ran { first, tokens, activations } = &*batch;
         let skip = length * done.saturating_sub(*first).min((tokens.len() / length) as u64) as usize;
         let rows = activations.rows(hook);
         let appended = writer.append(&tokens[skip..], &rows[skip * width..tokens.len() * width]);
@@ -423,4 +491,134 @@ fn store_stage(
         seen(writer.progress());
     }
     StoreEnd { writer, busy, failure: None }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    use activation_store::{Store, StoreSpec, WriterOptions};
+
+    use crate::documents::{Content, Document, Place, ReadOptions};
+    use crate::share::Share;
+    use crate::text::TextOptions;
+
+    /// Tokens of a context.
+    const LENGTH: usize = 4;
+    /// Contexts of a dump.
+    const CONTEXTS: u64 = 40;
+
+    /// A model of one hook and two components that goes wrong in context `dies`.
+    struct Fake {
+        dies: Option<i64>,
+        names: Vec<String>,
+    }
+
+    impl Rows for Vec<f32> {
+        fn rows(&self, _: usize) -> Cow<'_, [f32]> {
+            Cow::Borrowed(self)
+        }
+    }
+
+    impl Model for Fake {
+        type Activations = Vec<f32>;
+
+        fn names(&self) -> &[String] {
+            &self.names
+        }
+
+        fn width(&self, _: usize) -> usize {
+            2
+        }
+
+        fn lanes(&self) -> usize {
+            3
+        }
+
+        fn fixed_contexts(&self) -> Option<usize> {
+            None
+        }
+
+        fn run(&self, ids: &[i64], _: usize, _: usize) -> Result<Vec<f32>> {
+            assert!(!ids.iter().any(|id| Some(*id) == self.dies), "the model died");
+            Ok(ids.iter().flat_map(|&id| [id as f32, -(id as f32)]).collect())
+        }
+    }
+
+    /// Documents that are contexts; each has its number + 1 as its tokens.
+    fn documents() -> impl Iterator<Item = Result<Document>> + Send + 'static {
+        (0..CONTEXTS as u32).map(|number| {
+            let place = Place { file: "tokens".into(), inside: Some(("context", number.into())) };
+            Ok(Document { place, content: Content::Context(vec![number + 1; LENGTH]) })
+        })
+    }
+
+    /// Runs a dump into `store`; `dies` ends the model, `watch` is called by the thread of the store.
+    fn dump(
+        store: &std::path::Path,
+        documents: impl Iterator<Item = Result<Document>> + Send + 'static,
+        dies: Option<i64>,
+        watch: &mut Watch<'_>,
+    ) -> Result<End> {
+        let share = Share::new(0, None);
+        let plan = Plan { length: LENGTH, contexts: CONTEXTS, batch: 2, share, part: None };
+        let read = ReadOptions { column: String::new(), format: None, vocabulary: 100, context: LENGTH };
+        let text = TextOptions { read, length: LENGTH, bos: 0, share, strict: false, threads: 2 };
+        let contexts = Contexts::start(documents, None, &text)?;
+        let mut spec = StoreSpec::new(2, LENGTH, CONTEXTS);
+        spec.layout =
+            activation_store::Layout { window_rows: 16, shard_rows: 16, chunk_rows: 16, zstd_level: 1 };
+        let writer = StoreWriter::open(store, &spec, &WriterOptions::default())?;
+        let model = Fake { dies, names: vec!["hook".to_owned()] };
+        let stop = AtomicBool::new(false);
+        let (writers, outcome) = run(contexts, None, &model, None, vec![writer], &plan, 2, &stop, watch)?;
+        for writer in writers {
+            writer.finish()?;
+        }
+        Ok(outcome.end)
+    }
+
+    /// A dump that ends with `reason`, then a sound one into the same store, which is then that of an undisturbed one.
+    fn dies_and_goes_on(
+        documents_that_die: impl Iterator<Item = Result<Document>> + Send + 'static,
+        model_dies: Option<i64>,
+        watch: &mut Watch<'_>,
+        reason: &str,
+    ) {
+        let folder = tempfile::tempdir().unwrap();
+        let [store, whole] = ["store", "whole"].map(|name| folder.path().join(name));
+        let error = dump(&store, documents_that_die, model_dies, watch).unwrap_err();
+        assert!(format!("{error:#}").contains(reason), "{error:#}");
+        assert!(matches!(Store::open(&store), Err(StoreError::Incomplete { .. })));
+        for store in [&store, &whole] {
+            assert_eq!(dump(store, documents(), None, &mut |_| {}).unwrap(), End::Planned);
+        }
+        let rows = |path| {
+            let store = Store::open(path).unwrap();
+            (store.read_raw_rows(0..store.rows()).unwrap(), store.origin(0..store.rows()).unwrap())
+        };
+        assert!(rows(&store) == rows(&whole));
+    }
+
+    #[test]
+    fn a_reading_thread_that_dies_is_not_the_end_of_the_text() {
+        let dying = documents().enumerate().map(|(number, document)| {
+            assert!(number < 30, "the documents died");
+            document
+        });
+        dies_and_goes_on(dying, None, &mut |_| {}, "the documents died");
+    }
+
+    #[test]
+    fn a_model_that_dies_in_one_lane_ends_the_dump_with_its_reason() {
+        for context in [1, 2, 30, CONTEXTS as i64] {
+            dies_and_goes_on(documents(), Some(context), &mut |_| {}, "the model died");
+        }
+    }
+
+    #[test]
+    fn a_storing_thread_that_dies_ends_the_dump_with_its_reason() {
+        let mut watch = |progress: &[WriteProgress]| assert!(progress[0].contexts < 20, "the progress died");
+        dies_and_goes_on(documents(), None, &mut watch, "the progress died");
+    }
 }

@@ -5,6 +5,12 @@ use anyhow::{Result, bail};
 use crate::arguments::DumpArguments;
 use crate::share::{self, Part, Share};
 
+/// The longest text, in tokens: 2^55, so that neither rounding up to contexts nor the parts of a text leave the 2^56 that a
+/// store counts to.
+const MOST_TOKENS: u64 = 1 << 55;
+/// The longest context that a store takes, in tokens.
+const LONGEST_CONTEXT: usize = 1 << 24;
+
 /// The contexts of a dump.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub(crate) struct Plan {
@@ -26,6 +32,13 @@ impl Plan {
     pub(crate) fn new(arguments: &DumpArguments, max_length: Option<usize>) -> Result<Plan> {
         let length = arguments.what.context;
         check_length(length, max_length)?;
+        for (flag, tokens) in
+            [("tokens", arguments.what.tokens), ("skip-tokens", arguments.source.skip_tokens)]
+        {
+            if tokens > MOST_TOKENS {
+                bail!("--{flag} {tokens}: no text is that long");
+            }
+        }
         if arguments.what.tokens == 0 {
             bail!("--tokens 0: there is nothing to do");
         }
@@ -38,9 +51,6 @@ impl Plan {
             bail!(
                 "part {part} (by {from}) of {total} contexts is none; ask for more --tokens, or for fewer parts"
             );
-        }
-        if arguments.source.skip_tokens > 1 << 56 {
-            bail!("--skip-tokens {}: no text is that long", arguments.source.skip_tokens);
         }
         let skipped = arguments.source.skip_tokens.div_ceil(length as u64);
         Ok(Plan { length, contexts, batch: 1, share: Share::new(skipped, number), part })
@@ -58,7 +68,9 @@ pub(crate) fn check_length(length: usize, max_length: Option<usize>) -> Result<(
         Some(max) if length > max || length < 2 => {
             bail!("--context {length}: this model takes contexts of 2 to {max} tokens")
         }
-        _ if length < 2 => bail!("--context {length}: contexts have at least 2 tokens"),
+        _ if !(2..=LONGEST_CONTEXT).contains(&length) => {
+            bail!("--context {length}: contexts have 2 to {LONGEST_CONTEXT} tokens")
+        }
         _ => Ok(()),
     }
 }

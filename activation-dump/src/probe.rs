@@ -110,7 +110,7 @@ pub(crate) fn estimate(
     };
     let window = |target: &Target| {
         let rows = (target.spec.layout.window_rows + 2 * target.spec.layout.shard_rows) as u64;
-        rows.min(plan.tokens()) * (target.spec.row_bytes() as u64 + ROW_OVERHEAD)
+        rows.min(plan.tokens()).saturating_mul(target.spec.row_bytes() as u64 + ROW_OVERHEAD)
     };
     Ok(Estimate {
         provider: model.provider().to_owned(),
@@ -118,9 +118,9 @@ pub(crate) fn estimate(
         tokens: plan.tokens(),
         part: plan.part.as_ref().map(|(part, _)| part.to_string()),
         model_batch: plan.batch,
-        disk_bytes: stores.iter().map(|store| store.disk_bytes).sum(),
+        disk_bytes: stores.iter().map(|store| store.disk_bytes).fold(0, u64::saturating_add),
         free_bytes: targets.first().and_then(|target| free_bytes(&target.path)),
-        memory_bytes: targets.iter().map(window).sum::<u64>() + resident_bytes(),
+        memory_bytes: targets.iter().map(window).fold(resident_bytes(), u64::saturating_add),
         stores,
         model_tokens_per_second: model_rate,
         tokenizer_tokens_per_second: tokenizer_rate,
@@ -134,14 +134,14 @@ fn store_estimate(target: &Target, plan: &Plan) -> StoreEstimate {
         Ok(store) => (true, store.contexts(), None),
         Err(StoreError::Incomplete { contexts_done, .. }) => (false, contexts_done, None),
         Err(StoreError::NotFound(_)) => (false, 0, None),
-        Err(error) => (false, 0, Some(error.to_string())),
+        Err(error) => (false, 0, Some(format!("{:#}", anyhow::Error::new(error)))),
     };
     StoreEstimate {
         hook: target.hook.name.clone(),
         store: target.path.display().to_string(),
         rows: plan.tokens(),
         width: target.spec.width,
-        raw_bytes: plan.tokens() * target.spec.row_bytes() as u64,
+        raw_bytes: plan.tokens().saturating_mul(target.spec.row_bytes() as u64),
         disk_bytes: estimated_bytes(&target.spec),
         complete,
         contexts_done,
@@ -184,7 +184,7 @@ impl Estimate {
             .map_or(String::new(), |rate| format!(", the tokenizer {}", format_count(rate.round())));
         lines.push(format!(
             "time: about {} (in a probe the model ran {} tokens/s on {}{tokenizer})",
-            format_duration(Duration::from_secs_f64(self.seconds)),
+            format_duration(Duration::try_from_secs_f64(self.seconds).unwrap_or(Duration::MAX)),
             format_count(self.model_tokens_per_second.round()),
             self.provider,
         ));

@@ -60,7 +60,7 @@ impl Progress {
         } else if self.last_line.elapsed() >= LINE_INTERVAL {
             self.last_line = Instant::now();
             let percent = 100.0 * now.contexts as f64 / self.contexts.max(1) as f64;
-            eprintln!("  {percent:5.1}%  {}", self.describe(now));
+            terminal::say!("  {percent:5.1}%  {}", self.describe(now));
         }
     }
 

@@ -19,6 +19,9 @@ pub(crate) struct Part {
     pub(crate) of: u64,
 }
 
+/// The most parts of a text. (Their numbers times those of contexts are far from the end of 64 bits.)
+const MOST_PARTS: u64 = 1 << 20;
+
 /// What `--part` says.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(crate) enum PartChoice {
@@ -65,6 +68,9 @@ pub(crate) fn part(
                  --part off wins over them"
             );
         }
+        if of > MOST_PARTS {
+            bail!("{size_name}={of} in the environment: a text has at most {MOST_PARTS} parts");
+        }
         let part = Part { number: rank + 1, of };
         return Ok((of > 1).then(|| (part, format!("{rank_name} and {size_name}"))));
     }
@@ -80,10 +86,12 @@ impl FromStr for PartChoice {
         }
         let parts = text.split_once('/').and_then(|(number, of)| {
             let part = Part { number: number.parse().ok()?, of: of.parse().ok()? };
-            (1..=part.of).contains(&part.number).then_some(part)
+            (part.of <= MOST_PARTS && (1..=part.of).contains(&part.number)).then_some(part)
         });
         parts.map(PartChoice::Part).ok_or_else(|| {
-            format!("`{text}` is not a part; write 1/4 to 4/4 for the four parts of a text, or off")
+            format!(
+                "`{text}` is not a part; write 1/4 to 4/4 for the four parts of a text (of at most {MOST_PARTS}), or off"
+            )
         })
     }
 }
@@ -144,7 +152,7 @@ mod tests {
     fn parts_are_written_as_people_count() {
         assert_eq!("2/4".parse(), Ok(PartChoice::Part(Part { number: 2, of: 4 })));
         assert_eq!("off".parse(), Ok(PartChoice::Whole));
-        for text in ["0/4", "5/4", "1", "a/b", "1/0", ""] {
+        for text in ["0/4", "5/4", "1", "a/b", "1/0", "", "18446744073709551615/18446744073709551615"] {
             assert!(text.parse::<PartChoice>().unwrap_err().contains("1/4"), "{text}");
         }
     }
@@ -165,6 +173,8 @@ mod tests {
         assert_eq!(part(None, both).unwrap().unwrap().0.to_string(), "2/2");
         let alone = environment(&[("OMPI_COMM_WORLD_RANK", "0"), ("OMPI_COMM_WORLD_SIZE", "1")]);
         assert_eq!(part(None, alone).unwrap(), None);
+        let many = environment(&[("RANK", "0"), ("WORLD_SIZE", "18446744073709551615")]);
+        assert!(part(None, many).unwrap_err().to_string().contains("WORLD_SIZE"));
         let wrong = environment(&[("RANK", "2"), ("WORLD_SIZE", "2")]);
         assert!(part(None, wrong).unwrap_err().to_string().contains("WORLD_SIZE"));
     }

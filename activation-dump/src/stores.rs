@@ -63,7 +63,7 @@ fn spec(arguments: &DumpArguments, plan: &Plan, common: &Common<'_>, hook: &Hook
         dataset: arguments.source.dataset.clone(),
         dataset_hash: common.dataset_hash.clone(),
         tool_version: env!("CARGO_PKG_VERSION").to_owned(),
-        command_line: std::env::args().collect::<Vec<_>>().join(" "),
+        command_line: terminal::command_line(),
         ..Provenance::default()
     };
     let extra = &mut provenance.extra;
@@ -135,7 +135,7 @@ fn check_space(targets: &[Target]) -> Result<()> {
     let needed: u64 = targets
         .iter()
         .map(|target| estimated_bytes(&target.spec).saturating_sub(bytes_below(&target.path)))
-        .sum();
+        .fold(0, u64::saturating_add);
     if let Some(available) = free_bytes(&first.path)
         && needed > available
     {

@@ -9,13 +9,14 @@
 
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
-use std::sync::mpsc::{Receiver, RecvTimeoutError, SyncSender, sync_channel};
+use std::sync::mpsc::SyncSender;
 use std::time::{Duration, Instant};
 
-use anyhow::{Result, anyhow, bail};
+use anyhow::{Context, Result, anyhow, bail};
+use workers::{Answer, Next, Source};
 
+use crate::cutting::{self, Pieces};
 use crate::damage::Skipped;
-use crate::dataset::Dataset;
 use crate::documents::{Content, Damage, DamageKind, Document, Place, ReadOptions};
 use crate::packing::Packer;
 use crate::share::Share;
@@ -36,6 +37,12 @@ struct Encoded {
 enum Tokens {
     /// Of a whole document, without BOS.
     Document(Vec<u32>),
+    /// Of a part of a long document.
+    Part {
+        tokens: Vec<u32>,
+        begins: bool,
+        ends: bool,
+    },
     Stream {
         tokens: Vec<u32>,
         begins: bool,
@@ -44,7 +51,7 @@ enum Tokens {
     Damaged(Damage),
 }
 
-type Task = Receiver<Result<Vec<Encoded>>>;
+type Task = Answer<Result<Vec<Encoded>>>;
 
 /// Nanoseconds at work, of all threads together.
 #[derive(Debug, Default)]
@@ -77,13 +84,15 @@ pub(crate) struct TextCounts {
     pub(crate) documents: u64,
     /// Tokens of theirs, BOS not included.
     pub(crate) tokens: u64,
+    /// Contexts that they made, wanted or not.
+    pub(crate) contexts: u64,
     /// Documents without.
     pub(crate) skipped: Skipped,
 }
 
 /// The wanted contexts of a text, one after another.
 pub(crate) struct Contexts {
-    tasks: Receiver<Task>,
+    tasks: Source<Task>,
     clocks: Arc<Clocks>,
     documents: std::vec::IntoIter<Encoded>,
     packer: Packer,
@@ -102,19 +111,24 @@ pub(crate) struct Contexts {
 impl Contexts {
     /// Starts reading and tokenizing. The threads end by themselves when the value is dropped, a reader that waits for
     /// standard input or the hub when that answers.
+    ///
+    /// # Errors
+    /// When the system has no room for a thread.
     pub(crate) fn start(
-        dataset: &Dataset,
+        documents: impl Iterator<Item = Result<Document>> + Send + 'static,
         tokenizer: Option<&Arc<Tokenizer>>,
         options: &TextOptions,
-    ) -> Contexts {
+    ) -> Result<Contexts> {
         // Tasks that are under way or done and not packed.
-        let (send, tasks) = sync_channel(2 * options.threads + 2);
+        let ahead = 2 * options.threads + 2;
         let clocks = Arc::new(Clocks::default());
-        let (documents, tokenizer) = (dataset.documents(&options.read), tokenizer.cloned());
-        let times = Arc::clone(&clocks);
-        std::thread::spawn(move || read(documents, tokenizer.as_ref(), &times, &send));
-        Contexts {
-            tasks,
+        let (tokenizer, times) = (tokenizer.cloned(), Arc::clone(&clocks));
+        let documents = Pieces::new(documents, tokenizer.clone(), cutting::SIZES);
+        let tasks = Source::start("reading of text", ahead, move |tasks| {
+            read(documents, tokenizer.as_ref(), &times, tasks);
+        });
+        Ok(Contexts {
+            tasks: tasks.context("starting the thread that reads text")?,
             clocks,
             documents: Vec::new().into_iter(),
             packer: Packer::new(options.bos, options.length),
@@ -125,7 +139,7 @@ impl Contexts {
             looked_at: 0,
             next: 0,
             counts: TextCounts::default(),
-        }
+        })
     }
 
     /// The next `count` wanted contexts, `[count, T]`; fewer only where the text ends or `stopping` says so.
@@ -133,7 +147,7 @@ impl Contexts {
     /// # Errors
     /// What cannot be read for reasons outside of the text; with `strict` also a document without tokens.
     pub(crate) fn take(&mut self, count: usize, stopping: &dyn Fn() -> bool) -> Result<Vec<u32>> {
-        let mut taken = Vec::with_capacity(count * self.length);
+        let mut taken = Vec::new();
         while taken.len() < count * self.length {
             let Some(context) = self.packed.get(self.looked_at..self.looked_at + self.length) else {
                 self.packed.clear();
@@ -148,6 +162,7 @@ impl Contexts {
                 taken.extend_from_slice(context);
             }
             self.next += 1;
+            self.counts.contexts += 1;
             self.looked_at += self.length;
         }
         Ok(taken)
@@ -169,20 +184,33 @@ impl Contexts {
         self.clocks.tokenized.load(Ordering::Relaxed)
     }
 
+    /// The next document; `None` when there are no more or `stopping` says so.
     fn next_document(&mut self, stopping: &dyn Fn() -> bool) -> Result<Option<Encoded>> {
         loop {
             if let Some(document) = self.documents.next() {
                 return Ok(Some(document));
             }
-            let Some(task) = wait(&self.tasks, stopping) else { return Ok(None) };
-            let Some(documents) = wait(&task, stopping) else {
-                if stopping() {
-                    return Ok(None);
+            let Some(task) = self.next_task(stopping)? else { return Ok(None) };
+            let documents = loop {
+                match task.within(PATIENCE)? {
+                    Some(documents) => break documents?,
+                    None if stopping() => return Ok(None),
+                    None => {}
                 }
-                bail!("a thread that tokenizes ended without a result");
             };
-            self.documents = documents?.into_iter();
+            self.documents = documents.into_iter();
         }
+    }
+
+    fn next_task(&mut self, stopping: &dyn Fn() -> bool) -> Result<Option<Task>> {
+        while !stopping() {
+            match self.tasks.next_within(PATIENCE)? {
+                Next::Value(task) => return Ok(Some(task)),
+                Next::Waiting => {}
+                Next::End => return Ok(None),
+            }
+        }
+        Ok(None)
     }
 
     fn pack(&mut self, document: Encoded) -> Result<()> {
@@ -195,6 +223,13 @@ impl Contexts {
             Tokens::Document(tokens) => {
                 self.packer.push(&tokens, &mut self.packed);
                 (1, tokens.len())
+            }
+            Tokens::Part { tokens, begins, ends } => {
+                let first = self.packer.push_part(&tokens, begins, &mut self.packed);
+                if ends && self.packer.is_at_start() {
+                    return self.skip(&place, &Damage::new(DamageKind::Empty, "an empty document"));
+                }
+                (u64::from(first), tokens.len())
             }
             Tokens::Stream { tokens, begins } => {
                 (self.packer.push_stream(&tokens, begins, &mut self.packed), tokens.len())
@@ -216,18 +251,6 @@ impl Contexts {
         self.counts.skipped.add(place, damage);
         Ok(())
     }
-}
-
-/// The next value; `None` when there will be no more or `stopping` says so.
-fn wait<T>(receiver: &Receiver<T>, stopping: &dyn Fn() -> bool) -> Option<T> {
-    while !stopping() {
-        match receiver.recv_timeout(PATIENCE) {
-            Ok(value) => return Some(value),
-            Err(RecvTimeoutError::Timeout) => {}
-            Err(RecvTimeoutError::Disconnected) => return None,
-        }
-    }
-    None
 }
 
 /// Reads documents and has them tokenized, batch by batch, until they end or nobody wants them.
@@ -256,31 +279,28 @@ fn read(
         clocks.reading.fetch_add(started.elapsed().as_nanos() as u64, Ordering::Relaxed);
         let last = bytes < TASK_BYTES;
         if !batch.is_empty() {
-            let (send, task) = sync_channel(1);
             let (tokenizer, clocks) = (tokenizer.cloned(), Arc::clone(clocks));
-            rayon::spawn(move || {
+            let (work, task) = workers::task("tokenizing", move || {
                 let started = Instant::now();
                 let encoded: Result<Vec<Encoded>> =
                     batch.into_iter().map(|document| encode(document, tokenizer.as_deref())).collect();
                 let tokens = |document: &Encoded| match &document.tokens {
-                    Tokens::Document(tokens) => tokens.len() as u64,
+                    Tokens::Document(tokens) | Tokens::Part { tokens, .. } => tokens.len() as u64,
                     _ => 0,
                 };
                 let tokens: u64 = encoded.iter().flatten().map(tokens).sum();
                 clocks.tokenized.fetch_add(tokens, Ordering::Relaxed);
                 clocks.tokenizing.fetch_add(started.elapsed().as_nanos() as u64, Ordering::Relaxed);
-                // Nobody may be waiting for it any more.
-                let _ = send.send(encoded);
+                encoded
             });
+            rayon::spawn(work);
             if tasks.send(task).is_err() {
                 return;
             }
         }
         if let Some(error) = failure {
             // What was read before is packed first, whatever came after it.
-            let (send, task) = sync_channel(1);
-            let _ = send.send(Err(error));
-            let _ = tasks.send(task);
+            let _ = tasks.send(Answer::ready(Err(error)));
             return;
         }
         if last {
@@ -292,7 +312,7 @@ fn read(
 /// Bytes of a document, and of the place that an empty one takes.
 fn size(content: &Content) -> usize {
     64 + match content {
-        Content::Text(text) => text.len(),
+        Content::Text(text) | Content::Part { text, .. } => text.len(),
         Content::Stream { tokens, .. } | Content::Context(tokens) => 4 * tokens.len(),
         Content::Damaged(_) => 0,
     }
@@ -300,12 +320,14 @@ fn size(content: &Content) -> usize {
 
 fn encode(document: Document, tokenizer: Option<&Tokenizer>) -> Result<Encoded> {
     let Document { place, content } = document;
+    let encode = |text: &str| {
+        let tokenizer =
+            tokenizer.ok_or_else(|| anyhow!("{place} is text, and there is no tokenizer for it"))?;
+        tokenizer.encode(text).map_err(|error| error.context(place.to_string()))
+    };
     let tokens = match content {
-        Content::Text(text) => {
-            let tokenizer =
-                tokenizer.ok_or_else(|| anyhow!("{place} is text, and there is no tokenizer for it"))?;
-            Tokens::Document(tokenizer.encode(&text).map_err(|error| error.context(place.to_string()))?)
-        }
+        Content::Text(text) => Tokens::Document(encode(&text)?),
+        Content::Part { text, begins, ends } => Tokens::Part { tokens: encode(&text)?, begins, ends },
         Content::Stream { tokens, begins } => Tokens::Stream { tokens, begins },
         Content::Context(tokens) => Tokens::Context(tokens),
         Content::Damaged(damage) => Tokens::Damaged(damage),

@@ -45,26 +45,17 @@ __device__ __forceinline__ void load_row(const float *row, u32 stride, float4 (&
 }
 
 template <int CHUNKS>
-__device__ void segments(float *parameters, const u32 *feature_starts, const u32 *segment_starts, const u32 *pair_rows,
-                         const float *feature_values, const float *feature_slopes, const float *x, const float *g,
-                         float *sums, u32 features, u32 stride) {
+__device__ void segments(float *parameters, const u32 *feature_starts, const u32 *segment_starts,
+                         const u32 *segment_features, const u32 *pair_rows, const float *feature_values,
+                         const float *feature_slopes, const float *x, const float *g, float *sums, u32 features,
+                         u32 stride) {
     __shared__ float shared[2 * SEGMENT];
     Derivatives derivatives = {shared, 0};
     const int TOGETHER = CHUNKS == 1 ? 4 : CHUNKS == 2 ? 2 : 1;
     const float *decoder = parameters_at(parameters, 0, features, stride).decoder;
     u32 count = segment_starts[features];
     for (u32 segment = blockIdx.x; segment < count; segment += gridDim.x) {
-        // The feature whose segments contain this one: the last whose first segment is not beyond it.
-        u32 low = 0, high = features;
-        while (high - low > 1) {
-            u32 middle = low + (high - low) / 2;
-            if (segment_starts[middle] <= segment) {
-                low = middle;
-            } else {
-                high = middle;
-            }
-        }
-        u32 feature = low;
+        u32 feature = segment_features[segment];
         u32 begin = feature_starts[feature] + (segment - segment_starts[feature]) * SEGMENT;
         u32 end = min(begin + SEGMENT, feature_starts[feature + 1]);
         Pairs pairs = {pair_rows + begin, feature_values + begin, feature_slopes + begin, end - begin, x, g, stride};
@@ -176,17 +167,27 @@ __device__ void update(float *parameters, Derived derived, const u32 *feature_st
             Pairs pairs = {pair_rows + begin, feature_values + begin, feature_slopes + begin, count, x, g, stride};
             add_pairs<TOGETHER>(pairs, decoder_rows + (u64)feature * stride, derivatives, gradient);
         }
-        for (; segment < segment_end; segment++) {
-            const float *from = sums + segment * segment_length(stride);
-            float4 encoder_part[CHUNKS], decoder_part[CHUNKS];
-            load_row(from, stride, encoder_part);
-            load_row(from + stride, stride, decoder_part);
+        // In the order of the segments, TOGETHER of them under way: a feature in most rows has 58 at B = 4096.
+        for (; segment < segment_end; segment += TOGETHER) {
+            float4 encoder_part[TOGETHER][CHUNKS], decoder_part[TOGETHER][CHUNKS];
+            float bias_part[TOGETHER];
 #pragma unroll
-            for (int c = 0; c < CHUNKS; c++) {
-                add_scaled(gradient.encoder[c], 1.0f, encoder_part[c]);
-                add_scaled(gradient.decoder[c], 1.0f, decoder_part[c]);
+            for (int n = 0; n < TOGETHER; n++) {
+                const float *from = sums + min(segment + n, segment_end - 1) * segment_length(stride);
+                load_row(from, stride, encoder_part[n]);
+                load_row(from + stride, stride, decoder_part[n]);
+                bias_part[n] = from[2 * (u64)stride];
             }
-            gradient.bias += from[2 * (u64)stride];
+#pragma unroll
+            for (int n = 0; n < TOGETHER; n++) {
+                if (segment + n >= segment_end) break;
+                gradient.bias += bias_part[n];
+#pragma unroll
+                for (int c = 0; c < CHUNKS; c++) {
+                    add_scaled(gradient.encoder[c], 1.0f, encoder_part[n][c]);
+                    add_scaled(gradient.decoder[c], 1.0f, decoder_part[n][c]);
+                }
+            }
         }
         if (!Rows::EARLY) rows.take(feature, encoder, decoder);
         if (pre_bias) add_to_pre_bias(pre_bias, feature == first, gradient.bias, encoder, stride);
@@ -204,12 +205,13 @@ __device__ void update(float *parameters, Derived derived, const u32 *feature_st
 #define KERNELS(CHUNKS, BLOCKS)                                                                                        \
     extern "C" __global__ void __launch_bounds__(256, BLOCKS) backward_segments_##CHUNKS(                              \
         float *parameters, const u32 *__restrict__ feature_starts, const u32 *__restrict__ segment_starts,             \
-        const u32 *__restrict__ pair_rows, const float *__restrict__ feature_values,                                   \
-        const float *__restrict__ feature_slopes, const float *__restrict__ x, const float *__restrict__ g,            \
-        float *__restrict__ sums, u32 features, u32 stride, const Report *__restrict__ report) {                       \
+        const u32 *__restrict__ segment_features, const u32 *__restrict__ pair_rows,                                   \
+        const float *__restrict__ feature_values, const float *__restrict__ feature_slopes,                            \
+        const float *__restrict__ x, const float *__restrict__ g, float *__restrict__ sums, u32 features, u32 stride,  \
+        const Report *__restrict__ report) {                                                                           \
         if (report->status != RUNNING) return;                                                                         \
-        segments<CHUNKS>(parameters, feature_starts, segment_starts, pair_rows, feature_values, feature_slopes, x, g,  \
-                         sums, features, stride);                                                                      \
+        segments<CHUNKS>(parameters, feature_starts, segment_starts, segment_features, pair_rows, feature_values,      \
+                         feature_slopes, x, g, sums, features, stride);                                                \
     }                                                                                                                  \
     extern "C" __global__ void __launch_bounds__(256, BLOCKS) backward_update_##CHUNKS(                                \
         float *parameters, bf16 *encoder_bf16, bf16 *decoder_bf16, float *feature_base, float *feature_norm,           \

@@ -45,9 +45,42 @@ __device__ __forceinline__ void arrive_expecting(unsigned barrier, unsigned byte
     asm volatile("mbarrier.arrive.expect_tx.release.cta.shared::cta.b64 _, [%0], %1;" ::"r"(barrier), "r"(bytes) : "memory");
 }
 
+// A check build (BOUNDED_WAITS) ends a kernel that waits for longer than any wait takes, and leaves word of who waited for
+// what; without it a lost arrival keeps the device busy for ever. The other builds have none of this.
+#ifdef BOUNDED_WAITS
+constexpr unsigned long long LONGEST_WAIT = 2000000000ull;  // nanoseconds
+
+// Where word is left, in the host's memory, which outlives the kernel's end: the block's number plus 1, the thread, the
+// barrier's address, the phase's parity. All 0 until somebody gives up.
+__device__ unsigned* wait_record;
+
+// Run once by a single thread, before any kernel of this module.
+extern "C" __global__ void leave_word_at(unsigned* place) { wait_record = place; }
+
+__device__ __forceinline__ unsigned long long nanoseconds() {
+    unsigned long long now;
+    asm volatile("mov.u64 %0, %globaltimer;" : "=l"(now));
+    return now;
+}
+
+__device__ __forceinline__ void give_up(unsigned barrier, unsigned parity) {
+    unsigned* record = wait_record;
+    if (atomicCAS(record, 0u, blockIdx.x + 1) == 0) {
+        record[1] = threadIdx.x;
+        record[2] = barrier;
+        record[3] = parity;
+        __threadfence_system();
+    }
+    __trap();
+}
+#endif
+
 // Waits until the phase of this parity has ended. (A new barrier is in phase 0; the phase before it, of parity 1, counts
 // as ended.)
 __device__ __forceinline__ void wait_for_phase(unsigned barrier, unsigned parity) {
+#ifdef BOUNDED_WAITS
+    unsigned long long begin = nanoseconds();
+#endif
     unsigned done = 0;
     while (!done) {
         asm volatile(
@@ -59,6 +92,9 @@ __device__ __forceinline__ void wait_for_phase(unsigned barrier, unsigned parity
             : "=r"(done)
             : "r"(barrier), "r"(parity)
             : "memory");
+#ifdef BOUNDED_WAITS
+        if (!done && nanoseconds() - begin > LONGEST_WAIT) give_up(barrier, parity);
+#endif
     }
 }
 

@@ -171,12 +171,12 @@ list_rows(const u32 *__restrict__ row_mask, const u32 *__restrict__ counts, cons
     if (counts[row] != 0) expand_line(row_mask + (u64)row * row_words, row_words, start, pair_features);
 }
 
-// The active rows of each feature, where they begin, starts [F+1], and where its segments do, segment_starts [F+1]. Block
-// 1024, grid ⌈F/32⌉.
+// The active rows of each feature, where they begin, starts [F+1], where its segments do, segment_starts [F+1], and whose each
+// of them is, segment_features. Block 1024, grid ⌈F/32⌉.
 extern "C" __global__ void __launch_bounds__(1024)
 list_features(const u32 *__restrict__ mask, const u32 *__restrict__ counts, const u64 *__restrict__ totals,
-              u32 *__restrict__ starts, u32 *__restrict__ segment_starts, u32 *__restrict__ pair_rows, u32 features,
-              u32 words, const Report *__restrict__ report) {
+              u32 *__restrict__ starts, u32 *__restrict__ segment_starts, u32 *__restrict__ segment_features,
+              u32 *__restrict__ pair_rows, u32 features, u32 words, const Report *__restrict__ report) {
     if (report->status != RUNNING) return;
     u32 warp = threadIdx.x >> 5, feature = blockIdx.x * LINES + warp;
     u64 start = __shfl_sync(0xffffffffu, start_of_line<true>(counts, totals, features), warp);
@@ -184,6 +184,9 @@ list_features(const u32 *__restrict__ mask, const u32 *__restrict__ counts, cons
     if ((threadIdx.x & 31u) == 0) {
         starts[feature] = (u32)start;
         segment_starts[feature] = (u32)(start >> 32);
+    }
+    for (u32 at = threadIdx.x & 31u; at < segments_of(counts[feature]); at += 32) {
+        segment_features[(u32)(start >> 32) + at] = feature;
     }
     if (counts[feature] != 0) expand_line(mask + (u64)feature * words, words, (u32)start, pair_rows);
 }

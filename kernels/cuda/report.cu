@@ -7,11 +7,11 @@
 #include "last.cuh"
 #include "window.cuh"
 
-constexpr u32 SUMS = 9, COUNTS = 2;  // float64 and u64 sums
+constexpr u32 SUMS = 9, COUNTS = 4;  // float64 and u64 sums
 
 // sums over results [rows]; column_sum [stride] is Σ_i x_i. `check` is 1 for a training step (a loss that is not finite or
 // a row that the MSE cannot divide by refuses it; the batch enters the frequency window otherwise), 0 for an evaluation.
-// `parts` [11,32]. Block 128, grid min(⌈B/128⌉, 32).
+// `parts` [13,32]. Block 128, grid min(⌈B/128⌉, 32).
 extern "C" __global__ void __launch_bounds__(128)
 report_rows(const RowResult *__restrict__ results, const float *__restrict__ squared,
             const float *__restrict__ centered, const double *__restrict__ column_sum, double *parts, u32 *arrived,
@@ -21,16 +21,21 @@ report_rows(const RowResult *__restrict__ results, const float *__restrict__ squ
     __shared__ double shared[4 * SUMS];
     __shared__ u64 counts[4 * COUNTS];
     double sums[SUMS] = {0.0, 0.0, 0.0, 0.0, 0.0, 0.0, 0.0, 0.0, 0.0};
-    u64 active[COUNTS] = {0, 0};
+    u64 active[COUNTS] = {0, 0, 0, 0};
     const u32 first = blockIdx.x * blockDim.x + threadIdx.x, step = gridDim.x * blockDim.x;
     for (u32 row = first; row < rows; row += step) {
         RowResult result = results[row];
         double error = result.squared_error, norm = sqrt((double)squared[row]), distance = centered[row];
         double reconstructed = sqrt((double)result.squared_norm);
         sums[0] += error;
-        if (distance > 0.0) sums[1] += error / (width * distance);
+        sums[8] += distance * distance;
+        if (distance > 0.0) {
+            active[2]++;
+            sums[1] += error / (width * distance);
+        }
         sums[3] += squared[row];
         if (norm > 0.0) {
+            active[3]++;
             sums[2] += error / (width * norm);
             sums[5] += reconstructed / norm;
             if (reconstructed > 0.0) sums[4] += result.dot / (norm * reconstructed);
@@ -40,9 +45,10 @@ report_rows(const RowResult *__restrict__ results, const float *__restrict__ squ
         active[0] += result.active;
         active[1] += (u64)result.active * result.active;
     }
+    // The distances are those from xbar as float32.
     for (u32 column = first; column < stride; column += step) {
-        double mean = column_sum[column] / rows;
-        sums[8] += mean * mean;
+        double mean = column_sum[column] / rows, rounding = mean - (double)(float)mean;
+        sums[8] -= rows * rounding * rounding;
     }
     block_sum<4>(sums, shared);
     block_sum<4>(active, counts);
@@ -79,9 +85,11 @@ report_rows(const RowResult *__restrict__ results, const float *__restrict__ squ
         report->norm_ratio = shared[5];
         report->l1 = shared[6];
         report->penalty = shared[7];
-        report->mean_squared_norm = shared[8];
+        report->deviation = shared[8] > 0.0 ? shared[8] : 0.0;
         report->active = counts[0];
         report->active_squared = counts[1];
+        report->rows_off_mean = counts[2];
+        report->rows_off_zero = counts[3];
         double error = mse == MSE_CENTERED ? shared[1] : mse == MSE_UNCENTERED ? shared[2] : shared[0];
         double mean_error = error / rows, penalty_term = scalars->coefficient * shared[7] / rows;
         double loss = mean_error + penalty_term;

@@ -36,9 +36,9 @@ struct Report {
     u64 step;            // the last step that was done
     double loss, mse, penalty_term, min_sparsity, max_sparsity;
     double squared_error, centered_error, uncentered_error, squared_norm;
-    double mean_squared_norm;  // ||xbar||^2
+    double deviation;  // sum of ||x - xbar||^2
     double cosine, norm_ratio, l1, penalty;
-    u64 active, active_squared, candidates;
+    u64 active, active_squared, rows_off_mean, rows_off_zero, candidates;
     u32 below_target;
     u32 diverged;        // a weight became NaN or infinite
     u32 non_finite_row;  // the first row with NaN or infinity, or NO_ROW

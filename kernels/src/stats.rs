@@ -2,6 +2,9 @@
 //!
 //! All sums are float64 and add up over batches ([`Sums::merge`]), so that a metric over many
 //! batches is that of all their rows, with one exception: x̄ in the `centered` MSE is each batch's own.
+//!
+//! A mean of quotients is taken over the rows whose divisor is not 0. Where there is none, as where the rows have no
+//! variance to explain, the metric is undefined: NaN.
 
 /// Sums over the rows of one or more batches. e = x̂ − x.
 #[derive(Debug, Clone, PartialEq, Default)]
@@ -14,13 +17,20 @@ pub struct Sums {
     pub centered_error: f64,
     /// Σ ‖e_i‖² / (d ‖x_i‖), rows with x_i = 0 left out.
     pub uncentered_error: f64,
+    /// The number of rows with x_i ≠ x̄.
+    pub rows_off_mean: u64,
+    /// The number of rows with x_i ≠ 0.
+    pub rows_off_zero: u64,
     /// Σ ‖x_i‖².
     pub squared_norm: f64,
+    /// Σ ‖x_i − x̄‖², x̄ the mean of all rows summed. As Σ ‖x_i‖² − n ‖x̄‖² it would be nothing but rounding error where
+    /// the mean is long beside the spread.
+    pub deviation: f64,
     /// Σ x_i, [d].
     pub row_sum: Vec<f64>,
-    /// Σ cos(x_i, x̂_i), 0 where one of them is 0.
+    /// Σ cos(x_i, x̂_i), 0 where x̂_i is 0, rows with x_i = 0 left out.
     pub cosine: f64,
-    /// Σ ‖x̂_i‖ / ‖x_i‖, 0 where x_i is 0.
+    /// Σ ‖x̂_i‖ / ‖x_i‖, rows with x_i = 0 left out.
     pub norm_ratio: f64,
     /// Σ_i L0_i: the number of a_ij > 0.
     pub active: u64,
@@ -47,10 +57,13 @@ impl Sums {
     pub fn merge(&mut self, other: &Sums) {
         assert_eq!(self.row_sum.len(), other.row_sum.len(), "sums of two widths");
         assert_eq!(self.firings.len(), other.firings.len(), "sums of two feature counts");
+        self.deviation += other.deviation + self.deviation_between(other);
         self.rows += other.rows;
         self.squared_error += other.squared_error;
         self.centered_error += other.centered_error;
         self.uncentered_error += other.uncentered_error;
+        self.rows_off_mean += other.rows_off_mean;
+        self.rows_off_zero += other.rows_off_zero;
         self.squared_norm += other.squared_norm;
         self.cosine += other.cosine;
         self.norm_ratio += other.norm_ratio;
@@ -60,6 +73,18 @@ impl Sums {
         self.penalty += other.penalty;
         self.row_sum.iter_mut().zip(&other.row_sum).for_each(|(sum, more)| *sum += more);
         self.firings.iter_mut().zip(&other.firings).for_each(|(sum, more)| *sum += more);
+    }
+
+    /// What Σ ‖x_i − x̄‖² of all rows is more than the sum of both parts': m n / (m + n) ‖x̄ − ȳ‖² (T. Chan, G. Golub and
+    /// R. LeVeque, "Updating formulae and a pairwise algorithm for computing sample variances", 1979).
+    fn deviation_between(&self, other: &Sums) -> f64 {
+        if self.rows == 0 || other.rows == 0 {
+            return 0.0;
+        }
+        let (here, there) = (self.rows as f64, other.rows as f64);
+        let means = self.row_sum.iter().zip(&other.row_sum);
+        let distance: f64 = means.map(|(x, y)| (x / here - y / there).powi(2)).sum();
+        here / (here + there) * there * distance
     }
 
     /// The mean of a sum over the rows; 0 without rows.
@@ -93,35 +118,34 @@ impl Sums {
         self.per_row(self.squared_error)
     }
 
-    /// The `centered` MSE.
+    /// The `centered` MSE; NaN if all rows equal their batch's mean.
     pub fn mse_centered(&self) -> f64 {
-        self.per_row(self.centered_error)
+        self.centered_error / self.rows_off_mean as f64
     }
 
-    /// The `uncentered` MSE.
+    /// The `uncentered` MSE; NaN if all rows are 0.
     pub fn mse_uncentered(&self) -> f64 {
-        self.per_row(self.uncentered_error)
+        self.uncentered_error / self.rows_off_zero as f64
     }
 
-    /// 1 − Σ‖e‖² / Σ‖x − x̄‖², x̄ the mean of all rows summed; 0 if all rows are equal.
+    /// 1 − Σ‖e‖² / Σ‖x − x̄‖², x̄ the mean of all rows summed; NaN if all rows are equal.
     pub fn explained_variance(&self) -> f64 {
-        let mean_norm: f64 = self.row_sum.iter().map(|sum| self.per_row(*sum).powi(2)).sum();
-        fraction_explained(self.squared_error, self.squared_norm - self.rows as f64 * mean_norm)
+        fraction_explained(self.squared_error, self.deviation)
     }
 
-    /// 1 − Σ‖e‖² / Σ‖x‖²; 0 if all rows are 0.
+    /// 1 − Σ‖e‖² / Σ‖x‖²; NaN if all rows are 0.
     pub fn explained_variance_uncentered(&self) -> f64 {
         fraction_explained(self.squared_error, self.squared_norm)
     }
 
-    /// Mean over rows of cos(x, x̂).
+    /// Mean over rows of cos(x, x̂); NaN if all rows are 0.
     pub fn cosine_similarity(&self) -> f64 {
-        self.per_row(self.cosine)
+        self.cosine / self.rows_off_zero as f64
     }
 
-    /// Mean over rows of ‖x̂‖ / ‖x‖.
+    /// Mean over rows of ‖x̂‖ / ‖x‖; NaN if all rows are 0.
     pub fn l2_ratio(&self) -> f64 {
-        self.per_row(self.norm_ratio)
+        self.norm_ratio / self.rows_off_zero as f64
     }
 
     /// L0 / F.
@@ -146,8 +170,9 @@ impl Sums {
     }
 }
 
-fn fraction_explained(error: f64, total: f64) -> f64 {
-    if total > 0.0 { 1.0 - error / total } else { 0.0 }
+/// 1 − error / total; NaN if there is nothing to explain.
+pub(crate) fn fraction_explained(error: f64, total: f64) -> f64 {
+    if total > 0.0 { 1.0 - error / total } else { f64::NAN }
 }
 
 #[cfg(test)]
@@ -160,7 +185,10 @@ mod tests {
             squared_error: 2.0 * rows as f64,
             centered_error: 0.5 * rows as f64,
             uncentered_error: 0.25 * rows as f64,
+            rows_off_mean: rows,
+            rows_off_zero: rows,
             squared_norm: 10.0 * rows as f64,
+            deviation: 5.0 * rows as f64,
             row_sum: vec![rows as f64, 2.0 * rows as f64],
             cosine: 0.9 * rows as f64,
             norm_ratio: 0.8 * rows as f64,
@@ -180,7 +208,6 @@ mod tests {
         assert_eq!(sums.mse_sum(), 2.0);
         assert_eq!(sums.mse_centered(), 0.5);
         assert_eq!(sums.mse_uncentered(), 0.25);
-        // ‖x̄‖² = 1 + 4, so that Σ‖x − x̄‖² = 20 · (10 − 5).
         assert!((sums.explained_variance() - (1.0 - 2.0 / 5.0)).abs() < 1e-12);
         assert!((sums.explained_variance_uncentered() - 0.8).abs() < 1e-12);
         assert_eq!(sums.density(), 1.0);
@@ -203,11 +230,47 @@ mod tests {
         assert!((sums.explained_variance() - whole.explained_variance()).abs() < 1e-12);
     }
 
+    /// The deviation of each of `parts`, merged.
+    fn merged(parts: &[&[f64]]) -> Sums {
+        let mut sums = Sums::new(1, 1);
+        for part in parts {
+            let (rows, sum) = (part.len() as f64, part.iter().sum::<f64>());
+            let deviation = part.iter().map(|x| (x - sum / rows).powi(2)).sum();
+            let squared_norm = part.iter().map(|x| x * x).sum();
+            let rows = part.len() as u64;
+            sums.merge(&Sums { rows, deviation, squared_norm, row_sum: vec![sum], ..Sums::new(1, 1) });
+        }
+        sums
+    }
+
     #[test]
-    fn no_rows_give_zeros_instead_of_nan() {
+    fn the_variance_is_that_of_all_rows_however_long_their_mean() {
+        for mean in [0.0, 1.0, 1e7, 1e12] {
+            let sums = merged(&[&[mean - 2.0, mean], &[mean + 1.0], &[mean + 3.0, mean + 3.0, mean + 1.0]]);
+            // About the mean + 1.
+            // float64 holds the mean itself no closer.
+            let allowed = 1e-12 + 1e-14 * mean;
+            assert!((sums.deviation - 18.0).abs() < allowed, "{mean}: {}", sums.deviation);
+        }
+        assert_eq!(merged(&[&[1e7, 1e7], &[1e7]]).deviation, 0.0);
+    }
+
+    #[test]
+    fn what_has_no_divisor_is_undefined() {
         let sums = Sums::new(2, 3);
-        assert_eq!(sums.l0_std(), 0.0);
-        assert_eq!(sums.explained_variance(), 0.0);
-        assert_eq!(sums.density(), 0.0);
+        assert_eq!((sums.l0_std(), sums.density()), (0.0, 0.0));
+        for undefined in [
+            sums.explained_variance(),
+            sums.explained_variance_uncentered(),
+            sums.mse_centered(),
+            sums.mse_uncentered(),
+            sums.cosine_similarity(),
+            sums.l2_ratio(),
+        ] {
+            assert!(undefined.is_nan());
+        }
+        // Four rows of which three equal the mean: the quotient of the fourth is the mean of all there are.
+        let sums = Sums { rows: 4, rows_off_mean: 1, centered_error: 0.5, ..Sums::new(2, 3) };
+        assert_eq!(sums.mse_centered(), 0.5);
     }
 }

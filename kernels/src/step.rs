@@ -96,18 +96,36 @@ impl StepSpec {
     /// Names the first field that is out of range, its value and the range.
     pub fn validate(&self) -> Result<(), SpecError> {
         // Row and feature numbers are stored in 32 bits, a batch's counts are summed over the window in 32.
-        let limit = u32::MAX as usize;
-        let counted = self.batch.saturating_mul(self.sparsity_window);
-        require((1..=limit).contains(&self.width), "width", self.width, "it must be at least 1")?;
-        require((1..=limit).contains(&self.features), "features", self.features, "it must be at least 1")?;
-        require((1..=limit).contains(&self.batch), "batch", self.batch, "it must be at least 1")?;
-        require(self.sparsity_window >= 1, "sparsity_window", self.sparsity_window, "it must be at least 1")?;
-        require(
-            counted <= limit,
-            "batch × sparsity_window",
-            counted,
-            "firing counts are held in 32 bits: lower one of them",
-        )?;
+        const COUNTED: usize = u32::MAX as usize;
+        const COUNT: &str = "it must be at least 1 and at most 4,294,967,295";
+        // Within these limits no size in bytes, summed over arrays and runs, comes near 64 bits.
+        const ARRAY: usize = 1 << 40;
+        const ARRAY_RULE: &str = "an array has at most 2^40 numbers: lower one of them";
+        const CELLS: usize = 1 << 46;
+        let StepSpec { width, features, batch, sparsity_window, .. } = *self;
+        require((1..=COUNTED).contains(&width), "width", width, COUNT)?;
+        require((1..=COUNTED).contains(&features), "features", features, COUNT)?;
+        require((1..=COUNTED).contains(&batch), "batch", batch, COUNT)?;
+        require((1..=COUNTED).contains(&sparsity_window), "sparsity_window", sparsity_window, COUNT)?;
+        for (name, product, most, rule) in [
+            (
+                "batch × sparsity_window",
+                batch.saturating_mul(sparsity_window),
+                COUNTED,
+                "firing counts are held in 32 bits and are at most 4,294,967,295: lower one of them",
+            ),
+            ("width × features", width.saturating_mul(features), ARRAY, ARRAY_RULE),
+            ("batch × width", batch.saturating_mul(width), ARRAY, ARRAY_RULE),
+            ("features × sparsity_window", features.saturating_mul(sparsity_window), ARRAY, ARRAY_RULE),
+            (
+                "batch × features",
+                batch.saturating_mul(features),
+                CELLS,
+                "a batch has at most 2^46 pairs of a row and a feature: lower one of them",
+            ),
+        ] {
+            require(product <= most, name, product, rule)?;
+        }
         self.loss.validate()?;
         self.adam.validate()
     }

@@ -8,7 +8,7 @@ mod emulation;
 use emulation::{EmulatedDevice, EmulatedDriver};
 use kernels::cpu::Parameters;
 use kernels::cuda::State;
-use kernels::cuda::cuda_device::{CudaBuffer, CudaDevice, CudaOptions};
+use kernels::cuda::cuda_device::{CudaBuffer, CudaDevice, CudaOptions, ScreenKernel};
 use kernels::cuda::device::{Argument, Device, DeviceError, Kernel, Launch};
 use kernels::cuda::plan::{Options, Path, Precision};
 use kernels::cuda::step::{CudaStep, Outcome, Stats};
@@ -396,6 +396,125 @@ fn every_launch_has_a_time() {
     assert!(timings["pad_rows"].iter().all(|seconds| *seconds >= 0.0));
 }
 
+const SCREEN: &str = "SAE_TRAINER_CUDA_SCREEN";
+const BOUNDED_WAITS: &str = "SAE_TRAINER_CUDA_BOUNDED_WAITS";
+
+#[test]
+fn the_screen_can_be_chosen_from_outside() {
+    let cases = [
+        ("9.0", "", "encode_wgmma"),
+        ("9.0", "wgmma", "encode_wgmma"),
+        ("9.0", "mma", "encode_mma"),
+        ("9.0", "plain", "screen"),
+        ("8.0", "", "encode_mma"),
+        ("8.0", "plain", "screen"),
+    ];
+    for (capability, asked, expected) in cases {
+        let driver = EmulatedDriver::new().with("CAPABILITY", capability).asking(SCREEN, asked);
+        let output = driver.run_test("the_screen_of_a_step_is_named");
+        let told = String::from_utf8_lossy(&output.stdout);
+        assert!(told.contains(&format!("screened by {expected}\n")), "{capability} {asked}: {told}");
+    }
+    // The caller's wish comes before the environment's.
+    let driver = EmulatedDriver::new().asking(SCREEN, "wgmma");
+    driver.pass_test("the_screen_of_the_options_is_used");
+}
+
+/// The kernel that screens in a step.
+fn screen_of(mut device: CudaDevice) -> &'static str {
+    let spec = spec();
+    let options = Options { precision: Precision::Exact, sparse_density: 1.0 };
+    let mut step = CudaStep::new(&mut device, spec, options, &weights(&spec)).unwrap();
+    let mut buffer = device.allocate(spec.batch * spec.width * 4, "a batch").unwrap();
+    device.upload(&mut buffer, 0, bytemuck::cast_slice(&batch(&spec, 0))).unwrap();
+    device.start_timing().unwrap();
+    step.step(&mut device, &buffer, &Schedule::constant(1e-3)).unwrap();
+    let timings = device.finish_timing().unwrap();
+    let screens: Vec<_> = ["screen", "encode_mma", "encode_wgmma"]
+        .into_iter()
+        .filter(|name| timings.contains_key(name))
+        .collect();
+    assert_eq!(screens.len(), 1, "{screens:?}");
+    screens[0]
+}
+
+#[test]
+#[ignore = "started on the emulated driver"]
+fn the_screen_of_a_step_is_named() {
+    println!("screened by {}", screen_of(device()));
+}
+
+#[test]
+#[ignore = "started on the emulated driver"]
+fn the_screen_of_the_options_is_used() {
+    let options = CudaOptions { screen: Some(ScreenKernel::Mma), ..CudaOptions::default() };
+    assert_eq!(screen_of(CudaDevice::new(&options).unwrap()), "encode_mma");
+}
+
+#[test]
+fn a_check_build_computes_what_the_other_builds_do() {
+    for (mode, capability) in [("eager", "9.0"), ("lazy", "8.0"), ("random:4", "9.0")] {
+        let driver =
+            EmulatedDriver::new().with("MODE", mode).with("CAPABILITY", capability).with("LEAKS", "1");
+        let driver = driver.asking(BOUNDED_WAITS, "1");
+        driver.pass_test("steps_equal_those_of_the_emulated_device");
+        driver.pass_test("batches_in_two_buffers_arrive_in_order");
+    }
+}
+
+#[test]
+fn a_kernel_that_never_ends_is_an_error_that_names_it() {
+    for mode in ["eager", "lazy", "random:5"] {
+        let driver = EmulatedDriver::new().with("MODE", mode).with("HANG_LAUNCH", "3");
+        let output = driver.run_test("a_kernel_hangs");
+        let told = String::from_utf8_lossy(&output.stderr);
+        assert!(told.contains("the host waits for ever, as pad_rows does not end"), "{mode}: {told}");
+        driver.asking(BOUNDED_WAITS, "1").pass_test("a_kernel_hangs");
+    }
+}
+
+#[test]
+#[ignore = "started on the emulated driver"]
+fn a_kernel_hangs() {
+    let mut device = device();
+    let (from, to) = (buffer(&mut device, SMALL), buffer(&mut device, SMALL));
+    for _ in 0..4 {
+        copy(&mut device, &from, &to, SMALL).unwrap();
+    }
+    let transfer = device.start_download(&to, 0, 4).unwrap();
+    let error = device.finish_download(transfer).unwrap_err().to_string();
+    assert!(error.contains("still busy after 10 seconds; what does not end is pad_rows"), "{error}");
+    // And from then on everything, at once.
+    assert!(device.synchronize().is_err() && device.allocate(100, "a test").is_err());
+}
+
+#[test]
+fn a_kernel_that_gives_up_waiting_says_what_it_waited_for() {
+    // The sixth launch is the first step's screen; the kernels of the third step are a recording's.
+    let driver = EmulatedDriver::new().with("MODE", "lazy").asking(BOUNDED_WAITS, "1");
+    driver.clone().with("TRAP_LAUNCH", "6").pass_test("a_screen_gives_up");
+    driver.with("TRAP_LAUNCH", "41").pass_test("a_screen_gives_up");
+}
+
+#[test]
+#[ignore = "started on the emulated driver"]
+fn a_screen_gives_up() {
+    let (mut device, spec) = (device(), spec());
+    let options = Options { precision: Precision::Exact, sparse_density: 1.0 };
+    let mut step = CudaStep::new(&mut device, spec, options, &weights(&spec)).unwrap();
+    let mut buffer = device.allocate(spec.batch * spec.width * 4, "a batch").unwrap();
+    device.upload(&mut buffer, 0, bytemuck::cast_slice(&batch(&spec, 0))).unwrap();
+    let failed = (0..4)
+        .find_map(|_| step.step(&mut device, &buffer, &Schedule::constant(1e-3)).err())
+        .unwrap()
+        .to_string();
+    assert!(failed.contains("CUDA_ERROR_LAUNCH_FAILED"), "{failed}");
+    assert!(
+        failed.contains("block 2 of encode_wgmma gave up after two seconds: thread 129 waited"),
+        "{failed}"
+    );
+}
+
 #[test]
 fn a_device_that_cannot_be_used_says_why() {
     let cases = [
@@ -411,6 +530,19 @@ fn a_device_that_cannot_be_used_says_why() {
         let told = String::from_utf8_lossy(&output.stderr);
         assert_eq!(output.status.code(), Some(101), "{name}={value}: {told}");
         assert!(told.contains(expected), "{name}={value}: {told}");
+    }
+    let cases = [
+        (SCREEN, "tensor", "SAE_TRAINER_CUDA_SCREEN is \"tensor\", but it takes plain, mma or wgmma"),
+        (SCREEN, "wgmma", "only compute capability 9.0 has, but Emulated GPU 8.0 has 8.0"),
+        (BOUNDED_WAITS, "yes", "SAE_TRAINER_CUDA_BOUNDED_WAITS is \"yes\", but it takes 0 or 1"),
+    ];
+    for (variable, value, expected) in cases {
+        let driver =
+            EmulatedDriver::new().with("CAPABILITY", "8.0").with("LEAKS", "1").asking(variable, value);
+        let output = driver.run_test("a_device_is_set_up");
+        let told = String::from_utf8_lossy(&output.stderr);
+        assert_eq!(output.status.code(), Some(101), "{variable}={value}: {told}");
+        assert!(told.contains(expected), "{variable}={value}: {told}");
     }
 }
 

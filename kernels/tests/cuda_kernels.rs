@@ -71,7 +71,7 @@ struct Case {
     report: Buffer,
 }
 
-const REPORT_BYTES: usize = 168;
+const REPORT_BYTES: usize = 184;
 
 /// The report of a step that has begun: no row has been found bad yet.
 fn begun(device: &mut EmulatedDevice) -> Buffer {
@@ -168,6 +168,14 @@ impl Case {
         [x_bf16, length, norm, residual]
     }
 
+    /// The same sizes with other numbers.
+    fn holding(mut self, x: Vec<f32>, weights: Vec<f32>, bias: Vec<f32>) -> Case {
+        self.device_x = self.device.holding(&padded(&x, self.width, self.stride));
+        self.device_weights = self.device.holding(&padded(&weights, self.width, self.stride));
+        self.device_bias = self.device.holding(&bias);
+        Case { x, weights, bias, ..self }
+    }
+
     /// Runs `derive` on the encoder (and itself as the decoder); returns encoder_bf16, feature_base,
     /// feature_norm and feature_residual.
     fn feature_bounds(&mut self, bounds: bool) -> [Buffer; 4] {
@@ -191,12 +199,13 @@ impl Case {
             size(features),
             size(stride),
         ];
-        let threads = (stride / 4).next_multiple_of(32) as u32;
-        self.device.run("derive_1", (features, 1), threads, &arguments);
+        let (function, chunks) = if stride > 1024 { ("derive_2", 2) } else { ("derive_1", 1) };
+        let threads = (stride / 4).div_ceil(chunks).next_multiple_of(32) as u32;
+        self.device.run(function, (features, 1), threads, &arguments);
         for (feature, norm) in decoder_norm.numbers::<f32>().into_iter().enumerate() {
             let row = &self.weights[feature * self.width..][..self.width];
             let exact = row.iter().map(|w| f64::from(*w).powi(2)).sum::<f64>().sqrt();
-            assert!((f64::from(norm) - exact).abs() <= 1e-6 * exact, "the norm of feature {feature}");
+            assert!((f64::from(norm) - exact).abs() <= 2e-6 * exact, "the norm of feature {feature}");
         }
         [encoder_bf16, base, norm, residual]
     }
@@ -266,6 +275,36 @@ impl Case {
         ];
         self.device.run("list_rows", (rows.div_ceil(32), 1), 1024, &arguments);
         (starts, pairs)
+    }
+
+    /// Rechecks the candidates of the lists in `mask` and `pairs`; the values and the number of those left in each row.
+    fn recheck(
+        &mut self,
+        mask: &Buffer,
+        starts: &Buffer,
+        pairs: &Buffer,
+        capacity: usize,
+    ) -> (Buffer, Buffer) {
+        let [_, length, ..] = self.row_bounds(true);
+        let [_, _, norm, _] = self.feature_bounds(true);
+        let (values, active) = (self.device.room::<f32>(capacity), self.device.room::<u32>(self.rows));
+        let arguments = [
+            all(&self.device_x),
+            all(&self.device_weights),
+            all(&self.device_bias),
+            all(&length),
+            all(&norm),
+            all(starts),
+            all(pairs),
+            all(&values),
+            all(&active),
+            all(mask),
+            size(self.stride),
+            size(self.words),
+            all(&self.report),
+        ];
+        self.device.run("recheck", (self.rows, 1), 128, &arguments);
+        (values, active)
     }
 
     fn status(&self) -> u32 {
@@ -462,26 +501,7 @@ fn lists_hold_the_bits_of_a_mask_in_order_and_the_recheck_leaves_exactly_the_act
                     assert_eq!(listed[first[row] as usize..first[row + 1] as usize], expected, "{sizes:?}");
                 }
 
-                let [_, length, ..] = case.row_bounds(true);
-                let [_, _, norm, _] = case.feature_bounds(true);
-                let (values, active) =
-                    (case.device.room::<f32>(capacity), case.device.room::<u32>(case.rows));
-                let arguments = [
-                    all(&case.device_x),
-                    all(&case.device_weights),
-                    all(&case.device_bias),
-                    all(&length),
-                    all(&norm),
-                    all(&starts),
-                    all(&pairs),
-                    all(&values),
-                    all(&active),
-                    all(&mask),
-                    size(case.stride),
-                    size(case.words),
-                    all(&case.report),
-                ];
-                case.device.run("recheck", (case.rows, 1), 128, &arguments);
+                let (values, active) = case.recheck(&mask, &starts, &pairs, capacity);
                 let (mut buffers, mut expected) = (EncodeBuffers::default(), ActivePairs::default());
                 let limit = case.rows * case.features;
                 encode_sparse(
@@ -511,6 +531,89 @@ fn lists_hold_the_bits_of_a_mask_in_order_and_the_recheck_leaves_exactly_the_act
     }
 }
 
+/// x·w + b as the definition forms it, and as the lanes of a warp do.
+fn both_sums(x: &[f32], w: &[f32], bias: f32) -> (f32, f32) {
+    let chain = |start: f32, columns: &mut dyn Iterator<Item = usize>| {
+        columns
+            .filter(|column| *column < x.len())
+            .fold(start, |sum, column| x[column].mul_add(w[column], sum))
+    };
+    let fours = |lane: usize| {
+        (0..x.len()).step_by(128).flat_map(move |first| (0..4).map(move |at| first + 4 * lane + at))
+    };
+    let mut lanes: Vec<f32> = (0..32).map(|lane| chain(0.0, &mut fours(lane))).collect();
+    for offset in [16, 8, 4, 2, 1] {
+        lanes = (0..32).map(|lane| lanes[lane] + lanes[lane ^ offset]).collect();
+    }
+    (chain(bias, &mut (0..x.len())), lanes[0] + bias)
+}
+
+#[test]
+fn the_recheck_decides_as_the_definition_where_orders_of_summation_differ() {
+    let mut worst = 0.0f64;
+    for width in [64, 300, 768, 1024, 1100] {
+        // Rows of equal numbers, and features whose third quarter undoes the first two: the definition's sum climbs to d/2 and
+        // down again, its roundings in one direction for long stretches, other ones on the way down, while every lane's
+        // stays near 0. In other features signs take turns, or numbers of all sizes are undone in another order.
+        let (rows, features) = (6, 96);
+        let x: Vec<f32> = (0..rows * width)
+            .map(|at| {
+                1.0 + [0.0, 0.3, 1e-4, 0.77, 3e-6, 0.123_456][at / width]
+                    * if at / width == 3 { 1.0 } else { 0.1 }
+            })
+            .collect();
+        let size = |at: usize| (numbers(1, at as u64)[0] * 9.0).exp2();
+        let weights: Vec<f32> = (0..features * width)
+            .map(|at| {
+                let (feature, column) = (at / width, at % width);
+                let scale = 1.0 + numbers(1, 1000 + feature as u64)[0] * 0.4;
+                let half = width / 2;
+                match feature % 3 {
+                    0 if column < width / 4 * 2 => scale,
+                    0 if column < width / 4 * 3 => -2.0 * scale,
+                    1 => scale * if column / 2 % 2 == 0 { 1.0 } else { -1.0 },
+                    2 if column < half => size(feature * width + column),
+                    2 if column < 2 * half => -size(feature * width + (column - half) * 7 % half),
+                    _ => 0.0,
+                }
+            })
+            .collect();
+        // Biases at which a row's definition is about to change its sign.
+        let bias: Vec<f32> = (0..features)
+            .map(|feature| {
+                let (row, w) =
+                    (&x[feature / 3 % rows * width..][..width], &weights[feature * width..][..width]);
+                let (defined, by_lanes) = both_sums(row, w, 0.0);
+                [-defined, -by_lanes, -(defined + by_lanes) / 2.0, -0.9 * defined, 1e-9][feature % 5]
+            })
+            .collect();
+        let mut case = Case::new((rows, width, features), Activity::Some).holding(x, weights, bias);
+        let mut contested = 0;
+        for row in 0..rows {
+            for feature in 0..features {
+                let (x, w) = (&case.x[row * width..][..width], &case.weights[feature * width..][..width]);
+                let (defined, by_lanes) = both_sums(x, w, case.bias[feature]);
+                contested += usize::from((defined > 0.0) != (by_lanes > 0.0));
+                // How far they are apart, in units of what recheck.cu allows for.
+                let norm = |v: &[f32]| v.iter().map(|v| f64::from(*v).powi(2)).sum::<f64>().sqrt();
+                let stride = case.stride as f64;
+                let roundings = stride + stride / 32.0 + 16.0;
+                let scale = norm(x) * norm(w) + f64::from(case.bias[feature].abs());
+                let apart = f64::from((defined - by_lanes).abs());
+                worst = worst.max(apart / (roundings * 2f64.powi(-24) * scale));
+            }
+        }
+        assert!(contested > 10, "{contested} of {} pairs depend on the order at d {width}", rows * features);
+        let mask = case.device.holding(&case.mask(|_, _| true));
+        let capacity = rows * features;
+        let (starts, pairs) = case.row_lists(&mask, capacity);
+        case.recheck(&mask, &starts, &pairs, capacity);
+        assert!(mask.numbers::<u32>() == case.exact_mask(), "d {width}");
+    }
+    // The bound holds, and rounding comes as near to it as a thirtieth.
+    assert!((0.03..1.0).contains(&worst), "{worst}");
+}
+
 /// Lists by feature hold the same pairs and values as those by row.
 fn check_feature_lists(
     case: &mut Case,
@@ -537,6 +640,7 @@ fn check_feature_lists(
     ];
     case.device.run("count_features", (features.div_ceil(32), 1), 1024, &arguments);
     let pair_rows = case.device.room::<u32>(listed.len());
+    let segment_features = case.device.room::<u32>(listed.len().div_ceil(32));
     let [feature_values, feature_slopes] = std::array::from_fn(|_| case.device.room::<f32>(listed.len()));
     // No penalty: what it would be is compared in whole steps.
     let (penalties, scalars) =
@@ -547,6 +651,7 @@ fn check_feature_lists(
         all(&totals),
         all(&feature_starts),
         all(&segment_starts),
+        all(&segment_features),
         all(&pair_rows),
         size(features),
         size(words),
@@ -581,6 +686,7 @@ fn check_feature_lists(
     }
     let (begin, pair_rows) = (feature_starts.numbers::<u32>(), pair_rows.numbers::<u32>());
     let (segments, feature_values) = (segment_starts.numbers::<u32>(), feature_values.numbers::<f32>());
+    let owners = segment_features.numbers::<u32>();
     for (feature, expected) in expected.iter().enumerate() {
         let range = begin[feature] as usize..begin[feature + 1] as usize;
         let got: Vec<(u32, f32)> = pair_rows[range.clone()]
@@ -592,7 +698,9 @@ fn check_feature_lists(
         assert!(feature_slopes.numbers::<f32>()[range].iter().all(|&slope| slope == 0.0));
         let count = expected.len().div_ceil(64);
         let count = if expected.len() > 64 { count } else { 0 };
-        assert_eq!((segments[feature + 1] - segments[feature]) as usize, count, "feature {feature}");
+        let own = segments[feature] as usize..segments[feature + 1] as usize;
+        assert_eq!(own.len(), count, "feature {feature}");
+        assert!(owners[own].iter().all(|owner| *owner as usize == feature), "feature {feature}");
     }
 }
 
@@ -626,7 +734,7 @@ fn frequencies_and_slopes_equal_the_cpus_while_batches_enter_leave_and_fall_out(
     let targets = device.holding(&[1e-3f64, 0.1, 2e-3, 0.6, 1.0, 1.0]);
     let window = device.holding(&[0u32; 6]);
     let arrived = device.holding(&[0u32; 2]);
-    let report_parts = device.room::<f64>(11 * 32);
+    let report_parts = device.room::<f64>(13 * 32);
     let scalars = device.holding(&[0u8; 56]);
     let (levels, summed) = (device.room::<f64>(LENGTH), device.room::<u32>(LENGTH));
     let (changes, ring) = (device.room::<u32>(LENGTH), device.room::<u32>(LENGTH * FEATURES));

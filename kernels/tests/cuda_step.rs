@@ -2,7 +2,7 @@
 
 mod emulation;
 
-use emulation::{Buffer, EmulatedDevice, run_again_sanitized};
+use emulation::{Buffer, EmulatedDevice, EmulatedDriver, on_a_gpu, run_again_sanitized};
 use kernels::cpu::{Parameters, transposed};
 use kernels::cuda::State;
 use kernels::cuda::plan::{Options, Path, Precision};
@@ -116,9 +116,19 @@ fn relative_difference(got: &[f32], expected: &[f64]) -> f64 {
 
 /// Trains a few steps and holds weights and moments against the float64 definition's.
 fn follow_the_definition(spec: StepSpec, options: Options, shift: f32, steps: u64, tolerance: f64) {
+    println!("biases less {shift}");
+    follow_the_definition_from(&weights(&spec, shift), spec, options, steps, tolerance);
+}
+
+fn follow_the_definition_from(
+    initial: &Parameters,
+    spec: StepSpec,
+    options: Options,
+    steps: u64,
+    tolerance: f64,
+) {
     let (d, f) = (spec.width, spec.features);
-    let initial = weights(&spec, shift);
-    let mut run = Run::new(spec, options, &initial, 0);
+    let mut run = Run::new(spec, options, initial, 0);
     let mut definition = reference::Trainer::new(
         spec,
         reference::Parameters {
@@ -133,7 +143,7 @@ fn follow_the_definition(spec: StepSpec, options: Options, shift: f32, steps: u6
         let stats = run.step(&x).unwrap();
         let loss = definition.step(&wide(&x), &Schedule::constant(1e-3)).total();
         let off = (stats.loss - loss).abs() / loss.abs();
-        assert!(off <= tolerance, "{spec:?} {options:?} {shift} step {step}: {} {loss}", stats.loss);
+        assert!(off <= tolerance, "{spec:?} {options:?} step {step}: {} {loss}", stats.loss);
     }
     let state = run.state();
     for (name, got, expected) in [
@@ -148,7 +158,7 @@ fn follow_the_definition(spec: StepSpec, options: Options, shift: f32, steps: u6
             ("decoder bias", &got.decoder_bias, &expected.b_dec),
         ] {
             let off = relative_difference(got, expected);
-            assert!(off <= tolerance, "{spec:?} {options:?} {shift}: {name} of {key}: {off:e}");
+            assert!(off <= tolerance, "{spec:?} {options:?}: {name} of {key}: {off:e}");
         }
     }
 }
@@ -178,6 +188,48 @@ fn features_with_more_pairs_than_a_segment_follow_the_definition() {
             spec.loss.weight_by_decoder_norm = weighted;
             follow_the_definition(spec, options(Path::Sparse, Precision::Exact), -3.0, 2, 1e-5);
         }
+    }
+}
+
+/// Weights whose biases make feature j active in the share `density(j)` of the first batch's rows.
+fn weights_of_density(spec: &StepSpec, density: impl Fn(usize) -> f64) -> Parameters {
+    let mut weights = weights(spec, 0.0);
+    let rows = batch(spec, 0);
+    for feature in 0..spec.features {
+        let w = &weights.encoder[feature * spec.width..][..spec.width];
+        let mut products: Vec<f32> = rows
+            .chunks_exact(spec.width)
+            .map(|row| row.iter().zip(w).zip(&weights.decoder_bias).map(|((x, w), b)| (x - b) * w).sum())
+            .collect();
+        products.sort_by(|a, b| b.total_cmp(a));
+        let active = (density(feature) * spec.batch as f64).round() as usize;
+        // Half-way between the last row that is to be active and the next one.
+        let next = products.get(active).copied().unwrap_or(products[spec.batch - 1] - 2.0);
+        let last = active.checked_sub(1).map_or(next + 2.0, |at| products[at]);
+        weights.encoder_bias[feature] = -(next + last) / 2.0;
+    }
+    weights
+}
+
+#[test]
+fn features_of_very_unequal_densities_follow_the_definition() {
+    // One active in nine rows of ten, 18 segments of it, then as in real data: the density of the j-th is about 1/j.
+    let spec = StepSpec { decoder_norm: DecoderNorm::Free, ..spec(20, 60, 1200) };
+    let density = |feature: usize| 0.9 / (feature + 1) as f64;
+    let initial = weights_of_density(&spec, density);
+    let options = options(Path::Sparse, Precision::Exact);
+    follow_the_definition_from(&initial, spec, options, 2, 1e-5);
+    // And the same bits whoever comes first.
+    let run = |order| {
+        let mut run = Run::new(spec, options, &initial, order);
+        let stats = run.steps(0..2);
+        let counted: usize = (0..60).map(|feature| (density(feature) * 1200.0).round() as usize).sum();
+        assert!((stats[0].l0 * 1200.0 - counted as f64).abs() < 3.0, "{} {counted}", stats[0].l0 * 1200.0);
+        (stats, run.state())
+    };
+    let expected = run(0);
+    for order in [1, 3, 12_345] {
+        assert!(run(order) == expected, "order {order}");
     }
 }
 
@@ -351,6 +403,24 @@ fn a_resumed_run_continues_bit_for_bit_like_an_uninterrupted_one() {
 }
 
 #[test]
+fn a_run_with_other_lists_goes_on_dense_and_finds_back() {
+    let spec = spec(SIZES.0, SIZES.1, SIZES.2);
+    let with_lists = |sparse_density| {
+        let options = Options { precision: Precision::Exact, sparse_density };
+        Run::new(spec, options, &weights(&spec, 4.0), 0)
+    };
+    let mut first = with_lists(0.5);
+    let paths = |stats: Vec<Stats>| stats.into_iter().map(|stats| stats.path).collect::<Vec<_>>();
+    assert_eq!(paths(first.steps(0..4)), [Path::Dense, Path::Dense, Path::Sparse, Path::Sparse]);
+    let state = first.state();
+    for (density, expected) in [(0.5, [Path::Sparse; 3]), (0.4, [Path::Dense, Path::Dense, Path::Sparse])] {
+        let mut second = with_lists(density);
+        second.step.restore(&mut second.device, &state).unwrap();
+        assert_eq!(paths(second.steps(4..7)), expected, "lists for {density}");
+    }
+}
+
+#[test]
 fn states_of_other_sizes_and_too_little_memory_are_refused_with_numbers() {
     let mut run = example(options(Path::Sparse, Precision::Exact), 0);
     let mut state = run.state();
@@ -409,6 +479,35 @@ fn several_autoencoders_share_a_device_and_a_batch() {
         assert_ne!(stats[1].loss, expected.loss);
     }
     assert!(steps[0].state(&mut device).unwrap() == alone.state());
+}
+
+#[test]
+fn tests_on_a_gpu_share_one_and_leave_their_buffers_there() {
+    if on_a_gpu() {
+        return;
+    }
+    let folder = tempfile::tempdir().unwrap();
+    let report = folder.path().join("report");
+    let mut command = std::process::Command::new(std::env::current_exe().unwrap());
+    command.args(["--exact", "--test-threads", "2"]);
+    command.args(["nan_infinity_and_an_infinite_loss_leave_everything_as_it_was"]);
+    command.args(["several_autoencoders_share_a_device_and_a_batch"]);
+    let driver = EmulatedDriver::new().with("MODE", "lazy").with("REPORT", &report.display().to_string());
+    driver.prepare(&mut command);
+    let output = command.env("KERNEL_TESTS_ON_A_GPU", "1").output().unwrap();
+    let told = String::from_utf8_lossy(&output.stdout).into_owned();
+    assert!(output.status.success() && told.contains("2 passed"), "{told}");
+    let report = std::fs::read_to_string(report).unwrap();
+    let counted = |what: &str| -> usize {
+        report.lines().find_map(|line| line.strip_prefix(what)?.trim().parse().ok()).unwrap_or(0)
+    };
+    assert_eq!(counted("contexts"), 1, "{report}");
+    // A launch has about eight buffers: they travel when they are new, and where the host has changed them.
+    let launches: usize = report
+        .lines()
+        .filter_map(|line| line.strip_prefix("kernel ")?.split(' ').nth(1)?.parse::<usize>().ok())
+        .sum();
+    assert!(launches > 300 && counted("uploads") < launches, "{launches} launches\n{report}");
 }
 
 #[test]

@@ -2,7 +2,7 @@
 //! Needs the run-time compiler (`scripts/fetch-nvrtc`), no GPU.
 
 use kernels::cuda::libraries::{ToolkitLibrary, load};
-use kernels::cuda::nvrtc::{Architecture, Compiled, compile, version};
+use kernels::cuda::nvrtc::{Architecture, Compiled, Waits, compile, version};
 use kernels::cuda::sources::{Source, kernels_for};
 use rayon::prelude::*;
 
@@ -16,7 +16,11 @@ fn load_compiler() {
 }
 
 fn compiled(source: &Source, capability: (u32, u32)) -> Compiled {
-    match compile(source, Architecture(capability)) {
+    compiled_for(source, capability, Waits::Unbounded)
+}
+
+fn compiled_for(source: &Source, capability: (u32, u32), waits: Waits) -> Compiled {
+    match compile(source, Architecture(capability), waits) {
         Ok(compiled) => {
             assert!(compiled.cubin.starts_with(b"\x7fELF"), "{} is no machine code", source.name);
             assert!(
@@ -85,6 +89,38 @@ fn the_registers_that_the_wgmma_screen_takes_are_there() {
     assert!([gives, takes].iter().all(|count| count % 8 == 0 && (24..=256).contains(count)));
 }
 
+/// The number of trap instructions (BPT, opcode 0x95c of the 16 bytes of an instruction) in a cubin's machine code.
+fn traps(cubin: &[u8]) -> usize {
+    let number = |at: usize, bytes: usize| {
+        cubin[at..at + bytes].iter().rev().fold(0usize, |number, byte| number << 8 | usize::from(*byte))
+    };
+    let (sections, size, count) = (number(0x28, 8), number(0x3a, 2), number(0x3c, 2));
+    // Sections of code have the flag of executable instructions, 4.
+    let code = (0..count).map(|at| sections + at * size).filter(|at| number(at + 8, 8) & 4 != 0);
+    let instructions =
+        code.flat_map(|at| cubin[number(at + 0x18, 8)..][..number(at + 0x20, 8)].chunks_exact(16));
+    instructions.filter(|word| u16::from_le_bytes([word[0], word[1]]) & 0xfff == 0x95c).count()
+}
+
+#[test]
+fn a_check_build_bounds_its_waits_and_no_other_build_pays_for_it() {
+    load_compiler();
+    let source = kernels_for((9, 0)).find(|source| source.name == "encode_wgmma").unwrap();
+    let [plain, check] = [Waits::Unbounded, Waits::Bounded].map(|waits| compiled_for(source, (9, 0), waits));
+    // Both waits of the kernel, for a stage to be left and for one to be filled.
+    assert_eq!((traps(&plain.cubin), traps(&check.cubin)), (0, 2));
+    assert_eq!(local_memory(&check, (9, 0)), [""; 0]);
+    assert_eq!(check.remarks, [""; 0], "products are as asynchronous as in the other build");
+    let registers = |build: &Compiled| {
+        build.resources.iter().find(|kernel| kernel.kernel == "encode_wgmma").unwrap().registers
+    };
+    assert_eq!(registers(&check), registers(&plain));
+    // Nothing else waits within a kernel.
+    for source in kernels_for((9, 0)).filter(|source| source.name != "encode_wgmma") {
+        assert!(!source.text.contains("wait_for_phase"), "{}", source.name);
+    }
+}
+
 #[test]
 fn products_that_the_assembler_must_serialise_are_noticed() {
     load_compiler();
@@ -117,7 +153,7 @@ fn a_request_for_registers_that_the_assembler_ignores_is_noticed() {
 fn a_source_with_an_error_is_reported_with_the_compilers_words() {
     load_compiler();
     let source = Source { name: "wrong", text: "extern \"C\" __global__ void f() { int x = y; }" };
-    let error = compile(&source, Architecture((8, 0))).unwrap_err().to_string();
+    let error = compile(&source, Architecture((8, 0)), Waits::Unbounded).unwrap_err().to_string();
     assert!(error.contains("wrong.cu") && error.contains("sm_80") && error.contains("\"y\""), "{error}");
 }
 
@@ -125,7 +161,7 @@ fn a_source_with_an_error_is_reported_with_the_compilers_words() {
 fn an_architecture_that_the_compiler_does_not_know_is_an_error() {
     load_compiler();
     let source = Source { name: "f", text: "extern \"C\" __global__ void f() {}" };
-    let error = compile(&source, Architecture((7, 1))).unwrap_err().to_string();
+    let error = compile(&source, Architecture((7, 1)), Waits::Unbounded).unwrap_err().to_string();
     assert!(error.contains("sm_71"), "{error}");
 }
 

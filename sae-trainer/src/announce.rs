@@ -6,6 +6,7 @@ use std::time::Duration;
 use activation_store::{Store, StreamOptions};
 use anyhow::Result;
 use human_units::{format_count, format_duration};
+use terminal::{foreign, foreign_path};
 
 use crate::batches::Batches;
 use crate::compute::Compute;
@@ -14,7 +15,7 @@ use crate::plan::Plan;
 use crate::record::Summary;
 use crate::run_folder::program;
 use crate::settings::{Revive, Settings};
-use crate::table::{columns, grouped, number, pairs};
+use crate::table::{columns, grouped, number, pairs, share};
 
 /// Prints what is about to be trained, on what and with what.
 pub(crate) fn settings(plan: &Plan, batches: &Batches, compute: &Compute) -> Result<()> {
@@ -27,12 +28,12 @@ pub(crate) fn settings(plan: &Plan, batches: &Batches, compute: &Compute) -> Res
         ("loss", loss(settings)),
         ("training", format!("{}; lr {}", length(settings, batches), short(settings.lr))),
         ("engine", compute.describe(&[settings], stream_memory(&plan.stores, batches))?),
-        ("run", format!("{}, seed {}", plan.out.display(), settings.seed)),
+        ("run", format!("{}, seed {}", foreign_path(&plan.out), settings.seed)),
     ];
     if let Some(path) = &settings.init_from {
-        lines.push(("start", path.display().to_string()));
+        lines.push(("start", foreign_path(path).to_string()));
     }
-    eprint!("{}\n{}", program(), pairs(&lines));
+    terminal::say!("{}\n{}", program(), pairs(&lines).trim_end());
     Ok(())
 }
 
@@ -54,9 +55,9 @@ pub(crate) fn sweep(out: &Path, plans: &[Plan], batches: &Batches, compute: &Com
     lines.extend(shared.iter().map(|(name, describe)| (*name, describe(all[0]))));
     lines.push(("training", length(all[0], batches)));
     lines.push(("engine", compute.describe(&all, stream_memory(&first.stores, batches))?));
-    let points = format!("{}: {} points at once, seed {}", out.display(), plans.len(), all[0].seed);
+    let points = format!("{}: {} points at once, seed {}", foreign_path(out), plans.len(), all[0].seed);
     lines.push(("sweep", points));
-    eprint!("{}\n{}", program(), pairs(&lines));
+    terminal::say!("{}\n{}", program(), pairs(&lines).trim_end());
     let rows: Vec<Vec<String>> = plans
         .iter()
         .map(|plan| {
@@ -66,7 +67,7 @@ pub(crate) fn sweep(out: &Path, plans: &[Plan], batches: &Batches, compute: &Com
             vec![format!("    {name}"), differences.join("; ")]
         })
         .collect();
-    eprint!("{}", columns(&rows));
+    terminal::say!("{}", columns(&rows).trim_end());
     Ok(())
 }
 
@@ -74,11 +75,11 @@ pub(crate) fn sweep(out: &Path, plans: &[Plan], batches: &Batches, compute: &Com
 fn data(plan: &Plan) -> [(&'static str, String); 2] {
     let provenance = plan.stores[0].provenance();
     let rows: u64 = plan.stores.iter().map(|store| store.rows()).sum();
-    let paths: Vec<String> = plan.stores.iter().map(|store| store.path().display().to_string()).collect();
+    let paths: Vec<String> = plan.stores.iter().map(|store| foreign_path(store.path()).to_string()).collect();
     let centred = if provenance.centered { ", centred" } else { "" };
     [
         ("store", format!("{}: {} rows", paths.join(", "), grouped(rows))),
-        ("activations", format!("{} of {}{centred}", provenance.hook, provenance.model)),
+        ("activations", format!("{} of {}{centred}", foreign(&provenance.hook), foreign(&provenance.model))),
     ]
 }
 
@@ -195,8 +196,9 @@ pub(crate) fn summary(summary: &Summary) -> String {
         (
             "explained variance",
             format!(
-                "{:.4}, uncentered {:.4}",
-                metrics.explained_variance, metrics.explained_variance_uncentered
+                "{}, uncentered {}",
+                share(metrics.explained_variance),
+                share(metrics.explained_variance_uncentered)
             ),
         ),
         ("dead features", format!("{} (silent in these rows)", grouped(metrics.dead_features as u64))),
@@ -219,7 +221,7 @@ pub(crate) fn summary(summary: &Summary) -> String {
                 100.0 * session.waiting_seconds / session.seconds.max(1e-9)
             ),
         ),
-        ("autoencoder", format!("{} (SAELens' format)", summary.run.join("sae").display())),
+        ("autoencoder", format!("{} (SAELens' format)", foreign_path(&summary.run.join("sae")))),
     ];
     let subject = if evaluation.rows == evaluation.rows_of_the_store {
         format!("all {} rows of the store", grouped(evaluation.rows))
@@ -228,7 +230,7 @@ pub(crate) fn summary(summary: &Summary) -> String {
     };
     format!(
         "{} {} after {} steps, on {subject}:\n{}",
-        summary.loss,
+        foreign(&summary.loss),
         short(summary.coefficient),
         grouped(summary.steps),
         pairs(&lines)

@@ -19,8 +19,8 @@ use crate::sweep::SweepArguments;
     arg_required_else_help = true,
     after_help = "\
 Examples:
-  sae-trainer --store stores/gpt2 --loss approx-l0
-      the reference configuration: 32x features, batches of 4096 rows, 300M tokens
+  sae-trainer --loss approx-l0
+      the reference configuration on the one store under stores/: 32x features, batches of 4096 rows, 300M tokens
   sae-trainer --store stores/gpt2 --loss l1 --l1-coefficient 8e-5 --tokens 50M --out runs/l1
       an L1 penalty, a shorter run, a folder of one's choice
   sae-trainer --resume --out runs/l1
@@ -29,6 +29,8 @@ Examples:
       three runs at once that read the store once; sae-trainer sweep --help says more
   sae-trainer compare runs/* --plot runs.svg
       a table of several runs, and a picture: L0 against error, firing frequencies, the course of training
+  sae-trainer verify runs/l1 runs/front
+      reads every file of these runs and sweeps and says which are damaged
   sae-trainer bench --features 24576 --batch 4096
       what a step costs on this machine, part by part
 
@@ -66,8 +68,27 @@ pub(crate) enum Command {
     Sweep(SweepArguments),
     /// Prints a table of several runs: L0, errors, dead features, speed; or plots them
     Compare(CompareArguments),
+    /// Checks the files of runs, sweeps and autoencoders against their checksums; the exit code is 1 if one is damaged
+    #[command(after_help = VERIFY_HELP)]
+    Verify(VerifyArguments),
     /// Times the parts of a training step on this machine against what bounds them
     Bench(BenchArguments),
+}
+
+const VERIFY_HELP: &str = "\
+Every file is listed as sound, damaged, or unchecked: written without a checksum, by an older version or by hand. Folders of \
+autoencoders and checkpoints have a file SHA256SUMS, which sha256sum -c reads too; a JSON object has its CRC-32C as its last \
+key, \"crc32c\". A damaged file is never used: a run that is resumed goes on from the checkpoint before a damaged one, and \
+says so.";
+
+#[derive(Debug, Args)]
+pub(crate) struct VerifyArguments {
+    /// Folders of runs, of sweeps, or of autoencoders: a run's sae/ or one of its checkpoints
+    #[arg(required = true, value_name = "FOLDER")]
+    pub(crate) folders: Vec<PathBuf>,
+    /// Print one JSON object instead of the list
+    #[arg(long)]
+    pub(crate) json: bool,
 }
 
 #[derive(Debug, Args)]
@@ -151,7 +172,8 @@ pub(crate) struct SettingArguments {
 #[derive(Debug, Clone, Default, PartialEq, Args, Serialize, Deserialize)]
 #[command(next_help_heading = "Data")]
 pub(crate) struct DataArguments {
-    /// Folder of an activation store; repeatable, several stores of one width are read as one
+    /// Folder of an activation store; repeatable, several stores of one width are read as one [default: the only
+    /// complete store under stores/]
     #[arg(long, value_name = "FOLDER")]
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     pub(crate) store: Vec<PathBuf>,

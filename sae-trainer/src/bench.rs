@@ -4,6 +4,7 @@ use activation_store::{BatchStream, Store, StreamOptions};
 use anyhow::{Context, Result, bail};
 use sae::{Sae, Weights};
 use serde_json::json;
+use terminal::foreign_path;
 
 use crate::arguments::BenchArguments;
 use crate::engine::{
@@ -19,6 +20,7 @@ pub(crate) fn bench(arguments: &BenchArguments) -> Result<()> {
         (Some(from), Some(store)) => {
             let weights = Sae::load(from)?.weights;
             let spec = reference_step(weights.d_in, weights.d_sae, batch);
+            spec.validate()?;
             let rows = first_batch(store, &spec)?;
             (spec, weights, rows)
         }
@@ -36,7 +38,7 @@ pub(crate) fn bench(arguments: &BenchArguments) -> Result<()> {
     let options = CpuOptions { threads, ..CpuOptions::default() };
     let report = engine::bench(&spec, &weights, &rows, options, usize::from(arguments.repeats))?;
     match arguments.json {
-        true => println!("{}", serde_json::to_string_pretty(&as_json(&spec, &report))?),
+        true => terminal::report!("{}", serde_json::to_string_pretty(&as_json(&spec, &report))?),
         false => print(&spec, &weights, &report),
     }
     Ok(())
@@ -67,7 +69,7 @@ fn first_batch(store: &std::path::Path, spec: &StepSpec) -> Result<Vec<f32>> {
     if store.width() != spec.width {
         bail!(
             "{} has rows of {} numbers, the autoencoder takes {}",
-            store.path().display(),
+            foreign_path(store.path()),
             store.width(),
             spec.width
         );
@@ -78,7 +80,7 @@ fn first_batch(store: &std::path::Path, spec: &StepSpec) -> Result<Vec<f32>> {
 }
 
 fn print(spec: &StepSpec, weights: &Weights, report: &BenchReport) {
-    println!(
+    terminal::report!(
         "B {}, d {}, F {}, L0 {:.1}; {} threads, {}; ceilings {:.0} GFLOP/s and {:.1} GB/s, measured",
         table::grouped(spec.batch as u64),
         weights.d_in,
@@ -101,8 +103,8 @@ fn print(spec: &StepSpec, weights: &Weights, report: &BenchReport) {
             format!("{:.0} %", 100.0 * row.share),
         ]
     }));
-    print!("{}", table::columns(&rows));
-    println!(
+    terminal::report!("{}", table::columns(&rows).trim_end());
+    terminal::report!(
         "{} path, {:.2} % of the pairs computed again after screening; {} tokens/s",
         format!("{:?}", report.path).to_lowercase(),
         100.0 * report.rechecked,

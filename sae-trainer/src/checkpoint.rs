@@ -7,16 +7,19 @@
 //!     training.safetensors    first.* and second.*: Adam's moments, matrices as [F, d]
 //!                             window [batches, F] uint32, steps_since_fired [F] uint64
 //!     training.json           the step, and on a GPU what decides whether steps are dense or sparse
+//!     SHA256SUMS              of these files
 //! ```
 
 use std::fs;
-use std::path::Path;
+use std::path::{Path, PathBuf};
 
 use anyhow::{Context, Result, bail, ensure};
+use durable_files::CheckedFolder;
 use kernels::cpu::transposed;
 use sae::Sae;
 use safetensors::tensor::{Dtype, SafeTensorError, SafeTensors, TensorView};
 use serde::{Deserialize, Serialize};
+use terminal::foreign_path;
 
 use crate::engine::{EngineState, Parameters, PathChoice, StepSpec};
 
@@ -32,32 +35,49 @@ struct Training {
 
 /// Writes the checkpoint `folder`, whole or not at all. `sae` holds the weights of `state`.
 pub(crate) fn save(folder: &Path, sae: &Sae, state: &EngineState) -> Result<()> {
-    let written = sae::replace_folder(folder, |new| {
+    let written: Result<(), sae::Error> = durable_files::replace_folder(folder, |new| {
         sae.write_into(new)?;
         write_tensors(&new.join(TENSORS_FILE), sae.config.d_in, state)?;
         let training = Training { step: state.step, path_choice: state.path_choice.clone() };
         let training = serde_json::to_vec(&training).expect("numbers are plain data");
         let path = new.join(STEP_FILE);
-        fs::write(&path, training).map_err(sae::Error::io("write", path))
+        fs::write(&path, training).map_err(sae::Error::io("write", path))?;
+        Ok(durable_files::write_sums(new)?)
     });
-    written.with_context(|| format!("cannot write the checkpoint {}", folder.display()))
+    written.with_context(|| format!("cannot write the checkpoint {}", foreign_path(folder)))
+}
+
+/// The newest of `folders` (the oldest first) that can be read, with its place among them. Of each newer one it is said
+/// why not: nothing is lost but the time since the older one.
+///
+/// # Errors
+/// Where none can be read.
+pub(crate) fn load_newest(folders: &[PathBuf], spec: &StepSpec) -> Result<(usize, EngineState)> {
+    let mut reasons = Vec::new();
+    for (at, folder) in folders.iter().enumerate().rev() {
+        match load(folder, spec) {
+            Ok(state) => {
+                for reason in reasons {
+                    terminal::say!("{reason}; going on from the one before it");
+                }
+                return Ok((at, state));
+            }
+            Err(error) => {
+                let folder = foreign_path(folder);
+                reasons.push(format!("cannot continue from the checkpoint {folder}: {error:#}"));
+            }
+        }
+    }
+    bail!("{}. There is no checkpoint to go on from: start the run anew in another --out", reasons.join("; "))
 }
 
 /// Reads the checkpoint `folder` of a run with steps as `spec` says.
-pub(crate) fn load(folder: &Path, spec: &StepSpec) -> Result<EngineState> {
-    read(folder, spec).with_context(|| {
-        format!(
-            "cannot continue from the checkpoint {} (without that folder, the one before it is taken)",
-            folder.display()
-        )
-    })
-}
-
-fn read(folder: &Path, spec: &StepSpec) -> Result<EngineState> {
+fn load(folder: &Path, spec: &StepSpec) -> Result<EngineState> {
+    let files = CheckedFolder::open(folder)?;
     let path = folder.join(STEP_FILE);
-    let text = fs::read(&path).with_context(|| format!("cannot read {}", path.display()))?;
+    let text = files.read(STEP_FILE)?;
     let Training { step, path_choice } =
-        serde_json::from_slice(&text).with_context(|| format!("{} is damaged", path.display()))?;
+        serde_json::from_slice(&text).with_context(|| format!("{} is damaged", foreign_path(&path)))?;
 
     let Sae { weights, .. } = Sae::load(folder)?;
     let (d, f) = (spec.width, spec.features);
@@ -75,7 +95,7 @@ fn read(folder: &Path, spec: &StepSpec) -> Result<EngineState> {
     };
 
     let path = folder.join(TENSORS_FILE);
-    let bytes = fs::read(&path).with_context(|| format!("cannot read {}", path.display()))?;
+    let bytes = files.read(TENSORS_FILE)?;
     let state = || -> Result<EngineState> {
         let file = SafeTensors::deserialize(&bytes)?;
         let window = &file.tensor("window")?;
@@ -96,7 +116,7 @@ fn read(folder: &Path, spec: &StepSpec) -> Result<EngineState> {
             path_choice,
         })
     };
-    state().with_context(|| format!("{} is damaged", path.display()))
+    state().with_context(|| format!("{} is damaged", foreign_path(&path)))
 }
 
 fn read_moments(file: &SafeTensors<'_>, order: &str, d: usize, f: usize) -> Result<Parameters> {

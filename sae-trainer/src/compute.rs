@@ -32,8 +32,9 @@ impl Compute {
             }
             DeviceChoice::Auto => match CudaDevice::new(&CudaOptions::default()) {
                 Ok(device) => Some(device),
+                Err(reason) if reason.is_a_wrong_setting() => return Err(reason.into()),
                 Err(reason) => {
-                    eprintln!("training on the CPU: {reason}");
+                    terminal::say!("training on the CPU: {reason}");
                     None
                 }
             },
@@ -113,7 +114,7 @@ fn device_options(run: &Settings) -> DeviceOptions {
         PrecisionChoice::Bf16 => Precision::Bf16,
         PrecisionChoice::Fp32 => Precision::Fp32,
     };
-    DeviceOptions { precision, ..DeviceOptions::default() }
+    DeviceOptions::for_precision(precision)
 }
 
 fn device_steps(runs: &[&Settings]) -> Vec<(StepSpec, DeviceOptions)> {

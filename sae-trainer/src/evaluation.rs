@@ -2,9 +2,9 @@
 
 use activation_store::{BatchStream, Store, StreamOptions};
 use anyhow::Result;
+use terminal::Interrupt;
 
 use crate::engine::{Engine, EvalStats};
-use crate::interrupt::Interrupt;
 use crate::progress;
 use crate::settings::Settings;
 

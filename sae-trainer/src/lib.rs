@@ -11,7 +11,9 @@
 //! - `train`: the loop over batches, for one run or for those of a `sweep`; `run`: one of them; `schedule`,
 //!   `evaluation`, `decoder_bias`, `revive`: their parts.
 //! - `run_folder`, `checkpoint`, `record`: what a run leaves on disk.
-//! - `progress`, `compare`, `bench`: what a person sees.
+//! - `progress`, `compare`, `verify`, `bench`: what a person sees.
+
+#![warn(clippy::print_stdout, clippy::print_stderr)] // `terminal` writes; see there why
 
 use std::process::ExitCode;
 
@@ -23,9 +25,9 @@ mod checkpoint;
 mod compare;
 mod compute;
 mod decoder_bias;
+mod default_store;
 pub mod engine;
 mod evaluation;
-mod interrupt;
 mod plan;
 mod progress;
 mod record;
@@ -38,6 +40,9 @@ mod settings;
 mod sweep;
 mod table;
 mod train;
+#[doc(hidden)]
+pub mod untrusted;
+mod verify;
 
 /// The program: parses the command line, does what it says, and prints an error as a sentence.
 pub fn main() -> ExitCode {
@@ -46,11 +51,13 @@ pub fn main() -> ExitCode {
     let result = match line.command {
         Some(arguments::Command::Sweep(sweep)) => sweep::sweep(sweep).map(ExitCode::from),
         Some(arguments::Command::Compare(compare)) => compare::compare(&compare).map(|()| ExitCode::SUCCESS),
+        Some(arguments::Command::Verify(verify)) => verify::verify(&verify).map(ExitCode::from),
         Some(arguments::Command::Bench(bench)) => bench::bench(&bench).map(|()| ExitCode::SUCCESS),
         None => train::train(line.train).map(ExitCode::from),
     };
-    result.unwrap_or_else(|error| {
-        eprintln!("error: {error:#}");
+    let code = result.unwrap_or_else(|error| {
+        terminal::say!("error: {error:#}");
         ExitCode::FAILURE
-    })
+    });
+    terminal::exit_code(code)
 }

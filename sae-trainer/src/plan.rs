@@ -8,15 +8,13 @@ use anyhow::{Context, Result, bail, ensure};
 use human_units::format_bytes;
 use sae::Sae;
 use serde_json::{Map, Value};
+use terminal::foreign_path;
 
 use crate::arguments::{SettingArguments, TrainArguments};
 use crate::checkpoint;
+use crate::default_store::default_store;
 use crate::run_folder::{RunConfig, RunFolder, checkpoints};
 use crate::settings::{Initial, Settings};
-
-/// Without the one flag that has no default.
-pub(crate) const NO_STORE: &str =
-    "--store is missing: the folder of an activation store that activation-dump wrote";
 
 /// A run that can start.
 #[derive(Debug)]
@@ -26,8 +24,8 @@ pub(crate) struct Plan {
     pub(crate) out: PathBuf,
     /// The autoencoder of `--init-from`, where the run starts from it.
     pub(crate) initial: Option<Sae>,
-    /// The checkpoint to continue from: step and folder.
-    pub(crate) checkpoint: Option<(u64, PathBuf)>,
+    /// The checkpoints to continue from, the newest that can be read: steps and folders, the oldest first.
+    pub(crate) checkpoints: Vec<(u64, PathBuf)>,
     /// The folder already holds (a part of) this run.
     pub(crate) resumed: bool,
 }
@@ -45,17 +43,25 @@ impl Plan {
             Some(out) if arguments.run.resume => RunConfig::read(out)?,
             _ => None,
         };
-        let merged = match &stored {
+        let mut merged = match &stored {
             Some(stored) => merge(&stored.arguments, given),
             None => given.clone(),
         };
+        if stored.is_none() && merged.data.store.is_empty() {
+            match &arguments.run.out {
+                Some(out) if arguments.run.resume => {
+                    bail!("there is no run in {}; start one without --resume", foreign_path(out))
+                }
+                _ => merged.data.store.push(default_store()?),
+            }
+        }
         let paths = match &stored {
             Some(stored) if given.data.store.is_empty() => {
                 stored.stores.iter().map(|store| store.path.clone()).collect()
             }
             _ => merged.data.store.clone(),
         };
-        let stores = open_stores(&paths, arguments)?;
+        let stores = open_stores(&paths)?;
         let width = stores[0].width();
 
         // A run that goes on has its weights in a checkpoint; the first ones may be gone by now.
@@ -76,38 +82,40 @@ impl Plan {
         let settings = Settings::resolve(&merged, width, decided)?;
         let out = arguments.run.out.clone().unwrap_or_else(|| default_folder(&stores[0], &settings));
         let config = RunConfig::new(command_line, merged, settings, &stores);
+        check_paths(&out, &config)?;
 
         let stored = match stored {
             None if arguments.run.resume => RunConfig::read(&out)?,
             stored => stored,
         };
-        let mut checkpoint = None;
+        let mut found = Vec::new();
         if let Some(stored) = &stored {
             RunFolder::check_same(&out, stored, &config)?;
-            checkpoint = checkpoints(&out)?.pop();
+            found = checkpoints(&out)?;
         } else {
             RunFolder::check_free(&out, &config)?;
         }
-        if let Some((step, _)) = &checkpoint {
+        if let Some((step, _)) = found.last() {
             ensure!(
                 *step <= config.settings.steps,
                 "{} has already been trained for {step} steps; ask for more than that with --steps",
-                out.display()
+                foreign_path(&out)
             );
         }
         // Stopped before its first checkpoint, a run starts again from where it started.
-        let initial = match (&config.settings.init_from, initial, &checkpoint) {
-            (Some(path), None, None) => Some(load_initial(path, &stores[0])?),
+        let initial = match (&config.settings.init_from, initial, &found[..]) {
+            (Some(path), None, []) => Some(load_initial(path, &stores[0])?),
             (_, initial, _) => initial,
         };
-        let plan = Plan { config, stores, out, initial, checkpoint, resumed: stored.is_some() };
+        let resumed = stored.is_some();
+        let plan = Plan { config, stores, out, initial, checkpoints: found, resumed };
         check_space(&plan.out, plan.needed_space(u64::from(arguments.run.keep_checkpoints)))?;
         Ok(plan)
     }
 
     /// Bytes on disk for `keep` checkpoints, the one being written, and `sae/`.
     pub(crate) fn needed_space(&self, keep: u64) -> u64 {
-        (keep + 2) * checkpoint::bytes(&self.config.settings.step)
+        (keep + 2).saturating_mul(checkpoint::bytes(&self.config.settings.step))
     }
 }
 
@@ -130,24 +138,15 @@ pub(crate) fn merge(stored: &SettingArguments, given: &SettingArguments) -> Sett
     serde_json::from_value(Value::Object(merged)).expect("flags over flags are flags")
 }
 
-fn open_stores(paths: &[PathBuf], arguments: &TrainArguments) -> Result<Vec<Store>> {
-    if paths.is_empty() {
-        match &arguments.run.out {
-            Some(out) if arguments.run.resume => {
-                bail!("there is no run in {}; start one with --store FOLDER", out.display())
-            }
-            None if arguments.run.resume => bail!("--resume needs --out, the folder of the run to continue"),
-            _ => bail!(NO_STORE),
-        }
-    }
+fn open_stores(paths: &[PathBuf]) -> Result<Vec<Store>> {
     let stores: Vec<Store> = paths.iter().map(|path| Ok(Store::open(path)?)).collect::<Result<_>>()?;
     for store in &stores {
         ensure!(
             store.width() == stores[0].width(),
             "rows of {} are {} wide, those of {} {}: stores that are read as one need one width",
-            stores[0].path().display(),
+            foreign_path(stores[0].path()),
             stores[0].width(),
-            store.path().display(),
+            foreign_path(store.path()),
             store.width()
         );
     }
@@ -155,16 +154,32 @@ fn open_stores(paths: &[PathBuf], arguments: &TrainArguments) -> Result<Vec<Stor
 }
 
 fn load_initial(path: &Path, store: &Store) -> Result<Sae> {
-    let sae = Sae::load(path).with_context(|| format!("cannot start from {}", path.display()))?;
+    let sae = Sae::load(path).with_context(|| format!("cannot start from {}", foreign_path(path)))?;
     ensure!(
         sae.config.d_in == store.width(),
         "the autoencoder in {} reads rows of width {}, but the rows of {} are {} wide",
-        path.display(),
+        foreign_path(path),
         sae.config.d_in,
-        store.path().display(),
+        foreign_path(store.path()),
         store.width()
     );
     Ok(sae)
+}
+
+/// An error where a path cannot be written down: the files of a run are JSON, which has no place for other bytes than UTF-8.
+fn check_paths(out: &Path, config: &RunConfig) -> Result<()> {
+    let stores = config.stores.iter().map(|store| &*store.path);
+    let initial = config.settings.init_from.as_deref();
+    for path in
+        [out].into_iter().chain(stores).chain(initial).chain(config.arguments.data.store.iter().map(|p| &**p))
+    {
+        ensure!(
+            path.to_str().is_some(),
+            "{} is not UTF-8, and the files of a run cannot name it: rename it",
+            foreign_path(path)
+        );
+    }
+    Ok(())
 }
 
 /// `runs/gpt2-approx-l0-7e-5`
@@ -184,12 +199,12 @@ pub(crate) fn check_space(out: &Path, needed: u64) -> Result<()> {
     let absolute = std::path::absolute(out)?;
     let Some(existing) = absolute.ancestors().find(|folder| folder.exists()) else { return Ok(()) };
     let free = fs4::available_space(existing)
-        .with_context(|| format!("cannot ask how much room there is in {}", existing.display()))?;
+        .with_context(|| format!("cannot ask how much room there is in {}", foreign_path(existing)))?;
     ensure!(
         free >= needed,
         "{} has {} free, and the run's checkpoints need {}: choose another --out, fewer features or a lower \
          --keep-checkpoints",
-        existing.display(),
+        foreign_path(existing),
         format_bytes(free),
         format_bytes(needed)
     );

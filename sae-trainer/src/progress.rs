@@ -7,7 +7,7 @@ use human_units::{format_count, format_duration};
 use indicatif::{ProgressBar, ProgressDrawTarget, ProgressStyle};
 
 use crate::run::{Latest, Run};
-use crate::table::{grouped, number};
+use crate::table::{grouped, number, share};
 
 /// Between two lines where there is no terminal: not less, however often steps are logged…
 const SHORTEST: Duration = Duration::from_secs(1);
@@ -74,13 +74,14 @@ impl Progress {
         let logged = latest.iter().any(|latest| latest.step == step && latest.logged);
         let silence = self.last_line.map_or(LONGEST, |last| now.duration_since(last));
         if silence >= LONGEST || (logged && silence >= SHORTEST) || step == self.steps {
-            eprintln!("{}", self.line(&latest));
+            terminal::say!("{}", self.line(&latest));
             self.last_line = Some(now);
         }
     }
 
     fn line(&self, latest: &[Latest]) -> String {
-        let left = Duration::from_secs_f64((self.steps - self.step) as f64 * self.step_seconds);
+        let left = (self.steps - self.step) as f64 * self.step_seconds;
+        let left = Duration::try_from_secs_f64(left).unwrap_or(Duration::MAX);
         let over =
             |value: fn(&Latest) -> f64, text: &dyn Fn(f64) -> String| range(latest.iter().map(value), text);
         format!(
@@ -91,7 +92,7 @@ impl Progress {
             if latest.len() > 1 { format!("{} runs: ", latest.len()) } else { String::new() },
             over(|latest| latest.l0, &number),
             over(|latest| latest.mse, &number),
-            over(|latest| latest.explained_variance, &|value| format!("{value:.4}")),
+            over(|latest| latest.explained_variance, &share),
             over(|latest| latest.dead as f64, &|count| grouped(count as u64)),
             format_duration(left)
         )
@@ -100,8 +101,8 @@ impl Progress {
     /// Prints a line beside the bar.
     pub(crate) fn say(&self, line: &str) {
         match &self.bar {
-            Some(bar) => bar.suspend(|| eprintln!("{line}")),
-            None => eprintln!("{line}"),
+            Some(bar) => bar.suspend(|| terminal::say!("{line}")),
+            None => terminal::say!("{line}"),
         }
     }
 
@@ -135,7 +136,7 @@ pub(crate) fn evaluation(rows: u64) -> ProgressBar {
         ProgressStyle::with_template("{bar:24} evaluating: {human_pos} of {human_len} rows  ETA {eta}");
     bar.set_style(style.expect("the template is valid"));
     if bar.is_hidden() {
-        eprintln!("evaluating on {} rows of the store", grouped(rows));
+        terminal::say!("evaluating on {} rows of the store", grouped(rows));
     }
     bar
 }

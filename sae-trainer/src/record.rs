@@ -3,7 +3,7 @@
 //! `README.md` of this crate describes every field. All fields but `timing` depend on the run's settings
 //! and data alone, so that a resumed run writes the lines that an uninterrupted one would have.
 
-use serde::{Deserialize, Serialize};
+use serde::{Deserialize, Deserializer, Serialize};
 
 use crate::engine::{Engine, EngineError, EvalStats, Path, Schedule, StepStats};
 use crate::settings::Settings;
@@ -46,24 +46,42 @@ pub(crate) struct EvaluationRecord {
     pub(crate) rows_of_the_store: u64,
     #[serde(flatten)]
     pub(crate) metrics: Metrics,
+    #[serde(deserialize_with = "number")]
     pub(crate) penalty: f64,
+    #[serde(deserialize_with = "number")]
     pub(crate) decoder_norm_mean: f64,
     pub(crate) log10_frequency: Histogram,
 }
 
-/// The metrics that step and evaluation share.
+/// Reads what is not a finite number, which JSON has as null: an undefined metric, NaN.
+pub(crate) fn number<'de, D: Deserializer<'de>>(from: D) -> Result<f64, D::Error> {
+    Ok(Option::deserialize(from)?.unwrap_or(f64::NAN))
+}
+
+/// The metrics that step and evaluation share. NaN where a metric is undefined, in JSON null.
 #[derive(Debug, Clone, Serialize, Deserialize)]
 pub(crate) struct Metrics {
+    #[serde(deserialize_with = "number")]
     pub(crate) l0: f64,
+    #[serde(deserialize_with = "number")]
     pub(crate) l0_std: f64,
+    #[serde(deserialize_with = "number")]
     pub(crate) l1: f64,
+    #[serde(deserialize_with = "number")]
     pub(crate) mse_centered: f64,
+    #[serde(deserialize_with = "number")]
     pub(crate) mse_uncentered: f64,
+    #[serde(deserialize_with = "number")]
     pub(crate) mse_sum: f64,
+    #[serde(deserialize_with = "number")]
     pub(crate) explained_variance: f64,
+    #[serde(deserialize_with = "number")]
     pub(crate) explained_variance_uncentered: f64,
+    #[serde(deserialize_with = "number")]
     pub(crate) cosine_similarity: f64,
+    #[serde(deserialize_with = "number")]
     pub(crate) l2_ratio: f64,
+    #[serde(deserialize_with = "number")]
     pub(crate) density: f64,
     pub(crate) dead_features: usize,
     /// The rows in which a dead feature did not fire.
@@ -236,9 +254,12 @@ pub(crate) struct Summary {
 #[derive(Debug, Clone, Copy, Serialize, Deserialize)]
 pub(crate) struct Session {
     pub(crate) steps: u64,
+    #[serde(deserialize_with = "number")]
     pub(crate) seconds: f64,
+    #[serde(deserialize_with = "number")]
     pub(crate) tokens_per_second: f64,
     /// Seconds in which training waited for rows of the store.
+    #[serde(deserialize_with = "number")]
     pub(crate) waiting_seconds: f64,
 }
 

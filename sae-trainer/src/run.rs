@@ -5,6 +5,7 @@ use std::time::{Duration, Instant};
 
 use anyhow::{Context, Result, bail};
 use sae::{Sae, Weights};
+use terminal::foreign_path;
 
 use crate::arguments::{DecoderBias, RunArguments};
 use crate::batches::Batches;
@@ -25,6 +26,8 @@ pub(crate) struct ReadyRun {
     plan: Plan,
     engine: Box<dyn Engine>,
     step: u64,
+    /// Checkpoints of later steps that cannot be read.
+    unreadable: Vec<PathBuf>,
 }
 
 /// A run under way.
@@ -89,10 +92,13 @@ impl ReadyRun {
     /// those of its beginning, where it is.
     pub(crate) fn new(plan: Plan, compute: &Compute, batches: &mut Batches) -> Result<ReadyRun> {
         let settings = plan.settings();
-        let state = match &plan.checkpoint {
-            Some((_, folder)) => Some(checkpoint::load(folder, &settings.step)?),
-            None => None,
-        };
+        let mut folders: Vec<PathBuf> = plan.checkpoints.iter().map(|(_, folder)| folder.clone()).collect();
+        let mut state = None;
+        if !folders.is_empty() {
+            let (at, newest) = checkpoint::load_newest(&folders, &settings.step)?;
+            folders.drain(..=at);
+            state = Some(newest);
+        }
         let weights = match (&state, &plan.initial) {
             (Some(_), _) => Weights::init(settings.step.width, settings.step.features, 0),
             (None, Some(sae)) => sae.weights.clone(),
@@ -104,13 +110,14 @@ impl ReadyRun {
         if let Some(state) = state {
             engine.restore(state)?;
         }
-        Ok(ReadyRun { plan, engine, step })
+        Ok(ReadyRun { plan, engine, step, unreadable: folders })
     }
 
     /// Takes the folder, and begins.
     pub(crate) fn start(self, flags: &RunArguments) -> Result<Run> {
-        let ReadyRun { plan, engine, step } = self;
+        let ReadyRun { plan, engine, step, unreadable } = self;
         let mut folder = RunFolder::open(&plan.out, &plan.config)?;
+        folder.set_aside(&unreadable)?;
         if plan.resumed {
             folder.forget_after(step)?;
         }
@@ -191,10 +198,11 @@ impl Run {
         };
         let mut state = self.engine.state()?;
         let record = revive::resample(&mut state, self.plan.settings(), &batch, &errors);
+        // First, as it may fail: the checkpoint that is saved then must not have been revived already.
+        self.folder.record(&record)?;
         if record.resampled_features > 0 {
             self.engine.restore(state)?;
         }
-        self.folder.record(&record)?;
         Ok(Ok(()))
     }
 
@@ -229,7 +237,7 @@ impl Run {
 
     /// Whether there is no checkpoint of the last step.
     pub(crate) fn is_unsaved(&self) -> bool {
-        self.step > self.first_step || self.plan.checkpoint.is_none()
+        self.step > self.first_step || self.plan.checkpoints.is_empty()
     }
 
     pub(crate) fn save_checkpoint(&mut self) -> Result<PathBuf> {
@@ -239,16 +247,30 @@ impl Run {
             let path = self.folder.path();
             match checkpoints(path).ok().and_then(|mut all| all.pop()) {
                 Some((step, _)) => {
-                    format!("the checkpoint of step {step} is the last one in {}", path.display())
+                    format!("the checkpoint of step {step} is the last one in {}", foreign_path(path))
                 }
-                None => format!("there is no checkpoint in {}", path.display()),
+                None => format!("there is no checkpoint in {}", foreign_path(path)),
             }
         })
     }
 
-    /// Keeps the autoencoder of a run that is not finished. Returns its path.
-    pub(crate) fn save_current_sae(&self) -> Result<PathBuf> {
-        self.folder.save_sae(&self.current_sae()?)
+    /// Waits for the steps that have begun, and keeps what there is of a run that is not finished: a checkpoint and the
+    /// autoencoder. Returns their folders.
+    pub(crate) fn save(&mut self) -> Result<(PathBuf, PathBuf)> {
+        self.settle()??;
+        Ok((self.save_checkpoint()?, self.folder.save_sae(&self.current_sae()?)?))
+    }
+
+    /// If the run's folder is gone, a checkpoint beside the place where it was. Returns its folder.
+    pub(crate) fn rescue(&self) -> Option<PathBuf> {
+        if self.begun == 0 || self.folder.is_there() {
+            return None;
+        }
+        let mut name = self.folder.path().file_name()?.to_owned();
+        name.push(format!(".rescued-step-{:08}", self.step));
+        let beside = self.folder.path().with_file_name(name);
+        let save = || checkpoint::save(&beside, &self.current_sae()?, &self.engine.state()?);
+        (!beside.exists() && save().is_ok()).then_some(beside)
     }
 
     /// The autoencoder as it is now, with the running frequencies.
@@ -285,12 +307,12 @@ impl Run {
 
     /// An error of the engine with the step, the store and what is left to go on from.
     pub(crate) fn step_error(&self, error: EngineError) -> anyhow::Error {
-        let stores = self.plan.stores.iter().map(|store| store.path().display().to_string());
+        let stores = self.plan.stores.iter().map(|store| foreign_path(store.path()).to_string());
         let stores = stores.collect::<Vec<_>>().join(", ");
         let kept = match checkpoints(self.folder.path()).ok().and_then(|mut all| all.pop()) {
             Some((_, folder)) => format!(
                 "The last good checkpoint is {}; a new run can start from it with --init-from",
-                folder.display()
+                foreign_path(&folder)
             ),
             None => "There is no checkpoint yet".to_owned(),
         };

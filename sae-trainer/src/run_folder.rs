@@ -8,27 +8,36 @@
 //!     sae/              the autoencoder in SAELens' format, once the run is finished or interrupted
 //!     summary.json      once the run is finished
 //! ```
+//!
+//! The JSON objects are sealed (see [`durable_files::check_seal`]), the folders of autoencoders carry checksums.
 
+use std::fmt::{self, Display};
 use std::fs::{self, File, TryLockError};
-use std::io::{BufRead, BufReader, Write};
+use std::io::{ErrorKind, Write};
+use std::os::unix::fs::MetadataExt;
 use std::path::{Path, PathBuf};
 
 use activation_store::{Store, StoreSpec};
 use anyhow::{Context, Result, bail, ensure};
 use sae::Sae;
+use serde::de::DeserializeOwned;
 use serde::{Deserialize, Serialize};
+use serde_json::Value;
+use terminal::foreign_path;
 
 use crate::arguments::SettingArguments;
 use crate::checkpoint;
 use crate::engine::EngineState;
-use crate::record::Summary;
+use crate::record::{Summary, number};
 use crate::settings::Settings;
+use crate::sweep::SWEEP;
 
 const FORMAT: u32 = 1;
-const CONFIG: &str = "config.json";
-const METRICS: &str = "metrics.jsonl";
+pub(crate) const CONFIG: &str = "config.json";
+pub(crate) const METRICS: &str = "metrics.jsonl";
 const CHECKPOINTS: &str = "checkpoints";
-const SUMMARY: &str = "summary.json";
+pub(crate) const SUMMARY: &str = "summary.json";
+pub(crate) const SAE: &str = "sae";
 const LOCK: &str = ".lock";
 
 /// `config.json`.
@@ -73,20 +82,7 @@ impl RunConfig {
 
     /// The configuration of the run in `folder`, if it holds one.
     pub(crate) fn read(folder: &Path) -> Result<Option<RunConfig>> {
-        let path = folder.join(CONFIG);
-        if !path.exists() {
-            return Ok(None);
-        }
-        let text = fs::read(&path).with_context(|| format!("cannot read {}", path.display()))?;
-        let config: RunConfig = serde_json::from_slice(&text)
-            .with_context(|| format!("{} is not the configuration of a run", path.display()))?;
-        ensure!(
-            config.format == FORMAT,
-            "{} has format {}; this program reads format {FORMAT}",
-            path.display(),
-            config.format
-        );
-        Ok(Some(config))
+        read_json(&folder.join(CONFIG), Some(FORMAT), "the configuration of a run")
     }
 
     /// Where `other` is another run, one sentence for each value.
@@ -96,7 +92,8 @@ impl RunConfig {
             && self.stores.iter().zip(&other.stores).all(|(here, there)| here.same_rows(there));
         if !same {
             let names = |config: &RunConfig| {
-                let paths = config.stores.iter().map(|s| format!("{} ({} rows)", s.path.display(), s.rows));
+                let paths =
+                    config.stores.iter().map(|s| format!("{} ({} rows)", foreign_path(&s.path), s.rows));
                 paths.collect::<Vec<_>>().join(", ")
             };
             found.push(format!("the stores are {} there and {} here", names(self), names(other)));
@@ -132,7 +129,9 @@ pub(crate) fn program() -> String {
 pub(crate) struct RunFolder {
     path: PathBuf,
     metrics: File,
-    _lock: File,
+    /// Lines of `metrics.jsonl` that could not be written yet.
+    unwritten: String,
+    lock: File,
 }
 
 impl RunFolder {
@@ -141,7 +140,7 @@ impl RunFolder {
         if !path.exists() || is_empty(path)? {
             return Ok(());
         }
-        let here = path.display();
+        let here = foreign_path(path);
         let Some(there) = RunConfig::read(path)? else {
             bail!("{here} is not empty and not a run; choose another --out");
         };
@@ -159,7 +158,7 @@ impl RunFolder {
             differences.is_empty(),
             "cannot resume {}: {}. Leave those flags out to continue the run, or choose another --out to \
              start a new one",
-            path.display(),
+            foreign_path(path),
             differences.join("; ")
         );
         Ok(())
@@ -168,28 +167,63 @@ impl RunFolder {
     /// Creates the folder or takes up the run in it, and writes `config`.
     pub(crate) fn open(path: &Path, config: &RunConfig) -> Result<RunFolder> {
         let lock = lock(path)?;
-        let text = serde_json::to_vec_pretty(config).expect("a configuration is plain data");
-        sae::replace_file(&path.join(CONFIG), &text)?;
+        for folder in [path.to_path_buf(), path.join(CHECKPOINTS)] {
+            if folder.exists() {
+                durable_files::tidy(&folder)?;
+            }
+        }
+        let text = durable_files::sealed_document(config);
+        durable_files::replace_file(&path.join(CONFIG), text.as_bytes())?;
         let metrics = path.join(METRICS);
         let metrics = File::options()
             .append(true)
             .create(true)
             .open(&metrics)
-            .with_context(|| format!("cannot write {}", metrics.display()))?;
-        Ok(RunFolder { path: path.to_path_buf(), metrics, _lock: lock })
+            .with_context(|| format!("cannot write {}", foreign_path(&metrics)))?;
+        Ok(RunFolder { path: path.to_path_buf(), metrics, unwritten: String::new(), lock })
     }
 
     pub(crate) fn path(&self) -> &Path {
         &self.path
     }
 
+    /// Whether the folder is still the one that this process holds.
+    pub(crate) fn is_there(&self) -> bool {
+        let identity = |metadata: fs::Metadata| (metadata.dev(), metadata.ino());
+        let there = fs::metadata(self.path.join(LOCK)).map(identity);
+        matches!((there, self.lock.metadata().map(identity)), (Ok(there), Ok(held)) if there == held)
+    }
+
+    /// An error unless the folder is still there: what is written into another of its name is no part of this run.
+    fn check_there(&self) -> Result<()> {
+        let folder = foreign_path(&self.path);
+        ensure!(self.is_there(), "{folder} was removed or replaced while the run was under way");
+        Ok(())
+    }
+
     /// Adds a line to `metrics.jsonl`.
     pub(crate) fn record(&mut self, record: &impl Serialize) -> Result<()> {
-        let mut line = serde_json::to_vec(record).expect("a record is plain data");
-        line.push(b'\n');
-        self.metrics
-            .write_all(&line)
-            .with_context(|| format!("cannot write {}", self.path.join(METRICS).display()))
+        self.check_there()?;
+        let line = durable_files::sealed_line(record) + "\n";
+        self.unwritten.push_str(&line);
+        self.write_lines()
+    }
+
+    /// Writes the lines that are still to be written: again all of them where the disk took a part. A checkpoint is only
+    /// made behind them, or its run would go on with a hole in its log.
+    fn write_lines(&mut self) -> Result<()> {
+        let write = |file: &mut File, lines: &str| -> std::io::Result<()> {
+            let before = file.metadata()?.len();
+            let written = file.write_all(lines.as_bytes());
+            if written.is_err() {
+                let _ = file.set_len(before); // the first error is the one to tell
+            }
+            written
+        };
+        write(&mut self.metrics, &self.unwritten)
+            .with_context(|| format!("cannot write {}", foreign_path(&self.path.join(METRICS))))?;
+        self.unwritten.clear();
+        Ok(())
     }
 
     /// Takes back what `metrics.jsonl` says about anything after `step`: lines that a killed process
@@ -201,73 +235,108 @@ impl RunFolder {
             step: u64,
         }
         let path = self.path.join(METRICS);
-        let read = || -> std::io::Result<Vec<u8>> {
-            let mut kept = Vec::new();
-            for line in BufReader::new(File::open(&path)?).split(b'\n') {
-                let line = line?;
-                // A torn last line is none.
-                let Ok(Line { kind, step: of }) = serde_json::from_slice(&line) else { continue };
-                if of < step || (of == step && kind == "step") {
-                    kept.extend_from_slice(&line);
-                    kept.push(b'\n');
+        let mut kept = Vec::new();
+        for (at, line) in logged_lines(&self.path)?.into_iter().enumerate() {
+            let text = match line {
+                Ok(LoggedLine { text, .. }) => {
+                    let Line { kind, step: of } =
+                        serde_json::from_slice(&text).with_context(|| not_a_log(&path, at))?;
+                    if of > step || (of == step && kind != "step") {
+                        break;
+                    }
+                    text
                 }
-            }
-            Ok(kept)
-        };
-        let kept = read().with_context(|| format!("cannot read {}", path.display()))?;
-        sae::replace_file(&path, &kept)?;
+                // Of which step it was is not known; whoever finds it later is better off than without it.
+                Err(line) => {
+                    terminal::say!("{}; the line is kept as it is", damaged_line(&path, at, &line));
+                    line.text
+                }
+            };
+            kept.extend_from_slice(&text);
+            kept.push(b'\n');
+        }
+        durable_files::replace_file(&path, &kept)?;
         self.metrics = File::options()
             .append(true)
             .open(&path)
-            .with_context(|| format!("cannot write {}", path.display()))?;
+            .with_context(|| format!("cannot write {}", foreign_path(&path)))?;
         let summary = self.path.join(SUMMARY);
         if summary.exists() {
-            fs::remove_file(&summary).with_context(|| format!("cannot remove {}", summary.display()))?;
+            fs::remove_file(&summary).with_context(|| format!("cannot remove {}", foreign_path(&summary)))?;
+        }
+        Ok(())
+    }
+
+    /// Gives checkpoints that cannot be continued from another name, so that they are not counted as such.
+    pub(crate) fn set_aside(&self, checkpoints: &[PathBuf]) -> Result<()> {
+        for checkpoint in checkpoints {
+            let mut aside = checkpoint.clone().into_os_string();
+            aside.push(".damaged");
+            let aside = PathBuf::from(aside);
+            if aside.exists() {
+                durable_files::remove_folder(&aside)?;
+            }
+            fs::rename(checkpoint, &aside)
+                .with_context(|| format!("cannot rename {}", foreign_path(checkpoint)))?;
+            terminal::say!("it is kept as {}; nothing needs it any more", foreign_path(&aside));
         }
         Ok(())
     }
 
     /// Writes the checkpoint of `state`, then removes older ones beyond `keep`. Returns its folder.
     pub(crate) fn checkpoint(&mut self, sae: &Sae, state: &EngineState, keep: usize) -> Result<PathBuf> {
+        self.check_there()?;
+        self.write_lines()?;
         // What was logged before the checkpoint has to survive as long as the checkpoint.
         let metrics = self.path.join(METRICS);
-        self.metrics.sync_data().with_context(|| format!("cannot write {}", metrics.display()))?;
+        self.metrics.sync_data().with_context(|| format!("cannot write {}", foreign_path(&metrics)))?;
         let folder = self.path.join(CHECKPOINTS).join(format!("step-{:08}", state.step));
         checkpoint::save(&folder, sae, state)?;
         let mut checkpoints = checkpoints(&self.path)?;
         checkpoints.truncate(checkpoints.len().saturating_sub(keep));
         for (_, old) in checkpoints {
-            fs::remove_dir_all(&old).with_context(|| format!("cannot remove {}", old.display()))?;
+            durable_files::remove_folder(&old)?;
         }
         Ok(folder)
     }
 
     /// Writes `sae/`. Returns its path.
     pub(crate) fn save_sae(&self, sae: &Sae) -> Result<PathBuf> {
-        let folder = self.path.join("sae");
-        sae.save(&folder).with_context(|| format!("cannot write {}", folder.display()))?;
+        self.check_there()?;
+        let folder = self.path.join(SAE);
+        sae.save(&folder).with_context(|| format!("cannot write {}", foreign_path(&folder)))?;
         Ok(folder)
     }
 
     pub(crate) fn save_summary(&self, summary: &Summary) -> Result<()> {
-        let text = serde_json::to_vec_pretty(summary).expect("a summary is plain data");
-        Ok(sae::replace_file(&self.path.join(SUMMARY), &text)?)
+        self.check_there()?;
+        let text = durable_files::sealed_document(summary);
+        Ok(durable_files::replace_file(&self.path.join(SUMMARY), text.as_bytes())?)
     }
 }
 
 /// The checkpoints of the run in `folder`: step and path, the oldest first.
 pub(crate) fn checkpoints(folder: &Path) -> Result<Vec<(u64, PathBuf)>> {
+    let step = |path: &Path| path.file_name()?.to_str()?.strip_prefix("step-")?.parse().ok();
+    let folders = checkpoint_folders(folder)?.into_iter();
+    let mut found: Vec<_> = folders.filter_map(|path| Some((step(&path)?, path))).collect();
+    found.sort();
+    Ok(found)
+}
+
+/// The folders of checkpoints of the run in `folder`, those that were set aside too, sorted.
+pub(crate) fn checkpoint_folders(folder: &Path) -> Result<Vec<PathBuf>> {
     let path = folder.join(CHECKPOINTS);
     if !path.exists() {
         return Ok(Vec::new());
     }
-    let error = || format!("cannot read {}", path.display());
+    let error = || format!("cannot read {}", foreign_path(&path));
     let mut found = Vec::new();
     for entry in fs::read_dir(&path).with_context(error)? {
         let entry = entry.with_context(error)?;
-        let step = entry.file_name().to_str().and_then(|name| name.strip_prefix("step-")?.parse().ok());
-        if let Some(step) = step {
-            found.push((step, entry.path()));
+        let is_checkpoint = entry.file_name().to_str().is_some_and(|name| name.starts_with("step-"));
+        if is_checkpoint && entry.path().is_dir() {
+            found.push(entry.path());
         }
     }
     found.sort();
@@ -276,20 +345,43 @@ pub(crate) fn checkpoints(folder: &Path) -> Result<Vec<(u64, PathBuf)>> {
 
 /// The summary of the run in `folder`, if it is finished.
 pub(crate) fn summary(folder: &Path) -> Result<Option<Summary>> {
-    let path = folder.join(SUMMARY);
-    if !path.exists() {
-        return Ok(None);
+    read_json(&folder.join(SUMMARY), None, "the summary of a run")
+}
+
+/// A sealed JSON file of a run or a sweep, if it is there: `what` it is, and of which format it has to be.
+pub(crate) fn read_json<T: DeserializeOwned>(
+    path: &Path,
+    format: Option<u32>,
+    what: &str,
+) -> Result<Option<T>> {
+    #[derive(Deserialize)]
+    struct Format {
+        format: u32,
     }
-    let text = fs::read(&path).with_context(|| format!("cannot read {}", path.display()))?;
-    let summary = serde_json::from_slice(&text);
-    Ok(Some(summary.with_context(|| format!("{} is not the summary of a run", path.display()))?))
+    let shown = foreign_path(path);
+    let text = match fs::read(path) {
+        Err(error) if matches!(error.kind(), ErrorKind::NotFound | ErrorKind::NotADirectory) => {
+            return Ok(None);
+        }
+        text => text.with_context(|| format!("cannot read {shown}"))?,
+    };
+    durable_files::check_seal(&text).with_context(|| format!("{shown} is damaged"))?;
+    // Of another format the rest would be a riddle.
+    if let (Some(format), Ok(found)) = (format, serde_json::from_slice::<Format>(&text)) {
+        let found = found.format;
+        ensure!(found == format, "{shown} has format {found}; this program reads format {format}");
+    }
+    Ok(Some(serde_json::from_slice(&text).with_context(|| format!("{shown} is not {what}"))?))
 }
 
 /// What a plot wants of a line of `metrics.jsonl`.
 #[derive(Debug, Clone, Copy, PartialEq, Deserialize)]
 pub(crate) struct LoggedStep {
     pub(crate) tokens: u64,
+    #[serde(deserialize_with = "number")]
     pub(crate) l0: f64,
+    /// NaN where it is undefined.
+    #[serde(deserialize_with = "number")]
     pub(crate) mse_centered: f64,
 }
 
@@ -300,40 +392,98 @@ pub(crate) fn logged_steps(folder: &Path) -> Result<Vec<LoggedStep>> {
         kind: String,
     }
     let path = folder.join(METRICS);
-    let text = fs::read_to_string(&path).with_context(|| format!("cannot read {}", path.display()))?;
     let mut steps = Vec::new();
-    for line in text.lines() {
-        // A torn last line is none.
-        let Ok(Line { kind }) = serde_json::from_str(line) else { continue };
+    for (at, line) in logged_lines(folder)?.into_iter().enumerate() {
+        let text = match line {
+            Ok(line) => line.text,
+            Err(line) => {
+                terminal::say!("{}; it is left out", damaged_line(&path, at, &line));
+                continue;
+            }
+        };
+        let Line { kind } = serde_json::from_slice(&text).with_context(|| not_a_log(&path, at))?;
         if kind == "step" {
-            let step = serde_json::from_str(line);
-            steps.push(step.with_context(|| format!("{} is not the log of a run", path.display()))?);
+            steps.push(serde_json::from_slice(&text).with_context(|| not_a_log(&path, at))?);
         }
     }
     Ok(steps)
 }
 
+fn damaged_line(path: &Path, at: usize, line: &DamagedLine) -> String {
+    format!("{}: line {} is damaged: {line}", foreign_path(path), at + 1)
+}
+
+fn not_a_log(path: &Path, at: usize) -> String {
+    format!("{}: line {} is not of the log of a run", foreign_path(path), at + 1)
+}
+
+/// A line of `metrics.jsonl` that is what was written, as far as that is known.
+#[derive(Debug)]
+pub(crate) struct LoggedLine {
+    text: Vec<u8>,
+    /// It carries a checksum.
+    pub(crate) is_sealed: bool,
+}
+
+/// A line of `metrics.jsonl` that is not what was written.
+#[derive(Debug)]
+pub(crate) struct DamagedLine {
+    text: Vec<u8>,
+    reason: String,
+}
+
+impl Display for DamagedLine {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(&self.reason)
+    }
+}
+
+/// The lines of `metrics.jsonl` of the run in `folder`. What a killed process did not write to its end is no line.
+pub(crate) fn logged_lines(folder: &Path) -> Result<Vec<Result<LoggedLine, DamagedLine>>> {
+    let path = folder.join(METRICS);
+    let text = fs::read(&path).with_context(|| format!("cannot read {}", foreign_path(&path)))?;
+    let mut lines: Vec<&[u8]> = text.split(|byte| *byte == b'\n').collect();
+    // Behind the last newline: nothing, or what was torn.
+    lines.pop();
+    let check = |line: &[u8]| {
+        let is_sealed = durable_files::check_seal(line).map_err(|broken| broken.to_string())?;
+        serde_json::from_slice::<Value>(line).map_err(|error| error.to_string())?;
+        Ok(is_sealed)
+    };
+    let logged = lines.into_iter().map(|line| match check(line) {
+        Ok(is_sealed) => Ok(LoggedLine { text: line.to_vec(), is_sealed }),
+        Err(reason) => Err(DamagedLine { text: line.to_vec(), reason }),
+    });
+    Ok(logged.collect())
+}
+
 /// Creates a folder and holds it against a second process as long as the returned file is open.
 pub(crate) fn lock(path: &Path) -> Result<File> {
-    fs::create_dir_all(path).with_context(|| format!("cannot create {}", path.display()))?;
+    fs::create_dir_all(path).with_context(|| format!("cannot create {}", foreign_path(path)))?;
     let lock =
-        File::create(path.join(LOCK)).with_context(|| format!("cannot write to {}", path.display()))?;
+        File::create(path.join(LOCK)).with_context(|| format!("cannot write to {}", foreign_path(path)))?;
     match lock.try_lock() {
         Ok(()) => Ok(lock),
         Err(TryLockError::WouldBlock) => {
-            bail!("another process is training in {}; wait for it or stop it", path.display())
+            bail!("another process is training in {}; wait for it or stop it", foreign_path(path))
         }
         Err(TryLockError::Error(error)) => {
-            Err(error).with_context(|| format!("cannot lock {}", path.display()))
+            Err(error).with_context(|| format!("cannot lock {}", foreign_path(path)))
         }
     }
 }
 
-/// Whether nothing is in a folder. A process that was stopped before it wrote anything leaves its lock.
+/// Whether nothing is in a folder but what a process leaves that was stopped before it had written anything: its lock, and
+/// the beginning of a first file under the names that this version and older ones give it.
 pub(crate) fn is_empty(folder: &Path) -> Result<bool> {
-    let error = || format!("cannot read {}", folder.display());
+    let error = || format!("cannot read {}", foreign_path(folder));
+    let is_remains = |name: &str| {
+        let first = durable_files::finished_name(name)
+            .or_else(|| name.strip_prefix('.').and_then(|name| name.strip_suffix(".new")));
+        name == LOCK || first.is_some_and(|first| [CONFIG, SWEEP].contains(&first))
+    };
     for entry in fs::read_dir(folder).with_context(error)? {
-        if entry.with_context(error)?.file_name() != LOCK {
+        if !entry.with_context(error)?.file_name().to_str().is_some_and(is_remains) {
             return Ok(false);
         }
     }

@@ -6,7 +6,7 @@
 //! of the L1 model it compares with. The paper has no tanh or log; their defaults give the slope at zero
 //! that approx-l0's have.
 
-use anyhow::{Result, bail, ensure};
+use anyhow::{Context, Result, bail, ensure};
 use serde::{Deserialize, Serialize};
 
 use crate::arguments::{
@@ -17,6 +17,9 @@ use crate::engine::{Adam, DecoderNorm, FrequencyPenalty, LossSpec, Mse, Penalty,
 
 /// The penalty without `--loss`.
 const DEFAULT_PENALTY: PenaltyChoice = PenaltyChoice::ApproxL0;
+
+/// Rows that a run trains on: a number that JSON and float64 hold exactly.
+const MOST_ROWS: u64 = 1 << 53;
 
 /// Everything that defines a run, apart from the rows of the store and the weights of `--init-from`.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
@@ -91,7 +94,13 @@ impl Settings {
         let features = match (initial, model.features) {
             (Some(initial), _) => initial.features as u64,
             (None, Some(features)) => features,
-            (None, None) => width as u64 * model.expansion.unwrap_or(32),
+            (None, None) => {
+                let times = model.expansion.unwrap_or(32);
+                (width as u64).checked_mul(times).with_context(|| {
+                    let most = u64::from(u32::MAX) / width as u64;
+                    format!("--expansion is {times}, and with rows of width {width} it can be at most {most}")
+                })?
+            }
         };
         if let Some(initial) = initial {
             ensure!(
@@ -149,6 +158,19 @@ impl Settings {
 
     fn check(&self) -> Result<()> {
         ensure!(self.steps >= 1, "a run needs at least 1 step");
+        let most = MOST_ROWS / self.step.batch as u64;
+        ensure!(
+            self.steps <= most,
+            "{} steps are too many: with batches of {} rows there can be at most {most}",
+            self.steps,
+            self.step.batch
+        );
+        // Flags are checked where they are read; these may have come from a file that somebody changed.
+        let positive = |value: f64| (value as f32).is_finite() && value as f32 > 0.0;
+        ensure!(positive(self.lr), "lr is {}, but it must be a number above 0", self.lr);
+        for scale in &self.epsilon_scales {
+            ensure!(positive(*scale), "an epsilon is {scale} times the first one: all must be above 0");
+        }
         ensure!(
             self.lr_decay_steps <= self.steps,
             "--lr-decay-steps is {}, more than the {} steps of the run",
@@ -336,6 +358,52 @@ mod tests {
         assert_eq!(step.decoder_norm, DecoderNorm::Unit);
         assert_eq!(step.adam, Adam { beta1: 0.9, beta2: 0.999, epsilon: 1e-8 });
         assert!(!step.pre_bias && !settings.drop_bos);
+    }
+
+    #[test]
+    fn counts_beyond_all_bounds_are_refused_with_the_most_there_can_be() {
+        let most = u64::MAX.to_string();
+        for line in [
+            "--expansion MOST",
+            "--features MOST",
+            "--features 4G",
+            "--batch MOST",
+            "--batch 4G --features 64",
+            "--steps MOST",
+            "--tokens MOST --batch 1 --features 64",
+            "--sparsity-window MOST",
+            "--sparsity-window 4000000000 --batch 1",
+            "--features 1G --sparsity-window 10000",
+        ] {
+            let words: Vec<String> = line.split(' ').map(|word| word.replace("MOST", &most)).collect();
+            let told = error(&words.iter().map(|word| &**word).collect::<Vec<_>>());
+            assert!(told.contains("at most"), "{line}: {told}");
+        }
+        for line in
+            ["--eval-rows MOST", "--dead-rows MOST", "--warmup-steps MOST", "--tokens 1000T --batch 1"]
+        {
+            let words: Vec<String> = line.split(' ').map(|word| word.replace("MOST", &most)).collect();
+            let settings = resolve(&words.iter().map(|word| &**word).collect::<Vec<_>>());
+            if let Ok(settings) = settings {
+                let _ = (settings.dead_steps(), crate::schedule::at(&settings, settings.steps - 1));
+            }
+        }
+    }
+
+    #[test]
+    fn numbers_that_no_flag_can_give_are_refused_too() {
+        for (name, value) in
+            [("lr", -1.0), ("lr", f64::NAN), ("lr", 0.0), ("epsilon", -0.2), ("coefficient", -1.0)]
+        {
+            let mut arguments = arguments(&[]);
+            match name {
+                "lr" => arguments.length.lr = Some(value),
+                "epsilon" => arguments.loss.epsilon = vec![0.2, value],
+                _ => arguments.loss.l0_coefficient = Some(value),
+            }
+            let told = Settings::resolve(&arguments, 768, None).unwrap_err().to_string();
+            assert!(told.contains(name) && told.contains(&value.to_string()) || name == "epsilon", "{told}");
+        }
     }
 
     #[test]

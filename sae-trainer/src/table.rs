@@ -24,9 +24,18 @@ pub(crate) fn pairs(rows: &[(&str, String)]) -> String {
     rows.iter().map(|(name, value)| format!("  {name:<width$}  {value}\n")).collect()
 }
 
+/// For a metric whose divisor is 0, such as the explained variance of rows that are all equal.
+const UNDEFINED: &str = "undefined";
+
+/// A share of one with four decimals: `0.9439`.
+pub(crate) fn share(value: f64) -> String {
+    if value.is_nan() { UNDEFINED.into() } else { format!("{value:.4}") }
+}
+
 /// A small number with three significant digits: `7.12e-4`, `0.0557`, `88.6`.
 pub(crate) fn number(value: f64) -> String {
     match value.abs() {
+        v if v.is_nan() => UNDEFINED.into(),
         0.0 => "0".into(),
         v if v < 0.01 => format!("{value:.2e}"),
         v if v < 1.0 => format!("{value:.4}"),
@@ -64,6 +73,10 @@ mod tests {
     fn numbers_keep_three_digits_or_so() {
         let texts = [0.000_712, 0.0557, 0.944, 7.125, 88.61, 1234.5].map(number);
         assert_eq!(texts, ["7.12e-4", "0.0557", "0.9440", "7.12", "88.6", "1234"]);
+        assert_eq!(
+            (number(f64::NAN), share(f64::NAN), share(0.5)),
+            ("undefined".into(), "undefined".into(), "0.5000".into())
+        );
         assert_eq!(grouped(24_576), "24,576");
         assert_eq!(
             (grouped(7), grouped(123), grouped(1_000_000)),

@@ -5,9 +5,12 @@
 //! does not depend on the others: it has its own engine, schedule, folder and checkpoints, and sees the batches that it
 //! would see alone. On the CPU the engines step one after the other on the same batch, each on all threads.
 
+use std::path::PathBuf;
 use std::time::Duration;
 
+use activation_store::Store;
 use anyhow::{Context, Result, ensure};
+use terminal::{Interrupt, foreign_path};
 
 use crate::announce;
 use crate::arguments::{RunArguments, TrainArguments};
@@ -15,7 +18,6 @@ use crate::batches::Batches;
 use crate::compute::Compute;
 use crate::engine::{Engine, EngineError};
 use crate::evaluation::{evaluate, stream_options};
-use crate::interrupt::Interrupt;
 use crate::plan::Plan;
 use crate::progress::Progress;
 use crate::record::Summary;
@@ -26,7 +28,7 @@ use crate::sweep::SweepFolder;
 /// Trains one run, and returns the process' exit code: 0, or 130 after Ctrl-C.
 pub(crate) fn train(arguments: TrainArguments) -> Result<u8> {
     let interrupt = Interrupt::listen().context("cannot listen for Ctrl-C")?;
-    let plan = Plan::new(&arguments, std::env::args().collect::<Vec<_>>().join(" "))?;
+    let plan = Plan::new(&arguments, terminal::command_line())?;
     let json = arguments.run.json;
     let ready = Ready::new(vec![plan], arguments.run, interrupt, |plans, batches, compute| {
         announce::settings(&plans[0], batches, compute)
@@ -40,9 +42,9 @@ pub(crate) fn train(arguments: TrainArguments) -> Result<u8> {
     }
     for summary in &summaries {
         if json {
-            println!("{}", serde_json::to_string(summary)?);
+            terminal::report!("{}", serde_json::to_string(summary)?);
         } else {
-            print!("{}", announce::summary(summary));
+            terminal::report!("{}", announce::summary(summary).trim_end());
         }
     }
     Ok(0)
@@ -70,14 +72,19 @@ impl Ready {
         let threads = threads(&flags);
         let compute = Compute::choose(flags.device, threads)?;
         let (stores, options) = (plans[0].stores.clone(), stream_options(settings, threads));
+        let enough = |rows: u64| {
+            let batch = settings.step.batch;
+            ensure!(
+                rows >= batch as u64,
+                "the store has {rows} rows, fewer than a batch of {batch}: lower --batch, or dump more text"
+            );
+            Ok(())
+        };
+        // Before anything of a batch's size is made.
+        enough(stores.iter().map(Store::rows).sum())?;
         let mut batches = Batches::new(stores, options, matches!(compute, Compute::Cuda { .. }))
             .context("cannot read the store in batches")?;
-        ensure!(
-            batches.rows_per_epoch() >= settings.step.batch as u64,
-            "the store has {} rows, fewer than a batch of {}: lower --batch, or dump more text",
-            batches.rows_per_epoch(),
-            settings.step.batch
-        );
+        enough(batches.rows_per_epoch())?;
         announce(&plans, &batches, &compute)?;
         let all: Vec<&Settings> = plans.iter().map(Plan::settings).collect();
         compute.check_memory(&all)?;
@@ -94,7 +101,7 @@ impl Ready {
         let runs: Vec<Run> = runs.into_iter().map(|run| run.start(&flags)).collect::<Result<_>>()?;
         let training = Training { flags, interrupt, batches, runs, sweep, lost: Vec::new() };
         if resumed {
-            eprintln!("continuing after step {}", training.step());
+            terminal::say!("continuing after step {}", training.step());
         }
         Ok(training)
     }
@@ -137,15 +144,17 @@ impl Training {
         let interrupted = self.steps(steps, &mut progress);
         progress.finish();
         let elapsed = progress.elapsed();
-        let interrupted = interrupted?;
-        if self.runs.is_empty() {
-            return Ok(End::Finished { summaries: Vec::new(), lost: self.lost });
+        match interrupted {
+            Err(error) => return Err(self.keep(error)),
+            Ok(_) if self.runs.is_empty() => {
+                return Ok(End::Finished { summaries: Vec::new(), lost: self.lost });
+            }
+            Ok(Some(code)) => return self.stop(code),
+            Ok(None) => {}
         }
-        if let Some(code) = interrupted {
-            return self.stop(code);
-        }
-        for run in self.runs.iter_mut().filter(|run| run.is_unsaved()) {
-            run.save_checkpoint()?;
+        let mut unsaved = self.runs.iter_mut().filter(|run| run.is_unsaved());
+        if let Err(error) = unsaved.try_for_each(|run| run.save_checkpoint().map(drop)) {
+            return Err(self.keep(error));
         }
         self.conclude(elapsed)
     }
@@ -216,7 +225,7 @@ impl Training {
             let run = self.runs.remove(at);
             if let Some(sweep) = &mut self.sweep {
                 sweep.diverged(run.path(), &error)?;
-                progress.say(&format!("{}: {error:#}", run.path().display()));
+                progress.say(&format!("{}: {error:#}", foreign_path(run.path())));
             }
             self.lost.push(error);
         }
@@ -232,46 +241,88 @@ impl Training {
         let (stores, settings) = (self.runs[0].plan.stores.clone(), self.runs[0].settings().clone());
         let mut engines: Vec<&mut dyn Engine> =
             self.runs.iter_mut().map(|run| &mut *run.engine as _).collect();
-        let evaluated = evaluate(&mut engines, &stores, &settings, threads, &self.interrupt)?;
+        let evaluated = match evaluate(&mut engines, &stores, &settings, threads, &self.interrupt) {
+            Ok(evaluated) => evaluated,
+            Err(error) => return Err(self.keep(error)),
+        };
         let Some((sums, rows_of_the_store)) = evaluated else {
             let code = self.interrupt.requested().unwrap_or(130);
             return self.stop(code);
         };
-        let mut summaries = Vec::new();
+        let (mut summaries, mut failed) = (Vec::new(), None);
         for (run, sums) in self.runs.iter_mut().zip(&sums) {
             let session = run.session(elapsed, waiting);
-            summaries.push(run.conclude(sums, rows_of_the_store, session)?);
+            match run.conclude(sums, rows_of_the_store, session) {
+                Ok(summary) => summaries.push(summary),
+                // The others are not to suffer from it.
+                Err(error) => failed = failed.or(Some(error)),
+            }
         }
         if let Some(sweep) = &mut self.sweep {
             sweep.finished(&summaries)?;
         }
-        Ok(End::Finished { summaries, lost: self.lost })
+        match failed {
+            Some(error) => Err(self.keep(error)),
+            None => Ok(End::Finished { summaries, lost: self.lost }),
+        }
     }
 
     /// Keeps what there is after a Ctrl-C, and says how to go on.
     fn stop(mut self, code: u8) -> Result<End> {
-        let mut saved = Vec::new();
-        for run in &mut self.runs {
-            saved.push((run.save_checkpoint()?, run.save_current_sae()?));
+        let (saved, failed) = self.save();
+        self.say_stopped(&saved, "continue with");
+        match failed {
+            Some(error) => Err(error),
+            None => Ok(End::Interrupted(code)),
         }
+    }
+
+    /// Keeps what there is when something ends all runs that is not their own fault: a store that cannot be read, a disk
+    /// that is full. `error`, which is handed back, is what there is to tell; where saving fails too, it has the same cause.
+    fn keep(&mut self, error: anyhow::Error) -> anyhow::Error {
+        let (saved, _) = self.save();
+        self.say_stopped(&saved, "once the cause below is mended, continue with");
+        for run in &self.runs {
+            if let Some(folder) = run.rescue() {
+                let (step, folder) = (run.step, foreign_path(&folder));
+                terminal::say!("saved the state after step {step} in {folder}; --init-from starts from it");
+            }
+        }
+        error
+    }
+
+    /// Saves a checkpoint and the autoencoder of every run that has done a step, as far as that can be; also returns the
+    /// first failure.
+    fn save(&mut self) -> (Vec<(PathBuf, PathBuf)>, Option<anyhow::Error>) {
+        let (mut saved, mut failed) = (Vec::new(), None);
+        for run in self.runs.iter_mut().filter(|run| run.begun > 0) {
+            match run.save() {
+                Ok(paths) => saved.push(paths),
+                Err(error) => failed = failed.or(Some(error)),
+            }
+        }
+        (saved, failed)
+    }
+
+    fn say_stopped(&self, saved: &[(PathBuf, PathBuf)], how_to_go_on: &str) {
+        let Some((checkpoint, sae)) = saved.first() else { return };
         let (step, steps) = (self.step(), self.runs[0].settings().steps);
-        match (&self.sweep, &saved[..]) {
-            (None, [(checkpoint, sae), ..]) => eprintln!(
-                "stopped after step {step} of {steps}; saved {} and {}\ncontinue with: sae-trainer --resume --out {}",
-                checkpoint.display(),
-                sae.display(),
-                self.runs[0].path().display()
+        let (what, command, folder) = match &self.sweep {
+            None => (
+                format!("{} and {}", foreign_path(checkpoint), foreign_path(sae)),
+                "sae-trainer",
+                self.runs[0].path(),
             ),
-            (Some(sweep), _) => eprintln!(
-                "stopped after step {step} of {steps}; saved a checkpoint and sae/ of {} runs in {}\ncontinue with: \
-                 sae-trainer sweep --resume --out {}",
-                saved.len(),
-                sweep.path().display(),
-                sweep.path().display()
+            Some(sweep) => (
+                format!("a checkpoint and sae/ of {} runs in {}", saved.len(), foreign_path(sweep.path())),
+                "sae-trainer sweep",
+                sweep.path(),
             ),
-            (None, []) => {}
-        }
-        Ok(End::Interrupted(code))
+        };
+        let folder = foreign_path(folder);
+        terminal::say!(
+            "stopped after step {step} of {steps}; saved {what}\n{how_to_go_on}: {command} --resume --out {folder}"
+        );
     }
 }
 

@@ -4,7 +4,9 @@
 #[path = "../../kernels/tests/emulation/mod.rs"]
 mod emulation;
 
-use emulation::EmulatedDevice;
+use emulation::{EmulatedDevice, EmulatedDriver};
+use kernels::cuda::cuda_device::{CudaDevice, CudaOptions};
+use kernels::cuda::device::Device;
 use sae::Weights;
 use sae_trainer::engine::{
     Adam, CpuEngine, CpuOptions, DecoderNorm, DeviceEngine, DeviceOptions, Engine, EngineError, EngineState,
@@ -130,7 +132,7 @@ fn a_refused_step_and_the_one_behind_it_are_done_the_other_way() {
 }
 
 #[test]
-fn a_bad_batch_stops_itself_and_the_step_behind_it_and_nothing_else() {
+fn a_bad_batch_stops_itself_and_the_steps_behind_it_and_nothing_else() {
     // On the sparse and on the dense path.
     for density in [1.0, 0.0] {
         let mut engine = device_engine(density);
@@ -139,7 +141,8 @@ fn a_bad_batch_stops_itself_and_the_step_behind_it_and_nothing_else() {
         let mut bad = batch(3);
         bad[5 * WIDTH + 2] = f32::NAN;
         assert_eq!(engine.submit(&bad, &schedule(3)).unwrap(), None);
-        let error = engine.submit(&batch(4), &schedule(4)).unwrap_err();
+        assert_eq!(engine.submit(&batch(4), &schedule(4)).unwrap(), None);
+        let error = engine.submit(&batch(5), &schedule(5)).unwrap_err();
         assert_eq!(error, EngineError::NonFiniteRow { row: 5 });
         assert_eq!(engine.finish().unwrap(), None);
         assert!(engine.state().unwrap() == before);
@@ -193,4 +196,51 @@ fn evaluation_takes_any_number_of_rows() {
         errors[BATCH..2 * BATCH],
         device.squared_errors(&rows[BATCH * WIDTH..2 * BATCH * WIDTH]).unwrap()
     );
+}
+
+/// Batches large enough to have a stream of their own: 256 KiB.
+fn large_spec() -> StepSpec {
+    StepSpec { width: 1024, features: 24, batch: 64, ..spec() }
+}
+
+/// Twelve steps on lists that hold every pair, recorded from the fourth on.
+fn train_on_large_batches<D: Device>(device: D) -> (Vec<StepStats>, EngineState) {
+    let (spec, options) = (large_spec(), DeviceOptions { precision: Precision::Fp32, sparse_density: 1.0 });
+    let weights = Weights::init(spec.width, spec.features, 7);
+    let mut engine = DeviceEngine::new(device, spec, &weights, options).unwrap();
+    let mut stats = Vec::new();
+    for step in 0..12 {
+        let numbers = (1000 * step..).flat_map(batch);
+        let mut rows: Vec<f32> = numbers.take(spec.batch * spec.width).collect();
+        stats.extend(engine.submit(&rows, &schedule(step)).unwrap());
+        rows.fill(f32::NAN); // the engine has its own copy
+    }
+    while let Some(done) = engine.finish().unwrap() {
+        stats.push(done);
+    }
+    let state = engine.state().unwrap();
+    (stats, state)
+}
+
+#[test]
+fn a_batch_travels_beside_two_steps_and_no_place_is_written_while_it_is_read() {
+    let folder = tempfile::tempdir().unwrap();
+    for mode in ["lazy", "random:1", "random:2"] {
+        let report = folder.path().join(mode);
+        let driver = EmulatedDriver::new().with("MODE", mode).with("LEAKS", "1");
+        driver.with("REPORT", &report.display().to_string()).pass_test("large_batches_on_the_driver");
+        // Nothing runs on the lazy driver before somebody waits for it: what the copy does not have to wait for is counted.
+        let report = std::fs::read_to_string(report).unwrap();
+        let beside_two =
+            report.lines().find_map(|line| line.strip_prefix("uploads-beside-2-graphs ")?.parse().ok());
+        assert!(mode != "lazy" || beside_two.unwrap_or(0) >= 6, "{report}");
+    }
+}
+
+#[test]
+#[ignore = "started on the emulated driver"]
+fn large_batches_on_the_driver() {
+    let poisoned = CudaOptions { poison: true, ..CudaOptions::default() };
+    let got = train_on_large_batches(CudaDevice::new(&poisoned).unwrap());
+    assert!(got == train_on_large_batches(EmulatedDevice::new()));
 }

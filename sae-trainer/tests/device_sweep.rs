@@ -222,14 +222,14 @@ fn a_batch_that_one_engine_still_reads_is_not_written_over() {
     let device = SharedDevice::new(EmulatedDevice::new());
     let mut engines = specs().map(|spec| sharing(&device, spec, 1.0));
     assert!(engines[0].submit_shared(0, Rows::F32(&batch(0)), &schedule(0)).unwrap().is_none());
-    for step in 0..2 {
+    for step in 0..3 {
         engines[1].submit_shared(step, Rows::F32(&batch(step)), &schedule(step)).unwrap();
     }
-    // The first engine has not said what became of its step on batch 0, whose place the third would take.
-    let error = engines[1].submit_shared(2, Rows::F32(&batch(2)), &schedule(2)).unwrap_err();
+    // The first engine has not said what became of its step on batch 0, whose place the fourth would take.
+    let error = engines[1].submit_shared(3, Rows::F32(&batch(3)), &schedule(3)).unwrap_err();
     assert!(error.to_string().contains("still under way"), "{error}");
     assert_eq!(engines[0].finish().unwrap().map(|stats| stats.step), Some(1));
-    engines[1].submit_shared(2, Rows::F32(&batch(2)), &schedule(2)).unwrap();
+    engines[1].submit_shared(3, Rows::F32(&batch(3)), &schedule(3)).unwrap();
 }
 
 #[test]
@@ -272,8 +272,8 @@ fn memory_is_added_up_before_the_first_engine_is_made() {
     let (one, all) = (needed(&steps[..1]), needed(&steps));
     let each: usize = steps.iter().map(|step| needed(&[*step])).sum();
     assert!(
-        one < all && each == all + 2 * 3 * BATCH_BYTES,
-        "the two batches (and their room in half precision) are shared: {one} {all} {each}"
+        one < all && each == all + 2 * 3 * BATCH_BYTES / 2 * 3,
+        "the three batches (and their room in half precision) are shared: {one} {all} {each}"
     );
     device.with(|device| device.free = all - 1);
     device.check_memory(&steps[..2]).unwrap();

@@ -83,8 +83,10 @@ def test_gradients_and_fifty_steps_equal_pytorchs(example, tmp_path, name, densi
     assert ((fractions > 0) & (fractions < 0.5)).sum() > 100, "features that are on and off"
 
     got = engine(example, tmp_path, case, weights, batches, density)
+    # Float64 runs that are disturbed as float32's may be (rounding.Float32Products) end up to 8e-7 away in a gradient
+    # and up to 2e-6 in weights, where Adam divides a gradient of almost 0 by its like; the engine a third of that.
     for key in sae_steps.NAMES:
-        assert relative(got[f"gradient/{key}"], gradients[key]) < 1e-5, f"gradient of {key}"
+        assert relative(got[f"gradient/{key}"], gradients[key]) < 4e-6, f"gradient of {key}"
         assert relative(got[key], trained[key]) < 1e-5, key
-    assert relative(got["loss"], curves["loss"]) < 1e-5
+    assert relative(got["loss"], curves["loss"]) < 4e-6
     assert (got["l0"] == curves["l0"].astype("float32")).all()

@@ -16,6 +16,7 @@
 //! another model) and what the system refuses is an error.
 
 mod lines;
+mod npy;
 mod parquet;
 mod tokens;
 
@@ -27,6 +28,14 @@ use std::sync::Arc;
 
 use anyhow::{Context, Result, bail};
 use clap::ValueEnum;
+use terminal::{foreign, foreign_path};
+
+/// The longest line of JSON and the longest text in parquet that is read, in bytes: each is in memory as a whole. Plain text
+/// may be of any length.
+pub(crate) const LONGEST: usize = 256 << 20;
+
+/// Bytes of a text file that are in memory at once.
+const PART: usize = 16 << 20;
 
 /// The name that standard input has among the files.
 pub(crate) const STANDARD_INPUT: &str = "-";
@@ -46,6 +55,14 @@ pub(crate) struct Document {
 pub(crate) enum Content {
     /// Text to be tokenized.
     Text(String),
+    /// A part of a text that is too long to be in memory as a whole; its parts follow one another.
+    Part {
+        text: String,
+        /// It is the document's first part.
+        begins: bool,
+        /// It is the document's last part.
+        ends: bool,
+    },
     /// A piece of a stream of tokens in which BOS separates documents.
     Stream {
         tokens: Vec<u32>,
@@ -75,6 +92,7 @@ pub(crate) enum DamageKind {
     InvalidUtf8,
     InvalidJson,
     NoText,
+    TooLong,
     UnreadableRows,
     UnreadableFile,
 }
@@ -87,6 +105,7 @@ impl DamageKind {
             DamageKind::InvalidUtf8 => "not UTF-8",
             DamageKind::InvalidJson => "not JSON",
             DamageKind::NoText => "without text",
+            DamageKind::TooLong => "too long",
             DamageKind::UnreadableRows => "in unreadable pages",
             DamageKind::UnreadableFile => "unreadable files or ends of files",
         }
@@ -119,8 +138,8 @@ impl Place {
 impl fmt::Display for Place {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         match self.inside {
-            None => write!(f, "{}", self.file),
-            Some((unit, number)) => write!(f, "{} {unit} {number}", self.file),
+            None => write!(f, "{}", foreign(&self.file)),
+            Some((unit, number)) => write!(f, "{} {unit} {number}", foreign(&self.file)),
         }
     }
 }
@@ -190,12 +209,12 @@ pub(crate) fn is_tokens(path: &Path) -> bool {
 
 /// Opens a file of documents.
 pub(crate) fn open(path: &Path, options: &ReadOptions) -> Result<Documents> {
-    let named = || format!("reading {}", path.display());
+    let named = || format!("reading {}", foreign_path(path));
     let Some((format, compression)) = format_of(path) else {
         bail!(
             "{} is of no known format; files of text end in .txt, .jsonl, .ndjson (also with .gz or .zst) or \
              .parquet, files of tokens in .bin or .npy",
-            path.display()
+            foreign_path(path)
         )
     };
     let name: Arc<str> = path.display().to_string().into();
@@ -207,7 +226,7 @@ pub(crate) fn open(path: &Path, options: &ReadOptions) -> Result<Documents> {
         Format::Text | Format::JsonLines => {
             let reader = buffered(decompressed(file, compression).with_context(named)?);
             Ok(match format {
-                Format::Text => lines::whole_text(reader, name),
+                Format::Text => lines::whole_text(reader, name, PART),
                 _ => lines::json_lines(reader, name, &options.column),
             })
         }
@@ -232,12 +251,12 @@ pub(crate) fn open_stream(input: impl Read + Send + 'static, options: &ReadOptio
     };
     match options.format {
         Some(InputFormat::U16 | InputFormat::U32) => tokens::bin(reader, name, options),
-        Some(InputFormat::Text) => Ok(lines::whole_text(reader, name)),
+        Some(InputFormat::Text) => Ok(lines::whole_text(reader, name, PART)),
         Some(InputFormat::Jsonl) => Ok(lines::json_lines(reader, name, &options.column)),
         None if is_json(reader.fill_buf().unwrap_or_default()) => {
             Ok(lines::json_lines(reader, name, &options.column))
         }
-        None => Ok(lines::whole_text(reader, name)),
+        None => Ok(lines::whole_text(reader, name, PART)),
     }
 }
 

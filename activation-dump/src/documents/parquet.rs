@@ -7,11 +7,11 @@ use std::sync::Arc;
 use anyhow::{Context, Result, bail};
 use parquet::basic::Type as PhysicalType;
 use parquet::column::reader::{ColumnReader, ColumnReaderImpl};
-use parquet::data_type::ByteArrayType;
+use parquet::data_type::{ByteArray, ByteArrayType};
 use parquet::errors::ParquetError;
 use parquet::file::reader::{FileReader, SerializedFileReader};
 
-use super::{Content, Damage, DamageKind, Document, Documents, Place, is_system_error};
+use super::{Content, Damage, DamageKind, Document, Documents, LONGEST, Place, is_system_error};
 
 /// Rows decoded at once.
 const RECORDS: usize = 256;
@@ -92,7 +92,7 @@ impl Rows {
     }
 
     /// The next values of the row group that was begun last; `None` where it ends.
-    fn next_values(&mut self) -> Result<Option<Vec<Option<Vec<u8>>>>, ParquetError> {
+    fn next_values(&mut self) -> Result<Option<Vec<Option<ByteArray>>>, ParquetError> {
         if self.group == 0 {
             return Ok(None);
         }
@@ -114,7 +114,7 @@ impl Rows {
                 false => {
                     let value = values.next();
                     let short = || ParquetError::General("a page has fewer values than rows".to_owned());
-                    Some(value.ok_or_else(short)?.data().to_vec())
+                    Some(value.ok_or_else(short)?)
                 }
             });
         }
@@ -122,9 +122,14 @@ impl Rows {
     }
 }
 
-/// A null is an empty document.
-fn document(place: Place, bytes: Option<Vec<u8>>) -> Document {
-    match String::from_utf8(bytes.unwrap_or_default()) {
+/// A null is an empty document. Values of a column can share their bytes; a document has its own, from when it is read on.
+fn document(place: Place, bytes: Option<ByteArray>) -> Document {
+    let bytes = bytes.as_ref().map_or(&[][..], ByteArray::data);
+    if bytes.len() > LONGEST {
+        let what = format!("it has {} bytes; up to {LONGEST} are read", bytes.len());
+        return Document::damaged(place, DamageKind::TooLong, what);
+    }
+    match String::from_utf8(bytes.to_vec()) {
         Ok(text) => Document::text(place, text),
         Err(error) => Document::damaged(place, DamageKind::InvalidUtf8, error.utf8_error()),
     }

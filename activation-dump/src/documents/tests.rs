@@ -66,6 +66,36 @@ fn a_text_file_is_one_document() {
 }
 
 #[test]
+fn a_long_text_comes_in_parts_that_are_together_the_whole() {
+    let parts = |bytes: &[u8], part: usize| -> Vec<Content> {
+        let reader = std::io::Cursor::new(bytes.to_vec());
+        lines::whole_text(reader, "text".into(), part).map(|document| document.unwrap().content).collect()
+    };
+    let long = "a é 中 👩 z";
+    for part in 4..long.len() {
+        let contents = parts(long.as_bytes(), part);
+        let last = contents.len() - 1;
+        let mut whole = String::new();
+        for (index, content) in contents.into_iter().enumerate() {
+            let Content::Part { text, begins, ends } = content else { panic!("{content:?}") };
+            assert_eq!((begins, ends), (index == 0, index == last), "{part}");
+            whole.push_str(&text);
+        }
+        assert_eq!(whole, long, "{part}");
+    }
+    assert_eq!(parts(long.as_bytes(), long.len()), [Content::Text(long.to_owned())]);
+    assert_eq!(parts(b"", 4), [Content::Text(String::new())]);
+    // Where it is no text any more, the document ends; where its first part is none, there is no document.
+    let part = |text: &str, begins, ends| Content::Part { text: text.to_owned(), begins, ends };
+    let cut_short = parts(b"abcdef\xffgh", 4);
+    assert_eq!(cut_short[..2], [part("abcd", true, false), part("ef", false, true)]);
+    assert!(matches!(&cut_short[2..], [Content::Damaged(Damage { kind: DamageKind::InvalidUtf8, .. })]));
+    let cut_in_a_character = parts("abcd中".as_bytes().split_last().unwrap().1, 5);
+    assert_eq!(cut_in_a_character[..2], [part("abcd", true, false), part("", false, true)]);
+    assert!(matches!(parts(b"a\xffcdefgh", 4)[..], [Content::Damaged(_)]));
+}
+
+#[test]
 fn a_stream_is_told_by_its_first_bytes_or_by_the_flag() {
     let json = b"\n {\"text\": \"one\"}\n{\"text\": \"two\"}\n";
     let read = |bytes: &[u8], format: Option<InputFormat>| {
@@ -243,6 +273,9 @@ fn numpy_files_are_streams_or_ready_contexts() {
     let negative: Vec<u8> = [1_i64, -1].into_iter().flat_map(i64::to_le_bytes).collect();
     assert!(error(npy("<i8", false, "(2,)", &negative)).contains("token 1 is -1"));
 
+    let impossible =
+        shapes(read_all("a.npy", &npy("<i8", false, "(4611686018427387904, 4)", &i64s)).unwrap());
+    assert_eq!(impossible, ["<1 unreadable files or ends of files>"]);
     let short = shapes(read_all("a.npy", &npy("<i8", false, "(3, 4)", &i64s)).unwrap());
     assert_eq!(short[2], "token 8: <1 unreadable files or ends of files>");
     assert_eq!(shapes(read_all("a.npy", b"no numpy").unwrap()), ["<1 unreadable files or ends of files>"]);

@@ -9,9 +9,10 @@ use std::io::Read;
 use std::sync::Arc;
 
 use anyhow::{Context, Result, bail};
-use npyz::{NpyHeader, Order};
 
-use super::{Content, DamageKind, Document, Documents, InputFormat, Place, ReadOptions, is_system_error};
+use super::{
+    Content, DamageKind, Document, Documents, InputFormat, Place, ReadOptions, is_system_error, npy,
+};
 
 /// Tokens of a piece of a stream.
 const PIECE: usize = 1 << 16;
@@ -99,7 +100,7 @@ pub(super) fn npy(
     file: Arc<str>,
     options: &ReadOptions,
 ) -> Result<Documents> {
-    let header = match NpyHeader::from_reader(&mut reader) {
+    let header = match npy::header(&mut reader) {
         Ok(header) => header,
         Err(error) if is_system_error(&error) => {
             return Err(error).with_context(|| format!("reading {file}"));
@@ -109,8 +110,8 @@ pub(super) fn npy(
             return Ok(Box::new(std::iter::once(Ok(document))));
         }
     };
-    let kind = header.dtype().descr();
-    let kind = match kind.trim_matches('\'') {
+    let npy::Header { kind, fortran_order, shape } = header;
+    let kind = match kind.as_str() {
         "|u1" => TokenType::U8,
         "<u2" => TokenType::U16,
         "<u4" => TokenType::U32,
@@ -120,10 +121,9 @@ pub(super) fn npy(
             bail!("{file} holds numbers of type {other}; tokens are u1, u2, u4, i4, i8 or u8, little-endian")
         }
     };
-    let shape = header.shape();
-    let length = match shape {
+    let length = match shape.as_slice() {
         [_] => None,
-        [_, length] if header.order() == Order::C => Some(*length),
+        [_, length] if !fortran_order => Some(*length),
         [_, _] => bail!("{file} is in Fortran order; save it with numpy.ascontiguousarray"),
         _ => bail!("{file} has shape {shape:?}; files of tokens are [n] or [contexts, T]"),
     };
@@ -135,7 +135,11 @@ pub(super) fn npy(
         );
     }
     let bytes = shape.iter().try_fold(kind.bytes() as u64, |bytes, &size| bytes.checked_mul(size));
-    let bytes = bytes.with_context(|| format!("{file} has the impossible shape {shape:?}"))?;
+    let Some(bytes) = bytes else {
+        let what = format!("it cannot have the shape {shape:?}");
+        let document = Document::damaged(Place::whole(&file), DamageKind::UnreadableFile, what);
+        return Ok(Box::new(std::iter::once(Ok(document))));
+    };
     Ok(Box::new(Pieces::new(reader, file, kind, Some(bytes), options).documents_of(length.is_some())))
 }
 

@@ -37,6 +37,7 @@ pub(crate) struct Buffers<B> {
     pub(crate) counts: B,
     pub(crate) feature_starts: B,
     pub(crate) segment_starts: B,
+    pub(crate) segment_features: B,
     pub(crate) pair_rows: B,
     pub(crate) feature_values: B,
     pub(crate) feature_slopes: B,
@@ -73,7 +74,7 @@ pub(crate) struct Buffers<B> {
 }
 
 /// Sums of `report_rows` times the most blocks that form parts of them.
-const REPORT_PARTS: usize = 11 * 32;
+const REPORT_PARTS: usize = 13 * 32;
 
 /// The kernels whose last block goes on alone (`last.cuh`): the places of their counters, which are 0 between kernels.
 #[derive(Debug, Clone, Copy)]
@@ -154,6 +155,7 @@ impl<B> Buffers<B> {
             counts: array(features, 4, "the features' lists")?,
             feature_starts: array(features + 1, 4, "the features' lists")?,
             segment_starts: array(features + 1, 4, "the features' lists")?,
+            segment_features: array(plan.segments, 4, "the features' lists")?,
             pair_rows: array(plan.pairs, 4, "the active pairs")?,
             feature_values: array(plan.pairs, 4, "the active pairs")?,
             feature_slopes: array(plan.pairs, 4, "the active pairs")?,

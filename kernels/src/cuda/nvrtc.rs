@@ -69,14 +69,32 @@ pub fn version() -> (i32, i32) {
 }
 
 /// The options that all sources are compiled with, apart from the architecture.
-pub const OPTIONS: [&str; 3] = ["--std=c++17", "--generate-line-info", "--ptxas-options=-v"];
+const OPTIONS: [&str; 3] = ["--std=c++17", "--generate-line-info", "--ptxas-options=-v"];
+
+/// What a kernel does that waits within the device for something that does not come.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
+pub enum Waits {
+    /// It waits for ever: nothing is spent on looking at the time.
+    #[default]
+    Unbounded,
+    /// It ends with an error after two seconds and says who waited: for checks (`hopper.cuh`).
+    Bounded,
+}
+
+impl Waits {
+    /// The options that sources are compiled with, apart from the architecture.
+    pub(crate) fn options(self) -> impl Iterator<Item = &'static str> {
+        let define = (self == Waits::Bounded).then_some("--define-macro=BOUNDED_WAITS");
+        OPTIONS.into_iter().chain(define)
+    }
+}
 
 /// Compiles `source`, which may include the embedded headers. The library must be loaded
 /// ([`super::libraries::load`]).
 ///
 /// # Errors
 /// What the compiler reports.
-pub fn compile(source: &Source, architecture: Architecture) -> Result<Compiled, CompileError> {
+pub fn compile(source: &Source, architecture: Architecture, waits: Waits) -> Result<Compiled, CompileError> {
     let failed = |reason: String| CompileError {
         name: source.name.to_owned(),
         architecture: architecture.to_string(),
@@ -84,7 +102,7 @@ pub fn compile(source: &Source, architecture: Architecture) -> Result<Compiled, 
     };
     let program = Program::new(source).map_err(|error| failed(error.to_string()))?;
     let mut options = vec![format!("--gpu-architecture={architecture}")];
-    options.extend(OPTIONS.map(str::to_owned));
+    options.extend(waits.options().map(str::to_owned));
     let compiled = program.compile(&options);
     let log = program.log();
     compiled.map_err(|error| failed(format!("{error}\n{log}")))?;

@@ -14,7 +14,7 @@ use thiserror::Error;
 
 use crate::cpu::Parameters;
 use crate::loss::Mse;
-use crate::stats::Sums;
+use crate::stats::{Sums, fraction_explained};
 use crate::step::{Schedule, StepSpec};
 
 use super::buffers::{Buffers, DenseBuffers, arrivals, launch};
@@ -331,7 +331,10 @@ impl<D: Device> CudaStep<D> {
             squared_error: report.squared_error,
             centered_error: report.centered_error,
             uncentered_error: report.uncentered_error,
+            rows_off_mean: report.rows_off_mean,
+            rows_off_zero: report.rows_off_zero,
             squared_norm: report.squared_norm,
+            deviation: report.deviation,
             cosine: report.cosine,
             norm_ratio: report.norm_ratio,
             active: report.active,
@@ -427,7 +430,7 @@ impl<D: Device> CudaStep<D> {
 
     fn stats(&self, report: &Report, path: Path) -> Stats {
         let rows = self.plan.rows as f64;
-        let explained = |total: f64| if total > 0.0 { 1.0 - report.squared_error / total } else { 0.0 };
+        let (off_mean, off_zero) = (report.rows_off_mean as f64, report.rows_off_zero as f64);
         let l0 = report.active as f64 / rows;
         Stats {
             step: report.step,
@@ -440,12 +443,12 @@ impl<D: Device> CudaStep<D> {
             l0_std: (report.active_squared as f64 / rows - l0 * l0).max(0.0).sqrt(),
             l1: report.l1 / rows,
             mse_sum: report.squared_error / rows,
-            mse_centered: report.centered_error / rows,
-            mse_uncentered: report.uncentered_error / rows,
-            explained_variance: explained(report.squared_norm - rows * report.mean_squared_norm),
-            explained_variance_uncentered: explained(report.squared_norm),
-            cosine_similarity: report.cosine / rows,
-            l2_ratio: report.norm_ratio / rows,
+            mse_centered: report.centered_error / off_mean,
+            mse_uncentered: report.uncentered_error / off_zero,
+            explained_variance: fraction_explained(report.squared_error, report.deviation),
+            explained_variance_uncentered: fraction_explained(report.squared_error, report.squared_norm),
+            cosine_similarity: report.cosine / off_zero,
+            l2_ratio: report.norm_ratio / off_zero,
             density: l0 / self.plan.features as f64,
             below_target: report.below_target as usize,
             path,

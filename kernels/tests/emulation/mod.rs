@@ -11,6 +11,7 @@ mod library;
 mod sanitized;
 
 use std::alloc::Layout;
+use std::cell::RefCell;
 use std::collections::BTreeMap;
 use std::ffi::{CStr, c_char, c_void};
 use std::ptr::NonNull;
@@ -20,6 +21,7 @@ use kernels::cuda::device::{
 };
 
 pub(crate) use driver::EmulatedDriver;
+pub(crate) use gpu::on_a_gpu;
 pub(crate) use library::{Kernels, Sanitizer};
 pub(crate) use sanitized::run_again_sanitized;
 
@@ -29,6 +31,8 @@ pub(crate) struct Buffer {
     start: NonNull<u8>,
     layout: Layout,
     bytes: usize,
+    /// Where tests run on a GPU.
+    on_device: RefCell<Option<gpu::OnDevice>>,
 }
 
 impl Buffer {
@@ -39,7 +43,7 @@ impl Buffer {
         // NaN in every float, and huge indices.
         // SAFETY: `start` points to that many bytes.
         unsafe { start.as_ptr().write_bytes(0xff, layout.size()) };
-        Buffer { start, layout, bytes }
+        Buffer { start, layout, bytes, on_device: RefCell::new(None) }
     }
 
     fn range(&self, offset: usize, bytes: usize) -> *mut u8 {
@@ -51,9 +55,29 @@ impl Buffer {
 
     /// Its content as numbers.
     pub(crate) fn numbers<T: bytemuck::Pod>(&self) -> Vec<T> {
+        self.fetch();
+        bytemuck::pod_collect_to_vec(self.host_bytes())
+    }
+
+    fn host_bytes(&self) -> &[u8] {
         // SAFETY: all bytes were initialised when the buffer was made; no kernel runs meanwhile.
-        let bytes = unsafe { std::slice::from_raw_parts(self.start.as_ptr(), self.bytes) };
-        bytemuck::pod_collect_to_vec(bytes)
+        unsafe { std::slice::from_raw_parts(self.start.as_ptr(), self.bytes) }
+    }
+
+    /// Before the host looks at its bytes.
+    fn fetch(&self) {
+        if let Some(there) = &mut *self.on_device.borrow_mut() {
+            // SAFETY: as above, and nobody looks at them meanwhile.
+            there.fetch(unsafe { std::slice::from_raw_parts_mut(self.start.as_ptr(), self.bytes) });
+        }
+    }
+
+    /// Before the host changes some of its bytes.
+    fn host_changes(&self) {
+        self.fetch();
+        if let Some(there) = &mut *self.on_device.borrow_mut() {
+            there.host_changes();
+        }
     }
 }
 
@@ -182,6 +206,7 @@ impl Device for EmulatedDevice {
 
     fn upload(&mut self, to: &mut Buffer, offset: usize, bytes: &[u8]) -> Result<(), DeviceError> {
         *self.uploaded.entry(bytes.len()).or_default() += 1;
+        to.host_changes();
         let to = to.range(offset, bytes.len());
         // SAFETY: both ranges are that long, and one is memory of ours alone.
         unsafe { to.copy_from_nonoverlapping(bytes.as_ptr(), bytes.len()) };
@@ -189,6 +214,7 @@ impl Device for EmulatedDevice {
     }
 
     fn download(&mut self, from: &Buffer, offset: usize, to: &mut [u8]) -> Result<(), DeviceError> {
+        from.fetch();
         let from = from.range(offset, to.len());
         // SAFETY: as for the upload.
         unsafe { to.as_mut_ptr().copy_from_nonoverlapping(from, to.len()) };
@@ -196,6 +222,7 @@ impl Device for EmulatedDevice {
     }
 
     fn zero(&mut self, buffer: &mut Buffer, offset: usize, bytes: usize) -> Result<(), DeviceError> {
+        buffer.host_changes();
         // SAFETY: within the buffer.
         unsafe { buffer.range(offset, bytes).write_bytes(0, bytes) };
         Ok(())

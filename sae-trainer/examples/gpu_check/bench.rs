@@ -1,32 +1,54 @@
-//! Kernels against their floors, steps and tokens per second, at one size, in the sparse regime and at the dense start.
+//! A step at one size: its time one by one and a step ahead, then every kernel's.
 
+use std::str::FromStr;
 use std::time::Instant;
 
-use anyhow::Result;
+use anyhow::{Result, bail};
 use half::f16;
 use kernels::cuda::cuda_device::Timings;
-use kernels::cuda::device::Device;
 use sae::Weights;
 use sae_trainer::engine::{
-    Adam, CudaEngine, DecoderNorm, DeviceOptions, Engine, FrequencyPenalty, LossSpec, Mse, Penalty,
-    Precision, Rows, Schedule, StepSpec, synthetic,
+    Adam, CudaEngine, DecoderNorm, DeviceOptions, Engine, FrequencyPenalty, LossSpec, Mse, Path, Penalty,
+    Precision, Rows, Schedule, StepSpec, StepStats, synthetic,
 };
+use serde_json::json;
 
-use super::{device, numbers, screens};
+use super::{Size, device, figure, median, numbers};
 
-/// What one H200 was measured to do: bytes copied and bfloat16 operations per second.
-const BYTES: f64 = 4.3e12;
-const OPERATIONS: f64 = 790e12;
 /// Active features of a row in the sparse regime.
 const L0: f64 = 20.0;
 /// Different batches that take turns.
 const BATCHES: usize = 4;
+/// Steps before the timed ones: until the path is found and the step recorded.
+const WARM_UP: usize = 8;
+/// Steps in which every kernel is timed.
+const TIMED: usize = 10;
 
-fn spec(rows: usize, width: usize, features: usize) -> StepSpec {
+/// The regime of a bench: at an L0 of about 20, or as at the start of training, with half of all pairs active.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) enum Regime {
+    Sparse,
+    Dense,
+}
+
+impl FromStr for Regime {
+    type Err = anyhow::Error;
+
+    fn from_str(text: &str) -> Result<Regime> {
+        match text {
+            "sparse" => Ok(Regime::Sparse),
+            "dense" => Ok(Regime::Dense),
+            _ => bail!("{text}: a path is sparse or dense"),
+        }
+    }
+}
+
+/// The step of the reference configuration at this size.
+pub(crate) fn spec(size: Size) -> StepSpec {
     StepSpec {
-        width,
-        features,
-        batch: rows,
+        width: size.width,
+        features: size.features,
+        batch: size.rows,
         pre_bias: false,
         loss: LossSpec {
             penalty: Penalty::ApproxL0 { epsilon: 0.2 },
@@ -40,144 +62,161 @@ fn spec(rows: usize, width: usize, features: usize) -> StepSpec {
     }
 }
 
-/// Returns the number of failures: none, it measures.
-pub(crate) fn bench(rows: usize, width: usize, features: usize) -> Result<usize> {
-    let spec = spec(rows, width, features);
-    println!("B {rows}, d {width}, F {features}; floors at {BYTES:.2e} bytes/s and {OPERATIONS:.2e} FLOP/s");
-    time_screens(&spec)?;
-    let (sparse, batch) = synthetic(&spec, L0, 0);
-    let dense = Weights::init(width, features, 0);
-    for precision in [Precision::Exact, Precision::Bf16] {
-        run("sparse", &spec, &sparse, &batch, precision, 200)?;
-        run("dense", &spec, &dense, &batch, precision, 40)?;
+/// An engine that has found its path, and batches for it.
+struct Bench {
+    engine: CudaEngine,
+    batches: Vec<Vec<f32>>,
+    schedule: Schedule,
+    /// Of the last step.
+    stats: StepStats,
+}
+
+impl Bench {
+    fn new(regime: Regime, precision: Precision, size: Size) -> Result<Bench> {
+        let spec = spec(size);
+        let (sparse, batch) = synthetic(&spec, L0.min(spec.features as f64 / 400.0), 0);
+        let weights = match regime {
+            Regime::Sparse => sparse,
+            Regime::Dense => Weights::init(spec.width, spec.features, 0),
+        };
+        let options = DeviceOptions::for_precision(precision);
+        let mut engine = CudaEngine::new(device(false)?, spec, &weights, options)?;
+        // A learning rate of 0 keeps the density; the arithmetic is the same.
+        let schedule = Schedule::constant(0.0);
+        let noise = numbers(batch.len(), 3);
+        let batches: Vec<Vec<f32>> = (0..BATCHES)
+            .map(|at| batch.iter().zip(&noise).map(|(x, n)| x * (1.0 + 1e-3 * at as f32 * n)).collect())
+            .collect();
+        let mut stats = engine.step(&batches[0], &schedule)?;
+        for at in 0..WARM_UP {
+            stats = engine.step(&batches[at % BATCHES], &schedule)?;
+        }
+        let wanted = if regime == Regime::Sparse { Path::Sparse } else { Path::Dense };
+        if stats.path != wanted {
+            bail!("an L0 of {} was to give {wanted:?} steps, not {:?} ones", stats.l0, stats.path);
+        }
+        Ok(Bench { engine, batches, schedule, stats })
     }
+
+    fn step(&mut self, at: usize) -> Result<()> {
+        self.engine.step(&self.batches[at % BATCHES], &self.schedule)?;
+        Ok(())
+    }
+
+    fn rows(&self) -> f64 {
+        self.engine.spec().batch as f64
+    }
+
+    /// The median time of a step whose result is waited for.
+    fn one_by_one(&mut self, steps: usize) -> Result<f64> {
+        let mut seconds: Vec<f64> = Vec::new();
+        for at in 0..steps {
+            let start = Instant::now();
+            self.step(at)?;
+            seconds.push(start.elapsed().as_secs_f64());
+        }
+        Ok(median(&mut seconds))
+    }
+
+    /// The mean time of a step while the next batch is on its way.
+    fn ahead(&mut self, steps: usize, half: bool) -> Result<f64> {
+        let narrow = |batch: &Vec<f32>| -> Vec<f16> { batch.iter().copied().map(f16::from_f32).collect() };
+        let halves: Vec<Vec<f16>> = self.batches.iter().map(narrow).collect();
+        let start = Instant::now();
+        for at in 0..steps {
+            let rows = match half {
+                false => Rows::F32(&self.batches[at % BATCHES]),
+                true => Rows::F16(&halves[at % BATCHES]),
+            };
+            self.engine.submit_shared(at as u64, rows, &self.schedule)?;
+        }
+        while self.engine.finish()?.is_some() {}
+        Ok(start.elapsed().as_secs_f64() / steps as f64)
+    }
+
+    /// The times of every kernel in [`TIMED`] steps, which are not replayed from a graph then.
+    fn kernels(&mut self) -> Result<Timings> {
+        self.engine.with_device(|device| device.start_timing())?;
+        for at in 0..TIMED {
+            self.step(at)?;
+        }
+        Ok(self.engine.with_device(|device| device.finish_timing())?)
+    }
+}
+
+/// Returns the number of failures: none, it measures.
+pub(crate) fn bench(regime: Regime, precision: Precision, size: Size, steps: usize) -> Result<usize> {
+    let mut bench = Bench::new(regime, precision, size)?;
+    let stats = &bench.stats;
+    println!(
+        "{regime:?}, {precision:?}, {size:?}: L0 {:.1}, {:.3} % candidates",
+        stats.l0,
+        100.0 * stats.rechecked
+    );
+    let (l0, candidates) = (stats.l0, stats.rechecked);
+    let rows = bench.rows();
+    let report = |name: &str, seconds: f64| {
+        println!("{name}: {:.1} µs, {:.2} M tokens/s", seconds * 1e6, rows / seconds / 1e6);
+        let tokens_per_second = rows / seconds;
+        figure::print(
+            name,
+            json!({"seconds": seconds, "tokens_per_second": tokens_per_second, "l0": l0, "candidates": candidates}),
+        );
+    };
+    report("a step, one by one", bench.one_by_one(steps)?);
+    report("a step ahead, float32", bench.ahead(steps, false)?);
+    report("a step ahead, float16", bench.ahead(steps, true)?);
+    let timings = bench.kernels()?;
+    let pairs = l0 * rows;
+    print_kernels(bench.engine.spec(), pairs, candidates, timings);
     Ok(0)
 }
 
-fn median(values: &mut [f64]) -> f64 {
-    values.sort_by(f64::total_cmp);
-    values[values.len() / 2]
+/// Sparse steps, kernel by kernel, for a profiler.
+pub(crate) fn profile(size: Size) -> Result<usize> {
+    Bench::new(Regime::Sparse, Precision::Exact, size)?.kernels()?;
+    Ok(0)
 }
 
-/// The tensor-core screens side by side.
-fn time_screens(spec: &StepSpec) -> Result<()> {
-    let mut device = device(false)?;
-    let wgmma = device.properties().compute_capability == (9, 0);
-    let case = screens::Case::new(&mut device, (spec.features, spec.batch, spec.width), 0.001)?;
-    device.start_timing()?;
-    for _ in 0..20 {
-        for wgmma in [false].into_iter().chain(wgmma.then_some(true)) {
-            device.screen_with(&case.screen(), wgmma)?;
-        }
-    }
-    let operations = 2.0 * (spec.batch * spec.features * spec.width) as f64;
-    for (name, mut seconds) in device.finish_timing()? {
-        let time = median(&mut seconds);
-        println!(
-            "{name}: {:.1} µs, {:.0} TFLOP/s, {:.0} % of the floor",
-            time * 1e6,
-            operations / time / 1e12,
-            100.0 * operations / OPERATIONS / time
-        );
-    }
-    Ok(())
-}
-
-/// Steps on `batch` and others like it: step time one by one and a step ahead, then the time of every kernel.
-fn run(
-    name: &str,
-    spec: &StepSpec,
-    weights: &Weights,
-    batch: &[f32],
-    precision: Precision,
-    steps: usize,
-) -> Result<()> {
-    let options = DeviceOptions { precision, ..DeviceOptions::default() };
-    let mut engine = CudaEngine::new(device(false)?, *spec, weights, options)?;
-    // A learning rate of 0 keeps the density; the arithmetic is the same.
-    let schedule = Schedule::constant(0.0);
-    let noise = numbers(batch.len(), 3);
-    let batches: Vec<Vec<f32>> = (0..BATCHES)
-        .map(|at| batch.iter().zip(&noise).map(|(x, n)| x * (1.0 + 1e-3 * at as f32 * n)).collect())
-        .collect();
-    let mut stats = engine.step(&batches[0], &schedule)?;
-    for at in 0..8 {
-        stats = engine.step(&batches[at % BATCHES], &schedule)?;
-    }
-    println!(
-        "\n{name}, {precision:?}: L0 {:.1}, {:?} path, {:.3} % candidates",
-        stats.l0,
-        stats.path,
-        100.0 * stats.rechecked
-    );
-
-    let mut alone: Vec<f64> = Vec::new();
-    for at in 0..steps {
-        let start = Instant::now();
-        engine.step(&batches[at % BATCHES], &schedule)?;
-        alone.push(start.elapsed().as_secs_f64());
-    }
-    println!("step, upload included: one by one {:.1} µs", median(&mut alone) * 1e6);
-    let halves: Vec<Vec<f16>> =
-        batches.iter().map(|batch| batch.iter().copied().map(f16::from_f32).collect()).collect();
-    for (upload, of) in [("float32", 4), ("half-precision", 2)] {
-        let start = Instant::now();
-        for at in 0..steps {
-            let (wide, half) = (&batches[at % BATCHES], &halves[at % BATCHES]);
-            let rows = if of == 4 { Rows::F32(wide) } else { Rows::F16(half) };
-            engine.submit_shared(at as u64, rows, &schedule)?;
-        }
-        while engine.finish()?.is_some() {}
-        let ahead = start.elapsed().as_secs_f64() / steps as f64;
-        println!(
-            "a step ahead, {upload} batches: {:.1} µs = {:.2} M tokens/s, {:.1} GB/s of batches",
-            ahead * 1e6,
-            spec.batch as f64 / ahead / 1e6,
-            (of * batch.len()) as f64 / ahead / 1e9
-        );
-    }
-
-    engine.with_device(|device| device.start_timing())?;
-    let timed = 10;
-    for at in 0..timed {
-        engine.step(&batches[at % BATCHES], &schedule)?;
-    }
-    let timings = engine.with_device(|device| device.finish_timing())?;
-    print_kernels(spec, stats.l0 * spec.batch as f64, timings, timed);
-    Ok(())
-}
-
-/// Each kernel's time a step and, where its work is known, its share of the floor.
-fn print_kernels(spec: &StepSpec, pairs: f64, timings: Timings, steps: usize) {
+/// The least work of a kernel where it is known, a step: operations and bytes of memory.
+fn work(name: &str, launches: f64, spec: &StepSpec, pairs: f64) -> Option<(f64, f64)> {
     let (b, d, f) = (spec.batch as f64, spec.width as f64, spec.features as f64);
-    let products = 2.0 * b * d * f / OPERATIONS;
-    let update = 6.0 * 4.0 * 2.0 * f * d + 4.0 * f * d;
-    let floor = |name: &str, launches: f64| match name {
-        "encode_mma" | "encode_wgmma" => Some(products),
-        "gemm" => Some(products * launches),
+    let product = 2.0 * b * d * f;
+    Some(match name {
+        "encode_mma" | "encode_wgmma" => (product, 0.0),
+        "gemm" => (product * launches, 0.0),
         // Weights and moments read and written once; what is gathered comes from the second-level cache.
-        name if name.starts_with("backward_update") || name.starts_with("update_dense") => {
-            Some(update / BYTES)
+        _ if name.starts_with("backward_update") || name.starts_with("update_dense") => {
+            (0.0, 6.0 * 4.0 * 2.0 * f * d + 4.0 * f * d)
         }
-        name if name.starts_with("decode_dense") => Some(3.0 * 4.0 * b * d / BYTES),
-        "recheck" => Some(4.0 * pairs * d / BYTES),
-        _ => None,
-    };
-    println!("{:>28} {:>9} {:>9} {:>9} {:>7}", "kernel", "launches", "µs/step", "floor µs", "share");
-    let mut lines: Vec<(f64, String)> = timings
+        _ if name.starts_with("decode_dense") => (0.0, 3.0 * 4.0 * b * d),
+        "recheck" => (0.0, 4.0 * pairs * d),
+        _ => return None,
+    })
+}
+
+/// Each kernel's time a step, the longest first.
+fn print_kernels(spec: &StepSpec, pairs: f64, candidates: f64, timings: Timings) {
+    let mut kernels: Vec<(&str, f64, f64)> = timings
         .into_iter()
         .map(|(name, seconds)| {
-            let launches = seconds.len() as f64 / steps as f64;
-            let time = seconds.iter().sum::<f64>() / steps as f64;
-            let floor = floor(name, launches);
-            let share = floor.map_or(String::new(), |floor| {
-                format!("{:>9.1} {:>5.0} %", floor * 1e6, 100.0 * floor / time)
-            });
-            (time, format!("{name:>28} {launches:>9.1} {:>9.1} {share}", time * 1e6))
+            (name, seconds.len() as f64 / TIMED as f64, seconds.iter().sum::<f64>() / TIMED as f64)
         })
         .collect();
-    lines.sort_by(|a, b| b.0.total_cmp(&a.0));
-    let total: f64 = lines.iter().map(|line| line.0).sum();
-    lines.iter().for_each(|(_, line)| println!("{line}"));
-    println!("{:>28} {:>9} {:>9.1}", "sum", "", total * 1e6);
+    kernels.sort_by(|a, b| b.2.total_cmp(&a.2));
+    println!("{:>28} {:>9} {:>9}", "kernel", "launches", "µs/step");
+    for (name, launches, seconds) in &kernels {
+        println!("{name:>28} {launches:>9.1} {:>9.1}", seconds * 1e6);
+        let mut fields = json!({"seconds": seconds, "launches": launches});
+        let touched =
+            if *name == "recheck" { candidates * spec.batch as f64 * spec.features as f64 } else { pairs };
+        if let Some((operations, bytes)) = work(name, *launches, spec, touched) {
+            fields["operations"] = operations.into();
+            fields["bytes"] = bytes.into();
+        }
+        figure::print(name, fields);
+    }
+    let sum: f64 = kernels.iter().map(|kernel| kernel.2).sum();
+    println!("{:>28} {:>9} {:>9.1}", "sum", "", sum * 1e6);
+    figure::print("all kernels", json!({"seconds": sum}));
 }

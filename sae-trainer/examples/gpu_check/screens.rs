@@ -1,14 +1,16 @@
-//! The screens against each other: mma and wgmma must set the bits that the plain one sets, unless the bound is so near
-//! to 0 that the order of a float32 sum decides.
+//! The screen in use against the plain one: it must set the bits that the plain one sets, unless the bound is so near to 0 that
+//! the order of a float32 sum decides.
 
 use anyhow::Result;
 use kernels::cuda::cuda_device::{CudaBuffer, CudaDevice};
 use kernels::cuda::device::{Argument, Device, Kernel, Launch, Screen};
 
-use super::{device, numbers};
+use serde_json::json;
+
+use super::{Size, device, figure, median, numbers};
 
 /// All arrays of a screen on the device.
-pub(crate) struct Case {
+struct Case {
     features: usize,
     rows: usize,
     stride: usize,
@@ -18,11 +20,7 @@ pub(crate) struct Case {
 
 impl Case {
     /// Random factors of which about `share` of the pairs are candidates.
-    pub(crate) fn new(
-        device: &mut CudaDevice,
-        (features, rows, width): (usize, usize, usize),
-        share: f32,
-    ) -> Result<Case> {
+    fn new(device: &mut CudaDevice, Size { rows, width, features }: Size, share: f32) -> Result<Case> {
         let (stride, words) = (width.next_multiple_of(64), rows.div_ceil(32).next_multiple_of(4));
         let matrix = |rows: usize, seed: u64| -> Vec<u8> {
             let values = numbers(rows * width, seed);
@@ -59,7 +57,7 @@ impl Case {
         Ok(Case { features, rows, stride, words, buffers })
     }
 
-    pub(crate) fn screen(&self) -> Screen<'_, CudaBuffer> {
+    fn screen(&self) -> Screen<'_, CudaBuffer> {
         let [encoder, x, feature_base, feature_norm, feature_residual, row_norm, row_residual, mask] =
             &self.buffers[..]
         else {
@@ -108,37 +106,54 @@ impl Case {
     }
 }
 
-/// Returns the number of failures.
-pub(crate) fn check(sizes: &[(usize, usize, usize)]) -> Result<usize> {
+/// The screen that the environment asks for, or the device's best, at each size. Returns the number of failures.
+pub(crate) fn check(sizes: &[Size]) -> Result<usize> {
     let mut device = device(true)?;
-    let wgmma = device.properties().compute_capability == (9, 0);
     let mut failures = 0;
     for size in sizes {
         for share in [0.5, 0.001] {
             let mut case = Case::new(&mut device, *size, share)?;
             case.plain(&mut device)?;
             let expected = case.mask(&mut device)?;
-            let set: u64 = expected.iter().map(|word| u64::from(word.count_ones())).sum();
-            for wgmma in [false].into_iter().chain(wgmma.then_some(true)) {
-                device.screen_with(&case.screen(), wgmma)?;
-                let got = case.mask(&mut device)?;
-                let differ: u64 =
-                    got.iter().zip(&expected).map(|(a, b)| u64::from((a ^ b).count_ones())).sum();
-                let cells = (size.0 * size.1) as u64;
-                // Two float32 sums of d products differ by about 1e-6 of their spread: so does the share of the
-                // bits that this decides.
-                let failed = differ > 4 + cells / 50_000;
-                failures += usize::from(failed);
-                println!(
-                    "{} screen {} F {} B {} d {}: {set} of {cells} bits set, {differ} differ",
-                    if failed { "FAIL" } else { "ok  " },
-                    if wgmma { "wgmma" } else { "mma  " },
-                    size.0,
-                    size.1,
-                    size.2
-                );
-            }
+            device.start_timing()?;
+            device.screen(&case.screen())?;
+            let kernels: Vec<&str> = device.finish_timing()?.into_keys().collect();
+            let got = case.mask(&mut device)?;
+            let bits = |word: &u32| u64::from(word.count_ones());
+            let set: u64 = expected.iter().map(bits).sum();
+            let differ: u64 = got.iter().zip(&expected).map(|(a, b)| bits(&(a ^ b))).sum();
+            let cells = (size.rows * size.features) as u64;
+            // Two float32 sums of d products differ by about 1e-6 of their spread: so does the share of the bits that
+            // this decides.
+            let failed = differ > 4 + cells / 50_000;
+            failures += usize::from(failed);
+            println!(
+                "{} {} {size:?}: {set} of {cells} bits set, {differ} differ",
+                if failed { "FAIL" } else { "ok  " },
+                kernels.join(", "),
+            );
         }
     }
     Ok(failures)
+}
+
+/// The time of that screen. Returns the number of failures: none.
+pub(crate) fn time(size: Size) -> Result<usize> {
+    const TIMED: usize = 20;
+    let mut device = device(false)?;
+    let case = Case::new(&mut device, size, 0.001)?;
+    for _ in 0..3 {
+        device.screen(&case.screen())?;
+    }
+    device.start_timing()?;
+    for _ in 0..TIMED {
+        device.screen(&case.screen())?;
+    }
+    let operations = 2.0 * (size.rows * size.features * size.width) as f64;
+    for (name, mut seconds) in device.finish_timing()? {
+        let seconds = median(&mut seconds);
+        println!("{name}: {:.1} µs, {:.0} TFLOP/s", seconds * 1e6, operations / seconds / 1e12);
+        figure::print(name, json!({"seconds": seconds, "operations": operations}));
+    }
+    Ok(0)
 }

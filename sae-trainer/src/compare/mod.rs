@@ -6,12 +6,13 @@ use std::path::Path;
 
 use anyhow::{Result, bail};
 use human_units::format_count;
+use terminal::{foreign, foreign_path};
 
 use crate::arguments::CompareArguments;
 use crate::record::Summary;
 use crate::run_folder::{RunConfig, summary};
 use crate::sweep::{PointState, SWEEP, SweepRecord};
-use crate::table::{columns, grouped, number};
+use crate::table::{columns, grouped, number, share};
 
 /// Prints the table of the runs, or their summaries as JSON; plots them if asked to.
 pub(crate) fn compare(arguments: &CompareArguments) -> Result<()> {
@@ -29,25 +30,35 @@ pub(crate) fn compare(arguments: &CompareArguments) -> Result<()> {
         match summary(run)? {
             // The name under which it was found: a run may have moved since.
             Some(found) => summaries.push(Summary { run: run.clone(), ..found }),
-            None if has_diverged(run)? => eprintln!("{} diverged and is left out", run.display()),
-            None if RunConfig::read(run)?.is_some() => bail!(
-                "the run in {} is not finished; continue it with: sae-trainer --resume --out {}",
-                run.display(),
-                run.display()
-            ),
-            None => bail!("there is no run in {}", run.display()),
+            None if has_diverged(run)? => terminal::say!("{} diverged and is left out", foreign_path(run)),
+            None if RunConfig::read(run)?.is_some() => {
+                bail!("the run in {} is not finished; continue {}", foreign_path(run), how_to_go_on(run)?)
+            }
+            None => bail!("there is no run in {}", foreign_path(run)),
         }
     }
     if let Some(path) = &arguments.plot {
         plot::write(&summaries, path)?;
-        eprintln!("plotted in {}", path.display());
+        terminal::say!("plotted in {}", foreign_path(path));
     }
     if arguments.json {
-        println!("{}", serde_json::to_string(&summaries)?);
+        terminal::report!("{}", serde_json::to_string(&summaries)?);
     } else {
-        print!("{}", table(&summaries));
+        terminal::report!("{}", table(&summaries).trim_end());
     }
     Ok(())
+}
+
+/// The command that continues the run in `run`, or the sweep that it is a point of.
+fn how_to_go_on(run: &Path) -> Result<String> {
+    let sweep = match run.parent() {
+        Some(folder) if SweepRecord::read(folder)?.is_some() => Some(folder),
+        _ => None,
+    };
+    Ok(match sweep {
+        Some(sweep) => format!("the sweep with: sae-trainer sweep --resume --out {}", foreign_path(sweep)),
+        None => format!("it with: sae-trainer --resume --out {}", foreign_path(run)),
+    })
 }
 
 /// Whether `run` is a point of a sweep, and the sweep knows that it diverged.
@@ -87,7 +98,7 @@ pub(crate) fn table(summaries: &[Summary]) -> String {
 fn row(summary: &Summary) -> Vec<String> {
     let metrics = &summary.evaluation.metrics;
     vec![
-        summary.run.display().to_string(),
+        foreign_path(&summary.run).to_string(),
         penalty(summary),
         grouped(summary.features as u64),
         format_count(summary.tokens as f64),
@@ -95,7 +106,7 @@ fn row(summary: &Summary) -> Vec<String> {
         number(metrics.mse_centered),
         number(metrics.mse_uncentered),
         number(metrics.mse_sum),
-        format!("{:.4}", metrics.explained_variance),
+        share(metrics.explained_variance),
         grouped(metrics.dead_features as u64),
         format_count(summary.session.tokens_per_second.round()),
     ]
@@ -104,7 +115,7 @@ fn row(summary: &Summary) -> Vec<String> {
 /// The penalty and its coefficient, if it has one.
 fn penalty(summary: &Summary) -> String {
     match summary.coefficient {
-        0.0 => summary.loss.clone(),
-        coefficient => format!("{} {coefficient:e}", summary.loss),
+        0.0 => foreign(&summary.loss).to_string(),
+        coefficient => format!("{} {coefficient:e}", foreign(&summary.loss)),
     }
 }

@@ -9,11 +9,12 @@ use human_units::format_count;
 use plotters::coord::Shift;
 use plotters::prelude::*;
 use plotters::style::text_anchor::{HPos, Pos, VPos};
+use terminal::foreign_path;
 
 use super::penalty;
 use crate::record::Summary;
 use crate::run_folder::{LoggedStep, logged_steps};
-use crate::table::number;
+use crate::table::{number, share};
 
 /// Of the picture, in pixels: its width, the height of the four panels together, and of a line of the legend.
 const WIDTH: u32 = 1280;
@@ -52,7 +53,7 @@ pub(crate) fn write(summaries: &[Summary], path: &Path) -> Result<()> {
     });
     let svg = picture(&runs.collect::<Result<Vec<_>>>()?)
         .map_err(|error| anyhow!("cannot plot the runs: {error}"))?;
-    std::fs::write(path, svg).with_context(|| format!("cannot write {}", path.display()))
+    std::fs::write(path, svg).with_context(|| format!("cannot write {}", foreign_path(path)))
 }
 
 fn colour(at: usize, of: usize) -> RGBAColor {
@@ -91,6 +92,9 @@ fn front(area: &Area<'_>, runs: &[Run<'_>]) -> Result<(), Box<dyn Error>> {
         let metrics = &run.summary.evaluation.metrics;
         (metrics.l0, metrics.mse_centered)
     };
+    // A run on rows of which an error is undefined has no place.
+    let runs: Vec<&Run<'_>> =
+        runs.iter().filter(|run| place(run).0.is_finite() && place(run).1.is_finite()).collect();
     let x = with_margin(runs.iter().map(|run| place(run).0));
     let y = with_margin(runs.iter().map(|run| place(run).1));
     let middle = (x.start + x.end) / 2.0;
@@ -105,11 +109,11 @@ fn front(area: &Area<'_>, runs: &[Run<'_>]) -> Result<(), Box<dyn Error>> {
         .y_label_formatter(&|y| number(*y))
         .draw()?;
 
-    let mut kinds: Vec<_> = runs.iter().map(kind).collect();
+    let mut kinds: Vec<_> = runs.iter().map(|run| kind(run)).collect();
     kinds.sort_unstable();
     kinds.dedup();
     for of in kinds {
-        let mut points: Vec<_> = runs.iter().filter(|run| kind(run) == of).map(place).collect();
+        let mut points: Vec<_> = runs.iter().filter(|run| kind(run) == of).map(|run| place(run)).collect();
         points.sort_by(|a, b| a.0.total_cmp(&b.0));
         chart.draw_series(LineSeries::new(points, &GREY))?;
     }
@@ -119,7 +123,7 @@ fn front(area: &Area<'_>, runs: &[Run<'_>]) -> Result<(), Box<dyn Error>> {
         let style = (FONT, 12).into_text_style(area).pos(Pos::new(side, VPos::Center));
         let point = EmptyElement::at(place(run))
             + Circle::new((0, 0), 5, run.colour.filled())
-            + Text::new(penalty(run.summary), (shift, -9), style);
+            + Text::new(shown(&penalty(run.summary)), (shift, -9), style);
         chart.draw_series([point])?;
     }
     Ok(())
@@ -196,17 +200,22 @@ fn legend(area: &Area<'_>, runs: &[Run<'_>]) -> Result<(), Box<dyn Error>> {
         area.draw(&Rectangle::new([(60, y - 5), (84, y + 5)], run.colour.filled()))?;
         let metrics = &run.summary.evaluation.metrics;
         let text = format!(
-            "{}: L0 {}, centered MSE {}, explained variance {:.4}, {} dead of {} features",
-            run.summary.run.display(),
+            "{}: L0 {}, centered MSE {}, explained variance {}, {} dead of {} features",
+            shown(&run.summary.run.to_string_lossy()),
             number(metrics.l0),
             number(metrics.mse_centered),
-            metrics.explained_variance,
+            share(metrics.explained_variance),
             metrics.dead_features,
             run.summary.features
         );
         area.draw(&Text::new(text, (94, y - 7), (FONT, 14).into_font()))?;
     }
     Ok(())
+}
+
+/// Text from a file or a path as XML can hold it; what XML gives a meaning the backend writes as entities.
+fn shown(text: &str) -> String {
+    terminal::foreign(text).to_string().replace(['\u{fffe}', '\u{ffff}'], "\u{fffd}")
 }
 
 fn panel<'a, 'b>(area: &'a Area<'b>, title: &str) -> ChartBuilder<'a, 'b, SVGBackend<'b>> {
@@ -219,6 +228,9 @@ fn panel<'a, 'b>(area: &'a Area<'b>, title: &str) -> ChartBuilder<'a, 'b, SVGBac
 fn with_margin(values: impl Iterator<Item = f64> + Clone) -> Range<f64> {
     let least = values.clone().fold(f64::INFINITY, f64::min);
     let most = values.fold(f64::NEG_INFINITY, f64::max);
+    if least > most {
+        return 0.0..1.0; // nothing to show
+    }
     // A single run has no distance: its point stands in the middle.
     let margin = if most > least { (most - least) / 10.0 } else { (most.abs() / 10.0).max(1e-9) };
     least - margin..most + margin
@@ -233,6 +245,7 @@ mod tests {
         assert_eq!(with_margin([10.0, 20.0].into_iter()), 9.0..21.0);
         assert_eq!(with_margin([10.0].into_iter()), 9.0..11.0);
         assert!(with_margin([0.0].into_iter()).contains(&0.0));
+        assert_eq!(with_margin([].into_iter()), 0.0..1.0);
     }
 
     #[test]

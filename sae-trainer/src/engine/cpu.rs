@@ -487,10 +487,13 @@ impl Step<'_> {
             sums.active_squared += u64::from(result.active) * u64::from(result.active);
             sums.l1 += result.l1;
             sums.penalty += result.penalty;
+            sums.deviation += centered * centered;
             if centered > 0.0 {
+                sums.rows_off_mean += 1;
                 sums.centered_error += squared_error / (width * centered);
             }
             if norm > 0.0 {
+                sums.rows_off_zero += 1;
                 sums.uncentered_error += squared_error / (width * norm);
                 sums.norm_ratio += reconstructed_norm / norm;
                 if reconstructed_norm > 0.0 {
@@ -498,6 +501,11 @@ impl Step<'_> {
                 }
             }
         }
+        // The distances are those from x̄ as float32.
+        let rows = sums.rows as f64;
+        let rounding =
+            norms.sum.iter().zip(&norms.mean).map(|(sum, mean)| (sum / rows - f64::from(*mean)).powi(2));
+        sums.deviation = (sums.deviation - rows * rounding.sum::<f64>()).max(0.0);
         sums
     }
 }

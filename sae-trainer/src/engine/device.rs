@@ -1,10 +1,11 @@
 //! The engine on a GPU, or on anything else that is a [`Device`]: drives [`CudaStep`].
 //!
-//! Two batch buffers take turns: while the device trains on one, the next batch travels into the other, and its step is
-//! queued behind. So a step is reported one call later than it was begun ([`Engine::submit`]).
+//! Three batch buffers take turns. Two steps are under way, each with a batch of its own, and the next batch travels into the
+//! third buffer meanwhile: it has the time of two steps for its way, through pinned memory and over the bus. Its step is
+//! queued when the first of the two is done, whose report says which path it takes. So a step is reported two calls later than
+//! it was begun ([`Engine::submit`]).
 //!
-//! Several engines can share a device ([`SharedDevice`]) and with it those two buffers: a batch travels once for all of
-//! them, their steps on it stand in line one after another, each with its own arrays and its own recorded graphs.
+//! Several engines can share a device ([`SharedDevice`]) and with it those buffers: a batch travels once for all of them, their steps on it stand in line one after another, each with its own arrays and its own recorded graphs.
 
 use std::borrow::Cow;
 use std::cell::{RefCell, RefMut};
@@ -27,6 +28,10 @@ use super::{Engine, EngineError, EngineState, EvalStats, Path, Rows, StepStats, 
 /// Trains on an NVIDIA GPU.
 pub type CudaEngine = DeviceEngine<CudaDevice>;
 
+/// Steps under way at a time, and places for batches: one more, for the next.
+const UNDER_WAY: usize = 2;
+const SLOTS: usize = UNDER_WAY + 1;
+
 /// Trains on a device.
 pub struct DeviceEngine<D: Device> {
     // The device is dropped last: buffers and graphs are its own.
@@ -48,7 +53,7 @@ pub struct SharedDevice<D: Device>(Rc<RefCell<Shared<D>>>);
 
 struct Shared<D: Device> {
     /// Made by the first engine.
-    slots: Option<[Slot<D::Buffer>; 2]>,
+    slots: Option<[Slot<D::Buffer>; SLOTS]>,
     /// The slot that is written next.
     next: usize,
     device: D,
@@ -119,7 +124,7 @@ impl<D: Device> Shared<D> {
             let buffer = self.device.allocate(bytes, "a batch")?;
             Ok(Slot { buffer, half: None, numbers, number: None, readers: 0 })
         };
-        self.slots = Some([slot()?, slot()?]);
+        self.slots = Some([slot()?, slot()?, slot()?]);
         Ok(())
     }
 
@@ -136,7 +141,7 @@ impl<D: Device> Shared<D> {
         let at = *next;
         let slot = &mut slots[at];
         if slot.readers > 0 {
-            let reason = "a step on the batch before the last is still under way".to_owned();
+            let reason = "a step on the batch whose place it takes is still under way".to_owned();
             return Err(DeviceError::Failed { operation: "placing a batch".to_owned(), reason }.into());
         }
         slot.number = None;
@@ -145,7 +150,7 @@ impl<D: Device> Shared<D> {
             Rows::F16(numbers) => slot.widen(device, numbers)?,
         }
         slot.number = number;
-        *next = 1 - at;
+        *next = (at + 1) % SLOTS;
         Ok(at)
     }
 
@@ -168,7 +173,7 @@ impl<B> Slot<B> {
 }
 
 /// Bytes of device memory that training takes at its peak: for each of `steps` weights and moments, the step's lists and,
-/// for the dense steps at the start, dense arrays; and two batches, which all share.
+/// for the dense steps at the start, dense arrays; and the places for batches, which all share.
 ///
 /// # Errors
 /// A step that the kernels cannot do.
@@ -178,7 +183,7 @@ pub fn device_memory(steps: &[(StepSpec, Options)], properties: &Properties) -> 
         let plan = Plan::new(spec, options, properties)?;
         engines += plan.bytes(options) + plan.dense_bytes(options);
         // In float32, and as they may arrive, in half precision.
-        batches = batches.max(2 * (4 + 2) * plan.rows * plan.width);
+        batches = batches.max(SLOTS * (4 + 2) * plan.rows * plan.width);
     }
     Ok(engines + batches)
 }
@@ -244,10 +249,11 @@ impl<D: Device> DeviceEngine<D> {
     ) -> Result<Option<StepStats>, EngineError> {
         let spec = self.step.spec();
         check_length("the batch", batch.numbers(), spec.batch * spec.width, "B·d")?;
+        // First of all: it travels beside the steps that are under way.
         let slot = self.shared.lock().place(number, batch)?;
+        let done = if self.begun.len() == UNDER_WAY { self.finish()? } else { None };
         self.begin(slot, *schedule)?;
-        // The other slot is written next, so the step on it must be over by then.
-        if self.begun.len() == 2 { self.finish() } else { Ok(None) }
+        Ok(done)
     }
 
     fn begin(&mut self, slot: usize, schedule: Schedule) -> Result<(), EngineError> {

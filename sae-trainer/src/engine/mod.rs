@@ -181,11 +181,11 @@ pub trait Engine {
     fn step(&mut self, batch: &[f32], schedule: &Schedule) -> Result<StepStats, EngineError>;
 
     /// Begins an optimizer step on `batch` [B, d], which may change after the return, and reports the step that was
-    /// finished meanwhile, if any: an engine that computes elsewhere is given a step ahead, so that it never waits for
-    /// its host. Steps are reported once each and in order; [`Engine::finish`] gives those that are left.
+    /// finished meanwhile, if any: an engine that computes elsewhere is given steps ahead, so that it never waits for
+    /// its host, and reports them some calls later. Steps are reported once each and in order; [`Engine::finish`] gives those that are left.
     ///
     /// # Errors
-    /// As [`Engine::step`], of the earliest step that failed; those begun after it have not happened either.
+    /// As [`Engine::step`], of the earliest step that failed; those begun after it, this one too, have not happened either.
     fn submit(&mut self, batch: &[f32], schedule: &Schedule) -> Result<Option<StepStats>, EngineError> {
         self.step(batch, schedule).map(Some)
     }

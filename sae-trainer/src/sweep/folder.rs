@@ -8,15 +8,16 @@
 
 use std::collections::BTreeMap;
 use std::fs::{self, File};
-use std::path::{Path, PathBuf};
+use std::path::{Component, Path, PathBuf};
 
-use anyhow::{Context, Result, bail, ensure};
+use anyhow::{Result, bail, ensure};
 use serde::{Deserialize, Serialize};
+use terminal::foreign_path;
 
 use super::grid::Point;
 use crate::arguments::SettingArguments;
 use crate::record::Summary;
-use crate::run_folder::{RunConfig, is_empty, lock, program};
+use crate::run_folder::{RunConfig, is_empty, lock, program, read_json};
 
 const FORMAT: u32 = 1;
 pub(crate) const SWEEP: &str = "sweep.json";
@@ -79,7 +80,7 @@ impl SweepRecord {
         SweepRecord {
             format: FORMAT,
             program: program(),
-            command_line: std::env::args().collect::<Vec<_>>().join(" "),
+            command_line: terminal::command_line(),
             points: points.collect(),
         }
     }
@@ -87,19 +88,16 @@ impl SweepRecord {
     /// The sweep in `folder`, if it holds one.
     pub(crate) fn read(folder: &Path) -> Result<Option<SweepRecord>> {
         let path = folder.join(SWEEP);
-        if !path.exists() {
-            return Ok(None);
+        let record: Option<SweepRecord> = read_json(&path, Some(FORMAT), "the record of a sweep")?;
+        for point in record.iter().flat_map(|record| &record.points) {
+            ensure!(
+                is_folder_name(&point.name),
+                "{} names a point {:?}, which is no name of a folder in it",
+                foreign_path(&path),
+                point.name
+            );
         }
-        let text = fs::read(&path).with_context(|| format!("cannot read {}", path.display()))?;
-        let record: SweepRecord = serde_json::from_slice(&text)
-            .with_context(|| format!("{} does not describe a sweep", path.display()))?;
-        ensure!(
-            record.format == FORMAT,
-            "{} has format {}; this program reads format {FORMAT}",
-            path.display(),
-            record.format
-        );
-        Ok(Some(record))
+        Ok(record)
     }
 
     /// The names of points in `state`.
@@ -117,7 +115,7 @@ impl SweepRecord {
             there == here,
             "{} holds a sweep over other points ({} there, {} here). Leave the lists out to continue it, or choose \
              another --out to start a new one",
-            folder.display(),
+            foreign_path(folder),
             there.join(", "),
             here.join(", ")
         );
@@ -125,12 +123,19 @@ impl SweepRecord {
     }
 }
 
+/// Whether `name` is one that a point can have: a folder in the sweep's own, and none of those that programs hide there.
+fn is_folder_name(name: &str) -> bool {
+    let mut parts = Path::new(name).components();
+    let alone = matches!((parts.next(), parts.next()), (Some(Component::Normal(part)), None) if part == name);
+    alone && !name.starts_with('.') && !name.contains(char::is_control)
+}
+
 /// That a new sweep may be put into `path`: it is not there, or an empty folder.
 pub(crate) fn check_free(path: &Path) -> Result<()> {
     if !path.exists() || is_empty(path)? {
         return Ok(());
     }
-    let here = path.display();
+    let here = foreign_path(path);
     if SweepRecord::read(path)?.is_some() {
         bail!("{here} holds a sweep already; add --resume to continue it, or choose another --out");
     }
@@ -189,7 +194,7 @@ impl SweepFolder {
     }
 
     fn write(&self) -> Result<()> {
-        let text = serde_json::to_vec_pretty(&self.record).expect("a sweep is plain data");
-        Ok(sae::replace_file(&self.path.join(SWEEP), &text)?)
+        let text = durable_files::sealed_document(&self.record);
+        Ok(durable_files::replace_file(&self.path.join(SWEEP), text.as_bytes())?)
     }
 }

@@ -5,10 +5,12 @@
 //! would mean alone, and its `config.json` is that of the run alone.
 
 use std::ffi::OsString;
+use std::path::Path;
 
 use anyhow::{Result, bail, ensure};
 use clap::error::{Error, ErrorKind};
 use clap::{Arg, ArgAction, ArgMatches, Args, Command, FromArgMatches, Parser};
+use terminal::foreign_path;
 
 use crate::arguments::{CommandLine, RunArguments, SettingArguments, TrainArguments};
 use crate::settings::flags_without_effect;
@@ -170,7 +172,7 @@ impl Flag {
         };
         for (at, value) in values.iter().enumerate() {
             if values[..at].contains(value) {
-                let told = format!("{name} has the value {} twice", value.display());
+                let told = format!("{name} has the value {} twice", foreign_path(value.as_ref()));
                 return Err(Error::raw(ErrorKind::ValueValidation, told));
             }
         }
@@ -197,6 +199,13 @@ impl Grid {
     /// Whether some flag has several values.
     pub(crate) fn varies(&self) -> bool {
         self.flags.iter().any(|flag| flag.choices.len() > 1)
+    }
+
+    /// Names the store of all points, where the command line does not.
+    pub(crate) fn set_store(&mut self, path: &Path) {
+        let name = "--store".to_owned();
+        let words = vec![OsString::from(&name), path.as_os_str().to_owned()];
+        self.flags.push(Flag { name, choices: vec![Choice { name: String::new(), words }] });
     }
 
     /// The flags of all points, where none has several values.

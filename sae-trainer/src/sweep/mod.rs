@@ -6,23 +6,25 @@ mod grid;
 use std::path::{Path, PathBuf};
 
 use anyhow::{Context, Result, bail, ensure};
+use terminal::{Interrupt, foreign_path};
 
 pub(crate) use folder::{PointState, SWEEP, SweepFolder, SweepRecord};
+use grid::Grid;
 pub(crate) use grid::SweepArguments;
 
 use crate::announce;
 use crate::arguments::{RunArguments, SettingArguments, TrainArguments};
 use crate::compare;
-use crate::interrupt::Interrupt;
-use crate::plan::{NO_STORE, Plan, check_space, merge};
+use crate::default_store::default_store;
+use crate::plan::{Plan, check_space, merge};
 use crate::run_folder::RunConfig;
 use crate::train::{End, Ready};
 
 /// Trains the points of a sweep, and returns the process' exit code: 0, 1 if a point diverged, or 130 after Ctrl-C.
 pub(crate) fn sweep(arguments: SweepArguments) -> Result<u8> {
     let interrupt = Interrupt::listen().context("cannot listen for Ctrl-C")?;
-    let (out, record, plans) = plan(&arguments)?;
-    let SweepArguments { run, .. } = arguments;
+    let SweepArguments { grid, run } = arguments;
+    let (out, record, plans) = plan(grid, &run)?;
     let json = run.json;
     let ready = Ready::new(plans, run, interrupt, |plans, batches, compute| {
         announce::sweep(&out, plans, batches, compute)
@@ -34,15 +36,15 @@ pub(crate) fn sweep(arguments: SweepArguments) -> Result<u8> {
     };
     let record = SweepRecord::read(&out)?.context("the sweep's sweep.json is gone")?;
     if json {
-        println!("{}", serde_json::to_string(&record)?);
+        terminal::report!("{}", serde_json::to_string(&record)?);
     } else if !summaries.is_empty() {
-        print!("{}", compare::table(&summaries));
+        terminal::report!("{}", compare::table(&summaries).trim_end());
     }
     let diverged = record.names(PointState::Diverged);
     if diverged.is_empty() {
         return Ok(0);
     }
-    eprintln!(
+    terminal::say!(
         "error: {} of {} points diverged: {}",
         diverged.len(),
         record.points.len(),
@@ -52,23 +54,27 @@ pub(crate) fn sweep(arguments: SweepArguments) -> Result<u8> {
 }
 
 /// The sweep's folder, what its `sweep.json` is to be, and the plans of the points that are still to be trained.
-fn plan(arguments: &SweepArguments) -> Result<(PathBuf, SweepRecord, Vec<Plan>)> {
-    let SweepArguments { grid, run } = arguments;
+fn plan(mut grid: Grid, run: &RunArguments) -> Result<(PathBuf, SweepRecord, Vec<Plan>)> {
+    let there = match &run.out {
+        Some(out) if run.resume => SweepRecord::read(out)?,
+        None if run.resume => bail!("--resume needs --out, the folder of the sweep to continue"),
+        _ => None,
+    };
+    if there.is_none() {
+        if let (Some(out), true, false) = (&run.out, run.resume, grid.varies()) {
+            bail!(
+                "there is no sweep in {}; start one with lists of values, or continue a run without `sweep`",
+                foreign_path(out)
+            );
+        }
+        if grid.common()?.data.store.is_empty() {
+            grid.set_store(&default_store()?);
+        }
+    }
     let out = match &run.out {
         Some(out) => out.clone(),
-        None if run.resume => bail!("--resume needs --out, the folder of the sweep to continue"),
-        None => default_folder(&grid.common()?)?,
+        None => default_folder(&grid.common()?),
     };
-    let there = match run.resume {
-        true => SweepRecord::read(&out)?,
-        false => None,
-    };
-    if run.resume && there.is_none() && !grid.varies() {
-        bail!(
-            "there is no sweep in {}; start one with lists of values, or continue a run without `sweep`",
-            out.display()
-        );
-    }
     let mut points = Vec::new();
     if grid.varies() || there.is_none() {
         points = grid.points()?;
@@ -88,7 +94,7 @@ fn plan(arguments: &SweepArguments) -> Result<(PathBuf, SweepRecord, Vec<Plan>)>
     let mut plans = Vec::new();
     for point in &mut record.points {
         if point.state == PointState::Diverged {
-            eprintln!("{} diverged before and is left out", out.join(&point.name).display());
+            terminal::say!("{} diverged before and is left out", foreign_path(&out.join(&point.name)));
             continue;
         }
         let folder = out.join(&point.name);
@@ -108,11 +114,11 @@ fn plan(arguments: &SweepArguments) -> Result<(PathBuf, SweepRecord, Vec<Plan>)>
     ensure!(
         !plans.is_empty(),
         "every point of the sweep in {} diverged; start another one with lower learning rates",
-        out.display()
+        foreign_path(&out)
     );
     check_common(&plans)?;
     let keep = u64::from(run.keep_checkpoints);
-    check_space(&out, plans.iter().map(|plan| plan.needed_space(keep)).sum())?;
+    check_space(&out, plans.iter().map(|plan| plan.needed_space(keep)).fold(0, u64::saturating_add))?;
     Ok((out, record, plans))
 }
 
@@ -128,7 +134,7 @@ fn point_plan(
         [] => line.push("--resume".to_owned()),
         words => line.extend(words.iter().map(|word| word.to_string_lossy().into_owned())),
     }
-    line.extend(["--out".to_owned(), folder.display().to_string()]);
+    line.extend(["--out".to_owned(), folder.to_string_lossy().into_owned()]);
     let run = RunArguments { out: Some(folder.to_path_buf()), ..run.clone() };
     Plan::new(&TrainArguments { settings, run }, line.join(" "))
 }
@@ -152,8 +158,8 @@ fn check_common(plans: &[Plan]) -> Result<()> {
                 value == of_the_first,
                 "{name} is {value} in {} and {of_the_first} in {}, but the points of a sweep train on the same \
                  batches; continue them one by one with sae-trainer --resume --out",
-                plan.out.display(),
-                plans[0].out.display()
+                foreign_path(&plan.out),
+                foreign_path(&plans[0].out)
             );
         }
     }
@@ -166,9 +172,9 @@ fn chunks(mixing: Option<usize>) -> u64 {
 }
 
 /// `runs/gpt2-sweep`
-fn default_folder(arguments: &SettingArguments) -> Result<PathBuf> {
-    let store = arguments.data.store.first().context(NO_STORE)?;
+fn default_folder(arguments: &SettingArguments) -> PathBuf {
+    let store = arguments.data.store.first().expect("a sweep that starts has a store");
     let path = std::fs::canonicalize(store).unwrap_or_else(|_| store.clone());
     let store = path.file_name().unwrap_or_default().to_string_lossy().into_owned();
-    Ok(Path::new("runs").join(format!("{store}-sweep")))
+    Path::new("runs").join(format!("{store}-sweep"))
 }

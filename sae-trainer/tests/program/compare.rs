@@ -2,7 +2,7 @@
 
 use serde_json::Value;
 
-use crate::fixture::{Place, text};
+use crate::fixture::{Place, json, text};
 
 #[test]
 fn runs_stand_side_by_side() {
@@ -23,6 +23,36 @@ fn runs_stand_side_by_side() {
     let expected = place.metrics("l1").pop().unwrap();
     assert_eq!(json[1]["evaluation"]["l0"], expected["l0"]);
     assert_eq!(json[1]["run"], "l1");
+}
+
+#[test]
+fn names_from_files_are_shown_and_never_obeyed() {
+    let place = Place::new();
+    let hostile = "a\u{1b}[2J\u{7}<b>&\"\n\u{202e}\u{ffff}";
+    let run = |out: &str| {
+        let output =
+            place.command("--store store --features 64 --batch 128 --steps 5 --out").arg(out).output();
+        output.unwrap()
+    };
+    assert!(run(hostile).status.success());
+    let path = place.path(hostile).join("summary.json");
+    let mut summary = json(&path);
+    summary["loss"] = "l1\u{1b}]0;x\u{7}\nerror: no".into();
+    std::fs::write(&path, serde_json::to_vec(&summary).unwrap()).unwrap();
+    let compare = place.command("compare --plot picture.svg").arg(hostile).output().unwrap();
+    let again = run(hostile);
+    assert_eq!(again.status.code(), Some(1));
+    for written in [&compare.stdout, &compare.stderr, &again.stderr] {
+        let written = text(written);
+        assert!(written.chars().all(|c| c == '\n' || !c.is_control() && c != '\u{202e}'), "{written:?}");
+        assert!(!written.lines().any(|line| line.starts_with("error: no")), "{written}");
+    }
+    assert_eq!(text(&compare.stdout).lines().count(), 3, "{}", text(&compare.stdout));
+    assert_eq!(text(&again.stderr).lines().count(), 1, "{}", text(&again.stderr));
+    // What XML cannot hold or gives a meaning is not in the picture.
+    let svg = std::fs::read_to_string(place.path("picture.svg")).unwrap();
+    assert!(svg.contains("\\u001b[2J\\u0007&lt;b&gt;&amp;&quot;\\n"), "{svg}");
+    assert!(svg.chars().all(|c| (c == '\n' || c >= ' ') && !matches!(c, '\u{fffe}' | '\u{ffff}')));
 }
 
 #[test]

@@ -17,7 +17,7 @@ const RUN: &str = "--store store --batch 128 --lr 1e-3 --l0-coefficient 2e-2 --l
 fn place() -> Place {
     let place = Place::new();
     let line =
-        "--store store --features 256 --batch 256 --lr 3e-3 --l0-coefficient 3e-2 --steps 1500 --device cpu";
+        "--store store --features 512 --batch 256 --lr 3e-3 --l0-coefficient 3e-2 --steps 1500 --device cpu";
     place.run(&format!("{line} --out start"));
     place
 }

@@ -12,10 +12,8 @@ use crate::fixture::{Place, WIDTH, mixtures, text, write_store};
 const SMALL: &str = "--store store --features 64 --batch 128 --steps 20";
 
 #[test]
-fn a_store_that_is_missing_damaged_or_unnamed() {
+fn a_store_that_is_missing_or_damaged() {
     let place = Place::new();
-    assert!(place.fail("--loss l1").contains("--store is missing"));
-    assert!(place.fail("--resume").contains("--resume needs --out"));
     assert!(place.fail("--resume --out run").contains("there is no run in run"));
     assert!(place.fail("--store nowhere --out run").contains("no activation store at nowhere"));
     // One byte in the middle of a shard.
@@ -100,6 +98,60 @@ fn a_run_without_end_of_space_is_refused_before_it_starts() {
     let told = place.fail("--store store --features 2G --batch 1 --sparsity-window 1 --mse sum --out run");
     assert!(told.contains("free") && told.contains("need"), "{told}");
     assert!(!place.path("run").exists());
+}
+
+#[test]
+fn counts_beyond_all_bounds_are_refused_before_anything_is_made() {
+    let place = Place::new();
+    let most = u64::MAX;
+    for flags in [
+        format!("--expansion {most}"),
+        format!("--features {most}"),
+        format!("--features 64 --steps {most}"),
+        format!("--features 64 --sparsity-window {most}"),
+        format!("--features 64 --batch {most}"),
+    ] {
+        let told = place.fail(&format!("--store store {flags} --out run"));
+        assert!(told.contains("at most"), "{flags}: {told}");
+    }
+    let told = place.fail("--store store --features 64 --batch 4G --sparsity-window 1 --out run");
+    assert!(told.contains("4096 rows, fewer than a batch of 4000000000"), "{told}");
+    assert!(place.fail(&format!("bench --width {most}")).contains("at most"));
+    assert!(place.fail("bench --batch 4G").contains("at most"));
+    assert!(!place.path("run").exists());
+    // A length that nobody waits for and other counts without a bound.
+    let long =
+        format!("--eval-rows {most} --dead-rows {most} --warmup-steps {most} --keep-checkpoints 65535");
+    place.run(&format!("{SMALL} {long} --checkpoint-every {most} --log-every {most} --out long"));
+}
+
+#[test]
+fn numbers_that_somebody_wrote_into_config_json_are_checked_too() {
+    let place = Place::new();
+    place.run(&format!("{SMALL} --lr 1e-3 --out run"));
+    let path = place.path("run/config.json");
+    let config = crate::fixture::json(&path);
+    for (argument, value) in [
+        ("lr", serde_json::json!(-1.0)),
+        ("lr", serde_json::json!(1e300)),
+        ("steps", serde_json::json!(u64::MAX)),
+        ("features", serde_json::json!(u64::MAX)),
+        ("epsilon", serde_json::json!([0.2, -1.0])),
+        ("batch", serde_json::json!(0)),
+        ("l0_coefficient", serde_json::json!(-1)),
+        ("min_sparsity_target", serde_json::json!(7)),
+    ] {
+        let mut config = config.clone();
+        config["arguments"][argument] = value;
+        fs::write(&path, serde_json::to_vec(&config).unwrap()).unwrap();
+        let told = place.fail("--resume --out run");
+        assert!(!told.contains("panicked") && !told.contains("continuing"), "{argument}: {told}");
+    }
+    let mut other = config.clone();
+    other["format"] = 2.into();
+    other["settings"] = "elsewhere".into();
+    fs::write(&path, serde_json::to_vec(&other).unwrap()).unwrap();
+    assert!(place.fail("--resume --out run").contains("has format 2; this program reads format 1"));
 }
 
 #[test]

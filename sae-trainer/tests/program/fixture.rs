@@ -1,7 +1,8 @@
 //! Small stores, and the program's runs on them.
 
 use std::path::{Path, PathBuf};
-use std::process::{Command, Output};
+use std::process::{Child, Command, Output, Stdio};
+use std::time::{Duration, Instant};
 
 use activation_store::{Layout, Provenance, RowType, Store, StoreSpec, StoreWriter, WriterOptions};
 use serde_json::Value;
@@ -50,12 +51,12 @@ impl Place {
         complaint
     }
 
-    /// The lines of a run's `metrics.jsonl`, without what the clock says.
+    /// The lines of a run's `metrics.jsonl`, without what the clock says and the checksum, which covers that.
     pub(crate) fn metrics(&self, run: &str) -> Vec<Value> {
         let text = std::fs::read_to_string(self.path(run).join("metrics.jsonl")).unwrap();
         let mut lines: Vec<Value> = text.lines().map(|line| serde_json::from_str(line).unwrap()).collect();
         for line in &mut lines {
-            line.as_object_mut().unwrap().remove("timing");
+            line.as_object_mut().unwrap().retain(|name, _| name != "timing" && name != "crc32c");
         }
         lines
     }
@@ -85,6 +86,65 @@ impl Place {
         found.sort();
         found
     }
+}
+
+/// Starts the program with the words of `line`; what it says is kept.
+pub(crate) fn start(place: &Place, line: &str) -> Child {
+    hearing_hangups(place.command(line)).stdout(Stdio::piped()).stderr(Stdio::piped()).spawn().unwrap()
+}
+
+/// Waits until `ready`, while the program runs.
+pub(crate) fn wait_for(child: &mut Child, what: &str, mut ready: impl FnMut() -> bool) {
+    let started = Instant::now();
+    while !ready() {
+        assert!(started.elapsed() < Duration::from_secs(60), "waited a minute for {what}");
+        assert!(child.try_wait().unwrap().is_none(), "the program ended before {what}");
+        std::thread::sleep(Duration::from_millis(1));
+    }
+}
+
+/// The lines of a file, as far as it is there.
+pub(crate) fn lines(path: &Path) -> usize {
+    std::fs::read_to_string(path).map_or(0, |text| text.lines().count())
+}
+
+/// Sends the program a signal, `-INT` for instance.
+pub(crate) fn signal(child: &Child, signal: &str) {
+    let done = Command::new("kill").args([signal, &child.id().to_string()]).status().unwrap();
+    assert!(done.success());
+}
+
+/// A JSON file that was sealed, without its checksum.
+pub(crate) fn json(path: &Path) -> Value {
+    let mut value: Value = serde_json::from_slice(&std::fs::read(path).unwrap()).unwrap();
+    value.as_object_mut().unwrap().remove("crc32c").expect("the file is sealed");
+    value
+}
+
+/// Flips one bit of a file, counted from its start.
+pub(crate) fn flip(path: &Path, bit: usize) {
+    let mut bytes = std::fs::read(path).unwrap();
+    bytes[bit / 8] ^= 1 << (bit % 8);
+    std::fs::write(path, bytes).unwrap();
+}
+
+/// Copies a folder with all that is in it.
+pub(crate) fn copy(from: &Path, to: &Path) {
+    let done = Command::new("cp").arg("-a").arg(from).arg(to).status().unwrap();
+    assert!(done.success());
+}
+
+/// The command, hearing a closing terminal even where whoever started these tests does not (`nohup`).
+fn hearing_hangups(mut command: Command) -> Command {
+    use std::os::unix::process::CommandExt;
+    // SAFETY: between fork and exec only a signal's disposition is set, which is allowed there.
+    unsafe {
+        command.pre_exec(|| match libc::signal(libc::SIGHUP, libc::SIG_DFL) {
+            libc::SIG_ERR => Err(std::io::Error::last_os_error()),
+            _ => Ok(()),
+        })
+    };
+    command
 }
 
 pub(crate) fn text(bytes: &[u8]) -> String {

@@ -1,23 +1,17 @@
 //! `sae-trainer sweep`: several runs on one stream of batches.
 
 use std::fs;
-use std::path::Path;
-use std::process::{Child, Command, Stdio};
-use std::time::{Duration, Instant};
+use std::process::Command;
 
 use serde_json::Value;
 
-use crate::fixture::{Place, text};
+use crate::fixture::{Place, json, lines, start, text, wait_for};
 
 const POINTS: [&str; 3] = ["approx-l0_l0-coefficient-5e-3", "approx-l0_l0-coefficient-2e-2", "l1"];
 const ALONE: [&str; 3] =
     ["--loss approx-l0 --l0-coefficient 5e-3", "--loss approx-l0 --l0-coefficient 2e-2", "--loss l1"];
 const LISTS: &str = "--loss approx-l0,l1 --l0-coefficient 5e-3,2e-2";
 const COMMON: &str = "--store store --features 128 --batch 128 --lr 3e-3 --log-every 7 --sparsity-window 25";
-
-fn json(path: &Path) -> Value {
-    serde_json::from_slice(&fs::read(path).unwrap()).unwrap()
-}
 
 /// The points of a sweep are the runs that `ALONE` makes, which are in `alone-0`, `alone-1`, …
 fn assert_same_as_alone(place: &Place, sweep: &str) {
@@ -115,30 +109,13 @@ fn without_out_the_folder_is_named_after_the_store() {
     assert!(place.path("runs/store-sweep/l1/sae").is_dir());
 }
 
-fn start(place: &Place, line: &str) -> Child {
-    place.command(line).stdout(Stdio::piped()).stderr(Stdio::piped()).spawn().unwrap()
-}
-
-fn wait_for(child: &mut Child, ready: impl Fn() -> bool) {
-    let started = Instant::now();
-    while !ready() {
-        assert!(started.elapsed() < Duration::from_secs(60), "waited a minute");
-        assert!(child.try_wait().unwrap().is_none(), "the program ended too early");
-        std::thread::sleep(Duration::from_millis(1));
-    }
-}
-
-fn lines(path: &Path) -> usize {
-    fs::read_to_string(path).map_or(0, |text| text.lines().count())
-}
-
 #[test]
 fn after_ctrl_c_all_points_go_on_to_the_bytes_of_uninterrupted_runs() {
     let place = Place::new();
     train_alone(&place, 1200);
     let mut child = start(&place, &format!("sweep {COMMON} --steps 1200 {LISTS} --out sweep"));
     let metrics = place.path(&format!("sweep/{}/metrics.jsonl", POINTS[2]));
-    wait_for(&mut child, || lines(&metrics) > 5);
+    wait_for(&mut child, "some steps", || lines(&metrics) > 5);
     assert!(Command::new("kill").args(["-INT", &child.id().to_string()]).status().unwrap().success());
     let output = child.wait_with_output().unwrap();
     let told = text(&output.stderr);
@@ -147,7 +124,11 @@ fn after_ctrl_c_all_points_go_on_to_the_bytes_of_uninterrupted_runs() {
     for point in POINTS {
         sae::Sae::load(&place.path(&format!("sweep/{point}/sae"))).unwrap();
     }
-    assert!(place.fail("compare sweep").contains("not finished"));
+    let told = place.fail("compare sweep");
+    assert!(
+        told.contains("not finished") && told.contains("sae-trainer sweep --resume --out sweep"),
+        "{told}"
+    );
     // A second process with the sweep's folder, told nothing but the folder, and with other threads.
     let told = text(&place.run("sweep --resume --out sweep --threads 1 --log-every 7").stderr);
     assert!(told.contains("continuing after step"), "{told}");
@@ -302,7 +283,7 @@ fn a_second_process_keeps_out_of_a_running_sweep() {
     let place = Place::new();
     let mut child = start(&place, &format!("sweep {COMMON} --steps 200k {LISTS} --out sweep"));
     let metrics = place.path(&format!("sweep/{}/metrics.jsonl", POINTS[0]));
-    wait_for(&mut child, || lines(&metrics) > 0);
+    wait_for(&mut child, "some steps", || lines(&metrics) > 0);
     let told = place.fail("sweep --resume --out sweep");
     child.kill().unwrap();
     child.wait().unwrap();

@@ -89,6 +89,67 @@ fn the_evaluation_is_what_the_saved_autoencoder_does_to_the_rows_of_the_store() 
 }
 
 #[test]
+fn the_explained_variance_is_right_however_long_the_mean_row_is() {
+    let place = Place::new();
+    // Whole numbers up to 2^24 are exact in float32, so that the variance of these rows is that of the small ones.
+    let small: Vec<f32> = mixtures(512, 1).iter().map(|x| (8.0 * x).round()).collect();
+    let far: Vec<f32> = small.iter().map(|x| x + 1e7).collect();
+    let variance = |rows: &[f32]| -> f64 {
+        let mean = |k: usize| rows.iter().skip(k).step_by(WIDTH).map(|x| f64::from(*x)).sum::<f64>() / 4096.0;
+        let means: Vec<f64> = (0..WIDTH).map(mean).collect();
+        rows.chunks(WIDTH)
+            .flat_map(|row| row.iter().zip(&means))
+            .map(|(x, m)| (f64::from(*x) - m).powi(2))
+            .sum()
+    };
+    assert_eq!(variance(&small), variance(&far));
+    write_store(&place.path("far"), WIDTH, &far, RowType::F32);
+    place.run(
+        "--store far --features 64 --batch 128 --steps 3 --mse sum --b-dec-init mean --log-every 1 --out run",
+    );
+    let evaluation = place.metrics("run").pop().unwrap();
+    let expected = 1.0 - 4096.0 * number(&evaluation, "mse_sum") / variance(&far);
+    let found = number(&evaluation, "explained_variance");
+    assert!((found - expected).abs() <= 1e-5 * expected.abs(), "{found}, expected {expected}");
+}
+
+#[test]
+fn what_rows_without_variance_explain_is_undefined() {
+    let place = Place::new();
+    let row: Vec<f32> = (0..WIDTH).map(|k| 0.1 + k as f32).collect();
+    write_store(&place.path("equal"), WIDTH, &row.repeat(4096), RowType::F32);
+    write_store(&place.path("zero"), WIDTH, &vec![0.0; 4096 * WIDTH], RowType::F32);
+    for (store, undefined, defined) in [
+        (
+            "equal",
+            &["explained_variance", "mse_centered"][..],
+            &["explained_variance_uncentered", "l2_ratio"][..],
+        ),
+        (
+            "zero",
+            &[
+                "explained_variance",
+                "explained_variance_uncentered",
+                "mse_uncentered",
+                "cosine_similarity",
+                "l2_ratio",
+            ],
+            &["mse_sum", "l0"],
+        ),
+    ] {
+        let line = format!("--store {store} --features 64 --batch 128 --steps 5 --mse sum --out {store}-run");
+        let output = place.run(&line);
+        assert!(text(&output.stdout).contains("explained variance  undefined"), "{}", text(&output.stdout));
+        assert!(text(&output.stderr).contains("EV undefined"), "{}", text(&output.stderr));
+        for line in place.metrics(&format!("{store}-run")) {
+            assert!(undefined.iter().all(|name| line[name].is_null()), "{line}");
+            assert!(defined.iter().all(|name| line[name].is_number()), "{line}");
+        }
+        place.run("compare equal-run --plot picture.svg");
+    }
+}
+
+#[test]
 fn every_loss_error_and_norm_trains_without_going_wrong() {
     let place = Place::new();
     for (number_of_run, flags) in [

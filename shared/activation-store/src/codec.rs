@@ -148,10 +148,21 @@ impl ShardIndex {
 
     /// Reads the index at the end of a shard file, of which the first `present` of `chunks` chunks hold rows.
     pub(crate) fn parse(file: &[u8], chunks: usize, present: usize) -> std::result::Result<Self, String> {
-        let Some(data_end) = file.len().checked_sub(Self::encoded_len(chunks)) else {
-            return Err(format!("it has {} bytes, too few for the index of {chunks} chunks", file.len()));
+        Self::parse_tail(file, file.len() as u64, chunks, present)
+    }
+
+    /// Reads the index at the end of a file of `length` bytes, of which `tail` are the last ones.
+    pub(crate) fn parse_tail(
+        tail: &[u8],
+        length: u64,
+        chunks: usize,
+        present: usize,
+    ) -> std::result::Result<Self, String> {
+        let Some(start) = tail.len().checked_sub(Self::encoded_len(chunks)) else {
+            return Err(format!("it has {length} bytes, too few for the index of {chunks} chunks"));
         };
-        let (entries, checksum) = file[data_end..].split_at(16 * chunks);
+        let data_end = length - Self::encoded_len(chunks) as u64;
+        let (entries, checksum) = tail[start..].split_at(16 * chunks);
         let found = crc32c::crc32c(entries);
         if found.to_le_bytes() != checksum {
             return Err(format!("the crc32c of its index is {found:08x}, which is not the recorded one"));
@@ -169,7 +180,7 @@ impl ShardIndex {
                 }
                 (true, (MISSING, MISSING)) => return Err(format!("its chunk {chunk} is marked missing")),
                 (true, _) => {
-                    let end = offset.checked_add(length).filter(|&end| end <= data_end as u64);
+                    let end = offset.checked_add(length).filter(|&end| end <= data_end);
                     let end =
                         end.ok_or_else(|| format!("its chunk {chunk} would end beyond the file's chunks"))?;
                     Some(offset..end)

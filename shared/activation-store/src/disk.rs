@@ -6,7 +6,7 @@ use std::io::Write;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
-use crate::{Result, StoreError};
+use crate::{Result, StoreError, paths};
 
 /// A step of writing a file, in the order in which they happen.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
@@ -53,13 +53,21 @@ pub(crate) struct Disk {
 }
 
 /// Folder of files that do not have their final name yet.
-const PARTIAL: &str = "partial";
+pub(crate) const UNFINISHED: &str = ".unfinished";
+/// What that folder was called once; stores that were begun then are gone on with.
+const UNFINISHED_ONCE: &str = "partial";
 
 impl Disk {
-    /// For the store in `dir`; removes what an interrupted writer left under temporary names.
-    pub(crate) fn new(dir: &Path, hook: Option<DiskHook>) -> Result<Self> {
+    /// For the store in `dir`, where there `is_store` already; removes what an interrupted writer left under temporary
+    /// names.
+    pub(crate) fn new(dir: &Path, is_store: bool, hook: Option<DiskHook>) -> Result<Self> {
         let disk = Disk { dir: dir.to_path_buf(), hook };
-        disk.remove_partial()?;
+        disk.remove_unfinished()?;
+        let once = dir.join(UNFINISHED_ONCE);
+        // What is not all a store's is its owner's, and not in the way.
+        if is_store && holds_unfinished_only(&once)? {
+            remove(&once)?;
+        }
         Ok(disk)
     }
 
@@ -68,13 +76,12 @@ impl Disk {
     }
 
     /// Deletes the folder of temporary names.
-    pub(crate) fn remove_partial(&self) -> Result<()> {
-        let partial = self.dir.join(PARTIAL);
-        match fs::remove_dir_all(&partial) {
-            Err(error) if error.kind() != std::io::ErrorKind::NotFound => {
-                Err(StoreError::io("remove", &partial)(error))
-            }
-            _ => Ok(()),
+    pub(crate) fn remove_unfinished(&self) -> Result<()> {
+        let unfinished = self.dir.join(UNFINISHED);
+        match unfinished.symlink_metadata() {
+            Err(error) if error.kind() == std::io::ErrorKind::NotFound => Ok(()),
+            _ if holds_unfinished_only(&unfinished)? => remove(&unfinished),
+            _ => Err(StoreError::InTheWay(unfinished)),
         }
     }
 
@@ -83,11 +90,11 @@ impl Disk {
     pub(crate) fn publish(&self, name: &str, parts: &[&[u8]]) -> Result<Written> {
         let target = self.dir.join(name);
         let folder = target.parent().expect("a file lies in a folder");
-        let partial = self.dir.join(PARTIAL);
-        for folder in [folder, &partial] {
+        let unfinished = self.dir.join(UNFINISHED);
+        for folder in [folder, &unfinished] {
             fs::create_dir_all(folder).map_err(StoreError::io("create", folder))?;
         }
-        let temporary = partial.join(name.replace('/', "."));
+        let temporary = unfinished.join(name.replace('/', "."));
         let mut written = Written { bytes: 0, crc32c: 0 };
         let write = || -> std::io::Result<File> {
             self.before(DiskStep::Write, &target)?;
@@ -135,4 +142,30 @@ impl Disk {
             .and_then(|()| journal.sync_all())
             .map_err(StoreError::io("flush", path))
     }
+}
+
+/// Whether `folder` is one, and has nothing in it but files of a store under their temporary names.
+pub(crate) fn holds_unfinished_only(folder: &Path) -> Result<bool> {
+    if !folder.symlink_metadata().is_ok_and(|found| found.is_dir()) {
+        return Ok(false);
+    }
+    for entry in fs::read_dir(folder).map_err(StoreError::io("read", folder))? {
+        let entry = entry.map_err(StoreError::io("read", folder))?;
+        let is_file = entry.file_type().is_ok_and(|kind| kind.is_file());
+        if !is_file || !entry.file_name().to_str().is_some_and(paths::is_a_temporary_name) {
+            return Ok(false);
+        }
+    }
+    Ok(true)
+}
+
+/// Removes the files of a folder, and the folder.
+fn remove(folder: &Path) -> Result<()> {
+    let files = || -> std::io::Result<()> {
+        for entry in fs::read_dir(folder)? {
+            fs::remove_file(entry?.path())?;
+        }
+        fs::remove_dir(folder)
+    };
+    files().map_err(StoreError::io("remove", folder))
 }

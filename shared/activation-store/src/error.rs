@@ -2,12 +2,14 @@
 
 use std::path::{Path, PathBuf};
 
+use terminal::{foreign, foreign_path};
+
 /// An error of the writer, the reader, the batch stream or an export.
 #[derive(Debug, thiserror::Error)]
 #[non_exhaustive]
 pub enum StoreError {
     /// The operating system refused an operation on a file.
-    #[error("cannot {action} {}: {source}", path.display())]
+    #[error("cannot {action} {}", foreign_path(path))]
     Io {
         /// What was attempted, as an infinitive ("read", "create").
         action: &'static str,
@@ -17,13 +19,13 @@ pub enum StoreError {
         source: std::io::Error,
     },
     /// The folder exists, holds files, and is not a store.
-    #[error("{} holds files that are not an activation store's; choose another folder", .0.display())]
+    #[error("{} holds files that are not an activation store's; choose another folder", foreign_path(.0))]
     NotAStore(PathBuf),
     /// No store at this path.
-    #[error("there is no activation store at {} (no zarr.json in it)", .0.display())]
+    #[error("there is no activation store at {} (no zarr.json in it)", foreign_path(.0))]
     NotFound(PathBuf),
     /// The folder holds a store of another dump.
-    #[error("{} holds a store of another dump ({}); choose another folder, or delete this one", dir.display(), differences.join("; "))]
+    #[error("{} holds a store of another dump ({}); choose another folder, or delete this one", foreign_path(dir), foreign(&differences.join("; ")))]
     Mismatch {
         /// The store's folder.
         dir: PathBuf,
@@ -31,10 +33,10 @@ pub enum StoreError {
         differences: Vec<String>,
     },
     /// Another process writes this store.
-    #[error("another process is writing {}; wait for it to end, or stop it", .0.display())]
+    #[error("another process is writing {}; wait for it to end, or stop it", foreign_path(.0))]
     Locked(PathBuf),
     /// The estimate does not fit on the file system.
-    #[error("{} needs about {} MB and its file system has {} MB free; free some space, ask for fewer tokens, or keep fewer mantissa bits", dir.display(), needed / 1_000_000, available / 1_000_000)]
+    #[error("{} needs about {} MB and its file system has {} MB free; free some space, ask for fewer tokens, or keep fewer mantissa bits", foreign_path(dir), needed / 1_000_000, available / 1_000_000)]
     NoSpace {
         /// The store's folder.
         dir: PathBuf,
@@ -105,10 +107,13 @@ pub enum StoreError {
         planned: u64,
     },
     /// The writer has already reported an error.
-    #[error("the writer of {} stopped at an earlier error; open it again to go on", .0.display())]
+    #[error("the writer of {} stopped at an earlier error; open it again to go on", foreign_path(.0))]
     Stopped(PathBuf),
     /// The store was not finished.
-    #[error("{} is not complete ({contexts_done} contexts are safe): run the dump again with the same command to go on", dir.display())]
+    #[error(
+        "{} is not complete ({contexts_done} contexts are safe): run the dump again with the same command to go on",
+        foreign_path(dir)
+    )]
     Incomplete {
         /// The store's folder.
         dir: PathBuf,
@@ -116,10 +121,10 @@ pub enum StoreError {
         contexts_done: u64,
     },
     /// A dump that has no row.
-    #[error("nothing to store in {}: the dump has no row", .0.display())]
+    #[error("nothing to store in {}: the dump has no row", foreign_path(.0))]
     Empty(PathBuf),
     /// A store of another format version.
-    #[error("{} has store format version {found}; this program reads version {supported}", dir.display())]
+    #[error("{} has store format version {found}; this program reads version {supported}", foreign_path(dir))]
     Version {
         /// The store's folder.
         dir: PathBuf,
@@ -129,7 +134,7 @@ pub enum StoreError {
         supported: u64,
     },
     /// A file is not what the store recorded.
-    #[error("{} is damaged: {what}", file.display())]
+    #[error("{} is damaged: {}", foreign_path(file), foreign(what))]
     Damaged {
         /// The file.
         file: PathBuf,
@@ -137,7 +142,7 @@ pub enum StoreError {
         what: String,
     },
     /// A chunk of a shard is not what the store recorded.
-    #[error("chunk {chunk} of {} is damaged: {what}", file.display())]
+    #[error("chunk {chunk} of {} is damaged: {}", foreign_path(file), foreign(what))]
     DamagedChunk {
         /// The shard file.
         file: PathBuf,
@@ -146,6 +151,23 @@ pub enum StoreError {
         /// What is wrong with it.
         what: String,
     },
+    /// A shard is no longer what it was when the store was opened.
+    #[error(
+        "{} changed while it was in use: {what}; put the file back as it was and give the same command again",
+        foreign_path(file)
+    )]
+    Changed {
+        /// The shard file.
+        file: PathBuf,
+        /// What is different.
+        what: String,
+    },
+    /// Something that is not the store's lies where its writer keeps what is not finished yet.
+    #[error("{} is in the way and is not the store's; move it elsewhere", foreign_path(.0))]
+    InTheWay(PathBuf),
+    /// A folder cannot be written.
+    #[error(transparent)]
+    Durable(#[from] durable_files::Error),
     /// Rows or contexts beyond the end.
     #[error("{what} {start}..{end} are outside the store, which has {available}")]
     OutOfRange {
@@ -158,12 +180,12 @@ pub enum StoreError {
         /// How many there are.
         available: u64,
     },
-    /// An export's folder is there already.
-    #[error("{} exists already; choose another folder for the export", .0.display())]
-    Exists(PathBuf),
     /// The rows cannot be written in the other format.
     #[error("cannot export: {0}")]
     Export(String),
+    /// A thread of the writer or the stream panicked; nothing that is on the disk is touched by it.
+    #[error(transparent)]
+    Died(#[from] workers::Died),
     /// The stores or options of a batch stream do not fit together.
     #[error("cannot make a batch stream: {0}")]
     Stream(String),

@@ -20,6 +20,9 @@ impl Lock {
     /// Locks the store in `dir`, or says that another process has it.
     pub(crate) fn acquire(dir: &Path) -> Result<Lock> {
         let path = dir.join(LOCK);
+        if path.symlink_metadata().is_ok() && !is_lock(&path) {
+            return Err(StoreError::InTheWay(path));
+        }
         loop {
             let file = File::options()
                 .create(true)
@@ -38,6 +41,12 @@ impl Lock {
             }
         }
     }
+}
+
+/// Whether what lies at `path` can be a lock file: an empty file. It is removed with the lock.
+pub(crate) fn is_lock(path: &Path) -> bool {
+    // One that another process has just removed was one, too.
+    path.symlink_metadata().map_or(true, |found| found.is_file() && found.len() == 0)
 }
 
 #[cfg(unix)]

@@ -1,23 +1,20 @@
 //! Reading a finished store.
 
-use std::fs::File;
 use std::ops::Range;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
-use memmap2::Mmap;
 use rayon::prelude::*;
 
 use crate::catalog::{self, Catalog};
-use crate::codec::{self, ShardIndex};
-use crate::journal::ShardFile;
+use crate::codec;
+use crate::shard::{Decoder, Shard};
 use crate::widen::widen_row;
 use crate::{Provenance, Result, RowType, Statistics, StoreError, StoreSpec, StoreSummary, paths};
 
 /// A finished store, opened for reading; cheap to clone.
 ///
-/// The shards are mapped into memory. Nobody may shorten a shard file while it is mapped: the system then ends the
-/// program with SIGBUS.
+/// A shard that is shortened, replaced or removed while the store is open is an error of whoever reads it then.
 #[derive(Debug, Clone)]
 pub struct Store(Arc<Inner>);
 
@@ -26,14 +23,6 @@ struct Inner {
     dir: PathBuf,
     catalog: Catalog,
     shards: Vec<Shard>,
-}
-
-/// A mapped shard of the `activations` array.
-#[derive(Debug)]
-struct Shard {
-    path: PathBuf,
-    map: Mmap,
-    index: ShardIndex,
 }
 
 impl Store {
@@ -48,11 +37,10 @@ impl Store {
         let mut shards = Vec::with_capacity(catalog.shards.len());
         for (number, record) in catalog.shards.iter().enumerate() {
             let number = number as u64;
-            let (path, map) = map_shard(dir, &paths::activations(number), &record.activations, spec)?;
-            let index = parse_index(&path, &map, spec, record.rows)?;
-            // The rows' origin is small and read when it is asked for.
-            map_shard(dir, &paths::origin(number), &record.origin, spec)?;
-            shards.push(Shard { path, map, index });
+            let name = paths::activations(number);
+            shards.push(Shard::open(dir, &name, &record.activations, spec, record.rows)?);
+            // The rows' origin is small and opened again when it is asked for.
+            Shard::open(dir, &paths::origin(number), &record.origin, spec, record.rows)?;
         }
         catalog::check_token_files(dir, &catalog.tokens)?;
         Ok(Store(Arc::new(Inner { dir: dir.to_path_buf(), catalog, shards })))
@@ -144,7 +132,7 @@ impl Store {
         }
         pieces.into_par_iter().try_for_each(|(chunk, rows, piece)| {
             let mut planes = vec![0; self.chunk_bytes()];
-            self.decode_chunk(chunk, &mut decompressor()?, &mut planes)?;
+            self.decode_chunk(chunk, &mut Decoder::new()?, &mut planes)?;
             for (row, out) in rows.zip(piece.chunks_exact_mut(width)) {
                 widen_row(&planes, row_type, row, out);
             }
@@ -161,7 +149,7 @@ impl Store {
             .into_par_iter()
             .map(|(chunk, rows)| {
                 let mut planes = vec![0; self.chunk_bytes()];
-                self.decode_chunk(chunk, &mut decompressor()?, &mut planes)?;
+                self.decode_chunk(chunk, &mut Decoder::new()?, &mut planes)?;
                 Ok(codec::unshuffle(&planes, size, rows.start * width..rows.end * width))
             })
             .collect::<Result<_>>()?;
@@ -173,20 +161,22 @@ impl Store {
         self.check_range("rows", &range, self.rows())?;
         let (spec, size) = (self.spec(), self.spec().origin_bytes());
         let mut planes = vec![0; spec.layout.chunk_rows * size];
-        let mut decompressor = decompressor()?;
+        let mut decoder = Decoder::new()?;
         let mut origins = Vec::with_capacity((range.end - range.start) as usize);
-        let mut open: Option<(u64, PathBuf, Mmap, ShardIndex)> = None;
+        let mut open: Option<(u64, Shard)> = None;
         for (chunk, rows) in self.chunks_of(range) {
-            let shard = chunk / spec.layout.chunks_per_shard() as u64;
-            if open.as_ref().is_none_or(|(number, ..)| *number != shard) {
-                let record = &self.0.catalog.shards[shard as usize];
-                let (path, map) = map_shard(&self.0.dir, &paths::origin(shard), &record.origin, spec)?;
-                let index = parse_index(&path, &map, spec, record.rows)?;
-                open = Some((shard, path, map, index));
-            }
-            let (_, path, map, index) = open.as_ref().expect("just opened");
+            let number = chunk / spec.layout.chunks_per_shard() as u64;
+            let shard = match &open {
+                Some((open, shard)) if *open == number => shard,
+                _ => {
+                    let record = &self.0.catalog.shards[number as usize];
+                    let name = paths::origin(number);
+                    let shard = Shard::open(&self.0.dir, &name, &record.origin, spec, record.rows)?;
+                    &open.insert((number, shard)).1
+                }
+            };
             let inner = (chunk % spec.layout.chunks_per_shard() as u64) as usize;
-            decode_from(path, map, index, inner, &mut decompressor, &mut planes)?;
+            shard.decode_chunk(inner, &mut decoder, &mut planes)?;
             let raw = codec::unshuffle(&planes, size, rows);
             origins.extend(raw.chunks_exact(size).map(codec::little_endian));
         }
@@ -227,15 +217,10 @@ impl Store {
     }
 
     /// Decodes a chunk into its byte planes, `chunk_bytes` long.
-    pub(crate) fn decode_chunk(
-        &self,
-        chunk: u64,
-        decompressor: &mut zstd::bulk::Decompressor<'_>,
-        planes: &mut [u8],
-    ) -> Result<()> {
+    pub(crate) fn decode_chunk(&self, chunk: u64, decoder: &mut Decoder, planes: &mut [u8]) -> Result<()> {
         let per_shard = self.spec().layout.chunks_per_shard() as u64;
         let shard = &self.0.shards[(chunk / per_shard) as usize];
-        decode_from(&shard.path, &shard.map, &shard.index, (chunk % per_shard) as usize, decompressor, planes)
+        shard.decode_chunk((chunk % per_shard) as usize, decoder, planes)
     }
 
     /// The chunks that hold rows `range`, each with the rows of it that belong to the range.
@@ -255,47 +240,4 @@ impl Store {
         }
         Ok(())
     }
-}
-
-/// A decompressor; it is worth keeping for more than one chunk.
-pub(crate) fn decompressor() -> Result<zstd::bulk::Decompressor<'static>> {
-    zstd::bulk::Decompressor::new()
-        .map_err(|error| StoreError::Specification(format!("zstd cannot start: {error}")))
-}
-
-/// Maps a shard file after checking its size, its index and the last chunk's checksum.
-fn map_shard(dir: &Path, name: &str, recorded: &ShardFile, spec: &StoreSpec) -> Result<(PathBuf, Mmap)> {
-    let path = catalog::check_size(dir, name, recorded.bytes)?;
-    let file = File::open(&path).map_err(StoreError::io("open", &path))?;
-    // SAFETY: finished shards are never written again; that nobody shortens one is the contract of `Store`.
-    let map = unsafe { Mmap::map(&file) }.map_err(StoreError::io("map", &path))?;
-    let tail = ShardIndex::encoded_len(spec.layout.chunks_per_shard()) + 4;
-    let start = map.len().checked_sub(tail);
-    let start = start.ok_or_else(|| StoreError::damaged(&path, "it is too short for its index"))?;
-    if crc32c::crc32c(&map[start..]) != recorded.tail_crc32c {
-        return Err(StoreError::damaged(
-            &path,
-            "its index is not the one that the journal records for this shard",
-        ));
-    }
-    Ok((path, map))
-}
-
-fn parse_index(path: &Path, map: &[u8], spec: &StoreSpec, rows: u64) -> Result<ShardIndex> {
-    let present = (rows as usize).div_ceil(spec.layout.chunk_rows);
-    ShardIndex::parse(map, spec.layout.chunks_per_shard(), present)
-        .map_err(|what| StoreError::damaged(path, what))
-}
-
-fn decode_from(
-    path: &Path,
-    map: &[u8],
-    index: &ShardIndex,
-    chunk: usize,
-    decompressor: &mut zstd::bulk::Decompressor<'_>,
-    planes: &mut [u8],
-) -> Result<()> {
-    let range = index.0[chunk].clone().expect("a chunk with rows is in the index");
-    codec::decode_chunk(decompressor, &map[range.start as usize..range.end as usize], planes)
-        .map_err(|what| StoreError::DamagedChunk { file: path.to_path_buf(), chunk, what })
 }

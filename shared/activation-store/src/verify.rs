@@ -10,7 +10,6 @@ use rayon::prelude::*;
 use crate::catalog;
 use crate::codec::{self, ShardIndex};
 use crate::journal::{self, Entry, JOURNAL, MANIFEST, ShardFile};
-use crate::store::decompressor;
 use crate::{Result, Store, StoreError, StoreSpec, paths, writer};
 
 /// What [`verify`] found.
@@ -162,9 +161,9 @@ fn check(dir: &Path, record: &Recorded) -> (u64, Vec<Problem>) {
                     let Some(range) = range else { continue };
                     let stored = &content[range.start as usize..range.end as usize];
                     let decoded =
-                        decompressor().map_err(|error| error.to_string()).and_then(|mut decompressor| {
-                            codec::decode_chunk(&mut decompressor, stored, &mut planes)
-                        });
+                        zstd::bulk::Decompressor::new().map_err(|error| error.to_string()).and_then(
+                            |mut decompressor| codec::decode_chunk(&mut decompressor, stored, &mut planes),
+                        );
                     if let Err(what) = decoded {
                         problems.push(problem(Some(chunk), what));
                     }
@@ -184,7 +183,7 @@ fn check(dir: &Path, record: &Recorded) -> (u64, Vec<Problem>) {
 fn sentence(error: &StoreError) -> String {
     match error {
         StoreError::Damaged { what, .. } => what.clone(),
-        StoreError::Io { action, source, .. } => format!("cannot {action} it ({source})"),
+        StoreError::Io { action, source, .. } => format!("cannot {action} it: {source}"),
         other => other.to_string(),
     }
 }

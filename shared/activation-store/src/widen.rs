@@ -179,6 +179,23 @@ fn widen_f32(planes: [&[u8]; 4], out: &mut [f32]) {
     }
 }
 
+/// An element whose rows cannot be joined without a panic.
+#[cfg(test)]
+#[derive(Debug, Clone, Copy, Default)]
+pub(crate) struct Dying;
+
+#[cfg(test)]
+impl BatchElement for Dying {}
+
+#[cfg(test)]
+impl sealed::Join for Dying {
+    const NAME: &str = "dying";
+
+    fn join_row(_: &[u8], _: RowType, _: usize, _: &mut [Dying]) -> bool {
+        panic!("a dying element")
+    }
+}
+
 #[cfg(test)]
 mod tests {
     use super::sealed::Join;

@@ -161,6 +161,37 @@ fn missing_shortened_and_exchanged_files_are_found_when_the_store_is_opened() {
 }
 
 #[test]
+fn a_shard_that_changes_under_an_open_store_is_an_error_that_names_it() {
+    let dir = sound_store();
+    let files = files(dir.path());
+    let name = "activations/c/1/0";
+    let path = dir.path().join(name);
+    // Several pages long, or a mapping of the file would not notice that it was cut.
+    let options = StreamOptions { batch: 64, threads: 2, ..StreamOptions::default() };
+    let changes: [(&str, &dyn Fn()); 4] = [
+        ("bytes", &|| fs::write(&path, b"").unwrap()),
+        ("bytes", &|| fs::File::options().write(true).open(&path).unwrap().set_len(100).unwrap()),
+        ("gone", &|| fs::remove_file(&path).unwrap()),
+        ("anew", &|| {
+            let other = fs::File::options().write(true).open(&path).unwrap();
+            other.set_modified(std::time::SystemTime::UNIX_EPOCH).unwrap();
+        }),
+    ];
+    for (word, change) in changes {
+        fs::write(&path, &files[name]).unwrap();
+        let store = Store::open(dir.path()).unwrap();
+        let mut stream = BatchStream::new(vec![store.clone()], options.clone()).unwrap();
+        change();
+        let mut rows = vec![0.0; 16 * store.width()];
+        store.read_rows(0..16, &mut rows).unwrap();
+        for error in [store.read_rows(80..96, &mut rows).unwrap_err(), stream.next_batch().unwrap_err()] {
+            assert!(matches!(&error, StoreError::Changed { file, .. } if *file == path), "{error}");
+            assert!(error.to_string().contains(word), "{error}");
+        }
+    }
+}
+
+#[test]
 fn shards_of_equal_sizes_are_told_apart() {
     // Rows that do not compress: the indexes of the shards are equal, their last chunks are not.
     let dir = tempfile::tempdir().unwrap();

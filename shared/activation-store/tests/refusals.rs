@@ -233,10 +233,19 @@ fn an_export_that_cannot_be_made_leaves_nothing() {
     // 19 rows do not fill a record of 20.
     let error = attempt(ExportFormat::SaeLens, "cache").unwrap_err().to_string();
     assert!(error.contains("19 rows do not fill one record of 20"), "{error}");
-    assert!(!dir.path().join("cache").exists() && !dir.path().join("cache.partial").exists());
+    assert_eq!(std::fs::read_dir(dir.path()).unwrap().count(), 1, "the store alone");
     let summary = attempt(ExportFormat::Npy, "npy").unwrap();
     assert_eq!((summary.rows, summary.rows_left_out, summary.files), (19, 0, 3));
     let before = files(&dir.path().join("npy"));
-    assert!(matches!(attempt(ExportFormat::Npy, "npy"), Err(StoreError::Exists(_))));
+    assert!(matches!(attempt(ExportFormat::Npy, "npy"), Err(StoreError::Durable(_))));
     assert_eq!(files(&dir.path().join("npy")), before);
+
+    // What lies beside the export is its owner's, whatever its name.
+    for theirs in ["cache.partial", ".cache.unfinished"] {
+        let theirs = dir.path().join(theirs);
+        std::fs::create_dir(&theirs).unwrap();
+        std::fs::write(theirs.join("thesis.tex"), "years of work").unwrap();
+        let _ = attempt(ExportFormat::Npy, "cache");
+        assert_eq!(std::fs::read(theirs.join("thesis.tex")).unwrap(), b"years of work");
+    }
 }

@@ -8,7 +8,9 @@ use std::path::{Path, PathBuf};
 use safetensors::tensor::{Dtype, Metadata};
 use serde::Deserialize;
 
-use crate::{Error, ModelConfig, hash};
+use terminal::foreign;
+
+use crate::{Error, ModelConfig, hash, inside};
 
 const SINGLE: &str = "model.safetensors";
 const INDEX: &str = "model.safetensors.index.json";
@@ -63,13 +65,15 @@ impl Checkpoint {
         let mut files = Vec::new();
         let mut tensors = HashMap::new();
         for name in weight_files(folder)? {
-            let file = folder.join(&name);
-            if !file.exists() {
-                return Err(not_a_model(&format!("{name} is missing")));
-            }
-            // The hub's cache holds links into a folder of blobs; ONNX Runtime refuses external
+            // Links are resolved: the hub's cache holds links into a folder of blobs, and ONNX Runtime refuses external
             // data that a link leads out of its folder.
-            let file = file.canonicalize().map_err(Error::io(&file))?;
+            let file = match name.as_str() {
+                // The name is ours and not a file's: its owner may link it to wherever the weights are.
+                SINGLE => folder.join(SINGLE).canonicalize().map_err(Error::io(folder.join(SINGLE)))?,
+                _ => inside::resolve(folder, &name).map_err(|problem| {
+                    not_a_model(&format!("{INDEX} names `{}`: {problem}", foreign(&name)))
+                })?,
+            };
             read_header(&file, &mut tensors)?;
             files.push(file);
         }

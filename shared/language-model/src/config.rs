@@ -104,6 +104,12 @@ impl ModelConfig {
         if let Some((name, size)) = sizes.into_iter().find(|(_, size)| !(1..=1 << 30).contains(size)) {
             return Err(format!("the {name} is {size}"));
         }
+        if !(self.norm_epsilon >= 0.0 && self.norm_epsilon.is_finite()) {
+            return Err(format!("the epsilon of the norms is {}", self.norm_epsilon));
+        }
+        if let Some(rope) = &self.rope {
+            rope.check()?;
+        }
         if !self.heads.is_multiple_of(self.kv_heads) {
             return Err(format!(
                 "{} query heads cannot share {} key/value heads evenly",

@@ -2,6 +2,8 @@
 
 use std::path::PathBuf;
 
+use terminal::{foreign, foreign_path};
+
 use crate::family::MODEL_TYPES;
 
 /// What failed, where, and what to do about it.
@@ -9,7 +11,7 @@ use crate::family::MODEL_TYPES;
 #[non_exhaustive]
 pub enum Error {
     /// A file or folder could not be read.
-    #[error("cannot read {}: {source}", path.display())]
+    #[error("cannot read {}", foreign_path(path))]
     Io {
         /// The file or folder.
         path: PathBuf,
@@ -17,7 +19,7 @@ pub enum Error {
         source: std::io::Error,
     },
     /// The model folder is missing or lacks a file.
-    #[error("{} is not a Hugging Face model folder: {problem}", path.display())]
+    #[error("{} is not a Hugging Face model folder: {}", foreign_path(path), foreign(problem))]
     NotAModel {
         /// The folder.
         path: PathBuf,
@@ -25,7 +27,7 @@ pub enum Error {
         problem: String,
     },
     /// `config.json` is not the configuration of a model that can be built.
-    #[error("{}: {problem}", path.display())]
+    #[error("{}: {}", foreign_path(path), foreign(problem))]
     Config {
         /// The configuration file.
         path: PathBuf,
@@ -34,9 +36,9 @@ pub enum Error {
     },
     /// The architecture is not one of the families in this crate.
     #[error(
-        "{}: architecture `{architecture}` is not supported (supported model_type: {}); \
+        "{}: architecture `{}` is not supported (supported model_type: {}); \
          any model can be used as an ONNX file",
-        path.display(), MODEL_TYPES.map(|(name, _)| name).join(", ")
+        foreign_path(path), foreign(architecture), MODEL_TYPES.map(|(name, _)| name).join(", ")
     )]
     UnsupportedArchitecture {
         /// The configuration file.
@@ -45,7 +47,7 @@ pub enum Error {
         architecture: String,
     },
     /// A safetensors file is truncated or damaged.
-    #[error("{}: {problem}; download or convert the model again", path.display())]
+    #[error("{}: {}; download or convert the model again", foreign_path(path), foreign(problem))]
     Safetensors {
         /// The weight file.
         path: PathBuf,
@@ -53,7 +55,7 @@ pub enum Error {
         problem: String,
     },
     /// The checkpoint lacks a tensor the graph needs.
-    #[error("{}: tensor `{tensor}` is missing from the checkpoint", path.display())]
+    #[error("{}: tensor `{}` is missing from the checkpoint", foreign_path(path), foreign(tensor))]
     MissingTensor {
         /// The model folder.
         path: PathBuf,
@@ -62,8 +64,9 @@ pub enum Error {
     },
     /// A tensor's shape contradicts `config.json`.
     #[error(
-        "{}: tensor `{tensor}` has shape {found:?}, but config.json asks for {expected:?}",
-        path.display()
+        "{}: tensor `{}` has shape {found:?}, but config.json asks for {expected:?}",
+        foreign_path(path),
+        foreign(tensor)
     )]
     WrongShape {
         /// The weight file.
@@ -76,7 +79,11 @@ pub enum Error {
         expected: Vec<usize>,
     },
     /// A tensor's element type is not a floating-point type that can be used.
-    #[error("{}: tensor `{tensor}` has element type {found}; F32, F16 and BF16 are supported", path.display())]
+    #[error(
+        "{}: tensor `{}` has element type {found}; F32, F16 and BF16 are supported",
+        foreign_path(path),
+        foreign(tensor)
+    )]
     WrongType {
         /// The weight file.
         path: PathBuf,
@@ -86,7 +93,7 @@ pub enum Error {
         found: String,
     },
     /// An ONNX file cannot be used.
-    #[error("{}: {problem}", path.display())]
+    #[error("{}: {}", foreign_path(path), foreign(problem))]
     OnnxFile {
         /// The file.
         path: PathBuf,
@@ -94,7 +101,10 @@ pub enum Error {
         problem: String,
     },
     /// A tensor's name is not in an ONNX file's graph.
-    #[error("{}: the graph has no tensor `{tensor}`; near it are {}", path.display(), near.join(", "))]
+    #[error(
+        "{}: the graph has no tensor `{}`; near it are {}",
+        foreign_path(path), foreign(tensor), foreign(&near.join(", "))
+    )]
     UnknownTensor {
         /// The file.
         path: PathBuf,
@@ -105,8 +115,9 @@ pub enum Error {
     },
     /// A hook point's name is not one.
     #[error(
-        "unknown hook `{name}`; hooks are named blocks.LAYER.hook_SITE with SITE one of \
-         resid_pre, attn_out, resid_mid, mlp_out, resid_post (for example blocks.1.hook_resid_pre)"
+        "unknown hook `{}`; hooks are named blocks.LAYER.hook_SITE with SITE one of \
+         resid_pre, attn_out, resid_mid, mlp_out, resid_post (for example blocks.1.hook_resid_pre)",
+        foreign(name)
     )]
     UnknownHook {
         /// The name as given.
@@ -151,7 +162,7 @@ pub enum Error {
     #[error(
         "{} cannot be used as the ONNX Runtime library: {problem}. Run scripts/fetch-onnxruntime, \
          or set ORT_DYLIB_PATH to a libonnxruntime.so (1.24 or later)",
-        path.display()
+        foreign_path(path)
     )]
     RuntimeUnusable {
         /// The library.
@@ -186,7 +197,7 @@ pub enum Error {
     #[error("no CUDA: {0}. Use the device `cpu` or `auto` to run without")]
     CudaUnavailable(String),
     /// ONNX Runtime refused the graph or failed while running it.
-    #[error("ONNX Runtime: {doing}: {message}")]
+    #[error("ONNX Runtime: {doing}: {}", foreign(message))]
     Onnx {
         /// What was being done.
         doing: &'static str,
@@ -194,7 +205,7 @@ pub enum Error {
         message: String,
     },
     /// Something was not on the Hugging Face hub, or the hub could not be reached.
-    #[error("{0}")]
+    #[error("{}", foreign(.0))]
     Hub(String),
 }
 
@@ -212,5 +223,5 @@ impl Error {
 }
 
 fn list(paths: &[PathBuf]) -> String {
-    paths.iter().map(|p| p.display().to_string()).collect::<Vec<_>>().join(", ")
+    paths.iter().map(|p| foreign_path(p).to_string()).collect::<Vec<_>>().join(", ")
 }

@@ -75,13 +75,14 @@ pub(crate) fn graph(
     let mut graph = Graph::new(checkpoint, precision);
     let g = &mut graph;
     let contexts = Contexts::new(g);
-    let rotation = config.rope.map(|rope| Rotation::new(g, rope, &contexts));
-    let rotation = rotation.ok_or_else(|| g.impossible("a GPT-NeoX has rotary positions"))?;
     let last = hooks.iter().map(|hook| hook.layer).max().unwrap_or(0);
 
     let tokens =
         g.embedding(&format!("{prefix}embed_in.weight"), &[config.vocabulary, config.d_model], INPUT)?;
     let mut resid = g.rows(&tokens, config.d_model);
+    // The table of angles is as wide as config.json says; by now a weight has said so, too: a head is a part of a row.
+    let rotation = config.rope.map(|rope| Rotation::new(g, rope, &contexts));
+    let rotation = rotation.ok_or_else(|| g.impossible("a GPT-NeoX has rotary positions"))?;
     for layer in 0..=last {
         resid = block(g, config, &format!("{prefix}layers.{layer}"), layer, &contexts, &rotation, resid)?;
     }

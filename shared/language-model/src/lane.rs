@@ -9,33 +9,32 @@ use ort::value::{DynTensor, DynValue, Outlet, Shape, Tensor, TensorElementType};
 use crate::Error;
 use crate::feed::Input;
 
-/// The activations at one hook, row-major.
+/// The activations at one hook, row-major, where ONNX Runtime wrote them.
 #[derive(Debug)]
 pub(crate) enum Rows {
-    /// Where ONNX Runtime wrote them.
     Full(Tensor<f32>),
-    /// The same in half precision.
     Half(Tensor<f16>),
-    /// Copied out of memory that the session uses again.
-    FullCopy(Vec<f32>),
-    /// The same in half precision.
-    HalfCopy(Vec<f16>),
 }
 
 impl Rows {
+    fn new(value: DynValue, element: TensorElementType) -> ort::Result<Rows> {
+        match element {
+            TensorElementType::Float16 => value.downcast().map(Rows::Half),
+            _ => value.downcast().map(Rows::Full),
+        }
+    }
+
     pub(crate) fn full(&self) -> Option<&[f32]> {
         match self {
             Rows::Full(tensor) => Some(tensor.extract_tensor().1),
-            Rows::FullCopy(rows) => Some(rows),
-            Rows::Half(_) | Rows::HalfCopy(_) => None,
+            Rows::Half(_) => None,
         }
     }
 
     pub(crate) fn half(&self) -> Option<&[f16]> {
         match self {
             Rows::Half(tensor) => Some(tensor.extract_tensor().1),
-            Rows::HalfCopy(rows) => Some(rows),
-            Rows::Full(_) | Rows::FullCopy(_) => None,
+            Rows::Full(_) => None,
         }
     }
 
@@ -51,7 +50,7 @@ impl Rows {
     }
 }
 
-/// A session with its inputs and, where its results are bound to memory, that memory.
+/// A session with its inputs and, where its results go to memory of a certain kind, that memory's source.
 #[derive(Debug)]
 pub(crate) struct Lane {
     session: Session,
@@ -67,15 +66,12 @@ struct Output {
     element: TensorElementType,
 }
 
-/// Where a session writes its outputs: memory that is kept from run to run.
+/// Where a session writes its outputs: memory that each run takes and hands on with its rows. The allocator keeps what is
+/// given back, so that page-locked memory is made but once for each batch that is under way.
 #[derive(Debug)]
 struct Bound {
     binding: IoBinding,
     allocator: Allocator,
-    /// One a hook; empty before the first run.
-    outputs: Vec<DynTensor>,
-    /// Contexts and length that they have room for.
-    size: [usize; 2],
     shapes: Vec<OutputShape>,
 }
 
@@ -120,7 +116,7 @@ impl Lane {
         Lane { session, inputs, outputs, bound: None }
     }
 
-    /// Binds the outputs to page-locked host memory: results are computed on the device and copied once, by
+    /// Sends the outputs to page-locked host memory: results are computed on the device and copied once, by
     /// DMA, to where they are read.
     pub(crate) fn bind_pinned(&mut self, shapes: &[OutputShape]) -> Result<(), Error> {
         let memory =
@@ -131,8 +127,7 @@ impl Lane {
     fn bind(&mut self, memory: MemoryInfo<'_>, shapes: &[OutputShape]) -> Result<(), Error> {
         let binding = self.session.create_binding().map_err(Error::onnx(BINDING))?;
         let allocator = Allocator::new(&self.session, memory).map_err(Error::onnx(BINDING))?;
-        let (outputs, shapes) = (Vec::new(), shapes.to_vec());
-        self.bound = Some(Bound { binding, allocator, outputs, size: [0, 0], shapes });
+        self.bound = Some(Bound { binding, allocator, shapes: shapes.to_vec() });
         Ok(())
     }
 
@@ -163,8 +158,6 @@ impl Lane {
         let dims = |rows: &Rows| match rows {
             Rows::Full(tensor) => sizes(tensor.shape()),
             Rows::Half(tensor) => sizes(tensor.shape()),
-            Rows::FullCopy(rows) => vec![rows.len()],
-            Rows::HalfCopy(rows) => vec![rows.len()],
         };
         Ok(self.run(ids, contexts, length)?.iter().map(dims).collect())
     }
@@ -186,11 +179,7 @@ fn run_plain(
             doing: RUNNING,
             message: format!("output {} is missing", output.name),
         })?;
-        match output.element {
-            TensorElementType::Float16 => value.downcast().map(Rows::Half),
-            _ => value.downcast().map(Rows::Full),
-        }
-        .map_err(Error::onnx(RUNNING))
+        Rows::new(value, output.element).map_err(Error::onnx(RUNNING))
     });
     rows.collect()
 }
@@ -206,34 +195,26 @@ impl Bound {
         for (name, tensor) in feeds {
             self.binding.bind_input(name, tensor).map_err(Error::onnx(BINDING))?;
         }
-        if self.size != size {
-            self.allocate(outputs, size).map_err(Error::onnx(BINDING))?;
-        }
+        let memory = self.bind_memory(outputs, size).map_err(Error::onnx(BINDING))?;
         // Copies to and from a device can still be under way when the calls return.
         self.binding.synchronize_inputs().map_err(Error::onnx(RUNNING))?;
         session.run_binding(&self.binding).map_err(Error::onnx(RUNNING))?;
         self.binding.synchronize_outputs().map_err(Error::onnx(RUNNING))?;
-        let copied = self.outputs.iter().map(|output| {
-            Ok(match output.data_type() {
-                TensorElementType::Float16 => Rows::HalfCopy(output.try_extract_tensor()?.1.to_vec()),
-                _ => Rows::FullCopy(output.try_extract_tensor()?.1.to_vec()),
-            })
-        });
-        copied.collect::<ort::Result<_>>().map_err(Error::onnx(RUNNING))
+        self.binding.clear_outputs();
+        let rows = memory.into_iter().zip(outputs);
+        let rows = rows.map(|(memory, output)| Rows::new(memory.into_dyn(), output.element));
+        rows.collect::<ort::Result<_>>().map_err(Error::onnx(RUNNING))
     }
 
-    /// Memory for the outputs of batches of this size; only the last batch of a text is smaller.
-    fn allocate(&mut self, outputs: &[Output], size: [usize; 2]) -> ort::Result<()> {
-        self.binding.clear_outputs();
-        self.outputs.clear();
-        self.size = [0, 0];
-        for (output, shape) in outputs.iter().zip(&self.shapes) {
+    /// Memory for the outputs of one run, one tensor a hook.
+    fn bind_memory(&mut self, outputs: &[Output], size: [usize; 2]) -> ort::Result<Vec<DynTensor>> {
+        let hooks = outputs.iter().zip(&self.shapes);
+        let memory = hooks.map(|(output, shape)| {
             let mut memory = DynTensor::new(&self.allocator, output.element, shape.dims(size[0], size[1]))?;
             self.binding.bind_output(&output.name, &mut memory)?;
-            self.outputs.push(memory);
-        }
-        self.size = size;
-        Ok(())
+            Ok(memory)
+        });
+        memory.collect()
     }
 }
 
@@ -263,7 +244,8 @@ mod tests {
             let shapes = vec![OutputShape { grid: false, components: vec![12] }; 2];
             bound.bind(MemoryInfo::default(), &shapes).unwrap();
             let ids: Vec<i64> = (0..30).map(|i| i * 7 % 41).collect();
-            // Batches of several sizes, one after another, into the same memory and into new.
+            let mut held = Vec::new();
+            // Batches of several sizes, one after another, while earlier ones are held.
             for (contexts, length) in [(3, 5), (3, 5), (2, 6), (1, 15), (3, 5)] {
                 for first in [0, 15] {
                     let ids = &ids[first..first + contexts * length];
@@ -275,7 +257,14 @@ mod tests {
                         assert_eq!(found.half(), expected.half());
                         assert_eq!(found.half().is_some(), precision == Precision::Half);
                     }
+                    held.push((found, expected));
                 }
+            }
+            // No run wrote to memory that an earlier one had handed on, nor does it need the session.
+            drop(bound);
+            for (found, expected) in held.iter().flat_map(|(found, expected)| found.iter().zip(expected)) {
+                assert_eq!(found.full(), expected.full());
+                assert_eq!(found.half(), expected.half());
             }
         }
     }

@@ -36,6 +36,7 @@ mod graph;
 mod hash;
 mod hook;
 pub mod hub;
+mod inside;
 mod lane;
 mod limits;
 mod llama;

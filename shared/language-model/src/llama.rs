@@ -101,11 +101,14 @@ pub(crate) fn graph(
     let mut graph = Graph::new(checkpoint, precision);
     let g = &mut graph;
     let contexts = Contexts::new(g);
-    let rotation = config.rope.map(|rope| Rotation::new(g, rope, &contexts));
-    let rotation = rotation.ok_or_else(|| g.impossible("a Llama has rotary positions"))?;
     let last = hooks.iter().map(|hook| hook.layer).max().unwrap_or(0);
 
     let mut resid = embed(g, config, prefix)?;
+    // The table of angles is as wide as config.json says, so the weights have to say so first.
+    let queries = [config.heads * config.head_dim, config.d_model];
+    checkpoint.tensor(&format!("{prefix}layers.0.self_attn.q_proj.weight"), &queries)?;
+    let rotation = config.rope.map(|rope| Rotation::new(g, rope, &contexts));
+    let rotation = rotation.ok_or_else(|| g.impossible("a Llama has rotary positions"))?;
     for layer in 0..=last {
         resid = block(g, config, &format!("{prefix}layers.{layer}"), layer, &contexts, &rotation, resid)?;
     }

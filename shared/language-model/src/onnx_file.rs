@@ -6,13 +6,15 @@ use std::path::{Path, PathBuf};
 
 use prost::Message;
 
+use terminal::foreign;
+
 use crate::checkpoint::common_folder;
 use crate::onnx::{
     EXTERNAL, NodeHeader, NodeProto, OperatorSetIdProto, SparseTensorHeader, StringStringEntryProto,
     TensorHeader, ValueInfoProto,
 };
 use crate::wire::{self, Field};
-use crate::{Error, hash};
+use crate::{Error, hash, inside};
 
 /// Field numbers of `onnx.proto`, by message.
 mod number {
@@ -169,7 +171,7 @@ impl OnnxFile {
             number::graph::NODE => {
                 let node: NodeHeader = decode(field.contents)?;
                 let mut reads = node.input;
-                add_captured(field.contents, &mut reads)?;
+                add_captured(field.contents, &mut reads, 0)?;
                 reads.retain(|name| !name.is_empty());
                 let makes = node.output.into_iter().filter(|name| !name.is_empty()).collect();
                 let node = Node { name: node.name, op_type: node.op_type, reads, makes };
@@ -203,24 +205,14 @@ impl OnnxFile {
             let Some(external) = &mut initializer.external else { continue };
             let problem = |problem: String| Error::OnnxFile {
                 path: self.path.clone(),
-                problem: format!("tensor `{name}` is in `{}`: {problem}", external.location),
+                problem: format!(
+                    "tensor `{}` is in `{}`: {problem}",
+                    foreign(name),
+                    foreign(&external.location)
+                ),
             };
-            let inside = Path::new(&external.location)
-                .components()
-                .all(|part| matches!(part, std::path::Component::Normal(_) | std::path::Component::CurDir));
-            if external.location.is_empty() || !inside {
-                return Err(problem(
-                    "the location must be relative and below the model's folder".to_string(),
-                ));
-            }
             if !found.contains_key(&external.location) {
-                let file = folder.join(&external.location);
-                let resolved = file.canonicalize().map_err(|error| {
-                    problem(format!(
-                        "{} cannot be read ({error}); put the model's data file beside it",
-                        file.display()
-                    ))
-                })?;
+                let resolved = inside::resolve(&folder, &external.location).map_err(problem)?;
                 let length = resolved.metadata().map_err(Error::io(&resolved))?.len();
                 found.insert(external.location.clone(), (resolved, length));
             }
@@ -429,28 +421,34 @@ impl OnnxFile {
     }
 }
 
+/// Graphs that may lie within one another: bodies of loops and branches.
+const MAX_DEPTH: usize = 64;
+
 /// Adds the names that the subgraphs of `node` use, those from outside them among them. Names are unique
 /// across a graph and its subgraphs, so a subgraph's own names do no harm.
-fn add_captured(node: &[u8], names: &mut Vec<String>) -> Result<(), String> {
+fn add_captured(node: &[u8], names: &mut Vec<String>, depth: usize) -> Result<(), String> {
+    if depth == MAX_DEPTH {
+        return Err(format!("it has graphs within graphs, more than {MAX_DEPTH} deep"));
+    }
     for attribute in wire::fields(node)? {
         if attribute.number != number::node::ATTRIBUTE {
             continue;
         }
         for field in wire::fields(attribute.contents)? {
             if matches!(field.number, number::attribute::GRAPH | number::attribute::GRAPHS) {
-                add_used(field.contents, names)?;
+                add_used(field.contents, names, depth + 1)?;
             }
         }
     }
     Ok(())
 }
 
-fn add_used(graph: &[u8], names: &mut Vec<String>) -> Result<(), String> {
+fn add_used(graph: &[u8], names: &mut Vec<String>, depth: usize) -> Result<(), String> {
     for field in wire::fields(graph)? {
         match field.number {
             number::graph::NODE => {
                 names.extend(decode::<NodeHeader>(field.contents)?.input);
-                add_captured(field.contents, names)?;
+                add_captured(field.contents, names, depth)?;
             }
             number::graph::OUTPUT => names.push(decode::<ValueInfoProto>(field.contents)?.name),
             _ => {}

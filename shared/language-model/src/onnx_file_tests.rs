@@ -325,10 +325,7 @@ fn with_external_table() -> (ModelProto, Vec<u8>) {
 fn external_data_is_found_beside_the_file_and_is_part_of_its_hash() {
     let (model, bytes) = with_external_table();
     let saved = save(&model);
-    assert_says(
-        saved.open().unwrap_err(),
-        &["`table`", "weights/table.bin", "put the model's data file beside it"],
-    );
+    assert_says(saved.open().unwrap_err(), &["`table`", "weights/table.bin", "is missing; put it there"]);
     let data = saved.folder.path().join("weights/table.bin");
     fs::create_dir(data.parent().unwrap()).unwrap();
     fs::write(&data, &bytes[..bytes.len() - 1]).unwrap();
@@ -376,4 +373,17 @@ fn a_file_that_is_no_model_is_refused() {
     }
     let missing = OnnxFile::open(Path::new("no/such.onnx")).unwrap_err();
     assert_says(missing, &["cannot read no/such.onnx"]);
+}
+
+#[test]
+fn graphs_within_graphs_without_end_are_refused() {
+    let mut node = Vec::new();
+    for _ in 0..100 {
+        let (mut graph, mut attribute) = (Vec::new(), Vec::new());
+        wire::put(&mut graph, number::graph::NODE, &node);
+        wire::put(&mut attribute, number::attribute::GRAPH, &graph);
+        node.clear();
+        wire::put(&mut node, number::node::ATTRIBUTE, &attribute);
+    }
+    assert!(add_captured(&node, &mut Vec::new(), 0).unwrap_err().contains("64 deep"));
 }

@@ -130,6 +130,31 @@ impl RopeJson {
     }
 }
 
+impl Rope {
+    /// Refuses numbers of which no angle can be made.
+    pub(crate) fn check(&self) -> Result<(), String> {
+        let positive = |value: f64| value > 0.0 && value.is_finite();
+        let sound = match self.scaling {
+            RopeScaling::None => true,
+            RopeScaling::Linear { factor } => positive(factor),
+            RopeScaling::Llama3 { factor, low_freq_factor, high_freq_factor, original_max_positions } => {
+                [factor, low_freq_factor, high_freq_factor, original_max_positions].into_iter().all(positive)
+                    && low_freq_factor < high_freq_factor
+            }
+            RopeScaling::Yarn { factor, attention_factor, ramp: [low, high] } => {
+                positive(factor) && positive(attention_factor) && low.is_finite() && high.is_finite()
+            }
+        };
+        match sound && positive(self.theta) {
+            true => Ok(()),
+            false => Err(format!(
+                "no angles can be made with the rotary base {} and {:?}",
+                self.theta, self.scaling
+            )),
+        }
+    }
+}
+
 /// Angle per position of each pair of components, `[width / 2]`: theta^(-2i / width), stretched as the
 /// scaling says.
 ///

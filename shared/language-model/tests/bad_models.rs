@@ -46,7 +46,10 @@ fn a_folder_that_is_missing_or_no_model_is_named() {
     );
     let no_shard = copy("gpt2-bare-f16-shards");
     fs::remove_file(no_shard.path().join("model-00002-of-00002.safetensors")).unwrap();
-    assert_says(&open_error(no_shard.path()), &["model-00002-of-00002.safetensors is missing"]);
+    assert_says(
+        &open_error(no_shard.path()),
+        &["model-00002-of-00002.safetensors is missing", "put it there"],
+    );
 }
 
 #[test]
@@ -228,4 +231,72 @@ fn weights_are_found_through_links_as_in_the_hub_s_cache() {
     let options = SessionOptions { device: Device::Cpu, threads: 1, center: false, precision: None };
     let model = PrefixModel::load(&runtime(), &checkpoint, &[HookPoint::resid_pre(1)], &options).unwrap();
     assert!(model.run(&[1, 2, 3], 1, 3).is_ok());
+}
+
+#[test]
+fn an_index_names_no_file_outside_of_its_folder() {
+    for name in
+        ["/etc/passwd", "../secret.safetensors", "a/../../secret.safetensors", "link.safetensors", "", "."]
+    {
+        let outer = tempfile::tempdir().unwrap();
+        let model = outer.path().join("model");
+        fs::create_dir(&model).unwrap();
+        for entry in fs::read_dir(folder("gpt2-bare-f16-shards")).unwrap() {
+            let file = entry.unwrap().path();
+            fs::copy(&file, model.join(file.file_name().unwrap())).unwrap();
+        }
+        fs::copy(model.join("model-00002-of-00002.safetensors"), outer.path().join("secret.safetensors"))
+            .unwrap();
+        std::os::unix::fs::symlink("../secret.safetensors", model.join("link.safetensors")).unwrap();
+        let index = model.join("model.safetensors.index.json");
+        let text = fs::read_to_string(&index).unwrap();
+        fs::write(&index, text.replace("model-00002-of-00002.safetensors", name)).unwrap();
+        assert_says(&open_error(&model), &["model.safetensors.index.json names", name]);
+    }
+}
+
+#[test]
+fn a_width_that_no_weight_has_is_refused_before_anything_is_made_of_it() {
+    let model = copy("llama");
+    edit_config(model.path(), |config| config["head_dim"] = 1_000_000_000.into());
+    let error = graph_error(model.path());
+    assert_says(&error.to_string(), &["q_proj.weight", "config.json asks for"]);
+    assert!(resident() < 1 << 30, "{} bytes are in use", resident());
+}
+
+/// The most memory that this process ever had, where the system tells.
+fn resident() -> u64 {
+    let status = fs::read_to_string("/proc/self/status").unwrap_or_default();
+    let line = status.lines().find_map(|line| line.strip_prefix("VmHWM:"));
+    line.and_then(|line| line.split_whitespace().next()?.parse::<u64>().ok()).unwrap_or(0) << 10
+}
+
+#[test]
+fn numbers_of_which_no_angle_or_norm_can_be_made_are_refused() {
+    let yarn = serde_json::json!({"rope_type": "yarn", "factor": 2, "original_max_position_embeddings": 8, "attention_factor": -1});
+    let llama3 = serde_json::json!({"rope_type": "llama3", "factor": 2, "low_freq_factor": 4, "high_freq_factor": 4, "original_max_position_embeddings": 8});
+    for (key, value, word) in [
+        ("rope_theta", serde_json::json!(0), "rotary base"),
+        ("rope_theta", serde_json::json!(-10000.0), "rotary base"),
+        ("rope_parameters", yarn, "attention_factor: -1"),
+        ("rope_parameters", llama3, "high_freq_factor: 4"),
+        ("rms_norm_eps", serde_json::json!(-1e-5), "epsilon"),
+        ("rms_norm_eps", serde_json::json!(1e300), "epsilon"),
+    ] {
+        let model = copy("llama");
+        edit_config(model.path(), |config| {
+            config.as_object_mut().unwrap().remove("rope_parameters");
+            config[key] = value.clone();
+        });
+        assert_says(&open_error(model.path()), &["config.json", word]);
+    }
+}
+
+#[test]
+fn foreign_names_cannot_reach_a_terminal_unseen() {
+    let model = copy("gpt2");
+    edit_config(model.path(), |config| config["model_type"] = "g\u{1b}]0;pwned\u{7}\nerror: none".into());
+    let message = open_error(model.path());
+    assert!(!message.contains(['\u{1b}', '\u{7}', '\n']), "{message:?}");
+    assert_says(&message, &["\\u001b", "\\n"]);
 }

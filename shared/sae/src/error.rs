@@ -16,6 +16,9 @@ pub enum Error {
         /// The reason.
         source: io::Error,
     },
+    /// A folder could not be replaced as a whole.
+    #[error(transparent)]
+    Durable(#[from] durable_files::Error),
     /// The configuration is not JSON, or lacks a key.
     #[error("{path} is not a configuration of a sparse autoencoder")]
     Json {

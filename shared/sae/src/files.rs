@@ -5,9 +5,10 @@
 use std::fs;
 use std::path::Path;
 
+use durable_files::CheckedFolder;
 use safetensors::{Dtype, SafeTensors, tensor::TensorView};
 
-use crate::{Config, Error, Sae, Weights, replace_folder};
+use crate::{Config, Error, Sae, Weights};
 
 /// The configuration.
 pub const CONFIG_FILE: &str = "cfg.json";
@@ -17,9 +18,13 @@ pub const WEIGHTS_FILE: &str = "sae_weights.safetensors";
 pub const SPARSITY_FILE: &str = "sparsity.safetensors";
 
 impl Sae {
-    /// Writes the folder `folder`: whole and synced to disk, or not at all. What was there is replaced.
+    /// Writes the folder `folder`: whole and synced to disk, or not at all. What was there is replaced. Checksums of the
+    /// files lie beside them, see [`durable_files::write_sums`].
     pub fn save(&self, folder: &Path) -> Result<(), Error> {
-        replace_folder(folder, |new| self.write_into(new))
+        durable_files::replace_folder(folder, |new| {
+            self.write_into(new)?;
+            Ok(durable_files::write_sums(new)?)
+        })
     }
 
     /// Writes the autoencoder's files into an existing folder, for callers that put more beside them.
@@ -36,12 +41,14 @@ impl Sae {
     }
 
     /// Reads a folder of SAELens' format: one that [`Sae::save`] wrote, or one of SAELens' own with the
-    /// standard architecture in float32. Checks names, types, shapes, and that all numbers are finite.
+    /// standard architecture in float32. Checks names, types, shapes, that all numbers are finite, and the files'
+    /// checksums if the folder has them.
     pub fn load(folder: &Path) -> Result<Sae, Error> {
-        let config = read_config(&folder.join(CONFIG_FILE))?;
+        let files = CheckedFolder::open(folder)?;
+        let config = parse_config(&folder.join(CONFIG_FILE), &files.read(CONFIG_FILE)?)?;
         let (d, f) = (config.d_in, config.d_sae);
         let path = folder.join(WEIGHTS_FILE);
-        let bytes = fs::read(&path).map_err(Error::io("read", &path))?;
+        let bytes = files.read(WEIGHTS_FILE)?;
         let file = parse(&path, &bytes)?;
         let weights = Weights {
             d_in: d,
@@ -52,8 +59,8 @@ impl Sae {
             b_dec: tensor(&path, &file, "b_dec", &[d])?,
         };
         let path = folder.join(SPARSITY_FILE);
-        let log_sparsity = if path.exists() {
-            let bytes = fs::read(&path).map_err(Error::io("read", &path))?;
+        let log_sparsity = if files.has(SPARSITY_FILE) {
+            let bytes = files.read(SPARSITY_FILE)?;
             Some(tensor(&path, &parse(&path, &bytes)?, "sparsity", &[f])?)
         } else {
             None
@@ -62,10 +69,9 @@ impl Sae {
     }
 }
 
-fn read_config(path: &Path) -> Result<Config, Error> {
-    let text = fs::read(path).map_err(Error::io("read", path))?;
+fn parse_config(path: &Path, text: &[u8]) -> Result<Config, Error> {
     let config: Config =
-        serde_json::from_slice(&text).map_err(|source| Error::Json { path: path.into(), source })?;
+        serde_json::from_slice(text).map_err(|source| Error::Json { path: path.into(), source })?;
     for (key, expected, found) in [
         ("architecture", "standard", &config.architecture),
         ("normalize_activations", "none", &config.normalize_activations),
@@ -119,21 +125,7 @@ fn write_tensors(path: &Path, tensors: &[(&'static str, Vec<usize>, &[f32])]) ->
     safetensors::serialize_to_file(views, None, path).map_err(|source| match source {
         safetensors::SafeTensorError::IoError(source) => Error::io("write", path)(source),
         source => error(source),
-    })?;
-    share_like_the_folder(path)
-}
-
-/// The safetensors writer leaves its file readable by its owner alone (it renames a temporary one);
-/// the folder says who may read.
-fn share_like_the_folder(path: &Path) -> Result<(), Error> {
-    #[cfg(unix)]
-    {
-        use std::os::unix::fs::PermissionsExt;
-        let folder = path.parent().expect("a file that was written lies in a folder");
-        let mode = fs::metadata(folder).map_err(Error::io("read", folder))?.permissions().mode() & 0o666;
-        fs::set_permissions(path, fs::Permissions::from_mode(mode)).map_err(Error::io("write", path))?;
-    }
-    Ok(())
+    })
 }
 
 #[cfg(test)]
@@ -163,6 +155,13 @@ mod tests {
         (dir, folder)
     }
 
+    /// A folder without checksums, as SAELens writes it.
+    fn unchecked(sae: &Sae) -> (tempfile::TempDir, std::path::PathBuf) {
+        let (dir, folder) = saved(sae);
+        fs::remove_file(folder.join(durable_files::SUMS_FILE)).unwrap();
+        (dir, folder)
+    }
+
     fn rewrite_weights(folder: &Path, tensors: &[(&'static str, Vec<usize>, &[f32])]) -> String {
         write_tensors(&folder.join(WEIGHTS_FILE), tensors).unwrap();
         Sae::load(folder).unwrap_err().to_string()
@@ -182,6 +181,27 @@ mod tests {
         let first = [CONFIG_FILE, WEIGHTS_FILE, SPARSITY_FILE].map(read);
         sample().save(&folder).unwrap();
         assert_eq!(first, [CONFIG_FILE, WEIGHTS_FILE, SPARSITY_FILE].map(read));
+    }
+
+    #[test]
+    fn every_flipped_bit_of_a_saved_folder_is_found() {
+        let (_dir, folder) = saved(&sample());
+        for name in [CONFIG_FILE, WEIGHTS_FILE, SPARSITY_FILE] {
+            let path = folder.join(name);
+            let whole = fs::read(&path).unwrap();
+            for bit in (0..8 * whole.len()).step_by(37) {
+                let mut bytes = whole.clone();
+                bytes[bit / 8] ^= 1 << (bit % 8);
+                fs::write(&path, bytes).unwrap();
+                let error = Sae::load(&folder).unwrap_err();
+                let told = error.to_string();
+                assert!(told.contains(name) && told.contains("is damaged"), "{name}, bit {bit}: {told}");
+            }
+            fs::write(&path, whole).unwrap();
+        }
+        Sae::load(&folder).unwrap();
+        fs::remove_file(folder.join(SPARSITY_FILE)).unwrap();
+        assert!(Sae::load(&folder).is_err(), "a file that is gone is damage too");
     }
 
     #[cfg(unix)]
@@ -216,7 +236,7 @@ mod tests {
 
     #[test]
     fn a_cut_file_is_an_error_at_every_length() {
-        let (_dir, folder) = saved(&sample());
+        let (_dir, folder) = unchecked(&sample());
         let path = folder.join(WEIGHTS_FILE);
         let bytes = fs::read(&path).unwrap();
         for length in 0..bytes.len() {
@@ -229,7 +249,7 @@ mod tests {
     #[test]
     fn a_missing_tensor_a_wrong_shape_and_nan_are_named_with_both_sides() {
         let sae = sample();
-        let (_dir, folder) = saved(&sae);
+        let (_dir, folder) = unchecked(&sae);
         let mut tensors = sae.weights.tensors().to_vec();
         let decoder = tensors.remove(2);
         let message = rewrite_weights(&folder, &tensors);
@@ -250,7 +270,7 @@ mod tests {
 
     #[test]
     fn half_precision_is_refused_with_the_remedy() {
-        let (_dir, folder) = saved(&sample());
+        let (_dir, folder) = unchecked(&sample());
         let zeros = [0_u8; 2 * 35];
         let view = TensorView::new(Dtype::F16, vec![5, 7], &zeros).unwrap();
         safetensors::serialize_to_file([("W_enc", view)], None, &folder.join(WEIGHTS_FILE)).unwrap();
@@ -272,7 +292,7 @@ mod tests {
 
     #[test]
     fn a_configuration_without_a_width_is_refused() {
-        let (_dir, folder) = saved(&sample());
+        let (_dir, folder) = unchecked(&sample());
         fs::write(folder.join(CONFIG_FILE), "{\"d_sae\": 7}").unwrap();
         let error = Sae::load(&folder).unwrap_err();
         assert!(matches!(error, Error::Json { .. }), "{error}");

@@ -11,14 +11,12 @@
 //! held against) and how it is kept on disk ([`Sae::save`], [`Sae::load`]: the directory format of
 //! SAELens, so that its users load what we train without a conversion).
 
-mod atomic_folder;
 mod config;
 mod error;
 mod files;
 mod forward;
 mod weights;
 
-pub use atomic_folder::{replace_file, replace_folder};
 pub use config::{Config, Metadata};
 pub use error::Error;
 pub use files::{CONFIG_FILE, SPARSITY_FILE, WEIGHTS_FILE};

@@ -1,8 +1,9 @@
 //! Owned handles of the driver: context, streams, events, memory of the device and pinned memory of the host.
 
 use std::ffi::{c_int, c_void};
-use std::sync::Arc;
-use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::time::{Duration, Instant};
 
 use cudarc::driver::result::{self, DriverError};
 use cudarc::driver::sys;
@@ -12,6 +13,16 @@ use crate::cuda::device::{DeviceError, Properties};
 
 /// The driver must know CUDA 12.0: tensor maps are that old.
 const OLDEST_CUDA: (i32, i32) = (12, 0);
+
+/// In a check build the host waits so long for the device, and looks so often. No step takes a hundredth of it.
+const PATIENCE: Duration = Duration::from_secs(10);
+const GLANCE: Duration = Duration::from_micros(20);
+
+/// The error of a wait that was given up.
+fn given_up(operation: &str) -> DeviceError {
+    let reason = format!("the device is still busy after {} seconds", PATIENCE.as_secs());
+    DeviceError::Failed { operation: operation.to_owned(), reason }
+}
 
 /// An error of the driver in its own words.
 pub(super) fn failed(operation: impl Into<String>) -> impl FnOnce(DriverError) -> DeviceError {
@@ -30,7 +41,17 @@ pub(super) fn failed(operation: impl Into<String>) -> impl FnOnce(DriverError) -
 pub(super) struct Context {
     device: sys::CUdevice,
     context: sys::CUcontext,
+    /// Whether the host waits for a while only.
+    bounded_waits: bool,
+    /// A wait was given up: nothing more is asked of the driver, whose calls would wait for the same work.
+    lost: AtomicBool,
+    /// The streams alive.
+    streams: Mutex<Vec<Handle>>,
 }
+
+/// A stream's handle.
+#[derive(Debug, Clone, Copy, PartialEq)]
+struct Handle(sys::CUstream);
 
 // SAFETY: the handles may be used from any thread; every use makes the context the thread's current one.
 unsafe impl Send for Context {}
@@ -39,7 +60,7 @@ unsafe impl Sync for Context {}
 
 impl Context {
     /// The context of device number `ordinal`.
-    pub(super) fn new(ordinal: usize) -> Result<Context, Unavailable> {
+    pub(super) fn new(ordinal: usize, bounded_waits: bool) -> Result<Context, Unavailable> {
         // The bindings panic where the library is absent.
         if !crate::cuda::libraries::driver_is_present() {
             return Err(Unavailable::NoDriver);
@@ -62,13 +83,59 @@ impl Context {
         let device = result::device::get(ordinal as c_int).map_err(no_device)?;
         // SAFETY: the device was just got from the driver.
         let context = unsafe { result::primary_ctx::retain(device) }.map_err(failed("creating a context"))?;
-        let context = Context { device, context };
+        let (lost, streams) = (AtomicBool::new(false), Mutex::default());
+        let context = Context { device, context, bounded_waits, lost, streams };
         context.bind()?;
         Ok(context)
     }
 
+    /// Whether a wait was given up.
+    pub(super) fn is_lost(&self) -> bool {
+        self.lost.load(Ordering::Relaxed)
+    }
+
+    /// Waits for the device: by `wait`, or in a check build for a while only, by asking `query`.
+    fn wait(
+        &self,
+        wait: impl FnOnce() -> Result<(), DriverError>,
+        query: impl Fn() -> Result<(), DriverError>,
+    ) -> Result<(), DeviceError> {
+        const OPERATION: &str = "the work queued on the device";
+        if !self.bounded_waits {
+            return wait().map_err(failed(OPERATION));
+        }
+        let begin = Instant::now();
+        loop {
+            match query() {
+                Err(DriverError(sys::CUresult::CUDA_ERROR_NOT_READY)) if begin.elapsed() < PATIENCE => {
+                    std::thread::sleep(GLANCE);
+                }
+                Err(DriverError(sys::CUresult::CUDA_ERROR_NOT_READY)) => {
+                    self.lost.store(true, Ordering::Relaxed);
+                    return Err(given_up(OPERATION));
+                }
+                other => return other.map_err(failed(OPERATION)),
+            }
+        }
+    }
+
+    /// Makes it the thread's context before a call in which the driver waits for the device, as it does when it takes memory
+    /// back; a check build waits beforehand.
+    pub(super) fn settle(&self) -> Result<(), DeviceError> {
+        self.bind()?;
+        let streams = if self.bounded_waits { self.streams().clone() } else { Vec::new() };
+        streams.into_iter().try_for_each(|Handle(stream)| self.wait(|| Ok(()), || query(stream)))
+    }
+
+    fn streams(&self) -> MutexGuard<'_, Vec<Handle>> {
+        self.streams.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
     /// Makes it the calling thread's context.
     pub(super) fn bind(&self) -> Result<(), DeviceError> {
+        if self.is_lost() {
+            return Err(given_up("using the context"));
+        }
         // SAFETY: the context is retained as long as `self` lives.
         unsafe { result::ctx::set_current(self.context) }.map_err(failed("using the context"))
     }
@@ -103,6 +170,9 @@ impl Context {
 
 impl Drop for Context {
     fn drop(&mut self) {
+        if self.is_lost() {
+            return;
+        }
         // SAFETY: it was retained once and is released once. An error here leaves nothing to be done.
         let _ = unsafe { result::primary_ctx::release(self.device) };
     }
@@ -128,8 +198,10 @@ unsafe impl Send for Stream {}
 
 impl Stream {
     pub(super) fn new(context: &Arc<Context>) -> Result<Stream, DeviceError> {
-        let handle = result::stream::create(result::stream::StreamKind::NonBlocking);
-        Ok(Stream { context: context.clone(), handle: handle.map_err(failed("creating a stream"))? })
+        let handle = result::stream::create(result::stream::StreamKind::NonBlocking)
+            .map_err(failed("creating a stream"))?;
+        context.streams().push(Handle(handle));
+        Ok(Stream { context: context.clone(), handle })
     }
 
     /// What is queued from now on runs after `event`'s last recording.
@@ -142,12 +214,20 @@ impl Stream {
 
     pub(super) fn synchronize(&self) -> Result<(), DeviceError> {
         // SAFETY: the stream is alive.
-        unsafe { result::stream::synchronize(self.handle) }.map_err(failed("the work queued on the device"))
+        let wait = || unsafe { result::stream::synchronize(self.handle) };
+        self.context.wait(wait, || query(self.handle))
     }
+}
+
+/// Whether all work of a stream, which is alive, is done.
+fn query(stream: sys::CUstream) -> Result<(), DriverError> {
+    // SAFETY: the stream is alive.
+    unsafe { sys::cuStreamQuery(stream) }.result()
 }
 
 impl Drop for Stream {
     fn drop(&mut self) {
+        self.context.streams().retain(|stream| *stream != Handle(self.handle));
         if self.context.bind().is_ok() {
             // SAFETY: it is alive and not used after this. What is queued on it still runs: the call does not wait, and
             // whoever owns memory that this work uses does (freeing device memory waits, a `Staging` waits).
@@ -187,7 +267,15 @@ impl Event {
     /// Waits on the host.
     pub(super) fn synchronize(&self) -> Result<(), DeviceError> {
         // SAFETY: it is alive.
-        unsafe { result::event::synchronize(self.handle) }.map_err(failed("the work queued on the device"))
+        let wait = || unsafe { result::event::synchronize(self.handle) };
+        // SAFETY: as above.
+        self.context.wait(wait, || unsafe { result::event::query(self.handle) })
+    }
+
+    /// Whether the work before it is done.
+    pub(super) fn is_reached(&self) -> bool {
+        // SAFETY: it is alive.
+        unsafe { result::event::query(self.handle) }.is_ok()
     }
 
     /// Seconds from `self` to `end`, both timed and past.
@@ -245,7 +333,7 @@ impl CudaBuffer {
 
 impl Drop for CudaBuffer {
     fn drop(&mut self) {
-        if self.context.bind().is_ok() {
+        if self.context.settle().is_ok() {
             // SAFETY: it is alive and not used after this; freeing waits for the device's work.
             let _ = unsafe { result::free_sync(self.pointer) };
         }
@@ -266,11 +354,17 @@ unsafe impl Send for Pinned {}
 impl Pinned {
     pub(super) fn new(context: &Arc<Context>, bytes: usize) -> Result<Pinned, DeviceError> {
         // SAFETY: the memory is written below before anyone reads it.
-        let pointer = unsafe { result::malloc_host(bytes.max(1), 0) }
+        let pointer = unsafe { result::malloc_host(bytes.max(1), sys::CU_MEMHOSTALLOC_DEVICEMAP) }
             .map_err(failed(format!("pinning {bytes} bytes of host memory")))?;
         // SAFETY: it is that large and nobody else's.
         unsafe { pointer.cast::<u8>().write_bytes(0, bytes.max(1)) };
         Ok(Pinned { context: context.clone(), pointer, bytes })
+    }
+
+    /// Its address for kernels.
+    pub(super) fn device_pointer(&self) -> u64 {
+        // The driver gives such memory one address for the host and all devices.
+        self.pointer as u64
     }
 
     pub(super) fn bytes(&self) -> &[u8] {

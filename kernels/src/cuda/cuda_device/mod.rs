@@ -5,11 +5,13 @@
 
 mod blas;
 mod driver;
+mod environment;
 mod modules;
 mod screen;
 mod timing;
 mod unavailable;
 mod upload;
+mod watch;
 
 use std::ffi::c_void;
 use std::sync::Arc;
@@ -20,16 +22,19 @@ use cudarc::driver::{result, sys};
 use blas::Blas;
 pub use driver::CudaBuffer;
 use driver::{Context, Staging, Stream, cuda_version, failed};
+use environment::Environment;
 use modules::Modules;
+pub use screen::ScreenKernel;
 use timing::Timing;
 pub use timing::Timings;
 pub use unavailable::Unavailable;
 use upload::Uploads;
+use watch::Watch;
 
 use super::cubin_cache::CubinCache;
 use super::device::{Argument, Device, DeviceError, Factor, Gemm, Launch, Properties, Screen};
 use super::libraries::{self, ToolkitLibrary};
-use super::nvrtc;
+use super::nvrtc::{self, Waits};
 
 /// Bytes of the smallest pinned place for a download, and how many places are kept: two steps under way for each of so
 /// many engines that share the device.
@@ -46,12 +51,19 @@ pub struct CudaOptions {
     /// Fill new memory with bytes of 255 (as numbers: NaN), so that what is read before it is written shows. For
     /// checks; the driver leaves zeros or old data there.
     pub poison: bool,
+    /// The kernel that finds the candidates; where it is not said, that of the environment's `SAE_TRAINER_CUDA_SCREEN`
+    /// (`plain`, `mma` or `wgmma`), and without one the fastest that the device has.
+    pub screen: Option<ScreenKernel>,
+    /// Kernels and the host wait for a while only, and what does not end is an error that names it. For checks, as kernels
+    /// look at the time while they wait. Also where the environment says `SAE_TRAINER_CUDA_BOUNDED_WAITS=1`.
+    pub bounded_waits: bool,
 }
 
 impl Default for CudaOptions {
-    /// The first device, the user's cache, no poison.
+    /// The first device, the user's cache, no poison, and what the environment asks for.
     fn default() -> CudaOptions {
-        CudaOptions { ordinal: 0, cache: CubinCache::of_the_user(), poison: false }
+        let cache = CubinCache::of_the_user();
+        CudaOptions { ordinal: 0, cache, poison: false, screen: None, bounded_waits: false }
     }
 }
 
@@ -65,14 +77,24 @@ pub struct CudaDevice {
     timing: Option<Timing>,
     /// Pinned places of finished downloads: pinning memory and letting it go takes the driver longer than a step.
     places: Vec<Staging>,
+    /// In a check build.
+    watch: Option<Watch>,
     compute: Stream,
     properties: Properties,
     poison: bool,
+    screen: ScreenKernel,
     /// Operations queued so far.
     operations: u64,
     /// While work is recorded, the buffers it uses.
-    recording: Option<Vec<Arc<AtomicU64>>>,
+    recording: Option<Recording>,
     context: Arc<Context>,
+}
+
+/// What is recorded: the buffers that it uses, and the operations.
+#[derive(Debug, Default)]
+struct Recording {
+    uses: Vec<Arc<AtomicU64>>,
+    operations: Vec<&'static str>,
 }
 
 /// A download under way.
@@ -88,7 +110,7 @@ pub struct CudaGraph {
     context: Arc<Context>,
     graph: sys::CUgraph,
     executable: sys::CUgraphExec,
-    uses: Vec<Arc<AtomicU64>>,
+    recording: Recording,
 }
 
 // SAFETY: graphs may be used from any thread, one at a time, with their context current.
@@ -112,12 +134,15 @@ impl CudaDevice {
     /// # Errors
     /// What is missing and where it was looked for.
     pub fn new(options: &CudaOptions) -> Result<CudaDevice, Unavailable> {
-        let context = Arc::new(Context::new(options.ordinal)?);
+        let asked = Environment::read()?;
+        let bounded_waits = options.bounded_waits || asked.bounded_waits;
+        let context = Arc::new(Context::new(options.ordinal, bounded_waits)?);
         let properties = context.properties()?;
         if properties.compute_capability < (8, 0) {
             let capability = properties.compute_capability;
             return Err(Unavailable::OldDevice { name: properties.name, capability });
         }
+        let screen = ScreenKernel::choose(options.screen.or(asked.screen), &properties)?;
         for library in [ToolkitLibrary::Compiler, ToolkitLibrary::Blas] {
             libraries::load(library).map_err(|searched| Unavailable::NoLibrary { library, searched })?;
         }
@@ -128,15 +153,20 @@ impl CudaDevice {
             return Err(Unavailable::OldDriver { found, needed: (compiler.0, 0), why });
         }
         let compute = Stream::new(&context)?;
+        let waits = if bounded_waits { Waits::Bounded } else { Waits::Unbounded };
+        let mut modules = Modules::load(&context, properties.compute_capability, waits, &options.cache)?;
+        let watch = bounded_waits.then(|| Watch::new(&context, &mut modules, &compute)).transpose()?;
         Ok(CudaDevice {
             blas: Blas::new(&context, &compute)?,
-            modules: Modules::load(&context, properties.compute_capability, &options.cache)?,
+            modules,
             uploads: Uploads::new(&context)?,
             timing: None,
             places: Vec::new(),
+            watch,
             compute,
             properties,
             poison: options.poison,
+            screen,
             operations: 0,
             recording: None,
             context,
@@ -168,6 +198,20 @@ impl CudaDevice {
         self.timing.take().map_or_else(|| Ok(Timings::default()), Timing::finish)
     }
 
+    /// Queues a copy of all of `from` to the beginning of `to`, within the device: for measurements.
+    ///
+    /// # Errors
+    /// A `to` that is too short, or what the driver said.
+    pub fn copy(&mut self, from: &CudaBuffer, to: &mut CudaBuffer) -> Result<(), DeviceError> {
+        check_range("a copy", to, 0, from.bytes)?;
+        let to = &*to;
+        self.queue("copy", [from, to].into_iter(), |device| {
+            // SAFETY: both ranges are within their buffers, and the buffers are different.
+            unsafe { result::memcpy_dtod_async(to.pointer, from.pointer, from.bytes, device.compute.handle) }
+                .map_err(failed(format!("copying {} bytes on the device", from.bytes)))
+        })
+    }
+
     /// Queues one operation on the compute stream. It uses `buffers`.
     fn queue<'a>(
         &mut self,
@@ -177,7 +221,10 @@ impl CudaDevice {
     ) -> Result<(), DeviceError> {
         self.context.bind()?;
         match &mut self.recording {
-            Some(uses) => uses.extend(buffers.map(|buffer| buffer.last_use.clone())),
+            Some(recording) => {
+                recording.uses.extend(buffers.map(|buffer| buffer.last_use.clone()));
+                recording.operations.push(name);
+            }
             None => {
                 self.operations += 1;
                 buffers.for_each(|buffer| buffer.used_at(self.operations));
@@ -187,11 +234,31 @@ impl CudaDevice {
         if timed {
             self.timing.as_mut().expect("it is there").begin(name, &self.compute)?;
         }
-        work(self)?;
+        let done = work(self);
+        self.explained(done)?;
         if timed {
             self.timing.as_mut().expect("it is there").end(&self.compute)?;
         }
+        if self.recording.is_none() {
+            self.queued(|| name.to_owned())?;
+        }
         Ok(())
+    }
+
+    /// For a check build: the operation queued last.
+    fn queued(&mut self, operation: impl FnOnce() -> String) -> Result<(), DeviceError> {
+        match &mut self.watch {
+            Some(watch) => watch.queued(operation(), &self.compute),
+            None => Ok(()),
+        }
+    }
+
+    /// An error with what a check build knows about its cause.
+    fn explained<T>(&self, result: Result<T, DeviceError>) -> Result<T, DeviceError> {
+        result.map_err(|error| match &self.watch {
+            Some(watch) => watch.explain(error),
+            None => error,
+        })
     }
 }
 
@@ -273,7 +340,8 @@ impl Device for CudaDevice {
             return Ok(());
         }
         self.context.bind()?;
-        self.uploads.upload(&self.context, &self.compute, self.operations, to, offset, bytes)?;
+        let uploaded = self.uploads.upload(&self.context, &self.compute, self.operations, to, offset, bytes);
+        self.explained(uploaded)?;
         self.operations += 1;
         to.used_at(self.operations);
         Ok(())
@@ -332,7 +400,7 @@ impl Device for CudaDevice {
 
     fn finish_download(&mut self, transfer: CudaTransfer) -> Result<Vec<u8>, DeviceError> {
         self.context.bind()?;
-        transfer.place.copied.synchronize()?;
+        self.explained(transfer.place.copied.synchronize())?;
         let bytes = transfer.place.memory.bytes()[..transfer.bytes].to_vec();
         if self.places.len() < PLACES {
             self.places.push(transfer.place);
@@ -389,12 +457,12 @@ impl Device for CudaDevice {
     }
 
     fn screen(&mut self, screen: &Screen<'_, CudaBuffer>) -> Result<(), DeviceError> {
-        self.screen_on_tensor_cores(screen)
+        self.screen_by(self.screen, screen)
     }
 
     fn synchronize(&mut self) -> Result<(), DeviceError> {
         self.context.bind()?;
-        self.compute.synchronize()
+        self.explained(self.compute.synchronize())
     }
 
     fn begin_recording(&mut self) -> Result<bool, DeviceError> {
@@ -407,24 +475,24 @@ impl Device for CudaDevice {
         // SAFETY: the stream is alive and not recording.
         unsafe { result::stream::begin_capture(self.compute.handle, mode) }
             .map_err(failed("beginning to record a step"))?;
-        self.recording = Some(Vec::new());
+        self.recording = Some(Recording::default());
         Ok(true)
     }
 
     fn end_recording(&mut self) -> Result<CudaGraph, DeviceError> {
-        let Some(mut uses) = self.recording.take() else {
+        let Some(mut recording) = self.recording.take() else {
             let operation = "ending a recording".to_owned();
             return Err(DeviceError::Failed { operation, reason: "none was begun".to_owned() });
         };
-        uses.sort_by_key(Arc::as_ptr);
-        uses.dedup_by(|a, b| Arc::ptr_eq(a, b));
+        recording.uses.sort_by_key(Arc::as_ptr);
+        recording.uses.dedup_by(|a, b| Arc::ptr_eq(a, b));
         self.context.bind()?;
         // SAFETY: the stream is alive and recording.
         let graph = unsafe { result::stream::end_capture(self.compute.handle) }
             .map_err(failed("ending to record a step"))?;
         // SAFETY: the graph was just made.
         match unsafe { result::graph::instantiate(graph, sys::CUgraphInstantiate_flags(0)) } {
-            Ok(executable) => Ok(CudaGraph { context: self.context.clone(), graph, executable, uses }),
+            Ok(executable) => Ok(CudaGraph { context: self.context.clone(), graph, executable, recording }),
             Err(error) => {
                 // SAFETY: nobody else has the graph.
                 let _ = unsafe { result::graph::destroy(graph) };
@@ -440,10 +508,12 @@ impl Device for CudaDevice {
     fn replay(&mut self, graph: &CudaGraph) -> Result<(), DeviceError> {
         self.context.bind()?;
         self.operations += 1;
-        graph.uses.iter().for_each(|use_of| use_of.store(self.operations, Ordering::Relaxed));
+        graph.recording.uses.iter().for_each(|use_of| use_of.store(self.operations, Ordering::Relaxed));
         // SAFETY: both are alive, and so are the buffers, as the trait asks.
-        unsafe { result::graph::launch(graph.executable, self.compute.handle) }
-            .map_err(failed("running a recorded step"))
+        let launched = unsafe { result::graph::launch(graph.executable, self.compute.handle) }
+            .map_err(failed("running a recorded step"));
+        self.explained(launched)?;
+        self.queued(|| format!("a recorded step ({})", graph.recording.operations.join(", ")))
     }
 }
 

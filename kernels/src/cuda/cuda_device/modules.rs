@@ -8,9 +8,9 @@ use cudarc::driver::{result, sys};
 use rayon::prelude::*;
 
 use super::driver::{Context, failed};
-use crate::cuda::cubin_cache::CubinCache;
+use crate::cuda::cubin_cache::{Build, CubinCache};
 use crate::cuda::device::{DeviceError, Kernel};
-use crate::cuda::nvrtc::{self, Architecture};
+use crate::cuda::nvrtc::{self, Architecture, Waits};
 use crate::cuda::sources::kernels_for;
 
 /// Dynamic shared memory that a kernel may use without being asked.
@@ -41,19 +41,22 @@ impl Modules {
     pub(super) fn load(
         context: &Arc<Context>,
         capability: (u32, u32),
+        waits: Waits,
         cache: &CubinCache,
     ) -> Result<Modules, DeviceError> {
-        let (architecture, compiler) = (Architecture(capability), nvrtc::version());
+        let architecture = Architecture(capability);
+        let build = Build { architecture, waits, compiler: nvrtc::version() };
         let sources: Vec<_> = kernels_for(capability).collect();
         let cubins = sources.par_iter().map(|source| -> Result<Vec<u8>, DeviceError> {
-            if let Some(cubin) = cache.read(source, architecture, compiler) {
+            if let Some(cubin) = cache.read(source, build) {
                 return Ok(cubin);
             }
-            let compiled = nvrtc::compile(source, architecture).map_err(|error| DeviceError::Failed {
-                operation: "compiling the kernels".to_owned(),
-                reason: error.to_string(),
-            })?;
-            cache.write(source, architecture, compiler, &compiled.cubin);
+            let compiled =
+                nvrtc::compile(source, architecture, waits).map_err(|error| DeviceError::Failed {
+                    operation: "compiling the kernels".to_owned(),
+                    reason: error.to_string(),
+                })?;
+            cache.write(source, build, &compiled.cubin);
             Ok(compiled.cubin)
         });
         let cubins = cubins.collect::<Result<Vec<_>, _>>()?;
@@ -67,6 +70,11 @@ impl Modules {
             loaded.modules.insert(source.name, module);
         }
         Ok(loaded)
+    }
+
+    /// Whether the device has this file.
+    pub(super) fn have(&self, module: &str) -> bool {
+        self.modules.contains_key(module)
     }
 
     /// The kernel's handle, allowed `shared_bytes` of dynamic shared memory.
@@ -108,7 +116,7 @@ impl Modules {
 
 impl Drop for Modules {
     fn drop(&mut self) {
-        if self.context.bind().is_ok() {
+        if self.context.settle().is_ok() {
             for module in self.modules.values() {
                 // SAFETY: it is loaded and not used after this.
                 let _ = unsafe { result::module::unload(*module) };

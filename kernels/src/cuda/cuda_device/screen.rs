@@ -5,8 +5,61 @@ use std::ffi::c_void;
 use cudarc::driver::sys;
 
 use super::driver::{CudaBuffer, failed};
-use super::{CudaDevice, check_range};
-use crate::cuda::device::{DeviceError, Kernel, Launch, Screen};
+use super::{CudaDevice, Unavailable, check_range};
+use crate::cuda::device::{DeviceError, Kernel, Launch, Properties, Screen};
+
+/// The kernels that find the candidates. They set the same bits, up to the order of float32 sums; a device takes the fastest
+/// that it has.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum ScreenKernel {
+    /// `screen.cu`, without tensor cores: the definition, and slow.
+    Plain,
+    /// `encode_mma.cu`, for compute capability 8.0 and up.
+    Mma,
+    /// `encode_wgmma.cu`, for compute capability 9.0 alone.
+    Wgmma,
+}
+
+impl ScreenKernel {
+    pub(super) const ALL: [ScreenKernel; 3] = [ScreenKernel::Plain, ScreenKernel::Mma, ScreenKernel::Wgmma];
+
+    /// As it is called in the environment.
+    pub(super) fn name(self) -> &'static str {
+        match self {
+            ScreenKernel::Plain => "plain",
+            ScreenKernel::Mma => "mma",
+            ScreenKernel::Wgmma => "wgmma",
+        }
+    }
+
+    /// The one asked for, or the fastest.
+    pub(super) fn choose(
+        asked: Option<ScreenKernel>,
+        properties: &Properties,
+    ) -> Result<ScreenKernel, Unavailable> {
+        let capability = properties.compute_capability;
+        match asked {
+            Some(ScreenKernel::Wgmma) if capability != (9, 0) => {
+                Err(Unavailable::NoSuchScreen { name: properties.name.clone(), capability })
+            }
+            Some(kernel) => Ok(kernel),
+            None if capability == (9, 0) => Ok(ScreenKernel::Wgmma),
+            None => Ok(ScreenKernel::Mma),
+        }
+    }
+
+    fn function(self) -> &'static str {
+        match self {
+            ScreenKernel::Plain => "screen",
+            ScreenKernel::Mma => "encode_mma",
+            ScreenKernel::Wgmma => "encode_wgmma",
+        }
+    }
+}
+
+/// screen: features and rows of a block, and its threads.
+const PLAIN_TILE: (usize, usize) = (8, 128);
+const PLAIN_THREADS: u32 = 128;
 
 /// encode_mma: features and rows of a block, its threads and its shared memory.
 const MMA_TILE: (usize, usize) = (128, 128);
@@ -20,6 +73,11 @@ const WGMMA_SHARED_BYTES: u32 = 1024 + 4 * (128 + 256) * 128 + 2 * 256 * 8 + 4 *
 /// Columns of a box of the copy engine: 128 bytes.
 const BOX_COLUMNS: u32 = 64;
 
+/// The grid of screen.
+fn plain_grid(features: usize, words: usize) -> [u32; 3] {
+    [features.div_ceil(PLAIN_TILE.0) as u32, (words * 32 / PLAIN_TILE.1) as u32, 1]
+}
+
 /// The grid of encode_mma.
 fn mma_grid(features: usize, words: usize) -> [u32; 3] {
     [(words / 4) as u32, features.div_ceil(MMA_TILE.0) as u32, 1]
@@ -32,20 +90,21 @@ fn wgmma_grid(features: usize, rows: usize, multiprocessors: u32) -> [u32; 3] {
 }
 
 impl CudaDevice {
-    /// [`crate::cuda::device::Device::screen`] by the best kernel for the device.
-    pub(super) fn screen_on_tensor_cores(
-        &mut self,
-        screen: &Screen<'_, CudaBuffer>,
-    ) -> Result<(), DeviceError> {
-        self.screen_with(screen, self.properties.compute_capability == (9, 0))
-    }
-
     /// The screen by encode_wgmma (compute capability 9.0 alone) or by encode_mma: they differ in nothing but speed,
     /// up to the order of float32 sums.
     ///
     /// # Errors
     /// As [`crate::cuda::device::Device::screen`].
     pub fn screen_with(&mut self, screen: &Screen<'_, CudaBuffer>, wgmma: bool) -> Result<(), DeviceError> {
+        self.screen_by(if wgmma { ScreenKernel::Wgmma } else { ScreenKernel::Mma }, screen)
+    }
+
+    /// [`crate::cuda::device::Device::screen`] by one of the kernels.
+    pub(super) fn screen_by(
+        &mut self,
+        kernel: ScreenKernel,
+        screen: &Screen<'_, CudaBuffer>,
+    ) -> Result<(), DeviceError> {
         check(screen)?;
         if screen.features == 0 || screen.rows == 0 {
             return Ok(());
@@ -61,31 +120,29 @@ impl CudaDevice {
         .map(|buffer| buffer.pointer);
         let mut sizes = [screen.features, screen.rows, screen.stride, screen.words].map(|size| size as u32);
         let (mut factors, mut maps) = ([screen.encoder.pointer, screen.x.pointer], [tensor_map_room(); 2]);
-        let name = if wgmma { "encode_wgmma" } else { "encode_mma" };
-        let launch = if wgmma {
-            maps = [
-                tensor_map(screen.encoder, screen.features, screen.stride, WGMMA_TILE.0)?,
-                tensor_map(screen.x, screen.rows, screen.stride, WGMMA_TILE.1)?,
-            ];
-            Launch {
-                kernel: Kernel { module: name, function: name },
-                grid: wgmma_grid(screen.features, screen.rows, self.properties.multiprocessors),
-                block: [WGMMA_THREADS, 1, 1],
-                shared_bytes: WGMMA_SHARED_BYTES,
-                arguments: &[],
-            }
-        } else {
-            Launch {
-                kernel: Kernel { module: name, function: name },
-                grid: mma_grid(screen.features, screen.words),
-                block: [MMA_THREADS, 1, 1],
-                shared_bytes: MMA_SHARED_BYTES,
-                arguments: &[],
+        let name = kernel.function();
+        let (grid, threads, shared_bytes) = match kernel {
+            ScreenKernel::Plain => (plain_grid(screen.features, screen.words), PLAIN_THREADS, 0),
+            ScreenKernel::Mma => (mma_grid(screen.features, screen.words), MMA_THREADS, MMA_SHARED_BYTES),
+            ScreenKernel::Wgmma => {
+                maps = [
+                    tensor_map(screen.encoder, screen.features, screen.stride, WGMMA_TILE.0)?,
+                    tensor_map(screen.x, screen.rows, screen.stride, WGMMA_TILE.1)?,
+                ];
+                let grid = wgmma_grid(screen.features, screen.rows, self.properties.multiprocessors);
+                (grid, WGMMA_THREADS, WGMMA_SHARED_BYTES)
             }
         };
-        let factors: [*mut c_void; 2] = match wgmma {
-            true => maps.each_mut().map(|map| (map as *mut sys::CUtensorMap).cast()),
-            false => factors.each_mut().map(|pointer| (pointer as *mut u64).cast()),
+        let launch = Launch {
+            kernel: Kernel { module: name, function: name },
+            grid,
+            block: [threads, 1, 1],
+            shared_bytes,
+            arguments: &[],
+        };
+        let factors: [*mut c_void; 2] = match kernel {
+            ScreenKernel::Wgmma => maps.each_mut().map(|map| (map as *mut sys::CUtensorMap).cast()),
+            _ => factors.each_mut().map(|pointer| (pointer as *mut u64).cast()),
         };
         let mut arguments: Vec<*mut c_void> = factors.into();
         arguments.extend(pointers.each_mut().map(|pointer| (pointer as *mut u64).cast::<c_void>()));
@@ -181,6 +238,8 @@ mod tests {
 
     #[test]
     fn grids_cover_odd_sizes_and_leave_no_multiprocessor_idle() {
+        assert_eq!(plain_grid(24_576, 128), [3072, 32, 1]);
+        assert_eq!(plain_grid(9, 4), [2, 1, 1]);
         assert_eq!(mma_grid(24_576, 128), [32, 192, 1]);
         assert_eq!(mma_grid(1, 4), [1, 1, 1]);
         assert_eq!(mma_grid(129, 8), [2, 2, 1]);

@@ -52,7 +52,36 @@ pub enum Unavailable {
         /// The folders that were searched.
         searched: Vec<PathBuf>,
     },
+    /// A variable of the environment has a value that it does not take.
+    #[error("the environment variable {variable} is {value:?}, but it takes {takes}")]
+    Setting {
+        /// The variable.
+        variable: &'static str,
+        /// Its value.
+        value: String,
+        /// The values that it may have.
+        takes: &'static str,
+    },
+    /// The device cannot run the kernel that was asked for.
+    #[error(
+        "the screen wgmma was asked for, which only compute capability 9.0 has, but {name} has {}.{}: ask for mma, or \
+         unset SAE_TRAINER_CUDA_SCREEN",
+        capability.0, capability.1
+    )]
+    NoSuchScreen {
+        /// The device's name.
+        name: String,
+        /// Its compute capability.
+        capability: (u32, u32),
+    },
     /// The device refused to be set up.
     #[error(transparent)]
     Device(#[from] DeviceError),
+}
+
+impl Unavailable {
+    /// Whether the user asked for something that cannot be, rather than that something is missing.
+    pub fn is_a_wrong_setting(&self) -> bool {
+        matches!(self, Unavailable::Setting { .. } | Unavailable::NoSuchScreen { .. })
+    }
 }

@@ -2,7 +2,7 @@
 //!
 //! The bytes go into pinned memory at once, so the caller may change them after the call. Small ones (a step's numbers)
 //! are then copied in the order of all other work. Large ones (a batch) are copied on a stream of their own, which
-//! waits only for work that uses the buffer: with two buffers in turn, a batch travels while the one before is trained on.
+//! waits only for work that uses the buffer: with three buffers in turn, a batch travels while the two before are trained on.
 
 use std::collections::VecDeque;
 use std::sync::Arc;
@@ -18,7 +18,7 @@ use crate::cuda::device::DeviceError;
 const LARGE: usize = 256 * 1024;
 /// Pinned places for small uploads: so many may be under way.
 const SMALL_SLOTS: usize = 16;
-/// Pinned places for large uploads.
+/// Pinned places for large uploads: one is filled while the other one's bytes travel.
 const LARGE_SLOTS: usize = 2;
 /// Bytes that one thread copies at a time.
 const PART: usize = 512 * 1024;

@@ -44,6 +44,8 @@ const Settings &settings() {
         s.memory = number("CUDA_EMULATION_MEMORY", 2ull << 30);
         s.failing_allocation = number("CUDA_EMULATION_FAIL_ALLOCATION", 0);
         s.failing_launch = number("CUDA_EMULATION_FAIL_LAUNCH", 0);
+        s.trapping_launch = number("CUDA_EMULATION_TRAP_LAUNCH", 0);
+        s.hanging_launch = number("CUDA_EMULATION_HANG_LAUNCH", 0);
         s.reuse = number("CUDA_EMULATION_REUSE", s.mode == Mode::Random) != 0;
         s.leaks = number("CUDA_EMULATION_LEAKS", 0) != 0;
         if (variable("CUDA_EMULATION_REPORT")) s.report = variable("CUDA_EMULATION_REPORT");
@@ -85,6 +87,17 @@ int sticky() {
     return sticky_error;
 }
 
+static std::string &hanging = *new std::string;
+void hang(const std::string &kernel) {
+    hanging = kernel;
+}
+bool hangs() {
+    return !hanging.empty();
+}
+void waits_for_ever() {
+    if (hangs()) violation("the host waits for ever, as %s does not end", hanging.c_str());
+}
+
 Call::Call(bool needs_context) : error(SUCCESS) {
     lock.lock();
     if (!initialized) {
@@ -122,7 +135,7 @@ static struct AtTheEnd {
                 std::fclose(file);
             }
         }
-        if (!settings().leaks || sticky_error) return;
+        if (!settings().leaks || sticky_error || hangs()) return;
         std::pair<const char *, size_t> left[] = {
             {"allocations", allocations_alive()},         {"pinned allocations", pinned_alive()},
             {"streams", alive().streams.size()},          {"events", alive().events.size()},
@@ -211,6 +224,7 @@ API cuDevicePrimaryCtxRetain(void **context, int device) {
     if (call.error) return call.error;
     if (device != 0) return INVALID_DEVICE;
     retained++;
+    count("contexts");
     *context = &context_handle;
     return SUCCESS;
 }
@@ -270,6 +284,7 @@ static const struct {
     {NOT_FOUND, "CUDA_ERROR_NOT_FOUND", "named symbol not found"},
     {NOT_READY, "CUDA_ERROR_NOT_READY", "device not ready"},
     {ILLEGAL_ADDRESS, "CUDA_ERROR_ILLEGAL_ADDRESS", "an illegal memory access was encountered"},
+    {LAUNCH_FAILED, "CUDA_ERROR_LAUNCH_FAILED", "unspecified launch failure"},
     {LAUNCH_OUT_OF_RESOURCES, "CUDA_ERROR_LAUNCH_OUT_OF_RESOURCES", "too many resources requested for launch"},
     {NOT_SUPPORTED, "CUDA_ERROR_NOT_SUPPORTED", "operation not supported"},
     {STREAM_CAPTURE_UNSUPPORTED, "CUDA_ERROR_STREAM_CAPTURE_UNSUPPORTED", "operation not permitted when stream is capturing"},

@@ -27,6 +27,7 @@ enum Result : int {
     NOT_READY = 600,
     ILLEGAL_ADDRESS = 700,
     LAUNCH_OUT_OF_RESOURCES = 701,
+    LAUNCH_FAILED = 719,
     NOT_SUPPORTED = 801,
     STREAM_CAPTURE_UNSUPPORTED = 900,
     STREAM_CAPTURE_INVALIDATED = 901,
@@ -56,7 +57,7 @@ struct Settings {
     uint64_t seed;
     int major, minor, devices, version;
     size_t memory;
-    uint64_t failing_allocation, failing_launch;
+    uint64_t failing_allocation, failing_launch, trapping_launch, hanging_launch;
     bool reuse, leaks;
     std::string report;
 };
@@ -77,6 +78,10 @@ struct Call {
 };
 void set_sticky(int error);
 int sticky();
+// A kernel has begun that never ends: whatever waits for the device waits for ever, which ends the process.
+void hang(const std::string &kernel);
+bool hangs();
+void waits_for_ever();
 
 // Memory that queued work reads or writes.
 struct Use {
@@ -132,6 +137,8 @@ int enqueue(Stream *stream, Work work, std::vector<OperationRef> after = {}, Ope
 void drain();                             // all streams
 void drain(Stream *stream);               // one, and what it waits for
 void a_call_passes();                     // lets a random part of the work run
+// Graphs that are queued and that `operation`, queued last on `stream`, need not wait for.
+size_t graphs_beside(const OperationRef &operation);
 bool uses_memory(const void *start, size_t bytes, std::string *who);
 void run_work(const Work &work);
 
@@ -148,6 +155,7 @@ struct Opened {  // the device's memory can be touched as long as one exists
     ~Opened();
 };
 bool is_allocated(const void *start, size_t bytes);
+bool is_mapped(const void *address);  // pinned memory that kernels may use
 bool in_device_region(const void *address);
 void check_red_zones(const char *after);
 void install_fault_handler();

@@ -10,6 +10,8 @@ struct Kernel {
 };
 // Null if there is none; the table is written when the library is built.
 const Kernel *find_kernel(const char *name);
+// Where the kernels of a check build leave word of a wait without end; null if nobody has told them.
+unsigned *word_place();
 // New shared memory, nothing under way. `late`: asynchronous work happens as late as it may.
 void prepare_tensor_cores(bool late);
 

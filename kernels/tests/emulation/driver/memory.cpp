@@ -24,7 +24,11 @@ struct Allocation {
 static char *region, *next_page;
 static std::map<const char *, Allocation> &allocations = *new std::map<const char *, Allocation>;
 static std::multimap<size_t, char *> &given_back = *new std::multimap<size_t, char *>;  // by size
-static std::map<const char *, size_t> &pinned = *new std::map<const char *, size_t>;
+struct Pinned {
+    size_t bytes;
+    bool mapped;
+};
+static std::map<const char *, Pinned> &pinned = *new std::map<const char *, Pinned>;
 static std::vector<std::pair<char *, char *>> runs;  // neighbouring allocations
 static size_t used, opened;
 static uint64_t allocation_number;
@@ -66,11 +70,16 @@ bool is_allocated(const void *start, size_t bytes) {
     return a && bytes <= a->bytes && (const char *)start <= a->start + a->bytes - bytes;
 }
 
-static bool is_pinned(const void *start, size_t bytes) {
+static const Pinned *find_pinned(const void *start, size_t bytes) {
     auto after = pinned.upper_bound((const char *)start);
-    if (after == pinned.begin()) return false;
-    auto &[first, size] = *std::prev(after);
-    return bytes <= size && (const char *)start <= first + size - bytes;
+    if (after == pinned.begin()) return nullptr;
+    auto &[first, memory] = *std::prev(after);
+    return bytes <= memory.bytes && (const char *)start <= first + memory.bytes - bytes ? &memory : nullptr;
+}
+
+bool is_mapped(const void *address) {
+    const Pinned *memory = find_pinned(address, 0);
+    return memory && memory->mapped;
 }
 
 // A red zone's content: NaN as float32, bfloat16 and float64, and unlikely as a result.
@@ -194,7 +203,8 @@ API cuMemFree_v2(void *pointer) {
     return sticky();
 }
 
-API cuMemHostAlloc(void **pointer, size_t bytes, unsigned) {
+API cuMemHostAlloc(void **pointer, size_t bytes, unsigned flags) {
+    enum { DEVICEMAP = 2 };
     Call call;
     if (call.error) return call.error;
     if (int error = forbidden_while_capturing()) return error;
@@ -202,7 +212,7 @@ API cuMemHostAlloc(void **pointer, size_t bytes, unsigned) {
     void *at = mmap(nullptr, bytes, PROT_READ | PROT_WRITE, MAP_PRIVATE | MAP_ANONYMOUS, -1, 0);
     if (at == MAP_FAILED) return OUT_OF_MEMORY;
     std::memset(at, 0xff, bytes);
-    pinned[(const char *)at] = bytes;
+    pinned[(const char *)at] = {bytes, (flags & DEVICEMAP) != 0};
     *pointer = at;
     return SUCCESS;
 }
@@ -214,8 +224,9 @@ API cuMemFreeHost(void *pointer) {
     auto found = pinned.find((const char *)pointer);
     if (found == pinned.end()) return INVALID_VALUE;
     std::string who;
-    if (uses_memory(pointer, found->second, &who)) violation("pinned memory was freed while %s is queued that uses it", who.c_str());
-    munmap(pointer, found->second);
+    size_t bytes = found->second.bytes;
+    if (uses_memory(pointer, bytes, &who)) violation("pinned memory was freed while %s is queued that uses it", who.c_str());
+    munmap(pointer, bytes);
     pinned.erase(found);
     return SUCCESS;
 }
@@ -227,9 +238,10 @@ static int copy_async(const char *name, void *to, const void *from, size_t bytes
     if (!stream) return INVALID_HANDLE;
     if (bytes == 0) return SUCCESS;
     const void *host = host_to ? to : host_from ? from : nullptr;
-    if (host && !is_pinned(host, bytes)) violation("%s of %zu bytes with memory that is not pinned", name, bytes);
+    if (host && !find_pinned(host, bytes)) violation("%s of %zu bytes with memory that is not pinned", name, bytes);
     if (!host_to && !is_allocated(to, bytes)) return INVALID_VALUE;
     if (!host_from && !is_allocated(from, bytes)) return INVALID_VALUE;
+    if (host_from) count("uploads");
     // Until the copy is done nobody may count on what is there.
     if (host_to && !stream->capture) std::memset(to, 0xff, bytes);
     auto run = [=] {
@@ -238,7 +250,10 @@ static int copy_async(const char *name, void *to, const void *from, size_t bytes
         }
         std::memcpy(to, from, bytes);
     };
-    return enqueue(stream, {name, run, {{to, bytes}, {from, bytes}}});
+    OperationRef queued;
+    int error = enqueue(stream, {name, run, {{to, bytes}, {from, bytes}}}, {}, &queued);
+    if (host_from && queued) count("uploads-beside-" + std::to_string(graphs_beside(queued)) + "-graphs");
+    return error;
 }
 
 API cuMemcpyHtoDAsync_v2(void *to, const void *from, size_t bytes, void *stream) {

@@ -137,7 +137,7 @@ static void check_arguments(const Function &function, const std::vector<Paramete
             violation("argument %zu of %s is no tensor map", at, function.name.c_str());
         }
         if ((kinds[at] == 'p' && word) || kinds[at] == 'm') {
-            if (!is_allocated((void *)word, 0)) {
+            if (!is_allocated((void *)word, 0) && !(kinds[at] == 'p' && is_mapped((void *)word))) {
                 violation("argument %zu of %s, %#llx, is not in allocated memory", at, function.name.c_str(), (unsigned long long)word);
             }
         }
@@ -149,6 +149,14 @@ static uint64_t launches;
 static void run_kernel(const Function &function, const std::vector<Parameter> &values, const unsigned grid[3],
                        const unsigned block[3]) {
     if (++launches == settings().failing_launch) return set_sticky(ILLEGAL_ADDRESS);
+    if (launches == settings().hanging_launch) return hang(function.name);
+    if (launches == settings().trapping_launch) {
+        // As a kernel that has waited for too long: it leaves word where it was told to.
+        if (!word_place()) violation("%s has nowhere to leave word of a wait without end", function.name.c_str());
+        const unsigned record[] = {3, 129, 0x30800, 1};
+        std::memcpy(word_place(), record, sizeof record);
+        return set_sticky(LAUNCH_FAILED);
+    }
     check_arguments(function, values);
     std::vector<void *> pointers;
     for (auto &value : values) pointers.push_back((void *)value.bytes);

@@ -19,7 +19,7 @@ static Event *event_of(void *handle) {
 }
 
 void run_work(const Work &work) {
-    if (sticky() || !work.run) return;
+    if (sticky() || hangs() || !work.run) return;
     Opened opened;
     running = work.name.c_str();
     work.run();
@@ -29,6 +29,7 @@ void run_work(const Work &work) {
 static void run_head(Stream *stream) {
     OperationRef head = stream->queue.front();
     run_work(*head->work);
+    if (hangs()) return;
     head->seconds = std::chrono::duration<double>(std::chrono::steady_clock::now().time_since_epoch()).count();
     head->done = true;
     head->after.clear();
@@ -38,6 +39,7 @@ static void run_head(Stream *stream) {
 // Runs `operation` and what has to run before it, nothing else.
 static void require(const OperationRef &operation) {
     while (!operation->done) {
+        waits_for_ever();
         auto after = operation->stream->queue.front()->after;
         for (auto &other : after) require(other);
         run_head(operation->stream);
@@ -56,7 +58,7 @@ void drain() {
 }
 
 static bool is_ready(Stream *stream) {
-    if (stream->queue.empty()) return false;
+    if (stream->queue.empty() || hangs()) return false;
     auto &after = stream->queue.front()->after;
     return std::all_of(after.begin(), after.end(), [](auto &other) { return other->done; });
 }
@@ -87,8 +89,30 @@ int enqueue(Stream *stream, Work work, std::vector<OperationRef> after, Operatio
     stream->queue.push_back(operation);
     stream->last = operation;
     if (queued) *queued = operation;
-    if (settings().mode == Mode::Eager) require(operation);
+    // No call of this mode leaves work behind, unless a kernel does not end: the call itself does not wait for that.
+    if (settings().mode == Mode::Eager && !hangs()) run_head(stream);
     return SUCCESS;
+}
+
+size_t graphs_beside(const OperationRef &operation) {
+    std::vector<OperationRef> before{operation};
+    std::unordered_set<const Operation *> seen{operation.get()};
+    auto add = [&](const OperationRef &other) {
+        if (!other->done && seen.insert(other.get()).second) before.push_back(other);
+    };
+    for (size_t at = 0; at < before.size(); at++) {
+        auto found = before[at];
+        for (auto &other : found->after) add(other);
+        for (auto &other : found->stream->queue) {
+            if (other == found) break;
+            add(other);
+        }
+    }
+    size_t beside = 0;
+    for (Stream *stream : all_streams) {
+        for (auto &other : stream->queue) beside += other->work->name == "a graph" && !seen.count(other.get());
+    }
+    return beside;
 }
 
 bool uses_memory(const void *start, size_t bytes, std::string *who) {
@@ -104,10 +128,19 @@ bool uses_memory(const void *start, size_t bytes, std::string *who) {
     return false;
 }
 
-// Whether it is done; asking lets a little work run, or a program that asks again and again would never end.
-static bool ask(Stream *stream, const OperationRef &operation) {
-    if (operation && !operation->done && settings().mode != Mode::Eager && is_ready(stream)) run_head(stream);
-    return !operation || operation->done;
+// Whether it is done; asking lets a little work run of what has to run before it, or a program that asks again and again
+// would never end.
+static bool ask(const OperationRef &operation) {
+    if (!operation || operation->done || settings().mode == Mode::Eager || hangs()) return !operation || operation->done;
+    Stream *stream = operation->stream;
+    for (;;) {
+        auto &after = stream->queue.front()->after;
+        auto other = std::find_if(after.begin(), after.end(), [](auto &other) { return !other->done; });
+        if (other == after.end()) break;
+        stream = (*other)->stream;
+    }
+    run_head(stream);
+    return operation->done;
 }
 
 }  // namespace driver
@@ -152,7 +185,7 @@ API cuStreamQuery(void *handle) {
     Stream *stream = stream_of(handle);
     if (!stream) return INVALID_HANDLE;
     if (stream->capture) return invalidate(*stream->capture), STREAM_CAPTURE_UNSUPPORTED;
-    return ask(stream, stream->last) ? sticky() : NOT_READY;
+    return ask(stream->last) ? sticky() : NOT_READY;
 }
 
 API cuStreamWaitEvent(void *handle, void *event_handle, unsigned flags) {
@@ -240,7 +273,7 @@ API cuEventQuery(void *handle) {
     Event *event = event_of(handle);
     if (!event) return INVALID_HANDLE;
     if (event->capture) return invalidate(*event->capture), CAPTURED_EVENT;
-    return !event->recorded || ask(event->recorded->stream, event->recorded) ? sticky() : NOT_READY;
+    return ask(event->recorded) ? sticky() : NOT_READY;
 }
 
 static int elapsed(float *milliseconds, void *start_handle, void *end_handle) {

@@ -49,38 +49,19 @@ pub fn export(
     out: &Path,
     progress: &mut dyn FnMut(u64),
 ) -> Result<ExportSummary> {
-    if out.exists() {
-        return Err(StoreError::Exists(out.to_path_buf()));
-    }
-    let Some(name) = out.file_name() else {
-        return Err(StoreError::Exists(out.to_path_buf()));
-    };
-    let mut partial = name.to_owned();
-    partial.push(".partial");
-    let partial = out.with_file_name(partial);
-    if partial.exists() {
-        fs::remove_dir_all(&partial).map_err(StoreError::io("remove", &partial))?;
-    }
-    fs::create_dir_all(&partial).map_err(StoreError::io("create", &partial))?;
-    let written = match format {
-        ExportFormat::Npy => npy::write(store, &partial, progress),
-        ExportFormat::SaeLens => sae_lens::write(store, &partial, progress),
-    };
-    let rows = match written {
-        Ok(rows) => rows,
-        Err(error) => {
-            // Half an export is of no use; the error says what to do.
-            let _ = fs::remove_dir_all(&partial);
-            return Err(error);
-        }
-    };
+    let mut rows = 0;
+    durable_files::create_folder(out, |folder| {
+        rows = match format {
+            ExportFormat::Npy => npy::write(store, folder, progress)?,
+            ExportFormat::SaeLens => sae_lens::write(store, folder, progress)?,
+        };
+        Ok::<(), StoreError>(())
+    })?;
     let (mut files, mut bytes) = (0, 0);
-    for entry in fs::read_dir(&partial).map_err(StoreError::io("read", &partial))? {
-        let length =
-            entry.and_then(|entry| entry.metadata()).map_err(StoreError::io("read", &partial))?.len();
+    for entry in fs::read_dir(out).map_err(StoreError::io("read", out))? {
+        let length = entry.and_then(|entry| entry.metadata()).map_err(StoreError::io("read", out))?.len();
         files += 1;
         bytes += length;
     }
-    fs::rename(&partial, out).map_err(StoreError::io("rename a finished folder to", out))?;
     Ok(ExportSummary { path: out.to_path_buf(), files, bytes, rows, rows_left_out: store.rows() - rows })
 }

@@ -165,3 +165,31 @@ impl<T: BatchElement> BatchStream<T> {
         self.waited
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::widen::Dying;
+    use crate::{StoreSpec, StoreWriter, WriterOptions};
+
+    #[test]
+    fn a_reading_thread_that_dies_is_an_error_and_not_a_wait() {
+        let dir = tempfile::tempdir().unwrap();
+        let spec = StoreSpec::new(2, 4, 8);
+        let mut writer = StoreWriter::open(dir.path(), &spec, &WriterOptions::default()).unwrap();
+        writer.append(&[0; 32], &[1.0; 64]).unwrap();
+        writer.finish().unwrap();
+        for threads in [1, 3] {
+            let options = StreamOptions { batch: 4, threads, ..StreamOptions::default() };
+            let store = Store::open(dir.path()).unwrap();
+            let mut stream = BatchStream::<Dying>::with_element(vec![store], options).unwrap();
+            for _ in 0..2 {
+                let error = stream.next_batch().unwrap_err();
+                assert!(
+                    matches!(&error, StoreError::Died(died) if died.reason == "a dying element"),
+                    "{error}"
+                );
+            }
+        }
+    }
+}

@@ -5,12 +5,13 @@
 //! change a batch. Memory is bounded by the blocks and batches in flight, whose buffers go round.
 
 use std::collections::VecDeque;
-use std::sync::{Arc, Condvar, Mutex, MutexGuard};
-use std::thread::JoinHandle;
+use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError};
+
+use workers::Worker;
 
 use super::order::{BlockPlan, Epoch, Sources};
 use super::planes::Planes;
-use crate::store::decompressor;
+use crate::shard::Decoder;
 use crate::widen::{BatchElement, prefetch_row};
 use crate::{Result, RowType, StoreError};
 
@@ -28,7 +29,7 @@ pub(super) struct Settings {
 #[derive(Debug)]
 pub(super) struct Pipeline<T> {
     shared: Arc<Shared<T>>,
-    threads: Vec<JoinHandle<()>>,
+    threads: Vec<Worker<()>>,
 }
 
 #[derive(Debug)]
@@ -147,9 +148,7 @@ impl<T: BatchElement> Pipeline<T> {
         let mut pipeline = Pipeline { shared, threads: Vec::new() };
         for number in 0..settings.threads {
             let shared = pipeline.shared.clone();
-            let thread = std::thread::Builder::new()
-                .name(format!("store-read-{number}"))
-                .spawn(move || shared.run())
+            let thread = workers::spawn("store-read", move || shared.run())
                 .map_err(|error| StoreError::Stream(format!("thread {number} cannot start: {error}")))?;
             pipeline.threads.push(thread);
         }
@@ -166,7 +165,7 @@ impl<T: BatchElement> Pipeline<T> {
     pub(super) fn next(&self, used: &mut Vec<T>) -> Result<()> {
         let mut state = self.shared.lock();
         while !Self::take_front(&mut state, used, &self.shared)? {
-            state = self.shared.ready.wait(state).expect("the state's lock is not poisoned");
+            state = self.shared.ready.wait(state).unwrap_or_else(PoisonError::into_inner);
         }
         Ok(())
     }
@@ -191,12 +190,10 @@ impl<T: BatchElement> Pipeline<T> {
 
 impl<T> Drop for Pipeline<T> {
     fn drop(&mut self) {
-        if let Ok(mut state) = self.shared.state.lock() {
-            state.stop = true;
-        }
+        self.shared.lock().stop = true;
         self.shared.work.notify_all();
         for thread in self.threads.drain(..) {
-            // A thread that panicked has printed why.
+            // Why it stopped was told to the reader, if there still was one.
             let _ = thread.join();
         }
     }
@@ -204,7 +201,8 @@ impl<T> Drop for Pipeline<T> {
 
 impl<T> Shared<T> {
     fn lock(&self) -> MutexGuard<'_, State<T>> {
-        self.state.lock().expect("the state's lock is not poisoned")
+        // A thread that panicked while it held the lock has stopped all others; nobody works with what it left.
+        self.state.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
     fn fail(&self, error: StoreError) {
@@ -217,38 +215,40 @@ impl<T> Shared<T> {
 }
 
 impl<T: BatchElement> Shared<T> {
-    /// What each thread does.
+    /// What each thread does. Its reader would wait for ever for one that ended without a word.
     fn run(&self) {
-        let _guard = ReportPanic(self);
-        let mut decompressor = match decompressor() {
-            Ok(decompressor) => decompressor,
-            Err(error) => return self.fail(error),
-        };
+        match workers::catch("reading of the store", || self.work_until_stopped()) {
+            Ok(Ok(())) => {}
+            Ok(Err(error)) => self.fail(error),
+            Err(died) => self.fail(died.into()),
+        }
+    }
+
+    fn work_until_stopped(&self) -> Result<()> {
+        let mut decoder = Decoder::new()?;
         loop {
             let task = {
                 let mut state = self.lock();
                 loop {
                     if state.stop {
-                        return;
+                        return Ok(());
                     }
                     if let Some(task) = state.next_task(self) {
                         break task;
                     }
-                    state = self.work.wait(state).expect("the state's lock is not poisoned");
+                    state = self.work.wait(state).unwrap_or_else(PoisonError::into_inner);
                 }
             };
-            if let Err(error) = self.perform(task, &mut decompressor) {
-                return self.fail(error);
-            }
+            self.perform(task, &mut decoder)?;
         }
     }
 
-    fn perform(&self, task: Task<T>, decompressor: &mut zstd::bulk::Decompressor<'_>) -> Result<()> {
+    fn perform(&self, task: Task<T>, decoder: &mut Decoder) -> Result<()> {
         match task {
             Task::Decode { block, slot, chunk, mut planes } => {
                 let (store, chunk) = self.sources.chunk(chunk);
                 planes.resize(store.chunk_bytes())?;
-                store.decode_chunk(chunk, decompressor, &mut planes)?;
+                store.decode_chunk(chunk, decoder, &mut planes)?;
                 self.lock().finish_part(block, |content| content.planes[slot] = planes);
             }
             Task::Permute { block, plan } => {
@@ -294,17 +294,6 @@ impl<T: BatchElement> Shared<T> {
             }
         }
         Ok(())
-    }
-}
-
-/// Makes a panic of a thread an error of the reader, who would otherwise wait for ever.
-struct ReportPanic<'a, T>(&'a Shared<T>);
-
-impl<T> Drop for ReportPanic<'_, T> {
-    fn drop(&mut self) {
-        if std::thread::panicking() {
-            self.0.fail(StoreError::Stream("a reading thread panicked".to_owned()));
-        }
     }
 }
 

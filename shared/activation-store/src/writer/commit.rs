@@ -120,7 +120,7 @@ pub(super) fn complete(
     manifest.add(ZARR_JSON, Written { bytes: group.len() as u64, crc32c: crc32c::crc32c(&group) });
     disk.publish(MANIFEST, &[&journal::line(&manifest)])?;
     disk.publish(ZARR_JSON, &[&group])?;
-    disk.remove_partial()
+    disk.remove_unfinished()
 }
 
 /// The text of the group's metadata: of a new store, or of a finished one with its rows, contexts and clipped values.

@@ -15,8 +15,8 @@ use std::sync::atomic::Ordering;
 
 use compress::{Position, Row, Work};
 use pipeline::{Counters, Pipeline, WriterFiles};
-use resume::Resumption;
 pub(crate) use resume::parse_attributes;
+use resume::{Look, Resumption};
 use space::check_space;
 pub use space::estimated_bytes;
 
@@ -99,6 +99,8 @@ pub struct StoreWriter {
     /// Tokens of the current chunk of the `tokens` array.
     tokens: Vec<u32>,
     counters: Arc<Counters>,
+    /// What was damaged in the part that was there.
+    damage: Vec<String>,
     /// `None` once the store is complete.
     pipeline: Option<Pipeline>,
     stopped: bool,
@@ -114,20 +116,21 @@ impl StoreWriter {
     ///
     /// # Errors
     /// An impossible specification, too little space, a folder with other files or another store, a second writer,
-    /// and whatever the system refuses. Nothing that was there is changed in any of these cases.
+    /// and whatever the system refuses. (Every byte of an unfinished store is read and held against its checksums: what is
+    /// damaged is no error, see [`StoreWriter::damage`].) Nothing that was there is changed in any of these cases.
     pub fn open(dir: &Path, spec: &StoreSpec, options: &WriterOptions) -> Result<StoreWriter> {
         spec.validate()?;
         let existing = matching_attributes(dir, spec)?;
         let complete = existing.as_ref().is_some_and(|attributes| attributes.complete);
         if !complete && !options.skip_space_check {
-            let kept = Resumption::read(dir, spec)?.shard_bytes;
+            let kept = Resumption::read(dir, spec, Look::Sizes)?.shard_bytes;
             check_space(dir, spec, kept)?;
         }
         std::fs::create_dir_all(dir).map_err(StoreError::io("create", dir))?;
         let lock = Lock::acquire(dir)?;
-        let disk = Disk::new(dir, options.disk_hook.clone())?;
         // Read again: until the lock was ours, another process may have written here.
         let existing = matching_attributes(dir, spec)?;
+        let disk = Disk::new(dir, existing.is_some(), options.disk_hook.clone())?;
         let spec = match &existing {
             Some(attributes) => attributes.specification.clone(),
             None => {
@@ -139,7 +142,7 @@ impl StoreWriter {
             return Ok(Self::of_complete_store(dir, spec, &attributes, lock));
         }
 
-        let resumption = Resumption::read(dir, &spec)?;
+        let resumption = Resumption::read(dir, &spec, Look::Bytes)?;
         let journal_path = dir.join(JOURNAL);
         let journal = commit::open_journal(&journal_path, resumption.journal_bytes)?;
         let mut tokens = resumption.tail_tokens(dir, &spec)?;
@@ -158,11 +161,12 @@ impl StoreWriter {
             contexts: resumption.contexts,
             rows: resumption.rows,
             clipped: resumption.clipped,
-            window: Vec::with_capacity(spec.layout.window_rows),
+            window: empty_window(&spec)?,
             windows: resumption.windows,
             window_start: resumed,
             tokens,
             counters,
+            damage: resumption.damage,
             pipeline: Some(pipeline),
             stopped: false,
             spec,
@@ -184,6 +188,7 @@ impl StoreWriter {
             window_start: end,
             tokens: Vec::new(),
             counters: Arc::new(Counters { rows_stored: attributes.rows.into(), ..Counters::default() }),
+            damage: Vec::new(),
             pipeline: None,
             stopped: false,
             spec,
@@ -202,6 +207,12 @@ impl StoreWriter {
     /// text that is about to be continued is the one that was begun.
     pub fn resumed_tokens(&self) -> &[u32] {
         &self.tokens
+    }
+
+    /// What was found damaged in the part of the store that was there, one sentence for each file. The contexts from there
+    /// on are not among the finished ones, and are written again.
+    pub fn damage(&self) -> &[String] {
+        &self.damage
     }
 
     /// The store was complete when it was opened.
@@ -309,7 +320,7 @@ impl StoreWriter {
                 (to.contexts + u64::from(to.positions > 0) - 1) / self.spec.token_chunk_contexts() as u64;
             self.send(Work::Tokens { chunk, tokens: self.tokens.clone() })?;
         }
-        let rows = std::mem::replace(&mut self.window, Vec::with_capacity(self.spec.layout.window_rows));
+        let rows = std::mem::replace(&mut self.window, empty_window(&self.spec)?);
         let (window, from, clipped) = (self.windows, self.window_start, self.clipped);
         self.send(Work::Window { window, rows, from, to, clipped })?;
         self.windows += 1;
@@ -326,10 +337,7 @@ impl StoreWriter {
 
     /// Why the threads behind stopped.
     fn failure(&mut self) -> StoreError {
-        let noted = self.pipeline.as_ref().and_then(|pipeline| {
-            // The thread that failed notes it before it hangs up.
-            pipeline.failure.lock().ok()?.take()
-        });
+        let noted = self.pipeline.as_ref().and_then(|pipeline| pipeline::lock(&pipeline.failure).take());
         noted.unwrap_or_else(|| StoreError::Stopped(self.dir.clone()))
     }
 
@@ -378,6 +386,16 @@ impl Drop for StoreWriter {
     }
 }
 
+/// Room for the rows of a window; the bytes of each come one by one.
+fn empty_window(spec: &StoreSpec) -> Result<Vec<Row>> {
+    let planned = spec.contexts.saturating_mul(spec.context_length as u64);
+    let rows = spec.layout.window_rows.min(usize::try_from(planned).unwrap_or(usize::MAX));
+    let mut window = Vec::new();
+    let full = |_| StoreError::Specification(format!("there is no memory for a window of {rows} rows"));
+    window.try_reserve_exact(rows).map_err(full)?;
+    Ok(window)
+}
+
 fn rounding(spec: &StoreSpec) -> Rounding {
     let bits = spec.mantissa_bits.unwrap_or(spec.row_type.mantissa_bits());
     Rounding { row_type: spec.row_type, bits, clip: spec.clip }
@@ -389,7 +407,7 @@ fn check_length(what: &'static str, found: usize, expected: usize) -> Result<()>
 
 /// Contexts of an unfinished store that are safe; 0 if its journal cannot be read.
 pub(crate) fn contexts_done(dir: &Path, spec: &StoreSpec) -> u64 {
-    Resumption::read(dir, spec).map_or(0, |resumption| resumption.contexts)
+    Resumption::read(dir, spec, Look::Sizes).map_or(0, |resumption| resumption.contexts)
 }
 
 /// The attributes of the store in `dir`, if there is one and it is of this dump.
@@ -402,4 +420,26 @@ fn matching_attributes(dir: &Path, spec: &StoreSpec) -> Result<Option<Attributes
         }
     }
     Ok(existing)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_compressing_thread_that_dies_is_told_with_its_reason() {
+        let dir = tempfile::tempdir().unwrap();
+        let spec = StoreSpec::new(2, 4, 8);
+        let mut writer = StoreWriter::open(dir.path(), &spec, &WriterOptions::default()).unwrap();
+        writer.append(&[0; 16], &[1.0; 32]).unwrap();
+        // A row of another width than the store's.
+        writer.window[3].bits = vec![0; 1 << 20].into_boxed_slice();
+        let error = writer.finish().unwrap_err();
+        assert!(matches!(&error, StoreError::Died(died) if died.reason.contains("range")), "{error}");
+        assert!(matches!(Store::open(dir.path()), Err(StoreError::Incomplete { .. })));
+
+        let mut writer = StoreWriter::open(dir.path(), &spec, &WriterOptions::default()).unwrap();
+        writer.append(&[0; 32], &[1.0; 64]).unwrap();
+        assert_eq!(writer.finish().unwrap().rows, 32);
+    }
 }

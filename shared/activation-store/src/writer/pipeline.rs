@@ -4,8 +4,9 @@ use std::fs::File;
 use std::path::{Path, PathBuf};
 use std::sync::atomic::AtomicU64;
 use std::sync::mpsc::{self, Receiver, Sender};
-use std::sync::{Arc, Mutex};
-use std::thread::JoinHandle;
+use std::sync::{Arc, MutexGuard, PoisonError};
+
+use workers::{Died, Worker};
 
 use super::compress::{Failure, Work};
 use super::resume::Resumption;
@@ -36,8 +37,8 @@ pub(super) struct Pipeline {
     pub(super) work: Sender<Work>,
     pub(super) rows: RowPool,
     pub(super) failure: Failure,
-    compressing: JoinHandle<Option<RunningStatistics>>,
-    committing: JoinHandle<WriterFiles>,
+    compressing: Worker<Option<RunningStatistics>>,
+    committing: Worker<WriterFiles>,
 }
 
 impl Pipeline {
@@ -63,8 +64,8 @@ impl Pipeline {
             let (spec, counters, failure, mut files) =
                 (spec.clone(), counters.clone(), failure.clone(), files);
             spawn("store-commit", move || {
-                let result = commit::run(&spec, &mut files, &commits_received, &counters);
-                note(&failure, result);
+                let run = || commit::run(&spec, &mut files, &commits_received, &counters);
+                note(&failure, workers::catch("committing of shards", run));
                 files
             })?
         };
@@ -72,9 +73,9 @@ impl Pipeline {
             let (spec, failure) = (spec.clone(), failure.clone());
             let (statistics, shards) = (resumption.statistics.clone(), resumption.shards);
             spawn("store-shuffle", move || {
-                let result =
-                    compress::run(&spec, &pool, statistics, shards, &work_received, &returned, &commits);
-                note(&failure, result)
+                let run =
+                    || compress::run(&spec, &pool, statistics, shards, &work_received, &returned, &commits);
+                note(&failure, workers::catch("compressing of shards", run))
             })?
         };
         let rows = RowPool {
@@ -92,32 +93,34 @@ impl Pipeline {
         drop(self.work);
         let statistics = self.compressing.join();
         let files = self.committing.join();
-        if let Some(error) = self.failure.lock().ok().and_then(|mut failure| failure.take()) {
+        if let Some(error) = lock(&self.failure).take() {
             return Err(error);
         }
-        match (files, statistics) {
-            (Ok(files), Ok(Some(statistics))) => Ok((files, statistics)),
-            _ => Err(StoreError::Stopped(dir.to_path_buf())),
-        }
+        // Without a failure only one that was told before is left.
+        let statistics = statistics?.ok_or_else(|| StoreError::Stopped(dir.to_path_buf()))?;
+        Ok((files?, statistics))
     }
 }
 
-fn spawn<T: Send + 'static>(name: &str, body: impl FnOnce() -> T + Send + 'static) -> Result<JoinHandle<T>> {
+fn spawn<T: Send + 'static>(name: &str, body: impl FnOnce() -> T + Send + 'static) -> Result<Worker<T>> {
     let failed = |error| StoreError::Specification(format!("the thread {name} cannot start: {error}"));
-    std::thread::Builder::new().name(name.to_owned()).spawn(body).map_err(failed)
+    workers::spawn(name, body).map_err(failed)
 }
 
-/// Keeps the first error for whoever asks.
-fn note<T>(failure: &Mutex<Option<StoreError>>, result: Result<T>) -> Option<T> {
-    match result {
+/// Keeps the first error for whoever asks. It is noted before the thread hangs up: whoever finds nobody there looks here.
+fn note<T>(failure: &Failure, result: std::result::Result<Result<T>, Died>) -> Option<T> {
+    match result.map_err(StoreError::from).flatten() {
         Ok(value) => Some(value),
         Err(error) => {
-            if let Ok(mut failure) = failure.lock() {
-                failure.get_or_insert(error);
-            }
+            lock(failure).get_or_insert(error);
             None
         }
     }
+}
+
+/// The noted error; no panic can leave it half written.
+pub(super) fn lock(failure: &Failure) -> MutexGuard<'_, Option<StoreError>> {
+    failure.lock().unwrap_or_else(PoisonError::into_inner)
 }
 
 /// Row buffers that go round between the writer and the compressing threads.

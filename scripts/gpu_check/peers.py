@@ -1,22 +1,33 @@
 """Times training steps in PyTorch at one size, for comparison with the CUDA engine on the same machine.
 
-    gpu_check_peers.py [--rows 4096] [--width 768] [--features 24576] [--steps 10] [--device cuda]
+    peers.py [--rows 4096] [--width 768] [--features 24576] [--runs 3] [--device cuda] [--compiled]
 
-Every step is forward, autograd backward and Adam on random rows already in device memory. Kinds:
-  plain         the approx-l0 loss with min-sparsity, as dense formulas; fp32 (no TF32), bf16 autocast, and the same compiled
+A step is forward, autograd backward and Adam on random rows, the same for every kind, that lie in device memory already. Runs
+of 10 steps are timed, within which nothing waits for the device but what a kind does of itself; the fastest run counts.
+Prints a figure for each kind:
+  plain         the approx-l0 loss with min-sparsity, as dense formulas, with the fused Adam; float32, TF32 products, bfloat16
+                autocast; with --compiled that one alone, the loss and its gradients compiled
   sae_lens      in the manner of SAELens' standard autoencoder: L1 weighted by the decoder's norms, pre-bias, gradient
-                clipping, firing counts; fp32
+                clipping, firing counts; float32 and TF32
   post_author   in the manner of the approx-l0 post's own code: a window of firing fractions as a list of tensors, the
-                parallel component removed, unit norm after each step; fp32
-Prints one line per kind and, last, all as JSON.
+                parallel component removed, unit norm after each step, losses logged in each; float32 and TF32
+Exits with 77 where there is no torch, or no device for it.
 """
 
 import argparse
 import contextlib
 import json
+import math
+import sys
 import time
 
-import torch
+try:
+    import torch
+except ImportError:
+    print("there is no torch here")
+    sys.exit(77)
+
+RUN = 10
 
 
 class Autoencoder(torch.nn.Module):
@@ -43,11 +54,11 @@ def centered_mse(x, xhat):
 def min_sparsity(a, s, epsilon=0.2, kappa=1e-6, target=1e-5):
     surrogate = (a / (a + epsilon)).mean(0)
     log_s = torch.log10(surrogate + (s - surrogate).detach() + 1e-10)
-    return kappa * torch.relu(torch.log10(torch.tensor(target)) - log_s).sum()
+    return kappa * torch.relu(math.log10(target) - log_s).sum()
 
 
 def plain(model, precision):
-    optimizer = torch.optim.Adam(model.parameters(), lr=4e-4, fused=model.w_enc.is_cuda)
+    optimizer = torch.optim.Adam(model.parameters(), lr=4e-4, fused=True)
     ring = torch.zeros(300, model.b_enc.numel(), device=model.w_enc.device)
     state = {"step": 0}
     cast = precision == "bf16"
@@ -129,32 +140,37 @@ def post_author(model):
     return step
 
 
+# Name: the step, and whether float32 products may be rounded to TF32.
 KINDS = {
-    "plain fp32": lambda model: plain(model, "fp32"),
-    "plain bf16 autocast": lambda model: plain(model, "bf16"),
-    "plain bf16 compiled": lambda model: plain(model, "bf16 compiled"),
-    "sae_lens fp32": sae_lens,
-    "post_author fp32": post_author,
+    "plain fp32": (lambda model: plain(model, "fp32"), False),
+    "plain tf32": (lambda model: plain(model, "fp32"), True),
+    "plain bf16 autocast": (lambda model: plain(model, "bf16"), True),
+    "sae_lens fp32": (sae_lens, False),
+    "sae_lens tf32": (sae_lens, True),
+    "post_author fp32": (post_author, False),
+    "post_author tf32": (post_author, True),
 }
+COMPILED = {"plain bf16 compiled": (lambda model: plain(model, "bf16 compiled"), True)}
 
 
 def measure(make, arguments, device):
-    """Median seconds of a step."""
+    """Seconds of a step."""
     torch.manual_seed(0)
     model = Autoencoder(arguments.width, arguments.features, device)
     step = make(model)
     batches = [torch.randn(arguments.rows, arguments.width, device=device) for _ in range(4)]
     wait = torch.cuda.synchronize if device.type == "cuda" else lambda: None
-    for at in range(4):
-        step(batches[at % 4])
-    times = []
-    for at in range(arguments.steps):
+
+    def run():
         wait()
         start = time.perf_counter()
-        step(batches[at % 4])
+        for at in range(RUN):
+            step(batches[at % 4])
         wait()
-        times.append(time.perf_counter() - start)
-    return sorted(times)[len(times) // 2]
+        return (time.perf_counter() - start) / RUN
+
+    run()  # warms up
+    return min(run() for _ in range(arguments.runs))
 
 
 def main():
@@ -162,25 +178,34 @@ def main():
     parser.add_argument("--rows", type=int, default=4096)
     parser.add_argument("--width", type=int, default=768)
     parser.add_argument("--features", type=int, default=24576)
-    parser.add_argument("--steps", type=int, default=10)
-    parser.add_argument("--device", default="cuda")
+    parser.add_argument("--runs", type=int, default=3)
+    parser.add_argument("--device", default="cuda", help="auto: cuda where there is one, else cpu")
+    parser.add_argument("--compiled", action="store_true")
     arguments = parser.parse_args()
-    torch.backends.cuda.matmul.allow_tf32 = False
-    device = torch.device(arguments.device)
+    cuda = torch.cuda.is_available()
+    if arguments.device == "cuda" and not cuda:
+        print("torch finds no CUDA device")
+        sys.exit(77)
+    device = torch.device(arguments.device if arguments.device != "auto" else "cuda" if cuda else "cpu")
     torch.set_default_device(device)
-    results = {}
-    for name, make in KINDS.items():
+    failed = []
+    for name, (make, tf32) in (COMPILED if arguments.compiled else KINDS).items():
+        torch.backends.cuda.matmul.allow_tf32 = tf32
         try:
             seconds = measure(make, arguments, device)
         except Exception as error:  # one kind that cannot run here is no reason to lose the others
-            print(f"{name:>22}: failed, {type(error).__name__}: {str(error).splitlines()[0][:150]}", flush=True)
+            first = (str(error).splitlines() or [""])[0][:150]
+            print(f"{name:>22}: failed, {type(error).__name__}: {first}", flush=True)
+            failed.append(name)
             continue
-        results[name] = seconds
         rate = arguments.rows / seconds
         print(f"{name:>22}: {seconds * 1e3:9.3f} ms a step, {rate / 1e6:.4f} M tokens/s", flush=True)
+        figure = {"figure": name, "seconds": seconds, "tokens_per_second": rate, "torch": torch.__version__}
+        print(json.dumps(figure), flush=True)
         if device.type == "cuda":
             torch.cuda.empty_cache()
-    print(json.dumps({"torch": torch.__version__, "seconds": results}))
+    if failed:
+        sys.exit(f"failed: {', '.join(failed)}")
 
 
 if __name__ == "__main__":

@@ -1,0 +1,72 @@
+//! Stage one: text through a language model into an activation store; and what one asks a finished store.
+//!
+//! Standard output carries what was asked for (`info`, `--json`), standard error everything else.
+
+#![warn(clippy::print_stdout, clippy::print_stderr)] // `terminal` writes; see there why
+
+mod arguments;
+mod cutting;
+mod damage;
+mod dataset;
+mod documents;
+mod dump;
+mod inspect;
+mod model;
+mod packing;
+mod pipeline;
+mod plan;
+mod probe;
+mod progress;
+mod share;
+mod stores;
+mod summary;
+mod text;
+mod tokenizer;
+#[doc(hidden)]
+pub mod untrusted;
+
+use std::process::ExitCode;
+
+use activation_store::StoreError;
+use arguments::{Command, CommandLine};
+use clap::Parser;
+
+/// The program: parses the command line, does what it says, and prints an error as a sentence.
+pub fn main() -> ExitCode {
+    let line = CommandLine::parse();
+    let done = match &line.command {
+        None => dump::dump(&line.dump),
+        Some(Command::Info(arguments)) => inspect::info(arguments),
+        Some(Command::Verify(arguments)) => inspect::verify(arguments),
+        Some(Command::Export(arguments)) => inspect::export(arguments),
+    };
+    let code = done.unwrap_or_else(|error| {
+        // Messages quote files, their names and what libraries say of them.
+        terminal::say!("error: {}", terminal::foreign(&format!("{error:#}")));
+        if let Some(hint) = hint(&error) {
+            terminal::say!("hint: {hint}");
+        }
+        ExitCode::FAILURE
+    });
+    terminal::exit_code(code)
+}
+
+/// The flags that help with an error whose text, a library's, cannot know them.
+fn hint(error: &anyhow::Error) -> Option<&'static str> {
+    match error.downcast_ref::<StoreError>()? {
+        StoreError::Overflow { .. } => {
+            Some("--dtype f32 stores it as it is, --clip as float16's largest value")
+        }
+        StoreError::Mismatch { differences, .. } => {
+            let batch = differences.iter().any(|difference| difference.contains("model_batch"));
+            Some(match batch {
+                true => "--batch sets the batch that the dump was begun with; --out names another folder",
+                false => "--out names another folder",
+            })
+        }
+        StoreError::NoSpace { .. } => {
+            Some("--tokens asks for fewer tokens, --mantissa-bits for smaller ones")
+        }
+        _ => None,
+    }
+}

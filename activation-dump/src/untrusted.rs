@@ -1,0 +1,32 @@
+//! The reading of files that come from elsewhere, for tests that try it with files of all kinds.
+
+use std::path::Path;
+
+use anyhow::Result;
+
+use crate::documents::{self, Content, ReadOptions};
+use crate::tokenizer::Tokenizer;
+
+/// Reads a file of text or tokens to its end; returns the number of documents that could be read.
+///
+/// # Errors
+/// What a dump of it would be told.
+pub fn documents(path: &Path) -> Result<u64> {
+    let options = ReadOptions { column: "text".to_owned(), format: None, vocabulary: 50_257, context: 8 };
+    let mut sound = 0;
+    for document in documents::open(path, &options)? {
+        sound += u64::from(!matches!(document?.content, Content::Damaged(_)));
+    }
+    Ok(sound)
+}
+
+/// Reads a `tokenizer.json` and tokenizes a text with it; returns the number of tokens.
+///
+/// # Errors
+/// What a dump with it would be told.
+pub fn tokenizer(path: &Path) -> Result<usize> {
+    let tokenizer = Tokenizer::open(path)?;
+    tokenizer.declared_bos()?;
+    tokenizer.check(50_257, 0, false)?;
+    Ok(tokenizer.encode("The cat sat, e\u{301} 模型 <|endoftext|>\r\n\tx")?.len())
+}

@@ -1,0 +1,75 @@
+//! Reading, as the programs do it. Results do not matter here.
+
+use std::path::Path;
+
+use activation_store::{BatchStream, Store, StoreWriter, StreamOptions, WriterOptions};
+use language_model::{Checkpoint, HookPoint, OnnxFile, Precision, prefix_graph};
+
+/// Rows that are read of a store, the ground's has 120.
+const ROWS: u64 = 200;
+
+pub(crate) fn store(ground: &Path) {
+    let folder = ground.join("store");
+    let _ = activation_store::verify(&folder, &|_| {});
+    let Ok(store) = Store::open(&folder) else { return };
+    let rows = store.rows().min(ROWS);
+    if let Some(length) = usize::try_from(rows).ok().and_then(|rows| rows.checked_mul(store.width()))
+        && length < 1 << 20
+    {
+        let _ = store.read_rows(0..rows, &mut vec![0.0; length]);
+    }
+    let _ = store.origin(0..rows);
+    let _ = store.context_tokens(0..store.contexts().min(20));
+    let options = StreamOptions { batch: 8, threads: 1, drop_bos: true, ..StreamOptions::default() };
+    if let Ok(mut stream) = BatchStream::new(vec![store], options) {
+        let _ = stream.next_batch();
+    }
+}
+
+/// Takes up the dump of a store that was not finished.
+pub(crate) fn unfinished_store(ground: &Path) {
+    let Ok(sound) = Store::open(&ground.join("store")) else { return };
+    let _ = StoreWriter::open(&ground.join("unfinished"), sound.spec(), &WriterOptions::default());
+}
+
+pub(crate) fn model(ground: &Path) {
+    checkpoint(&ground.join("model"));
+}
+
+pub(crate) fn sharded_model(ground: &Path) {
+    checkpoint(&ground.join("sharded"));
+}
+
+fn checkpoint(folder: &Path) {
+    let Ok(checkpoint) = Checkpoint::open(folder) else { return };
+    for precision in [Precision::Full, Precision::Half] {
+        let _ = prefix_graph(&checkpoint, &[HookPoint::resid_pre(0)], true, precision);
+        let _ = "blocks.0.hook_resid_post"
+            .parse()
+            .map(|hook| prefix_graph(&checkpoint, &[hook], false, precision));
+    }
+}
+
+pub(crate) fn tokenizer(ground: &Path) {
+    let _ = activation_dump::untrusted::tokenizer(&ground.join("model/tokenizer.json"));
+}
+
+pub(crate) fn onnx(ground: &Path) {
+    let _ = OnnxFile::open(&ground.join("model/graph.onnx")).map(|file| file.hash());
+}
+
+pub(crate) fn autoencoder(ground: &Path) {
+    let _ = sae::Sae::load(&ground.join("run/sae"));
+}
+
+pub(crate) fn run(ground: &Path) {
+    let _ = sae_trainer::untrusted::run(&ground.join("run"));
+}
+
+pub(crate) fn sweep(ground: &Path) {
+    let _ = sae_trainer::untrusted::sweep(&ground.join("sweep"));
+}
+
+pub(crate) fn documents(file: &Path) {
+    let _ = activation_dump::untrusted::documents(file);
+}

@@ -1,0 +1,31 @@
+//! The reading of files that come from elsewhere, for tests that try it with files of all kinds.
+
+use std::path::Path;
+
+use anyhow::{Context, Result};
+
+use crate::checkpoint;
+use crate::run_folder::{RunConfig, checkpoints, logged_steps, summary};
+use crate::sweep::SweepRecord;
+
+/// Reads everything of the run in `folder` that resuming and comparing it would read, but its stores; returns the number of
+/// logged steps.
+///
+/// # Errors
+/// What they would tell.
+pub fn run(folder: &Path) -> Result<usize> {
+    let config = RunConfig::read(folder)?.context("there is no run")?;
+    for (_, checkpoint) in checkpoints(folder)? {
+        checkpoint::load_newest(&[checkpoint], &config.settings.step)?;
+    }
+    summary(folder)?;
+    Ok(logged_steps(folder)?.len())
+}
+
+/// Reads the sweep in `folder`; returns whether there is one.
+///
+/// # Errors
+/// What resuming it would tell.
+pub fn sweep(folder: &Path) -> Result<bool> {
+    Ok(SweepRecord::read(folder)?.is_some())
+}

@@ -1,0 +1,147 @@
+//! `sae-trainer verify`: whether the files of runs, sweeps and autoencoders are what was written.
+
+use std::fs;
+use std::path::{Path, PathBuf};
+
+use anyhow::{Context, Result, bail};
+use durable_files::{Condition, check_folder, check_seal};
+use serde_json::{Value, json};
+use terminal::foreign_path;
+
+use crate::arguments::VerifyArguments;
+use crate::run_folder::{CONFIG, METRICS, SAE, SUMMARY, checkpoint_folders, logged_lines};
+use crate::sweep::SWEEP;
+
+/// A file and what became of it.
+type Checked = (PathBuf, Condition);
+
+/// Says of every file whether it is sound, and returns the process' exit code: 0, or 1 if one is damaged.
+pub(crate) fn verify(arguments: &VerifyArguments) -> Result<u8> {
+    let mut files = Vec::new();
+    for folder in &arguments.folders {
+        let found = check(folder)?;
+        if found.is_empty() {
+            bail!("there is no run, no sweep and no autoencoder in {}", foreign_path(folder));
+        }
+        files.extend(found);
+    }
+    let count = |wanted: &str| files.iter().filter(|(_, condition)| word(condition) == wanted).count();
+    let [sound, damaged, unchecked] = ["sound", "damaged", "unchecked"].map(count);
+    if arguments.json {
+        let list: Vec<Value> = files.iter().map(as_json).collect();
+        let value = json!({ "files": list, "sound": sound, "damaged": damaged, "unchecked": unchecked });
+        terminal::report!("{}", serde_json::to_string_pretty(&value)?);
+    } else {
+        for (path, condition) in &files {
+            let line = format!("{:<9}  {}", word(condition), foreign_path(path));
+            match condition {
+                Condition::Damaged(reason) => terminal::report!("{line}: {reason}"),
+                Condition::Sound | Condition::Unchecked => terminal::report!("{line}"),
+            }
+        }
+        let of_older = if unchecked > 0 { " (written without checksums)" } else { "" };
+        let files = files.len();
+        terminal::report!("{files} files: {sound} sound, {damaged} damaged, {unchecked} unchecked{of_older}");
+    }
+    Ok(u8::from(damaged > 0))
+}
+
+fn word(condition: &Condition) -> &'static str {
+    match condition {
+        Condition::Sound => "sound",
+        Condition::Damaged(_) => "damaged",
+        Condition::Unchecked => "unchecked",
+    }
+}
+
+fn as_json((path, condition): &Checked) -> Value {
+    let mut value = json!({ "file": path.to_string_lossy(), "state": word(condition) });
+    if let Condition::Damaged(reason) = condition {
+        value["what"] = reason.as_str().into();
+    }
+    value
+}
+
+/// The files of whatever is in `folder`; none if that is nothing of ours.
+fn check(folder: &Path) -> Result<Vec<Checked>> {
+    if folder.join(SWEEP).exists() {
+        return sweep(folder);
+    }
+    if folder.join(CONFIG).exists() {
+        return run(folder);
+    }
+    if folder.join(sae::CONFIG_FILE).exists() || folder.join(durable_files::SUMS_FILE).exists() {
+        return Ok(check_folder(folder)?);
+    }
+    Ok(Vec::new())
+}
+
+/// The points are found by their folders: `sweep.json` may be what is damaged.
+fn sweep(folder: &Path) -> Result<Vec<Checked>> {
+    let mut files = vec![sealed(folder.join(SWEEP))];
+    let error = || format!("cannot read {}", foreign_path(folder));
+    let mut points = Vec::new();
+    for entry in fs::read_dir(folder).with_context(error)? {
+        let path = entry.with_context(error)?.path();
+        if path.join(CONFIG).exists() {
+            points.push(path);
+        }
+    }
+    points.sort();
+    for point in points {
+        files.extend(run(&point)?);
+    }
+    Ok(files)
+}
+
+fn run(folder: &Path) -> Result<Vec<Checked>> {
+    let mut files = vec![sealed(folder.join(CONFIG))];
+    if folder.join(METRICS).exists() {
+        files.push((folder.join(METRICS), metrics(folder)));
+    }
+    for checkpoint in checkpoint_folders(folder)? {
+        files.extend(check_folder(&checkpoint)?);
+    }
+    let (summary, sae) = (folder.join(SUMMARY), folder.join(SAE));
+    if sae.exists() {
+        files.extend(check_folder(&sae)?);
+    } else if summary.exists() {
+        files.push((sae, Condition::Damaged("it is missing, though the run is finished".into())));
+    }
+    if summary.exists() {
+        files.push(sealed(summary));
+    }
+    Ok(files)
+}
+
+/// A JSON file with a checksum in it.
+fn sealed(path: PathBuf) -> Checked {
+    let condition = match fs::read(&path) {
+        Err(error) => Condition::Damaged(error.to_string()),
+        Ok(text) => match (check_seal(&text), serde_json::from_slice::<Value>(&text)) {
+            (Err(broken), _) => Condition::Damaged(broken.to_string()),
+            (_, Err(error)) => Condition::Damaged(error.to_string()),
+            (Ok(true), _) => Condition::Sound,
+            (Ok(false), _) => Condition::Unchecked,
+        },
+    };
+    (path, condition)
+}
+
+/// `metrics.jsonl`, whose lines have a checksum each.
+fn metrics(folder: &Path) -> Condition {
+    let lines = match logged_lines(folder) {
+        Err(error) => return Condition::Damaged(format!("{error:#}")),
+        Ok(lines) => lines,
+    };
+    let damaged: Vec<String> = lines
+        .iter()
+        .enumerate()
+        .filter_map(|(at, line)| Some(format!("line {}: {}", at + 1, line.as_ref().err()?)))
+        .collect();
+    match damaged.is_empty() {
+        false => Condition::Damaged(damaged.join("; ")),
+        true if lines.iter().flatten().all(|line| line.is_sealed) => Condition::Sound,
+        true => Condition::Unchecked,
+    }
+}

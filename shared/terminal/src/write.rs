@@ -1,0 +1,59 @@
+//! Lines on standard error and standard output that never end the work they tell of.
+
+use std::io::{self, ErrorKind, Write};
+use std::process::ExitCode;
+use std::sync::Mutex;
+
+use crate::foreign::harmless;
+
+/// The first failure to write a result.
+static LOST: Mutex<Option<io::Error>> = Mutex::new(None);
+
+/// Writes `text` and a newline to standard error. A failure is ignored: there is nobody left to tell.
+pub fn write_message(text: &str) {
+    let _ = write_line(&mut io::stderr().lock(), text);
+}
+
+/// Writes `text` and a newline to standard output. The first failure is kept for [`exit_code`]; after one,
+/// nothing more is written, so that no result appears with a hole in it.
+pub fn write_result(text: &str) {
+    let mut lost = LOST.lock().unwrap_or_else(|poisoned| poisoned.into_inner());
+    if lost.is_none() {
+        *lost = write_line(&mut io::stdout().lock(), text).err();
+    }
+}
+
+/// The exit code of a program whose work ended with `code`: that, unless a result could not be written, which is said
+/// and makes a failure of a success. A reader that wanted no more is no failure.
+pub fn exit_code(code: ExitCode) -> ExitCode {
+    let mut lost = LOST.lock().unwrap_or_else(|poisoned| poisoned.into_inner());
+    if lost.is_none() {
+        *lost = io::stdout().lock().flush().err();
+    }
+    match &*lost {
+        Some(error) if error.kind() != ErrorKind::BrokenPipe => {
+            write_message(&format!("error: cannot write the result to standard output: {error}"));
+            if code == ExitCode::SUCCESS { ExitCode::FAILURE } else { code }
+        }
+        _ => code,
+    }
+}
+
+fn write_line(out: &mut impl Write, text: &str) -> io::Result<()> {
+    let mut line = harmless(text).into_owned();
+    line.push('\n');
+    out.write_all(line.as_bytes())?;
+    out.flush()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_line_is_written_whole_and_harmless() {
+        let mut out = Vec::new();
+        write_line(&mut out, "two\nlines \u{1b}[0m").unwrap();
+        assert_eq!(out, b"two\nlines \\u001b[0m\n");
+    }
+}
