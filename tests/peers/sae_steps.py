@@ -104,6 +104,22 @@ def preactivations(spec, weights, x):
     return (x - b_dec if spec["pre_bias"] else x) @ w_enc + b_enc
 
 
+# Float32 makes an error of about 1e-6 of what activations are before the ReLU.
+MARGIN = 1e-4
+
+
+@torch.no_grad()
+def decided(spec, weights, rows):
+    """The first B of more rows of which it does not depend on rounding which features are active in them: none is
+    so near to 0 that float32 could put it on the other side, from where training takes another course."""
+    if len(rows) == spec["batch"]:
+        return rows
+    z = preactivations(spec, weights, rows).abs()
+    chosen = rows[(z > MARGIN * z.median()).all(1)][: spec["batch"]]
+    assert len(chosen) == spec["batch"], "too few rows to choose from"
+    return chosen
+
+
 def loss_terms(spec, schedule, weights, x, window):
     """The loss to differentiate, the terms to log, the activations and the reconstruction."""
     _, coefficient_scale, epsilon_scale = schedule
@@ -174,11 +190,11 @@ def normalise(spec, weights):
         b_enc *= norm
 
 
-def train(spec, schedule, initial, batches, choose=lambda weights, rows: rows):
-    """Trains in float64 from `initial` (a dict of arrays) on `batches` [steps, B, d]; or on what `choose` takes of
-    each, knowing the weights.
+def train(spec, schedule, initial, batches):
+    """Trains in float64 from `initial` (a dict of arrays) on `batches`, one [B, d] a step.
 
-    Returns the trained weights, the gradients of the first step as Adam sees them, and each metric's curve.
+    Returns the trained weights, the gradients of the first step as Adam sees them, each metric's curve and the
+    batches. Of a batch with rows to spare, `decided` takes as many as are needed.
     """
     weights = [torch.tensor(initial[name], dtype=torch.float64, requires_grad=True) for name in NAMES]
     adam = spec["adam"]
@@ -186,10 +202,10 @@ def train(spec, schedule, initial, batches, choose=lambda weights, rows: rows):
         weights, lr=1.0, betas=(adam["beta1"], adam["beta2"]), eps=adam["epsilon"]
     )
     window = Window(spec["sparsity_window"])
-    curves, first_gradients = {}, None
-    for rows, now in zip(torch.tensor(batches, dtype=torch.float64), schedule):
-        with torch.no_grad():
-            x = choose(weights, rows)
+    curves, first_gradients, taken = {}, None, []
+    for rows, now in zip(batches, schedule):
+        x = decided(spec, weights, torch.tensor(rows, dtype=torch.float64))
+        taken.append(x.numpy())
         trained, terms, a, xhat = loss_terms(spec, now, weights, x, window)
         for name, value in {**terms, **metrics(x, a, xhat)}.items():
             curves.setdefault(name, []).append(value.item())
@@ -204,6 +220,7 @@ def train(spec, schedule, initial, batches, choose=lambda weights, rows: rows):
         {name: w.detach().numpy() for name, w in zip(NAMES, weights)},
         {name: g.numpy() for name, g in zip(NAMES, first_gradients)},
         {name: numpy.array(curve) for name, curve in curves.items()},
+        numpy.array(taken, dtype="float32"),
     )
 
 

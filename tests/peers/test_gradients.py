@@ -11,9 +11,7 @@ from safetensors.numpy import load_file, save_file
 
 WIDTH, FEATURES, BATCH, STEPS = 48, 300, 128, 50
 CASES = sae_steps.cases(WIDTH, FEATURES, BATCH, STEPS, lr=1e-3, coefficient=1e-3)
-# Which activations are above 0 must not depend on rounding: one that float32 puts on the other side moves the trained
-# weights by up to 8e-5. Rows that have one this near to 0 are left out, one in fifty; float32 is off by 1e-6.
-MARGIN = 1e-4
+# Rows to choose from: where float32 puts an activation on the other side of 0, weights end up to 8e-5 away.
 SPARE = 32
 
 
@@ -61,15 +59,7 @@ def relative(got, expected):
 @functools.cache
 def pytorch(name):
     """Trained weights, first gradients and curves in float64, and the batches."""
-    case, (weights, rows), batches = CASES[name], start(), []
-
-    def decided(weights, rows):
-        z = sae_steps.preactivations(case["spec"], weights, rows)
-        batches.append(rows[(z.abs() > MARGIN).all(1)][:BATCH])
-        return batches[-1]
-
-    found = sae_steps.train(case["spec"], case["schedule"], weights, rows, decided)
-    return *found, torch.stack(batches).float().numpy()
+    return sae_steps.train(CASES[name]["spec"], CASES[name]["schedule"], *start())
 
 
 @pytest.mark.parametrize("density", [1, -1], ids=["sparse", "dense"])
@@ -83,8 +73,10 @@ def test_gradients_and_fifty_steps_equal_pytorchs(example, tmp_path, name, densi
     assert ((fractions > 0) & (fractions < 0.5)).sum() > 100, "features that are on and off"
 
     got = engine(example, tmp_path, case, weights, batches, density)
+    # Float64 runs that are disturbed as float32's may be (rounding.Float32Products) end up to 8e-7 away in a gradient
+    # and up to 2e-6 in weights, where Adam divides a gradient of almost 0 by its like; the engine a third of that.
     for key in sae_steps.NAMES:
-        assert relative(got[f"gradient/{key}"], gradients[key]) < 1e-5, f"gradient of {key}"
+        assert relative(got[f"gradient/{key}"], gradients[key]) < 4e-6, f"gradient of {key}"
         assert relative(got[key], trained[key]) < 1e-5, key
-    assert relative(got["loss"], curves["loss"]) < 1e-5
+    assert relative(got["loss"], curves["loss"]) < 4e-6
     assert (got["l0"] == curves["l0"].astype("float32")).all()

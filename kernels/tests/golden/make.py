@@ -44,7 +44,7 @@ def main():
     cases = sae_steps.cases(WIDTH, FEATURES, BATCH, STEPS, lr=3e-3, coefficient=0.01)
     tensors = {f"initial/{name}": array for name, array in initial.items()} | {"batches": batches}
     for name, case in cases.items():
-        weights, gradients, curves = sae_steps.train(case["spec"], case["schedule"], initial, batches)
+        weights, gradients, curves, _ = sae_steps.train(case["spec"], case["schedule"], initial, batches)
         tensors |= {f"{name}/weights/{key}": array for key, array in weights.items()}
         tensors |= {f"{name}/gradients/{key}": array for key, array in gradients.items()}
         tensors[f"{name}/loss"] = numpy.array(curves["loss"])
