@@ -27,15 +27,19 @@ __device__ __forceinline__ void sum_of_rows(const float *in, double *partial, u3
     partial[(u64)blockIdx.y * stride + column] = sum;
 }
 
-// The first kernel of a step: resets the report, and forms sum and mean [stride] of the batch. The last block of those that
+// The first kernel of a step: takes the step's scalars from `letter`, in the host's memory (null: they are there), resets the
+// report, and forms sum and mean [stride] of the batch. The last block of those that
 // share columns adds up their parts. `arrived` [stride/64]. Block 64, grid (stride/64, ⌈rows/64⌉).
 extern "C" __global__ void __launch_bounds__(64)
-batch_columns(const float *__restrict__ x, double *partial, double *__restrict__ sum, float *__restrict__ mean,
+batch_columns(const Scalars *letter, Scalars *scalars, const float *__restrict__ x, double *partial, double *__restrict__ sum, float *__restrict__ mean,
               u32 *arrived, u32 rows, u32 stride, Report *report) {
     if (report->status != RUNNING) return;
     __shared__ u32 flag;
     u32 column = blockIdx.x * 64 + threadIdx.x;
-    if (blockIdx.x == 0 && blockIdx.y == 0 && threadIdx.x == 0) {
+    bool first = blockIdx.x == 0 && blockIdx.y == 0;
+    // Later kernels read them from the device's memory. The host may have written them since the last kernel that did.
+    if (first && letter) copy_words<Scalars>(letter, scalars);
+    if (first && threadIdx.x == 0) {
         report->row = NO_ROW;
         report->loss = report->mse = report->penalty_term = report->min_sparsity = report->max_sparsity = 0.0;
         report->candidates = 0;

@@ -11,7 +11,7 @@ constexpr u32 SEGMENT = 64;           // a feature with more pairs than this is 
 constexpr u32 FEATURES_OF_BLOCK = 8;  // features that one block updates
 constexpr u32 SLOPE_ROWS = 128;       // rows of a partial sum over a feature's da on the dense path
 
-// What changes from step to step: uploaded before each one, so that a recorded step can be replayed.
+// What changes from step to step: a recorded step finds it in its mailbox.
 struct Scalars {
     u64 step;                   // t, counted from 1
     double coefficient;         // the penalty's coefficient times its schedule's factor
@@ -29,7 +29,7 @@ struct Scalars {
 // while it is there: steps that the host has already queued behind a refused one are refused as well.
 enum Status { RUNNING = 0, NON_FINITE_ROW = 1, ZERO_NORM = 2, NON_FINITE_LOSS = 3, OVERFLOW_OF_PAIRS = 4 };
 
-// What a step reports: downloaded after each one. Sums over the rows as in kernels/src/stats.rs.
+// What a step reports: left in its mailbox. Sums over the rows as in kernels/src/stats.rs.
 struct Report {
     u32 status;
     u32 row;             // the first row that the status is about
@@ -73,6 +73,14 @@ __device__ __forceinline__ Parameters parameters_at(float *base, u32 copy, u32 f
     p.encoder_bias = p.decoder + (u64)features * stride;
     p.decoder_bias = p.encoder_bias + (features + 63u) / 64u * 64u;
     return p;
+}
+
+// A structure copied by a block, a word a thread at a time. Neither copy may be in a cache that the other side does not see.
+template <typename T>
+__device__ __forceinline__ void copy_words(const T *from, T *to) {
+    const volatile u32 *in = (const volatile u32 *)from;
+    volatile u32 *out = (volatile u32 *)to;
+    for (u32 word = threadIdx.x; word < sizeof(T) / 4; word += blockDim.x) out[word] = in[word];
 }
 
 __device__ __forceinline__ float bf16_to_float(bf16 value) {

@@ -3,6 +3,7 @@
 //
 // Cost of update_dense: 32 bytes per weight (weight and two moments read and written, gradient read).
 #include "feature.cuh"
+#include "last.cuh"
 
 // bias_parts, norm_parts [parts,F]: sums of da and of the derivative by the norm over blocks of rows, from dense_slopes.
 template <int CHUNKS>
@@ -57,13 +58,18 @@ __device__ void derive_from_memory(float *parameters, Derived derived, u32 featu
 }
 
 // The decoder's bias: gradient Σ_i g_i, less Σ_j db_j W_enc_j with the pre-bias, both from column_sums' parts [parts,stride]
-// and [pre_parts,stride] (null without). One thread per component.
+// and [pre_parts,stride] (null without). The last kernel of a step: its last block leaves the report in `reply`, in the host's
+// memory, that of a step that was refused too. One thread per component, block 64, grid stride/64.
 extern "C" __global__ void update_decoder_bias(float *parameters, const double *__restrict__ parts, u32 count,
                                                const double *__restrict__ pre_parts, u32 pre_count, u32 features,
-                                               u32 stride, const Scalars *__restrict__ scalars, Report *report) {
-    if (report->status != RUNNING) return;
+                                               u32 stride, const Scalars *__restrict__ scalars, u32 *arrived, Report *report,
+                                               Report *reply) {
+    if (report->status != RUNNING) {
+        if (blockIdx.x == 0) copy_words<Report>(report, reply);
+        return;
+    }
+    __shared__ u32 flag;
     u32 column = blockIdx.x * blockDim.x + threadIdx.x;
-    if (column >= stride) return;
     double gradient = 0.0;
     for (u32 part = 0; part < count; part++) gradient += parts[(u64)part * stride + column];
     if (pre_parts) {
@@ -74,6 +80,7 @@ extern "C" __global__ void update_decoder_bias(float *parameters, const double *
     float *v = parameters_at(parameters, 2, features, stride).decoder_bias + column;
     adam(*scalars, *w, *m, *v, (float)gradient);
     if (!is_finite(*w)) report->diverged = 1;
+    if (last_block(arrived, gridDim.x, &flag)) copy_words<Report>(report, reply);
 }
 
 // Blocks as in backward.cu. update_dense_*: grid ⌈F/8⌉. derive_*: grid F.

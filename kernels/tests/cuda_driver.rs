@@ -8,7 +8,7 @@ mod emulation;
 use emulation::{EmulatedDevice, EmulatedDriver};
 use kernels::cpu::Parameters;
 use kernels::cuda::State;
-use kernels::cuda::cuda_device::{CudaBuffer, CudaDevice, CudaOptions, ScreenKernel};
+use kernels::cuda::cuda_device::{CudaBuffer, CudaDevice, CudaMailbox, CudaOptions, ScreenKernel};
 use kernels::cuda::device::{Argument, Device, DeviceError, Kernel, Launch};
 use kernels::cuda::plan::{Options, Path, Precision};
 use kernels::cuda::step::{CudaStep, Outcome, Stats};
@@ -64,6 +64,13 @@ fn buffer(device: &mut CudaDevice, rows: usize) -> CudaBuffer {
     device.allocate(rows * 64 * 4, "a test").unwrap()
 }
 
+/// What the posted work left in a mailbox.
+fn collected(device: &mut CudaDevice, mailbox: &CudaMailbox) -> Vec<f32> {
+    let mut numbers = vec![0.0f32; device.memory(mailbox).len() / 4];
+    device.collect(mailbox, 0, bytemuck::cast_slice_mut(&mut numbers)).unwrap();
+    numbers
+}
+
 /// Rows of a large upload, and of a small one.
 const LARGE: usize = 1100;
 const SMALL: usize = 3;
@@ -79,22 +86,24 @@ fn batches_in_two_buffers_arrive_in_order() {
     for rows in [SMALL, LARGE] {
         let mut device = device();
         let mut batches = [buffer(&mut device, rows), buffer(&mut device, rows)];
-        let out = buffer(&mut device, rows);
+        let mut outs = [(); 2].map(|()| device.mailbox(rows * 64 * 4).unwrap());
         let mut waiting = None;
         for step in 0..12 {
             let (batch, numbers) = (&mut batches[step % 2], numbers(rows * 64, step as u64));
             let mut bytes: Vec<u8> = bytemuck::cast_slice(&numbers).to_vec();
             device.upload(batch, 0, &bytes).unwrap();
             bytes.fill(0); // the upload has its own copy
-            copy(&mut device, batch, &out, rows).unwrap();
-            let transfer = device.start_download(&out, 0, rows * 64 * 4).unwrap();
+            let out = &mut outs[step % 2];
+            let memory = device.memory(out);
+            copy(&mut device, batch, memory, rows).unwrap();
+            device.post(out).unwrap();
             // A step behind, as training does.
-            if let Some((step, transfer, numbers)) = waiting.replace((step, transfer, numbers)) {
-                let got = device.finish_download(transfer).unwrap();
-                assert!(got == bytemuck::cast_slice::<f32, u8>(&numbers), "{rows} rows, batch {step}");
+            if let Some((step, numbers)) = waiting.replace((step, numbers)) {
+                let got = collected(&mut device, &outs[step % 2]);
+                assert!(got == numbers, "{rows} rows, batch {step}");
             }
         }
-        // The last download is given up, its memory with it.
+        // Nobody waits for the last copy before its mailbox is freed.
     }
 }
 
@@ -129,26 +138,24 @@ fn recordings_replay_with_what_their_buffers_hold() {
 fn a_recording_uses_the_present_content() {
     let mut device = device();
     let mut batches = [buffer(&mut device, LARGE), buffer(&mut device, LARGE)];
-    let outs = [buffer(&mut device, LARGE), buffer(&mut device, LARGE)];
+    let mut outs = [(); 2].map(|()| device.mailbox(LARGE * 64 * 4).unwrap());
     let mut graphs = Vec::new();
     for at in 0..2 {
         assert!(device.begin_recording().unwrap());
-        copy(&mut device, &batches[at], &outs[at], LARGE).unwrap();
+        let out = device.memory(&outs[at]);
+        copy(&mut device, &batches[at], out, LARGE).unwrap();
         graphs.push(device.end_recording().unwrap());
     }
     for step in 0..10 {
         let expected = numbers(LARGE * 64, step as u64);
         device.upload(&mut batches[step % 2], 0, bytemuck::cast_slice(&expected)).unwrap();
         device.replay(&graphs[step % 2]).unwrap();
-        let transfer = device.start_download(&outs[step % 2], 0, LARGE * 64 * 4).unwrap();
+        device.post(&mut outs[step % 2]).unwrap();
         if step % 3 == 0 {
             // The next upload goes into the buffer that the replay still reads.
             device.upload(&mut batches[step % 2], 0, &[7; LARGE * 64 * 4]).unwrap();
         }
-        assert!(
-            device.finish_download(transfer).unwrap() == bytemuck::cast_slice::<f32, u8>(&expected),
-            "step {step}"
-        );
+        assert!(collected(&mut device, &outs[step % 2]) == expected, "step {step}");
     }
     drop(device); // before its buffers and graphs
 }
@@ -166,7 +173,7 @@ fn a_new_buffer_at_a_freed_ones_address_is_another_buffer() {
 #[ignore = "started on the emulated driver"]
 fn an_address_that_comes_again_is_no_recording_that_comes_again() {
     let mut device = device();
-    let out = buffer(&mut device, LARGE);
+    let mut out = device.mailbox(LARGE * 64 * 4).unwrap();
     let mut graphs = std::collections::HashMap::new();
     for number in 0..6 {
         // Of the same size as the one before it, which is gone.
@@ -177,15 +184,15 @@ fn an_address_that_comes_again_is_no_recording_that_comes_again() {
             let identity = device.identity(&batch);
             graphs.entry(identity).or_insert_with(|| {
                 assert!(step == 0 && device.begin_recording().unwrap());
-                copy(&mut device, &batch, &out, LARGE).unwrap();
+                let out = device.memory(&out);
+                copy(&mut device, &batch, out, LARGE).unwrap();
                 device.end_recording().unwrap()
             });
             device.replay(&graphs[&identity]).unwrap();
-            let transfer = device.start_download(&out, 0, LARGE * 64 * 4).unwrap();
+            device.post(&mut out).unwrap();
             // This must wait for the replay, whichever buffer the recording was made with.
             device.upload(&mut batch, 0, &[7; LARGE * 64 * 4]).unwrap();
-            let got = device.finish_download(transfer).unwrap();
-            assert!(got == bytemuck::cast_slice::<f32, u8>(&expected), "buffer {number}, step {step}");
+            assert!(collected(&mut device, &out) == expected, "buffer {number}, step {step}");
         }
     }
 }
@@ -481,8 +488,7 @@ fn a_kernel_hangs() {
     for _ in 0..4 {
         copy(&mut device, &from, &to, SMALL).unwrap();
     }
-    let transfer = device.start_download(&to, 0, 4).unwrap();
-    let error = device.finish_download(transfer).unwrap_err().to_string();
+    let error = device.download(&to, 0, &mut [0; 4]).unwrap_err().to_string();
     assert!(error.contains("still busy after 10 seconds; what does not end is pad_rows"), "{error}");
     // And from then on everything, at once.
     assert!(device.synchronize().is_err() && device.allocate(100, "a test").is_err());

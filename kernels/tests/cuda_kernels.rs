@@ -48,6 +48,9 @@ enum Activity {
     All,
 }
 
+/// Bytes of a step's scalars.
+const SCALAR_BYTES: usize = 56;
+
 const ACTIVITIES: [Activity; 3] = [Activity::Some, Activity::None, Activity::All];
 const SIZES: [(usize, usize, usize); 5] =
     [(1, 1, 1), (5, 3, 17), (64, 64, 64), (131, 33, 97), (300, 130, 270)];
@@ -392,7 +395,11 @@ fn row_norms_and_the_batchs_mean_equal_the_cpus() {
         let parts = case.device.room::<f64>(rows.div_ceil(64) * stride);
         let (sum, mean) = (case.device.room::<f64>(stride), case.device.room::<f32>(stride));
         let arrived = case.device.holding(&vec![0u32; stride / 64]);
+        let letter: Vec<u32> = (1..=SCALAR_BYTES as u32 / 4).collect();
+        let (sent, scalars) = (case.device.holding(&letter), case.device.room::<u32>(letter.len()));
         let arguments = [
+            all(&sent),
+            all(&scalars),
             all(&case.device_x),
             all(&parts),
             all(&sum),
@@ -404,6 +411,7 @@ fn row_norms_and_the_batchs_mean_equal_the_cpus() {
         ];
         case.device.run("batch_columns", (stride / 64, rows.div_ceil(64)), 64, &arguments);
         assert!(arrived.numbers::<u32>().iter().all(|count| *count == 0));
+        assert_eq!(scalars.numbers::<u32>(), letter);
         let bias = case.device.holding(&padded(&numbers(case.width, 9), case.width, stride));
         let (input, x_bf16) =
             (case.device.room::<f32>(rows * stride), case.device.room::<u16>(rows * stride));
@@ -644,7 +652,7 @@ fn check_feature_lists(
     let [feature_values, feature_slopes] = std::array::from_fn(|_| case.device.room::<f32>(listed.len()));
     // No penalty: what it would be is compared in whole steps.
     let (penalties, scalars) =
-        (case.device.holding(&vec![0.0f32; features]), case.device.holding(&[0u8; 56]));
+        (case.device.holding(&vec![0.0f32; features]), case.device.holding(&[0u8; SCALAR_BYTES]));
     let arguments = [
         all(mask),
         all(&counts),
@@ -735,7 +743,7 @@ fn frequencies_and_slopes_equal_the_cpus_while_batches_enter_leave_and_fall_out(
     let window = device.holding(&[0u32; 6]);
     let arrived = device.holding(&[0u32; 2]);
     let report_parts = device.room::<f64>(13 * 32);
-    let scalars = device.holding(&[0u8; 56]);
+    let scalars = device.holding(&[0u8; SCALAR_BYTES]);
     let (levels, summed) = (device.room::<f64>(LENGTH), device.room::<u32>(LENGTH));
     let (changes, ring) = (device.room::<u32>(LENGTH), device.room::<u32>(LENGTH * FEATURES));
     let (sums, fired) = (device.holding(&[0u32; FEATURES]), device.holding(&[7u64; FEATURES]));

@@ -348,6 +348,26 @@ fn a_batch_that_does_not_fit_the_lists_is_refused_by_the_device_and_done_on_the_
 }
 
 #[test]
+fn steps_upload_nothing_and_may_be_under_way_with_one_batch() {
+    let spec = spec(40, 150, 50);
+    let run = || Run::new(spec, options(Path::Sparse, Precision::Exact), &weights(&spec, 0.6), 0);
+    let (mut run, mut other) = (run(), run());
+    let same = run.upload(&batch(&spec, 1));
+    let rates = [1e-3, 2e-3, 5e-4];
+    let uploads = run.device.uploaded.clone();
+    let pending = rates.map(|lr| run.step.submit(&mut run.device, &same, &Schedule::constant(lr)).unwrap());
+    let together = pending.map(|pending| match run.step.finish(&mut run.device, pending).unwrap() {
+        Outcome::Done(stats) => stats,
+        Outcome::Refused => panic!("a step was refused"),
+    });
+    assert_eq!(run.device.uploaded, uploads);
+    let same = other.upload(&batch(&spec, 1));
+    let alone = rates.map(|lr| other.step.step(&mut other.device, &same, &Schedule::constant(lr)).unwrap());
+    assert_eq!(together, alone);
+    assert_eq!(run.state(), other.state());
+}
+
+#[test]
 fn nan_infinity_and_an_infinite_loss_leave_everything_as_it_was() {
     for path in [Path::Sparse, Path::Dense] {
         let mut run = example(options(path, Precision::Exact), 0);

@@ -82,6 +82,7 @@ pub(crate) enum Arrivals {
     Report,
     Frequencies,
     Lists,
+    DecoderBias,
     /// The first of one for each 64 columns.
     Columns,
 }

@@ -3,7 +3,7 @@
 //! Everything above (the step) is written once against [`Device`] and runs on a GPU and, in the tests,
 //! on an emulation that executes the same `.cu` files on the CPU. All work is ordered: an operation sees the
 //! results of every operation called before it on the same device. Calls may return before the work is done;
-//! only [`Device::download`], [`Device::finish_download`] and [`Device::synchronize`] wait.
+//! only [`Device::download`], [`Device::collect`], [`Device::put`] and [`Device::synchronize`] wait.
 
 use thiserror::Error;
 
@@ -166,8 +166,9 @@ pub struct Screen<'a, B> {
 pub trait Device {
     /// Memory of the device. Freed when dropped, after the work that uses it.
     type Buffer;
-    /// A download under way.
-    type Transfer;
+    /// Memory of the host that kernels use where it lies: for the few numbers that enter a step and leave it, which then
+    /// need no copy between steps. Freed when dropped, after the work that uses it.
+    type Mailbox;
     /// Recorded work.
     type Graph;
 
@@ -207,22 +208,32 @@ pub trait Device {
     /// If the range is not within the buffer, or what the driver said.
     fn zero(&mut self, buffer: &mut Self::Buffer, offset: usize, bytes: usize) -> Result<(), DeviceError>;
 
-    /// Starts to copy `bytes` bytes of a buffer to the host, without waiting.
+    /// A mailbox of `bytes` zeros.
     ///
     /// # Errors
-    /// If the range is not within the buffer, or what the driver said.
-    fn start_download(
-        &mut self,
-        from: &Self::Buffer,
-        offset: usize,
-        bytes: usize,
-    ) -> Result<Self::Transfer, DeviceError>;
+    /// What the driver said.
+    fn mailbox(&mut self, bytes: usize) -> Result<Self::Mailbox, DeviceError>;
 
-    /// Waits for a download (for it alone, not for later work) and hands over its bytes.
+    /// The mailbox as an argument of kernels.
+    fn memory<'a>(&self, mailbox: &'a Self::Mailbox) -> &'a Self::Buffer;
+
+    /// Waits until posted work has left the mailbox, and puts `bytes` there from `offset` on.
     ///
     /// # Errors
-    /// What the driver said; errors of earlier work may show here.
-    fn finish_download(&mut self, transfer: Self::Transfer) -> Result<Vec<u8>, DeviceError>;
+    /// If the range is not within the mailbox, or what the driver said; errors of earlier work may show here.
+    fn put(&mut self, mailbox: &mut Self::Mailbox, offset: usize, bytes: &[u8]) -> Result<(), DeviceError>;
+
+    /// Says that all work which uses the mailbox has been queued.
+    ///
+    /// # Errors
+    /// What the driver said.
+    fn post(&mut self, mailbox: &mut Self::Mailbox) -> Result<(), DeviceError>;
+
+    /// Waits for the posted work (not for what was queued later) and reads what it left from `offset` on.
+    ///
+    /// # Errors
+    /// If the range is not within the mailbox, or what the driver said; errors of earlier work may show here.
+    fn collect(&mut self, mailbox: &Self::Mailbox, offset: usize, to: &mut [u8]) -> Result<(), DeviceError>;
 
     /// Launches a kernel. A grid with a 0 in it is no launch.
     ///

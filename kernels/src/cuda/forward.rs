@@ -17,11 +17,10 @@ const REPORT_THREADS: usize = 128;
 const REPORT_BLOCKS: usize = 32;
 
 /// What a pass over a batch is for.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub(crate) enum Purpose {
-    /// A step: a loss that is not finite refuses it.
-    Training,
-    /// Metrics alone.
+pub(crate) enum Purpose<'a, B> {
+    /// A step, whose scalars lie in this mailbox: a loss that is not finite refuses it.
+    Training(&'a B),
+    /// Metrics alone, with the scalars that were uploaded.
     Evaluation,
 }
 
@@ -48,18 +47,23 @@ impl<D: Device> CudaStep<D> {
         batch: &D::Buffer,
         rows: usize,
         path: Path,
-        purpose: Purpose,
+        purpose: Purpose<'_, D::Buffer>,
     ) -> Result<(), DeviceError> {
-        self.rows(device, batch, rows, purpose)?;
+        self.rows(device, batch, rows, &purpose)?;
         match path {
             Path::Sparse => self.encode_and_decode_pairs(device, batch, rows)?,
             Path::Dense => self.encode_and_decode_dense(device, batch, rows)?,
         }
-        self.report_rows(device, rows, purpose)
+        self.report_rows(device, rows, &purpose)
     }
 
     /// The report of a pass, and in training the decision on which batches count for the frequencies.
-    fn report_rows(&self, device: &mut D, rows: usize, purpose: Purpose) -> Result<(), DeviceError> {
+    fn report_rows(
+        &self,
+        device: &mut D,
+        rows: usize,
+        purpose: &Purpose<'_, D::Buffer>,
+    ) -> Result<(), DeviceError> {
         let (plan, b) = (&self.plan, &self.buffers);
         let arguments = [
             all(&b.results),
@@ -72,7 +76,7 @@ impl<D: Device> CudaStep<D> {
             count(plan.width),
             count(plan.stride),
             Argument::U32(mse_kind(self.spec.loss.mse)),
-            Argument::U32(u32::from(purpose == Purpose::Training)),
+            Argument::U32(u32::from(matches!(purpose, Purpose::Training(_)))),
             all(&b.scalars),
             all(&b.window),
             all(&b.levels),
@@ -90,7 +94,7 @@ impl<D: Device> CudaStep<D> {
         device: &mut D,
         batch: &D::Buffer,
         rows: usize,
-        purpose: Purpose,
+        purpose: &Purpose<'_, D::Buffer>,
     ) -> Result<(), DeviceError> {
         let (plan, b) = (&self.plan, &self.buffers);
         let stride = plan.stride;
@@ -99,7 +103,13 @@ impl<D: Device> CudaStep<D> {
             launch(device, ("rows", "pad_rows"), ((rows * stride).div_ceil(256), 1), 256, &arguments)?;
         }
         let x = self.padded(batch);
+        let letter = match purpose {
+            Purpose::Training(mailbox) => all(*mailbox),
+            Purpose::Evaluation => Argument::Null,
+        };
         let arguments = [
+            letter,
+            all(&b.scalars),
             all(x),
             all(&b.column_parts),
             all(&b.column_sum),

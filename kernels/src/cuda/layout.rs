@@ -93,6 +93,12 @@ pub(crate) mod status {
     pub(crate) const OVERFLOW_OF_PAIRS: u32 = 4;
 }
 
+/// Where a step's report lies in its mailbox; its scalars are at the beginning.
+pub(crate) const REPLY: usize = 64;
+const _: () = assert!(size_of::<Scalars>() <= REPLY);
+/// The size of a step's mailbox.
+pub(crate) const MAILBOX_BYTES: usize = REPLY + size_of::<Report>();
+
 /// The size of a row's result of the decode.
 pub(crate) const ROW_RESULT_BYTES: usize = 32;
 

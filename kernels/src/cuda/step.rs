@@ -1,7 +1,7 @@
 //! A whole training step on a device, and the evaluation of a batch.
 //!
-//! A step is a fixed sequence of launches: whatever depends on data stays on the device. The step's constants
-//! are uploaded before it, its report is downloaded after it, and both without waiting, so that the next step can
+//! A step is a fixed sequence of launches: whatever depends on data stays on the device. Its first kernel takes the
+//! step's constants from a mailbox, its last one leaves the report there, and nobody waits, so that the next step can
 //! be queued before this one's report is read ([`CudaStep::submit`], [`CudaStep::finish`]). A step that must
 //! not be done (NaN in the batch, a loss that is not finite, more pairs than the lists hold) sets a status on the
 //! device, at which every later kernel returns at once, those of steps already queued included. The weights
@@ -20,7 +20,7 @@ use crate::step::{Schedule, StepSpec};
 use super::buffers::{Buffers, DenseBuffers, arrivals, launch};
 use super::device::{Argument, Device, DeviceError};
 use super::forward::Purpose;
-use super::layout::{ROW_RESULT_BYTES, Report, Scalars, frequency_targets, status};
+use super::layout::{MAILBOX_BYTES, REPLY, ROW_RESULT_BYTES, Report, Scalars, frequency_targets, status};
 use super::plan::{Options, Path, PathChoice, Plan, PlanError, Precision};
 use super::train::per_chunks;
 
@@ -105,8 +105,8 @@ pub struct Stats {
 
 /// A step under way.
 #[derive(Debug)]
-pub struct Pending<D: Device> {
-    transfer: D::Transfer,
+pub struct Pending {
+    mailbox: usize,
     path: Path,
     step: u64,
 }
@@ -134,8 +134,22 @@ pub struct CudaStep<D: Device> {
     pub(crate) done: u64,
     /// Steps queued.
     pub(crate) submitted: u64,
-    recorded: HashMap<(Path, u64), Recording<D::Graph>>,
+    /// One for each step under way.
+    mailboxes: Vec<Mailbox<D::Mailbox>>,
+    recorded: HashMap<RecordingKey, Recording<D::Graph>>,
 }
+
+/// What goes in and out with a step.
+struct Mailbox<M> {
+    place: M,
+    /// The batch of the last step that used it.
+    batch: u64,
+    /// Whether that step is under way.
+    taken: bool,
+}
+
+/// What a recording holds fixed: the path, the batch and the mailbox.
+type RecordingKey = (Path, u64, usize);
 
 /// The first step on a path with a batch buffer runs as it is queued: kernels are compiled and libraries set up
 /// in it. The second is recorded.
@@ -143,6 +157,9 @@ enum Recording<G> {
     RunOnce,
     Recorded(G),
 }
+
+/// Mailboxes before one is shared by batches: more than batches are ever under way.
+const MAILBOXES: usize = 8;
 
 /// Recordings kept; more buffers than this are taken for a caller who allocates one per batch.
 const RECORDINGS: usize = 16;
@@ -170,6 +187,7 @@ impl<D: Device> CudaStep<D> {
             dense: None,
             done: 0,
             submitted: 0,
+            mailboxes: Vec::new(),
             recorded: HashMap::new(),
         };
         let targets = frequency_targets(&spec.loss);
@@ -249,15 +267,18 @@ impl<D: Device> CudaStep<D> {
         device: &mut D,
         batch: &D::Buffer,
         schedule: &Schedule,
-    ) -> Result<Pending<D>, StepError> {
+    ) -> Result<Pending, StepError> {
         let step = self.submitted + 1;
         let path = self.choice.of_step(step);
         self.prepare_path(device, path)?;
-        self.upload_scalars(device, schedule, self.plan.rows, step)?;
-        self.queue(device, batch, path)?;
-        let transfer = device.start_download(&self.buffers.report, 0, size_of::<Report>())?;
+        let mailbox = self.free_mailbox(device, device.identity(batch))?;
+        let scalars = self.scalars(schedule, self.plan.rows, step);
+        device.put(&mut self.mailboxes[mailbox].place, 0, bytemuck::bytes_of(&scalars))?;
+        self.queue(device, batch, path, mailbox)?;
+        device.post(&mut self.mailboxes[mailbox].place)?;
+        self.mailboxes[mailbox].taken = true;
         self.submitted = step;
-        Ok(Pending { transfer, path, step })
+        Ok(Pending { mailbox, path, step })
     }
 
     /// Waits for a step and reads its report. Steps are finished in the order in which they were submitted.
@@ -265,9 +286,11 @@ impl<D: Device> CudaStep<D> {
     /// # Errors
     /// As [`CudaStep::step`]; after an error, and after a refusal, nothing more is done on the device until
     /// [`CudaStep::clear`].
-    pub fn finish(&mut self, device: &mut D, pending: Pending<D>) -> Result<Outcome, StepError> {
-        let Pending { transfer, path, step } = pending;
-        let report: Report = bytemuck::pod_read_unaligned(&device.finish_download(transfer)?);
+    pub fn finish(&mut self, device: &mut D, pending: Pending) -> Result<Outcome, StepError> {
+        let Pending { mailbox, path, step } = pending;
+        let mut report = Report::zeroed();
+        device.collect(&self.mailboxes[mailbox].place, REPLY, bytemuck::bytes_of_mut(&mut report))?;
+        self.mailboxes[mailbox].taken = false;
         match report.status {
             status::RUNNING => {}
             status::OVERFLOW_OF_PAIRS => {
@@ -275,6 +298,12 @@ impl<D: Device> CudaStep<D> {
                 return Ok(Outcome::Refused);
             }
             _ => return Err(self.refusal(&report, step)),
+        }
+        if report.step != step {
+            return Err(StepError::Device(DeviceError::Failed {
+                operation: format!("training step {step}"),
+                reason: format!("its mailbox holds the report of step {}", report.step),
+            }));
         }
         self.done = step;
         self.choice.done(step, (path == Path::Dense).then_some(report.active));
@@ -310,7 +339,8 @@ impl<D: Device> CudaStep<D> {
         let mut path = self.choice.next();
         let report = loop {
             self.prepare_path(device, path)?;
-            self.upload_scalars(device, &Schedule::constant(0.0), rows, self.submitted)?;
+            let scalars = self.scalars(&Schedule::constant(0.0), rows, self.submitted);
+            device.upload(&mut self.buffers.scalars, 0, bytemuck::bytes_of(&scalars))?;
             self.forward(device, batch, rows, path, Purpose::Evaluation)?;
             let mut report = Report::zeroed();
             device.download(&self.buffers.report, 0, bytemuck::bytes_of_mut(&mut report))?;
@@ -365,31 +395,48 @@ impl<D: Device> CudaStep<D> {
         Ok(())
     }
 
-    fn upload_scalars(
-        &mut self,
-        device: &mut D,
-        schedule: &Schedule,
-        rows: usize,
-        step: u64,
-    ) -> Result<(), StepError> {
-        let scalars = Scalars::new(&self.spec.loss, &self.spec.adam, schedule, rows, step);
-        Ok(device.upload(&mut self.buffers.scalars, 0, bytemuck::bytes_of(&scalars))?)
+    fn scalars(&self, schedule: &Schedule, rows: usize, step: u64) -> Scalars {
+        Scalars::new(&self.spec.loss, &self.spec.adam, schedule, rows, step)
+    }
+
+    /// A mailbox that no step under way uses, if possible the one of the last step on this batch, whose recording uses it.
+    fn free_mailbox(&mut self, device: &mut D, batch: u64) -> Result<usize, DeviceError> {
+        let free = |mailbox: &Mailbox<D::Mailbox>| !mailbox.taken;
+        let of_batch = |mailbox: &Mailbox<D::Mailbox>| !mailbox.taken && mailbox.batch == batch;
+        let found = self.mailboxes.iter().position(of_batch).or_else(|| {
+            // Another batch's keeps its recording while there can be one more.
+            let all = self.mailboxes.len() >= MAILBOXES;
+            self.mailboxes.iter().position(free).filter(|_| all)
+        });
+        if let Some(found) = found {
+            self.mailboxes[found].batch = batch;
+            return Ok(found);
+        }
+        let place = device.mailbox(MAILBOX_BYTES)?;
+        self.mailboxes.push(Mailbox { place, batch, taken: false });
+        Ok(self.mailboxes.len() - 1)
     }
 
     /// Queues a training step: by replaying its recording, by recording it, or launch by launch.
-    fn queue(&mut self, device: &mut D, batch: &D::Buffer, path: Path) -> Result<(), DeviceError> {
-        let key = (path, device.identity(batch));
+    fn queue(
+        &mut self,
+        device: &mut D,
+        batch: &D::Buffer,
+        path: Path,
+        mailbox: usize,
+    ) -> Result<(), DeviceError> {
+        let key = (path, device.identity(batch), mailbox);
         let recording = match self.recorded.get(&key) {
             Some(Recording::Recorded(graph)) if device.replays() => return device.replay(graph),
             Some(Recording::RunOnce) if device.begin_recording()? => {
-                let queued = self.queue_launches(device, batch, path);
+                let queued = self.queue_launches(device, batch, path, mailbox);
                 let graph = device.end_recording()?;
                 queued?;
                 device.replay(&graph)?;
                 Recording::Recorded(graph)
             }
             _ => {
-                self.queue_launches(device, batch, path)?;
+                self.queue_launches(device, batch, path, mailbox)?;
                 Recording::RunOnce
             }
         };
@@ -400,9 +447,16 @@ impl<D: Device> CudaStep<D> {
         Ok(())
     }
 
-    fn queue_launches(&self, device: &mut D, batch: &D::Buffer, path: Path) -> Result<(), DeviceError> {
-        self.forward(device, batch, self.plan.rows, path, Purpose::Training)?;
-        self.train(device, batch, path)
+    fn queue_launches(
+        &self,
+        device: &mut D,
+        batch: &D::Buffer,
+        path: Path,
+        mailbox: usize,
+    ) -> Result<(), DeviceError> {
+        let mailbox = device.memory(&self.mailboxes[mailbox].place);
+        self.forward(device, batch, self.plan.rows, path, Purpose::Training(mailbox))?;
+        self.train(device, batch, path, mailbox)
     }
 
     /// Fills the arrays that follow from the weights.

@@ -1,9 +1,11 @@
 //! The second half of a step: the frequency window, gradients and the update.
 
-use super::buffers::{Arrivals, LISTED_LINES, all, count, launch, maybe, update_blocks, window_blocks};
+use super::buffers::{
+    Arrivals, COLUMNS, LISTED_LINES, all, count, launch, maybe, update_blocks, window_blocks,
+};
 use super::device::{Argument, Device, DeviceError};
 use super::forward::{LIST_THREADS, mask_words};
-use super::layout::{norm_kind, penalty_kind};
+use super::layout::{REPLY, norm_kind, penalty_kind};
 use super::plan::{Path, SUMMED_ROWS};
 use super::step::CudaStep;
 
@@ -13,8 +15,14 @@ pub(crate) fn per_chunks(names: [&'static str; 4], chunks: usize) -> &'static st
 }
 
 impl<D: Device> CudaStep<D> {
-    /// Everything after the report of a training step.
-    pub(crate) fn train(&self, device: &mut D, batch: &D::Buffer, path: Path) -> Result<(), DeviceError> {
+    /// Everything after the forward pass of a training step. The report goes into the mailbox.
+    pub(crate) fn train(
+        &self,
+        device: &mut D,
+        batch: &D::Buffer,
+        path: Path,
+        mailbox: &D::Buffer,
+    ) -> Result<(), DeviceError> {
         let (plan, b) = (&self.plan, &self.buffers);
         self.frequencies_and_slopes(device)?;
         self.column_sums(device, &b.g, &b.column_parts, plan.rows)?;
@@ -22,7 +30,7 @@ impl<D: Device> CudaStep<D> {
             Path::Sparse => self.update_from_pairs(device, batch)?,
             Path::Dense => self.update_dense(device, batch)?,
         }
-        self.update_decoder_bias(device)
+        self.update_decoder_bias(device, mailbox)
     }
 
     fn frequencies_and_slopes(&self, device: &mut D) -> Result<(), DeviceError> {
@@ -148,7 +156,7 @@ impl<D: Device> CudaStep<D> {
         ]
     }
 
-    fn update_decoder_bias(&self, device: &mut D) -> Result<(), DeviceError> {
+    fn update_decoder_bias(&self, device: &mut D, mailbox: &D::Buffer) -> Result<(), DeviceError> {
         let (plan, b) = (&self.plan, &self.buffers);
         let blocks = update_blocks(plan);
         if let Some((parts, sums)) = &b.pre_bias {
@@ -163,8 +171,16 @@ impl<D: Device> CudaStep<D> {
             count(plan.features),
             count(plan.stride),
             all(&b.scalars),
+            b.arrivals(Arrivals::DecoderBias),
             all(&b.report),
+            Argument::Buffer(mailbox, REPLY),
         ];
-        launch(device, ("update", "update_decoder_bias"), (plan.stride.div_ceil(64), 1), 64, &arguments)
+        launch(
+            device,
+            ("update", "update_decoder_bias"),
+            (plan.stride / COLUMNS, 1),
+            COLUMNS as u32,
+            &arguments,
+        )
     }
 }

@@ -64,6 +64,14 @@ impl Buffer {
         unsafe { std::slice::from_raw_parts(self.start.as_ptr(), self.bytes) }
     }
 
+    /// The host's `bytes` from `offset` on.
+    fn write(&mut self, offset: usize, bytes: &[u8]) {
+        self.host_changes();
+        let to = self.range(offset, bytes.len());
+        // SAFETY: both ranges are that long, and one is memory of ours alone.
+        unsafe { to.copy_from_nonoverlapping(bytes.as_ptr(), bytes.len()) };
+    }
+
     /// Before the host looks at its bytes.
     fn fetch(&self) {
         if let Some(there) = &mut *self.on_device.borrow_mut() {
@@ -179,7 +187,7 @@ fn failed(operation: &str, reason: String) -> DeviceError {
 
 impl Device for EmulatedDevice {
     type Buffer = Buffer;
-    type Transfer = Vec<u8>;
+    type Mailbox = Buffer;
     type Graph = ();
 
     fn properties(&self) -> &Properties {
@@ -206,10 +214,7 @@ impl Device for EmulatedDevice {
 
     fn upload(&mut self, to: &mut Buffer, offset: usize, bytes: &[u8]) -> Result<(), DeviceError> {
         *self.uploaded.entry(bytes.len()).or_default() += 1;
-        to.host_changes();
-        let to = to.range(offset, bytes.len());
-        // SAFETY: both ranges are that long, and one is memory of ours alone.
-        unsafe { to.copy_from_nonoverlapping(bytes.as_ptr(), bytes.len()) };
+        to.write(offset, bytes);
         Ok(())
     }
 
@@ -228,14 +233,28 @@ impl Device for EmulatedDevice {
         Ok(())
     }
 
-    fn start_download(&mut self, from: &Buffer, offset: usize, bytes: usize) -> Result<Vec<u8>, DeviceError> {
-        let mut to = vec![0; bytes];
-        self.download(from, offset, &mut to)?;
-        Ok(to)
+    fn mailbox(&mut self, bytes: usize) -> Result<Buffer, DeviceError> {
+        // Of the host's memory, not of the device's.
+        let mut mailbox = Buffer::new(bytes);
+        self.zero(&mut mailbox, 0, bytes)?;
+        Ok(mailbox)
     }
 
-    fn finish_download(&mut self, transfer: Vec<u8>) -> Result<Vec<u8>, DeviceError> {
-        Ok(transfer)
+    fn memory<'a>(&self, mailbox: &'a Buffer) -> &'a Buffer {
+        mailbox
+    }
+
+    fn put(&mut self, mailbox: &mut Buffer, offset: usize, bytes: &[u8]) -> Result<(), DeviceError> {
+        mailbox.write(offset, bytes);
+        Ok(())
+    }
+
+    fn post(&mut self, _: &mut Buffer) -> Result<(), DeviceError> {
+        Ok(())
+    }
+
+    fn collect(&mut self, mailbox: &Buffer, offset: usize, to: &mut [u8]) -> Result<(), DeviceError> {
+        self.download(mailbox, offset, to)
     }
 
     unsafe fn launch(&mut self, launch: &Launch<'_, Buffer>) -> Result<(), DeviceError> {

@@ -36,13 +36,13 @@ const SLOTS: usize = UNDER_WAY + 1;
 pub struct DeviceEngine<D: Device> {
     // The device is dropped last: buffers and graphs are its own.
     step: CudaStep<D>,
-    begun: VecDeque<Begun<D>>,
+    begun: VecDeque<Begun>,
     shared: SharedDevice<D>,
 }
 
 /// A step under way.
-struct Begun<D: Device> {
-    pending: Pending<D>,
+struct Begun {
+    pending: Pending,
     /// The batch buffer that it reads.
     slot: usize,
     schedule: Schedule,

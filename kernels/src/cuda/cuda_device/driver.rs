@@ -298,10 +298,12 @@ impl Drop for Event {
     }
 }
 
-/// Memory of the device.
+/// Memory that kernels use: the device's, or a mailbox' of the host.
 #[derive(Debug)]
 pub struct CudaBuffer {
     context: Arc<Context>,
+    /// The host's memory that it is.
+    pinned: Option<Pinned>,
     pub(super) pointer: sys::CUdeviceptr,
     pub(super) bytes: usize,
     /// The number of the last operation that uses it.
@@ -313,7 +315,15 @@ impl CudaBuffer {
     pub(super) fn new(context: &Arc<Context>, bytes: usize) -> Result<CudaBuffer, DriverError> {
         // SAFETY: what is there before the first write is read by nobody, or poison in a check.
         let pointer = unsafe { result::malloc_sync(bytes.max(1)) }?;
-        Ok(CudaBuffer { context: context.clone(), pointer, bytes, last_use: Arc::new(AtomicU64::new(0)) })
+        let last_use = Arc::new(AtomicU64::new(0));
+        Ok(CudaBuffer { context: context.clone(), pinned: None, pointer, bytes, last_use })
+    }
+
+    /// The host's memory as kernels see it.
+    fn of_host(pinned: Pinned) -> CudaBuffer {
+        let (pointer, bytes) = (pinned.device_pointer(), pinned.bytes);
+        let (context, last_use) = (pinned.context.clone(), Arc::new(AtomicU64::new(0)));
+        CudaBuffer { context, pinned: Some(pinned), pointer, bytes, last_use }
     }
 
     /// Its size in bytes.
@@ -333,7 +343,7 @@ impl CudaBuffer {
 
 impl Drop for CudaBuffer {
     fn drop(&mut self) {
-        if self.context.settle().is_ok() {
+        if self.pinned.is_none() && self.context.settle().is_ok() {
             // SAFETY: it is alive and not used after this; freeing waits for the device's work.
             let _ = unsafe { result::free_sync(self.pointer) };
         }
@@ -381,8 +391,41 @@ impl Pinned {
 impl Drop for Pinned {
     fn drop(&mut self) {
         if self.context.bind().is_ok() {
-            // SAFETY: it is alive and not used after this, by the device neither: `Staging` has waited.
+            // SAFETY: it is alive and not used after this, by the device neither: its owner has waited.
             let _ = unsafe { result::free_host(self.pointer) };
+        }
+    }
+}
+
+/// Pinned memory that kernels use where it lies, and the end of the work that does. Dropping it waits for that work.
+#[derive(Debug)]
+pub struct CudaMailbox {
+    pub(super) memory: CudaBuffer,
+    pub(super) left: Event,
+}
+
+impl CudaMailbox {
+    pub(super) fn new(context: &Arc<Context>, bytes: usize) -> Result<CudaMailbox, DeviceError> {
+        let memory = CudaBuffer::of_host(Pinned::new(context, bytes)?);
+        Ok(CudaMailbox { memory, left: Event::new(context, false)? })
+    }
+
+    /// Its bytes; no queued work uses them.
+    pub(super) fn bytes(&self) -> &[u8] {
+        self.memory.pinned.as_ref().expect("a mailbox is the host's memory").bytes()
+    }
+
+    /// The same.
+    pub(super) fn bytes_mut(&mut self) -> &mut [u8] {
+        self.memory.pinned.as_mut().expect("a mailbox is the host's memory").bytes_mut()
+    }
+}
+
+impl Drop for CudaMailbox {
+    fn drop(&mut self) {
+        if self.memory.context.bind().is_ok() {
+            // After an error of the device no work is under way.
+            let _ = self.left.synchronize();
         }
     }
 }

@@ -20,8 +20,8 @@ use std::sync::atomic::{AtomicU64, Ordering};
 use cudarc::driver::{result, sys};
 
 use blas::Blas;
-pub use driver::CudaBuffer;
-use driver::{Context, Staging, Stream, cuda_version, failed};
+use driver::{Context, Stream, cuda_version, failed};
+pub use driver::{CudaBuffer, CudaMailbox};
 use environment::Environment;
 use modules::Modules;
 pub use screen::ScreenKernel;
@@ -35,11 +35,6 @@ use super::cubin_cache::CubinCache;
 use super::device::{Argument, Device, DeviceError, Factor, Gemm, Launch, Properties, Screen};
 use super::libraries::{self, ToolkitLibrary};
 use super::nvrtc::{self, Waits};
-
-/// Bytes of the smallest pinned place for a download, and how many places are kept: two steps under way for each of so
-/// many engines that share the device.
-const SMALLEST_PLACE: usize = 4096;
-const PLACES: usize = 64;
 
 /// How a [`CudaDevice`] is set up.
 #[derive(Debug, Clone)]
@@ -75,8 +70,6 @@ pub struct CudaDevice {
     modules: Modules,
     uploads: Uploads,
     timing: Option<Timing>,
-    /// Pinned places of finished downloads: pinning memory and letting it go takes the driver longer than a step.
-    places: Vec<Staging>,
     /// In a check build.
     watch: Option<Watch>,
     compute: Stream,
@@ -95,13 +88,6 @@ pub struct CudaDevice {
 struct Recording {
     uses: Vec<Arc<AtomicU64>>,
     operations: Vec<&'static str>,
-}
-
-/// A download under way.
-#[derive(Debug)]
-pub struct CudaTransfer {
-    place: Staging,
-    bytes: usize,
 }
 
 /// Recorded work.
@@ -161,7 +147,6 @@ impl CudaDevice {
             modules,
             uploads: Uploads::new(&context)?,
             timing: None,
-            places: Vec::new(),
             watch,
             compute,
             properties,
@@ -296,7 +281,7 @@ fn check_matrix(
 
 impl Device for CudaDevice {
     type Buffer = CudaBuffer;
-    type Transfer = CudaTransfer;
+    type Mailbox = CudaMailbox;
     type Graph = CudaGraph;
 
     fn properties(&self) -> &Properties {
@@ -370,42 +355,34 @@ impl Device for CudaDevice {
         })
     }
 
-    fn start_download(
-        &mut self,
-        from: &CudaBuffer,
-        offset: usize,
-        bytes: usize,
-    ) -> Result<CudaTransfer, DeviceError> {
-        check_range("a download", from, offset, bytes)?;
+    fn mailbox(&mut self, bytes: usize) -> Result<CudaMailbox, DeviceError> {
         self.context.bind()?;
-        let fitting = self.places.iter().position(|place| place.memory.bytes().len() >= bytes);
-        let mut place = match fitting {
-            Some(place) => self.places.swap_remove(place),
-            None => Staging::new(&self.context, bytes.next_multiple_of(SMALLEST_PLACE))?,
-        };
-        // SAFETY: the range is within the buffer; the transfer owns the memory, and dropping it waits for the copy.
-        unsafe {
-            result::memcpy_dtoh_async(
-                &mut place.memory.bytes_mut()[..bytes],
-                from.pointer + offset as u64,
-                self.compute.handle,
-            )
-        }
-        .map_err(failed(format!("copying {bytes} bytes from the device")))?;
-        self.operations += 1;
-        from.used_at(self.operations);
-        place.copied.record(&self.compute)?;
-        Ok(CudaTransfer { place, bytes })
+        CudaMailbox::new(&self.context, bytes)
     }
 
-    fn finish_download(&mut self, transfer: CudaTransfer) -> Result<Vec<u8>, DeviceError> {
+    fn memory<'a>(&self, mailbox: &'a CudaMailbox) -> &'a CudaBuffer {
+        &mailbox.memory
+    }
+
+    fn put(&mut self, mailbox: &mut CudaMailbox, offset: usize, bytes: &[u8]) -> Result<(), DeviceError> {
+        check_range("a letter", &mailbox.memory, offset, bytes.len())?;
         self.context.bind()?;
-        self.explained(transfer.place.copied.synchronize())?;
-        let bytes = transfer.place.memory.bytes()[..transfer.bytes].to_vec();
-        if self.places.len() < PLACES {
-            self.places.push(transfer.place);
-        }
-        Ok(bytes)
+        self.explained(mailbox.left.synchronize())?;
+        mailbox.bytes_mut()[offset..][..bytes.len()].copy_from_slice(bytes);
+        Ok(())
+    }
+
+    fn post(&mut self, mailbox: &mut CudaMailbox) -> Result<(), DeviceError> {
+        self.context.bind()?;
+        mailbox.left.record(&self.compute)
+    }
+
+    fn collect(&mut self, mailbox: &CudaMailbox, offset: usize, to: &mut [u8]) -> Result<(), DeviceError> {
+        check_range("a letter", &mailbox.memory, offset, to.len())?;
+        self.context.bind()?;
+        self.explained(mailbox.left.synchronize())?;
+        to.copy_from_slice(&mailbox.bytes()[offset..][..to.len()]);
+        Ok(())
     }
 
     unsafe fn launch(&mut self, launch: &Launch<'_, CudaBuffer>) -> Result<(), DeviceError> {
