@@ -125,7 +125,8 @@ pub(crate) struct SourceArguments {
     /// Text: a hub id, file, folder or glob (.txt, .jsonl, .ndjson, also .gz and .zst; .parquet), or - for
     /// standard input. Or tokens: .bin (u16 or u32) and .npy [n], in which each BOS begins a document; .npy
     /// [contexts, T], contexts that are taken as they are. Lines of JSON and texts in parquet may have 256 MiB, plain text
-    /// any length; longer ones are counted and left out, like what cannot be read. Repeatable
+    /// any length, but no 8 MiB without a place where the tokenizer splits it; what is longer is counted and left out, like
+    /// what cannot be read. Repeatable
     #[arg(long, value_name = "ID|PATH|GLOB|-", default_value = "Skylion007/openwebtext")]
     pub(crate) dataset: Vec<String>,
     /// Name of the text in JSON lines and parquet

@@ -6,7 +6,8 @@
 //!     cfg.json  sae_weights.safetensors  sparsity.safetensors     the autoencoder
 //!     training.safetensors    first.* and second.*: Adam's moments, matrices as [F, d]
 //!                             window [batches, F] uint32, steps_since_fired [F] uint64
-//!     training.json           the step, and on a GPU what decides whether steps are dense or sparse
+//!     training.json           the step, how many lines of the log are of the time before, and on a GPU what decides whether
+//!                             steps are dense or sparse
 //!     SHA256SUMS              of these files
 //! ```
 
@@ -30,15 +31,19 @@ const STEP_FILE: &str = "training.json";
 struct Training {
     step: u64,
     #[serde(default, skip_serializing_if = "Option::is_none")]
+    logged_lines: Option<u64>,
+    #[serde(default, skip_serializing_if = "Option::is_none")]
     path_choice: Option<PathChoice>,
 }
 
-/// Writes the checkpoint `folder`, whole or not at all. `sae` holds the weights of `state`.
-pub(crate) fn save(folder: &Path, sae: &Sae, state: &EngineState) -> Result<()> {
+/// Writes the checkpoint `folder`, whole or not at all. `sae` holds the weights of `state`; the log beside it, if there is
+/// one, has `logged_lines` lines.
+pub(crate) fn save(folder: &Path, sae: &Sae, state: &EngineState, logged_lines: Option<u64>) -> Result<()> {
     let written: Result<(), sae::Error> = durable_files::replace_folder(folder, |new| {
         sae.write_into(new)?;
         write_tensors(&new.join(TENSORS_FILE), sae.config.d_in, state)?;
-        let training = Training { step: state.step, path_choice: state.path_choice.clone() };
+        let path_choice = state.path_choice.clone();
+        let training = Training { step: state.step, logged_lines, path_choice };
         let training = serde_json::to_vec(&training).expect("numbers are plain data");
         let path = new.join(STEP_FILE);
         fs::write(&path, training).map_err(sae::Error::io("write", path))?;
@@ -71,12 +76,24 @@ pub(crate) fn load_newest(folders: &[PathBuf], spec: &StepSpec) -> Result<(usize
     bail!("{}. There is no checkpoint to go on from: start the run anew in another --out", reasons.join("; "))
 }
 
+/// How many lines of the log are of the time up to the step of the checkpoint `folder`, and that step; `None` where an
+/// older version did not note it.
+///
+/// # Errors
+/// Where the checkpoint is damaged.
+pub(crate) fn logged_lines(folder: &Path) -> Result<Option<(u64, u64)>> {
+    let text = CheckedFolder::open(folder)?.read(STEP_FILE)?;
+    let training: Training = serde_json::from_slice(&text)
+        .with_context(|| format!("{} is damaged", foreign_path(&folder.join(STEP_FILE))))?;
+    Ok(training.logged_lines.map(|lines| (training.step, lines)))
+}
+
 /// Reads the checkpoint `folder` of a run with steps as `spec` says.
 fn load(folder: &Path, spec: &StepSpec) -> Result<EngineState> {
     let files = CheckedFolder::open(folder)?;
     let path = folder.join(STEP_FILE);
     let text = files.read(STEP_FILE)?;
-    let Training { step, path_choice } =
+    let Training { step, path_choice, .. } =
         serde_json::from_slice(&text).with_context(|| format!("{} is damaged", foreign_path(&path)))?;
 
     let Sae { weights, .. } = Sae::load(folder)?;

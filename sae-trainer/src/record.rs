@@ -245,6 +245,9 @@ pub(crate) struct Summary {
     pub(crate) steps: u64,
     /// Rows trained on, those of later passes over the store included.
     pub(crate) tokens: u64,
+    /// Lines of `metrics.jsonl`; not noted by older versions.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub(crate) logged_lines: Option<u64>,
     /// Of the process that finished the run: what it trained, and how fast.
     pub(crate) session: Session,
     pub(crate) evaluation: EvaluationRecord,

@@ -269,7 +269,7 @@ impl Run {
         let mut name = self.folder.path().file_name()?.to_owned();
         name.push(format!(".rescued-step-{:08}", self.step));
         let beside = self.folder.path().with_file_name(name);
-        let save = || checkpoint::save(&beside, &self.current_sae()?, &self.engine.state()?);
+        let save = || checkpoint::save(&beside, &self.current_sae()?, &self.engine.state()?, None);
         (!beside.exists() && save().is_ok()).then_some(beside)
     }
 
@@ -345,6 +345,7 @@ impl Run {
             batch: settings.step.batch,
             steps: self.step,
             tokens: self.step * settings.step.batch as u64,
+            logged_lines: Some(self.folder.logged_lines()),
             session,
             evaluation,
         }

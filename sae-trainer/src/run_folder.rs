@@ -131,6 +131,8 @@ pub(crate) struct RunFolder {
     metrics: File,
     /// Lines of `metrics.jsonl` that could not be written yet.
     unwritten: String,
+    /// Lines of `metrics.jsonl`, those included.
+    logged_lines: u64,
     lock: File,
 }
 
@@ -180,7 +182,7 @@ impl RunFolder {
             .create(true)
             .open(&metrics)
             .with_context(|| format!("cannot write {}", foreign_path(&metrics)))?;
-        Ok(RunFolder { path: path.to_path_buf(), metrics, unwritten: String::new(), lock })
+        Ok(RunFolder { path: path.to_path_buf(), metrics, unwritten: String::new(), logged_lines: 0, lock })
     }
 
     pub(crate) fn path(&self) -> &Path {
@@ -206,7 +208,13 @@ impl RunFolder {
         self.check_there()?;
         let line = durable_files::sealed_line(record) + "\n";
         self.unwritten.push_str(&line);
+        self.logged_lines += 1;
         self.write_lines()
+    }
+
+    /// Lines of `metrics.jsonl`.
+    pub(crate) fn logged_lines(&self) -> u64 {
+        self.logged_lines
     }
 
     /// Writes the lines that are still to be written: again all of them where the disk took a part. A checkpoint is only
@@ -229,22 +237,23 @@ impl RunFolder {
     /// Takes back what `metrics.jsonl` says about anything after `step`: lines that a killed process
     /// wrote after its last checkpoint, and the evaluation of a run that is being lengthened.
     pub(crate) fn forget_after(&mut self, step: u64) -> Result<()> {
-        #[derive(Deserialize)]
-        struct Line {
-            kind: String,
-            step: u64,
-        }
         let path = self.path.join(METRICS);
+        let lines = logged_lines(&self.path)?;
+        for checkpoint in checkpoints(&self.path)?.into_iter().filter(|(of, _)| *of == step) {
+            let known = checkpoint::logged_lines(&checkpoint.1)?;
+            if let Some(gap) = known.and_then(|(step, expected)| gap(&lines, step, expected)) {
+                terminal::say!("{}: {gap}; the run goes on without them", foreign_path(&path));
+            }
+        }
         let mut kept = Vec::new();
-        for (at, line) in logged_lines(&self.path)?.into_iter().enumerate() {
+        self.logged_lines = 0;
+        for (at, line) in lines.into_iter().enumerate() {
             let text = match line {
-                Ok(LoggedLine { text, .. }) => {
-                    let Line { kind, step: of } =
-                        serde_json::from_slice(&text).with_context(|| not_a_log(&path, at))?;
-                    if of > step || (of == step && kind != "step") {
+                Ok(line) => {
+                    if !line.moment().with_context(|| not_a_log(&path, at))?.is_before(step) {
                         break;
                     }
-                    text
+                    line.text
                 }
                 // Of which step it was is not known; whoever finds it later is better off than without it.
                 Err(line) => {
@@ -254,6 +263,7 @@ impl RunFolder {
             };
             kept.extend_from_slice(&text);
             kept.push(b'\n');
+            self.logged_lines += 1;
         }
         durable_files::replace_file(&path, &kept)?;
         self.metrics = File::options()
@@ -291,7 +301,7 @@ impl RunFolder {
         let metrics = self.path.join(METRICS);
         self.metrics.sync_data().with_context(|| format!("cannot write {}", foreign_path(&metrics)))?;
         let folder = self.path.join(CHECKPOINTS).join(format!("step-{:08}", state.step));
-        checkpoint::save(&folder, sae, state)?;
+        checkpoint::save(&folder, sae, state, Some(self.logged_lines))?;
         let mut checkpoints = checkpoints(&self.path)?;
         checkpoints.truncate(checkpoints.len().saturating_sub(keep));
         for (_, old) in checkpoints {
@@ -393,7 +403,12 @@ pub(crate) fn logged_steps(folder: &Path) -> Result<Vec<LoggedStep>> {
     }
     let path = folder.join(METRICS);
     let mut steps = Vec::new();
-    for (at, line) in logged_lines(folder)?.into_iter().enumerate() {
+    let lines = logged_lines(folder)?;
+    let expected = summary(folder)?.and_then(|summary| summary.logged_lines);
+    if let Some(expected) = expected.filter(|expected| *expected != lines.len() as u64) {
+        terminal::say!("{}: {} lines, where {expected} were written", foreign_path(&path), lines.len());
+    }
+    for (at, line) in lines.into_iter().enumerate() {
         let text = match line {
             Ok(line) => line.text,
             Err(line) => {
@@ -423,6 +438,39 @@ pub(crate) struct LoggedLine {
     text: Vec<u8>,
     /// It carries a checksum.
     pub(crate) is_sealed: bool,
+}
+
+/// Of when a line is.
+#[derive(Debug, Deserialize)]
+pub(crate) struct Moment {
+    kind: String,
+    step: u64,
+}
+
+impl Moment {
+    /// Whether the line was written before the checkpoint of `step`.
+    fn is_before(&self, step: u64) -> bool {
+        self.step < step || (self.step == step && self.kind == "step")
+    }
+}
+
+impl LoggedLine {
+    fn moment(&self) -> serde_json::Result<Moment> {
+        serde_json::from_slice(&self.text)
+    }
+}
+
+/// What is missing of a log's `lines` if `expected` of them were there at the checkpoint of `step`. Of damaged lines nobody
+/// knows of when they are: where there are some, they may be the missing ones.
+pub(crate) fn gap(lines: &[Result<LoggedLine, DamagedLine>], step: u64, expected: u64) -> Option<String> {
+    let is_before = |line: &LoggedLine| line.moment().is_ok_and(|moment| moment.is_before(step));
+    let sound = lines.iter().flatten().filter(|line| is_before(line)).count() as u64;
+    let damaged = lines.iter().filter(|line| line.is_err()).count() as u64;
+    (sound > expected || sound + damaged < expected).then(|| {
+        format!(
+            "{sound} lines up to step {step}, where {expected} were written: some are missing or there twice"
+        )
+    })
 }
 
 /// A line of `metrics.jsonl` that is not what was written.

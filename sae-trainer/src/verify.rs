@@ -9,7 +9,11 @@ use serde_json::{Value, json};
 use terminal::foreign_path;
 
 use crate::arguments::VerifyArguments;
-use crate::run_folder::{CONFIG, METRICS, SAE, SUMMARY, checkpoint_folders, logged_lines};
+use crate::checkpoint;
+use crate::run_folder::{
+    CONFIG, DamagedLine, LoggedLine, METRICS, SAE, SUMMARY, checkpoint_folders, checkpoints, gap,
+    logged_lines, summary,
+};
 use crate::sweep::SWEEP;
 
 /// A file and what became of it.
@@ -96,8 +100,11 @@ fn sweep(folder: &Path) -> Result<Vec<Checked>> {
 
 fn run(folder: &Path) -> Result<Vec<Checked>> {
     let mut files = vec![sealed(folder.join(CONFIG))];
-    if folder.join(METRICS).exists() {
-        files.push((folder.join(METRICS), metrics(folder)));
+    let log = folder.join(METRICS);
+    if log.exists() {
+        files.push((log, metrics(folder)));
+    } else if !checkpoints(folder)?.is_empty() || folder.join(SUMMARY).exists() {
+        files.push((log, Condition::Damaged("it is missing, though the run has logged".into())));
     }
     for checkpoint in checkpoint_folders(folder)? {
         files.extend(check_folder(&checkpoint)?);
@@ -128,6 +135,18 @@ fn sealed(path: PathBuf) -> Checked {
     (path, condition)
 }
 
+/// Where the log has other lines than the newest checkpoint and the summary know of. (Where these are damaged, that is told
+/// of them.)
+fn gaps(folder: &Path, lines: &[Result<LoggedLine, DamagedLine>]) -> Vec<String> {
+    let newest = checkpoints(folder).ok().and_then(|mut all| all.pop());
+    let at_checkpoint = newest.and_then(|(_, path)| checkpoint::logged_lines(&path).ok().flatten());
+    let at_end = summary(folder).ok().flatten().and_then(|summary| summary.logged_lines);
+    // A log that was lengthened since is no damage: its summary is gone then.
+    let in_all = at_end.filter(|expected| *expected != lines.len() as u64);
+    let gap = at_checkpoint.and_then(|(step, expected)| gap(lines, step, expected));
+    gap.into_iter().chain(in_all.map(|expected| format!("{} lines of {expected}", lines.len()))).collect()
+}
+
 /// `metrics.jsonl`, whose lines have a checksum each.
 fn metrics(folder: &Path) -> Condition {
     let lines = match logged_lines(folder) {
@@ -139,8 +158,9 @@ fn metrics(folder: &Path) -> Condition {
         .enumerate()
         .filter_map(|(at, line)| Some(format!("line {}: {}", at + 1, line.as_ref().err()?)))
         .collect();
-    match damaged.is_empty() {
-        false => Condition::Damaged(damaged.join("; ")),
+    let gaps = gaps(folder, &lines);
+    match damaged.is_empty() && gaps.is_empty() {
+        false => Condition::Damaged([damaged, gaps].concat().join("; ")),
         true if lines.iter().flatten().all(|line| line.is_sealed) => Condition::Sound,
         true => Condition::Unchecked,
     }

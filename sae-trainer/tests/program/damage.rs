@@ -153,6 +153,46 @@ fn a_damaged_line_of_the_log_is_named_and_neither_drawn_nor_cut() {
 }
 
 #[test]
+fn lines_that_are_gone_from_the_log_are_missed() {
+    let place = setting();
+    let metrics = place.path("run/metrics.jsonl");
+    let whole = fs::read_to_string(&metrics).unwrap();
+    let lines: Vec<&str> = whole.split_inclusive('\n').collect();
+    let others = [
+        (
+            "a line of the middle",
+            lines[..2].concat() + &lines[3..].concat(),
+            "8 lines up to step 40, where 9 were written",
+        ),
+        ("the last one", lines[..lines.len() - 1].concat(), "9 lines of 10"),
+        (
+            "one that is there twice",
+            lines[..3].concat() + &lines[2..].concat(),
+            "10 lines up to step 40, where 9 were written",
+        ),
+        ("all", String::new(), "0 lines up to step 40, where 9 were written"),
+    ];
+    for (what, text_left, told) in others {
+        fs::write(&metrics, text_left).unwrap();
+        let output = place.command("verify run").output().unwrap();
+        let found = text(&output.stdout);
+        assert_eq!(output.status.code(), Some(1), "{what}: {found}");
+        assert!(found.contains("damaged    run/metrics.jsonl") && found.contains(told), "{what}: {found}");
+    }
+    let drawn = text(&place.run("compare run --plot run.svg").stderr);
+    assert!(drawn.contains("run/metrics.jsonl: 0 lines, where 10 were written"), "{drawn}");
+    fs::remove_file(&metrics).unwrap();
+    let output = place.command("verify run").output().unwrap();
+    assert!(text(&output.stdout).contains("damaged    run/metrics.jsonl: it is missing"));
+
+    let told = text(&place.run("--resume --out run --steps 60 --log-every 5").stderr);
+    assert!(told.contains("run/metrics.jsonl: 0 lines up to step 40, where 9 were written"), "{told}");
+    assert_eq!(place.sae_bytes("run"), place.sae_bytes("straight"));
+    // From here on it is the log of a run.
+    assert!(text(&place.run("verify run").stdout).contains(" 0 damaged, 0 unchecked"));
+}
+
+#[test]
 fn verify_names_every_file_and_its_condition() {
     let place = setting();
     place.run(&format!("sweep {RUN} --steps 5 --lr 1e-3,1e-4 --out sweep"));

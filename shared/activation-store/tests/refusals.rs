@@ -80,6 +80,37 @@ fn a_store_of_another_dump_is_left_alone_and_the_differences_are_named() {
 }
 
 #[test]
+fn a_dump_that_stored_nothing_is_in_nobodys_way() {
+    let dir = tempfile::tempdir().unwrap();
+    let (spec, mut other) = (small_spec(40), small_spec(40));
+    drop(open(dir.path(), &spec).unwrap());
+    other.seed = 99;
+    let writer = open(dir.path(), &other).unwrap();
+    assert_eq!(writer.contexts_done(), 0);
+    drop(writer);
+    write_store(dir.path(), &other, 10);
+    assert_eq!(Store::open(dir.path()).unwrap().spec().seed, 99);
+    // Something that is no store's makes it one that is left alone.
+    let dir = tempfile::tempdir().unwrap();
+    drop(open(dir.path(), &spec).unwrap());
+    fs::write(dir.path().join("notes"), "text").unwrap();
+    assert!(matches!(open(dir.path(), &other), Err(StoreError::Mismatch { .. })));
+}
+
+#[test]
+fn a_store_ends_with_the_command_line_that_ended_it() {
+    let dir = tempfile::tempdir().unwrap();
+    let spec = small_spec(40);
+    let mut writer = open(dir.path(), &spec).unwrap();
+    append_all(&mut writer, &spec, 10).unwrap();
+    drop(writer);
+    let mut other = spec;
+    other.provenance.command_line = "dump --threads 8".to_owned();
+    write_store(dir.path(), &other, 10);
+    assert_eq!(Store::open(dir.path()).unwrap().spec().provenance.command_line, "dump --threads 8");
+}
+
+#[test]
 fn a_folder_of_other_files_is_left_alone() {
     let dir = tempfile::tempdir().unwrap();
     fs::write(dir.path().join("thesis.tex"), "text").unwrap();

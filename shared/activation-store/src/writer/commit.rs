@@ -124,7 +124,6 @@ pub(super) fn complete(
 }
 
 /// The text of the group's metadata: of a new store, or of a finished one with its rows, contexts and clipped values.
-/// A resumed store keeps the command line that it was begun with.
 pub(super) fn group_text(spec: &StoreSpec, finished: Option<(u64, u64, u64)>) -> Vec<u8> {
     let (rows, contexts, clipped) = finished.unwrap_or_default();
     let attributes = Attributes {

@@ -131,16 +131,15 @@ impl StoreWriter {
         // Read again: until the lock was ours, another process may have written here.
         let existing = matching_attributes(dir, spec)?;
         let disk = Disk::new(dir, existing.is_some(), options.disk_hook.clone())?;
-        let spec = match &existing {
-            Some(attributes) => attributes.specification.clone(),
-            None => {
-                disk.publish(ZARR_JSON, &[&commit::group_text(spec, None)])?;
-                spec.clone()
+        match existing {
+            None => disk.publish(ZARR_JSON, &[&commit::group_text(spec, None)]).map(drop)?,
+            Some(attributes) if attributes.complete => {
+                return Ok(Self::of_complete_store(dir, attributes, lock));
             }
-        };
-        if let Some(attributes) = existing.filter(|attributes| attributes.complete) {
-            return Ok(Self::of_complete_store(dir, spec, &attributes, lock));
+            // Nothing vouches for its command line, the one thing that may differ: the store notes the one that ends it.
+            Some(_) => {}
         }
+        let spec = spec.clone();
 
         let resumption = Resumption::read(dir, &spec, Look::Bytes)?;
         let journal_path = dir.join(JOURNAL);
@@ -174,8 +173,9 @@ impl StoreWriter {
         })
     }
 
-    fn of_complete_store(dir: &Path, spec: StoreSpec, attributes: &Attributes, lock: Lock) -> StoreWriter {
+    fn of_complete_store(dir: &Path, attributes: Attributes, lock: Lock) -> StoreWriter {
         let end = Position { contexts: attributes.contexts, positions: 0 };
+        let spec = attributes.specification;
         StoreWriter {
             dir: dir.to_path_buf(),
             rounding: rounding(&spec),
@@ -410,11 +410,15 @@ pub(crate) fn contexts_done(dir: &Path, spec: &StoreSpec) -> u64 {
     Resumption::read(dir, spec, Look::Sizes).map_or(0, |resumption| resumption.contexts)
 }
 
-/// The attributes of the store in `dir`, if there is one and it is of this dump.
+/// The attributes of the store in `dir`, if there is one and it is of this dump. One of another dump that was stopped before
+/// it stored anything is none.
 fn matching_attributes(dir: &Path, spec: &StoreSpec) -> Result<Option<Attributes>> {
     let existing = resume::existing_attributes(dir)?;
     if let Some(attributes) = &existing {
         let differences = attributes.specification.differences(spec);
+        if !differences.is_empty() && !attributes.complete && resume::holds_nothing(dir)? {
+            return Ok(None);
+        }
         if !differences.is_empty() {
             return Err(StoreError::Mismatch { dir: dir.to_path_buf(), differences });
         }

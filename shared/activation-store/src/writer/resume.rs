@@ -43,6 +43,25 @@ pub(crate) fn existing_attributes(dir: &Path) -> Result<Option<Attributes>> {
     }
 }
 
+/// Whether nothing is in the unfinished store `dir` but its metadata: no line of a journal, no file of an array.
+pub(crate) fn holds_nothing(dir: &Path) -> Result<bool> {
+    let error = StoreError::io("read", dir);
+    let entries = fs::read_dir(dir).and_then(Iterator::collect::<std::io::Result<Vec<_>>>).map_err(error)?;
+    for entry in entries {
+        let is_nothing = match entry.file_name().to_str() {
+            Some(ZARR_JSON) => true,
+            Some(LOCK) => is_lock(&entry.path()),
+            Some(UNFINISHED) => holds_unfinished_only(&entry.path())?,
+            Some(JOURNAL) => entry.metadata().is_ok_and(|journal| journal.len() == 0),
+            _ => false,
+        };
+        if !is_nothing {
+            return Ok(false);
+        }
+    }
+    Ok(true)
+}
+
 /// Reads the attributes out of the text of a store's `zarr.json`.
 pub(crate) fn parse_attributes(dir: &Path, text: &[u8]) -> Result<Attributes> {
     let path = dir.join(ZARR_JSON);
