@@ -131,8 +131,9 @@ pub(crate) struct RunFolder {
     metrics: File,
     /// Lines of `metrics.jsonl` that could not be written yet.
     unwritten: String,
-    /// Lines of `metrics.jsonl`, those included.
-    logged_lines: u64,
+    /// Of when the lines of `metrics.jsonl` are, those included; of damaged ones that is not known.
+    logged: Vec<Moment>,
+    damaged_lines: u64,
     lock: File,
 }
 
@@ -182,7 +183,8 @@ impl RunFolder {
             .create(true)
             .open(&metrics)
             .with_context(|| format!("cannot write {}", foreign_path(&metrics)))?;
-        Ok(RunFolder { path: path.to_path_buf(), metrics, unwritten: String::new(), logged_lines: 0, lock })
+        let (unwritten, logged) = (String::new(), Vec::new());
+        Ok(RunFolder { path: path.to_path_buf(), metrics, unwritten, logged, damaged_lines: 0, lock })
     }
 
     pub(crate) fn path(&self) -> &Path {
@@ -208,13 +210,13 @@ impl RunFolder {
         self.check_there()?;
         let line = durable_files::sealed_line(record) + "\n";
         self.unwritten.push_str(&line);
-        self.logged_lines += 1;
+        self.logged.push(serde_json::from_str(&line).expect("every record has a kind and a step"));
         self.write_lines()
     }
 
     /// Lines of `metrics.jsonl`.
     pub(crate) fn logged_lines(&self) -> u64 {
-        self.logged_lines
+        self.logged.len() as u64 + self.damaged_lines
     }
 
     /// Writes the lines that are still to be written: again all of them where the disk took a part. A checkpoint is only
@@ -246,24 +248,26 @@ impl RunFolder {
             }
         }
         let mut kept = Vec::new();
-        self.logged_lines = 0;
+        (self.logged, self.damaged_lines) = (Vec::new(), 0);
         for (at, line) in lines.into_iter().enumerate() {
             let text = match line {
                 Ok(line) => {
-                    if !line.moment().with_context(|| not_a_log(&path, at))?.is_before(step) {
+                    let moment = line.moment().with_context(|| not_a_log(&path, at))?;
+                    if !moment.is_before(step) {
                         break;
                     }
+                    self.logged.push(moment);
                     line.text
                 }
                 // Of which step it was is not known; whoever finds it later is better off than without it.
                 Err(line) => {
                     terminal::say!("{}; the line is kept as it is", damaged_line(&path, at, &line));
+                    self.damaged_lines += 1;
                     line.text
                 }
             };
             kept.extend_from_slice(&text);
             kept.push(b'\n');
-            self.logged_lines += 1;
         }
         durable_files::replace_file(&path, &kept)?;
         self.metrics = File::options()
@@ -301,7 +305,9 @@ impl RunFolder {
         let metrics = self.path.join(METRICS);
         self.metrics.sync_data().with_context(|| format!("cannot write {}", foreign_path(&metrics)))?;
         let folder = self.path.join(CHECKPOINTS).join(format!("step-{:08}", state.step));
-        checkpoint::save(&folder, sae, state, Some(self.logged_lines))?;
+        // Where a later line could not be written, the state is that of before.
+        let before = self.logged.iter().filter(|moment| moment.is_before(state.step)).count() as u64;
+        checkpoint::save(&folder, sae, state, Some(before + self.damaged_lines))?;
         let mut checkpoints = checkpoints(&self.path)?;
         checkpoints.truncate(checkpoints.len().saturating_sub(keep));
         for (_, old) in checkpoints {

@@ -11,10 +11,10 @@ use terminal::foreign_path;
 use crate::arguments::VerifyArguments;
 use crate::checkpoint;
 use crate::run_folder::{
-    CONFIG, DamagedLine, LoggedLine, METRICS, SAE, SUMMARY, checkpoint_folders, checkpoints, gap,
-    logged_lines, summary,
+    CONFIG, DamagedLine, LoggedLine, METRICS, RunConfig, SAE, SUMMARY, checkpoint_folders, checkpoints, gap,
+    is_empty, logged_lines, summary,
 };
-use crate::sweep::SWEEP;
+use crate::sweep::{SWEEP, SweepRecord};
 
 /// A file and what became of it.
 type Checked = (PathBuf, Condition);
@@ -80,20 +80,34 @@ fn check(folder: &Path) -> Result<Vec<Checked>> {
     Ok(Vec::new())
 }
 
-/// The points are found by their folders: `sweep.json` may be what is damaged.
+/// Points are found by their folders, as `sweep.json` may be what is damaged, and by that.
 fn sweep(folder: &Path) -> Result<Vec<Checked>> {
+    let record = SweepRecord::read(folder).ok().flatten();
+    let known = |path: &Path| {
+        let points = record.as_ref().map_or(&[][..], |record| &record.points);
+        points.iter().find(|point| folder.join(&point.name) == path)
+    };
     let mut files = vec![sealed(folder.join(SWEEP))];
     let error = || format!("cannot read {}", foreign_path(folder));
     let mut points = Vec::new();
     for entry in fs::read_dir(folder).with_context(error)? {
         let path = entry.with_context(error)?.path();
-        if path.join(CONFIG).exists() {
+        if path.join(CONFIG).exists() || (known(&path).is_some() && !is_empty(&path)?) {
             points.push(path);
         }
     }
     points.sort();
     for point in points {
-        files.extend(run(&point)?);
+        let own = match (known(&point), RunConfig::read(&point)) {
+            (Some(record), Ok(Some(config))) => record.check_own(&point, &config),
+            _ => Ok(()),
+        };
+        let mut of_run = run(&point)?;
+        if let Err(error) = own {
+            // The configuration is the first of a run's files.
+            of_run[0].1 = Condition::Damaged(format!("{error:#}"));
+        }
+        files.extend(of_run);
     }
     Ok(files)
 }

@@ -9,10 +9,10 @@ use serde_json::Value;
 /// Files by name below a folder; a folder in which nothing lies has a name that ends with a slash.
 pub(crate) type Contents = BTreeMap<String, Vec<u8>>;
 
-/// Keys whose values the clock decides, and checksums over them.
+/// Keys whose values the clock decides, and checksums over them or over where the case took place.
 const VARYING: [&str; 3] = ["timing", "session", "crc32c"];
 /// The files that have such keys, one JSON value or one a line.
-const WITH_CLOCK: [&str; 3] = ["metrics.jsonl", "summary.json", "sweep.json"];
+const WITH_CLOCK: [&str; 4] = ["metrics.jsonl", "summary.json", "sweep.json", "config.json"];
 /// A line for each file of a folder: 64 digits, and its name.
 const SUMS: &str = "SHA256SUMS";
 /// Files that are there to be locked.
@@ -69,7 +69,9 @@ fn old_checkpoints(files: &Contents) -> Vec<String> {
     let mut later = names.iter().peekable();
     while let Some((folder, files)) = later.next() {
         let run = &folder[..folder.rfind("step-").expect("it is in the name")];
-        let is_followed = later.peek().is_some_and(|(next, of)| next.starts_with(run) && *of == files);
+        // A later one is whole too, but for a file that was removed on purpose.
+        let is_whole = |of: &Vec<&str>| files.iter().filter(|file| !of.contains(file)).count() <= 1;
+        let is_followed = later.peek().is_some_and(|(next, of)| next.starts_with(run) && is_whole(of));
         if is_followed || folder.ends_with(".damaged/") {
             old.push(folder.clone());
         }
@@ -106,10 +108,20 @@ pub(crate) fn difference(expected: &Contents, found: &Contents) -> Option<String
         found.keys().filter(|name| !expected.contains_key(*name)).map(|name| format!("{name} is left over"));
     let other = expected
         .iter()
-        .filter(|(name, bytes)| found.get(*name).is_some_and(|there| there != *bytes))
-        .map(|(name, _)| format!("{name} differs"));
+        .filter_map(|(name, bytes)| Some((name, bytes, found.get(name).filter(|there| *there != bytes)?)))
+        .map(|(name, bytes, there)| format!("{name} differs ({})", first_difference(bytes, there)));
     let all: Vec<String> = missing.chain(more).chain(other).take(5).collect();
     (!all.is_empty()).then(|| all.join(", "))
+}
+
+/// Some bytes of both from a little before the first that differs.
+fn first_difference(expected: &[u8], found: &[u8]) -> String {
+    let same = expected.iter().zip(found).take_while(|(a, b)| a == b).count();
+    let excerpt = |bytes: &[u8]| {
+        let (begin, end) = (same.saturating_sub(20).min(bytes.len()), bytes.len().min(same + 40));
+        bytes[begin..end].escape_ascii().to_string()
+    };
+    format!("at byte {same}: {}, not {}", excerpt(found), excerpt(expected))
 }
 
 /// `contents` without the remains of writers that were stopped, `.NAME.unfinished`.

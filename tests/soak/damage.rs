@@ -9,7 +9,7 @@ use rand_chacha::ChaCha8Rng;
 
 use crate::commands::{ARTIFACTS, Artifact, Gives, WRITERS};
 use crate::contents::{self, Contents, file_name};
-use crate::ground::{Place, Prepared, Results};
+use crate::ground::{Place, Prepared};
 use crate::process::{Ended, Outcome};
 use crate::tally::Counts;
 
@@ -25,6 +25,27 @@ impl Damage {
     /// Whether lines of a log are gone, or there twice: a run goes on without them, and says so.
     fn takes_log_lines(&self) -> bool {
         self.name.ends_with("metrics.jsonl") && !self.what.ends_with("flipped")
+    }
+
+    /// Whether a run that was killed could have left this: a log without lines after the newest checkpoint, no summary.
+    fn could_be_a_kill(&self, artifact: &Artifact, sound: &Contents) -> bool {
+        if self.bytes.is_none() && self.name.ends_with("summary.json") {
+            return true;
+        }
+        let Some(run) = self.name.strip_suffix("metrics.jsonl").filter(|_| artifact.tenths < 10) else {
+            return false;
+        };
+        let steps = sound.keys().filter_map(|name| {
+            let (step, _) = name.strip_prefix(run)?.strip_prefix("checkpoints/step-")?.split_once('/')?;
+            step.parse::<u64>().ok()
+        });
+        let newest = steps.max().unwrap_or(0);
+        let up_to_newest = |log: &[u8]| {
+            let lines = log.split(|&b| b == b'\n').map(<[u8]>::to_vec);
+            let step = |line: &[u8]| serde_json::from_slice::<serde_json::Value>(line).ok()?["step"].as_u64();
+            lines.filter(|line| step(line).is_some_and(|step| step <= newest)).collect::<Vec<_>>()
+        };
+        up_to_newest(self.bytes.as_deref().unwrap_or_default()) == up_to_newest(&sound[&self.name])
     }
 
     /// Whether it is in what a stopped writer left, which the next one removes and nobody reads.
@@ -45,6 +66,9 @@ pub(crate) fn flip(place: &Place<'_>, random: &mut ChaCha8Rng, counts: &mut Coun
 pub(crate) fn spoil(place: &Place<'_>, random: &mut ChaCha8Rng, counts: &mut Counts) -> Result<(), String> {
     let (artifact, prepared) = pick(place, random);
     let damage = spoilt_file(&prepared.files, random);
+    if damage.bytes.as_ref() == prepared.files.get(&damage.name) {
+        return Ok(()); // it was put in its own place, or is the same as another
+    }
     counts.add("files spoilt");
     seen_by_a_program(place, artifact, prepared, &damage, random, counts)
 }
@@ -115,8 +139,7 @@ fn seen_by_a_program(
     place.lay_out(&files, WRITERS[artifact.writer].result);
     let ended = place.run(reader.program, reader.line, None)?;
     let at = format!("{}: {}: `{} {}`", artifact.name, damage.what, reader.program, reader.line);
-    judge(place, artifact, which, damage, &prepared.results[which], &ended, counts)
-        .map_err(|error| format!("{at}: {error}"))
+    judge(place, artifact, which, damage, prepared, &ended, counts).map_err(|error| format!("{at}: {error}"))
 }
 
 fn judge(
@@ -124,11 +147,12 @@ fn judge(
     artifact: &Artifact,
     which: usize,
     damage: &Damage,
-    sound: &Results,
+    prepared: &Prepared,
     ended: &Ended,
     counts: &mut Counts,
 ) -> Result<(), String> {
     let reader = &artifact.readers[which];
+    let (sound, sound_files) = (&prepared.results[which], &prepared.files);
     match ended.outcome()? {
         Outcome::Refused if is_named(damage, ended) => counts.add("refused"),
         Outcome::Refused => return Err(format!("the file is not named: {}", ended.error())),
@@ -138,16 +162,19 @@ fn judge(
         Outcome::Success if reader.gives == Gives::Verdict && damage.is_in_remains() => {
             counts.add("in remains")
         }
+        Outcome::Success
+            if reader.gives == Gives::Verdict && damage.could_be_a_kill(artifact, sound_files) =>
+        {
+            counts.add("like a kill")
+        }
         Outcome::Success if reader.gives == Gives::Verdict => return Err("no damage is noticed".to_owned()),
         Outcome::Success => {
             let mut found = place.results(reader, ended);
             if found.output != sound.output {
                 return Err(format!("success, but it prints something else:\n{}", ended.stdout));
             }
-            if damage.takes_log_lines() {
-                found
-                    .folder
-                    .insert(damage.name.clone(), sound.folder.get(&damage.name).cloned().unwrap_or_default());
+            if let Some(before) = sound.folder.get(&damage.name).filter(|_| damage.takes_log_lines()) {
+                found.folder.insert(damage.name.clone(), before.clone());
                 counts.add("log lines lost");
             }
             if damage.name.ends_with("metrics.jsonl") {
@@ -175,9 +202,16 @@ fn judge(
 
 /// A run that went on with another log counts other lines.
 fn mend_counts_of_lines(sound: &Contents, found: &mut Contents) {
+    fn remove(value: &mut serde_json::Value) {
+        if let Some(object) = value.as_object_mut() {
+            object.remove("logged_lines");
+            object.values_mut().for_each(remove);
+        }
+        value.as_array_mut().into_iter().flatten().for_each(remove);
+    }
     let without_count = |bytes: &[u8]| {
         let mut value: serde_json::Value = serde_json::from_slice(bytes).ok()?;
-        value.as_object_mut()?.remove("logged_lines")?;
+        remove(&mut value);
         Some(value)
     };
     for (name, bytes) in found.iter_mut().filter(|(name, _)| name.ends_with(".json")) {
@@ -191,8 +225,13 @@ fn mend_counts_of_lines(sound: &Contents, found: &mut Contents) {
 
 /// Damage that was not read stays where it was: it is mended in `found`. Whether there was any.
 fn mend_what_is_left(damage: &Damage, sound: &Contents, found: &mut Contents) -> bool {
-    let (Some(before), Some(after)) = (sound.get(&damage.name), found.get(&damage.name)) else {
-        return false;
+    let Some(before) = sound.get(&damage.name) else { return false };
+    let Some(after) = found.get(&damage.name) else {
+        let is_left = damage.bytes.is_none();
+        if is_left {
+            found.insert(damage.name.clone(), before.clone());
+        }
+        return is_left;
     };
     let damaged = contents::normal(&damage.name, damage.bytes.clone().unwrap_or_default());
     let is_left =
@@ -220,8 +259,10 @@ fn is_left_in_log(sound: &[u8], found: &[u8], damaged: &[u8]) -> bool {
 /// Whether a verify command noticed the damage: it names the file, as damaged or, where it is a checksum that is no longer
 /// one, as unchecked.
 fn is_noticed(damage: &Damage, ended: &Ended) -> Result<bool, String> {
+    // Without its checksums a folder is unchecked.
+    let unchecked = damage.name.strip_suffix("SHA256SUMS").unwrap_or(&damage.name);
     let is_unchecked =
-        ended.stdout.lines().any(|line| line.starts_with("unchecked") && line.ends_with(&damage.name));
+        ended.stdout.lines().any(|line| line.starts_with("unchecked") && line.contains(unchecked));
     Ok(is_unchecked || ended.outcome()? == Outcome::Refused && is_named(damage, ended))
 }
 

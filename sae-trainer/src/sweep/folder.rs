@@ -17,7 +17,7 @@ use terminal::foreign_path;
 use super::grid::Point;
 use crate::arguments::SettingArguments;
 use crate::record::Summary;
-use crate::run_folder::{RunConfig, is_empty, lock, program, read_json};
+use crate::run_folder::{CONFIG, RunConfig, is_empty, lock, program, read_json};
 
 const FORMAT: u32 = 1;
 pub(crate) const SWEEP: &str = "sweep.json";
@@ -58,6 +58,25 @@ pub(crate) enum PointState {
     Finished,
     /// Ended by a loss or weights that are not finite; the other points went on.
     Diverged,
+}
+
+impl PointRecord {
+    /// An error if `config`, which lies in `folder`, is that of another point: files change places more easily than they
+    /// change.
+    pub(crate) fn check_own(&self, folder: &Path, config: &RunConfig) -> Result<()> {
+        let values = |arguments: &SettingArguments| serde_json::to_value(arguments).unwrap_or_default();
+        let (own, found) = (values(&self.arguments), values(&config.arguments));
+        for flag in self.varied.keys() {
+            let field = flag.replace('-', "_");
+            let (own, found) = (&own[&field], &found[&field]);
+            ensure!(
+                own == found,
+                "{} is damaged: it is the configuration of another point, with {flag} {found}, not {own}",
+                foreign_path(&folder.join(CONFIG))
+            );
+        }
+        Ok(())
+    }
 }
 
 impl SweepRecord {

@@ -98,10 +98,14 @@ fn plan(mut grid: Grid, run: &RunArguments) -> Result<(PathBuf, SweepRecord, Vec
             continue;
         }
         let folder = out.join(&point.name);
+        let there = RunConfig::read(&folder)?;
+        if let Some(config) = &there {
+            point.check_own(&folder, config)?;
+        }
         let (settings, words) = match points.iter().find(|given| given.name == point.name) {
             Some(given) => (given.arguments.clone(), given.words.clone()),
             // The run's own folder knows the rest, or if it was never made, the sweep's.
-            None if RunConfig::read(&folder)?.is_some() => (grid.common()?, Vec::new()),
+            None if there.is_some() => (grid.common()?, Vec::new()),
             None => (merge(&point.arguments, &grid.common()?), Vec::new()),
         };
         let plan = point_plan(settings, &words, &folder, run);

@@ -193,6 +193,27 @@ fn lines_that_are_gone_from_the_log_are_missed() {
 }
 
 #[test]
+fn a_point_with_another_points_configuration_or_none_is_damaged() {
+    let place = Place::new();
+    place.run(&format!("sweep {RUN} --steps 5 --lr 1e-3,1e-4 --out sweep"));
+    let (own, other) = (place.path("sweep/lr-1e-3/config.json"), place.path("sweep/lr-1e-4/config.json"));
+    let whole = fs::read(&own).unwrap();
+    fs::copy(&other, &own).unwrap();
+    let told = "sweep/lr-1e-3/config.json is damaged: it is the configuration of another point, with lr 0.0001, not 0.001";
+    let output = place.command("verify sweep").output().unwrap();
+    let found = text(&output.stdout);
+    assert!(output.status.code() == Some(1) && found.contains(told), "{found}");
+    let error = place.fail("sweep --resume --out sweep --steps 9");
+    assert!(error.contains(told), "{error}");
+    fs::remove_file(&own).unwrap();
+    let output = place.command("verify sweep").output().unwrap();
+    let found = text(&output.stdout);
+    assert!(found.contains("damaged    sweep/lr-1e-3/config.json"), "{found}");
+    fs::write(&own, whole).unwrap();
+    assert!(text(&place.run("verify sweep").stdout).contains(" 0 damaged"));
+}
+
+#[test]
 fn verify_names_every_file_and_its_condition() {
     let place = setting();
     place.run(&format!("sweep {RUN} --steps 5 --lr 1e-3,1e-4 --out sweep"));
