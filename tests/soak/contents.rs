@@ -46,12 +46,11 @@ pub(crate) fn lasting(folder: &Path, place: &Path) -> Contents {
 
 /// The content of the file `name` without what the clock says.
 pub(crate) fn normal(name: &str, bytes: Vec<u8>) -> Vec<u8> {
-    match (file_name(name), String::from_utf8(bytes)) {
+    match file_name(name) {
         // The hashes are over paths, too.
-        (SUMS, Ok(text)) => text.lines().filter_map(|line| line.get(64..)).collect::<String>().into_bytes(),
-        (name, Ok(text)) if WITH_CLOCK.contains(&name) => without_clock(&text).into_bytes(),
-        (_, Ok(text)) => text.into_bytes(),
-        (_, Err(error)) => error.into_bytes(),
+        SUMS => bytes.split(|&b| b == b'\n').filter_map(|line| line.get(64..)).collect::<Vec<_>>().concat(),
+        name if WITH_CLOCK.contains(&name) => without_clock(&bytes),
+        _ => bytes,
     }
 }
 
@@ -79,14 +78,11 @@ fn old_checkpoints(files: &Contents) -> Vec<String> {
     old
 }
 
-/// JSON text without what the clock says; text that is not JSON as it is.
-pub(crate) fn without_clock(text: &str) -> String {
-    if let Ok(value) = serde_json::from_str(text) {
-        return strip(value).to_string();
-    }
-    let line =
-        |line: &str| serde_json::from_str(line).map_or(line.to_owned(), |value| strip(value).to_string());
-    text.split('\n').map(line).collect::<Vec<_>>().join("\n")
+/// JSON, whole or line by line, without what the clock says; what is not JSON as it is.
+pub(crate) fn without_clock(bytes: &[u8]) -> Vec<u8> {
+    let stripped = |json: &[u8]| Some(strip(serde_json::from_slice(json).ok()?).to_string().into_bytes());
+    let line = |line: &[u8]| stripped(line).unwrap_or_else(|| line.to_vec());
+    stripped(bytes).unwrap_or_else(|| bytes.split(|&b| b == b'\n').map(line).collect::<Vec<_>>().join(&b'\n'))
 }
 
 fn strip(value: Value) -> Value {

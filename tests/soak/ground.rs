@@ -184,7 +184,11 @@ impl Place<'_> {
                 output: String::new(),
                 folder: contents::lasting(&self.folder.join(name), &self.folder),
             },
-            _ => Results { output: contents::without_clock(&ended.stdout), folder: Contents::new() },
+            _ => {
+                let output = contents::without_clock(ended.stdout.as_bytes());
+                let output = String::from_utf8(output).expect("what was a string still is one");
+                Results { output, folder: Contents::new() }
+            }
         }
     }
 
