@@ -8,7 +8,7 @@
 constexpr u32 FEATURES_AT_ONCE = 8;
 
 // Block of 128 threads, grid (⌈F/8⌉, words/4).
-extern "C" __global__ void screen(const bf16 *__restrict__ encoder, const bf16 *__restrict__ x,
+extern "C" __global__ void screen(const bf16 *__restrict__ encoder_bf16, const bf16 *__restrict__ x_bf16,
                                   const float *__restrict__ feature_base, const float *__restrict__ feature_norm,
                                   const float *__restrict__ feature_residual, const float *__restrict__ row_norm,
                                   const float *__restrict__ row_residual, u32 *__restrict__ mask, u32 features,
@@ -16,7 +16,7 @@ extern "C" __global__ void screen(const bf16 *__restrict__ encoder, const bf16 *
     u32 row = blockIdx.y * 128 + threadIdx.x, word = row / 32;
     u32 first = blockIdx.x * FEATURES_AT_ONCE;
     // Rows and features that fill the last block repeat the last ones, so that no lane leaves the ballots.
-    const bf16 *line = x + (u64)min(row, rows - 1) * stride;
+    const bf16 *line = x_bf16 + (u64)min(row, rows - 1) * stride;
     float sums[FEATURES_AT_ONCE];
 #pragma unroll
     for (u32 n = 0; n < FEATURES_AT_ONCE; n++) sums[n] = 0.0f;
@@ -25,7 +25,7 @@ extern "C" __global__ void screen(const bf16 *__restrict__ encoder, const bf16 *
 #pragma unroll
         for (u32 n = 0; n < FEATURES_AT_ONCE; n++) {
             u32 feature = min(first + n, features - 1);
-            sums[n] = fmaf(value, bf16_to_float(encoder[(u64)feature * stride + column]), sums[n]);
+            sums[n] = fmaf(value, bf16_to_float(encoder_bf16[(u64)feature * stride + column]), sums[n]);
         }
     }
     float norm = row_norm[min(row, rows - 1)], residual = row_residual[min(row, rows - 1)];

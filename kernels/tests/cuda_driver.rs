@@ -9,7 +9,8 @@ use emulation::{EmulatedDevice, EmulatedDriver};
 use kernels::cpu::Parameters;
 use kernels::cuda::State;
 use kernels::cuda::cuda_device::{CudaBuffer, CudaDevice, CudaMailbox, CudaOptions, ScreenKernel};
-use kernels::cuda::device::{Argument, Device, DeviceError, Kernel, Launch};
+use kernels::cuda::device::{Device, DeviceError};
+use kernels::cuda::launch::rows::PadRows;
 use kernels::cuda::plan::{Options, Path, Precision};
 use kernels::cuda::step::{CudaStep, Outcome, Stats};
 use kernels::loss::{FrequencyPenalty, LossSpec, Mse, Penalty};
@@ -47,17 +48,7 @@ fn numbers(count: usize, seed: u64) -> Vec<f32> {
 
 /// Copies `rows` rows of 64 numbers from one buffer to another, by a kernel.
 fn copy(device: &mut CudaDevice, from: &CudaBuffer, to: &CudaBuffer, rows: usize) -> Result<(), DeviceError> {
-    let size = |number: usize| Argument::U32(number as u32);
-    let arguments = [Argument::Buffer(from, 0), Argument::Buffer(to, 0), size(rows), size(64), size(64)];
-    let launch = Launch {
-        kernel: Kernel { module: "rows", function: "pad_rows" },
-        grid: [(rows * 64).div_ceil(256) as u32, 1, 1],
-        block: [256, 1, 1],
-        shared_bytes: 0,
-        arguments: &arguments,
-    };
-    // SAFETY: these are the kernel's parameters, and the callers' buffers are large enough.
-    unsafe { device.launch(&launch) }
+    PadRows { from, out: to, rows, width: 64 }.launch(device)
 }
 
 fn buffer(device: &mut CudaDevice, rows: usize) -> CudaBuffer {

@@ -9,8 +9,20 @@ use kernels::cpu::frequency::FrequencyWindow;
 use kernels::cpu::pairs::ActivePairs;
 use kernels::cpu::rows::{RowNorms, row_norms};
 use kernels::cpu::sparsity::frequency_terms;
-use kernels::cuda::device::{Argument, Device};
-use kernels::loss::{FrequencyPenalty, LossSpec, Mse};
+use kernels::cuda::device::{Device, DeviceError};
+use kernels::cuda::launch;
+use kernels::cuda::launch::dense::{HalvesOrder, Split};
+use kernels::cuda::launch::frequency::{WindowFeatures, frequency_parts};
+use kernels::cuda::launch::lists::{
+    CountFeatures, CountRows, FeatureStarts, GatherValues, ListFeatures, ListRows, TransposeMask,
+};
+use kernels::cuda::launch::recheck::{Operands, Recheck};
+use kernels::cuda::launch::report::{REPORT_PARTS, ReportRows};
+use kernels::cuda::launch::rows::{self, BatchColumns, ShiftedInput};
+use kernels::cuda::launch::update::{Derive, Derived};
+use kernels::cuda::launch::widen::Widen;
+use kernels::cuda::launch::{Slice, mask_words, parameters_length, row_mask_words};
+use kernels::loss::{FrequencyPenalty, LossSpec, Mse, Penalty};
 
 /// Numbers in (-1, 1) without a pattern that a wrong index could keep.
 fn numbers(count: usize, seed: u64) -> Vec<f32> {
@@ -30,14 +42,6 @@ fn padded(numbers: &[f32], width: usize, stride: usize) -> Vec<f32> {
     let pad =
         |row: &[f32]| row.iter().copied().chain(std::iter::repeat_n(0.0, stride - width)).collect::<Vec<_>>();
     numbers.chunks_exact(width).flat_map(pad).collect()
-}
-
-fn all(buffer: &Buffer) -> Argument<'_, Buffer> {
-    Argument::Buffer(buffer, 0)
-}
-
-fn size<'a>(number: usize) -> Argument<'a, Buffer> {
-    Argument::U32(number as u32)
 }
 
 /// How many pairs are active.
@@ -62,7 +66,6 @@ struct Case {
     features: usize,
     stride: usize,
     words: usize,
-    row_words: usize,
     x: Vec<f32>,
     weights: Vec<f32>,
     bias: Vec<f32>,
@@ -103,8 +106,7 @@ impl Case {
             width,
             features,
             stride,
-            words: rows.div_ceil(32).next_multiple_of(4),
-            row_words: features.div_ceil(32),
+            words: mask_words(rows),
             x,
             weights,
             bias,
@@ -150,24 +152,23 @@ impl Case {
         let x_bf16 = self.device.room::<u16>(rows * stride);
         let [squared, centered, length, norm, residual] =
             std::array::from_fn(|_| self.device.room::<f32>(rows));
-        let arguments = [
-            all(&self.device_x),
-            all(&mean),
-            Argument::Null,
-            Argument::Null,
-            all(&x_bf16),
-            all(&squared),
-            all(&centered),
-            all(&length),
-            all(&norm),
-            all(&residual),
-            size(rows),
-            size(stride),
-            size(usize::from(bounds)),
-            size(0),
-            all(&self.report),
-        ];
-        self.device.run("row_norms", (rows.div_ceil(8), 1), 256, &arguments);
+        let norms = rows::RowNorms {
+            x: &self.device_x,
+            mean: &mean,
+            shifted: None,
+            x_bf16: &x_bf16,
+            squared: &squared,
+            centered: &centered,
+            length: &length,
+            row_norm: &norm,
+            row_residual: &residual,
+            rows,
+            stride,
+            bounds,
+            zero_check: Mse::Sum,
+            report: &self.report,
+        };
+        norms.launch(&mut self.device).unwrap();
         [x_bf16, length, norm, residual]
     }
 
@@ -186,25 +187,20 @@ impl Case {
         let mut parameters = padded(&self.weights, self.width, stride);
         parameters.extend_from_within(..);
         parameters.extend(&self.bias);
-        parameters.resize(2 * features * stride + features.next_multiple_of(64) + stride, 0.0);
+        parameters.resize(parameters_length(features, stride), 0.0);
         let parameters = self.device.holding(&parameters);
         let encoder_bf16 = self.device.room::<u16>(features * stride);
         let [base, norm, residual, decoder_norm] = std::array::from_fn(|_| self.device.room::<f32>(features));
-        let arguments = [
-            all(&parameters),
-            all(&encoder_bf16),
-            Argument::Null,
-            all(&base),
-            all(&norm),
-            all(&residual),
-            all(&decoder_norm),
-            size(usize::from(bounds)),
-            size(features),
-            size(stride),
-        ];
-        let (function, chunks) = if stride > 1024 { ("derive_2", 2) } else { ("derive_1", 1) };
-        let threads = (stride / 4).div_ceil(chunks).next_multiple_of(32) as u32;
-        self.device.run(function, (features, 1), threads, &arguments);
+        let derived = Derived {
+            encoder_bf16: Some(&encoder_bf16),
+            decoder_bf16: None,
+            feature_base: &base,
+            feature_norm: &norm,
+            feature_residual: &residual,
+            decoder_norm: &decoder_norm,
+            bounds,
+        };
+        Derive { parameters: &parameters, derived, features, stride }.launch(&mut self.device).unwrap();
         for (feature, norm) in decoder_norm.numbers::<f32>().into_iter().enumerate() {
             let row = &self.weights[feature * self.width..][..self.width];
             let exact = row.iter().map(|w| f64::from(*w).powi(2)).sum::<f64>().sqrt();
@@ -237,46 +233,37 @@ impl Case {
 
     /// Row lists of a mask: starts [B+1] and features, by the kernels.
     fn row_lists(&mut self, mask: &Buffer, capacity: usize) -> (Buffer, Buffer) {
-        let (rows, features, words, row_words) = (self.rows, self.features, self.words, self.row_words);
-        let row_mask = self.device.room::<u32>(rows * row_words);
-        let arguments = [
-            all(mask),
-            all(&row_mask),
-            size(features),
-            size(rows),
-            size(words),
-            size(row_words),
-            all(&self.report),
-        ];
-        let grid = (words.div_ceil(8), features.div_ceil(256));
-        self.device.run("transpose_mask", grid, 256, &arguments);
+        let (rows, features, report) = (self.rows, self.features, &self.report);
+        let row_mask = &self.device.room::<u32>(rows * row_mask_words(features));
+        TransposeMask { mask, row_mask, features, rows, report }.launch(&mut self.device).unwrap();
         let (counts, starts) = (self.device.room::<u32>(rows), self.device.room::<u32>(rows + 1));
         let (totals, arrived) = (self.device.room::<u64>(rows.div_ceil(32)), self.device.holding(&[0u32]));
         let pairs = self.device.room::<u32>(capacity);
-        let arguments = [
-            all(&row_mask),
-            all(&counts),
-            all(&totals),
-            all(&arrived),
-            all(&starts),
-            size(rows),
-            size(row_words),
-            size(capacity),
-            all(&self.report),
-        ];
-        self.device.run("count_rows", (rows.div_ceil(32), 1), 1024, &arguments);
+        let count = CountRows {
+            row_mask,
+            counts: &counts,
+            totals: &totals,
+            arrived: (&arrived).into(),
+            starts: &starts,
+            rows,
+            features,
+            capacity,
+            report,
+        };
+        count.launch(&mut self.device).unwrap();
         assert_eq!(arrived.numbers::<u32>(), [0]);
-        let arguments = [
-            all(&row_mask),
-            all(&counts),
-            all(&totals),
-            all(&starts),
-            all(&pairs),
-            size(rows),
-            size(row_words),
-            all(&self.report),
-        ];
-        self.device.run("list_rows", (rows.div_ceil(32), 1), 1024, &arguments);
+        let list = ListRows {
+            row_mask,
+            counts: &counts,
+            totals: &totals,
+            starts: &starts,
+            pair_features: &pairs,
+            rows,
+            features,
+            capacity,
+            report,
+        };
+        list.launch(&mut self.device).unwrap();
         (starts, pairs)
     }
 
@@ -291,22 +278,26 @@ impl Case {
         let [_, length, ..] = self.row_bounds(true);
         let [_, _, norm, _] = self.feature_bounds(true);
         let (values, active) = (self.device.room::<f32>(capacity), self.device.room::<u32>(self.rows));
-        let arguments = [
-            all(&self.device_x),
-            all(&self.device_weights),
-            all(&self.device_bias),
-            all(&length),
-            all(&norm),
-            all(starts),
-            all(pairs),
-            all(&values),
-            all(&active),
-            all(mask),
-            size(self.stride),
-            size(self.words),
-            all(&self.report),
-        ];
-        self.device.run("recheck", (self.rows, 1), 128, &arguments);
+        let recheck = Recheck {
+            operands: Operands::Float32 {
+                x: &self.device_x,
+                encoder: (&self.device_weights).into(),
+                length: &length,
+                feature_norm: &norm,
+            },
+            encoder_bias: (&self.device_bias).into(),
+            starts,
+            pair_features: pairs,
+            row_values: &values,
+            row_active: &active,
+            mask,
+            rows: self.rows,
+            features: self.features,
+            stride: self.stride,
+            capacity,
+            report: &self.report,
+        };
+        recheck.launch(&mut self.device).unwrap();
         (values, active)
     }
 
@@ -321,19 +312,17 @@ fn the_float32_encode_sets_exactly_the_bits_of_the_cpus_active_pairs() {
         for activity in ACTIVITIES {
             let mut case = Case::new(sizes, activity);
             let mask = case.device.room::<u32>(case.features * case.words);
-            let arguments = [
-                all(&case.device_weights),
-                all(&case.device_bias),
-                all(&case.device_x),
-                all(&mask),
-                size(case.features),
-                size(case.rows),
-                size(case.stride),
-                size(case.words),
-                all(&case.report),
-            ];
-            let grid = (case.words.div_ceil(2), case.features.div_ceil(64));
-            case.device.run("encode", grid, 128, &arguments);
+            let encode = launch::encode::Encode {
+                encoder: (&case.device_weights).into(),
+                encoder_bias: (&case.device_bias).into(),
+                x: &case.device_x,
+                mask: &mask,
+                features: case.features,
+                rows: case.rows,
+                stride: case.stride,
+                report: &case.report,
+            };
+            encode.launch(&mut case.device).unwrap();
             assert!(mask.numbers::<u32>() == case.exact_mask(), "{sizes:?} {activity:?}");
         }
     }
@@ -397,19 +386,19 @@ fn row_norms_and_the_batchs_mean_equal_the_cpus() {
         let arrived = case.device.holding(&vec![0u32; stride / 64]);
         let letter: Vec<u32> = (1..=SCALAR_BYTES as u32 / 4).collect();
         let (sent, scalars) = (case.device.holding(&letter), case.device.room::<u32>(letter.len()));
-        let arguments = [
-            all(&sent),
-            all(&scalars),
-            all(&case.device_x),
-            all(&parts),
-            all(&sum),
-            all(&mean),
-            all(&arrived),
-            size(rows),
-            size(stride),
-            all(&case.report),
-        ];
-        case.device.run("batch_columns", (stride / 64, rows.div_ceil(64)), 64, &arguments);
+        let columns = BatchColumns {
+            letter: Some(&sent),
+            scalars: &scalars,
+            x: &case.device_x,
+            partial: &parts,
+            sum: &sum,
+            mean: &mean,
+            arrived: (&arrived).into(),
+            rows,
+            stride,
+            report: &case.report,
+        };
+        columns.launch(&mut case.device).unwrap();
         assert!(arrived.numbers::<u32>().iter().all(|count| *count == 0));
         assert_eq!(scalars.numbers::<u32>(), letter);
         let bias = case.device.holding(&padded(&numbers(case.width, 9), case.width, stride));
@@ -417,24 +406,23 @@ fn row_norms_and_the_batchs_mean_equal_the_cpus() {
             (case.device.room::<f32>(rows * stride), case.device.room::<u16>(rows * stride));
         let [squared, centered, length, norm, residual] =
             std::array::from_fn(|_| case.device.room::<f32>(rows));
-        let arguments = [
-            all(&case.device_x),
-            all(&mean),
-            all(&bias),
-            all(&input),
-            all(&x_bf16),
-            all(&squared),
-            all(&centered),
-            all(&length),
-            all(&norm),
-            all(&residual),
-            size(rows),
-            size(stride),
-            size(1),
-            size(0),
-            all(&case.report),
-        ];
-        case.device.run("row_norms", (rows.div_ceil(8), 1), 256, &arguments);
+        let norms = rows::RowNorms {
+            x: &case.device_x,
+            mean: &mean,
+            shifted: Some(ShiftedInput { bias: (&bias).into(), input: &input }),
+            x_bf16: &x_bf16,
+            squared: &squared,
+            centered: &centered,
+            length: &length,
+            row_norm: &norm,
+            row_residual: &residual,
+            rows,
+            stride,
+            bounds: true,
+            zero_check: Mse::Sum,
+            report: &case.report,
+        };
+        norms.launch(&mut case.device).unwrap();
 
         let mut expected = RowNorms::default();
         row_norms(Isa::detect(), &case.x, case.width, &mut expected);
@@ -478,11 +466,24 @@ fn rows_with_nan_or_infinity_and_rows_at_the_mean_are_named_by_the_first_of_them
     let report = begun(&mut case.device);
     let mean = case.device.holding(&vec![0.0f32; 64]);
     let x_bf16 = case.device.room::<u16>(40 * 64);
-    let arrays: [Buffer; 5] = std::array::from_fn(|_| case.device.room::<f32>(40));
-    let mut arguments = vec![all(&case.device_x), all(&mean), Argument::Null, Argument::Null, all(&x_bf16)];
-    arguments.extend(arrays.iter().map(all));
-    arguments.extend([size(40), size(64), size(1), size(1), all(&report)]);
-    case.device.run("row_norms", (5, 1), 256, &arguments);
+    let [squared, centered, length, norm, residual] = std::array::from_fn(|_| case.device.room::<f32>(40));
+    let norms = rows::RowNorms {
+        x: &case.device_x,
+        mean: &mean,
+        shifted: None,
+        x_bf16: &x_bf16,
+        squared: &squared,
+        centered: &centered,
+        length: &length,
+        row_norm: &norm,
+        row_residual: &residual,
+        rows: 40,
+        stride: 64,
+        bounds: true,
+        zero_check: Mse::Centered,
+        report: &report,
+    };
+    norms.launch(&mut case.device).unwrap();
     let report = report.numbers::<u32>();
     assert_eq!(report[REPORT_BYTES / 4 - 2..], [31, 17]);
 }
@@ -630,60 +631,61 @@ fn check_feature_lists(
     listed: &[u32],
     values: &[f32],
 ) {
-    let (rows, features, words) = (case.rows, case.features, case.words);
+    let (rows, features, capacity) = (case.rows, case.features, listed.len());
     let device_values = case.device.holding(values);
     let counts = case.device.room::<u32>(features);
     let [feature_starts, segment_starts] = std::array::from_fn(|_| case.device.room::<u32>(features + 1));
     let (totals, arrived) = (case.device.room::<u64>(features.div_ceil(32)), case.device.holding(&[0u32]));
-    let arguments = [
-        all(mask),
-        all(&counts),
-        all(&totals),
-        all(&arrived),
-        all(&feature_starts),
-        all(&segment_starts),
-        size(features),
-        size(words),
-        all(&case.report),
-    ];
-    case.device.run("count_features", (features.div_ceil(32), 1), 1024, &arguments);
+    let starts_of_features = || FeatureStarts { pairs: &feature_starts, segments: &segment_starts };
+    let count = CountFeatures {
+        mask,
+        counts: &counts,
+        totals: &totals,
+        arrived: (&arrived).into(),
+        starts: Some(starts_of_features()),
+        features,
+        rows,
+        report: &case.report,
+    };
+    count.launch(&mut case.device).unwrap();
     let pair_rows = case.device.room::<u32>(listed.len());
     let segment_features = case.device.room::<u32>(listed.len().div_ceil(32));
     let [feature_values, feature_slopes] = std::array::from_fn(|_| case.device.room::<f32>(listed.len()));
     // No penalty: what it would be is compared in whole steps.
     let (penalties, scalars) =
         (case.device.holding(&vec![0.0f32; features]), case.device.holding(&[0u8; SCALAR_BYTES]));
-    let arguments = [
-        all(mask),
-        all(&counts),
-        all(&totals),
-        all(&feature_starts),
-        all(&segment_starts),
-        all(&segment_features),
-        all(&pair_rows),
-        size(features),
-        size(words),
-        all(&case.report),
-    ];
-    case.device.run("list_features", (features.div_ceil(32), 1), 1024, &arguments);
-    let arguments = [
-        all(&feature_starts),
-        all(&pair_rows),
-        all(starts),
-        all(active),
-        all(pairs),
-        all(&device_values),
-        all(&penalties),
-        Argument::Null,
-        all(&feature_values),
-        all(&feature_slopes),
-        Argument::Null,
-        size(features),
-        Argument::U32(0),
-        all(&scalars),
-        all(&case.report),
-    ];
-    case.device.run("gather_values", (features.div_ceil(8), 1), 256, &arguments);
+    let list = ListFeatures {
+        mask,
+        counts: &counts,
+        totals: &totals,
+        starts: starts_of_features(),
+        segment_features: &segment_features,
+        pair_rows: &pair_rows,
+        features,
+        rows,
+        capacity,
+        report: &case.report,
+    };
+    list.launch(&mut case.device).unwrap();
+    let gather = GatherValues {
+        feature_starts: &feature_starts,
+        pair_rows: &pair_rows,
+        row_starts: starts,
+        row_active: active,
+        pair_features: pairs,
+        row_values: &device_values,
+        slopes: &penalties,
+        by_norm: None,
+        feature_values: &feature_values,
+        feature_slopes: &feature_slopes,
+        features,
+        rows,
+        capacity,
+        penalty: Penalty::None,
+        scalars: &scalars,
+        report: &case.report,
+    };
+    gather.launch(&mut case.device).unwrap();
 
     let mut expected: Vec<Vec<(u32, f32)>> = vec![Vec::new(); features];
     let (first, active) = (starts.numbers::<u32>(), active.numbers::<u32>());
@@ -742,13 +744,13 @@ fn frequencies_and_slopes_equal_the_cpus_while_batches_enter_leave_and_fall_out(
     let targets = device.holding(&[1e-3f64, 0.1, 2e-3, 0.6, 1.0, 1.0]);
     let window = device.holding(&[0u32; 6]);
     let arrived = device.holding(&[0u32; 2]);
-    let report_parts = device.room::<f64>(13 * 32);
+    let report_parts = device.room::<f64>(REPORT_PARTS);
     let scalars = device.holding(&[0u8; SCALAR_BYTES]);
     let (levels, summed) = (device.room::<f64>(LENGTH), device.room::<u32>(LENGTH));
     let (changes, ring) = (device.room::<u32>(LENGTH), device.room::<u32>(LENGTH * FEATURES));
     let (sums, fired) = (device.holding(&[0u32; FEATURES]), device.holding(&[7u64; FEATURES]));
     let (frequencies, slopes) = (device.room::<f32>(FEATURES), device.room::<f32>(FEATURES));
-    let parts = device.room::<f64>(6);
+    let parts = device.room::<f64>(frequency_parts(FEATURES));
     let zeros = device.holding(&vec![0.0f64; 64]);
     let mut expected = FrequencyWindow::new(LENGTH, rows, FEATURES);
     let mut since = vec![7u64; FEATURES];
@@ -766,45 +768,45 @@ fn frequencies_and_slopes_equal_the_cpus_while_batches_enter_leave_and_fall_out(
             result[3] = total.saturating_sub((row * FEATURES) as u32).min(FEATURES as u32);
         }
         let results = device.holding(&results.concat());
-        let arguments = [
-            all(&results),
-            all(&zeros),
-            all(&zeros),
-            all(&zeros),
-            all(&report_parts),
-            all(&arrived),
-            size(rows),
-            size(64),
-            size(64),
-            size(0),
-            size(1),
-            all(&scalars),
-            all(&window),
-            all(&levels),
-            all(&summed),
-            all(&changes),
-            size(LENGTH),
-            all(&report),
-        ];
-        device.run("report_rows", (1, 1), 128, &arguments);
-        let arguments = [
-            all(&device_counts),
-            all(&window),
-            all(&changes),
-            all(&ring),
-            all(&sums),
-            all(&frequencies),
-            all(&slopes),
-            all(&fired),
-            all(&parts),
-            Argument::Buffer(&arrived, 4),
-            size(FEATURES),
-            size(rows),
-            all(&targets),
-            all(&scalars),
-            all(&report),
-        ];
-        device.run("window_features", (2, 1), 256, &arguments);
+        let report_rows = ReportRows {
+            results: &results,
+            squared: &zeros,
+            centered: &zeros,
+            column_sum: &zeros,
+            parts: &report_parts,
+            arrived: (&arrived).into(),
+            rows,
+            width: 64,
+            mse: Mse::Sum,
+            training: true,
+            scalars: &scalars,
+            window: &window,
+            levels: &levels,
+            summed: &summed,
+            change_list: &changes,
+            window_length: LENGTH,
+            report: &report,
+        };
+        report_rows.launch(&mut device).unwrap();
+        let window_features = WindowFeatures {
+            counts: &device_counts,
+            window: &window,
+            change_list: &changes,
+            ring: &ring,
+            sums: &sums,
+            frequencies: &frequencies,
+            slopes: &slopes,
+            steps_since_fired: &fired,
+            partial: &parts,
+            arrived: Slice { buffer: &arrived, offset: 4 },
+            features: FEATURES,
+            rows,
+            window_length: LENGTH,
+            targets: &targets,
+            scalars: &scalars,
+            report: &report,
+        };
+        window_features.launch(&mut device).unwrap();
 
         expected.push(&counts);
         let mut expected_slopes = vec![0.0; FEATURES];
@@ -834,13 +836,14 @@ fn halves_of_a_split_matrix_add_up_to_17_bits() {
     let values: Vec<f32> = numbers(lines * stride, 5).iter().map(|v| v * v * v * 100.0).collect();
     let report = device.holding(&[0u8; REPORT_BYTES]);
     let from = device.holding(&values);
-    let mut split = |order: u32, copies: usize| -> Vec<f32> {
-        let out = device.room::<u16>(copies * lines * stride);
-        let arguments = [all(&from), all(&out), size(stride), Argument::U32(order), all(&report)];
-        device.run("split", (lines, 1), 32, &arguments);
+    let mut split = |order, copies: usize| -> Vec<f32> {
+        let out = &device.room::<u16>(copies * lines * stride);
+        let split = Split { from: (&from).into(), out, lines, stride, order, report: &report };
+        split.launch(&mut device).unwrap();
         out.numbers::<u16>().into_iter().map(|bits| f32::from_bits(u32::from(bits) << 16)).collect()
     };
-    let (alone, left, right) = (split(0, 1), split(1, 3), split(2, 3));
+    let alone = split(HalvesOrder::High, 1);
+    let (left, right) = (split(HalvesOrder::LowHighHigh, 3), split(HalvesOrder::HighLowHigh, 3));
     for (at, value) in values.iter().enumerate() {
         let (line, column) = (at / stride, at % stride);
         let of = |halves: &[f32]| [0, 1, 2].map(|part| halves[(3 * line + part) * stride + column]);
@@ -859,14 +862,45 @@ fn every_half_precision_number_becomes_the_same_float32_number() {
     for count in [1, 2, 1023, 1025, all_of_them.len()] {
         let values = &all_of_them[all_of_them.len() - count..];
         let (from, out) = (device.holding(values), device.room::<f32>(count));
-        let arguments = [all(&from), all(&out), Argument::U64(count as u64)];
-        device.run("widen", (count.div_ceil(1024), 1), 256, &arguments);
+        Widen { from: &from, out: &out, numbers: count }.launch(&mut device).unwrap();
         for (got, &bits) in out.numbers::<f32>().into_iter().zip(values) {
             let expected = half::f16::from_bits(bits).to_f32();
             let same = got.to_bits() == expected.to_bits() || got.is_nan() && expected.is_nan();
             assert!(same, "{bits:#x}: {got} instead of {expected}");
         }
     }
+}
+
+#[test]
+fn a_short_buffer_is_refused_with_the_argument_and_both_sizes() {
+    let mut device = EmulatedDevice::new();
+    let (from, out) = (device.room::<u16>(100), device.room::<f32>(100));
+    let launch =
+        |device: &mut EmulatedDevice, numbers| Widen { from: &from, out: &out, numbers }.launch(device);
+    launch(&mut device, 100).unwrap();
+    let error = launch(&mut device, 101).unwrap_err();
+    let short = DeviceError::ShortBuffer { kernel: "widen", argument: "in", found: 200, needed: 202 };
+    assert_eq!(error, short);
+    assert_eq!(error.to_string(), "widen takes 202 bytes as `in`, but the buffer has 200 from there on");
+    // A part of a buffer ends where the buffer does.
+    let report = device.holding(&[0u8; REPORT_BYTES]);
+    let (matrix, halves) = (device.room::<f32>(128), device.room::<u16>(128));
+    let split = |offset| Split {
+        from: Slice { buffer: &matrix, offset },
+        out: &halves,
+        lines: 1,
+        stride: 64,
+        order: HalvesOrder::High,
+        report: &report,
+    };
+    split(4 * 64).launch(&mut device).unwrap();
+    for offset in [4 * 64 + 4, 4 * 128 + 4] {
+        let found = (4 * 128usize).saturating_sub(offset);
+        let short = DeviceError::ShortBuffer { kernel: "split", argument: "in", found, needed: 256 };
+        assert_eq!(split(offset).launch(&mut device), Err(short));
+    }
+    let launched = device.launched.into_iter().collect::<Vec<_>>();
+    assert_eq!(launched, [("split", 1), ("widen", 1)], "nothing was launched that was refused");
 }
 
 #[test]

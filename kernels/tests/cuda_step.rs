@@ -472,11 +472,11 @@ fn the_memory_that_is_planned_is_what_training_takes() {
                     "{precision:?} {d} {f} {b}: {taken} of {planned} bytes"
                 );
             };
-            near(always, step.plan().bytes(&options));
+            near(always, step.plan().bytes());
             let batch = device.holding(&batch(&spec, 0));
             let before = device.free;
             step.step(&mut device, &batch, &Schedule::constant(1e-3)).unwrap();
-            near(before - device.free, step.plan().dense_bytes(&options));
+            near(before - device.free, step.plan().dense_bytes());
         }
     }
 }

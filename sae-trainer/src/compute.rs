@@ -58,10 +58,8 @@ impl Compute {
                 ))
             }
             Compute::Cuda { device } => {
-                let (name, bytes) = device.with(|device| {
-                    let properties = device.properties();
-                    (properties.name.clone(), device_memory(&device_steps(runs), properties))
-                });
+                let name = device.with(|device| device.properties().name.clone());
+                let bytes = device_memory(&device_steps(runs))?;
                 let mut precisions: Vec<String> = runs
                     .iter()
                     .map(|run| format!("{:?}", device_options(run).precision).to_lowercase())
@@ -70,7 +68,7 @@ impl Compute {
                 Ok(format!(
                     "cuda, {name}, {}; about {} of its memory, {} here",
                     precisions.join("/"),
-                    format_bytes(bytes? as u64),
+                    format_bytes(bytes as u64),
                     format_bytes(host)
                 ))
             }

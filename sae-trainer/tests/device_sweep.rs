@@ -266,9 +266,7 @@ fn one_engines_bad_step_leaves_the_others_as_they_are() {
 fn memory_is_added_up_before_the_first_engine_is_made() {
     let steps: Vec<(StepSpec, DeviceOptions)> = specs().map(|spec| (spec, options(0.5))).to_vec();
     let device = SharedDevice::new(EmulatedDevice::new());
-    let needed = |steps: &[_]| {
-        device.with(|device| device_memory(steps, kernels::cuda::device::Device::properties(device))).unwrap()
-    };
+    let needed = |steps: &[_]| device_memory(steps).unwrap();
     let (one, all) = (needed(&steps[..1]), needed(&steps));
     let each: usize = steps.iter().map(|step| needed(&[*step])).sum();
     assert!(

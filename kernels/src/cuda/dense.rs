@@ -1,47 +1,42 @@
 //! The dense path: products of whole matrices, and the kernels between them.
 
-use super::buffers::{DenseBuffers, Halves, all, count, launch, maybe, update_blocks};
-use super::device::{Argument, Device, DeviceError, Element, Factor, Gemm};
-use super::forward::mask_words;
-use super::layout::{mse_kind, norm_kind, penalty_kind};
-use super::plan::{Path, SLOPE_ROWS};
+use super::buffers::DenseBuffers;
+use super::device::{Device, DeviceError, Element, Factor, Gemm};
+use super::halves::{Halves, Matrix};
+use super::launch::Slice;
+use super::launch::dense::{Activate, DecodeDense, DenseSlopes, Split, WrittenHalves};
+use super::launch::update::UpdateDense;
+use super::plan::Path;
 use super::step::CudaStep;
-use super::train::per_chunks;
-
-/// A matrix that is a factor of dense products: its place among the halves, and float32 numbers.
-#[derive(Clone, Copy)]
-enum Matrix {
-    X = 0,
-    Encoder = 1,
-    Decoder = 2,
-    Activations = 3,
-    Gradient = 4,
-    ByValue = 5,
-}
 
 impl<D: Device> CudaStep<D> {
     fn dense_buffers(&self) -> &DenseBuffers<D::Buffer> {
         self.dense.as_ref().expect("dense buffers are allocated before a dense pass is queued")
     }
 
-    /// A matrix' float32 numbers: buffer, first byte, numbers from one row to the next.
-    fn numbers<'a>(&'a self, matrix: Matrix, batch: &'a D::Buffer) -> (&'a D::Buffer, usize, usize) {
-        let (b, dense, stride) = (&self.buffers, self.dense_buffers(), self.plan.stride);
+    /// A matrix' float32 numbers.
+    fn numbers<'a>(&'a self, matrix: Matrix, batch: &'a D::Buffer) -> Slice<'a, D::Buffer> {
+        let (b, dense) = (&self.buffers, self.dense_buffers());
         match matrix {
-            Matrix::X => (self.encoder_input(batch), 0, stride),
-            Matrix::Encoder => (&b.parameters, 0, stride),
-            Matrix::Decoder => (&b.parameters, 4 * self.decoder_at(), stride),
-            Matrix::Activations => (&dense.activations, 0, self.plan.line),
-            Matrix::Gradient => (&b.g, 0, stride),
-            Matrix::ByValue => (&dense.by_value, 0, self.plan.line),
+            Matrix::X => self.encoder_input(batch).into(),
+            Matrix::Encoder => self.weights_from(0),
+            Matrix::Decoder => self.weights_from(self.plan.decoder_at()),
+            Matrix::Activations => (&dense.activations).into(),
+            Matrix::Gradient => (&b.g).into(),
+            Matrix::ByValue => (&dense.by_value).into(),
         }
     }
 
-    fn halves(&self, matrix: Matrix) -> Option<&Halves<D::Buffer>> {
-        self.dense_buffers().halves.as_ref().map(|halves| &halves[matrix as usize])
+    /// The same as a factor of a product, without its transposition: where it begins, and numbers in a row.
+    fn float32_factor<'a>(&'a self, matrix: Matrix, batch: &'a D::Buffer) -> (Slice<'a, D::Buffer>, usize) {
+        (self.numbers(matrix, batch), matrix.stride(&self.plan))
     }
 
-    /// Makes the halves of one of the smaller matrices, if products are formed from halves.
+    fn halves(&self, matrix: Matrix) -> Option<(&D::Buffer, Halves)> {
+        self.dense_buffers().halves(matrix).zip(matrix.halves(&self.plan))
+    }
+
+    /// Makes the halves of `lines` lines of one of the smaller matrices, if products are formed from halves.
     fn split(
         &self,
         device: &mut D,
@@ -49,28 +44,25 @@ impl<D: Device> CudaStep<D> {
         batch: &D::Buffer,
         lines: usize,
     ) -> Result<(), DeviceError> {
-        let Some(halves) = self.halves(matrix) else { return Ok(()) };
-        let (buffer, offset, stride) = self.numbers(matrix, batch);
-        let order = match halves.low {
-            None => 0,
-            Some(low) if low < halves.high => 1,
-            Some(_) => 2,
+        let Some((out, halves)) = self.halves(matrix) else { return Ok(()) };
+        let split = Split {
+            from: self.numbers(matrix, batch),
+            out,
+            lines,
+            stride: matrix.stride(&self.plan),
+            order: halves.order,
+            report: &self.buffers.report,
         };
-        let arguments = [
-            Argument::Buffer(buffer, offset),
-            all(&halves.buffer),
-            count(stride),
-            Argument::U32(order),
-            all(&self.buffers.report),
-        ];
-        launch(device, ("dense", "split"), (lines, 1), self.plan.decode_threads, &arguments)
+        split.launch(device)
     }
 
-    /// Where a kernel writes the halves of a or da: high, and low where it is wanted.
-    fn written_halves(&self, matrix: Matrix) -> [Argument<'_, D::Buffer>; 2] {
-        let Some(halves) = self.halves(matrix) else { return [Argument::Null, Argument::Null] };
-        let at = |offset| Argument::Buffer(&halves.buffer, offset);
-        [at(halves.high), halves.low.map_or(Argument::Null, at)]
+    /// Where a kernel writes the halves of a or da.
+    fn written_halves(&self, matrix: Matrix) -> WrittenHalves<'_, D::Buffer> {
+        let Some((buffer, halves)) = self.halves(matrix) else {
+            return WrittenHalves { high: None, low: None };
+        };
+        let at = |offset| Slice { buffer, offset };
+        WrittenHalves { high: Some(at(halves.high)), low: halves.low.map(at) }
     }
 
     /// out [m,n] = a [m,d] · b [n,d]ᵀ, of X or g and one of the weights.
@@ -82,18 +74,18 @@ impl<D: Device> CudaStep<D> {
         (a, b): (Matrix, Matrix),
         out: &D::Buffer,
     ) -> Result<(), DeviceError> {
-        let (element, k, a, b) = match (self.halves(a), self.halves(b)) {
+        let (element, a, b) = match (self.halves(a), self.halves(b)) {
             // High and low halves lie side by side, so that one product sums over all of them.
-            (Some(a), Some(b)) => {
-                (Element::Bf16, a.stride, (&a.buffer, 0, a.stride), (&b.buffer, 0, b.stride))
+            (Some((a, a_halves)), Some((b, b_halves))) => {
+                (Element::Bf16, (a.into(), a_halves.stride), (b.into(), b_halves.stride))
             }
-            _ => (Element::F32, self.plan.stride, self.numbers(a, batch), self.numbers(b, batch)),
+            _ => (Element::F32, self.float32_factor(a, batch), self.float32_factor(b, batch)),
         };
         device.gemm(&Gemm {
-            sizes: (m, n, k),
+            sizes: (m, n, a.1),
             element,
-            a: Factor { buffer: a.0, offset: a.1, stride: a.2, transposed: false },
-            b: Factor { buffer: b.0, offset: b.1, stride: b.2, transposed: true },
+            a: factor(a, false),
+            b: factor(b, true),
             out,
             out_offset: 0,
             out_stride: self.plan.line,
@@ -113,32 +105,33 @@ impl<D: Device> CudaStep<D> {
         out: &D::Buffer,
     ) -> Result<(), DeviceError> {
         let stride = self.plan.stride;
-        let mut multiply =
-            |element, a: (&D::Buffer, usize, usize), b: (&D::Buffer, usize, usize), accumulate| {
-                device.gemm(&Gemm {
-                    sizes: (m, stride, k),
-                    element,
-                    a: Factor { buffer: a.0, offset: a.1, stride: a.2, transposed },
-                    b: Factor { buffer: b.0, offset: b.1, stride: b.2, transposed: false },
-                    out,
-                    out_offset: 0,
-                    out_stride: stride,
-                    accumulate,
-                })
-            };
-        let (Some(a), Some(b)) = (self.halves(a), self.halves(b)) else {
-            return multiply(Element::F32, self.numbers(a, batch), self.numbers(b, batch), false);
+        let mut multiply = |element, a, b, accumulate| {
+            device.gemm(&Gemm {
+                sizes: (m, stride, k),
+                element,
+                a: factor(a, transposed),
+                b: factor(b, false),
+                out,
+                out_offset: 0,
+                out_stride: stride,
+                accumulate,
+            })
         };
-        let (a_high, b_high) = ((&a.buffer, a.high, a.stride), (&b.buffer, b.high, b.stride));
-        let exact = match (a.low, b.low) {
+        let (Some((a, a_halves)), Some((b, b_halves))) = (self.halves(a), self.halves(b)) else {
+            let (a, b) = (self.float32_factor(a, batch), self.float32_factor(b, batch));
+            return multiply(Element::F32, a, b, false);
+        };
+        let a = |offset| (Slice { buffer: a, offset }, a_halves.stride);
+        let b = |offset| (Slice { buffer: b, offset }, b_halves.stride);
+        let exact = match (a_halves.low, b_halves.low) {
             (Some(a_low), Some(b_low)) => {
-                multiply(Element::Bf16, (&a.buffer, a_low, a.stride), b_high, false)?;
-                multiply(Element::Bf16, a_high, (&b.buffer, b_low, b.stride), true)?;
+                multiply(Element::Bf16, a(a_low), b(b_halves.high), false)?;
+                multiply(Element::Bf16, a(a_halves.high), b(b_low), true)?;
                 true
             }
             _ => false,
         };
-        multiply(Element::Bf16, a_high, b_high, exact)
+        multiply(Element::Bf16, a(a_halves.high), b(b_halves.high), exact)
     }
 
     pub(crate) fn encode_and_decode_dense(
@@ -148,83 +141,67 @@ impl<D: Device> CudaStep<D> {
         rows: usize,
     ) -> Result<(), DeviceError> {
         let (plan, b, dense) = (&self.plan, &self.buffers, self.dense_buffers());
-        let (features, stride, line, words) = (plan.features, plan.stride, plan.line, mask_words(rows));
+        let features = plan.features;
         self.split(device, Matrix::X, batch, rows)?;
         self.split(device, Matrix::Encoder, batch, features)?;
-        let activations = &dense.activations;
         let factors = (Matrix::X, Matrix::Encoder);
-        self.product_over_width(device, batch, (rows, features), factors, activations)?;
-        let [high, low] = self.written_halves(Matrix::Activations);
-        let arguments = [
-            all(activations),
-            Argument::Buffer(&b.parameters, 4 * self.encoder_bias_at()),
-            all(&b.mask),
-            high,
-            low,
-            count(features),
-            count(rows),
-            count(line),
-            count(words),
-            all(&b.report),
-        ];
-        launch(device, ("dense", "activate"), (features.div_ceil(256), words), 256, &arguments)?;
+        self.product_over_width(device, batch, (rows, features), factors, &dense.activations)?;
+        let activate = Activate {
+            a: &dense.activations,
+            encoder_bias: self.weights_from(plan.encoder_bias_at()),
+            mask: &b.mask,
+            halves: self.written_halves(Matrix::Activations),
+            features,
+            rows,
+            report: &b.report,
+        };
+        activate.launch(device)?;
         self.count_features(device, rows, Path::Dense)?;
 
         self.split(device, Matrix::Decoder, batch, features)?;
         let factors = ((Matrix::Activations, false), Matrix::Decoder);
         self.product_to_width(device, batch, (rows, features), factors.0, factors.1, &b.g)?;
-        launch(
-            device,
-            ("dense", "decode_dense"),
-            (rows, 1),
-            256,
-            &[
-                all(self.padded(batch)),
-                all(&b.squared),
-                all(&b.centered),
-                Argument::Buffer(&b.parameters, 4 * self.decoder_bias_at()),
-                self.penalty_norms(),
-                all(activations),
-                all(&b.g),
-                all(&b.results),
-                count(features),
-                count(rows),
-                count(plan.width),
-                count(stride),
-                count(line),
-                Argument::U32(mse_kind(self.spec.loss.mse)),
-                Argument::U32(penalty_kind(self.spec.loss.penalty)),
-                all(&b.scalars),
-                all(&b.report),
-            ],
-        )
+        let decode = DecodeDense {
+            x: self.padded(batch),
+            squared: &b.squared,
+            centered: &b.centered,
+            decoder_bias: self.weights_from(plan.decoder_bias_at()),
+            decoder_norm: self.penalty_norms(),
+            a: &dense.activations,
+            g: &b.g,
+            results: &b.results,
+            features,
+            rows,
+            width: plan.width,
+            mse: self.spec.loss.mse,
+            penalty: self.spec.loss.penalty,
+            scalars: &b.scalars,
+            report: &b.report,
+        };
+        decode.launch(device)
     }
 
     pub(crate) fn update_dense(&self, device: &mut D, batch: &D::Buffer) -> Result<(), DeviceError> {
         let (plan, b, dense) = (&self.plan, &self.buffers, self.dense_buffers());
-        let (rows, features, stride, line) = (plan.rows, plan.features, plan.stride, plan.line);
+        let (rows, features) = (plan.rows, plan.features);
         self.split(device, Matrix::Gradient, batch, rows)?;
         let factors = (Matrix::Gradient, Matrix::Decoder);
         self.product_over_width(device, batch, (rows, features), factors, &dense.by_value)?;
-        let [high, low] = self.written_halves(Matrix::ByValue);
-        let parts = rows.div_ceil(SLOPE_ROWS);
-        let arguments = [
-            all(&dense.activations),
-            all(&dense.by_value),
-            self.penalty_norms(),
-            all(&b.slopes),
-            all(&dense.bias_parts),
-            all(&dense.norm_parts),
-            high,
-            low,
-            count(features),
-            count(rows),
-            count(line),
-            Argument::U32(penalty_kind(self.spec.loss.penalty)),
-            all(&b.scalars),
-            all(&b.report),
-        ];
-        launch(device, ("dense", "dense_slopes"), (features.div_ceil(256), parts), 256, &arguments)?;
+        let slopes = DenseSlopes {
+            a: &dense.activations,
+            da: &dense.by_value,
+            decoder_norm: self.penalty_norms(),
+            slopes: &b.slopes,
+            bias_parts: &dense.bias_parts,
+            norm_parts: &dense.norm_parts,
+            halves: self.written_halves(Matrix::ByValue),
+            features,
+            rows,
+            penalty: self.spec.loss.penalty,
+            scalars: &b.scalars,
+            report: &b.report,
+        };
+        slopes.launch(device)?;
 
         let (sizes, transposed) = ((features, rows), true);
         let encoder = (Matrix::ByValue, transposed);
@@ -232,23 +209,27 @@ impl<D: Device> CudaStep<D> {
         let decoder = (Matrix::Activations, transposed);
         self.product_to_width(device, batch, sizes, decoder, Matrix::Gradient, &dense.decoder_gradient)?;
 
-        let update =
-            per_chunks(["update_dense_1", "update_dense_2", "update_dense_4", "update_dense_8"], plan.chunks);
-        let gradients = [
-            all(&dense.encoder_gradient),
-            all(&dense.decoder_gradient),
-            all(&dense.bias_parts),
-            all(&dense.norm_parts),
-            count(parts),
-            maybe(b.pre_bias.as_ref().map(|(parts, _)| parts)),
-            count(features),
-            count(stride),
-            Argument::U32(u32::from(self.spec.loss.weight_by_decoder_norm)),
-            Argument::U32(norm_kind(self.spec.decoder_norm)),
-            all(&b.scalars),
-            all(&b.report),
-        ];
-        let arguments: Vec<_> = self.derived().into_iter().chain(gradients).collect();
-        launch(device, ("update", update), (update_blocks(plan), 1), plan.row_threads, &arguments)
+        let update = UpdateDense {
+            parameters: &b.parameters,
+            derived: self.derived(),
+            encoder_gradient: &dense.encoder_gradient,
+            decoder_gradient: &dense.decoder_gradient,
+            bias_parts: &dense.bias_parts,
+            norm_parts: &dense.norm_parts,
+            pre_bias: b.pre_bias.as_ref(),
+            rows,
+            features,
+            stride: plan.stride,
+            weighted: self.spec.loss.weight_by_decoder_norm,
+            decoder_norm: self.spec.decoder_norm,
+            scalars: &b.scalars,
+            report: &b.report,
+        };
+        update.launch(device)
     }
+}
+
+/// A factor of a product: where it begins and numbers in its rows, and its transposition.
+fn factor<B>((from, stride): (Slice<'_, B>, usize), transposed: bool) -> Factor<'_, B> {
+    Factor { buffer: from.buffer, offset: from.offset, stride, transposed }
 }

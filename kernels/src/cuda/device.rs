@@ -40,6 +40,18 @@ pub enum DeviceError {
         /// How much there was.
         free: usize,
     },
+    /// A buffer is too short for what a kernel is asked to do.
+    #[error("{kernel} takes {needed} bytes as `{argument}`, but the buffer has {found} from there on")]
+    ShortBuffer {
+        /// The kernel.
+        kernel: &'static str,
+        /// The parameter's name in the kernel's file.
+        argument: &'static str,
+        /// The bytes from the argument's first one to the buffer's end.
+        found: usize,
+        /// The bytes that the kernel reads or writes.
+        needed: usize,
+    },
     /// The driver, the compiler or a library reported an error.
     #[error("{operation} failed: {reason}")]
     Failed {
@@ -85,6 +97,8 @@ pub struct Launch<'a, B> {
     pub block: [u32; 3],
     /// Dynamic shared memory of a block, in bytes.
     pub shared_bytes: u32,
+    /// The names of the kernel's parameters, as the caller understands them: for checks of their order.
+    pub parameters: &'a [&'static str],
     /// The arguments, in the order of the kernel's parameters.
     pub arguments: &'a [Argument<'a, B>],
 }
@@ -186,6 +200,9 @@ pub trait Device {
     /// # Errors
     /// [`DeviceError::OutOfMemory`], or what the driver said.
     fn allocate(&mut self, bytes: usize, what: &str) -> Result<Self::Buffer, DeviceError>;
+
+    /// A buffer's size in bytes.
+    fn length(&self, buffer: &Self::Buffer) -> usize;
 
     /// A number that differs between buffers alive at the same time.
     fn identity(&self, buffer: &Self::Buffer) -> u64;

@@ -1,20 +1,18 @@
 //! The first half of a step: from a batch to g = dL/dx̂ and the report.
 
-use super::buffers::{Arrivals, COLUMNS, LISTED_LINES, all, count, launch, maybe};
-use super::device::{Argument, Device, DeviceError, Screen};
-use super::layout::{mse_kind, penalty_kind};
-use super::plan::{Path, Precision, SUMMED_ROWS};
+use super::buffers::Arrivals;
+use super::device::{Device, DeviceError, Screen};
+use super::launch::Slice;
+use super::launch::decode::{Decode, Decoder};
+use super::launch::encode::Encode;
+use super::launch::lists::{CountFeatures, CountRows, FeatureStarts, ListRows, TransposeMask};
+use super::launch::mask_words;
+use super::launch::recheck::{Operands, Recheck};
+use super::launch::report::ReportRows;
+use super::launch::rows::{BatchColumns, ColumnSums, PadRows, RowNorms, ShiftedInput};
+use super::plan::{Path, Precision};
 use super::step::CudaStep;
 use crate::loss::Mse;
-
-/// Threads of kernels with one warp per line, and the lines of a block.
-const LINE_THREADS: u32 = 256;
-const LINES: usize = 8;
-/// Threads of the kernels that count and list a mask's bits, a warp for each of the block's lines.
-pub(crate) const LIST_THREADS: u32 = 32 * LISTED_LINES as u32;
-/// Threads of a block of `report_rows`, and the most blocks.
-const REPORT_THREADS: usize = 128;
-const REPORT_BLOCKS: usize = 32;
 
 /// What a pass over a batch is for.
 pub(crate) enum Purpose<'a, B> {
@@ -25,7 +23,7 @@ pub(crate) enum Purpose<'a, B> {
 }
 
 impl<D: Device> CudaStep<D> {
-    /// The batch with padded rows: itself, or the copy that `pad` makes.
+    /// The batch with padded rows: itself, or the copy that `pad_rows` makes.
     pub(crate) fn padded<'a>(&'a self, batch: &'a D::Buffer) -> &'a D::Buffer {
         self.buffers.x.as_ref().unwrap_or(batch)
     }
@@ -36,8 +34,13 @@ impl<D: Device> CudaStep<D> {
     }
 
     /// ‖W_dec_j‖ where the penalty is weighted by it.
-    pub(crate) fn penalty_norms(&self) -> Argument<'_, D::Buffer> {
-        maybe(self.spec.loss.weight_by_decoder_norm.then_some(&self.buffers.decoder_norm))
+    pub(crate) fn penalty_norms(&self) -> Option<&D::Buffer> {
+        self.spec.loss.weight_by_decoder_norm.then_some(&self.buffers.decoder_norm)
+    }
+
+    /// The weights from number `at` on.
+    pub(crate) fn weights_from(&self, at: usize) -> Slice<'_, D::Buffer> {
+        Slice::from_number(&self.buffers.parameters, at)
     }
 
     /// Everything up to the report, on the first `rows` rows of `batch` [B,d].
@@ -65,28 +68,26 @@ impl<D: Device> CudaStep<D> {
         purpose: &Purpose<'_, D::Buffer>,
     ) -> Result<(), DeviceError> {
         let (plan, b) = (&self.plan, &self.buffers);
-        let arguments = [
-            all(&b.results),
-            all(&b.squared),
-            all(&b.centered),
-            all(&b.column_sum),
-            all(&b.report_parts),
-            b.arrivals(Arrivals::Report),
-            count(rows),
-            count(plan.width),
-            count(plan.stride),
-            Argument::U32(mse_kind(self.spec.loss.mse)),
-            Argument::U32(u32::from(matches!(purpose, Purpose::Training(_)))),
-            all(&b.scalars),
-            all(&b.window),
-            all(&b.levels),
-            all(&b.summed),
-            all(&b.changes),
-            count(plan.window),
-            all(&b.report),
-        ];
-        let blocks = rows.div_ceil(REPORT_THREADS).min(REPORT_BLOCKS);
-        launch(device, ("report", "report_rows"), (blocks, 1), REPORT_THREADS as u32, &arguments)
+        let report = ReportRows {
+            results: &b.results,
+            squared: &b.squared,
+            centered: &b.centered,
+            column_sum: &b.column_sum,
+            parts: &b.report_parts,
+            arrived: b.arrivals(Arrivals::Report),
+            rows,
+            width: plan.width,
+            mse: self.spec.loss.mse,
+            training: matches!(purpose, Purpose::Training(_)),
+            scalars: &b.scalars,
+            window: &b.window,
+            levels: &b.levels,
+            summed: &b.summed,
+            change_list: &b.changes,
+            window_length: plan.window,
+            report: &b.report,
+        };
+        report.launch(device)
     }
 
     fn rows(
@@ -99,91 +100,73 @@ impl<D: Device> CudaStep<D> {
         let (plan, b) = (&self.plan, &self.buffers);
         let stride = plan.stride;
         if let Some(x) = &b.x {
-            let arguments = [all(batch), all(x), count(rows), count(plan.width), count(stride)];
-            launch(device, ("rows", "pad_rows"), ((rows * stride).div_ceil(256), 1), 256, &arguments)?;
+            PadRows { from: batch, out: x, rows, width: plan.width }.launch(device)?;
         }
         let x = self.padded(batch);
-        let letter = match purpose {
-            Purpose::Training(mailbox) => all(*mailbox),
-            Purpose::Evaluation => Argument::Null,
+        let (letter, zero_check) = match *purpose {
+            Purpose::Training(mailbox) => (Some(mailbox), self.spec.loss.mse),
+            Purpose::Evaluation => (None, Mse::Sum),
         };
-        let arguments = [
+        let columns = BatchColumns {
             letter,
-            all(&b.scalars),
-            all(x),
-            all(&b.column_parts),
-            all(&b.column_sum),
-            all(&b.mean),
-            b.arrivals(Arrivals::Columns),
-            count(rows),
-            count(stride),
-            all(&b.report),
-        ];
-        let grid = (stride / COLUMNS, rows.div_ceil(SUMMED_ROWS));
-        launch(device, ("rows", "batch_columns"), grid, COLUMNS as u32, &arguments)?;
-        let zero_check = match (purpose, self.spec.loss.mse) {
-            (Purpose::Evaluation, _) | (_, Mse::Sum) => 0,
-            (_, Mse::Centered) => 1,
-            (_, Mse::Uncentered) => 2,
+            scalars: &b.scalars,
+            x,
+            partial: &b.column_parts,
+            sum: &b.column_sum,
+            mean: &b.mean,
+            arrived: b.arrivals(Arrivals::Columns),
+            rows,
+            stride,
+            report: &b.report,
         };
-        let bias = Argument::Buffer(&b.parameters, 4 * self.decoder_bias_at());
-        launch(
-            device,
-            ("rows", "row_norms"),
-            (rows.div_ceil(LINES), 1),
-            LINE_THREADS,
-            &[
-                all(x),
-                all(&b.mean),
-                if b.input.is_some() { bias } else { Argument::Null },
-                maybe(b.input.as_ref()),
-                all(&b.x_bf16),
-                all(&b.squared),
-                all(&b.centered),
-                all(&b.length),
-                all(&b.row_norm),
-                all(&b.row_residual),
-                count(rows),
-                count(stride),
-                Argument::U32(u32::from(self.has_bounds())),
-                Argument::U32(zero_check),
-                all(&b.report),
-            ],
-        )
+        columns.launch(device)?;
+        let bias = self.weights_from(plan.decoder_bias_at());
+        let norms = RowNorms {
+            x,
+            mean: &b.mean,
+            shifted: b.input.as_ref().map(|input| ShiftedInput { bias, input }),
+            x_bf16: &b.x_bf16,
+            squared: &b.squared,
+            centered: &b.centered,
+            length: &b.length,
+            row_norm: &b.row_norm,
+            row_residual: &b.row_residual,
+            rows,
+            stride,
+            bounds: self.has_bounds(),
+            zero_check,
+            report: &b.report,
+        };
+        norms.launch(device)
     }
 
-    /// Sums over 64 rows of each column of `matrix` [rows,stride], float64, into `parts`.
+    /// Sums over 64 rows of each column of `matrix` [rows,stride], float64, into `partial`.
     pub(crate) fn column_sums(
         &self,
         device: &mut D,
         matrix: &D::Buffer,
-        parts: &D::Buffer,
+        partial: &D::Buffer,
         rows: usize,
     ) -> Result<(), DeviceError> {
-        let stride = self.plan.stride;
-        let arguments = [all(matrix), all(parts), count(rows), count(stride), all(&self.buffers.report)];
-        let grid = (stride / COLUMNS, rows.div_ceil(SUMMED_ROWS));
-        launch(device, ("rows", "column_sums"), grid, COLUMNS as u32, &arguments)
+        let (stride, report) = (self.plan.stride, &self.buffers.report);
+        ColumnSums { matrix, partial, rows, stride, report }.launch(device)
     }
 
     /// Sets the bits of the pairs that may be active.
     fn find_candidates(&self, device: &mut D, batch: &D::Buffer, rows: usize) -> Result<(), DeviceError> {
         let (plan, b) = (&self.plan, &self.buffers);
-        let words = mask_words(rows);
         let Some(encoder_bf16) = &b.encoder_bf16 else {
-            let arguments = [
-                all(&b.parameters),
-                Argument::Buffer(&b.parameters, 4 * self.encoder_bias_at()),
-                all(self.encoder_input(batch)),
-                all(&b.mask),
-                count(plan.features),
-                count(rows),
-                count(plan.stride),
-                count(words),
-                all(&b.report),
-            ];
-            let grid = (words.div_ceil(2), plan.features.div_ceil(64));
-            return launch(device, ("encode", "encode"), grid, 128, &arguments);
+            let encode = Encode {
+                encoder: self.weights_from(0),
+                encoder_bias: self.weights_from(plan.encoder_bias_at()),
+                x: self.encoder_input(batch),
+                mask: &b.mask,
+                features: plan.features,
+                rows,
+                stride: plan.stride,
+                report: &b.report,
+            };
+            return encode.launch(device);
         };
         device.screen(&Screen {
             features: plan.features,
@@ -197,7 +180,7 @@ impl<D: Device> CudaStep<D> {
             row_norm: &b.row_norm,
             row_residual: &b.row_residual,
             mask: &b.mask,
-            words,
+            words: mask_words(rows),
         })
     }
 
@@ -207,133 +190,118 @@ impl<D: Device> CudaStep<D> {
         batch: &D::Buffer,
         rows: usize,
     ) -> Result<(), DeviceError> {
-        let (plan, b) = (&self.plan, &self.buffers);
-        let (features, words, row_words) = (plan.features, mask_words(rows), plan.row_words);
         self.find_candidates(device, batch, rows)?;
-        launch(
-            device,
-            ("lists", "transpose_mask"),
-            (words.div_ceil(8), features.div_ceil(256)),
-            256,
-            &[
-                all(&b.mask),
-                all(&b.row_mask),
-                count(features),
-                count(rows),
-                count(words),
-                count(row_words),
-                all(&b.report),
-            ],
-        )?;
-        let blocks = rows.div_ceil(LISTED_LINES);
-        let arguments = [
-            all(&b.row_mask),
-            all(&b.row_counts),
-            all(&b.block_totals),
-            b.arrivals(Arrivals::Lists),
-            all(&b.row_starts),
-            count(rows),
-            count(row_words),
-            count(plan.pairs),
-            all(&b.report),
-        ];
-        launch(device, ("lists", "count_rows"), (blocks, 1), LIST_THREADS, &arguments)?;
-        let arguments = [
-            all(&b.row_mask),
-            all(&b.row_counts),
-            all(&b.block_totals),
-            all(&b.row_starts),
-            all(&b.pair_features),
-            count(rows),
-            count(row_words),
-            all(&b.report),
-        ];
-        launch(device, ("lists", "list_rows"), (blocks, 1), LIST_THREADS, &arguments)?;
+        self.list_candidates(device, rows)?;
         self.recheck(device, batch, rows)?;
         self.count_features(device, rows, Path::Sparse)?;
         self.decode(device, batch, rows)
     }
 
+    fn list_candidates(&self, device: &mut D, rows: usize) -> Result<(), DeviceError> {
+        let (b, features, capacity) = (&self.buffers, self.plan.features, self.plan.pairs);
+        let transpose =
+            TransposeMask { mask: &b.mask, row_mask: &b.row_mask, features, rows, report: &b.report };
+        transpose.launch(device)?;
+        let count = CountRows {
+            row_mask: &b.row_mask,
+            counts: &b.row_counts,
+            totals: &b.block_totals,
+            arrived: b.arrivals(Arrivals::Lists),
+            starts: &b.row_starts,
+            rows,
+            features,
+            capacity,
+            report: &b.report,
+        };
+        count.launch(device)?;
+        let list = ListRows {
+            row_mask: &b.row_mask,
+            counts: &b.row_counts,
+            totals: &b.block_totals,
+            starts: &b.row_starts,
+            pair_features: &b.pair_features,
+            rows,
+            features,
+            capacity,
+            report: &b.report,
+        };
+        list.launch(device)
+    }
+
     fn recheck(&self, device: &mut D, batch: &D::Buffer, rows: usize) -> Result<(), DeviceError> {
         let (plan, b) = (&self.plan, &self.buffers);
-        let bias = Argument::Buffer(&b.parameters, 4 * self.encoder_bias_at());
-        let lists = [
-            all(&b.row_starts),
-            all(&b.pair_features),
-            all(&b.row_values),
-            all(&b.row_active),
-            all(&b.mask),
-            count(plan.stride),
-            count(mask_words(rows)),
-            all(&b.report),
-        ];
-        let (function, operands) = match (&b.encoder_bf16, self.options.precision) {
-            (Some(encoder), Precision::Bf16) => ("recheck_bf16", vec![all(&b.x_bf16), all(encoder), bias]),
-            _ => {
-                let input = all(self.encoder_input(batch));
-                ("recheck", vec![input, all(&b.parameters), bias, all(&b.length), all(&b.feature_norm)])
-            }
+        let operands = match (&b.encoder_bf16, plan.precision) {
+            (Some(encoder), Precision::Bf16) => Operands::Bf16 { x: &b.x_bf16, encoder },
+            _ => Operands::Float32 {
+                x: self.encoder_input(batch),
+                encoder: self.weights_from(0),
+                length: &b.length,
+                feature_norm: &b.feature_norm,
+            },
         };
-        let arguments: Vec<_> = operands.into_iter().chain(lists).collect();
-        launch(device, ("recheck", function), (rows, 1), 128, &arguments)
+        let recheck = Recheck {
+            operands,
+            encoder_bias: self.weights_from(plan.encoder_bias_at()),
+            starts: &b.row_starts,
+            pair_features: &b.pair_features,
+            row_values: &b.row_values,
+            row_active: &b.row_active,
+            mask: &b.mask,
+            rows,
+            features: plan.features,
+            stride: plan.stride,
+            capacity: plan.pairs,
+            report: &b.report,
+        };
+        recheck.launch(device)
     }
 
     fn decode(&self, device: &mut D, batch: &D::Buffer, rows: usize) -> Result<(), DeviceError> {
         let (plan, b) = (&self.plan, &self.buffers);
-        let (function, decoder) = match &b.decoder_bf16 {
-            Some(decoder) => ("decode_bf16", all(decoder)),
-            None => ("decode", Argument::Buffer(&b.parameters, 4 * self.decoder_at())),
+        let in_float32 = || Decoder::Float32(self.weights_from(plan.decoder_at()));
+        let decode = Decode {
+            x: self.padded(batch),
+            squared: &b.squared,
+            centered: &b.centered,
+            decoder: b.decoder_bf16.as_ref().map_or_else(in_float32, Decoder::Bf16),
+            decoder_bias: self.weights_from(plan.decoder_bias_at()),
+            decoder_norm: self.penalty_norms(),
+            starts: &b.row_starts,
+            row_active: &b.row_active,
+            pair_features: &b.pair_features,
+            row_values: &b.row_values,
+            g: &b.g,
+            results: &b.results,
+            rows,
+            features: plan.features,
+            width: plan.width,
+            capacity: plan.pairs,
+            mse: self.spec.loss.mse,
+            penalty: self.spec.loss.penalty,
+            scalars: &b.scalars,
+            report: &b.report,
         };
-        launch(
-            device,
-            ("decode", function),
-            (rows, 1),
-            plan.decode_threads,
-            &[
-                all(self.padded(batch)),
-                all(&b.squared),
-                all(&b.centered),
-                decoder,
-                Argument::Buffer(&b.parameters, 4 * self.decoder_bias_at()),
-                self.penalty_norms(),
-                all(&b.row_starts),
-                all(&b.row_active),
-                all(&b.pair_features),
-                all(&b.row_values),
-                all(&b.g),
-                all(&b.results),
-                count(rows),
-                count(plan.width),
-                count(plan.stride),
-                Argument::U32(mse_kind(self.spec.loss.mse)),
-                Argument::U32(penalty_kind(self.spec.loss.penalty)),
-                all(&b.scalars),
-                all(&b.report),
-            ],
-        )
+        decode.launch(device)
+    }
+
+    /// Where features begin in the lists.
+    pub(crate) fn feature_starts(&self) -> FeatureStarts<'_, D::Buffer> {
+        FeatureStarts { pairs: &self.buffers.feature_starts, segments: &self.buffers.segment_starts }
     }
 
     /// In how many of `rows` each feature is active, and on the sparse path where blocks of features begin in the lists.
     pub(crate) fn count_features(&self, device: &mut D, rows: usize, path: Path) -> Result<(), DeviceError> {
-        let (plan, b) = (&self.plan, &self.buffers);
-        let sparse = path == Path::Sparse;
-        let arguments = [
-            all(&b.mask),
-            all(&b.counts),
-            all(&b.block_totals),
-            b.arrivals(Arrivals::Lists),
-            maybe(sparse.then_some(&b.feature_starts)),
-            maybe(sparse.then_some(&b.segment_starts)),
-            count(plan.features),
-            count(mask_words(rows)),
-            all(&b.report),
-        ];
-        let blocks = plan.features.div_ceil(LISTED_LINES);
-        launch(device, ("lists", "count_features"), (blocks, 1), LIST_THREADS, &arguments)
+        let b = &self.buffers;
+        let count = CountFeatures {
+            mask: &b.mask,
+            counts: &b.counts,
+            totals: &b.block_totals,
+            arrived: b.arrivals(Arrivals::Lists),
+            starts: (path == Path::Sparse).then(|| self.feature_starts()),
+            features: self.plan.features,
+            rows,
+            report: &b.report,
+        };
+        count.launch(device)
     }
-}
-
-/// Words in a line of the mask of a batch of `rows`.
-pub(crate) fn mask_words(rows: usize) -> usize {
-    rows.div_ceil(32).next_multiple_of(4)
 }

@@ -14,6 +14,8 @@ pub mod cuda_device;
 mod dense;
 pub mod device;
 mod forward;
+mod halves;
+pub mod launch;
 mod layout;
 pub mod libraries;
 pub mod nvrtc;
@@ -22,6 +24,5 @@ pub mod sources;
 mod state;
 pub mod step;
 mod train;
-pub mod widen;
 
 pub use state::State;

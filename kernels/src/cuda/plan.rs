@@ -1,24 +1,13 @@
-//! What can be decided without a device: sizes of buffers, grids and blocks, memory, and the choice between
-//! the sparse and the dense path.
+//! What can be decided without a device: the sizes of a step, and the choice between the sparse and the dense path.
 
 use serde::{Deserialize, Serialize};
 use thiserror::Error;
 
 use crate::step::{SpecError, StepSpec};
 
-use super::device::Properties;
+use super::launch::lists::most_segments;
+use super::launch::{RowBlock, dense_line, mask_words, parameters_length, row_mask_words, stride_of};
 
-// The sizes that kernels/cuda/types.cuh has too.
-pub(crate) const SUMMED_ROWS: usize = 64;
-pub(crate) const SEGMENT: usize = 64;
-pub(crate) const FEATURES_OF_BLOCK: usize = 8;
-pub(crate) const SLOPE_ROWS: usize = 128;
-
-/// Rows of matrices are padded to a multiple of this many numbers.
-const STRIDE_GROUP: usize = 64;
-/// The most threads of a block that holds a row in registers, and the most components a thread can own.
-const ROW_THREADS: usize = 256;
-const LARGEST_CHUNKS: usize = 8;
 /// The largest grid in y and z.
 const LARGEST_GRID_Y: usize = 65_535;
 
@@ -114,18 +103,12 @@ pub struct Plan {
     pub pairs: usize,
     /// Segments that those pairs can make.
     pub segments: usize,
-    /// Groups of 4 components that a thread owns in the backward and update kernels: 1, 2, 4 or 8.
-    pub chunks: usize,
-    /// Threads of those kernels' blocks.
-    pub row_threads: u32,
-    /// Threads of a decode's block.
-    pub decode_threads: u32,
-    /// Blocks of the segments' kernel: as many as the device runs at once, more wait their turn in a loop.
-    pub segment_blocks: u32,
     /// n.
     pub window: usize,
     /// Whether the encoder reads x − b_dec.
     pub pre_bias: bool,
+    /// How products are computed.
+    pub precision: Precision,
 }
 
 fn at_most(name: &'static str, value: usize, most: usize) -> Result<(), PlanError> {
@@ -137,86 +120,51 @@ impl Plan {
     ///
     /// # Errors
     /// A spec out of range, or sizes that the kernels are not written for.
-    pub fn new(spec: &StepSpec, options: &Options, properties: &Properties) -> Result<Plan, PlanError> {
+    pub fn new(spec: &StepSpec, options: &Options) -> Result<Plan, PlanError> {
         spec.validate()?;
-        at_most("width", spec.width, ROW_THREADS * LARGEST_CHUNKS * 4)?;
+        at_most("width", spec.width, RowBlock::LONGEST)?;
         // Words of the mask are a dimension of a grid.
         at_most("batch", spec.batch, LARGEST_GRID_Y / 4 * 4 * 32)?;
         at_most("features", spec.features, LARGEST_GRID_Y * 64)?;
         at_most("sparsity_window", spec.sparsity_window, i32::MAX as usize)?;
 
-        let stride = spec.width.next_multiple_of(STRIDE_GROUP);
-        let fours = stride / 4;
-        let chunks = fours.div_ceil(ROW_THREADS).next_power_of_two();
-        let row_threads = fours.div_ceil(chunks).next_multiple_of(32) as u32;
         let cells = spec.batch as f64 * spec.features as f64;
         let share = options.sparse_density.clamp(0.0, 1.0);
         let pairs = (cells * share).min(f64::from(u32::MAX / 2)) as usize;
-        // A feature is cut only if it has more than SEGMENT pairs: its last segment may be short.
-        let segments = (2 * pairs).div_ceil(SEGMENT).min(spec.features * spec.batch.div_ceil(SEGMENT));
         Ok(Plan {
             rows: spec.batch,
             width: spec.width,
-            stride,
+            stride: stride_of(spec.width),
             features: spec.features,
-            words: spec.batch.div_ceil(32).next_multiple_of(4),
-            row_words: spec.features.div_ceil(32),
-            line: spec.features.next_multiple_of(64),
+            words: mask_words(spec.batch),
+            row_words: row_mask_words(spec.features),
+            line: dense_line(spec.features),
             pairs,
-            segments,
-            chunks,
-            row_threads,
-            decode_threads: (fours.next_multiple_of(32) as u32).min(256),
-            segment_blocks: (properties.multiprocessors * (2048 / row_threads)).max(1),
+            segments: most_segments(pairs, spec.features, spec.batch),
             window: spec.sparsity_window,
             pre_bias: spec.pre_bias,
+            precision: options.precision,
         })
     }
 
     /// Numbers in one copy of the parameters: encoder, decoder, encoder bias, decoder bias, each padded.
     pub fn parameters(&self) -> usize {
-        2 * self.features * self.stride + self.features.next_multiple_of(64) + self.stride
+        parameters_length(self.features, self.stride)
     }
 
-    /// Bytes of device memory that training always takes, the batch itself apart.
-    pub fn bytes(&self, options: &Options) -> usize {
-        let copies = match options.precision {
-            Precision::Exact => 1,
-            Precision::Bf16 => 2,
-            Precision::Fp32 => 0,
-        };
-        let padded = usize::from(self.width != self.stride);
-        let pre_bias = usize::from(self.pre_bias);
-        let parts = |lines: usize| 8 * lines.div_ceil(SUMMED_ROWS) * self.stride;
-        let blocks = self.features.div_ceil(FEATURES_OF_BLOCK);
-
-        let weights = 3 * 4 * self.parameters() + copies * 2 * self.features * self.stride;
-        let masks = 4 * (self.features * self.words + self.rows * self.row_words);
-        let lists =
-            self.rows.max(self.features) / 4 + 20 * self.pairs + 4 * self.segments * (2 * self.stride + 5);
-        // Per row: five norms, three numbers of its list, the decode's result.
-        let rows = self.rows * (8 * 4 + 32);
-        let batch = self.rows * self.stride * (4 * padded + 4 * pre_bias + 2 + 4) + parts(self.rows);
-        // Per feature: eleven numbers of 4 bytes, its steps since it fired, its lines of the window.
-        let features = self.features * (11 * 4 + 8 + 4 * self.window) + 16 * (self.window + blocks);
-        let bias = pre_bias * (4 * blocks * self.stride + parts(blocks));
-        weights + masks + lists + rows + batch + features + bias + 12 * self.stride + 4096
+    /// Where the decoder begins in one copy of the parameters; the encoder begins at 0.
+    pub(crate) fn decoder_at(&self) -> usize {
+        self.features * self.stride
     }
 
-    /// Bytes of device memory that dense steps, early in training, take in addition.
-    pub fn dense_bytes(&self, options: &Options) -> usize {
-        let activations = self.rows * self.line;
-        let matrices = 2 * self.features * self.stride;
-        // Float32 activations and their gradients; weight gradients; bfloat16 halves: of activations and their
-        // gradients two arrays, of the other factors three numbers side by side.
-        let (apart, beside) = match options.precision {
-            Precision::Exact => (2, 3),
-            Precision::Bf16 => (1, 1),
-            Precision::Fp32 => (0, 0),
-        };
-        let halves = apart * 2 * activations + beside * (matrices + 2 * self.rows * self.stride);
-        let parts = 2 * self.rows.div_ceil(SLOPE_ROWS) * self.features;
-        4 * (2 * activations + matrices + parts) + 2 * halves
+    /// Where b_enc begins in one copy of the parameters.
+    pub(crate) fn encoder_bias_at(&self) -> usize {
+        2 * self.decoder_at()
+    }
+
+    /// Where b_dec begins in one copy of the parameters.
+    pub(crate) fn decoder_bias_at(&self) -> usize {
+        self.parameters() - self.stride
     }
 }
 
@@ -331,57 +279,33 @@ mod tests {
         }
     }
 
-    fn h200() -> Properties {
-        Properties {
-            name: "NVIDIA H200".into(),
-            compute_capability: (9, 0),
-            multiprocessors: 132,
-            shared_memory_per_block: 232_448,
-            l2_bytes: 60 << 20,
-            memory_bytes: 150_000_000_000,
-        }
-    }
-
     #[test]
     fn the_reference_size_has_the_sizes_that_the_kernels_are_laid_out_for() {
-        let plan = Plan::new(&spec(768, 24_576, 4096), &Options::default(), &h200()).unwrap();
+        let plan = Plan::new(&spec(768, 24_576, 4096), &Options::default()).unwrap();
         assert_eq!((plan.stride, plan.words, plan.row_words, plan.line), (768, 128, 768, 24_576));
-        assert_eq!((plan.chunks, plan.row_threads, plan.decode_threads), (1, 192, 192));
         assert_eq!(plan.pairs, 1_509_949);
-        assert!(plan.segments * SEGMENT >= 2 * plan.pairs);
+        assert!(plan.segments * 64 >= 2 * plan.pairs);
         let gigabytes = |bytes: usize| bytes as f64 / 1e9;
-        let always = gigabytes(plan.bytes(&Options::default()));
+        let always = gigabytes(plan.bytes());
         assert!((0.8..1.0).contains(&always), "{always}");
-        let dense = gigabytes(plan.dense_bytes(&Options::default()));
+        let dense = gigabytes(plan.dense_bytes());
         assert!((1.5..2.5).contains(&dense), "{dense}");
     }
 
     #[test]
-    fn every_component_of_every_width_has_a_thread_and_blocks_stay_within_their_bounds() {
-        for width in [1, 35, 64, 65, 1000, 1024, 1025, 2048, 2049, 4096, 5000, 8192] {
-            let plan = Plan::new(&spec(width, 10, 10), &Options::default(), &h200()).unwrap();
-            assert!(plan.stride >= width && plan.stride.is_multiple_of(64) && plan.stride < width + 64);
-            assert!(plan.row_threads as usize * plan.chunks * 4 >= plan.stride, "{width}");
-            assert!(plan.row_threads <= 256 && plan.row_threads.is_multiple_of(32), "{width}");
-            assert!([1, 2, 4, 8].contains(&plan.chunks), "{width}");
-            assert!(plan.decode_threads <= 256 && plan.segment_blocks > 0);
-        }
-    }
-
-    #[test]
     fn odd_sizes_are_rounded_up_and_too_large_ones_refused_with_the_limit() {
-        let plan = Plan::new(&spec(3, 33, 129), &Options::default(), &h200()).unwrap();
+        let plan = Plan::new(&spec(3, 33, 129), &Options::default()).unwrap();
         assert_eq!((plan.words, plan.row_words, plan.line, plan.pairs), (8, 2, 64, 63));
-        let error = Plan::new(&spec(8_193, 33, 1), &Options::default(), &h200()).unwrap_err().to_string();
+        let error = Plan::new(&spec(8_193, 33, 1), &Options::default()).unwrap_err().to_string();
         assert!(error.contains("8193") && error.contains("8192"), "{error}");
-        assert!(Plan::new(&spec(0, 33, 1), &Options::default(), &h200()).is_err());
+        assert!(Plan::new(&spec(0, 33, 1), &Options::default()).is_err());
     }
 
     #[test]
     fn lists_hold_the_share_asked_for_and_never_more_than_32_bits_can_count() {
         let pairs = |density, features, batch| {
             let options = Options { sparse_density: density, ..Options::default() };
-            Plan::new(&spec(8, features, batch), &options, &h200()).unwrap().pairs
+            Plan::new(&spec(8, features, batch), &options).unwrap().pairs
         };
         assert_eq!(pairs(-1.0, 100, 100), 0);
         assert_eq!(pairs(0.5, 100, 100), 5000);

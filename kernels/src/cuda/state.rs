@@ -177,13 +177,13 @@ impl<D: Device> CudaStep<D> {
     fn packed(&self, parameters: &Parameters) -> Vec<f32> {
         let (d, stride) = (self.plan.width, self.plan.stride);
         let mut packed = vec![0.0; self.plan.parameters()];
-        for (start, matrix) in [(0, &parameters.encoder), (self.decoder_at(), &parameters.decoder)] {
+        for (start, matrix) in [(0, &parameters.encoder), (self.plan.decoder_at(), &parameters.decoder)] {
             let rows = packed[start..].chunks_exact_mut(stride).zip(matrix.chunks_exact(d));
             rows.for_each(|(to, row)| to[..d].copy_from_slice(row));
         }
-        packed[self.encoder_bias_at()..][..parameters.encoder_bias.len()]
+        packed[self.plan.encoder_bias_at()..][..parameters.encoder_bias.len()]
             .copy_from_slice(&parameters.encoder_bias);
-        packed[self.decoder_bias_at()..][..d].copy_from_slice(&parameters.decoder_bias);
+        packed[self.plan.decoder_bias_at()..][..d].copy_from_slice(&parameters.decoder_bias);
         packed
     }
 
@@ -201,9 +201,9 @@ impl<D: Device> CudaStep<D> {
         };
         Ok(Parameters {
             encoder: matrix(0),
-            encoder_bias: packed[self.encoder_bias_at()..][..f].to_vec(),
-            decoder: matrix(self.decoder_at()),
-            decoder_bias: packed[self.decoder_bias_at()..][..d].to_vec(),
+            encoder_bias: packed[self.plan.encoder_bias_at()..][..f].to_vec(),
+            decoder: matrix(self.plan.decoder_at()),
+            decoder_bias: packed[self.plan.decoder_bias_at()..][..d].to_vec(),
         })
     }
 }

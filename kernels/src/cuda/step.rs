@@ -17,12 +17,12 @@ use crate::loss::Mse;
 use crate::stats::{Sums, fraction_explained};
 use crate::step::{Schedule, StepSpec};
 
-use super::buffers::{Buffers, DenseBuffers, arrivals, launch};
-use super::device::{Argument, Device, DeviceError};
+use super::buffers::{Buffers, DenseBuffers, arrivals};
+use super::device::{Device, DeviceError};
 use super::forward::Purpose;
+use super::launch::update::{Derive, Derived};
 use super::layout::{MAILBOX_BYTES, REPLY, ROW_RESULT_BYTES, Report, Scalars, frequency_targets, status};
 use super::plan::{Options, Path, PathChoice, Plan, PlanError, Precision};
-use super::train::per_chunks;
 
 /// Why a step or an evaluation did not happen. The state is as before, except after
 /// [`StepError::Diverged`] and [`StepError::Device`].
@@ -175,8 +175,8 @@ impl<D: Device> CudaStep<D> {
         options: Options,
         weights: &Parameters,
     ) -> Result<CudaStep<D>, StepError> {
-        let plan = Plan::new(&spec, &options, device.properties())?;
-        let buffers = Buffers::allocate(device, &plan, options.precision, spec.pre_bias)?;
+        let plan = Plan::new(&spec, &options)?;
+        let buffers = Buffers::allocate(device, &plan)?;
         let cells = spec.batch as u64 * spec.features as u64;
         let mut step = CudaStep {
             choice: PathChoice::new(plan.pairs, cells),
@@ -217,21 +217,6 @@ impl<D: Device> CudaStep<D> {
     /// Whether bounds are part of the search for candidates and of its recheck.
     pub(crate) fn has_bounds(&self) -> bool {
         self.options.precision != Precision::Bf16
-    }
-
-    /// Where the decoder begins in one copy of the parameters; the encoder begins at 0.
-    pub(crate) fn decoder_at(&self) -> usize {
-        self.plan.features * self.plan.stride
-    }
-
-    /// Where b_enc begins in one copy of the parameters.
-    pub(crate) fn encoder_bias_at(&self) -> usize {
-        2 * self.decoder_at()
-    }
-
-    /// Where b_dec begins in one copy of the parameters.
-    pub(crate) fn decoder_bias_at(&self) -> usize {
-        self.encoder_bias_at() + self.plan.features.next_multiple_of(64)
     }
 
     /// One optimizer step on `batch` [B,d], whichever path it takes, and its report.
@@ -390,7 +375,7 @@ impl<D: Device> CudaStep<D> {
 
     fn prepare_path(&mut self, device: &mut D, path: Path) -> Result<(), StepError> {
         if path == Path::Dense && self.dense.is_none() {
-            self.dense = Some(DenseBuffers::allocate(device, &self.plan, self.options.precision)?);
+            self.dense = Some(DenseBuffers::allocate(device, &self.plan)?);
         }
         Ok(())
     }
@@ -459,12 +444,29 @@ impl<D: Device> CudaStep<D> {
         self.train(device, batch, path, mailbox)
     }
 
-    /// Fills the arrays that follow from the weights.
+    /// The arrays that follow from the weights.
+    pub(crate) fn derived(&self) -> Derived<'_, D::Buffer> {
+        let b = &self.buffers;
+        Derived {
+            encoder_bf16: b.encoder_bf16.as_ref(),
+            decoder_bf16: b.decoder_bf16.as_ref(),
+            feature_base: &b.feature_base,
+            feature_norm: &b.feature_norm,
+            feature_residual: &b.feature_residual,
+            decoder_norm: &b.decoder_norm,
+            bounds: self.has_bounds(),
+        }
+    }
+
+    /// Fills them.
     pub(crate) fn derive(&self, device: &mut D) -> Result<(), DeviceError> {
-        let function = per_chunks(["derive_1", "derive_2", "derive_4", "derive_8"], self.plan.chunks);
-        let sizes = [Argument::U32(self.plan.features as u32), Argument::U32(self.plan.stride as u32)];
-        let arguments: Vec<_> = self.derived().into_iter().chain(sizes).collect();
-        launch(device, ("update", function), (self.plan.features, 1), self.plan.row_threads, &arguments)
+        let derive = Derive {
+            parameters: &self.buffers.parameters,
+            derived: self.derived(),
+            features: self.plan.features,
+            stride: self.plan.stride,
+        };
+        derive.launch(device)
     }
 
     fn refusal(&self, report: &Report, step: u64) -> StepError {

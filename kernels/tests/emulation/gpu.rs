@@ -10,11 +10,9 @@ use std::collections::BTreeMap;
 use std::sync::{Mutex, MutexGuard, OnceLock, PoisonError};
 
 use kernels::cuda::cuda_device::{CudaBuffer, CudaDevice, CudaOptions};
-use kernels::cuda::device::{Argument, Device, DeviceError, Factor, Gemm, Kernel, Launch, Screen};
-use kernels::cuda::sources::KERNELS;
+use kernels::cuda::device::{Argument, Device, DeviceError, Factor, Gemm, Launch, Screen};
 
 use super::Buffer;
-use super::library::kernel_names;
 
 /// The environment variable.
 const ON_A_GPU: &str = "KERNEL_TESTS_ON_A_GPU";
@@ -103,10 +101,6 @@ impl Gpu {
     /// # Safety
     /// As [`Device::launch`].
     pub(crate) unsafe fn launch(&mut self, launch: &Launch<'_, Buffer>) -> Result<(), DeviceError> {
-        let function = launch.kernel.function;
-        // Tests name kernels without their files.
-        let holds = |text: &str| kernel_names(text).iter().any(|name| name == function);
-        let module = KERNELS.iter().find(|source| holds(source.text)).expect("a kernel of ours").name;
         let mut device = device();
         let buffers = launch.arguments.iter().filter_map(|argument| match argument {
             Argument::Buffer(buffer, _) => Some(*buffer),
@@ -124,10 +118,11 @@ impl Gpu {
                 Argument::F32(number) => Argument::F32(*number),
             })
             .collect();
-        let (grid, block, shared_bytes) = (launch.grid, launch.block, launch.shared_bytes);
-        let kernel = Kernel { module, function };
+        let Launch { kernel, grid, block, shared_bytes, parameters, .. } = *launch;
         // SAFETY: the caller's promise, of the same arguments on the device.
-        unsafe { device.launch(&Launch { kernel, grid, block, shared_bytes, arguments: &arguments }) }
+        unsafe {
+            device.launch(&Launch { kernel, grid, block, shared_bytes, parameters, arguments: &arguments })
+        }
     }
 
     pub(crate) fn gemm(&mut self, gemm: &Gemm<'_, Buffer>) -> Result<(), DeviceError> {

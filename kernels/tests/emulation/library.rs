@@ -96,26 +96,46 @@ impl Kernels {
     }
 }
 
-/// The names of the `extern "C" __global__` functions of a file. A name that ends with `##CHUNKS` stands for one
-/// per `KERNELS(…)` below it.
+/// The names of the `extern "C" __global__` functions of a file.
 pub(super) fn kernel_names(text: &str) -> Vec<String> {
-    let mut names = Vec::new();
+    signatures(text).into_iter().map(|(name, _)| name).collect()
+}
+
+/// The names of a kernel's parameters.
+pub(super) fn parameters(kernel: &str) -> &'static [String] {
+    static KNOWN: OnceLock<BTreeMap<String, Vec<String>>> = OnceLock::new();
+    let known = KNOWN.get_or_init(|| KERNELS.iter().flat_map(|source| signatures(source.text)).collect());
+    known.get(kernel).map(Vec::as_slice).unwrap_or_default()
+}
+
+/// The `extern "C" __global__` functions of a file and their parameters' names. A function whose name ends with
+/// `##CHUNKS` stands for one per `KERNELS(…)` below it.
+fn signatures(text: &str) -> Vec<(String, Vec<String>)> {
+    let mut signatures = Vec::new();
     for part in text.split("extern \"C\" __global__ void").skip(1) {
         let blank = |c: char| c.is_whitespace() || c == '\\';
         let mut rest = part.trim_start_matches(blank);
         if let Some(bounds) = rest.strip_prefix("__launch_bounds__") {
             rest = bounds.split_once(')').unwrap().1.trim_start_matches(blank);
         }
-        let name = rest.split('(').next().unwrap().trim();
-        match name.strip_suffix("##CHUNKS") {
-            None => names.push(name.to_owned()),
+        let (name, rest) = rest.split_once('(').unwrap();
+        let declarations = rest.split_once(')').unwrap().0.split(',');
+        let last_word = |declaration: &str| {
+            let name = declaration.trim_matches(blank).rsplit(|c: char| c.is_whitespace() || c == '*').next();
+            name.unwrap().to_owned()
+        };
+        let parameters: Vec<String> = declarations.map(last_word).collect();
+        match name.trim().strip_suffix("##CHUNKS") {
+            None => signatures.push((name.trim().to_owned(), parameters)),
             Some(stem) => {
                 let uses = text.lines().filter_map(|line| line.strip_prefix("KERNELS("));
-                names.extend(uses.map(|rest| format!("{stem}{}", rest.split([',', ')']).next().unwrap())));
+                let number = |rest: &str| rest.split([',', ')']).next().unwrap().to_owned();
+                let named = uses.map(|rest| (format!("{stem}{}", number(rest)), parameters.clone()));
+                signatures.extend(named);
             }
         }
     }
-    names
+    signatures
 }
 
 pub(super) fn folder() -> PathBuf {

@@ -22,6 +22,7 @@ use kernels::cuda::device::{
 
 pub(crate) use driver::EmulatedDriver;
 pub(crate) use gpu::on_a_gpu;
+use library::parameters;
 pub(crate) use library::{Kernels, Sanitizer};
 pub(crate) use sanitized::run_again_sanitized;
 
@@ -147,21 +148,6 @@ impl EmulatedDevice {
         self.allocate(count * size_of::<T>(), "a test").unwrap()
     }
 
-    /// Launches a kernel by name.
-    pub(crate) fn run(
-        &mut self,
-        function: &'static str,
-        grid: (usize, usize),
-        threads: u32,
-        arguments: &[Argument<'_, Buffer>],
-    ) {
-        let kernel = kernels::cuda::device::Kernel { module: "test", function };
-        let grid = [grid.0 as u32, grid.1 as u32, 1];
-        let launch = Launch { kernel, grid, block: [threads, 1, 1], shared_bytes: 0, arguments };
-        // SAFETY: kinds are checked by `launch`, sizes are the test's business and the sanitizer's.
-        unsafe { self.launch(&launch) }.unwrap();
-    }
-
     /// Element (i, j) of a factor as it enters a product.
     fn element(element: Element, factor: &Factor<'_, Buffer>, i: usize, j: usize) -> f32 {
         let (row, column) = if factor.transposed { (j, i) } else { (i, j) };
@@ -206,6 +192,10 @@ impl Device for EmulatedDevice {
             free,
         })?;
         Ok(Buffer::new(bytes))
+    }
+
+    fn length(&self, buffer: &Buffer) -> usize {
+        buffer.bytes
     }
 
     fn identity(&self, buffer: &Buffer) -> u64 {
@@ -262,6 +252,10 @@ impl Device for EmulatedDevice {
             return Ok(());
         }
         let name = launch.kernel.function;
+        if launch.parameters != parameters(name) {
+            let (given, expected) = (launch.parameters, parameters(name));
+            return Err(failed(name, format!("its parameters are {expected:?}, but {given:?} were given")));
+        }
         if let Some(gpu) = &mut self.gpu {
             *self.launched.entry(name).or_default() += 1;
             // SAFETY: the caller's promise.
@@ -329,28 +323,7 @@ impl Device for EmulatedDevice {
             *self.launched.entry("screen").or_default() += 1;
             return gpu.screen(screen);
         }
-        let size = |number: usize| Argument::U32(number as u32);
-        let all = |buffer| Argument::Buffer(buffer, 0);
-        self.run(
-            "screen",
-            (screen.features.div_ceil(8), screen.words / 4),
-            128,
-            &[
-                all(screen.encoder),
-                all(screen.x),
-                all(screen.feature_base),
-                all(screen.feature_norm),
-                all(screen.feature_residual),
-                all(screen.row_norm),
-                all(screen.row_residual),
-                all(screen.mask),
-                size(screen.features),
-                size(screen.rows),
-                size(screen.stride),
-                size(screen.words),
-            ],
-        );
-        Ok(())
+        kernels::cuda::launch::screen::plain(screen, self)
     }
 
     fn synchronize(&mut self) -> Result<(), DeviceError> {

@@ -3,7 +3,8 @@
 
 use anyhow::Result;
 use kernels::cuda::cuda_device::{CudaBuffer, CudaDevice};
-use kernels::cuda::device::{Argument, Device, Kernel, Launch, Screen};
+use kernels::cuda::device::{Device, Screen};
+use kernels::cuda::launch;
 
 use serde_json::json;
 
@@ -79,24 +80,6 @@ impl Case {
         }
     }
 
-    /// The plain kernel.
-    fn plain(&self, device: &mut CudaDevice) -> Result<()> {
-        let mut arguments: Vec<Argument<'_, CudaBuffer>> =
-            self.buffers.iter().map(|buffer| Argument::Buffer(buffer, 0)).collect();
-        let sizes = [self.features, self.rows, self.stride, self.words];
-        arguments.extend(sizes.map(|size| Argument::U32(size as u32)));
-        let launch = Launch {
-            kernel: Kernel { module: "screen", function: "screen" },
-            grid: [self.features.div_ceil(8) as u32, self.words as u32 / 4, 1],
-            block: [128, 1, 1],
-            shared_bytes: 0,
-            arguments: &arguments,
-        };
-        // SAFETY: these are the parameters that screen.cu declares, and the arrays have the sizes it describes.
-        unsafe { device.launch(&launch) }?;
-        Ok(())
-    }
-
     fn mask(&mut self, device: &mut CudaDevice) -> Result<Vec<u32>> {
         let mut mask = vec![0u32; self.features * self.words];
         device.download(&self.buffers[7], 0, bytemuck::cast_slice_mut(&mut mask))?;
@@ -113,7 +96,7 @@ pub(crate) fn check(sizes: &[Size]) -> Result<usize> {
     for size in sizes {
         for share in [0.5, 0.001] {
             let mut case = Case::new(&mut device, *size, share)?;
-            case.plain(&mut device)?;
+            launch::screen::plain(&case.screen(), &mut device)?;
             let expected = case.mask(&mut device)?;
             device.start_timing()?;
             device.screen(&case.screen())?;

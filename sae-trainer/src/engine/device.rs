@@ -15,10 +15,10 @@ use std::rc::Rc;
 use half::f16;
 use kernels::cpu::{Parameters, transposed};
 use kernels::cuda::cuda_device::CudaDevice;
-use kernels::cuda::device::{Device, DeviceError, Properties};
+use kernels::cuda::device::{Device, DeviceError};
+use kernels::cuda::launch::widen::Widen;
 use kernels::cuda::plan::{self, Options, Plan};
 use kernels::cuda::step::{CudaStep, Outcome, Pending, Stats, StepError};
-use kernels::cuda::widen::widen;
 use kernels::loss::Mse;
 use kernels::stats::Sums;
 use kernels::step::{Schedule, StepSpec};
@@ -97,8 +97,7 @@ impl<D: Device> SharedDevice<D> {
     /// [`DeviceError::OutOfMemory`] with the sum, or a step that the kernels cannot do.
     pub fn check_memory(&self, steps: &[(StepSpec, Options)]) -> Result<(), EngineError> {
         let shared = self.0.borrow();
-        let (wanted, free) =
-            (device_memory(steps, shared.device.properties())?, shared.device.free_memory()?);
+        let (wanted, free) = (device_memory(steps)?, shared.device.free_memory()?);
         if wanted <= free {
             return Ok(());
         }
@@ -168,7 +167,7 @@ impl<B> Slot<B> {
             none => none.insert(device.allocate(2 * self.numbers, "a batch in half precision")?),
         };
         device.upload(half, 0, bytemuck::cast_slice(batch))?;
-        widen(device, half, &self.buffer, batch.len())
+        Widen { from: half, out: &self.buffer, numbers: batch.len() }.launch(device)
     }
 }
 
@@ -177,11 +176,11 @@ impl<B> Slot<B> {
 ///
 /// # Errors
 /// A step that the kernels cannot do.
-pub fn device_memory(steps: &[(StepSpec, Options)], properties: &Properties) -> Result<usize, EngineError> {
+pub fn device_memory(steps: &[(StepSpec, Options)]) -> Result<usize, EngineError> {
     let (mut engines, mut batches) = (0, 0);
     for (spec, options) in steps {
-        let plan = Plan::new(spec, options, properties)?;
-        engines += plan.bytes(options) + plan.dense_bytes(options);
+        let plan = Plan::new(spec, options)?;
+        engines += plan.bytes() + plan.dense_bytes();
         // In float32, and as they may arrive, in half precision.
         batches = batches.max(SLOTS * (4 + 2) * plan.rows * plan.width);
     }

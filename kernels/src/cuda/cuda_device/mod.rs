@@ -314,6 +314,10 @@ impl Device for CudaDevice {
         Ok(buffer)
     }
 
+    fn length(&self, buffer: &CudaBuffer) -> usize {
+        buffer.len()
+    }
+
     fn identity(&self, buffer: &CudaBuffer) -> u64 {
         // Not the device's address, which a later buffer may get: a recording keeps this one alive, and so unique.
         Arc::as_ptr(&buffer.last_use) as u64

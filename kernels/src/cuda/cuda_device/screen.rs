@@ -1,4 +1,5 @@
-//! Launching the screen on tensor cores: which kernel, with which grid, and the tensor maps of the bulk copy engine.
+//! Which kernel screens; and launching the one of compute capability 9.0, whose factors are tensor maps of the bulk copy
+//! engine.
 
 use std::ffi::c_void;
 
@@ -7,6 +8,7 @@ use cudarc::driver::sys;
 use super::driver::{CudaBuffer, failed};
 use super::{CudaDevice, Unavailable, check_range};
 use crate::cuda::device::{DeviceError, Kernel, Launch, Properties, Screen};
+use crate::cuda::launch;
 
 /// The kernels that find the candidates. They set the same bits, up to the order of float32 sums; a device takes the fastest
 /// that it has.
@@ -47,24 +49,7 @@ impl ScreenKernel {
             None => Ok(ScreenKernel::Mma),
         }
     }
-
-    fn function(self) -> &'static str {
-        match self {
-            ScreenKernel::Plain => "screen",
-            ScreenKernel::Mma => "encode_mma",
-            ScreenKernel::Wgmma => "encode_wgmma",
-        }
-    }
 }
-
-/// screen: features and rows of a block, and its threads.
-const PLAIN_TILE: (usize, usize) = (8, 128);
-const PLAIN_THREADS: u32 = 128;
-
-/// encode_mma: features and rows of a block, its threads and its shared memory.
-const MMA_TILE: (usize, usize) = (128, 128);
-const MMA_THREADS: u32 = 256;
-const MMA_SHARED_BYTES: u32 = 4 * 2 * 128 * 64;
 
 /// encode_wgmma: features and rows of a tile, its threads and its shared memory.
 const WGMMA_TILE: (usize, usize) = (128, 256);
@@ -72,16 +57,6 @@ const WGMMA_THREADS: u32 = 384;
 const WGMMA_SHARED_BYTES: u32 = 1024 + 4 * (128 + 256) * 128 + 2 * 256 * 8 + 4 * 2 * 8;
 /// Columns of a box of the copy engine: 128 bytes.
 const BOX_COLUMNS: u32 = 64;
-
-/// The grid of screen.
-fn plain_grid(features: usize, words: usize) -> [u32; 3] {
-    [features.div_ceil(PLAIN_TILE.0) as u32, (words * 32 / PLAIN_TILE.1) as u32, 1]
-}
-
-/// The grid of encode_mma.
-fn mma_grid(features: usize, words: usize) -> [u32; 3] {
-    [(words / 4) as u32, features.div_ceil(MMA_TILE.0) as u32, 1]
-}
 
 /// The grid of encode_wgmma: a block a multiprocessor, or a tile each if there are fewer.
 fn wgmma_grid(features: usize, rows: usize, multiprocessors: u32) -> [u32; 3] {
@@ -109,6 +84,18 @@ impl CudaDevice {
         if screen.features == 0 || screen.rows == 0 {
             return Ok(());
         }
+        match kernel {
+            ScreenKernel::Plain => launch::screen::plain(screen, self),
+            ScreenKernel::Mma => launch::screen::mma(screen, self),
+            ScreenKernel::Wgmma => self.screen_by_wgmma(screen),
+        }
+    }
+
+    fn screen_by_wgmma(&mut self, screen: &Screen<'_, CudaBuffer>) -> Result<(), DeviceError> {
+        let mut maps = [
+            tensor_map(screen.encoder, screen.features, screen.stride, WGMMA_TILE.0)?,
+            tensor_map(screen.x, screen.rows, screen.stride, WGMMA_TILE.1)?,
+        ];
         let mut pointers = [
             screen.feature_base,
             screen.feature_norm,
@@ -119,34 +106,19 @@ impl CudaDevice {
         ]
         .map(|buffer| buffer.pointer);
         let mut sizes = [screen.features, screen.rows, screen.stride, screen.words].map(|size| size as u32);
-        let (mut factors, mut maps) = ([screen.encoder.pointer, screen.x.pointer], [tensor_map_room(); 2]);
-        let name = kernel.function();
-        let (grid, threads, shared_bytes) = match kernel {
-            ScreenKernel::Plain => (plain_grid(screen.features, screen.words), PLAIN_THREADS, 0),
-            ScreenKernel::Mma => (mma_grid(screen.features, screen.words), MMA_THREADS, MMA_SHARED_BYTES),
-            ScreenKernel::Wgmma => {
-                maps = [
-                    tensor_map(screen.encoder, screen.features, screen.stride, WGMMA_TILE.0)?,
-                    tensor_map(screen.x, screen.rows, screen.stride, WGMMA_TILE.1)?,
-                ];
-                let grid = wgmma_grid(screen.features, screen.rows, self.properties.multiprocessors);
-                (grid, WGMMA_THREADS, WGMMA_SHARED_BYTES)
-            }
-        };
-        let launch = Launch {
-            kernel: Kernel { module: name, function: name },
-            grid,
-            block: [threads, 1, 1],
-            shared_bytes,
-            arguments: &[],
-        };
-        let factors: [*mut c_void; 2] = match kernel {
-            ScreenKernel::Wgmma => maps.each_mut().map(|map| (map as *mut sys::CUtensorMap).cast()),
-            _ => factors.each_mut().map(|pointer| (pointer as *mut u64).cast()),
-        };
-        let mut arguments: Vec<*mut c_void> = factors.into();
+        let mut arguments: Vec<*mut c_void> = Vec::new();
+        arguments.extend(maps.each_mut().map(|map| (map as *mut sys::CUtensorMap).cast::<c_void>()));
         arguments.extend(pointers.each_mut().map(|pointer| (pointer as *mut u64).cast::<c_void>()));
         arguments.extend(sizes.each_mut().map(|size| (size as *mut u32).cast::<c_void>()));
+        let name = "encode_wgmma";
+        let launch = Launch {
+            kernel: Kernel { module: name, function: name },
+            grid: wgmma_grid(screen.features, screen.rows, self.properties.multiprocessors),
+            block: [WGMMA_THREADS, 1, 1],
+            shared_bytes: WGMMA_SHARED_BYTES,
+            parameters: &[],
+            arguments: &[],
+        };
         self.queue(name, buffers(screen).into_iter(), |device| {
             // SAFETY: these are the kernel's parameters, and `check` has seen that all arrays are large enough.
             unsafe { device.launch_raw(&launch, &mut arguments) }
@@ -192,10 +164,6 @@ fn check(screen: &Screen<'_, CudaBuffer>) -> Result<(), DeviceError> {
         .try_for_each(|(buffer, bytes)| check_range("the screen", buffer, 0, bytes))
 }
 
-fn tensor_map_room() -> sys::CUtensorMap {
-    sys::CUtensorMap { opaque: [0; 16] }
-}
-
 /// The copy engine's map of a bfloat16 matrix [rows, stride], in boxes of 64 columns × `box_rows`, 128-byte swizzle,
 /// zeros beyond the matrix.
 fn tensor_map(
@@ -204,7 +172,7 @@ fn tensor_map(
     stride: usize,
     box_rows: usize,
 ) -> Result<sys::CUtensorMap, DeviceError> {
-    let mut map = tensor_map_room();
+    let mut map = sys::CUtensorMap { opaque: [0; 16] };
     // The innermost dimension first; strides in bytes, without that of the innermost.
     let dimensions = [stride as u64, rows as u64];
     let strides = [stride as u64 * 2];
@@ -238,20 +206,13 @@ mod tests {
 
     #[test]
     fn grids_cover_odd_sizes_and_leave_no_multiprocessor_idle() {
-        assert_eq!(plain_grid(24_576, 128), [3072, 32, 1]);
-        assert_eq!(plain_grid(9, 4), [2, 1, 1]);
-        assert_eq!(mma_grid(24_576, 128), [32, 192, 1]);
-        assert_eq!(mma_grid(1, 4), [1, 1, 1]);
-        assert_eq!(mma_grid(129, 8), [2, 2, 1]);
         assert_eq!(wgmma_grid(24_576, 4096, 132), [132, 1, 1]);
         assert_eq!(wgmma_grid(129, 257, 132), [4, 1, 1]);
     }
 
     #[test]
-    fn shared_memory_is_what_the_kernels_lay_out() {
+    fn shared_memory_is_what_the_kernel_lays_out() {
         let wgmma = include_str!("../../../cuda/encode_wgmma.cu");
         assert!(wgmma.contains(&format!("SHARED_BYTES == {WGMMA_SHARED_BYTES}")));
-        assert!(include_str!("../../../cuda/encode_mma.cu").contains("dynamic shared memory 64 KB"));
-        assert_eq!(MMA_SHARED_BYTES, 64 * 1024);
     }
 }
