@@ -110,7 +110,8 @@ struct RowsAhead {
 
     __device__ __forceinline__ void fetch_rows(u32 feature) const {
         if (feature < last && threadIdx.x * 4 < stride) {
-            const float *weights = encoder_rows + (u64)feature * stride, *first = weights + copy, *second = first + copy;
+            const float *weights = encoder_rows + (u64)feature * stride, *first = weights + copy,
+                        *second = first + copy;
             fetch(place(ENCODER), weights);
             fetch(place(DECODER), weights + matrix);
             fetch_once(place(DECODER_FIRST), first + matrix);
@@ -222,8 +223,8 @@ __device__ void update(float *parameters, Derived derived, const u32 *feature_st
         const float *__restrict__ sums, float *__restrict__ pre_bias, u32 features, u32 stride, u32 norm_kind,         \
         const Scalars *__restrict__ scalars, Report *report) {                                                         \
         if (report->status != RUNNING) return;                                                                         \
-        Derived derived = {encoder_bf16, decoder_bf16, feature_base, feature_norm, feature_residual, decoder_norm,     \
-                           bounds};                                                                                    \
+        Derived derived = {encoder_bf16,     decoder_bf16, feature_base, feature_norm,                                 \
+                           feature_residual, decoder_norm, bounds};                                                    \
         update<CHUNKS>(parameters, derived, feature_starts, segment_starts, pair_rows, feature_values, feature_slopes, \
                        by_norm, x, g, sums, pre_bias, features, stride, norm_kind, scalars, report);                   \
     }

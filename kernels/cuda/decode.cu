@@ -26,9 +26,10 @@ __device__ __forceinline__ float4 weights_at(const bf16 *weights, u64 at) {
 
 template <class T>
 __device__ void decode_row(const float *x, const float *squared, const float *centered, const T *decoder,
-                           const float *decoder_bias, const float *decoder_norm, const u32 *starts, const u32 *row_active,
-                           const u32 *pair_features, const float *row_values, float *g, RowResult *results, u32 rows,
-                           u32 width, u32 stride, u32 mse, u32 kind, const Scalars *scalars) {
+                           const float *decoder_bias, const float *decoder_norm, const u32 *starts,
+                           const u32 *row_active, const u32 *pair_features, const float *row_values, float *g,
+                           RowResult *results, u32 rows, u32 width, u32 stride, u32 mse, u32 kind,
+                           const Scalars *scalars) {
     __shared__ float float_sums[32 * 3];
     __shared__ double double_sums[32 * 2];
     u32 row = blockIdx.x, begin = starts[row], count = row_active[row];
@@ -87,12 +88,12 @@ __device__ void decode_row(const float *x, const float *squared, const float *ce
 
 // Grid B, block a multiple of 32 threads up to 256. `decoder_norm` [F] where the penalty is weighted by it, else null.
 extern "C" __global__ void __launch_bounds__(256)
-decode(const float *__restrict__ x, const float *__restrict__ squared, const float *__restrict__ centered,
-       const float *__restrict__ decoder, const float *__restrict__ decoder_bias,
-       const float *__restrict__ decoder_norm, const u32 *__restrict__ starts, const u32 *__restrict__ row_active,
-       const u32 *__restrict__ pair_features, const float *__restrict__ row_values, float *__restrict__ g,
-       RowResult *__restrict__ results, u32 rows, u32 width, u32 stride, u32 mse, u32 kind,
-       const Scalars *__restrict__ scalars, const Report *__restrict__ report) {
+    decode(const float *__restrict__ x, const float *__restrict__ squared, const float *__restrict__ centered,
+           const float *__restrict__ decoder, const float *__restrict__ decoder_bias,
+           const float *__restrict__ decoder_norm, const u32 *__restrict__ starts, const u32 *__restrict__ row_active,
+           const u32 *__restrict__ pair_features, const float *__restrict__ row_values, float *__restrict__ g,
+           RowResult *__restrict__ results, u32 rows, u32 width, u32 stride, u32 mse, u32 kind,
+           const Scalars *__restrict__ scalars, const Report *__restrict__ report) {
     if (report->status != RUNNING) return;
     decode_row(x, squared, centered, decoder, decoder_bias, decoder_norm, starts, row_active, pair_features, row_values,
                g, results, rows, width, stride, mse, kind, scalars);
@@ -100,12 +101,13 @@ decode(const float *__restrict__ x, const float *__restrict__ squared, const flo
 
 // The same from the decoder's bfloat16 copy, for `--precision bf16`.
 extern "C" __global__ void __launch_bounds__(256)
-decode_bf16(const float *__restrict__ x, const float *__restrict__ squared, const float *__restrict__ centered,
-            const bf16 *__restrict__ decoder, const float *__restrict__ decoder_bias,
-            const float *__restrict__ decoder_norm, const u32 *__restrict__ starts, const u32 *__restrict__ row_active,
-            const u32 *__restrict__ pair_features, const float *__restrict__ row_values, float *__restrict__ g,
-            RowResult *__restrict__ results, u32 rows, u32 width, u32 stride, u32 mse, u32 kind,
-            const Scalars *__restrict__ scalars, const Report *__restrict__ report) {
+    decode_bf16(const float *__restrict__ x, const float *__restrict__ squared, const float *__restrict__ centered,
+                const bf16 *__restrict__ decoder, const float *__restrict__ decoder_bias,
+                const float *__restrict__ decoder_norm, const u32 *__restrict__ starts,
+                const u32 *__restrict__ row_active, const u32 *__restrict__ pair_features,
+                const float *__restrict__ row_values, float *__restrict__ g, RowResult *__restrict__ results, u32 rows,
+                u32 width, u32 stride, u32 mse, u32 kind, const Scalars *__restrict__ scalars,
+                const Report *__restrict__ report) {
     if (report->status != RUNNING) return;
     decode_row(x, squared, centered, decoder, decoder_bias, decoder_norm, starts, row_active, pair_features, row_values,
                g, results, rows, width, stride, mse, kind, scalars);

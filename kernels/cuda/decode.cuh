@@ -13,7 +13,7 @@ __device__ __forceinline__ float gradient_scale(u32 mse, u32 rows, u32 width, fl
     return denominator > 0.0f ? 2.0f / denominator : 0.0f;
 }
 
-// Four components of a row: adds their shares of ||xhat - x||^2, x·xhat and ||xhat||^2 and returns those of g.
+// Four components of a row: adds their shares of ‖xhat - x‖^2, x·xhat and ‖xhat‖^2 and returns those of g.
 __device__ __forceinline__ float4 finish_four(float4 xhat, float4 x, float scale, float (&sums)[3]) {
     float4 e;
     e.x = xhat.x - x.x;

@@ -27,8 +27,9 @@ __device__ __forceinline__ Halves halves_of(float value) {
 // a = max(0, z + b_enc) in place, its halves, and bit i%32 of mask[j, i/32] = a_ij > 0. A thread owns a feature and 32 rows:
 // a word of the mask. `high` and `low` [B,line] may be null. Block 256 threads, grid (⌈F/256⌉, words).
 extern "C" __global__ void __launch_bounds__(256)
-activate(float *__restrict__ a, const float *__restrict__ encoder_bias, u32 *__restrict__ mask, bf16 *__restrict__ high,
-         bf16 *__restrict__ low, u32 features, u32 rows, u32 line, u32 words, const Report *__restrict__ report) {
+    activate(float *__restrict__ a, const float *__restrict__ encoder_bias, u32 *__restrict__ mask,
+             bf16 *__restrict__ high, bf16 *__restrict__ low, u32 features, u32 rows, u32 line, u32 words,
+             const Report *__restrict__ report) {
     if (report->status != RUNNING) return;
     u32 feature = blockIdx.x * blockDim.x + threadIdx.x, first = blockIdx.y * 32;
     if (feature >= features) return;
@@ -54,11 +55,11 @@ activate(float *__restrict__ a, const float *__restrict__ encoder_bias, u32 *__r
 // From x̂ without its bias, in g [B,stride], and the activations: g in place, and the row's results. Block of up to 256
 // threads, grid B.
 extern "C" __global__ void __launch_bounds__(256)
-decode_dense(const float *__restrict__ x, const float *__restrict__ squared, const float *__restrict__ centered,
-             const float *__restrict__ decoder_bias, const float *__restrict__ decoder_norm,
-             const float *__restrict__ a, float *__restrict__ g, RowResult *__restrict__ results, u32 features, u32 rows,
-             u32 width, u32 stride, u32 line, u32 mse, u32 kind, const Scalars *__restrict__ scalars,
-             const Report *__restrict__ report) {
+    decode_dense(const float *__restrict__ x, const float *__restrict__ squared, const float *__restrict__ centered,
+                 const float *__restrict__ decoder_bias, const float *__restrict__ decoder_norm,
+                 const float *__restrict__ a, float *__restrict__ g, RowResult *__restrict__ results, u32 features,
+                 u32 rows, u32 width, u32 stride, u32 line, u32 mse, u32 kind, const Scalars *__restrict__ scalars,
+                 const Report *__restrict__ report) {
     if (report->status != RUNNING) return;
     __shared__ float float_sums[8 * 3];
     __shared__ double double_sums[8 * 2];
@@ -104,10 +105,10 @@ decode_dense(const float *__restrict__ x, const float *__restrict__ squared, con
 // da itself in place. Sums of da and of the derivative by the decoder's norm over 128 rows into bias_parts and norm_parts
 // [⌈B/128⌉,F]. A thread owns a feature and 128 rows. Block 256 threads, grid (⌈F/256⌉, ⌈B/128⌉).
 extern "C" __global__ void __launch_bounds__(256)
-dense_slopes(const float *__restrict__ a, float *__restrict__ da, const float *__restrict__ decoder_norm,
-             const float *__restrict__ slopes, float *__restrict__ bias_parts, float *__restrict__ norm_parts,
-             bf16 *__restrict__ high, bf16 *__restrict__ low, u32 features, u32 rows, u32 line, u32 kind,
-             const Scalars *__restrict__ scalars_at, const Report *__restrict__ report) {
+    dense_slopes(const float *__restrict__ a, float *__restrict__ da, const float *__restrict__ decoder_norm,
+                 const float *__restrict__ slopes, float *__restrict__ bias_parts, float *__restrict__ norm_parts,
+                 bf16 *__restrict__ high, bf16 *__restrict__ low, u32 features, u32 rows, u32 line, u32 kind,
+                 const Scalars *__restrict__ scalars_at, const Report *__restrict__ report) {
     if (report->status != RUNNING) return;
     u32 feature = blockIdx.x * blockDim.x + threadIdx.x, first = blockIdx.y * SLOPE_ROWS;
     if (feature >= features) return;
@@ -136,8 +137,8 @@ enum Order { HIGH = 0, LOW_HIGH_HIGH = 1, HIGH_LOW_HIGH = 2 };
 
 // The halves of a matrix [lines,stride] side by side: lines of 3·stride numbers in one of two orders, or the high halves
 // alone, in lines of stride. Block of up to 256 threads, grid `lines`.
-extern "C" __global__ void __launch_bounds__(256)
-split(const float *__restrict__ in, bf16 *__restrict__ out, u32 stride, u32 order, const Report *__restrict__ report) {
+extern "C" __global__ void __launch_bounds__(256) split(const float *__restrict__ in, bf16 *__restrict__ out,
+                                                        u32 stride, u32 order, const Report *__restrict__ report) {
     if (report->status != RUNNING) return;
     u64 line = blockIdx.x;
     bf16 *to = out + line * stride * (order == HIGH ? 1 : 3);

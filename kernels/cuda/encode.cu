@@ -12,14 +12,14 @@
 // broadcast of 16 bytes serves four features).
 #include "reduce.cuh"
 
-constexpr u32 TILE = 64;        // rows and features of a block
-constexpr u32 DEPTH = 32;       // columns staged at a time; stride is a multiple of 64
-constexpr u32 PER_WARP = 16;    // features of a warp
+constexpr u32 TILE = 64;      // rows and features of a block
+constexpr u32 DEPTH = 32;     // columns staged at a time; stride is a multiple of 64
+constexpr u32 PER_WARP = 16;  // features of a warp
 
 // Block of 128 threads, grid (⌈words/2⌉, ⌈F/64⌉).
 extern "C" __global__ void __launch_bounds__(128)
-encode(const float *__restrict__ encoder, const float *__restrict__ encoder_bias, const float *__restrict__ x,
-       u32 *__restrict__ mask, u32 features, u32 rows, u32 stride, u32 words, const Report *__restrict__ report) {
+    encode(const float *__restrict__ encoder, const float *__restrict__ encoder_bias, const float *__restrict__ x,
+           u32 *__restrict__ mask, u32 features, u32 rows, u32 stride, u32 words, const Report *__restrict__ report) {
     if (report->status != RUNNING) return;
     __shared__ float xs[DEPTH][TILE + 1];  // padded, as ws: the staging stores go down a column
     __shared__ __align__(16) float ws[DEPTH][TILE + 4];

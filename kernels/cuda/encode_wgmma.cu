@@ -19,23 +19,23 @@
 
 namespace {
 
-constexpr unsigned FEATURES = 128;  // of a tile
-constexpr unsigned ROWS = 256;      // of a tile
-constexpr unsigned COLUMNS = 64;    // of a stage: 128 bytes, the width of the swizzle
-constexpr unsigned STAGES = 4;
-constexpr unsigned CONSUMERS = 2;  // warpgroups that multiply
-constexpr unsigned ENCODER_BYTES = FEATURES * COLUMNS * 2;
-constexpr unsigned STAGE_BYTES = ENCODER_BYTES + ROWS * COLUMNS * 2;
+constexpr u32 FEATURES = 128;  // of a tile
+constexpr u32 ROWS = 256;      // of a tile
+constexpr u32 COLUMNS = 64;    // of a stage: 128 bytes, the width of the swizzle
+constexpr u32 STAGES = 4;
+constexpr u32 CONSUMERS = 2;  // warpgroups that multiply
+constexpr u32 ENCODER_BYTES = FEATURES * COLUMNS * 2;
+constexpr u32 STAGE_BYTES = ENCODER_BYTES + ROWS * COLUMNS * 2;
 
 // After the stages, which begin at a multiple of 1024.
-constexpr unsigned BOUNDS_AT = STAGES * STAGE_BYTES;                  // float2 [CONSUMERS][ROWS]: norm, residual
-constexpr unsigned BARRIERS_AT = BOUNDS_AT + CONSUMERS * ROWS * 8;    // full [STAGES], empty [STAGES]
-constexpr unsigned SHARED_BYTES = 1024 + BARRIERS_AT + STAGES * 2 * 8;
+constexpr u32 BOUNDS_AT = STAGES * STAGE_BYTES;                // float2 [CONSUMERS][ROWS]: norm, residual
+constexpr u32 BARRIERS_AT = BOUNDS_AT + CONSUMERS * ROWS * 8;  // full [STAGES], empty [STAGES]
+constexpr u32 SHARED_BYTES = 1024 + BARRIERS_AT + STAGES * 2 * 8;
 static_assert(SHARED_BYTES == 201792, "the launch asks for this much");
 
 // The tiles of a block, and the place in the ring of stages.
 struct Walk {
-    unsigned stage = 0, parity = 0;
+    u32 stage = 0, parity = 0;
 
     __device__ __forceinline__ void next() {
         if (++stage == STAGES) {
@@ -49,22 +49,22 @@ struct Walk {
 
 extern "C" __global__ void __launch_bounds__(384, 1)
     encode_wgmma(const __grid_constant__ TensorMap encoder_bf16, const __grid_constant__ TensorMap x_bf16,
-                 const float* __restrict__ feature_base, const float* __restrict__ feature_norm,
-                 const float* __restrict__ feature_residual, const float* __restrict__ row_norm,
-                 const float* __restrict__ row_residual, unsigned* __restrict__ mask, unsigned features, unsigned rows,
-                 unsigned stride, unsigned words) {
+                 const float *__restrict__ feature_base, const float *__restrict__ feature_norm,
+                 const float *__restrict__ feature_residual, const float *__restrict__ row_norm,
+                 const float *__restrict__ row_residual, u32 *__restrict__ mask, u32 features, u32 rows, u32 stride,
+                 u32 words) {
     DYNAMIC_SHARED(shared);
-    unsigned char* aligned = shared + (1024 - shared_address(shared) % 1024) % 1024;
-    unsigned stages = shared_address(aligned);
-    unsigned full = stages + BARRIERS_AT, empty = full + STAGES * 8;
+    unsigned char *aligned = shared + (1024 - shared_address(shared) % 1024) % 1024;
+    u32 stages = shared_address(aligned);
+    u32 full = stages + BARRIERS_AT, empty = full + STAGES * 8;
     // The same in all lanes of a warp, which the compiler learns from the shuffle: what follows is scalar.
-    unsigned group = __shfl_sync(0xffffffffu, threadIdx.x / 128, 0);
-    unsigned steps = stride / COLUMNS;
-    unsigned row_tiles = (rows + ROWS - 1) / ROWS;
-    unsigned tiles = row_tiles * ((features + FEATURES - 1) / FEATURES);
+    u32 group = __shfl_sync(0xffffffffu, threadIdx.x / 128, 0);
+    u32 steps = stride / COLUMNS;
+    u32 row_tiles = (rows + ROWS - 1) / ROWS;
+    u32 tiles = row_tiles * ((features + FEATURES - 1) / FEATURES);
 
     if (threadIdx.x == 0) {
-        for (unsigned stage = 0; stage < STAGES; ++stage) {
+        for (u32 stage = 0; stage < STAGES; stage++) {
             init_barrier(full + stage * 8, 1);
             init_barrier(empty + stage * 8, CONSUMERS * 4);  // one arrival a warp
         }
@@ -78,10 +78,10 @@ extern "C" __global__ void __launch_bounds__(384, 1)
             prefetch_map(encoder_bf16);
             prefetch_map(x_bf16);
             Walk walk;
-            for (unsigned tile = blockIdx.x; tile < tiles; tile += gridDim.x) {
-                unsigned first_feature = tile / row_tiles * FEATURES, first_row = tile % row_tiles * ROWS;
-                for (unsigned step = 0; step < steps; ++step, walk.next()) {
-                    unsigned to = stages + walk.stage * STAGE_BYTES, barrier = full + walk.stage * 8;
+            for (u32 tile = blockIdx.x; tile < tiles; tile += gridDim.x) {
+                u32 first_feature = tile / row_tiles * FEATURES, first_row = tile % row_tiles * ROWS;
+                for (u32 step = 0; step < steps; step++, walk.next()) {
+                    u32 to = stages + walk.stage * STAGE_BYTES, barrier = full + walk.stage * 8;
                     wait_for_phase(empty + walk.stage * 8, walk.parity ^ 1);
                     arrive_expecting(barrier, STAGE_BYTES);
                     copy_box(to, encoder_bf16, step * COLUMNS, first_feature, barrier);
@@ -91,24 +91,24 @@ extern "C" __global__ void __launch_bounds__(384, 1)
         }
     } else {
         take_registers<232>();
-        unsigned consumer = group - 1, thread = threadIdx.x % 128;
-        unsigned lane = thread % 32, warp = thread / 32, quad_lane = lane % 4;
-        float2* bounds = reinterpret_cast<float2*>(aligned + BOUNDS_AT) + consumer * ROWS;
+        u32 consumer = group - 1, thread = threadIdx.x % 128;
+        u32 lane = thread % 32, warp = thread / 32, quad_lane = lane % 4;
+        float2 *bounds = (float2 *)(aligned + BOUNDS_AT) + consumer * ROWS;
         Walk walk;
-        for (unsigned tile = blockIdx.x; tile < tiles; tile += gridDim.x) {
-            unsigned first_feature = tile / row_tiles * FEATURES + consumer * 64, first_row = tile % row_tiles * ROWS;
+        for (u32 tile = blockIdx.x; tile < tiles; tile += gridDim.x) {
+            u32 first_feature = tile / row_tiles * FEATURES + consumer * 64, first_row = tile % row_tiles * ROWS;
             // What the bound takes, early: it arrives while the products run.
-            unsigned feature = first_feature + warp * 16 + lane / 4;  // and feature + 8
+            u32 feature = first_feature + warp * 16 + lane / 4;  // and feature + 8
             FeatureBound of_feature[2];
             float2 of_row[ROWS / 128];
 #pragma unroll
-            for (unsigned h = 0; h < 2; ++h) {
-                unsigned known = min(feature + h * 8, features - 1);
+            for (u32 h = 0; h < 2; h++) {
+                u32 known = min(feature + h * 8, features - 1);
                 of_feature[h] = {feature_base[known], feature_norm[known], feature_residual[known]};
             }
 #pragma unroll
-            for (unsigned n = 0; n < ROWS / 128; ++n) {
-                unsigned row = min(first_row + n * 128 + thread, rows - 1);
+            for (u32 n = 0; n < ROWS / 128; n++) {
+                u32 row = min(first_row + n * 128 + thread, rows - 1);
                 of_row[n] = make_float2(row_norm[row], row_residual[row]);
             }
 
@@ -116,15 +116,15 @@ extern "C" __global__ void __launch_bounds__(384, 1)
             // instruction defines for touched between products, and let each product wait for the one before.
             float sums[128] = {};
             pin(sums);
-            unsigned previous = 0;  // the stage whose products may still be under way
-            for (unsigned step = 0; step < steps; ++step, walk.next()) {
+            u32 previous = 0;  // the stage whose products may still be under way
+            for (u32 step = 0; step < steps; step++, walk.next()) {
                 wait_for_phase(full + walk.stage * 8, walk.parity);
-                unsigned at = stages + walk.stage * STAGE_BYTES;
-                unsigned long long a = factor_descriptor(at + consumer * 64 * COLUMNS * 2);
-                unsigned long long b = factor_descriptor(at + ENCODER_BYTES);
+                u32 at = stages + walk.stage * STAGE_BYTES;
+                u64 a = factor_descriptor(at + consumer * 64 * COLUMNS * 2);
+                u64 b = factor_descriptor(at + ENCODER_BYTES);
                 fence_products();
 #pragma unroll
-                for (unsigned part = 0; part < COLUMNS / 16; ++part) {
+                for (u32 part = 0; part < COLUMNS / 16; part++) {
                     // 16 columns are 32 bytes, 2 in the descriptor's unit; the swizzle works on the sum.
                     multiply_64x256(sums, a + part * 2, b + part * 2);
                 }
@@ -139,33 +139,33 @@ extern "C" __global__ void __launch_bounds__(384, 1)
             // are no longer read after the first barrier.
             sync_threads(1 + consumer, 128);
 #pragma unroll
-            for (unsigned n = 0; n < ROWS / 128; ++n) bounds[n * 128 + thread] = of_row[n];
+            for (u32 n = 0; n < ROWS / 128; n++) bounds[n * 128 + thread] = of_row[n];
             sync_threads(1 + consumer, 128);
             wait_products<0>();
             pin(sums);
             if (lane == 0) arrive(empty + previous * 8);
 
 #pragma unroll
-            for (unsigned half = 0; half < 2; ++half) {  // four words of each feature
-                unsigned signs[2] = {0, 0};
+            for (u32 half = 0; half < 2; half++) {  // four words of each feature
+                u32 signs[2] = {0, 0};
 #pragma unroll
-                for (unsigned at = 16; at-- > 0;) {  // eight columns each
-                    unsigned columns = half * 16 + at;
-                    float4 two = reinterpret_cast<const float4*>(bounds)[columns * 4 + quad_lane];
+                for (u32 at = 16; at-- > 0;) {  // eight columns each
+                    u32 columns = half * 16 + at;
+                    float4 two = ((const float4 *)bounds)[columns * 4 + quad_lane];
 #pragma unroll
-                    for (unsigned h = 0; h < 2; ++h) {
-                        const float* z = sums + columns * 4 + h * 2;
+                    for (u32 h = 0; h < 2; h++) {
+                        const float *z = sums + columns * 4 + h * 2;
                         signs[h] = push_sign(signs[h], z[1], of_feature[h], two.z, two.w);
                         signs[h] = push_sign(signs[h], z[0], of_feature[h], two.x, two.y);
                     }
                 }
-                unsigned at = half * 4 + quad_lane, word = first_row / 32 + at;
-                unsigned valid = valid_rows(first_row + at * 32, rows);
+                u32 at = half * 4 + quad_lane, word = first_row / 32 + at;
+                u32 valid = valid_rows(first_row + at * 32, rows);
 #pragma unroll
-                for (unsigned h = 0; h < 2; ++h) {
-                    unsigned found = ~quad_words(signs[h], quad_lane) & valid;
+                for (u32 h = 0; h < 2; h++) {
+                    u32 found = ~quad_words(signs[h], quad_lane) & valid;
                     if (feature + h * 8 < features && word < words) {
-                        mask[static_cast<unsigned long long>(feature + h * 8) * words + word] = found;
+                        mask[(u64)(feature + h * 8) * words + word] = found;
                     }
                 }
             }

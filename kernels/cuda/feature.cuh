@@ -39,7 +39,7 @@ template <int CHUNKS>
 struct Gradient {
     float4 encoder[CHUNKS], decoder[CHUNKS];
     float bias;     // db_enc
-    float by_norm;  // the derivative by ||W_dec_j|| where the penalty is weighted by it
+    float by_norm;  // the derivative by ‖W_dec_j‖ where the penalty is weighted by it
 };
 
 // Sums over a block of at most 256 threads. Consecutive sums take different halves of the memory, so that one barrier each is
@@ -213,10 +213,10 @@ __device__ __forceinline__ void add_to_pre_bias(float *pre_bias, bool begins, fl
 
 // What the encode and the decode of the next step want of a feature besides its weights. Null where nobody asks.
 struct Derived {
-    bf16 *encoder_bf16, *decoder_bf16;                         // [F,stride]
-    float *feature_base, *feature_norm, *feature_residual;     // [F], see README.md
-    float *decoder_norm;                                       // [F], ||W_dec_j||
-    u32 bounds;                                                // 0: norms and residuals of the screen are zeros
+    bf16 *encoder_bf16, *decoder_bf16;                      // [F,stride]
+    float *feature_base, *feature_norm, *feature_residual;  // [F], see README.md
+    float *decoder_norm;                                    // [F], ‖W_dec_j‖
+    u32 bounds;                                             // 0: norms and residuals of the screen are zeros
 };
 
 __device__ __forceinline__ void store_bf16(bf16 *at, float4 value, float4 &rounded) {
@@ -234,7 +234,7 @@ __device__ __forceinline__ void store_bf16(bf16 *at, float4 value, float4 &round
 template <int CHUNKS>
 __device__ __forceinline__ bool derive(const Derived &to, u32 feature, u32 stride, const float4 (&encoder)[CHUNKS],
                                        const float4 (&decoder)[CHUNKS], float bias, Turns &turns) {
-    float sums[3] = {0.0f, 0.0f, 0.0f};  // ||W_enc_j||^2, that of its rounding residual, ||W_dec_j||^2
+    float sums[3] = {0.0f, 0.0f, 0.0f};  // ‖W_enc_j‖^2, that of its rounding residual, ‖W_dec_j‖^2
 #pragma unroll
     for (int c = 0; c < CHUNKS; c++) {
         u32 column = (threadIdx.x + c * blockDim.x) * 4;

@@ -15,10 +15,10 @@
 // ends the step's report: the terms join the loss, and the step counts as done. What follows may still find that the update
 // diverges, but refuses nothing. One thread per feature, block 256.
 extern "C" __global__ void __launch_bounds__(256)
-window_features(const u32 *__restrict__ counts, const Window *__restrict__ window, const u32 *__restrict__ change_list,
-                u32 *ring, u32 *sums, float *frequencies, float *slopes, u64 *steps_since_fired,
-                double *partial, u32 *arrived, u32 features, u32 rows, const double *__restrict__ targets,
-                const Scalars *__restrict__ scalars, Report *report) {
+    window_features(const u32 *__restrict__ counts, const Window *__restrict__ window,
+                    const u32 *__restrict__ change_list, u32 *ring, u32 *sums, float *frequencies, float *slopes,
+                    u64 *steps_since_fired, double *partial, u32 *arrived, u32 features, u32 rows,
+                    const double *__restrict__ targets, const Scalars *__restrict__ scalars, Report *report) {
     if (report->status != RUNNING) return;
     __shared__ double shared[2][8 * 3];
     const double min_coefficient = targets[0], min_target = targets[1];

@@ -3,17 +3,18 @@
 //
 // Where a host compiler runs the kernels (the tests), it brings functions of the same names and meaning.
 #pragma once
+#include "types.cuh"
 
 // What cuTensorMapEncodeTiled makes; passed by value as a __grid_constant__ parameter.
 struct alignas(128) TensorMap {
-    unsigned long long opaque[16];
+    u64 opaque[16];
 };
 
 // How the product finds a factor with rows of 128 bytes (64 bfloat16 numbers) under the copy engine's 128-byte
 // swizzle, at an address that is a multiple of 1024: eight rows are one pattern of 1024 bytes, which is the stride.
 // Bits 0-13: address / 16; 16-29: leading offset, without meaning here; 32-45: stride / 16; 62-63: 1, the swizzle.
-__device__ __forceinline__ unsigned long long factor_descriptor(unsigned address) {
-    return static_cast<unsigned long long>((address & 0x3ffff) >> 4) | 1ull << 16 | 64ull << 32 | 1ull << 62;
+__device__ __forceinline__ u64 factor_descriptor(u32 address) {
+    return (u64)((address & 0x3ffff) >> 4) | 1ull << 16 | 64ull << 32 | 1ull << 62;
 }
 
 #ifdef __CUDACC__
@@ -21,12 +22,12 @@ __device__ __forceinline__ unsigned long long factor_descriptor(unsigned address
 #define DYNAMIC_SHARED(name) extern __shared__ __align__(1024) unsigned char name[]
 
 // The address that PTX wants for shared memory.
-__device__ __forceinline__ unsigned shared_address(const void* pointer) {
-    return static_cast<unsigned>(__cvta_generic_to_shared(pointer));
+__device__ __forceinline__ u32 shared_address(const void *pointer) {
+    return (u32)__cvta_generic_to_shared(pointer);
 }
 
 // A barrier whose phase ends after `arrivals` arrivals and all bytes that were announced.
-__device__ __forceinline__ void init_barrier(unsigned barrier, unsigned arrivals) {
+__device__ __forceinline__ void init_barrier(u32 barrier, u32 arrivals) {
     asm volatile("mbarrier.init.shared::cta.b64 [%0], %1;" ::"r"(barrier), "r"(arrivals) : "memory");
 }
 
@@ -36,35 +37,38 @@ __device__ __forceinline__ void publish_barriers() {
     asm volatile("fence.proxy.async.shared::cta;" ::: "memory");
 }
 
-__device__ __forceinline__ void arrive(unsigned barrier) {
+__device__ __forceinline__ void arrive(u32 barrier) {
     asm volatile("mbarrier.arrive.release.cta.shared::cta.b64 _, [%0];" ::"r"(barrier) : "memory");
 }
 
 // Arrives and announces `bytes` bytes that copies will bring.
-__device__ __forceinline__ void arrive_expecting(unsigned barrier, unsigned bytes) {
-    asm volatile("mbarrier.arrive.expect_tx.release.cta.shared::cta.b64 _, [%0], %1;" ::"r"(barrier), "r"(bytes) : "memory");
+__device__ __forceinline__ void arrive_expecting(u32 barrier, u32 bytes) {
+    asm volatile("mbarrier.arrive.expect_tx.release.cta.shared::cta.b64 _, [%0], %1;" ::"r"(barrier), "r"(bytes)
+                 : "memory");
 }
 
 // A check build (BOUNDED_WAITS) ends a kernel that waits for longer than any wait takes, and leaves word of who waited for
 // what; without it a lost arrival keeps the device busy for ever. The other builds have none of this.
 #ifdef BOUNDED_WAITS
-constexpr unsigned long long LONGEST_WAIT = 2000000000ull;  // nanoseconds
+constexpr u64 LONGEST_WAIT = 2000000000ull;  // nanoseconds
 
 // Where word is left, in the host's memory, which outlives the kernel's end: the block's number plus 1, the thread, the
 // barrier's address, the phase's parity. All 0 until somebody gives up.
-__device__ unsigned* wait_record;
+__device__ u32 *wait_record;
 
 // Run once by a single thread, before any kernel of this module.
-extern "C" __global__ void leave_word_at(unsigned* place) { wait_record = place; }
+extern "C" __global__ void leave_word_at(u32 *place) {
+    wait_record = place;
+}
 
-__device__ __forceinline__ unsigned long long nanoseconds() {
-    unsigned long long now;
+__device__ __forceinline__ u64 nanoseconds() {
+    u64 now;
     asm volatile("mov.u64 %0, %globaltimer;" : "=l"(now));
     return now;
 }
 
-__device__ __forceinline__ void give_up(unsigned barrier, unsigned parity) {
-    unsigned* record = wait_record;
+__device__ __forceinline__ void give_up(u32 barrier, u32 parity) {
+    u32 *record = wait_record;
     if (atomicCAS(record, 0u, blockIdx.x + 1) == 0) {
         record[1] = threadIdx.x;
         record[2] = barrier;
@@ -77,11 +81,11 @@ __device__ __forceinline__ void give_up(unsigned barrier, unsigned parity) {
 
 // Waits until the phase of this parity has ended. (A new barrier is in phase 0; the phase before it, of parity 1, counts
 // as ended.)
-__device__ __forceinline__ void wait_for_phase(unsigned barrier, unsigned parity) {
+__device__ __forceinline__ void wait_for_phase(u32 barrier, u32 parity) {
 #ifdef BOUNDED_WAITS
-    unsigned long long begin = nanoseconds();
+    u64 begin = nanoseconds();
 #endif
-    unsigned done = 0;
+    u32 done = 0;
     while (!done) {
         asm volatile(
             "{\n"
@@ -99,15 +103,16 @@ __device__ __forceinline__ void wait_for_phase(unsigned barrier, unsigned parity
 }
 
 // Starts to copy the map's box at (column, row) to shared memory; its bytes count for `barrier`.
-__device__ __forceinline__ void copy_box(unsigned to, const TensorMap& map, unsigned column, unsigned row, unsigned barrier) {
+__device__ __forceinline__ void copy_box(u32 to, const TensorMap &map, u32 column, u32 row, u32 barrier) {
     asm volatile(
         "cp.async.bulk.tensor.2d.shared::cluster.global.tile.mbarrier::complete_tx::bytes [%0], [%1, {%2, %3}], [%4];" ::
-            "r"(to), "l"(reinterpret_cast<unsigned long long>(&map)), "r"(column), "r"(row), "r"(barrier)
+            "r"(to),
+        "l"((u64)&map), "r"(column), "r"(row), "r"(barrier)
         : "memory");
 }
 
-__device__ __forceinline__ void prefetch_map(const TensorMap& map) {
-    asm volatile("prefetch.tensormap [%0];" ::"l"(reinterpret_cast<unsigned long long>(&map)) : "memory");
+__device__ __forceinline__ void prefetch_map(const TensorMap &map) {
+    asm volatile("prefetch.tensormap [%0];" ::"l"((u64)&map) : "memory");
 }
 
 // Hands registers of this warpgroup back, or takes more, up to COUNT a thread.
@@ -128,9 +133,13 @@ __device__ __forceinline__ void pin(float (&sums)[128]) {
 }
 
 // Before the first product that touches registers which other instructions have touched.
-__device__ __forceinline__ void fence_products() { asm volatile("wgmma.fence.sync.aligned;" ::: "memory"); }
+__device__ __forceinline__ void fence_products() {
+    asm volatile("wgmma.fence.sync.aligned;" ::: "memory");
+}
 
-__device__ __forceinline__ void commit_products() { asm volatile("wgmma.commit_group.sync.aligned;" ::: "memory"); }
+__device__ __forceinline__ void commit_products() {
+    asm volatile("wgmma.commit_group.sync.aligned;" ::: "memory");
+}
 
 // Waits until at most PENDING groups of products are under way.
 template <int PENDING>
@@ -139,17 +148,19 @@ __device__ __forceinline__ void wait_products() {
 }
 
 // A barrier of the `threads` threads that name `number` (0 is that of __syncthreads).
-__device__ __forceinline__ void sync_threads(unsigned number, unsigned threads) {
+__device__ __forceinline__ void sync_threads(u32 number, u32 threads) {
     asm volatile("bar.sync %0, %1;" ::"r"(number), "r"(threads) : "memory");
 }
 
-#define SUMS_8(d, i) "+f"(d[i]), "+f"(d[i + 1]), "+f"(d[i + 2]), "+f"(d[i + 3]), "+f"(d[i + 4]), "+f"(d[i + 5]), "+f"(d[i + 6]), "+f"(d[i + 7])
+#define SUMS_8(d, i)                                                                                            \
+    "+f"(d[i]), "+f"(d[i + 1]), "+f"(d[i + 2]), "+f"(d[i + 3]), "+f"(d[i + 4]), "+f"(d[i + 5]), "+f"(d[i + 6]), \
+        "+f"(d[i + 7])
 #define SUMS_32(d, i) SUMS_8(d, i), SUMS_8(d, i + 8), SUMS_8(d, i + 16), SUMS_8(d, i + 24)
 
 // sums [64,256] += a [64,16] b [256,16]ᵀ, bfloat16 into float32, both factors in shared memory. Warp w of the
 // warpgroup holds rows 16w to 16w + 15: lane l has of columns 8n to 8n + 7 the numbers in row l/4, columns 2 (l%4) and + 1,
 // in sums[4n] and sums[4n + 1], those of row l/4 + 8 in sums[4n + 2] and sums[4n + 3].
-__device__ __forceinline__ void multiply_64x256(float (&sums)[128], unsigned long long a, unsigned long long b) {
+__device__ __forceinline__ void multiply_64x256(float (&sums)[128], u64 a, u64 b) {
     asm volatile(
         "wgmma.mma_async.sync.aligned.m64n256k16.f32.bf16.bf16 {"
         "%0, %1, %2, %3, %4, %5, %6, %7, %8, %9, %10, %11, %12, %13, %14, %15, "

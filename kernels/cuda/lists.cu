@@ -30,10 +30,10 @@ __device__ __forceinline__ u32 turn_bits(u32 bits) {
 // A block of 256 threads turns 256 features × 8 words (256 rows): lines of 32 bytes on both sides. Grid
 // (⌈words/8⌉, ⌈F/256⌉). row_words is ⌈F/32⌉.
 extern "C" __global__ void __launch_bounds__(256)
-transpose_mask(const u32 *__restrict__ mask, u32 *__restrict__ row_mask, u32 features, u32 rows, u32 words, u32 row_words,
-               const Report *__restrict__ report) {
+    transpose_mask(const u32 *__restrict__ mask, u32 *__restrict__ row_mask, u32 features, u32 rows, u32 words,
+                   u32 row_words, const Report *__restrict__ report) {
     if (report->status != RUNNING) return;
-    __shared__ u32 in[256][9];   // padded: a warp reads down a column
+    __shared__ u32 in[256][9];  // padded: a warp reads down a column
     __shared__ u32 out[256][9];
     u32 first_feature = blockIdx.y * 256, first_word = blockIdx.x * 8;
     for (u32 at = threadIdx.x; at < 256 * 8; at += 256) {
@@ -65,7 +65,8 @@ __device__ __forceinline__ u64 weight_of(u32 count) {
 
 // The number of bits in the block's lines, and their sum into totals [blocks].
 template <bool SEGMENTS>
-__device__ __forceinline__ void count_lines(const u32 *mask, u32 *counts, u64 *totals, u32 lines, u32 words, u64 *shared) {
+__device__ __forceinline__ void count_lines(const u32 *mask, u32 *counts, u64 *totals, u32 lines, u32 words,
+                                            u64 *shared) {
     u32 line = blockIdx.x * LINES + (threadIdx.x >> 5), lane = threadIdx.x & 31u, count = 0;
     if (line < lines) {
         const u32 *bits = mask + (u64)line * words;
@@ -94,8 +95,8 @@ __device__ __forceinline__ u64 scan_totals(u64 *totals, u32 blocks, u64 *shared)
 // Counts each row's candidates, counts [B]. The last block finds where blocks of rows begin in the list, and refuses the
 // step if there are more than `capacity` of them. Block 1024, grid ⌈B/32⌉.
 extern "C" __global__ void __launch_bounds__(1024)
-count_rows(const u32 *__restrict__ row_mask, u32 *__restrict__ counts, u64 *totals, u32 *arrived, u32 *__restrict__ starts,
-           u32 rows, u32 row_words, u32 capacity, Report *report) {
+    count_rows(const u32 *__restrict__ row_mask, u32 *__restrict__ counts, u64 *totals, u32 *arrived,
+               u32 *__restrict__ starts, u32 rows, u32 row_words, u32 capacity, Report *report) {
     if (report->status != RUNNING) return;
     __shared__ u64 of_block[32];
     __shared__ u64 scan[64];
@@ -112,9 +113,9 @@ count_rows(const u32 *__restrict__ row_mask, u32 *__restrict__ counts, u64 *tota
 // Counts each feature's active pairs, counts [F]. Unless `starts` is null, the last block finds where blocks of features
 // begin in the list, and in that of segments. Block 1024, grid ⌈F/32⌉.
 extern "C" __global__ void __launch_bounds__(1024)
-count_features(const u32 *__restrict__ mask, u32 *__restrict__ counts, u64 *totals, u32 *arrived,
-               u32 *__restrict__ starts, u32 *__restrict__ segment_starts, u32 features, u32 words,
-               const Report *__restrict__ report) {
+    count_features(const u32 *__restrict__ mask, u32 *__restrict__ counts, u64 *totals, u32 *arrived,
+                   u32 *__restrict__ starts, u32 *__restrict__ segment_starts, u32 features, u32 words,
+                   const Report *__restrict__ report) {
     if (report->status != RUNNING) return;
     __shared__ u64 of_block[32];
     __shared__ u64 scan[64];
@@ -160,9 +161,9 @@ __device__ __forceinline__ void expand_line(const u32 *line, u32 words, u32 next
 
 // The candidates of each row, and where they begin: starts [B+1]. Block 1024, grid ⌈B/32⌉.
 extern "C" __global__ void __launch_bounds__(1024)
-list_rows(const u32 *__restrict__ row_mask, const u32 *__restrict__ counts, const u64 *__restrict__ totals,
-          u32 *__restrict__ starts, u32 *__restrict__ pair_features, u32 rows, u32 row_words,
-          const Report *__restrict__ report) {
+    list_rows(const u32 *__restrict__ row_mask, const u32 *__restrict__ counts, const u64 *__restrict__ totals,
+              u32 *__restrict__ starts, u32 *__restrict__ pair_features, u32 rows, u32 row_words,
+              const Report *__restrict__ report) {
     if (report->status != RUNNING) return;
     u32 warp = threadIdx.x >> 5, row = blockIdx.x * LINES + warp;
     u32 start = __shfl_sync(0xffffffffu, (u32)start_of_line<false>(counts, totals, rows), warp);
@@ -174,9 +175,9 @@ list_rows(const u32 *__restrict__ row_mask, const u32 *__restrict__ counts, cons
 // The active rows of each feature, where they begin, starts [F+1], where its segments do, segment_starts [F+1], and whose each
 // of them is, segment_features. Block 1024, grid ⌈F/32⌉.
 extern "C" __global__ void __launch_bounds__(1024)
-list_features(const u32 *__restrict__ mask, const u32 *__restrict__ counts, const u64 *__restrict__ totals,
-              u32 *__restrict__ starts, u32 *__restrict__ segment_starts, u32 *__restrict__ segment_features,
-              u32 *__restrict__ pair_rows, u32 features, u32 words, const Report *__restrict__ report) {
+    list_features(const u32 *__restrict__ mask, const u32 *__restrict__ counts, const u64 *__restrict__ totals,
+                  u32 *__restrict__ starts, u32 *__restrict__ segment_starts, u32 *__restrict__ segment_features,
+                  u32 *__restrict__ pair_rows, u32 features, u32 words, const Report *__restrict__ report) {
     if (report->status != RUNNING) return;
     u32 warp = threadIdx.x >> 5, feature = blockIdx.x * LINES + warp;
     u64 start = __shfl_sync(0xffffffffu, start_of_line<true>(counts, totals, features), warp);

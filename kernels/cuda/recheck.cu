@@ -93,9 +93,10 @@ __device__ __forceinline__ float in_order(const T *x, const T *encoder_row, floa
 // Of a row's candidates, `line` [stride] being the row. `length` and `feature_norm` say how near to 0 is too near; with
 // bfloat16 operands that is not asked.
 template <class T>
-__device__ __forceinline__ void recheck_line(const T *line, const T *encoder, const float *encoder_bias, const float *length,
-                            const float *feature_norm, const u32 *starts, u32 *pair_features, float *row_values,
-                            u32 *row_active, u32 *mask, u32 stride, u32 words, bool exact) {
+__device__ __forceinline__ void recheck_line(const T *line, const T *encoder, const float *encoder_bias,
+                                             const float *length, const float *feature_norm, const u32 *starts,
+                                             u32 *pair_features, float *row_values, u32 *row_active, u32 *mask,
+                                             u32 stride, u32 words, bool exact) {
     __shared__ u32 candidates[TOGETHER];
     __shared__ float values[TOGETHER];
     __shared__ u32 scratch[32];
@@ -139,10 +140,10 @@ __device__ __forceinline__ void recheck_line(const T *line, const T *encoder, co
 }
 
 template <class T>
-__device__ __forceinline__ void recheck_row(const T *x, const T *encoder, const float *encoder_bias, const float *length,
-                                            const float *feature_norm, const u32 *starts, u32 *pair_features,
-                                            float *row_values, u32 *row_active, u32 *mask, u32 stride, u32 words,
-                                            bool exact) {
+__device__ __forceinline__ void recheck_row(const T *x, const T *encoder, const float *encoder_bias,
+                                            const float *length, const float *feature_norm, const u32 *starts,
+                                            u32 *pair_features, float *row_values, u32 *row_active, u32 *mask,
+                                            u32 stride, u32 words, bool exact) {
     __shared__ __align__(16) T kept[KEPT];
     const T *line = x + (u64)blockIdx.x * stride;
     if (stride > KEPT) {
@@ -151,17 +152,18 @@ __device__ __forceinline__ void recheck_row(const T *x, const T *encoder, const 
         return;
     }
     // The first barrier of recheck_line stands between this and the first reading.
-    for (u32 column = threadIdx.x * 4; column < stride; column += blockDim.x * 4) copy_four(kept + column, line + column);
-    recheck_line<T>(kept, encoder, encoder_bias, length, feature_norm, starts, pair_features, row_values, row_active, mask,
-                    stride, words, exact);
+    for (u32 column = threadIdx.x * 4; column < stride; column += blockDim.x * 4)
+        copy_four(kept + column, line + column);
+    recheck_line<T>(kept, encoder, encoder_bias, length, feature_norm, starts, pair_features, row_values, row_active,
+                    mask, stride, words, exact);
 }
 
 // Block of 128 threads, grid B.
 extern "C" __global__ void __launch_bounds__(128, 8)
-recheck(const float *__restrict__ x, const float *__restrict__ encoder, const float *__restrict__ encoder_bias,
-        const float *__restrict__ length, const float *__restrict__ feature_norm, const u32 *__restrict__ starts,
-        u32 *pair_features, float *row_values, u32 *row_active, u32 *mask, u32 stride, u32 words,
-        const Report *__restrict__ report) {
+    recheck(const float *__restrict__ x, const float *__restrict__ encoder, const float *__restrict__ encoder_bias,
+            const float *__restrict__ length, const float *__restrict__ feature_norm, const u32 *__restrict__ starts,
+            u32 *pair_features, float *row_values, u32 *row_active, u32 *mask, u32 stride, u32 words,
+            const Report *__restrict__ report) {
     if (report->status != RUNNING) return;
     recheck_row(x, encoder, encoder_bias, length, feature_norm, starts, pair_features, row_values, row_active, mask,
                 stride, words, true);
@@ -169,9 +171,9 @@ recheck(const float *__restrict__ x, const float *__restrict__ encoder, const fl
 
 // The same from the bfloat16 copies, for `--precision bf16`: half the bytes, and no order of summation decides anything.
 extern "C" __global__ void __launch_bounds__(128, 8)
-recheck_bf16(const bf16 *__restrict__ x, const bf16 *__restrict__ encoder, const float *__restrict__ encoder_bias,
-             const u32 *__restrict__ starts, u32 *pair_features, float *row_values, u32 *row_active, u32 *mask,
-             u32 stride, u32 words, const Report *__restrict__ report) {
+    recheck_bf16(const bf16 *__restrict__ x, const bf16 *__restrict__ encoder, const float *__restrict__ encoder_bias,
+                 const u32 *__restrict__ starts, u32 *pair_features, float *row_values, u32 *row_active, u32 *mask,
+                 u32 stride, u32 words, const Report *__restrict__ report) {
     if (report->status != RUNNING) return;
     recheck_row(x, encoder, encoder_bias, (const float *)0, (const float *)0, starts, pair_features, row_values,
                 row_active, mask, stride, words, false);

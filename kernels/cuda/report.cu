@@ -13,10 +13,10 @@ constexpr u32 SUMS = 9, COUNTS = 4;  // float64 and u64 sums
 // a row that the MSE cannot divide by refuses it; the batch enters the frequency window otherwise), 0 for an evaluation.
 // `parts` [13,32]. Block 128, grid min(⌈B/128⌉, 32).
 extern "C" __global__ void __launch_bounds__(128)
-report_rows(const RowResult *__restrict__ results, const float *__restrict__ squared,
-            const float *__restrict__ centered, const double *__restrict__ column_sum, double *parts, u32 *arrived,
-            u32 rows, u32 width, u32 stride, u32 mse, u32 check, const Scalars *__restrict__ scalars, Window *window,
-            double *levels, u32 *summed, u32 *change_list, u32 length, Report *report) {
+    report_rows(const RowResult *__restrict__ results, const float *__restrict__ squared,
+                const float *__restrict__ centered, const double *__restrict__ column_sum, double *parts, u32 *arrived,
+                u32 rows, u32 width, u32 stride, u32 mse, u32 check, const Scalars *__restrict__ scalars,
+                Window *window, double *levels, u32 *summed, u32 *change_list, u32 length, Report *report) {
     if (report->status != RUNNING) return;
     __shared__ double shared[4 * SUMS];
     __shared__ u64 counts[4 * COUNTS];

@@ -31,8 +31,9 @@ __device__ __forceinline__ void sum_of_rows(const float *in, double *partial, u3
 // report, and forms sum and mean [stride] of the batch. The last block of those that
 // share columns adds up their parts. `arrived` [stride/64]. Block 64, grid (stride/64, ⌈rows/64⌉).
 extern "C" __global__ void __launch_bounds__(64)
-batch_columns(const Scalars *letter, Scalars *scalars, const float *__restrict__ x, double *partial, double *__restrict__ sum, float *__restrict__ mean,
-              u32 *arrived, u32 rows, u32 stride, Report *report) {
+    batch_columns(const Scalars *letter, Scalars *scalars, const float *__restrict__ x, double *partial,
+                  double *__restrict__ sum, float *__restrict__ mean, u32 *arrived, u32 rows, u32 stride,
+                  Report *report) {
     if (report->status != RUNNING) return;
     __shared__ u32 flag;
     u32 column = blockIdx.x * 64 + threadIdx.x;
@@ -58,9 +59,8 @@ batch_columns(const Scalars *letter, Scalars *scalars, const float *__restrict__
 
 // The parts of other sums of columns, of gradients: added up by the kernel that uses them. Block 64, grid (stride/64,
 // ⌈rows/64⌉).
-extern "C" __global__ void __launch_bounds__(64)
-column_sums(const float *__restrict__ in, double *__restrict__ partial, u32 rows, u32 stride,
-            const Report *__restrict__ report) {
+extern "C" __global__ void __launch_bounds__(64) column_sums(const float *__restrict__ in, double *__restrict__ partial,
+                                                             u32 rows, u32 stride, const Report *__restrict__ report) {
     if (report->status != RUNNING) return;
     sum_of_rows(in, partial, blockIdx.x * 64 + threadIdx.x, rows, stride);
 }
@@ -74,8 +74,8 @@ extern "C" __global__ void row_norms(const float *__restrict__ x, const float *_
                                      const float *__restrict__ bias, float *__restrict__ input,
                                      bf16 *__restrict__ x_bf16, float *__restrict__ squared,
                                      float *__restrict__ centered, float *__restrict__ length,
-                                     float *__restrict__ row_norm, float *__restrict__ row_residual, u32 rows, u32 stride,
-                                     u32 bounds, u32 zero_check, Report *report) {
+                                     float *__restrict__ row_norm, float *__restrict__ row_residual, u32 rows,
+                                     u32 stride, u32 bounds, u32 zero_check, Report *report) {
     if (report->status != RUNNING) return;
     u32 row = blockIdx.x * (blockDim.x >> 5) + (threadIdx.x >> 5), lane = threadIdx.x & 31u;
     if (row >= rows) return;

@@ -32,7 +32,8 @@ extern "C" __global__ void screen(const bf16 *__restrict__ encoder_bf16, const b
 #pragma unroll
     for (u32 n = 0; n < FEATURES_AT_ONCE; n++) {
         u32 feature = min(first + n, features - 1);
-        float most = sums[n] + feature_base[feature] + residual * feature_norm[feature] + norm * feature_residual[feature];
+        float most =
+            sums[n] + feature_base[feature] + residual * feature_norm[feature] + norm * feature_residual[feature];
         u32 bits = __ballot_sync(0xffffffffu, row < rows && most > 0.0f);
         if ((threadIdx.x & 31u) == 0 && first + n < features && word < words) {
             mask[(u64)feature * words + word] = bits;

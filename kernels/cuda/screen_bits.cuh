@@ -4,6 +4,7 @@
 // rows l/4 and l/4 + 8, columns 2 (l%4) and 2 (l%4) + 1. Rows are features here and columns are batch rows, so the
 // four lanes of a quad hold 32 batch rows (four tiles side by side) of one feature between them: one word of the mask.
 #pragma once
+#include "types.cuh"
 
 // What a feature brings to the bound.
 struct FeatureBound {
@@ -14,8 +15,8 @@ struct FeatureBound {
 
 // Shifts into `bits`, from the right, the sign of the upper bound of z: 0 means that the pair may be active. (At a bound
 // of exactly 0 it says so too, which costs one needless recheck.)
-__device__ __forceinline__ unsigned push_sign(unsigned bits, float z, const FeatureBound& feature, float row_norm,
-                                              float row_residual) {
+__device__ __forceinline__ u32 push_sign(u32 bits, float z, const FeatureBound &feature, float row_norm,
+                                         float row_residual) {
     float bound = z + feature.base;
     bound = fmaf(row_residual, feature.norm, bound);
     bound = fmaf(row_norm, feature.residual, bound);
@@ -26,22 +27,22 @@ __device__ __forceinline__ unsigned push_sign(unsigned bits, float z, const Feat
 // tiles, are batch rows 8 tile + 2 (lane%4) + element of the word's 32, their signs bits 2 tile + element of the byte.
 // (Pushed in the order from the last to the first, they come to lie so.) Lane q of the quad returns the signs of word q, in
 // the order of its rows.
-__device__ __forceinline__ unsigned quad_words(unsigned signs, unsigned quad_lane) {
+__device__ __forceinline__ u32 quad_words(u32 signs, u32 quad_lane) {
     // The bytes of four lanes are transposed, between neighbours and then across pairs: byte l is lane l's.
-    unsigned other = __shfl_xor_sync(0xffffffffu, signs, 1);
+    u32 other = __shfl_xor_sync(0xffffffffu, signs, 1);
     signs = __byte_perm(signs, other, quad_lane & 1 ? 0x3715 : 0x6240);
     other = __shfl_xor_sync(0xffffffffu, signs, 2);
     signs = __byte_perm(signs, other, quad_lane & 2 ? 0x3276 : 0x5410);
     // Then the pairs of bits [lane, tile] of the word, to [tile, lane], by two exchanges.
-    unsigned moved = (signs >> 6 ^ signs) & 0x00cc00ccu;
+    u32 moved = (signs >> 6 ^ signs) & 0x00cc00ccu;
     signs ^= moved ^ moved << 6;
     moved = (signs >> 12 ^ signs) & 0x0000f0f0u;
     return signs ^ moved ^ moved << 12;
 }
 
 // The bits of a word that belong to rows below `rows`, the word's first row being `first`.
-__device__ __forceinline__ unsigned valid_rows(unsigned first, unsigned rows) {
+__device__ __forceinline__ u32 valid_rows(u32 first, u32 rows) {
     if (first >= rows) return 0;
-    unsigned left = rows - first;
+    u32 left = rows - first;
     return left >= 32 ? 0xffffffffu : (1u << left) - 1;
 }

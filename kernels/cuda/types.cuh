@@ -5,7 +5,7 @@ typedef unsigned int u32;
 typedef unsigned long long u64;
 typedef unsigned short bf16;  // the upper half of a float
 
-// Sizes that the host plans with (kernels/src/cuda/plan.rs has them too).
+// Sizes that the host plans with (kernels/src/cuda/launch/mod.rs has them too).
 constexpr u32 SUMMED_ROWS = 64;       // rows of a partial column sum
 constexpr u32 SEGMENT = 64;           // a feature with more pairs than this is cut into segments of this many
 constexpr u32 FEATURES_OF_BLOCK = 8;  // features that one block updates
@@ -20,8 +20,8 @@ struct Scalars {
     float frequency_epsilon;    // epsilon of the frequency terms' surrogate, scheduled
     float rate;                 // lr / (1 - beta1^t)
     float beta1, beta2;
-    float rest1, rest2;         // 1 - beta1, 1 - beta2
-    float root_correction;      // 1 / sqrt(1 - beta2^t)
+    float rest1, rest2;     // 1 - beta1, 1 - beta2
+    float root_correction;  // 1 / sqrt(1 - beta2^t)
     float epsilon;
 };
 
@@ -32,11 +32,11 @@ enum Status { RUNNING = 0, NON_FINITE_ROW = 1, ZERO_NORM = 2, NON_FINITE_LOSS = 
 // What a step reports: left in its mailbox. Sums over the rows as in kernels/src/stats.rs.
 struct Report {
     u32 status;
-    u32 row;             // the first row that the status is about
-    u64 step;            // the last step that was done
+    u32 row;   // the first row that the status is about
+    u64 step;  // the last step that was done
     double loss, mse, penalty_term, min_sparsity, max_sparsity;
     double squared_error, centered_error, uncentered_error, squared_norm;
-    double deviation;  // sum of ||x - xbar||^2
+    double deviation;  // sum of ‖x - xbar‖^2
     double cosine, norm_ratio, l1, penalty;
     u64 active, active_squared, rows_off_mean, rows_off_zero, candidates;
     u32 below_target;
@@ -48,9 +48,9 @@ constexpr u32 NO_ROW = 0xffffffffu;
 
 // What the decode finds of one row.
 struct RowResult {
-    float squared_error;  // ||xhat - x||^2
+    float squared_error;  // ‖xhat - x‖^2
     float dot;            // x . xhat
-    float squared_norm;   // ||xhat||^2
+    float squared_norm;   // ‖xhat‖^2
     u32 active;
     double l1, penalty;
 };
@@ -76,7 +76,7 @@ __device__ __forceinline__ Parameters parameters_at(float *base, u32 copy, u32 f
 }
 
 // A structure copied by a block, a word a thread at a time. Neither copy may be in a cache that the other side does not see.
-template <typename T>
+template <class T>
 __device__ __forceinline__ void copy_words(const T *from, T *to) {
     const volatile u32 *in = (const volatile u32 *)from;
     volatile u32 *out = (volatile u32 *)to;
@@ -102,7 +102,9 @@ __device__ __forceinline__ bf16 float_to_bf16(float value) {
 __device__ __forceinline__ u32 two_to_bf16(float first, float second) {
     const float most = __uint_as_float(0x7f7f0000u);
     u32 pair;
-    asm("cvt.rn.bf16x2.f32 %0, %1, %2;" : "=r"(pair) : "f"(fminf(fmaxf(second, -most), most)), "f"(fminf(fmaxf(first, -most), most)));
+    asm("cvt.rn.bf16x2.f32 %0, %1, %2;"
+        : "=r"(pair)
+        : "f"(fminf(fmaxf(second, -most), most)), "f"(fminf(fmaxf(first, -most), most)));
     return pair;
 }
 #else

@@ -15,7 +15,7 @@ __device__ __forceinline__ float half_to_float(u32 bits) {
 
 // out[i] = in[i] for i < n. Block 256 threads, grid ⌈n/1024⌉.
 extern "C" __global__ void __launch_bounds__(256)
-widen(const unsigned short *__restrict__ in, float *__restrict__ out, u64 n) {
+    widen(const unsigned short *__restrict__ in, float *__restrict__ out, u64 n) {
     u64 at = (blockIdx.x * (u64)blockDim.x + threadIdx.x) * 4;
     if (at + 4 <= n) {
         uint2 pairs = *(const uint2 *)(in + at);
