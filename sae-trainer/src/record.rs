@@ -248,6 +248,9 @@ pub(crate) struct Summary {
     /// Lines of `metrics.jsonl`; not noted by older versions.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub(crate) logged_lines: Option<u64>,
+    /// Of whose run it is; not noted by older versions.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub(crate) run_id: Option<String>,
     /// Of the process that finished the run: what it trained, and how fast.
     pub(crate) session: Session,
     pub(crate) evaluation: EvaluationRecord,
