@@ -11,6 +11,7 @@ use std::sync::atomic::{AtomicUsize, Ordering};
 use rayon::prelude::*;
 
 use super::isa::{Isa, Level};
+pub use super::operands::Encode;
 use super::pairs::{ActivePairs, Block, Pair, ROW_GROUP};
 use super::screen::{self, Candidates, RecheckMemory, Screened};
 
@@ -25,19 +26,6 @@ const PANEL_NUMBERS: usize = 128 * 1024;
 
 /// Panels are a multiple of this many features, which every tile's width divides.
 const FEATURE_GROUP: usize = 48;
-
-/// The inputs of an encode.
-#[derive(Debug, Clone, Copy)]
-pub struct Encode<'a> {
-    /// X, or X − b_dec with the pre-bias: [B,d].
-    pub x: &'a [f32],
-    /// W_enc transposed: [F,d].
-    pub weights: &'a [f32],
-    /// b_enc, [F].
-    pub bias: &'a [f32],
-    /// d.
-    pub width: usize,
-}
 
 /// Memory that encodes of one size share.
 #[derive(Debug, Default)]

@@ -54,6 +54,12 @@ impl Isa {
         self.0
     }
 
+    /// Whether it multiplies and adds up bytes and words of four and two a lane (AVX-512 with VNNI).
+    #[cfg(target_arch = "x86_64")]
+    pub(crate) fn has_vnni(self) -> bool {
+        self.0 == Level::Avx512 && is_x86_feature_detected!("avx512vnni")
+    }
+
     /// A short name for reports.
     pub fn name(self) -> &'static str {
         match self.0 {

@@ -32,6 +32,7 @@ pub mod vector;
 mod backward;
 #[cfg(target_arch = "x86_64")]
 mod bf16;
+mod operands;
 mod tile;
 
 pub use isa::Isa;

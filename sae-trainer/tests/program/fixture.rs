@@ -56,7 +56,9 @@ impl Place {
         let text = std::fs::read_to_string(self.path(run).join("metrics.jsonl")).unwrap();
         let mut lines: Vec<Value> = text.lines().map(|line| serde_json::from_str(line).unwrap()).collect();
         for line in &mut lines {
-            line.as_object_mut().unwrap().retain(|name, _| !["timing", "crc32c", "run_id"].contains(&name.as_str()));
+            line.as_object_mut()
+                .unwrap()
+                .retain(|name, _| !["timing", "crc32c", "run_id"].contains(&name.as_str()));
         }
         lines
     }

@@ -4,6 +4,9 @@ use std::path::{Path, PathBuf};
 
 use terminal::{foreign, foreign_path};
 
+/// The result of everything that touches a store.
+pub type Result<T, E = StoreError> = std::result::Result<T, E>;
+
 /// An error of the writer, the reader, the batch stream or an export.
 #[derive(Debug, thiserror::Error)]
 #[non_exhaustive]

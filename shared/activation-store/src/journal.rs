@@ -11,10 +11,13 @@ use serde::{Deserialize, Serialize};
 use crate::disk::Written;
 use crate::{Result, StoreError};
 
-/// Name of the journal in a store.
-pub(crate) const JOURNAL: &str = "journal";
-/// Name of the manifest in a store.
-pub(crate) const MANIFEST: &str = "manifest";
+/// One shard of a store.
+#[derive(Debug, Clone, Copy, PartialEq)]
+pub(crate) struct ShardRecord {
+    pub(crate) rows: u64,
+    pub(crate) activations: ShardFile,
+    pub(crate) origin: ShardFile,
+}
 
 /// A file that the journal vouches for.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]

@@ -16,6 +16,7 @@ mod lock;
 mod metadata;
 mod paths;
 mod permutation;
+mod resumption;
 mod rounding;
 mod shard;
 mod specification;
@@ -27,19 +28,16 @@ mod widen;
 mod writer;
 
 pub use disk::{DiskCallback, DiskHook, DiskStep};
-pub use error::StoreError;
+pub use error::{Result, StoreError};
 pub use export::{ExportFormat, ExportSummary, export};
 pub use find::{Found, find};
 pub use specification::{Layout, Provenance, RowType, StoreSpec};
 pub use statistics::Statistics;
-pub use store::Store;
+pub use store::{Store, StoreSummary};
 pub use stream::{BatchStream, StreamOptions};
 pub use verify::{Problem, VerifyReport, verify};
 pub use widen::BatchElement;
-pub use writer::{StoreSummary, StoreWriter, WriteProgress, WriterOptions, estimated_bytes};
+pub use writer::{StoreWriter, WriteProgress, WriterOptions, estimated_bytes};
 
 /// The 16-bit types of [`BatchElement`].
 pub use half::{bf16, f16};
-
-/// The result of everything that touches a store.
-pub type Result<T, E = StoreError> = std::result::Result<T, E>;

@@ -11,7 +11,7 @@ use std::time::SystemTime;
 
 use crate::codec::{self, CHECKSUM, ShardIndex};
 use crate::journal::ShardFile;
-use crate::{Result, StoreError, StoreSpec, catalog};
+use crate::{Result, StoreError, StoreSpec, paths};
 
 /// Bytes that are read at once: they are still in the processor's nearest caches when their checksum is taken.
 const PIECE: usize = 128 << 10;
@@ -36,7 +36,7 @@ impl Shard {
         spec: &StoreSpec,
         rows: u64,
     ) -> Result<Shard> {
-        let path = catalog::check_size(dir, name, recorded.bytes)?;
+        let path = paths::check_size(dir, name, recorded.bytes)?;
         let file = File::open(&path).map_err(StoreError::io("open", &path))?;
         let metadata = file.metadata().map_err(StoreError::io("open", &path))?;
         let chunks = spec.layout.chunks_per_shard();

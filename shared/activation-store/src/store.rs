@@ -10,7 +10,28 @@ use crate::catalog::{self, Catalog};
 use crate::codec;
 use crate::shard::{Decoder, Shard};
 use crate::widen::widen_row;
-use crate::{Provenance, Result, RowType, Statistics, StoreError, StoreSpec, StoreSummary, paths};
+use crate::{Provenance, Result, RowType, Statistics, StoreError, StoreSpec, paths};
+
+/// A finished store in numbers.
+#[derive(Debug, Clone, PartialEq)]
+pub struct StoreSummary {
+    /// The store's folder.
+    pub path: PathBuf,
+    /// Contexts stored.
+    pub contexts: u64,
+    /// Rows stored.
+    pub rows: u64,
+    /// Raw bytes of all rows.
+    pub raw_bytes: u64,
+    /// Bytes of the activations on disk.
+    pub activation_bytes: u64,
+    /// Bytes of all files of the store.
+    pub stored_bytes: u64,
+    /// Values clipped to the row type's range.
+    pub clipped: u64,
+    /// Statistics over all rows.
+    pub stats: Statistics,
+}
 
 /// A finished store, opened for reading; cheap to clone.
 ///

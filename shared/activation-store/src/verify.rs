@@ -9,8 +9,10 @@ use rayon::prelude::*;
 
 use crate::catalog;
 use crate::codec::{self, ShardIndex};
-use crate::journal::{self, Entry, JOURNAL, MANIFEST, ShardFile};
-use crate::{Result, Store, StoreError, StoreSpec, paths, writer};
+use crate::journal::{self, Entry, ShardFile};
+use crate::paths::{JOURNAL, MANIFEST};
+use crate::resumption;
+use crate::{Result, Store, StoreError, StoreSpec, paths};
 
 /// What [`verify`] found.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -53,7 +55,7 @@ pub fn verify(dir: &Path, progress: &(dyn Fn(u64) + Sync)) -> Result<VerifyRepor
     let manifest = catalog::read_manifest(dir);
     let spec = match (attributes.as_ref(), &manifest) {
         (Ok(attributes), _) if !attributes.complete => {
-            let contexts_done = writer::contexts_done(dir, &attributes.specification);
+            let contexts_done = resumption::contexts_done(dir, &attributes.specification);
             return Err(StoreError::Incomplete { dir: dir.to_path_buf(), contexts_done });
         }
         (Ok(attributes), _) => Some(&attributes.specification),

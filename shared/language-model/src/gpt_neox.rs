@@ -10,7 +10,8 @@ use serde::Deserialize;
 use crate::attention::Contexts;
 use crate::config::{activation, even_split};
 use crate::graph::{Graph, INPUT, Value, float, int};
-use crate::rope::{RopeJson, Rotation};
+use crate::rope::RopeJson;
+use crate::rotation::Rotation;
 use crate::{Checkpoint, Error, Family, HookPoint, ModelConfig, NormKind, Precision, Site};
 
 /// Reads `config.json`.

@@ -8,11 +8,10 @@ use crate::assignment::{self, Assignment, CPU, CUDA};
 use crate::feed::{self, Input};
 use crate::lane::{Lane, OutputShape, Rows};
 use crate::limits::Limits;
-use crate::onnx::DataType;
 use crate::onnx_file::OnnxFile;
 use crate::session::session;
 use crate::work::Work;
-use crate::{Checkpoint, Error, HookPoint, Runtime, cuda, graph};
+use crate::{Checkpoint, Error, HookPoint, Precision, Runtime, cuda, families, graph};
 use half::f16;
 
 /// Where a model runs.
@@ -26,26 +25,6 @@ pub enum Device {
     Cpu,
     /// On the first CUDA device; an error where there is none.
     Cuda,
-}
-
-/// The floating-point type that a model computes in.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Precision {
-    /// float32.
-    Full,
-    /// float16 for the factors and results of matrix products and for the activations that come out;
-    /// float32 for the residual stream, the norms and the sums inside products and softmax.
-    Half,
-}
-
-impl Precision {
-    /// The type of the activations.
-    pub(crate) fn output_type(self) -> DataType {
-        match self {
-            Precision::Full => DataType::Float,
-            Precision::Half => DataType::Float16,
-        }
-    }
 }
 
 /// How a [`PrefixModel`] runs and what it computes.
@@ -367,7 +346,7 @@ pub fn prefix_graph(
     if let Some(hook) = hooks.iter().find(|hook| hook.layer >= layers) {
         return Err(Error::LayerOutOfRange { hook: hook.to_string(), layer: hook.layer, last: layers - 1 });
     }
-    checkpoint.config().family.graph(checkpoint, hooks, center, precision)
+    families::graph(checkpoint, hooks, center, precision)
 }
 
 fn use_cuda(runtime: &Runtime, device: Device) -> Result<bool, Error> {

@@ -241,7 +241,7 @@ fn sums_of_bytes_stay_within_their_16_bits_at_the_grid_s_limits() {
     let mut x: Vec<f32> = (0..rows * width).map(|at| sign(at % width, at / width)).collect();
     let mut weights: Vec<f32> = (0..features * width).map(|at| sign(at % width, at / width / 3)).collect();
     // Spreading undoes itself, so that these are what is rounded.
-    x.chunks_exact_mut(width).chain(weights.chunks_exact_mut(width)).for_each(screen::spread);
+    x.chunks_exact_mut(width).chain(weights.chunks_exact_mut(width)).for_each(screen::rounding::spread);
     for bias in [-63.9, -15.9, 0.5, -64.0] {
         compare_searches(Encode { x: &x, weights: &weights, bias: &vec![bias; features], width });
     }

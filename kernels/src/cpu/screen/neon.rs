@@ -4,8 +4,9 @@
 //! rate of float32. Words have no such instruction before SVE: `smlal` multiplies as many of them as `fmla` does
 //! floats, so their tile is there for its results, not for its speed.
 
+use super::operands::{TILE_HEIGHT, TILE_WIDTH, TileBound};
 use super::rounding::Grid;
-use super::{Masks, Strip, TILE_HEIGHT, TILE_WIDTH, Tile, TileBound};
+use super::strip::{Masks, Strip, Tile};
 use std::arch::aarch64::*;
 use std::arch::asm;
 

@@ -5,9 +5,10 @@
 
 use std::ops::Range;
 
-use super::{Candidates, Screened, TILE_WIDTH, rounding};
-use crate::cpu::encode::Encode;
+use super::candidates::{Candidate, Candidates};
+use super::operands::{Screened, TILE_WIDTH, rounding};
 use crate::cpu::isa::{Isa, Level, PORTABLE_FMA, madd, per_isa};
+use crate::cpu::operands::Encode;
 use crate::cpu::pairs::Pair;
 use crate::cpu::tile::{Lanes, Plain};
 
@@ -22,13 +23,6 @@ per_isa! {
 const LANES: usize = 16;
 /// Sums that are formed at the same time, so that no addition waits for the one before.
 const AT_ONCE: usize = 4;
-
-/// A candidate, in numbers within its group of rows and its panel of features.
-#[derive(Debug, Clone, Copy, Default)]
-pub(super) struct Candidate {
-    pub(super) row: u32,
-    pub(super) feature: u32,
-}
 
 /// N dot products of `width` numbers.
 ///

@@ -1,7 +1,5 @@
 //! Turning a vector, rounding it to integers times a step, and packing the integers for the tiles.
 
-#[cfg(target_arch = "x86_64")]
-use super::avx512;
 use crate::cpu::isa::{Isa, Level, madd, per_isa};
 use crate::cpu::vector::dot_inline;
 
@@ -39,7 +37,7 @@ impl ByteRange {
         match isa.level() {
             // VNNI wants its first factor unsigned and adds up in 32 bits.
             #[cfg(target_arch = "x86_64")]
-            Level::Avx512 if avx512::available(isa) => {
+            Level::Avx512 if isa.has_vnni() => {
                 ByteRange { largest_row: LARGEST_BYTE, row_offset: 128, largest_lane_sum: f32::INFINITY }
             }
             // Both factors signed, sums of 32 bits.

@@ -6,26 +6,26 @@
 mod commit;
 mod compress;
 mod pipeline;
-mod resume;
 mod space;
+mod stages;
 
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::sync::atomic::Ordering;
 
-use compress::{Position, Row, Work};
-use pipeline::{Counters, Pipeline, WriterFiles};
-pub(crate) use resume::parse_attributes;
-use resume::{Look, Resumption};
+use compress::{Row, Work};
+use pipeline::Pipeline;
 use space::check_space;
 pub use space::estimated_bytes;
+use stages::{Counters, Position, WriterFiles};
 
 use crate::disk::{Disk, DiskHook};
-use crate::journal::JOURNAL;
 use crate::lock::Lock;
 use crate::metadata::{Attributes, ZARR_JSON};
+use crate::paths::JOURNAL;
+use crate::resumption::{self, Look, Resumption};
 use crate::rounding::{Rounding, Unstorable};
-use crate::{Result, Statistics, Store, StoreError, StoreSpec};
+use crate::{Result, Store, StoreError, StoreSpec, StoreSummary};
 
 /// Resources of a [`StoreWriter`]; they do not change a byte of the store.
 #[derive(Debug, Clone, Default)]
@@ -51,27 +51,6 @@ pub struct WriteProgress {
     pub raw_bytes: u64,
     /// Bytes of the finished shards' activations on disk.
     pub stored_bytes: u64,
-}
-
-/// A finished store in numbers.
-#[derive(Debug, Clone, PartialEq)]
-pub struct StoreSummary {
-    /// The store's folder.
-    pub path: PathBuf,
-    /// Contexts stored.
-    pub contexts: u64,
-    /// Rows stored.
-    pub rows: u64,
-    /// Raw bytes of all rows.
-    pub raw_bytes: u64,
-    /// Bytes of the activations on disk.
-    pub activation_bytes: u64,
-    /// Bytes of all files of the store.
-    pub stored_bytes: u64,
-    /// Values clipped to the row type's range.
-    pub clipped: u64,
-    /// Statistics over all rows.
-    pub stats: Statistics,
 }
 
 /// Writes a store, or continues one that was interrupted.
@@ -405,18 +384,13 @@ fn check_length(what: &'static str, found: usize, expected: usize) -> Result<()>
     if found == expected { Ok(()) } else { Err(StoreError::Length { what, found, expected }) }
 }
 
-/// Contexts of an unfinished store that are safe; 0 if its journal cannot be read.
-pub(crate) fn contexts_done(dir: &Path, spec: &StoreSpec) -> u64 {
-    Resumption::read(dir, spec, Look::Sizes).map_or(0, |resumption| resumption.contexts)
-}
-
 /// The attributes of the store in `dir`, if there is one and it is of this dump. One of another dump that was stopped before
 /// it stored anything is none.
 fn matching_attributes(dir: &Path, spec: &StoreSpec) -> Result<Option<Attributes>> {
-    let existing = resume::existing_attributes(dir)?;
+    let existing = resumption::existing_attributes(dir)?;
     if let Some(attributes) = &existing {
         let differences = attributes.specification.differences(spec);
-        if !differences.is_empty() && !attributes.complete && resume::holds_nothing(dir)? {
+        if !differences.is_empty() && !attributes.complete && resumption::holds_nothing(dir)? {
             return Ok(None);
         }
         if !differences.is_empty() {

@@ -8,11 +8,11 @@ use std::path::Path;
 
 use rayon::prelude::*;
 
-use crate::catalog::ShardRecord;
 use crate::disk::{UNFINISHED, holds_unfinished_only};
-use crate::journal::{self, Entry, JOURNAL, TokenFile};
+use crate::journal::{self, Entry, ShardRecord, TokenFile};
 use crate::lock::{LOCK, is_lock};
-use crate::metadata::{Attributes, FORMAT_VERSION, ZARR_JSON};
+use crate::metadata::{Attributes, ZARR_JSON, parse_attributes};
+use crate::paths::JOURNAL;
 use crate::shard::Shard;
 use crate::statistics::RunningStatistics;
 use crate::{Result, StoreError, StoreSpec, codec, paths};
@@ -60,32 +60,6 @@ pub(crate) fn holds_nothing(dir: &Path) -> Result<bool> {
         }
     }
     Ok(true)
-}
-
-/// Reads the attributes out of the text of a store's `zarr.json`.
-pub(crate) fn parse_attributes(dir: &Path, text: &[u8]) -> Result<Attributes> {
-    let path = dir.join(ZARR_JSON);
-    let group: serde_json::Value = serde_json::from_slice(text)
-        .map_err(|error| StoreError::damaged(&path, format!("it is not JSON ({error})")))?;
-    let attributes = &group["attributes"];
-    if attributes["format"] != "activation-store" {
-        return Err(StoreError::NotAStore(dir.to_path_buf()));
-    }
-    let version = attributes["format_version"].as_u64().unwrap_or(0);
-    if version != FORMAT_VERSION {
-        let dir = dir.to_path_buf();
-        return Err(StoreError::Version { dir, found: version, supported: FORMAT_VERSION });
-    }
-    let attributes: Attributes = serde_json::from_value(attributes.clone())
-        .map_err(|error| StoreError::damaged(&path, format!("its attributes are not a store's ({error})")))?;
-    if group != attributes.group() {
-        return Err(StoreError::damaged(&path, "it is not the metadata of a store's group"));
-    }
-    attributes
-        .specification
-        .validate()
-        .map_err(|error| StoreError::damaged(&path, format!("its specification cannot be: {error}")))?;
-    Ok(attributes)
 }
 
 /// Where an interrupted dump goes on.
@@ -348,4 +322,9 @@ fn checksum(path: &Path) -> std::io::Result<u32> {
             read => checksum = crc32c::crc32c_append(checksum, &buffer[..read]),
         }
     }
+}
+
+/// Contexts of an unfinished store that are safe; 0 if its journal cannot be read.
+pub(crate) fn contexts_done(dir: &Path, spec: &StoreSpec) -> u64 {
+    Resumption::read(dir, spec, Look::Sizes).map_or(0, |resumption| resumption.contexts)
 }
