@@ -1,4 +1,4 @@
-//! Bad input ends with a message that says what, where and what to do, a non-zero exit, and nothing lost.
+//! Bad input ends with a message that says what, where and what to do, and a non-zero exit code. Nothing is lost.
 
 use std::path::{Path, PathBuf};
 

@@ -1,4 +1,4 @@
-//! Every way in which text reaches a store, as a user runs `activation-dump`: the rows are the same ones.
+//! Every way in which text reaches a store, as a user runs `activation-dump`: the rows are always the same.
 
 use std::io::Write;
 use std::path::{Path, PathBuf};

@@ -1,14 +1,14 @@
-//! Long documents in pieces whose tokens are, one after another, those of the whole.
+//! Cuts long documents into pieces whose tokens, in sequence, are the tokens of the whole document.
 //!
-//! A tokenizer takes about a hundred times a document's length in memory, so a long document is cut where the tokenizer
-//! itself would cut it. Tokenizers split a text into words first, left to right, and tokenize each word for itself. In
-//! every kind of splitting that [`Places::of`] knows, a space begins a word if a letter, a digit or a sign stands in front
-//! of it; most also begin one at a line's end behind a letter and at a punctuation mark behind a letter. What a word is does
-//! not depend on the words before it, so the text may be cut there.
+//! A tokenizer needs about a hundred times a document's length in memory, so a long document is cut where the tokenizer
+//! itself would split it. Tokenizers first split a text into words, from left to right, and then tokenize each word on its
+//! own. In every kind of splitting that [`Places::of`] knows, a space begins a word if it follows a letter, a digit or a
+//! sign. Most kinds also begin a word at a line end that follows a letter, and at a punctuation mark that follows a letter.
+//! A word does not depend on the words before it, so the text may be cut there.
 //!
-//! On top of that, each cut is tried out: the tokens of the text around it must be those of its two sides. (Normalizers can
-//! strip or add characters at a text's ends, added tokens can swallow the space in front of them.) A stretch
-//! of text without a place to cut is a piece of its own, up to a limit: beyond that the rest of its document is damage.
+//! Each cut is also tested: the tokens of the text around it must equal those of its two sides. (Normalizers can strip or
+//! add characters at the ends of a text, and added tokens can swallow the space in front of them.) A stretch of text
+//! without a place to cut is a piece of its own, up to a limit. Beyond the limit, the rest of its document counts as damage.
 
 use std::sync::Arc;
 

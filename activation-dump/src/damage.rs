@@ -1,4 +1,4 @@
-//! What was skipped: counted by kind, with the first few places of each.
+//! What was skipped: counts by kind, with the first few places of each.
 
 use std::collections::BTreeMap;
 

@@ -1,4 +1,4 @@
-//! What `--dataset` names: files, folders, globs, hub ids and standard input, as one list of files in a fixed order.
+//! Resolves `--dataset` (files, folders, globs, hub ids and standard input) to one list of files in a fixed order.
 
 use std::collections::HashSet;
 use std::fs::File;

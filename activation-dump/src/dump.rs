@@ -1,5 +1,5 @@
-//! A dump: the command line becomes a plan, model, text and stores are opened, the pipeline runs, and the end
-//! is told in numbers.
+//! A dump from start to end: turns the command line into a plan, opens model, text and stores, runs the pipeline, and
+//! reports the result.
 
 use std::process::ExitCode;
 use std::sync::{Arc, OnceLock};

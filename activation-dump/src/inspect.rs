@@ -1,4 +1,4 @@
-//! `info`, `verify` and `export`: what one asks a finished store.
+//! `info`, `verify` and `export`: the subcommands that read a finished store.
 
 use std::process::ExitCode;
 use std::sync::atomic::{AtomicU64, Ordering};

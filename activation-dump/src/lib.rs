@@ -1,4 +1,4 @@
-//! Stage one: text through a language model into an activation store; and what one asks a finished store.
+//! Stage one: runs a language model over text into an activation store. Also reads finished stores.
 //!
 //! Standard output carries what was asked for (`info`, `--json`), standard error everything else.
 

@@ -1,4 +1,4 @@
-//! The language model that the command line names: a checkpoint folder or an ONNX file, with tokenizer and BOS.
+//! The language model that the command line names: a checkpoint folder or an ONNX file, with its tokenizer and BOS.
 
 use std::path::{Path, PathBuf};
 use std::sync::Arc;

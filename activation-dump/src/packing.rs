@@ -1,9 +1,9 @@
-//! Documents of tokens in, contexts of a fixed length out.
+//! Packs documents of tokens into contexts of a fixed length.
 //!
-//! The rule (the one of `mats_sae_training`, which made the reference activations): a BOS in front of
-//! each document; documents are concatenated; a document that overflows a context goes on in the next
-//! one after that context's own BOS. So every context starts with a BOS. A document that ends exactly
-//! at a context's end leaves nothing behind: the next context starts with the next document's BOS, once.
+//! The rule is that of `mats_sae_training`, which made the reference activations. A BOS precedes each document, and the
+//! documents are concatenated. A document that overflows a context continues in the next one, after that context's own
+//! BOS, so every context starts with a BOS. A document that ends exactly at the end of a context leaves nothing over: the
+//! next context starts with the next document's BOS, once.
 
 /// Cuts a stream of documents into contexts of `length` tokens.
 #[derive(Debug)]

@@ -1,4 +1,4 @@
-//! Text in, rows in stores out: stages that overlap, joined by short queues.
+//! Turns text into stored rows, in overlapping stages joined by short queues.
 //!
 //! ```text
 //! reading ─▶ tokenizing ─▶ packing ─▶ [contexts] ─▶ language model ─▶ [rows] ─▶ store of hook 1
@@ -6,9 +6,9 @@
 //!                                                    batch in flight)
 //! ```
 //!
-//! A batch of contexts always begins at a multiple of the batch size, also after a restart, so that the
-//! model sees the same batches and returns the same bits in an interrupted run as in a whole one. Stores that were
-//! interrupted at different places go on together: the text from the least advanced on is run again, and each takes
+//! A batch of contexts always begins at a multiple of the batch size, also after a restart. So the model sees the same
+//! batches and returns the same bits in an interrupted run as in an uninterrupted one. Stores that were interrupted at
+//! different places resume together: the text is run again from the least advanced store onwards, and each store takes
 //! what it lacks.
 
 use std::borrow::Cow;

@@ -1,4 +1,4 @@
-//! How much of what is run.
+//! How much of the text to run, and in what portions.
 
 use anyhow::{Result, bail};
 

@@ -1,4 +1,4 @@
-//! `--dry-run`: what a dump would take, from the plan and a short probe of the real model on the real text.
+//! `--dry-run`: estimates what a dump would take, from the plan and a short probe of the real model on the real text.
 
 use std::path::Path;
 use std::time::{Duration, Instant};

@@ -1,11 +1,11 @@
-//! Which share of the text this process runs: `--part i/n`, or what a launcher put into the environment.
+//! The share of the text that this process runs, from `--part i/n` or from a launcher's environment variables.
 //!
-//! The contexts of the text are dealt like cards: part i gets every n-th one, beginning with the i-th. So
-//! every context belongs to exactly one part, all parts have the same number of contexts (but for one) however long
-//! the text turns out to be, and each store is a sample of the whole text. The price is that each part tokenizes the
-//! text of all: where a context begins depends on the length in tokens of everything before it, so to pack
-//! the same contexts as a single run does, a part cannot skip text. Tokenizing is much faster than any language model
-//! on a CPU; where it is not (many GPUs), files of tokens cost next to nothing.
+//! Contexts are dealt like cards: part i gets every n-th context, beginning with the i-th. So every context belongs to
+//! exactly one part, all parts have the same number of contexts (give or take one) however long the text turns out to be,
+//! and each store is a sample of the whole text. The price is that each part tokenizes the whole text. Where a context
+//! begins depends on the length in tokens of everything before it, so a part that packs the same contexts as a single run
+//! cannot skip text. Tokenizing is much faster than running any language model on a CPU. Where it is not (with many GPUs),
+//! token files cost next to nothing.
 
 use std::fmt;
 use std::str::FromStr;

@@ -1,4 +1,4 @@
-//! The stores that a dump writes, one for each hook: where they lie, what identifies them, whether all fit on the disk.
+//! The stores that a dump writes, one for each hook: where they lie, what identifies them, and whether they fit on the disk.
 
 use std::path::{Path, PathBuf};
 

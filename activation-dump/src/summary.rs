@@ -1,4 +1,4 @@
-//! The end of a dump in numbers, for people and (`--json`) for scripts.
+//! The summary at the end of a dump, for people and (with `--json`) for scripts.
 
 use std::time::Duration;
 

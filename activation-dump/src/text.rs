@@ -1,11 +1,11 @@
-//! Text in, contexts of tokens out: documents are read by one thread, tokenized by all, packed by whoever asks.
+//! Turns text into contexts of tokens: one thread reads documents, all threads tokenize them, and the caller packs them.
 //!
 //! ```text
 //! reading ─▶ [batches of documents, each a task of the thread pool] ─▶ packing
 //! ```
 //!
-//! The tasks end in any order; their results are taken in the order of the text, so that everything that comes out,
-//! counts included, is the same for any number of threads.
+//! Tasks finish in any order, but their results are taken in the order of the text. So the output, counts included, is the
+//! same for any number of threads.
 
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};

@@ -1,4 +1,4 @@
-//! A model's `tokenizer.json`, checked against the model it is to feed, and the model's BOS.
+//! A model's `tokenizer.json`, checked against the model that it feeds, and the model's BOS.
 
 use std::path::{Path, PathBuf};
 

@@ -1,5 +1,4 @@
-//! A loss is data: a reconstruction term, a sparsity penalty and two frequency penalties, each with
-//! its coefficient.
+//! A loss as data: a reconstruction term, a sparsity penalty and two frequency penalties, each with its coefficient.
 //!
 //! ```text
 //! loss = mse + coefficient · (1/B) Σ_i Σ_j p(a_ij) + min-sparsity + max-sparsity

@@ -1,5 +1,5 @@
-//! Every kernel compiles for every architecture it is made for, and what it takes of a multiprocessor is known.
-//! Needs the run-time compiler (`scripts/fetch-nvrtc`), no GPU.
+//! Every kernel compiles for every architecture it targets, and its use of a multiprocessor's resources is known.
+//! The tests need the run-time compiler (`scripts/fetch-nvrtc`) but no GPU.
 
 use kernels::cuda::libraries::{ToolkitLibrary, load};
 use kernels::cuda::nvrtc::{Architecture, Compiled, Waits, compile, version};

@@ -1,5 +1,4 @@
-//! The float64 definition's gradients against central differences of the function they are said to
-//! be the gradient of.
+//! The float64 definition's gradients against central differences of the functions that they are the gradients of.
 
 use kernels::loss::{FrequencyPenalty, LossSpec, Mse, Penalty};
 use kernels::reference::{Parameters, forward, frequency_slopes, gradients, surrogate_loss};

@@ -1,7 +1,7 @@
-//! The system's allocator, with large arrays beginning at a cache line.
+//! The system's allocator, except that large arrays begin at a cache line.
 //!
-//! The system puts them 16 bytes behind one, where every second vector of 32 bytes lies in two lines: the encode takes
-//! 5 % longer and the decode 10 %.
+//! The system places them 16 bytes after one, so that every second vector of 32 bytes straddles two lines. The encode then
+//! takes 5 % longer and the decode 10 %.
 
 use std::alloc::{GlobalAlloc, Layout, System};
 

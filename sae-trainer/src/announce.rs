@@ -1,4 +1,4 @@
-//! The words at the start and at the end of a run.
+//! The text printed at the start and at the end of a run.
 
 use std::path::Path;
 use std::time::Duration;

@@ -1,14 +1,14 @@
-//! A run's state on disk: a folder that is an autoencoder in SAELens' format, usable as such, with the
-//! rest of the training state beside it.
+//! A run's state on disk: a folder that is an autoencoder in SAELens' format, usable as such, plus the rest of the training
+//! state.
 //!
 //! ```text
 //! checkpoints/step-00005000/
 //!     cfg.json  sae_weights.safetensors  sparsity.safetensors     the autoencoder
 //!     training.safetensors    first.* and second.*: Adam's moments, matrices as [F, d]
 //!                             window [batches, F] uint32, steps_since_fired [F] uint64
-//!     training.json           the step, how many lines of the log are of the time before, and on a GPU what decides whether
+//!     training.json           the step, how many lines the log had by then, and on a GPU what decides whether
 //!                             steps are dense or sparse
-//!     SHA256SUMS              of these files
+//!     SHA256SUMS              checksums of these files
 //! ```
 
 use std::fs;

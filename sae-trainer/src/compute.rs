@@ -1,4 +1,4 @@
-//! Where runs are computed: `--device` and `--precision` become engines.
+//! Turns `--device` and `--precision` into engines.
 
 use anyhow::{Context, Result};
 use human_units::format_bytes;

@@ -1,5 +1,5 @@
-//! The store of a run whose command line names none: the one complete store under `stores/`, where `activation-dump`
-//! puts them.
+//! The store of a run whose command line names none: the only complete store under `stores/`, where `activation-dump`
+//! writes its stores.
 
 use std::path::{Path, PathBuf};
 

@@ -1,4 +1,4 @@
-//! The evaluation of trained autoencoders on rows of the store.
+//! Evaluates trained autoencoders on rows of the store.
 
 use activation_store::{BatchStream, Store, StreamOptions};
 use anyhow::Result;

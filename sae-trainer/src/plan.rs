@@ -1,5 +1,5 @@
-//! From the command line to a run that can start: the stores, the settings, the folder, and whether they
-//! fit together. Nothing is written here.
+//! Turns the command line into a run that can start: the stores, the settings and the folder, checked against each other.
+//! Nothing is written here.
 
 use std::path::{Path, PathBuf};
 

@@ -1,5 +1,5 @@
-//! What a person sees while runs go: a bar on a terminal, a steady line now and then elsewhere. All of
-//! it goes to standard error; standard output is for the summary.
+//! What a person sees while runs are in progress: a bar on a terminal, an occasional line elsewhere. All of it goes to
+//! standard error; standard output is for the summary.
 
 use std::time::{Duration, Instant};
 

@@ -1,7 +1,7 @@
-//! What a run records: the lines of `metrics.jsonl` and the summary.
+//! What a run records: the lines of `metrics.jsonl`, and the summary.
 //!
-//! `README.md` of this crate describes every field. All fields but `timing` depend on the run's settings
-//! and data alone, so that a resumed run writes the lines that an uninterrupted one would have.
+//! The crate's `README.md` describes every field. All fields except `timing` depend only on the run's settings and data, so a
+//! resumed run writes the lines that an uninterrupted one would have written.
 
 use serde::{Deserialize, Deserializer, Serialize};
 

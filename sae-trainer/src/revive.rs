@@ -1,16 +1,16 @@
-//! New weights for dead features: "neuron resampling" of T. Bricken et al., "Towards Monosemanticity" (2023).
+//! New weights for dead features: "neuron resampling" from T. Bricken et al., "Towards Monosemanticity" (2023).
 //!
-//! Every so many steps each feature that is dead (see `--dead-rows`) gets a row of the batch, drawn with a probability
+//! Every `--revive-every` steps, each dead feature (see `--dead-rows`) is given a row of the batch, drawn with a probability
 //! proportional to the square of the row's loss. With v = x − b_dec of that row:
 //!
 //! ```text
 //! W_dec_j = v / ‖v‖        W_enc_j = 0.2 · (mean ‖W_enc‖ of the live features) · v / ‖v‖        b_enc_j = 0
 //! ```
 //!
-//! and its moments are 0. The loss is that which is trained, so that rows with large norms, such as those of BOS tokens, do
-//! not take all draws where the loss divides by the norm. Two differences from the paper follow from drawing out of one
-//! batch, not out of 819,200 rows: a row is given to one feature only, as two with the same weights would stay the same
-//! for ever, and dead features beyond the batch's rows wait for the next time.
+//! and its moments are 0. The loss is the training loss, so rows with large norms, such as those of BOS tokens, do not
+//! take every draw where the loss divides by the norm. There are two differences from the paper, because rows are drawn from
+//! one batch and not from 819,200 rows. A row is given to only one feature, since two features with the same weights would
+//! stay the same for ever. Dead features in excess of the batch's rows wait until the next time.
 
 use rand_chacha::ChaCha8Rng;
 use rand_chacha::rand_core::{Rng, SeedableRng};

@@ -1,4 +1,4 @@
-//! One run under way: an engine, the run's folder, and how far it is.
+//! One run in progress: an engine, the run's folder, and the current step.
 
 use std::path::PathBuf;
 use std::time::{Duration, Instant};

@@ -3,13 +3,13 @@
 //! ```text
 //! RUN/
 //!     config.json       everything needed to repeat the run
-//!     metrics.jsonl     a line for every logged step, and one for the evaluation at the end
+//!     metrics.jsonl     one line per logged step, and one for the evaluation at the end
 //!     checkpoints/      the newest checkpoints, see the module `checkpoint`
 //!     sae/              the autoencoder in SAELens' format, once the run is finished or interrupted
 //!     summary.json      once the run is finished
 //! ```
 //!
-//! The JSON objects are sealed (see [`durable_files::check_seal`]), the folders of autoencoders carry checksums.
+//! The JSON objects are sealed (see [`durable_files::check_seal`]), and the folders of autoencoders carry checksums.
 
 use std::fmt::{self, Display};
 use std::fs::{self, File, TryLockError};

@@ -1,4 +1,4 @@
-//! `cfg.json` of a trained autoencoder: where its data came from, as the store says.
+//! `cfg.json` of a trained autoencoder: the provenance of its data, as the store records it.
 
 use std::collections::BTreeMap;
 

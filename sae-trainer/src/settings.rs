@@ -1,10 +1,9 @@
-//! What the flags mean: every value that defines a run, defaults filled in.
+//! What the flags mean: every value that defines a run, with defaults filled in.
 //!
-//! The defaults are the configuration of E. Farrell, "Experiments with an alternative method to promote
-//! sparsity in sparse autoencoders" (April 2024): approx-l0 with min-sparsity, the `centered` error,
-//! unit decoder norm, no pre-bias; the coefficient is the middle of those swept there, and l1's is that
-//! of the L1 model it compares with. The paper has no tanh or log; their defaults give the slope at zero
-//! that approx-l0's have.
+//! The defaults are the configuration of E. Farrell, "Experiments with an alternative method to promote sparsity in sparse
+//! autoencoders" (April 2024): approx-l0 with min-sparsity, the `centered` error, unit decoder norm, no pre-bias. The
+//! coefficient is the middle of those swept there, and l1's is that of the L1 model in its comparison. The paper has no tanh
+//! or log; their defaults give them the slope at zero that approx-l0 has with its own.
 
 use anyhow::{Context, Result, bail, ensure};
 use serde::{Deserialize, Serialize};

@@ -1,9 +1,9 @@
 //! Training from the first line of output to the last: one run, or the runs of a sweep, which are several engines on one
 //! stream of batches.
 //!
-//! The store is read, decoded and shuffled once for all runs, and on a GPU a batch travels there once. What a run computes
-//! does not depend on the others: it has its own engine, schedule, folder and checkpoints, and sees the batches that it
-//! would see alone. On the CPU the engines step one after the other on the same batch, each on all threads.
+//! The store is read, decoded and shuffled once for all runs, and on a GPU each batch is uploaded once. A run's results do
+//! not depend on the other runs: it has its own engine, schedule, folder and checkpoints, and sees the batches that it would
+//! see alone. On the CPU the engines step one after another on the same batch, each with all threads.
 
 use std::path::PathBuf;
 use std::time::Duration;

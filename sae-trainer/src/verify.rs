@@ -1,4 +1,4 @@
-//! `sae-trainer verify`: whether the files of runs, sweeps and autoencoders are what was written.
+//! `sae-trainer verify`: checks whether the files of runs, sweeps and autoencoders are as they were written.
 
 use std::fs;
 use std::path::{Path, PathBuf};

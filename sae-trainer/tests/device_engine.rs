@@ -1,5 +1,5 @@
-//! The engine that drives a GPU, on the emulated one: it follows the CPU engine step by step, a step ahead or not, through
-//! refused steps, bad batches and changes of the engine.
+//! The engine that drives a GPU, on an emulated one. It follows the CPU engine step by step, with and without a step ahead,
+//! through refused steps, bad batches and changes of engine.
 
 #[path = "../../kernels/tests/emulation/mod.rs"]
 mod emulation;

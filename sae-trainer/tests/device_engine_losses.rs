@@ -1,5 +1,5 @@
-//! The engine that drives a GPU, on the emulated one, follows the CPU engine step by step in every configuration of
-//! losses and norms, on both paths.
+//! The engine that drives a GPU, on an emulated one, follows the CPU engine step by step in every configuration of losses and
+//! norms, on both paths.
 
 #[path = "../../kernels/tests/emulation/mod.rs"]
 mod emulation;

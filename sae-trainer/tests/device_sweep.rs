@@ -1,5 +1,5 @@
-//! Engines that share a device, on the emulated one: each computes what it would compute alone, and a batch travels there
-//! once for all of them.
+//! Engines that share an emulated device: each computes what it would compute alone, and a batch is uploaded once for all of
+//! them.
 
 #[path = "../../kernels/tests/emulation/mod.rs"]
 mod emulation;

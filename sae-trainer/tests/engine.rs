@@ -1,5 +1,5 @@
-//! The CPU engine: against PyTorch's 50 steps (`kernels/tests/golden`), and its own promises: one result
-//! for any number of threads and either path, exact resume, weights untouched by a bad batch.
+//! The CPU engine against PyTorch's 50 steps (`kernels/tests/golden`), and its own promises: one result for any number of
+//! threads and for either path, exact resume, and weights untouched by a bad batch.
 
 use std::collections::BTreeMap;
 use std::path::Path as FilePath;

@@ -1,4 +1,4 @@
-//! Files are damaged, and everything that reads them either gives what it gave before or refuses.
+//! Damages files: everything that reads them must either give what it gave before or refuse.
 
 use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::path::Path;

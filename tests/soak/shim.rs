@@ -1,4 +1,4 @@
-//! The disk that fails where it is told to: `shim.c`, compiled and preloaded.
+//! The disk that fails on request: `shim.c`, compiled and preloaded.
 
 use std::collections::{BTreeMap, HashMap};
 use std::fs;

@@ -6,14 +6,14 @@
 //! | `.jsonl`, `.ndjson` | the string in the text column of one line |
 //! | `.parquet` | the string in the text column of one row |
 //! | `.bin`, `.npy` `[n]` | the tokens between two BOS tokens |
-//! | `.npy` `[contexts, T]` | a context that is ready and taken as it is |
+//! | `.npy` `[contexts, T]` | a ready-made context, used as it is |
 //!
-//! `.txt`, `.jsonl` and `.ndjson` may be compressed with gzip (`.gz`) or Zstandard (`.zst`); standard input
-//! may be any of these three, told from its first bytes.
+//! `.txt`, `.jsonl` and `.ndjson` may be compressed with gzip (`.gz`) or Zstandard (`.zst`). Standard input may be any of
+//! these three; its first bytes tell which.
 //!
-//! What cannot be read is a document too, one whose content is [`Content::Damaged`], so that who reads on and
-//! who stops is decided in one place. Only what the command got wrong (a column that is not there, tokens of
-//! another model) and what the system refuses is an error.
+//! Unreadable input is also a document, with the content [`Content::Damaged`], so that one place decides whether to go on
+//! or to stop. Only a mistake in the command (a missing column, tokens of another model) or a refusal by the operating
+//! system is an error.
 
 mod lines;
 mod npy;

@@ -1,4 +1,4 @@
-//! Parquet: the strings of one column, row group by row group.
+//! Parquet: the strings of one column, one row group at a time.
 
 use std::collections::VecDeque;
 use std::fs::File;

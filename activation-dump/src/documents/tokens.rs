@@ -1,9 +1,9 @@
-//! Files of tokens: flat streams of u16 or u32, and NumPy arrays.
+//! Token files: flat streams of u16 or u32, and NumPy arrays.
 //!
-//! A flat stream (`.bin`, or `.npy` of shape `[n]`) is documents one after another with BOS between them, as nanoGPT,
-//! llm.c and most pre-tokenizers write for models whose BOS is also their end of text. It is packed like text:
-//! every BOS begins a document, and each context gets its own. A matrix (`.npy` of shape `[contexts, T]`) holds
-//! contexts that are ready; they are taken as they are and must have the length that is asked for.
+//! A flat stream (`.bin`, or `.npy` of shape `[n]`) is a sequence of documents separated by BOS, as nanoGPT, llm.c and most
+//! pre-tokenizers write it for models whose BOS is also their end of text. It is packed like text: every BOS begins a
+//! document, and each context gets a BOS of its own. A matrix (`.npy` of shape `[contexts, T]`) holds ready-made contexts.
+//! They are used as they are and must have the requested length.
 
 use std::io::Read;
 use std::sync::Arc;

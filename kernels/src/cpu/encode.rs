@@ -1,9 +1,9 @@
-//! `encode`: a = ReLU(X·W_enc + b_enc), X [B,d], W_enc held as [F,d].
+//! `encode`: a = ReLU(X·W_enc + b_enc), X [B,d], W_enc stored as [F,d].
 //!
-//! The product stays in registers: bias, ReLU and compaction happen before anything is written, so
-//! that a sparse batch never makes a B×F array. One task computes a block of rows × a panel of
-//! features; it packs its panel (feature-interleaved, for the tile) into a buffer that fits the second
-//! cache level, once for all its rows. (With screening it reads weights that were rounded and packed once for all tasks.) Cost: 2·B·F·d operations, one reading of W_enc per block of rows.
+//! The product stays in registers: bias, ReLU and compaction happen before anything is written, so a sparse batch never
+//! makes a B×F array. One task computes a block of rows × a panel of features. It packs its panel (feature-interleaved, for
+//! the tile) once for all its rows, into a buffer that fits the second cache level. (With screening, it reads weights that
+//! were rounded and packed once for all tasks.) Cost: 2·B·F·d operations, and one reading of W_enc per block of rows.
 
 use std::cell::RefCell;
 use std::sync::atomic::{AtomicUsize, Ordering};

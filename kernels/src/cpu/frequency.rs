@@ -1,8 +1,8 @@
-//! The running frequency s_j of each feature: the mean of its firing fractions over the last n
-//! batches, batches of another sparsity left out.
+//! The running frequency s_j of each feature: the mean of its firing fractions over the last n batches. Batches of another
+//! sparsity are left out.
 //!
-//! The window holds counts, and the sums over it are integers: exact, so that a sum kept up to date
-//! by adding and subtracting batches equals one formed anew, and a resumed run an uninterrupted one.
+//! The window holds counts, and sums over it are integers, hence exact. So a sum that is updated by adding and subtracting
+//! batches equals one formed anew, and a resumed run equals an uninterrupted one.
 
 use std::collections::VecDeque;
 

@@ -1,4 +1,4 @@
-//! Which instruction set the float32 step runs on, chosen at run time.
+//! Which instruction set the float32 step uses, chosen at run time.
 
 /// An instruction set that this machine has. Results are the same bit for bit on all of them but the
 /// portable one of x86-64, which rounds products and sums separately.

@@ -1,5 +1,4 @@
-//! Weights, and Adam's moments in the same shapes, laid out so that everything about one feature is
-//! contiguous.
+//! Weights, and Adam's moments in the same shapes, laid out so that everything about one feature is contiguous.
 
 /// An autoencoder's arrays in the layout of the step: the encoder is transposed.
 #[derive(Debug, Clone, PartialEq, Default)]

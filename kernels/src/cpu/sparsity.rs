@@ -1,6 +1,6 @@
 //! `sparsity`: the penalties' values and derivatives at the active pairs, in float32.
 //!
-//! One function per penalty and its derivative; the formulas are those of [`mod@crate::reference`].
+//! There is one function for each penalty and its derivative. The formulas are those of [`mod@crate::reference`].
 
 use crate::loss::{LossSpec, Penalty};
 use crate::reference::FREQUENCY_FLOOR;

@@ -1,6 +1,6 @@
-//! `update`: projection of the decoder's gradient, Adam, decoder norm, in one visit of each of a feature's rows.
+//! `update`: projects the decoder's gradient, applies Adam and the decoder norm, in one visit of each of a feature's rows.
 //!
-//! Cost: 24 bytes of memory traffic per weight (weight and two moments read and written).
+//! Cost: 24 bytes of memory traffic per weight (weight and two moments, read and written).
 
 use crate::step::{Adam, DecoderNorm};
 

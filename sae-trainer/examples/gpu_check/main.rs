@@ -1,7 +1,7 @@
-//! Checks and measures the CUDA engine on the GPU of this machine, a part at a time: `scripts/gpu-check` runs the parts, each
-//! as a process of its own, since an error of a kernel is one of everything after it. `USAGE` lists them.
+//! Checks and measures the CUDA engine on this machine's GPU, one part at a time. `scripts/gpu-check` runs each part as a
+//! process of its own, because after an error in one kernel everything else fails too. `USAGE` lists the parts.
 //!
-//! What a part measures it prints in words, and as figures for the script (see [`figure`]).
+//! A part prints its measurements in words, and as figures for the script (see [`figure`]).
 
 mod bench;
 mod ceilings;

@@ -1,4 +1,4 @@
-//! Finished runs in one picture: L0 against error, how often features fire, and both over the course of training.
+//! Finished runs in one picture: L0 against error, how often features fire, and L0 and error over the course of training.
 
 use std::error::Error;
 use std::ops::Range;

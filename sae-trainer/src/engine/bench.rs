@@ -1,9 +1,9 @@
-//! The roofline of a CPU step: for each part its time, its work, the bound that holds it and the share of
-//! that bound it reaches.
+//! The roofline of a CPU step: for each part its time, its work, the bound that limits it, and the fraction of that bound
+//! that it reaches.
 //!
-//! Work counts what the formulas ask for, not what an implementation happens to do: the encode is 2·B·F·d
-//! operations even where screening does them in integers (then its share can exceed 1), and bytes are
-//! those that must come from memory or a cache that all of an array does not fit.
+//! Work counts what the formulas require, not what an implementation does. The encode is 2·B·F·d operations even where
+//! screening does them in integers (then its fraction can exceed 1). Bytes are those that must come from memory, or from a
+//! cache too small for the whole array.
 
 use std::time::Instant;
 

@@ -1,4 +1,4 @@
-//! The engine on CPU threads: drives the pieces of [`kernels::cpu`] in the order of a step.
+//! The engine on CPU threads: runs the pieces of [`kernels::cpu`] in the order of a step.
 
 use std::borrow::Cow;
 use std::sync::Arc;

@@ -1,11 +1,12 @@
-//! The engine on a GPU, or on anything else that is a [`Device`]: drives [`CudaStep`].
+//! The engine on a GPU, or on anything else that implements [`Device`]: drives [`CudaStep`].
 //!
-//! Three batch buffers take turns. Two steps are under way, each with a batch of its own, and the next batch travels into the
-//! third buffer meanwhile: it has the time of two steps for its way, through pinned memory and over the bus. Its step is
-//! queued when the first of the two is done, whose report says which path it takes. So a step is reported two calls later than
-//! it was begun ([`Engine::submit`]).
+//! Three batch buffers take turns. Two steps are in flight, each with a batch of its own, while the next batch travels into
+//! the third buffer. It has the time of two steps to pass through pinned memory and over the bus. Its step is queued when
+//! the first of the two is done, because that step's report says which path it takes. So a step is reported two calls after
+//! it began ([`Engine::submit`]).
 //!
-//! Several engines can share a device ([`SharedDevice`]) and with it those buffers: a batch travels once for all of them, their steps on it stand in line one after another, each with its own arrays and its own recorded graphs.
+//! Several engines can share a device ([`SharedDevice`]) and its batch buffers. A batch travels once for all of them. Their
+//! steps on it run one after another, each with its own arrays and its own recorded graphs.
 
 use std::borrow::Cow;
 use std::cell::{RefCell, RefMut};

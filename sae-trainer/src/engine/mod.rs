@@ -1,5 +1,5 @@
-//! The seam between the training loop and the arithmetic: an [`Engine`] does optimizer steps on
-//! batches of rows; everything above it (schedule, logging, checkpoints, resume) is written once.
+//! The seam between the training loop and the arithmetic. An [`Engine`] runs optimizer steps on batches of rows; everything
+//! above it (schedule, logging, checkpoints, resume) is written once.
 
 mod bench;
 mod cpu;

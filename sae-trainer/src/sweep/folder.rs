@@ -2,8 +2,8 @@
 //!
 //! ```text
 //! SWEEP/
-//!     sweep.json     the points: what varies, how far they came, and the summaries of those that are finished
-//!     NAME/          the folder of a run for each point, as if it had been trained alone
+//!     sweep.json     the points: what varies, their progress, and the summaries of finished ones
+//!     NAME/          the run folder of each point, as if it had been trained alone
 //! ```
 
 use std::collections::BTreeMap;

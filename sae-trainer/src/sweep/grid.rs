@@ -1,8 +1,7 @@
-//! The command line of a sweep: the flags of a run, of which some have several values, and the points of the grid that
-//! they span.
+//! The command line of a sweep: the flags of a run, some with several values, and the points of the grid that they span.
 //!
-//! A point is a command line of a single run, cut out of the sweep's and read by the same parser. So it means what it
-//! would mean alone, and its `config.json` is that of the run alone.
+//! A point is the command line of a single run, taken from the sweep's and read by the same parser. So it means what it
+//! would mean alone, and its `config.json` is the one that the run would have alone.
 
 use std::ffi::OsString;
 use std::path::Path;

@@ -1,5 +1,5 @@
-//! `--device cuda` on an emulated driver (`kernels/tests/emulation/driver/README.md`): the program as it is, its kernels
-//! on the CPU.
+//! `--device cuda` on an emulated driver (`kernels/tests/emulation/driver/README.md`): the program is the real one, and its
+//! kernels run on the CPU.
 
 use std::path::Path;
 use std::process::{Command, Output, Stdio};

@@ -1,4 +1,4 @@
-//! Files of a run that are not what was written, and folders that somebody else has changed.
+//! Files of a run that changed after they were written, and folders that somebody else modified.
 
 use std::fs;
 use std::path::{Path, PathBuf};

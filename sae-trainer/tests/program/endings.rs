@@ -1,4 +1,4 @@
-//! Whatever ends a run leaves its work: a store that breaks, a closed pipe, a closed terminal, a folder that is taken away.
+//! However a run ends, its work is kept: a store that breaks, a closed pipe, a closed terminal, a folder that disappears.
 
 use std::fs::{self, File};
 use std::process::Stdio;

@@ -1,4 +1,4 @@
-//! What goes wrong is said clearly, and breaks nothing.
+//! Errors are reported clearly, and break nothing.
 
 use std::fs;
 use std::path::Path;

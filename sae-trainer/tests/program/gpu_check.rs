@@ -1,4 +1,4 @@
-//! `scripts/gpu-check` on an emulated driver: both calls from beginning to end at small sizes.
+//! `scripts/gpu-check` on an emulated driver: both calls from beginning to end, at small sizes.
 
 use std::path::Path;
 use std::process::Command;

@@ -1,4 +1,4 @@
-//! What a run computes and leaves behind.
+//! What a run computes and what it leaves behind.
 
 use activation_store::RowType;
 use sae::Sae;

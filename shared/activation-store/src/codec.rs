@@ -1,8 +1,8 @@
 //! How a chunk and a shard are encoded: byte planes, zstd, crc32c; then the chunks, their index, its crc32c.
 //!
-//! A chunk of `n` elements of `e` bytes is stored as `e` planes of `n` bytes: first the lowest byte of every
-//! element, then the next ones. (That is `numcodecs.shuffle`.) The high bytes of activations compress well and the
-//! low ones hardly at all; kept apart, zstd packs the former and copies the latter.
+//! A chunk of `n` elements of `e` bytes is stored as `e` planes of `n` bytes: first the lowest byte of every element, then
+//! the next one, and so on. (That is `numcodecs.shuffle`.) The high bytes of activations compress well and the low ones
+//! hardly at all. Kept apart, zstd compresses the former and copies the latter.
 
 use std::ops::Range;
 use std::path::Path;

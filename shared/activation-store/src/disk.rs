@@ -1,4 +1,4 @@
-//! The few ways in which a store touches the disk, in the order that survives a crash.
+//! The few ways in which a store touches the disk, each in an order that survives a crash.
 
 use std::fmt;
 use std::fs::{self, File};

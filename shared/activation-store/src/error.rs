@@ -1,4 +1,4 @@
-//! Everything that can go wrong with a store, each with what, where and what to do.
+//! Everything that can go wrong with a store. Each error says what, where, and what to do.
 
 use std::path::{Path, PathBuf};
 

@@ -1,4 +1,4 @@
-//! The stores below a folder.
+//! Finds the stores below a folder.
 
 use std::fs;
 use std::path::{Path, PathBuf};

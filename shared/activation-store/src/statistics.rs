@@ -1,7 +1,7 @@
 //! Mean, variance and mean norm of the stored rows, in float64.
 //!
-//! Each chunk is summed in row order and the chunks are merged in store order, so the result is the same bit for
-//! bit for any number of threads and however often the dump was interrupted.
+//! Each chunk is summed in row order and the chunks are merged in store order. So the result is the same, bit for bit, for any
+//! number of threads and however often the dump was interrupted.
 
 use crate::RowType;
 use crate::widen::widen_row;

@@ -1,4 +1,4 @@
-//! Reading a finished store.
+//! Reads a finished store.
 
 use std::ops::Range;
 use std::path::{Path, PathBuf};

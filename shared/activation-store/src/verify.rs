@@ -1,4 +1,4 @@
-//! Reading every byte of a store and naming what is damaged.
+//! Reads every byte of a store and names what is damaged.
 
 use std::collections::BTreeMap;
 use std::fs;

@@ -1,7 +1,7 @@
-//! From a decoded chunk's byte planes to the rows of a batch.
+//! Turns a decoded chunk's byte planes into the rows of a batch.
 //!
-//! The planes are never put back together in memory: a row's bytes are joined in registers and converted at once, so
-//! that a row is written once after decompression.
+//! The planes are never reassembled in memory. A row's bytes are joined in registers and converted at once, so a row is
+//! written only once after decompression.
 
 use half::slice::HalfFloatSliceExt;
 use half::{bf16, f16};

@@ -1,4 +1,4 @@
-//! No damage goes unseen: not one bit, not a missing, shortened or exchanged file.
+//! No damage goes unnoticed: not one bit, nor a missing, shortened or swapped file.
 
 mod support;
 

@@ -1,4 +1,4 @@
-//! However a dump is interrupted, going on ends with the same bytes.
+//! However a dump is interrupted, resuming it ends with the same bytes.
 
 mod support;
 

@@ -1,4 +1,4 @@
-//! The order of a stream: every row once an epoch, the same however it is reached and on however many threads.
+//! The order of a stream: every row once per epoch, the same however a step is reached and for any number of threads.
 
 mod support;
 

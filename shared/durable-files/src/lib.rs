@@ -1,11 +1,11 @@
 //! Files and folders that appear whole or not at all, whatever ends the process that writes them.
 //!
-//! Content is written under a temporary name beside its own, flushed to the disk, and then renamed. A temporary name is
-//! `.NAME.unfinished`. A temporary *folder* says by its content that it is one: it holds a file [`MARKER`], which its
-//! writer keeps locked. A folder of that name without the marker is not ours and is never touched.
+//! Content is written under a temporary name next to its own, flushed to disk, and then renamed. The temporary name is
+//! `.NAME.unfinished`. A temporary *folder* identifies itself by its content: it holds a file [`MARKER`], which its writer
+//! keeps locked. A folder of that name without the marker is not ours and is never touched.
 //!
-//! What was written is recognised when it is read: a folder can carry checksums of its files ([`write_sums`]), a JSON object
-//! one of itself ([`sealed_document`]).
+//! Readers can check that they read what was written: a folder can carry checksums of its files ([`write_sums`]), and a JSON
+//! object one of itself ([`sealed_document`]).
 
 mod error;
 mod file;

@@ -1,7 +1,7 @@
 //! JSON objects that carry their own checksum.
 //!
 //! The last key of a sealed object is `"crc32c":"xxxxxxxx"`, the CRC-32C of the text without that key and the comma before
-//! it. An object without the key is one that an older version wrote, or that somebody changed on purpose.
+//! it. An object without the key was written by an older version or changed by a person on purpose.
 
 use std::fmt;
 

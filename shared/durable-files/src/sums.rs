@@ -1,7 +1,7 @@
 //! Checksums of the files of a folder, in the format of `sha256sum`.
 //!
-//! `SHA256SUMS` lies in the folder and has a line `HASH  NAME` for every other file there, so that
-//! `sha256sum -c SHA256SUMS` says what this module says.
+//! `SHA256SUMS` lies in the folder and has a line `HASH  NAME` for every other file there, so `sha256sum -c SHA256SUMS` gives
+//! the same verdict as this module.
 
 use std::collections::BTreeMap;
 use std::fmt::Write;

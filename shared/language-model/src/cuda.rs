@@ -1,4 +1,4 @@
-//! Is there a CUDA device, what is missing if not, and how much memory it has.
+//! Whether there is a CUDA device, what is missing if not, and how much memory it has.
 
 use std::error::Error;
 use std::ffi::c_int;

@@ -1,4 +1,4 @@
-//! The families of models, each in a file of its own.
+//! The model families, each in a file of its own.
 
 use crate::{Checkpoint, Error, HookPoint, ModelConfig, Precision, gpt_neox, gpt2, llama};
 

@@ -1,4 +1,4 @@
-//! What an ONNX file's inputs are fed with.
+//! The inputs that an ONNX file is fed.
 
 use ort::memory::Allocator;
 use ort::value::{DynTensor, Tensor, TensorElementType};

@@ -1,4 +1,4 @@
-//! Building an ONNX graph whose weights stay in the checkpoint's files.
+//! Builds an ONNX graph whose weights stay in the checkpoint's files.
 
 use std::collections::{HashMap, HashSet};
 

@@ -1,4 +1,4 @@
-//! The hub module against a cache on disk and against a small server that answers as the hub does.
+//! The hub module against a cache on disk, and against a small server that answers as the hub does.
 
 use std::collections::HashMap;
 use std::io::{BufRead, BufReader, Write};

@@ -1,4 +1,4 @@
-//! Files that a model's other files name: they lie with the model and nowhere else.
+//! Checks that the files named by a model's other files lie with the model and nowhere else.
 
 use std::ffi::OsStr;
 use std::io::ErrorKind;

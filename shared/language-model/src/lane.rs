@@ -1,4 +1,4 @@
-//! One ONNX Runtime session and what it takes to run it again and again.
+//! One ONNX Runtime session, and what it takes to run it repeatedly.
 
 use half::f16;
 use half::slice::HalfFloatSliceExt;

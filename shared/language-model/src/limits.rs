@@ -1,4 +1,4 @@
-//! What a model's input must keep to.
+//! Limits on a model's input.
 
 use crate::Error;
 

@@ -1,4 +1,4 @@
-//! An ONNX file that someone else made: what is in it, and the part that some of its tensors depend on.
+//! An ONNX file from elsewhere: what it contains, and the part that some of its tensors depend on.
 
 use std::collections::{HashMap, HashSet};
 use std::ops::Range;

@@ -1,4 +1,4 @@
-//! Small ONNX files, taken apart and run.
+//! Small ONNX files, parsed and run.
 
 use std::fs;
 

@@ -1,4 +1,4 @@
-//! A model's prefix, running: token ids in, activations out.
+//! A running model prefix: token ids in, activations out.
 
 use std::borrow::Cow;
 use std::path::Path;

@@ -1,4 +1,4 @@
-//! Does a model on a device compute what the same model computes on the CPU?
+//! Checks whether a model on a device computes what the same model computes on the CPU.
 
 use crate::{Error, Precision, PrefixModel};
 

@@ -1,4 +1,4 @@
-//! Models, hooks and inputs that cannot work, and what is said about them.
+//! Models, hooks and inputs that cannot work, and the errors they produce.
 
 mod models;
 

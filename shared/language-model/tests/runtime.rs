@@ -1,5 +1,5 @@
-//! Finding the ONNX Runtime library. A process loads one library once, so this is a process of its own
-//! and one test.
+//! Finding the ONNX Runtime library. A process loads a library only once, so this is a process of its own with a single
+//! test.
 
 use std::path::{Path, PathBuf};
 

@@ -1,13 +1,13 @@
-//! Threads whose death is an error of whoever waits for their work.
+//! Threads whose death is an error for whoever waits for their work.
 //!
-//! A thread that panics hangs up its channels, and a channel that was hung up looks like one whose sender has sent all
-//! there is. So whoever takes that for the end of the work goes on with half of it. Here an end is an end only if the
-//! worker returned; a worker that panicked is [`Died`], with its reason:
+//! A thread that panics hangs up its channels, and a hung-up channel looks like one whose sender has sent everything. Whoever
+//! takes that for the end of the work continues with half of it. Here, an end counts as the end only if the worker returned;
+//! a worker that panicked is [`Died`], with its reason:
 //!
-//! - [`spawn`] and [`spawn_scoped`] start threads that are joined for their results,
-//! - [`Source`] is a thread that sends one value after another,
-//! - [`task`] is a piece of work for somebody else's thread, a thread pool's say, where a panic would end the program,
-//! - [`catch`] is a piece of work on this one.
+//! - [`spawn`] and [`spawn_scoped`] start threads that are joined for their results.
+//! - [`Source`] is a thread that sends one value after another.
+//! - [`task`] wraps work for another thread, such as a thread pool's, where a panic would end the program.
+//! - [`catch`] wraps work on the current thread.
 
 use std::any::Any;
 use std::io;

@@ -1,4 +1,4 @@
-//! Dense, sparse and screened encodes against the definition and each other.
+//! Dense, sparse and screened encodes against the definition and against each other.
 
 use super::*;
 

@@ -1,4 +1,4 @@
-//! Turning a vector, rounding it to integers times a step, and packing the integers for the tiles.
+//! Rotates a vector, rounds it to integers times a step, and packs the integers for the tiles.
 
 #[cfg(target_arch = "x86_64")]
 use super::avx512;

@@ -1,4 +1,4 @@
-//! Writing a store's rows in the formats of other tools.
+//! Exports a store's rows to the formats of other tools.
 
 mod npy;
 mod sae_lens;

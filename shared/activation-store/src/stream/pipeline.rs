@@ -1,8 +1,8 @@
 //! The threads that decode chunks and gather batches ahead of the reader.
 //!
-//! Every piece of work is independent: decode one chunk, permute one block's rows, gather one batch's rows out of one
-//! block. Any thread takes whichever is ready; what goes where is fixed by the order, so the number of threads cannot
-//! change a batch. Memory is bounded by the blocks and batches in flight, whose buffers go round.
+//! Each unit of work is independent: decode one chunk, permute one block's rows, or gather one batch's rows from one block.
+//! Any thread takes whichever is ready. The order fixes where each result goes, so the number of threads cannot change a
+//! batch. Memory is bounded by the blocks and batches in flight, whose buffers are reused.
 
 use std::collections::VecDeque;
 use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError};

@@ -1,7 +1,7 @@
-//! Writing a store: rows are rounded into a window, and two threads behind it shuffle, compress and commit.
+//! Writes a store: rows are rounded into a window, and two threads behind it shuffle, compress and commit.
 //!
-//! Memory is bounded by the window and about two shards: the rows are buffers that go round, and `append` waits for
-//! one to come back when all are in use.
+//! Memory is bounded by the window and about two shards. The buffers of rows are reused, and `append` waits for one to come
+//! back when all are in use.
 
 mod commit;
 mod compress;

@@ -1,4 +1,4 @@
-//! The two threads behind a writer and the buffers that go round between them.
+//! The two threads behind a writer, and the buffers that circulate between them.
 
 use std::fs::File;
 use std::path::{Path, PathBuf};

@@ -1,4 +1,4 @@
-//! What is in a store's folder before writing begins.
+//! What a store's folder contains before writing begins.
 
 use std::collections::BTreeMap;
 use std::fs::{self, File};
