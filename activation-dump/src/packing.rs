@@ -111,7 +111,7 @@ mod tests {
     }
 
     #[test]
-    fn a_document_that_overflows_goes_on_after_the_next_contexts_own_bos() {
+    fn an_overflowing_document_continues_after_the_next_bos() {
         let (contexts, rest) = pack(4, &[&[1, 2, 3, 4, 5, 6, 7]]);
         assert_eq!(contexts, [[BOS, 1, 2, 3], [BOS, 4, 5, 6]]);
         assert_eq!(rest, 2);
@@ -136,7 +136,7 @@ mod tests {
     }
 
     #[test]
-    fn a_stream_with_a_bos_between_documents_packs_like_the_documents() {
+    fn a_stream_with_bos_between_documents_packs_like_documents() {
         let documents: Vec<Vec<u32>> =
             (0..100_u32).map(|i| (0..i * 5 % 17).map(|j| 1 + i * 17 + j).collect()).collect();
         let slices: Vec<&[u32]> = documents.iter().map(Vec::as_slice).collect();

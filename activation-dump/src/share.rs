@@ -158,7 +158,7 @@ mod tests {
     }
 
     #[test]
-    fn the_flag_wins_over_the_environment_and_the_inner_launcher_over_the_outer() {
+    fn the_flag_beats_the_environment_and_inner_launchers_outer_ones() {
         let environment = |set: &'static [(&str, &str)]| {
             move |name: &str| set.iter().find(|(n, _)| *n == name).map(|(_, value)| (*value).to_owned())
         };

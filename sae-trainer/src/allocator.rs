@@ -38,7 +38,7 @@ unsafe impl GlobalAlloc for CacheLines {
 #[cfg(test)]
 mod tests {
     #[test]
-    fn large_arrays_begin_at_a_cache_line_and_keep_what_they_hold_as_they_grow() {
+    fn large_arrays_begin_at_a_cache_line_and_survive_growth() {
         let mut numbers: Vec<u32> = (0..100).collect();
         for length in [1_000, 1_025, 50_000, 3_000_000] {
             numbers.extend(numbers.len() as u32..length);

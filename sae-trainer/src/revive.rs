@@ -165,7 +165,7 @@ mod tests {
     }
 
     #[test]
-    fn dead_features_get_the_directions_of_different_rows_and_live_ones_stay() {
+    fn dead_features_get_directions_of_different_rows() {
         let before = state();
         let mut state = state();
         // The second row is reconstructed; the others lie at (3, 4) and (0, -2) from the decoder bias.

@@ -360,7 +360,7 @@ mod tests {
     }
 
     #[test]
-    fn counts_beyond_all_bounds_are_refused_with_the_most_there_can_be() {
+    fn excessive_counts_are_refused_with_the_limit() {
         let most = u64::MAX.to_string();
         for line in [
             "--expansion MOST",
@@ -406,7 +406,7 @@ mod tests {
     }
 
     #[test]
-    fn l1_has_the_coefficient_of_the_reference_and_no_frequency_penalty() {
+    fn l1_has_the_reference_coefficient_and_no_frequency_penalty() {
         let settings = resolve(&["--loss", "l1"]).unwrap();
         assert_eq!(settings.step.loss.penalty, Penalty::L1);
         assert_eq!(settings.step.loss.coefficient, 8e-5);
@@ -517,7 +517,7 @@ mod tests {
     }
 
     #[test]
-    fn only_the_length_and_the_evaluation_may_change_when_a_run_goes_on() {
+    fn only_length_and_evaluation_may_change_on_resume() {
         let run = resolve(&[]).unwrap();
         let longer = resolve(&["--steps", "100k", "--eval-rows", "5k"]).unwrap();
         assert_eq!(run.differences(&longer), Vec::<String>::new());

@@ -83,7 +83,7 @@ fn difference(got: &Parameters, expected: &Parameters) -> (f64, &'static str) {
 }
 
 #[test]
-fn it_follows_the_cpu_engine_in_every_configuration_of_losses_and_norms_on_both_paths() {
+fn it_follows_the_cpu_engine_in_every_configuration() {
     let weights = Weights::init(WIDTH, FEATURES, 7);
     let mut worst = (0.0, String::new());
     for spec in configurations() {

@@ -140,7 +140,7 @@ mod tests {
     }
 
     #[test]
-    fn a_header_that_claims_gigabytes_is_refused_before_they_are_asked_for() {
+    fn a_header_that_claims_gigabytes_is_refused_unallocated() {
         let file = [&b"\x93NUMPY\x02\x00"[..], &u32::MAX.to_le_bytes(), b"{}"].concat();
         assert_eq!(header(&mut &file[..]).unwrap_err().kind(), ErrorKind::InvalidData);
     }

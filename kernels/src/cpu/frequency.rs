@@ -106,7 +106,7 @@ mod tests {
     }
 
     #[test]
-    fn frequencies_equal_the_definition_while_batches_enter_leave_and_fall_out() {
+    fn frequencies_equal_the_definition_while_batches_come_and_go() {
         let mut window = FrequencyWindow::new(4, 40, 3);
         let mut definition = reference::FrequencyWindow::new(4);
         // The fourth batch is ten times denser: an outlier until it is the newest; an all-zero one follows.

@@ -134,7 +134,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn transposing_twice_gives_the_matrix_back_and_once_the_transpose() {
+    fn transposing_gives_the_transpose_and_twice_the_matrix() {
         let (rows, columns) = (45, 70);
         let matrix: Vec<f32> = (0..rows * columns).map(|at| at as f32).collect();
         let transpose = transposed(&matrix, rows, columns);

@@ -184,7 +184,7 @@ mod tests {
     }
 
     #[test]
-    fn frequency_terms_equal_the_definition_on_both_sides_of_the_targets() {
+    fn frequency_terms_equal_the_definition_around_the_targets() {
         let penalty = |coefficient, target| Some(FrequencyPenalty { coefficient, target });
         let loss = LossSpec {
             min_sparsity: penalty(1e-3, 0.1),

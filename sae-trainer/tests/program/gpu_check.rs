@@ -115,7 +115,7 @@ fn a_wrong_screen_is_not_used_by_the_parts_after_it() {
 }
 
 #[test]
-fn the_second_call_trains_in_the_sparse_regime_and_finds_the_crossover() {
+fn the_second_call_trains_sparsely_and_finds_the_crossover() {
     let call = Call::new("b", &[]);
     call.assert_done_but(&[]);
     assert_eq!(call.code, Some(0), "{}", call.told);

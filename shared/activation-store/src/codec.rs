@@ -216,7 +216,7 @@ mod tests {
     }
 
     #[test]
-    fn an_index_is_offsets_and_lengths_with_missing_chunks_marked_and_a_checksum() {
+    fn an_index_holds_offsets_lengths_and_a_checksum() {
         let bytes = ShardIndex::encode([5, 7], 3);
         #[rustfmt::skip]
         assert_eq!(bytes[..48], [
@@ -252,7 +252,7 @@ mod tests {
         }
 
         #[test]
-        fn any_bytes_as_an_index_give_an_error_or_ranges_inside_the_file(
+        fn any_index_gives_an_error_or_ranges_inside_the_file(
             mut file in prop::collection::vec(any::<u8>(), 0..200), chunks in 0_usize..8, present in 0_usize..8,
         ) {
             if file.len() >= ShardIndex::encoded_len(chunks) {

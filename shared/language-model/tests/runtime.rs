@@ -6,7 +6,7 @@ use std::path::{Path, PathBuf};
 use language_model::{Error, Runtime};
 
 #[test]
-fn a_missing_or_unusable_library_is_an_error_with_the_command_that_fetches_one() {
+fn without_a_usable_library_the_error_says_how_to_fetch_one() {
     let says = |error: &Error, parts: &[&str]| {
         let message = error.to_string();
         for part in parts {
