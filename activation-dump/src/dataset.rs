@@ -41,7 +41,7 @@ impl Dataset {
             let path = Path::new(name);
             let local = if name == STANDARD_INPUT {
                 if files.iter().any(|file| matches!(file, Source::StandardInput)) {
-                    bail!("--dataset {name} is given twice, and standard input can be read once");
+                    bail!("--dataset {name} is given twice, but standard input can be read only once");
                 }
                 hash.update("standard input");
                 files.push(Source::StandardInput);

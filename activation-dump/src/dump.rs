@@ -117,7 +117,7 @@ fn prepare(arguments: &DumpArguments, threads: usize) -> Result<Prepared> {
     plan.batch = batch(arguments.machine.batch.map(usize::from), &prefix, plan.length)?;
     let vocabulary = prefix.vocabulary().or_else(|| Some(tokenizer.as_ref()?.largest_id() as usize + 1));
     let vocabulary =
-        vocabulary.context("nothing says how many tokens the model has; --tokenizer FILE would")?;
+        vocabulary.context("the model's vocabulary size is unknown; --tokenizer FILE supplies it")?;
     match &tokenizer {
         Some(tokenizer) => tokenizer.check(vocabulary, bos, source.bos.is_some())?,
         None if bos as usize >= vocabulary => {
@@ -298,11 +298,11 @@ impl Prepared {
                 format_count(target.spec.layout.window_rows as f64)
             );
             for damage in writers.get(index).iter().flat_map(|writer| writer.damage()) {
-                terminal::say!("  damaged  {damage}; what follows it is run and written again");
+                terminal::say!("  damaged  {damage}; everything after it is run and written again");
             }
             if let Some(writer) = writers.get(index).filter(|writer| writer.contexts_done() > 0) {
                 terminal::say!(
-                    "  resume   {} contexts are there",
+                    "  resume   {} contexts are stored already",
                     format_count(writer.contexts_done() as f64)
                 );
             }
@@ -316,7 +316,7 @@ impl Prepared {
             Err(_) => 0,
         };
         terminal::say!(
-            "stopped; {} of {} contexts are safe in {}: give the same command again to go on",
+            "stopped; {} of {} contexts are safe in {}: run the same command again to continue",
             format_count(self.targets.iter().map(done).min().unwrap_or(0) as f64),
             format_count(self.plan.contexts as f64),
             self.targets

@@ -49,7 +49,7 @@ impl Plan {
         let contexts = Share::of_total(total, number);
         if let Some((part, from)) = part.as_ref().filter(|_| contexts == 0) {
             bail!(
-                "part {part} (by {from}) of {total} contexts is none; ask for more --tokens, or for fewer parts"
+                "part {part} (by {from}) of {total} contexts is empty; ask for more --tokens, or for fewer parts"
             );
         }
         let skipped = arguments.source.skip_tokens.div_ceil(length as u64);

@@ -156,9 +156,9 @@ impl Estimate {
         for store in &self.stores {
             let there = match &store.problem {
                 Some(problem) => format!("; but {problem}"),
-                None if store.complete => "; a complete one is there".to_owned(),
+                None if store.complete => "; a complete store exists".to_owned(),
                 None if store.contexts_done > 0 => {
-                    format!("; {} contexts are there", format_count(store.contexts_done as f64))
+                    format!("; {} contexts are stored already", format_count(store.contexts_done as f64))
                 }
                 None => String::new(),
             };
@@ -190,7 +190,7 @@ impl Estimate {
         ));
         if let Some(contexts) = self.text_contexts.filter(|&contexts| contexts < self.contexts) {
             lines.push(format!(
-                "the text has {} of the {} contexts asked for; the figures above but time are for all",
+                "the text has only {} of the {} contexts; the figures above, except the time, are for all",
                 format_count(contexts as f64),
                 format_count(self.contexts as f64)
             ));

@@ -57,7 +57,7 @@ pub(crate) fn part(
         let number = |name: &str, text: &str| -> Result<u64> {
             text.trim().parse().ok().with_context(|| {
                 format!(
-                    "{name}={text} in the environment is not a number; --part i/n or --part off wins over it"
+                    "{name}={text} in the environment is not a number; --part i/n or --part off overrides it"
                 )
             })
         };

@@ -63,7 +63,7 @@ pub(crate) fn load_newest(folders: &[PathBuf], spec: &StepSpec) -> Result<(usize
         match load(folder, spec) {
             Ok(state) => {
                 for reason in reasons {
-                    terminal::say!("{reason}; going on from the one before it");
+                    terminal::say!("{reason}; continuing from the one before it");
                 }
                 return Ok((at, state));
             }
@@ -73,7 +73,7 @@ pub(crate) fn load_newest(folders: &[PathBuf], spec: &StepSpec) -> Result<(usize
             }
         }
     }
-    bail!("{}. There is no checkpoint to go on from: start the run anew in another --out", reasons.join("; "))
+    bail!("{}. There is no checkpoint to continue from: start a new run in another --out", reasons.join("; "))
 }
 
 /// How many lines of the log are of the time up to the step of the checkpoint `folder`, and that step; `None` where an

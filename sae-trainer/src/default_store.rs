@@ -44,7 +44,7 @@ fn describe(found: &Found) -> String {
             format!("{path}: {rows} rows of {} of {}", foreign(&from.hook), foreign(&from.model))
         }
         Err(StoreError::Incomplete { contexts_done, .. }) => format!(
-            "{path}: unfinished, {} contexts are safe; the command that began it goes on",
+            "{path}: unfinished, {} contexts are safe; run the command that began it again to continue",
             format_count(*contexts_done as f64)
         ),
         Err(error) => format!("{path}: {}", foreign(&error.to_string())),

@@ -199,7 +199,7 @@ pub(crate) fn check_space(out: &Path, needed: u64) -> Result<()> {
     let absolute = std::path::absolute(out)?;
     let Some(existing) = absolute.ancestors().find(|folder| folder.exists()) else { return Ok(()) };
     let free = fs4::available_space(existing)
-        .with_context(|| format!("cannot ask how much room there is in {}", foreign_path(existing)))?;
+        .with_context(|| format!("cannot find the free space of {}", foreign_path(existing)))?;
     ensure!(
         free >= needed,
         "{} has {} free, and the run's checkpoints need {}: choose another --out, fewer features or a lower \

@@ -369,7 +369,7 @@ fn initial_weights(settings: &Settings, batches: &mut Batches) -> Result<Weights
         sample.extend_from_slice(&batches.next()?.to_f32());
     }
     if let Some(at) = sample.iter().position(|x| !x.is_finite()) {
-        bail!("a row of the store holds {}; no decoder bias can be made of it", sample[at]);
+        bail!("a row of the store holds {}, so no decoder bias can be computed", sample[at]);
     }
     weights.b_dec = from_rows(&sample, d);
     Ok(weights)

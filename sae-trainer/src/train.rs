@@ -281,7 +281,7 @@ impl Training {
     /// that is full. `error`, which is handed back, is what there is to tell; where saving fails too, it has the same cause.
     fn keep(&mut self, error: anyhow::Error) -> anyhow::Error {
         let (saved, _) = self.save();
-        self.say_stopped(&saved, "once the cause below is mended, continue with");
+        self.say_stopped(&saved, "once the cause below is fixed, continue with");
         for run in &self.runs {
             if let Some(folder) = run.rescue() {
                 let (step, folder) = (run.step, foreign_path(&folder));

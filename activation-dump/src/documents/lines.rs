@@ -159,7 +159,7 @@ fn document_of_line(bytes: &[u8], column: &str, place: Place, first: bool) -> Re
         Err(error) => return Ok(Document::damaged(place, DamageKind::InvalidJson, error)),
     };
     if first {
-        bail!("{place}: {problem}; name the text with --column")
+        bail!("{place}: {problem}; name the key of the text with --column")
     }
     Ok(Document::damaged(place, DamageKind::NoText, problem))
 }

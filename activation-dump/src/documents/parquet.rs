@@ -29,11 +29,11 @@ pub(super) fn documents(file: File, name: Arc<str>, column: &str) -> Result<Docu
     let schema = reader.metadata().file_metadata().schema_descr_ptr();
     let Some(index) = schema.columns().iter().position(|c| c.path().string() == column) else {
         let names: Vec<String> = schema.columns().iter().map(|c| c.path().string()).collect();
-        bail!("no column `{column}` (it has {names:?}); name the text with --column")
+        bail!("no column `{column}` (it has {names:?}); name the column of the text with --column")
     };
     let description = schema.column(index);
     if description.physical_type() != PhysicalType::BYTE_ARRAY || description.max_rep_level() != 0 {
-        bail!("column `{column}` is not a column of strings; name the text with --column");
+        bail!("column `{column}` is not a column of strings; name the column of the text with --column");
     }
     let rows = Rows { reader, index, nullable: description.max_def_level() > 0, group: 0, open: None };
     Ok(Box::new(rows.documents(name)))

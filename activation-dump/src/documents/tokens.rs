@@ -84,7 +84,7 @@ pub(super) fn bin(
             let high_halves = front.chunks_exact(4).map(|word| TokenType::U16.read(&word[2..]));
             if front.len() >= 64 && high_halves.into_iter().all(|half| half == 0) {
                 bail!(
-                    "{file} looks like tokens of 4 bytes; say --format u32, or --format u16 if it is not so"
+                    "{file} looks like tokens of 4 bytes; give --format u32, or --format u16 if they have 2"
                 );
             }
             TokenType::U16
@@ -131,7 +131,7 @@ pub(super) fn npy(
         && length != options.context as u64
     {
         bail!(
-            "{file} holds contexts of {length} tokens; they are taken as they are, with --context {length}"
+            "{file} holds contexts of {length} tokens; they are used as they are, so give --context {length}"
         );
     }
     let bytes = shape.iter().try_fold(kind.bytes() as u64, |bytes, &size| bytes.checked_mul(size));

@@ -50,7 +50,7 @@ pub enum StoreError {
     Specification(String),
     /// An activation is NaN or infinite.
     #[error(
-        "the activation of context {context}, position {position}, channel {channel} is {value}: the language model went wrong there; nothing of it was stored"
+        "the activation of context {context}, position {position}, channel {channel} is {value}: the language model failed there; none of it was stored"
     )]
     NotFinite {
         /// The context, counted from 0 over the whole dump.
@@ -107,11 +107,11 @@ pub enum StoreError {
         planned: u64,
     },
     /// The writer has already reported an error.
-    #[error("the writer of {} stopped at an earlier error; open it again to go on", foreign_path(.0))]
+    #[error("the writer of {} stopped at an earlier error; open the store again to continue", foreign_path(.0))]
     Stopped(PathBuf),
     /// The store was not finished.
     #[error(
-        "{} is not complete ({contexts_done} contexts are safe): run the dump again with the same command to go on",
+        "{} is not complete ({contexts_done} contexts are safe): run the dump's command again to continue",
         foreign_path(dir)
     )]
     Incomplete {
@@ -153,7 +153,7 @@ pub enum StoreError {
     },
     /// A shard is no longer what it was when the store was opened.
     #[error(
-        "{} changed while it was in use: {what}; put the file back as it was and give the same command again",
+        "{} changed while it was in use: {what}; restore the file and run the same command again",
         foreign_path(file)
     )]
     Changed {

@@ -77,7 +77,7 @@ impl Shard {
             return Err(self.changed(format!("it has {} bytes and had {}", metadata.len(), self.bytes)));
         }
         if metadata.modified().ok() != self.modified {
-            return Err(self.changed("it was written anew".to_owned()));
+            return Err(self.changed("it was rewritten".to_owned()));
         }
         decoder.stored.resize((range.end - range.start) as usize, 0);
         let (mut checksum, mut offset) = (0, range.start);

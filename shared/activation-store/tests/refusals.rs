@@ -249,7 +249,7 @@ fn streams_that_cannot_be_are_refused() {
     only_bos.finish().unwrap();
     let all_bos = Store::open(&narrow.path().join("bos")).unwrap();
     let options = StreamOptions { drop_bos: true, ..StreamOptions::default() };
-    assert!(message(vec![all_bos], options).contains("every row is left out"));
+    assert!(message(vec![all_bos], options).contains("every row belongs to a BOS token"));
     let stream = BatchStream::new(vec![store(&dir)], StreamOptions::default()).unwrap();
     drop(stream);
 }

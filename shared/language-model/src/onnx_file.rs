@@ -396,7 +396,7 @@ impl OnnxFile {
         let path = self.path.clone();
         if self.initializers.contains_key(tensor) || self.inputs.iter().any(|input| input.name == tensor) {
             let problem =
-                format!("tensor `{tensor}` is an input or a weight of the graph, nothing it computes");
+                format!("tensor `{tensor}` is an input or a weight of the graph, not something it computes");
             return Error::OnnxFile { path, problem };
         }
         // Viewers show the names of nodes, too.

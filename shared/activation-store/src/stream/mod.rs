@@ -97,7 +97,7 @@ impl<T: BatchElement> BatchStream<T> {
     /// The next batch will be that of `step` (from 0). Nothing is replayed.
     pub fn seek(&mut self, step: u64) -> Result<()> {
         if step.checked_mul(self.settings.batch as u64).is_none() {
-            return Err(StoreError::Stream(format!("step {step} is too far")));
+            return Err(StoreError::Stream(format!("step {step} is too large")));
         }
         if step != self.step {
             self.pipeline = None;

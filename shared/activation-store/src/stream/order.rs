@@ -63,7 +63,7 @@ impl Sources {
         }
         let rows = chunks.iter().map(|chunk| u64::from(chunk.rows)).sum();
         if rows == 0 {
-            return Err(StoreError::Stream("every row is left out".to_owned()));
+            return Err(StoreError::Stream("no row remains: every row belongs to a BOS token".to_owned()));
         }
         let chunk_rows = stores.iter().map(|store| store.spec().layout.chunk_rows).max().unwrap_or(1);
         Ok(Sources { stores, chunks, rows, chunk_rows })

@@ -122,7 +122,7 @@ impl<T: BatchElement> Pipeline<T> {
     pub(super) fn start(sources: &Arc<Sources>, settings: &Settings, step: u64) -> Result<Pipeline<T>> {
         let position = step
             .checked_mul(settings.batch as u64)
-            .ok_or_else(|| StoreError::Stream(format!("step {step} is too far")))?;
+            .ok_or_else(|| StoreError::Stream(format!("step {step} is too large")))?;
         let (number, offset) = (position / sources.rows(), position % sources.rows());
         let epoch = Epoch::new(sources, settings.seed, number, settings.mixing_chunks);
         let next_block = epoch.block_at(offset);
