@@ -70,3 +70,8 @@ fn hint(error: &anyhow::Error) -> Option<&'static str> {
         _ => None,
     }
 }
+
+/// The examples of the README, run as tests.
+#[cfg(doctest)]
+#[doc = include_str!("../README.md")]
+struct ReadmeExamples;

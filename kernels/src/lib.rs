@@ -16,3 +16,8 @@ pub mod loss;
 pub mod reference;
 pub mod stats;
 pub mod step;
+
+/// The examples of the README, run as tests.
+#[cfg(doctest)]
+#[doc = include_str!("../README.md")]
+struct ReadmeExamples;

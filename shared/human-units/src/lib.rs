@@ -109,6 +109,11 @@ fn three_digits(value: f64) -> String {
     }
 }
 
+/// The examples of the README, run as tests.
+#[cfg(doctest)]
+#[doc = include_str!("../README.md")]
+struct ReadmeExamples;
+
 #[cfg(test)]
 mod tests {
     use super::*;

@@ -60,3 +60,8 @@ pub use prefix::{Activations, Device, Precision, PrefixModel, SessionOptions, pr
 pub use rope::{Rope, RopeScaling};
 pub use runtime::Runtime;
 pub use self_check::{SelfCheck, self_check, tolerance};
+
+/// The examples of the README, run as tests.
+#[cfg(doctest)]
+#[doc = include_str!("../README.md")]
+struct ReadmeExamples;

@@ -35,3 +35,8 @@ pub struct Sae {
     /// log10(firing frequency + 1e-10) of every feature, [F], where it is known.
     pub log_sparsity: Option<Vec<f32>>,
 }
+
+/// The examples of the README, run as tests.
+#[cfg(doctest)]
+#[doc = include_str!("../README.md")]
+struct ReadmeExamples;
