@@ -20,18 +20,18 @@ use crate::tokenizer::{Places, Tokenizer};
 /// Sizes, in bytes.
 #[derive(Debug, Clone, Copy)]
 pub(crate) struct Sizes {
-    /// Documents up to this are not cut; pieces of others have about this size.
+    /// Documents up to this size are not cut; pieces of longer ones have about this size.
     piece: usize,
     /// The longest stretch without a place to cut.
     limit: usize,
-    /// What stands on either side of a cut when it is tried out.
+    /// The text on either side of a cut with which it is tested.
     around: usize,
 }
 
-/// Few real documents are longer than a piece. A tokenizer at work on the limit takes about a gigabyte.
+/// Few real documents are longer than a piece. A tokenizer needs about a gigabyte for a text at the limit.
 pub(crate) const SIZES: Sizes = Sizes { piece: 256 << 10, limit: 8 << 20, around: 512 };
 
-/// Places of a kind that are tried out in a stretch of text before another kind is.
+/// How many places of one kind are tested in a stretch of text before another kind is.
 const TRIES: usize = 16;
 
 /// The documents with long ones in pieces.
@@ -75,7 +75,7 @@ impl<I: Iterator<Item = Result<Document>>> Pieces<I> {
         Pieces { documents, tokenizer, sizes, open: None, skipping: false }
     }
 
-    /// Takes in what was read; what needs no cutting is passed on.
+    /// Accepts what was read, and passes on what needs no cutting.
     fn take_in(&mut self, document: Document) -> Option<Document> {
         let Document { place, content } = document;
         match content {
@@ -101,7 +101,7 @@ impl<I: Iterator<Item = Result<Document>>> Pieces<I> {
         None
     }
 
-    /// A piece of the open document; `None` if it must be read on first.
+    /// A piece of the open document; `None` if more of it must be read first.
     fn next_piece(&mut self) -> Result<Option<Document>> {
         let Some(open) = &mut self.open else { return Ok(None) };
         let rest = &open.text[open.done..];
@@ -249,7 +249,7 @@ fn tried_out(text: &str, place: usize, tokenizer: &Tokenizer, around: usize) -> 
     Ok(None)
 }
 
-/// A letter or digit of which nobody doubts that it is one; no combining mark, no letter in a circle.
+/// An undisputed letter or digit: no combining mark, no letter in a circle.
 fn is_plain(c: char) -> bool {
     c.is_ascii_alphanumeric()
         || matches!(c,

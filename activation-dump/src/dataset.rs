@@ -32,7 +32,7 @@ enum Source {
 }
 
 impl Dataset {
-    /// Finds the files that `names` stand for. Folders are searched to their depth; files of a folder or
+    /// Finds the files that `names` stand for. Folders are searched recursively; files of a folder or
     /// glob come in the order of their names, the names in the order given.
     pub(crate) fn find(names: &[String]) -> Result<Dataset> {
         let mut files = Vec::new();
@@ -76,7 +76,7 @@ impl Dataset {
     }
 
     /// SHA-256 over the contents of the local files and the revisions of the hub's datasets, in order:
-    /// where the files lie and what they are called does not matter. Of standard input nothing is known.
+    /// the files' names and places do not matter. Standard input contributes nothing.
     pub(crate) fn hash(&self) -> &str {
         &self.hash
     }
@@ -86,7 +86,7 @@ impl Dataset {
         self.files.len()
     }
 
-    /// Whether a tokenizer has nothing to do: all files are of tokens.
+    /// Whether no tokenizer is needed, because all files hold tokens.
     pub(crate) fn is_tokens(&self) -> bool {
         self.files.iter().all(|file| match file {
             Source::Local(path) => documents::is_tokens(path),
@@ -94,7 +94,7 @@ impl Dataset {
         })
     }
 
-    /// Every document of every file. While one file is read, the next one of the hub is fetched.
+    /// Every document of every file. While one file is read, the next hub file is fetched.
     pub(crate) fn documents(
         &self,
         options: &ReadOptions,

@@ -35,7 +35,7 @@ struct Prepared {
     source: Model,
     runtime: Runtime,
     options: SessionOptions,
-    /// How far the model was from itself on the CPU, once that was looked at.
+    /// How far the model was from itself on the CPU, once that was checked.
     checked: OnceLock<SelfCheck>,
     model: PrefixModel,
     tokenizer: Option<Arc<Tokenizer>>,
@@ -45,7 +45,7 @@ struct Prepared {
     threads: usize,
 }
 
-/// Runs the dump that the command line asks for, or what is left of it.
+/// Runs the dump that the command line asks for, or the rest of it.
 pub(crate) fn dump(arguments: &DumpArguments) -> Result<ExitCode> {
     let threads = match arguments.machine.threads {
         Some(threads) => usize::from(threads),
@@ -197,7 +197,7 @@ fn dry_run(prepared: &Prepared, json: bool, interrupt: &Interrupt) -> Result<Exi
 }
 
 impl Prepared {
-    /// Holds the model on its device against itself on the CPU in float32, on some contexts of a first batch.
+    /// Compares the model on its device with itself on the CPU in float32, on some contexts of a first batch.
     fn check_against_cpu(&self, ids: &[i64], contexts: usize) -> Result<()> {
         let options =
             SessionOptions { device: Device::Cpu, precision: Some(Precision::Full), ..self.options };
@@ -215,7 +215,7 @@ impl Prepared {
         Ok(())
     }
 
-    /// Closes the stores and tells how it went; `outcome` is that of the pipeline if it ran.
+    /// Closes the stores and reports the result; `outcome` is the pipeline's, if it ran.
     fn finish(&self, writers: Vec<StoreWriter>, outcome: Option<&Outcome>, json: bool) -> Result<ExitCode> {
         if let Some(outcome) = outcome
             && writers.iter().all(|writer| writer.progress().contexts == 0)

@@ -31,7 +31,7 @@ use activation_store::StoreError;
 use arguments::{Command, CommandLine};
 use clap::Parser;
 
-/// The program: parses the command line, does what it says, and prints an error as a sentence.
+/// The program: parses the command line, executes it, and prints an error as a sentence.
 pub fn main() -> ExitCode {
     let line = CommandLine::parse();
     let done = match &line.command {
@@ -41,7 +41,7 @@ pub fn main() -> ExitCode {
         Some(Command::Export(arguments)) => inspect::export(arguments),
     };
     let code = done.unwrap_or_else(|error| {
-        // Messages quote files, their names and what libraries say of them.
+        // Messages quote files, their names, and library errors.
         terminal::say!("error: {}", terminal::foreign(&format!("{error:#}")));
         if let Some(hint) = hint(&error) {
             terminal::say!("hint: {hint}");
@@ -51,7 +51,7 @@ pub fn main() -> ExitCode {
     terminal::exit_code(code)
 }
 
-/// The flags that help with an error whose text, a library's, cannot know them.
+/// Flags that help with a library's error, whose text cannot know them.
 fn hint(error: &anyhow::Error) -> Option<&'static str> {
     match error.downcast_ref::<StoreError>()? {
         StoreError::Overflow { .. } => {

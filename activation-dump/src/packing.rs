@@ -10,14 +10,14 @@
 pub(crate) struct Packer {
     bos: u32,
     length: usize,
-    /// The context that is being filled: fewer than `length` tokens.
+    /// The current context: fewer than `length` tokens.
     open: Vec<u32>,
-    /// A document was begun and has had no token yet.
+    /// A document has begun but has no token yet.
     at_start: bool,
 }
 
 impl Packer {
-    /// A packer of contexts of `length` tokens (at least 2: a BOS and something to say).
+    /// A packer of contexts of `length` tokens (at least 2: a BOS and one more).
     pub(crate) fn new(bos: u32, length: usize) -> Packer {
         assert!(length >= 2, "a context of {length} tokens has no room beside its BOS");
         Packer { bos, length, open: Vec::with_capacity(length), at_start: true }
@@ -51,12 +51,12 @@ impl Packer {
         first
     }
 
-    /// Whether the document that was begun last has had no token yet.
+    /// Whether the last document that began has no token yet.
     pub(crate) fn is_at_start(&self) -> bool {
         self.at_start
     }
 
-    /// More tokens of the document that was begun last.
+    /// More tokens of the last document that began.
     fn extend(&mut self, tokens: &[u32], contexts: &mut Vec<u32>) {
         let mut rest = tokens;
         if rest.is_empty() {

@@ -18,7 +18,7 @@ const PROBE: Duration = Duration::from_secs(2);
 /// What a writer keeps for one row in the window besides its elements.
 const ROW_OVERHEAD: u64 = 40;
 
-/// What a dump would take; the field names carry the units.
+/// The estimate of a dump; the field names carry the units.
 #[derive(Debug, Serialize)]
 pub(crate) struct Estimate {
     provider: String,
@@ -39,7 +39,7 @@ pub(crate) struct Estimate {
     tokenizer_tokens_per_second: Option<f64>,
     /// For the contexts that are not stored yet, those that are left out before them included.
     seconds: f64,
-    /// The text is shorter than the plan: it has only so many contexts. Absent where the probe did not reach its end.
+    /// The number of contexts in a text that is shorter than the plan. Absent if the probe did not reach its end.
     text_contexts: Option<u64>,
 }
 

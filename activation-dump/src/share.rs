@@ -30,7 +30,7 @@ pub(crate) enum PartChoice {
     Part(Part),
 }
 
-/// What launchers tell each of their processes: its rank, counted from 0, and how many there are. A
+/// The variables in which launchers tell each process its rank, counted from 0, and the number of processes. A
 /// launcher can have been started by another one; the inner ones come first.
 const LAUNCHERS: [(&str, &str); 3] = [
     ("RANK", "WORLD_SIZE"),                           // torchrun
@@ -42,7 +42,7 @@ const LAUNCHERS: [(&str, &str); 3] = [
 /// environment.
 ///
 /// # Errors
-/// Variables that are no numbers, or a rank that is not below the number of ranks.
+/// If a variable is not a number, or a rank is not below the number of ranks.
 pub(crate) fn part(
     flag: Option<PartChoice>,
     variable: impl Fn(&str) -> Option<String>,

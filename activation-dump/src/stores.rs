@@ -67,7 +67,7 @@ fn spec(arguments: &DumpArguments, plan: &Plan, common: &Common<'_>, hook: &Hook
         ..Provenance::default()
     };
     let extra = &mut provenance.extra;
-    // What decides the last bits of an activation: another provider or batch gives other roundings.
+    // What decides the last bits of an activation: another provider or batch rounds differently.
     extra.insert("provider".to_owned(), common.provider.clone().into());
     extra.insert("model_batch".to_owned(), plan.batch.into());
     // What leads from a context of the store to the text: it is the text's context first + stride · number.

@@ -79,7 +79,7 @@ pub struct LossSpec {
     pub penalty: Penalty,
     /// The penalty's coefficient, ≥ 0.
     pub coefficient: f64,
-    /// Penalises features that fire too seldom (s_j < τ).
+    /// Penalises features that fire too rarely (s_j < τ).
     pub min_sparsity: Option<FrequencyPenalty>,
     /// Penalises features that fire too often (s_j > τ).
     pub max_sparsity: Option<FrequencyPenalty>,

@@ -7,12 +7,12 @@ use std::alloc::{GlobalAlloc, Layout, System};
 
 /// Bytes of a cache line.
 const CACHE_LINE: usize = 64;
-/// Smaller arrays are left where they are.
+/// Smaller arrays are not moved.
 const LARGE: usize = 4096;
 
 pub(crate) struct CacheLines;
 
-/// Depends on nothing but the layout, so that memory goes back as it was taken.
+/// Depends only on the layout, so that memory is released as it was allocated.
 fn aligned(layout: Layout) -> Layout {
     if layout.size() < LARGE {
         return layout;

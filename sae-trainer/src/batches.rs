@@ -35,7 +35,7 @@ impl Batches {
         })
     }
 
-    /// The next batch will be that of `step`, from 0.
+    /// Makes the next batch that of `step`, from 0.
     pub(crate) fn seek(&mut self, step: u64) -> Result<()> {
         match self {
             Batches::F32(stream) => stream.seek(step)?,

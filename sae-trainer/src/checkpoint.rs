@@ -52,8 +52,8 @@ pub(crate) fn save(folder: &Path, sae: &Sae, state: &EngineState, logged_lines: 
     written.with_context(|| format!("cannot write the checkpoint {}", foreign_path(folder)))
 }
 
-/// The newest of `folders` (the oldest first) that can be read, with its place among them. Of each newer one it is said
-/// why not: nothing is lost but the time since the older one.
+/// The newest of `folders` (the oldest first) that can be read, with its place among them. For each newer one, says
+/// why it cannot be read: only the time since the older one is lost.
 ///
 /// # Errors
 /// Where none can be read.
@@ -76,7 +76,7 @@ pub(crate) fn load_newest(folders: &[PathBuf], spec: &StepSpec) -> Result<(usize
     bail!("{}. There is no checkpoint to continue from: start a new run in another --out", reasons.join("; "))
 }
 
-/// How many lines of the log are of the time up to the step of the checkpoint `folder`, and that step; `None` where an
+/// How many lines the log had at the step of the checkpoint `folder`, and that step; `None` if an
 /// older version did not note it.
 ///
 /// # Errors
@@ -88,7 +88,7 @@ pub(crate) fn logged_lines(folder: &Path) -> Result<Option<(u64, u64)>> {
     Ok(training.logged_lines.map(|lines| (training.step, lines)))
 }
 
-/// Reads the checkpoint `folder` of a run with steps as `spec` says.
+/// Reads the checkpoint `folder` of a run whose steps are those of `spec`.
 fn load(folder: &Path, spec: &StepSpec) -> Result<EngineState> {
     let files = CheckedFolder::open(folder)?;
     let path = folder.join(STEP_FILE);

@@ -10,7 +10,7 @@ use terminal::{foreign, foreign_path};
 
 const FOLDER: &str = "stores";
 
-/// The one complete store under `stores/`, which is said; with none or several, an error that lists what is there.
+/// The only complete store under `stores/`, which is named; an error that lists what is there if there are none or several.
 pub(crate) fn default_store() -> Result<PathBuf> {
     let found = find(Path::new(FOLDER))?;
     let complete: Vec<&Found> = found.iter().filter(|found| found.store.is_ok()).collect();

@@ -44,7 +44,7 @@ mod train;
 pub mod untrusted;
 mod verify;
 
-/// The program: parses the command line, does what it says, and prints an error as a sentence.
+/// The program: parses the command line, executes it, and prints an error as a sentence.
 pub fn main() -> ExitCode {
     use clap::Parser;
     let line = arguments::CommandLine::parse();

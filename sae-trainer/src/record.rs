@@ -91,7 +91,7 @@ pub(crate) struct Metrics {
     pub(crate) features_over_20_percent: usize,
 }
 
-/// What the clock says; differs from run to run.
+/// Timings, which differ from run to run.
 #[derive(Debug, Clone, Copy, Serialize)]
 pub(crate) struct Timing {
     /// Since this process began to train.
@@ -245,10 +245,10 @@ pub(crate) struct Summary {
     pub(crate) steps: u64,
     /// Rows trained on, those of later passes over the store included.
     pub(crate) tokens: u64,
-    /// Lines of `metrics.jsonl`; not noted by older versions.
+    /// Lines of `metrics.jsonl`; absent in files of older versions.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub(crate) logged_lines: Option<u64>,
-    /// Of the process that finished the run: what it trained, and how fast.
+    /// The part of the run trained by the process that finished it, and its speed.
     pub(crate) session: Session,
     pub(crate) evaluation: EvaluationRecord,
 }

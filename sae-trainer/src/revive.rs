@@ -55,7 +55,7 @@ pub(crate) fn resample(
     if dead.is_empty() {
         return record;
     }
-    // Where none lives, the dead ones are all there is to take a scale from.
+    // If no feature lives, the dead ones have to provide the scale.
     let scale_from = if live.is_empty() { &dead } else { &live };
     let norms = scale_from.iter().map(|&j| norm(&state.weights.encoder[j * d..][..d]));
     let encoder_norm = ENCODER_SHARE * norms.sum::<f64>() / scale_from.len() as f64;
@@ -82,7 +82,7 @@ pub(crate) fn resample(
             moments.decoder[j * d..][..d].fill(0.0);
             moments.encoder_bias[j] = 0.0;
         }
-        // It has its whole time before it.
+        // It has not had time to fire yet.
         state.steps_since_fired[j] = 0;
         record.resampled_features += 1;
     }

@@ -31,11 +31,11 @@ pub(crate) struct Settings {
     pub(crate) seed: u64,
     /// The learning rate after the warm-up.
     pub(crate) lr: f64,
-    /// Steps over which the learning rate grows at the start.
+    /// Steps over which the learning rate rises at the start.
     pub(crate) warmup_steps: u64,
     /// Steps over which it falls to 0 at the end.
     pub(crate) lr_decay_steps: u64,
-    /// Steps over which the penalty's coefficient grows at the start.
+    /// Steps over which the penalty's coefficient rises at the start.
     pub(crate) coefficient_warmup_steps: u64,
     /// Epsilon in equal parts of the run, as multiples of the loss's; the first is 1.
     pub(crate) epsilon_scales: Vec<f64>,
@@ -53,7 +53,7 @@ pub(crate) struct Settings {
     /// What becomes of dead features.
     #[serde(default)]
     pub(crate) revive: Revive,
-    /// A feature counts as dead when it did not fire in this many rows.
+    /// A feature that has not fired in this many rows counts as dead.
     pub(crate) dead_rows: u64,
     /// Rows of the evaluation at the end.
     pub(crate) eval_rows: u64,
@@ -73,7 +73,7 @@ pub(crate) enum Revive {
     },
 }
 
-/// What the autoencoder named by `--init-from` decides.
+/// The settings that the autoencoder named by `--init-from` fixes.
 #[derive(Debug, Clone, Copy)]
 pub(crate) struct Initial {
     pub(crate) features: usize,
@@ -164,7 +164,7 @@ impl Settings {
             self.steps,
             self.step.batch
         );
-        // Flags are checked where they are read; these may have come from a file that somebody changed.
+        // Flags are checked where they are parsed; these may come from an edited file.
         let positive = |value: f64| (value as f32).is_finite() && value as f32 > 0.0;
         ensure!(positive(self.lr), "lr is {}, but it must be a number above 0", self.lr);
         for scale in &self.epsilon_scales {
@@ -269,7 +269,7 @@ fn resolve_loss(flags: &LossArguments) -> (LossSpec, Vec<f64>) {
     (loss, epsilons.iter().map(|e| e / epsilons[0]).collect())
 }
 
-/// A flag of another loss is a misunderstanding, not something to pass over.
+/// A flag of another loss is a mistake, and is not ignored.
 fn refuse_flags_without_effect(arguments: &SettingArguments) -> Result<()> {
     let Some(flag) = flags_without_effect(arguments).into_iter().next() else { return Ok(()) };
     match flag {
@@ -288,7 +288,7 @@ fn refuse_flags_without_effect(arguments: &SettingArguments) -> Result<()> {
     }
 }
 
-/// The flags that are given but change nothing beside the others, such as `--l1-coefficient` with `--loss tanh`.
+/// The flags that have no effect next to the others, such as `--l1-coefficient` with `--loss tanh`.
 pub(crate) fn flags_without_effect(arguments: &SettingArguments) -> Vec<&'static str> {
     let (flags, length) = (&arguments.loss, &arguments.length);
     use PenaltyChoice::{ApproxL0, L1, Log, None, Tanh};
@@ -314,7 +314,7 @@ pub(crate) fn flags_without_effect(arguments: &SettingArguments) -> Vec<&'static
     checks.into_iter().filter(|(_, given, used)| *given && !used).map(|(flag, ..)| flag).collect()
 }
 
-/// The coefficients of min- and max-sparsity; 0 is off.
+/// The coefficients of min- and max-sparsity; 0 turns them off.
 fn frequency_coefficients(flags: &LossArguments) -> (f64, f64) {
     use PenaltyChoice::{ApproxL0, Log, Tanh};
     let protects = matches!(flags.loss.unwrap_or(DEFAULT_PENALTY), ApproxL0 | Tanh | Log);

@@ -18,7 +18,7 @@ pub(super) struct Header {
 /// Reads the header; the numbers follow it.
 ///
 /// # Errors
-/// Of kind `InvalidData` or `UnexpectedEof` where the file is none of NumPy's.
+/// Of kind `InvalidData` or `UnexpectedEof` if the file is not a NumPy file.
 pub(super) fn header(reader: &mut impl Read) -> Result<Header> {
     let invalid =
         |what: &str| Error::new(ErrorKind::InvalidData, format!("its header is not NumPy's: {what}"));

@@ -80,7 +80,7 @@ pub(super) fn bin(
         Some(InputFormat::U32) => TokenType::U32,
         _ if options.vocabulary > 1 << 16 => TokenType::U32,
         _ => {
-            // Small numbers of 4 bytes, read as 2, are every second one a zero.
+            // If 4-byte numbers that are small are read as 2-byte ones, every second one is zero.
             let high_halves = front.chunks_exact(4).map(|word| TokenType::U16.read(&word[2..]));
             if front.len() >= 64 && high_halves.into_iter().all(|half| half == 0) {
                 bail!(
@@ -148,7 +148,7 @@ struct Pieces<R> {
     reader: R,
     file: Arc<str>,
     kind: TokenType,
-    /// Bytes that must still come; `None` where nothing says how many there are.
+    /// Bytes still to come; `None` if their number is unknown.
     bytes_left: Option<u64>,
     vocabulary: i64,
     context: usize,
@@ -205,7 +205,7 @@ impl<R: Read> Pieces<R> {
         })
     }
 
-    /// Up to `count` tokens, fewer at the end of the file, and what is wrong with that end.
+    /// Up to `count` tokens, fewer at the end of the file, and any problem with that end.
     fn next(&mut self, count: usize) -> Result<(Vec<u32>, Option<Document>)> {
         let wanted = (count * self.kind.bytes()) as u64;
         let wanted = self.bytes_left.map_or(wanted, |left| left.min(wanted));

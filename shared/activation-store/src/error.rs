@@ -8,14 +8,14 @@ use terminal::{foreign, foreign_path};
 #[derive(Debug, thiserror::Error)]
 #[non_exhaustive]
 pub enum StoreError {
-    /// The operating system refused an operation on a file.
+    /// An operating system error on a file.
     #[error("cannot {action} {}", foreign_path(path))]
     Io {
         /// What was attempted, as an infinitive ("read", "create").
         action: &'static str,
         /// The file or folder.
         path: PathBuf,
-        /// The system's answer.
+        /// The system's error.
         source: std::io::Error,
     },
     /// The folder exists, holds files, and is not a store.
@@ -45,7 +45,7 @@ pub enum StoreError {
         /// Bytes free.
         available: u64,
     },
-    /// A specification, layout or option that cannot be.
+    /// An impossible specification, layout or option.
     #[error("invalid store specification: {0}")]
     Specification(String),
     /// An activation is NaN or infinite.
@@ -76,14 +76,14 @@ pub enum StoreError {
         /// The value found.
         value: f32,
     },
-    /// A slice has another length than its shape says.
+    /// A slice's length does not match its shape.
     #[error("{what} has {found} elements, expected {expected}")]
     Length {
         /// Which slice.
         what: &'static str,
         /// Its length.
         found: usize,
-        /// The length that the shape asks for.
+        /// The length that the shape requires.
         expected: usize,
     },
     /// A token does not belong to the vocabulary that the specification states.
@@ -120,7 +120,7 @@ pub enum StoreError {
         /// Contexts that a resumed dump need not compute again.
         contexts_done: u64,
     },
-    /// A dump that has no row.
+    /// A dump without a row.
     #[error("nothing to store in {}: the dump has no row", foreign_path(.0))]
     Empty(PathBuf),
     /// A store of another format version.
@@ -151,7 +151,7 @@ pub enum StoreError {
         /// What is wrong with it.
         what: String,
     },
-    /// A shard is no longer what it was when the store was opened.
+    /// A shard has changed since the store was opened.
     #[error(
         "{} changed while it was in use: {what}; restore the file and run the same command again",
         foreign_path(file)
@@ -162,7 +162,7 @@ pub enum StoreError {
         /// What is different.
         what: String,
     },
-    /// Something that is not the store's lies where its writer keeps what is not finished yet.
+    /// A foreign file lies where the writer keeps its unfinished files.
     #[error("{} is in the way and is not the store's; move it elsewhere", foreign_path(.0))]
     InTheWay(PathBuf),
     /// A folder cannot be written.
@@ -173,9 +173,9 @@ pub enum StoreError {
     OutOfRange {
         /// "rows" or "contexts".
         what: &'static str,
-        /// First one asked for.
+        /// First one requested.
         start: u64,
-        /// One past the last asked for.
+        /// One past the last requested.
         end: u64,
         /// How many there are.
         available: u64,
@@ -183,7 +183,7 @@ pub enum StoreError {
     /// The rows cannot be written in the other format.
     #[error("cannot export: {0}")]
     Export(String),
-    /// A thread of the writer or the stream panicked; nothing that is on the disk is touched by it.
+    /// A thread of the writer or the stream panicked; what is on disk is unaffected.
     #[error(transparent)]
     Died(#[from] workers::Died),
     /// The stores or options of a batch stream do not fit together.

@@ -5,7 +5,7 @@ use std::path::{Path, PathBuf};
 
 use crate::{Result, StoreError};
 
-/// Holds a store's lock file; dropping it gives the store free and removes the file.
+/// Holds a store's lock file. Dropping it unlocks the store and removes the file.
 #[derive(Debug)]
 pub(crate) struct Lock {
     path: PathBuf,

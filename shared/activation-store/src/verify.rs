@@ -43,11 +43,11 @@ struct Recorded {
     shard: Option<(usize, usize, usize)>,
 }
 
-/// Reads every byte of the store in `dir` and holds it against the recorded checksums; `progress` is called with the
+/// Checks every byte of the store in `dir` against the recorded checksums; `progress` is called with the
 /// bytes read so far, from several threads.
 ///
 /// # Errors
-/// Only if there is no finished store at all; damage is no error but a [`Problem`].
+/// Only if there is no finished store. Damage is not an error but a [`Problem`].
 pub fn verify(dir: &Path, progress: &(dyn Fn(u64) + Sync)) -> Result<VerifyReport> {
     let attributes = catalog::read_attributes(dir);
     let manifest = catalog::read_manifest(dir);

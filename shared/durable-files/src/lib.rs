@@ -23,7 +23,7 @@ pub use folder::{MARKER, create_folder, remove_folder, replace_folder, tidy};
 pub use sealed::{BrokenSeal, check_seal, sealed_document, sealed_line};
 pub use sums::{CheckedFolder, Condition, SUMS_FILE, check_folder, write_sums};
 
-/// Where the content of `path` lies until it is whole: `/a/name` → `/a/.name.unfinished`.
+/// Where the content of `path` lies until it is complete: `/a/name` → `/a/.name.unfinished`.
 pub fn unfinished(path: &Path) -> PathBuf {
     let mut name = OsString::from(".");
     name.push(path.file_name().unwrap_or_default());
@@ -31,7 +31,7 @@ pub fn unfinished(path: &Path) -> PathBuf {
     path.with_file_name(name)
 }
 
-/// The name that [`unfinished`] made `name` of, if it did.
+/// The name that [`unfinished`] turned into `name`, if it did.
 pub fn finished_name(name: &str) -> Option<&str> {
     name.strip_prefix('.')?.strip_suffix(".unfinished").filter(|whole| !whole.is_empty())
 }

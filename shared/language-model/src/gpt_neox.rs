@@ -89,7 +89,7 @@ pub(crate) fn graph(
     graph.finish(hooks, center)
 }
 
-/// One block; returns the residual stream behind it.
+/// One block; returns the residual stream after it.
 fn block(
     g: &mut Graph<'_>,
     config: &ModelConfig,

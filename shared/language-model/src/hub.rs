@@ -11,7 +11,7 @@ use hf_hub::{Cache, Repo, RepoType};
 
 use crate::Error;
 
-/// Branch of a repository that is meant where none is named.
+/// The branch of a repository that is used if none is named.
 const MAIN: &str = "main";
 /// Branch on which the hub keeps every data set converted to parquet.
 const PARQUET: &str = "refs/convert/parquet";

@@ -44,7 +44,7 @@ mod number {
     }
 }
 
-/// An ONNX file, opened: its graph read, its external data found, nothing loaded.
+/// An opened ONNX file: its graph is read and its external data located; nothing is loaded.
 #[derive(Clone, Debug)]
 pub struct OnnxFile {
     path: PathBuf,
@@ -117,7 +117,7 @@ impl Part {
 }
 
 impl OnnxFile {
-    /// Opens an ONNX file. External data is looked for beside it.
+    /// Opens an ONNX file, with its external data next to it.
     ///
     /// # Errors
     /// When the file cannot be read, is no ONNX model, or its external data is missing or too short.
@@ -391,7 +391,7 @@ impl OnnxFile {
         files
     }
 
-    /// Why `tensor` cannot be an output, and what was perhaps meant.
+    /// Why `tensor` cannot be an output, and similar names.
     fn not_computed(&self, tensor: &str) -> Error {
         let path = self.path.clone();
         if self.initializers.contains_key(tensor) || self.inputs.iter().any(|input| input.name == tensor) {

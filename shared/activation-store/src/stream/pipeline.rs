@@ -25,7 +25,7 @@ pub(super) struct Settings {
     pub(super) prefetch: usize,
 }
 
-/// Running threads, from one step on; dropping it ends them.
+/// The running threads, which start at some step; dropping the pipeline ends them.
 #[derive(Debug)]
 pub(super) struct Pipeline<T> {
     shared: Arc<Shared<T>>,
@@ -215,7 +215,7 @@ impl<T> Shared<T> {
 }
 
 impl<T: BatchElement> Shared<T> {
-    /// What each thread does. Its reader would wait for ever for one that ended without a word.
+    /// What each thread does. The reader would wait for ever for a thread that ended silently.
     fn run(&self) {
         match workers::catch("reading of the store", || self.work_until_stopped()) {
             Ok(Ok(())) => {}

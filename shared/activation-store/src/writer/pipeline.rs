@@ -123,7 +123,7 @@ pub(super) fn lock(failure: &Failure) -> MutexGuard<'_, Option<StoreError>> {
     failure.lock().unwrap_or_else(PoisonError::into_inner)
 }
 
-/// Row buffers that go round between the writer and the compressing threads.
+/// Row buffers that circulate between the writer and the compressing threads.
 #[derive(Debug)]
 pub(super) struct RowPool {
     free: Vec<RowBits>,
@@ -135,7 +135,7 @@ pub(super) struct RowPool {
 }
 
 impl RowPool {
-    /// A buffer; waits for one if all are in use; `None` if none will ever come back.
+    /// A buffer. Waits for one if all are in use; `None` if none will ever come back.
     pub(super) fn take(&mut self) -> Option<RowBits> {
         if self.free.is_empty() {
             self.free.extend(self.returned.try_iter().flatten());
