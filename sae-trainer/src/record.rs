@@ -248,6 +248,9 @@ pub(crate) struct Summary {
     /// Lines of `metrics.jsonl`; absent in files of older versions.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub(crate) logged_lines: Option<u64>,
+    /// The id of the run that it belongs to; absent in files of older versions.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub(crate) run_id: Option<String>,
     /// The part of the run trained by the process that finished it, and its speed.
     pub(crate) session: Session,
     pub(crate) evaluation: EvaluationRecord,

@@ -18,7 +18,7 @@ use std::os::unix::fs::MetadataExt;
 use std::path::{Path, PathBuf};
 
 use activation_store::{Store, StoreSpec};
-use anyhow::{Context, Result, bail, ensure};
+use anyhow::{Context, Result, anyhow, bail, ensure};
 use sae::Sae;
 use serde::de::DeserializeOwned;
 use serde::{Deserialize, Serialize};
@@ -124,6 +124,22 @@ pub(crate) fn program() -> String {
     concat!(env!("CARGO_PKG_NAME"), " ", env!("CARGO_PKG_VERSION")).to_owned()
 }
 
+/// A line of `metrics.jsonl`.
+#[derive(Serialize)]
+struct OfRun<'a, R> {
+    #[serde(flatten)]
+    record: &'a R,
+    run_id: &'a str,
+}
+
+/// An error if `found`, the run that a file names as its own, differs from that of `settings`. Older versions name none.
+fn check_run(found: Option<&str>, settings: Option<&Settings>) -> std::result::Result<(), String> {
+    match (found, settings.map(Settings::run_id)) {
+        (Some(found), Some(own)) if found != own => Err("it is of a run with other settings".to_owned()),
+        _ => Ok(()),
+    }
+}
+
 /// A run's folder, locked against a second process.
 #[derive(Debug)]
 pub(crate) struct RunFolder {
@@ -134,6 +150,7 @@ pub(crate) struct RunFolder {
     /// The times, in steps, of the lines of `metrics.jsonl`, unwritten ones included, damaged ones not.
     logged: Vec<Moment>,
     damaged_lines: u64,
+    run_id: String,
     lock: File,
 }
 
@@ -170,6 +187,11 @@ impl RunFolder {
     /// Creates the folder or opens the run in it, and writes `config`.
     pub(crate) fn open(path: &Path, config: &RunConfig) -> Result<RunFolder> {
         let lock = lock(path)?;
+        // A summary is that of the configuration beside it; what was finished is not any more.
+        let summary = path.join(SUMMARY);
+        if summary.exists() {
+            fs::remove_file(&summary).with_context(|| format!("cannot remove {}", foreign_path(&summary)))?;
+        }
         for folder in [path.to_path_buf(), path.join(CHECKPOINTS)] {
             if folder.exists() {
                 durable_files::tidy(&folder)?;
@@ -183,8 +205,9 @@ impl RunFolder {
             .create(true)
             .open(&metrics)
             .with_context(|| format!("cannot write {}", foreign_path(&metrics)))?;
+        let run_id = config.settings.run_id();
         let (unwritten, logged) = (String::new(), Vec::new());
-        Ok(RunFolder { path: path.to_path_buf(), metrics, unwritten, logged, damaged_lines: 0, lock })
+        Ok(RunFolder { path: path.to_path_buf(), metrics, unwritten, logged, damaged_lines: 0, run_id, lock })
     }
 
     pub(crate) fn path(&self) -> &Path {
@@ -208,7 +231,7 @@ impl RunFolder {
     /// Adds a line to `metrics.jsonl`.
     pub(crate) fn record(&mut self, record: &impl Serialize) -> Result<()> {
         self.check_there()?;
-        let line = durable_files::sealed_line(record) + "\n";
+        let line = durable_files::sealed_line(&OfRun { record, run_id: &self.run_id }) + "\n";
         self.unwritten.push_str(&line);
         self.logged.push(serde_json::from_str(&line).expect("every record has a kind and a step"));
         self.write_lines()
@@ -274,10 +297,6 @@ impl RunFolder {
             .append(true)
             .open(&path)
             .with_context(|| format!("cannot write {}", foreign_path(&path)))?;
-        let summary = self.path.join(SUMMARY);
-        if summary.exists() {
-            fs::remove_file(&summary).with_context(|| format!("cannot remove {}", foreign_path(&summary)))?;
-        }
         Ok(())
     }
 
@@ -361,7 +380,13 @@ pub(crate) fn checkpoint_folders(folder: &Path) -> Result<Vec<PathBuf>> {
 
 /// The summary of the run in `folder`, if it is finished.
 pub(crate) fn summary(folder: &Path) -> Result<Option<Summary>> {
-    read_json(&folder.join(SUMMARY), None, "the summary of a run")
+    let path = folder.join(SUMMARY);
+    let summary: Option<Summary> = read_json(&path, None, "the summary of a run")?;
+    let Some(summary) = summary else { return Ok(None) };
+    let settings = RunConfig::read(folder)?.map(|config| config.settings);
+    check_run(summary.run_id.as_deref(), settings.as_ref())
+        .map_err(|reason| anyhow!("{} is damaged: {reason}", foreign_path(&path)))?;
+    Ok(Some(summary))
 }
 
 /// A sealed JSON file of a run or a sweep, if it exists: `what` it is, and which format it must have.
@@ -496,12 +521,15 @@ impl Display for DamagedLine {
 pub(crate) fn logged_lines(folder: &Path) -> Result<Vec<Result<LoggedLine, DamagedLine>>> {
     let path = folder.join(METRICS);
     let text = fs::read(&path).with_context(|| format!("cannot read {}", foreign_path(&path)))?;
+    // Where the configuration is what is damaged, that is told of it.
+    let settings = RunConfig::read(folder).ok().flatten().map(|config| config.settings);
     let mut lines: Vec<&[u8]> = text.split(|byte| *byte == b'\n').collect();
     // After the last newline: nothing, or a torn line.
     lines.pop();
     let check = |line: &[u8]| {
         let is_sealed = durable_files::check_seal(line).map_err(|broken| broken.to_string())?;
-        serde_json::from_slice::<Value>(line).map_err(|error| error.to_string())?;
+        let value: Value = serde_json::from_slice(line).map_err(|error| error.to_string())?;
+        check_run(value["run_id"].as_str(), settings.as_ref())?;
         Ok(is_sealed)
     };
     let logged = lines.into_iter().map(|line| match check(line) {

@@ -210,6 +210,18 @@ impl Settings {
     }
 }
 
+impl Settings {
+    /// What the files of a run carry, so that those of another are known as such: a checksum of all that stays the same while it
+    /// is stopped, resumed and lengthened.
+    pub(crate) fn run_id(&self) -> String {
+        let mut value = json(self);
+        for what_may_change in ["steps", "eval_rows"] {
+            value[what_may_change] = serde_json::Value::Null;
+        }
+        format!("{:08x}", crc32c::crc32c(value.to_string().as_bytes()))
+    }
+}
+
 fn json(settings: &Settings) -> serde_json::Value {
     serde_json::to_value(settings).expect("settings are plain data")
 }

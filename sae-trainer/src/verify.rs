@@ -130,9 +130,19 @@ fn run(folder: &Path) -> Result<Vec<Checked>> {
         files.push((sae, Condition::Damaged("it is missing, though the run is finished".into())));
     }
     if summary.exists() {
-        files.push(sealed(summary));
+        files.push(of_own_run(summary, folder));
     }
     Ok(files)
+}
+
+/// `summary.json` of the run in `folder`.
+fn of_own_run(path: PathBuf, folder: &Path) -> Checked {
+    match (sealed(path), summary(folder)) {
+        ((path, Condition::Sound), Err(error)) if RunConfig::read(folder).is_ok() => {
+            (path, Condition::Damaged(format!("{error:#}")))
+        }
+        (sealed, _) => sealed,
+    }
 }
 
 /// A JSON file with a checksum in it.

@@ -205,11 +205,28 @@ fn a_point_with_another_points_configuration_or_none_is_damaged() {
     assert!(output.status.code() == Some(1) && found.contains(told), "{found}");
     let error = place.fail("sweep --resume --out sweep --steps 9");
     assert!(error.contains(told), "{error}");
+    fs::write(&own, &whole).unwrap();
+    for file in ["summary.json", "metrics.jsonl"] {
+        let (own, other) =
+            (place.path(&format!("sweep/lr-1e-3/{file}")), place.path(&format!("sweep/lr-1e-4/{file}")));
+        let whole = fs::read(&own).unwrap();
+        fs::copy(&other, &own).unwrap();
+        let output = place.command("verify sweep").output().unwrap();
+        let found = text(&output.stdout);
+        let told = format!("damaged    sweep/lr-1e-3/{file}");
+        assert!(found.contains(&told) && found.contains("it is of a run with other settings"), "{found}");
+        fs::write(&own, whole).unwrap();
+    }
+    fs::copy(place.path("sweep/lr-1e-4/summary.json"), place.path("sweep/lr-1e-3/summary.json")).unwrap();
+    let error = place.fail("compare sweep");
+    assert!(error.contains("summary.json is damaged: it is of a run with other settings"), "{error}");
     fs::remove_file(&own).unwrap();
     let output = place.command("verify sweep").output().unwrap();
     let found = text(&output.stdout);
     assert!(found.contains("damaged    sweep/lr-1e-3/config.json"), "{found}");
+    // What was finished is trained again where its files are gone.
     fs::write(&own, whole).unwrap();
+    place.run("sweep --resume --out sweep --steps 9");
     assert!(text(&place.run("verify sweep").stdout).contains(" 0 damaged"));
 }
 
