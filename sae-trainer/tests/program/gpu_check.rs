@@ -68,7 +68,7 @@ impl Call {
 }
 
 #[test]
-fn a_part_that_hangs_or_fails_costs_no_other_s_result() {
+fn a_part_that_hangs_or_fails_costs_no_other_result() {
     let call = Call::new(
         "a",
         &[

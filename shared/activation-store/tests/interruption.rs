@@ -368,7 +368,7 @@ fn a_dump_can_end_early_and_a_long_context_can_span_windows() {
 }
 
 #[test]
-fn bos_rows_left_out_at_a_window_s_end_do_not_disturb_resuming() {
+fn bos_rows_dropped_at_a_windows_end_do_not_disturb_resuming() {
     for length in [3, 7, 16] {
         let mut spec = spec();
         (spec.context_length, spec.contexts, spec.drop_bos) = (length, 900 / length as u64, true);

@@ -342,7 +342,7 @@ fn external_data_lies_beside_the_file_and_enters_its_hash() {
 }
 
 #[test]
-fn external_data_is_found_through_links_as_in_the_hub_s_cache() {
+fn external_data_is_found_through_links_as_in_the_hub_cache() {
     let (model, bytes) = with_external_table();
     let cache = tempfile::tempdir().unwrap();
     let (blobs, snapshot) = (cache.path().join("blobs"), cache.path().join("snapshots/main"));
@@ -357,7 +357,7 @@ fn external_data_is_found_through_links_as_in_the_hub_s_cache() {
 }
 
 #[test]
-fn external_data_outside_the_file_s_folder_is_refused() {
+fn external_data_outside_the_files_folder_is_refused() {
     for location in ["../table.bin", "/etc/passwd", ""] {
         let (mut model, _) = with_external_table();
         graph(&mut model).initializer[0].external_data[0].value = location.to_string();

@@ -448,7 +448,7 @@ mod tests {
     }
 
     #[test]
-    fn weights_are_not_copied_but_found_in_the_checkpoint_s_files() {
+    fn weights_are_mapped_from_the_checkpoints_files() {
         for name in ["gpt2", "gpt2-bare-f16-shards", "llama-bf16-rope-scaled"] {
             let (checkpoint, graph) = graph_of(name, &[HookPoint { layer: 1, site: Site::ResidPost }]);
             for tensor in graph.initializer.iter().filter(|tensor| tensor.data_location == EXTERNAL) {

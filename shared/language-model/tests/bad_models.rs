@@ -216,7 +216,7 @@ fn the_hash_is_that_of_the_weights() {
 }
 
 #[test]
-fn weights_are_found_through_links_as_in_the_hub_s_cache() {
+fn weights_are_found_through_links_as_in_the_hub_cache() {
     let cache = tempfile::tempdir().unwrap();
     let (blobs, snapshot) = (cache.path().join("blobs"), cache.path().join("snapshots/main"));
     fs::create_dir_all(&blobs).unwrap();

@@ -43,7 +43,7 @@ fn a_hook_alone_gives_the_same_as_among_all() {
 }
 
 #[test]
-fn centring_subtracts_each_row_s_mean() {
+fn centring_subtracts_the_mean_of_each_row() {
     for name in NAMES {
         let (checkpoint, golden) = (Checkpoint::open(&folder(name)).unwrap(), Golden::read(name));
         let hooks = all_hooks(&checkpoint);

@@ -229,7 +229,7 @@ fn screening_rules_most_pairs_out_where_few_are_active() {
 }
 
 #[test]
-fn sums_of_bytes_stay_within_their_16_bits_at_the_grid_s_limits() {
+fn sums_of_bytes_stay_within_16_bits_at_the_limits_of_the_grid() {
     // Equal magnitudes make the largest sums: of all signs alike, of blocks alike, and of one column in each block.
     let (rows, width, features) = (12, 64, 48);
     let sign = |index: usize, kind: usize| match kind % 4 {
