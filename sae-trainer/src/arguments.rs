@@ -66,7 +66,7 @@ pub(crate) enum Command {
     /// Trains several autoencoders at once on one stream of batches: flags take lists of values
     #[command(after_help = SWEEP_HELP)]
     Sweep(SweepArguments),
-    /// Compares runs in a table (L0, errors, dead features, speed) or a plot
+    /// Compares runs in a table (L0, errors, dead features, speed) and, if asked to, in a plot
     Compare(CompareArguments),
     /// Checks the files of runs, sweeps and autoencoders against their checksums; exits with 1 if any is damaged
     #[command(after_help = VERIFY_HELP)]
@@ -76,8 +76,8 @@ pub(crate) enum Command {
 }
 
 const VERIFY_HELP: &str = "\
-Every file is listed as sound, damaged or unchecked. An unchecked file has no checksum: an older version wrote it, or a \
-person edited it. The folder of an autoencoder or checkpoint has a file SHA256SUMS, which sha256sum -c also reads. A JSON \
+Every file is listed as sound, damaged or unchecked. An unchecked file has no checksum: an older version or another program \
+wrote it, or a person edited it. The folder of an autoencoder or checkpoint has a file SHA256SUMS, which sha256sum -c also reads. A JSON \
 object has its CRC-32C as its last key, \"crc32c\". Damaged files are never used: a resumed run skips a damaged checkpoint, \
 continues from the one before it, and says so.";
 
@@ -181,7 +181,7 @@ pub(crate) struct DataArguments {
     #[arg(long, value_name = "ROWS", value_parser = parse_count)]
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub(crate) batch: Option<u64>,
-    /// Do not train on the rows of BOS tokens
+    /// Leave out the rows of BOS tokens, in training and in evaluation
     #[arg(long)]
     #[serde(default, skip_serializing_if = "is_false")]
     pub(crate) drop_bos: bool,
