@@ -1,4 +1,4 @@
-//! The words at the start and at the end of a run.
+//! The text printed at the start and at the end of a run.
 
 use std::path::Path;
 use std::time::Duration;
@@ -17,7 +17,7 @@ use crate::run_folder::program;
 use crate::settings::{Revive, Settings};
 use crate::table::{columns, grouped, number, pairs, share};
 
-/// Prints what is about to be trained, on what and with what.
+/// Prints what will be trained, on which data and on which hardware.
 pub(crate) fn settings(plan: &Plan, batches: &Batches, compute: &Compute) -> Result<()> {
     let settings = plan.settings();
     let [store, activations] = data(plan);
@@ -40,7 +40,7 @@ pub(crate) fn settings(plan: &Plan, batches: &Batches, compute: &Compute) -> Res
 /// A setting in words.
 type Describe = fn(&Settings) -> String;
 
-/// The same for the points of the sweep in `out`: what they share, then in what they differ.
+/// The same for the points of the sweep in `out`: what they share, then how they differ.
 pub(crate) fn sweep(out: &Path, plans: &[Plan], batches: &Batches, compute: &Compute) -> Result<()> {
     let first = &plans[0];
     let all: Vec<&Settings> = plans.iter().map(Plan::settings).collect();

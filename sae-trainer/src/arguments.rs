@@ -1,7 +1,7 @@
 //! The command line.
 //!
-//! Flags that define a run ([`SettingArguments`]) are kept in its `config.json`; those that only say
-//! where and how it is carried out ([`RunArguments`]) are not.
+//! Flags that define a run ([`SettingArguments`]) are recorded in its `config.json`. Flags that only say where and how
+//! it is carried out ([`RunArguments`]) are not.
 
 use std::path::PathBuf;
 
@@ -20,9 +20,9 @@ use crate::sweep::SweepArguments;
     after_help = "\
 Examples:
   sae-trainer --loss approx-l0
-      the reference configuration on the one store under stores/: 32x features, batches of 4096 rows, 300M tokens
+      the reference configuration on the only store under stores/: 32x features, batches of 4096 rows, 300M tokens
   sae-trainer --store stores/gpt2 --loss l1 --l1-coefficient 8e-5 --tokens 50M --out runs/l1
-      an L1 penalty, a shorter run, a folder of one's choice
+      an L1 penalty, a shorter run, a folder of your choice
   sae-trainer --resume --out runs/l1
       continues an interrupted run from its last checkpoint
   sae-trainer sweep --store stores/gpt2 --l0-coefficient 5e-5,7e-5,1.4e-4
@@ -30,9 +30,9 @@ Examples:
   sae-trainer compare runs/* --plot runs.svg
       a table of several runs, and a picture: L0 against error, firing frequencies, the course of training
   sae-trainer verify runs/l1 runs/front
-      reads every file of these runs and sweeps and says which are damaged
+      checks every file of these runs and sweeps and lists the damaged ones
   sae-trainer bench --features 24576 --batch 4096
-      what a step costs on this machine, part by part
+      times each part of a training step on this machine
 
 Counts take the suffixes k, M and G: --tokens 300M. A row of the store is one token."
 )]
@@ -44,42 +44,42 @@ pub(crate) struct CommandLine {
 }
 
 const SWEEP_HELP: &str = "\
-Flags of the autoencoder, the loss and the training take several values, separated by commas; every combination of them is \
-a point of the sweep. (--epsilon and --init-from are repeated instead.) What the batches depend on is common to all \
-points: --store, --batch, --seed, --drop-bos, --mixing-chunks, --tokens or --steps, --eval-rows.
+The flags for the autoencoder, the loss and the training take several values, separated by commas; each combination of \
+values is a point of the sweep. (Repeat --epsilon and --init-from instead.) All points share the flags that the batches \
+depend on: --store, --batch, --seed, --drop-bos, --mixing-chunks, --tokens or --steps, --eval-rows.
 
 Examples:
   sae-trainer sweep --store stores/gpt2 --l0-coefficient 5e-5,7e-5,1.4e-4 --lr 4e-4 --out runs/l0
-      three points: runs/l0/l0-coefficient-5e-5, ...; a point is a run like any other
+      three points: runs/l0/l0-coefficient-5e-5, ...; each is a run like any other
   sae-trainer sweep --store stores/gpt2 --loss approx-l0,l1 --l0-coefficient 5e-5,7e-5
-      three points, of which l1 is one: a coefficient applies to its own loss
+      three points, one of them l1: a coefficient applies only to its own loss
   sae-trainer sweep --resume --out runs/l0
-      continues an interrupted sweep, all its points, from their last checkpoints
+      continues all points of an interrupted sweep from their last checkpoints
   sae-trainer compare runs/l0 --plot front.svg
       the table once more, and a picture of it
 
-All points are in memory at the same time; the start says how much they take. A point whose loss or weights become infinite \
-or NaN ends alone; the others go on, and the exit code is 1.";
+All points are in memory at the same time; the program prints how much they take before it starts. If the loss or weights \
+of a point become infinite or NaN, that point ends and the others go on; the exit code is then 1.";
 
 #[derive(Debug, Subcommand)]
 pub(crate) enum Command {
-    /// Trains several autoencoders at once on the same batches, which are read once: flags take lists of values
+    /// Trains several autoencoders at once on one stream of batches: flags take lists of values
     #[command(after_help = SWEEP_HELP)]
     Sweep(SweepArguments),
-    /// Prints a table of several runs: L0, errors, dead features, speed; or plots them
+    /// Compares runs in a table (L0, errors, dead features, speed) and, if asked to, in a plot
     Compare(CompareArguments),
-    /// Checks the files of runs, sweeps and autoencoders against their checksums; the exit code is 1 if one is damaged
+    /// Checks the files of runs, sweeps and autoencoders against their checksums; exits with 1 if any is damaged
     #[command(after_help = VERIFY_HELP)]
     Verify(VerifyArguments),
-    /// Times the parts of a training step on this machine against what bounds them
+    /// Times each part of a training step and compares it with the hardware's limit
     Bench(BenchArguments),
 }
 
 const VERIFY_HELP: &str = "\
-Every file is listed as sound, damaged, or unchecked: written without a checksum, by an older version or by hand. Folders of \
-autoencoders and checkpoints have a file SHA256SUMS, which sha256sum -c reads too; a JSON object has its CRC-32C as its last \
-key, \"crc32c\". A damaged file is never used: a run that is resumed goes on from the checkpoint before a damaged one, and \
-says so.";
+Every file is listed as sound, damaged or unchecked. An unchecked file has no checksum: an older version or another program \
+wrote it, or a person edited it. The folder of an autoencoder or checkpoint has a file SHA256SUMS, which sha256sum -c also reads. A JSON \
+object has its CRC-32C as its last key, \"crc32c\". Damaged files are never used: a resumed run skips a damaged checkpoint, \
+continues from the one before it, and says so.";
 
 #[derive(Debug, Args)]
 pub(crate) struct VerifyArguments {
@@ -99,7 +99,7 @@ pub(crate) struct CompareArguments {
     /// Print one JSON array, an object for each run, instead of the table
     #[arg(long)]
     pub(crate) json: bool,
-    /// Also draw them, as SVG: L0 against error, how often features fire, L0 and error over training
+    /// Also draw the runs as SVG: L0 against error, how often features fire, L0 and error over training
     #[arg(long, value_name = "FILE.svg", value_parser = parse_svg)]
     pub(crate) plot: Option<PathBuf>,
 }
@@ -112,7 +112,7 @@ fn parse_svg(text: &str) -> Result<PathBuf, String> {
     }
 }
 
-/// Sizes and data of a bench. Without `--store` and `--from` rows and weights are synthetic.
+/// Sizes and data of a benchmark. Without `--store` and `--from`, rows and weights are synthetic.
 #[derive(Debug, Args)]
 pub(crate) struct BenchArguments {
     /// Row width of synthetic data
@@ -121,22 +121,22 @@ pub(crate) struct BenchArguments {
     /// Number of features of synthetic weights
     #[arg(long, value_name = "F", default_value = "24576", value_parser = parse_count, conflicts_with = "from")]
     pub(crate) features: u64,
-    /// Active features of a row of synthetic data
+    /// Active features per row of synthetic data
     #[arg(long, value_name = "N", default_value_t = 20.0, conflicts_with = "from")]
     pub(crate) l0: f64,
-    /// Rows in a batch
+    /// Rows per batch
     #[arg(long, value_name = "ROWS", default_value = "4096", value_parser = parse_count)]
     pub(crate) batch: u64,
     /// Take the batch from this store
     #[arg(long, value_name = "FOLDER", requires = "from")]
     pub(crate) store: Option<PathBuf>,
-    /// Take the weights, and with them the density, from a run's sae/ or one of its checkpoints
+    /// Take the weights, and so the density, from a run's sae/ or one of its checkpoints
     #[arg(long, value_name = "FOLDER", requires = "store")]
     pub(crate) from: Option<PathBuf>,
-    /// How often each part is timed; medians count
+    /// Timings of each part, of which the median is reported
     #[arg(long, value_name = "N", default_value_t = 7, value_parser = clap::value_parser!(u16).range(1..))]
     pub(crate) repeats: u16,
-    /// CPU threads [default: one a core]
+    /// CPU threads [default: one per core]
     #[arg(long, value_name = "N", value_parser = clap::value_parser!(u16).range(1..=1024))]
     pub(crate) threads: Option<u16>,
     /// Print one JSON object instead of the table
@@ -152,7 +152,7 @@ pub(crate) struct TrainArguments {
     pub(crate) run: RunArguments,
 }
 
-/// What defines a run. Everything is optional: see [`crate::settings`] for what a missing flag means.
+/// The flags that define a run. All are optional; [`crate::settings`] says what a missing flag means.
 #[derive(Debug, Clone, Default, PartialEq, Args, Serialize, Deserialize)]
 pub(crate) struct SettingArguments {
     #[command(flatten)]
@@ -172,20 +172,20 @@ pub(crate) struct SettingArguments {
 #[derive(Debug, Clone, Default, PartialEq, Args, Serialize, Deserialize)]
 #[command(next_help_heading = "Data")]
 pub(crate) struct DataArguments {
-    /// Folder of an activation store; repeatable, several stores of one width are read as one [default: the only
-    /// complete store under stores/]
+    /// Folder of an activation store; repeatable: several stores of the same width are read as one [default: the
+    /// only complete store under stores/]
     #[arg(long, value_name = "FOLDER")]
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     pub(crate) store: Vec<PathBuf>,
-    /// Rows in a batch [default: 4096]
+    /// Rows per batch [default: 4096]
     #[arg(long, value_name = "ROWS", value_parser = parse_count)]
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub(crate) batch: Option<u64>,
-    /// Leave out the rows of BOS tokens
+    /// Leave out the rows of BOS tokens, in training and in evaluation
     #[arg(long)]
     #[serde(default, skip_serializing_if = "is_false")]
     pub(crate) drop_bos: bool,
-    /// Chunks of the store whose rows are mixed with each other [default: enough to mix well]
+    /// Chunks of the store whose rows are shuffled together [default: enough to mix well]
     #[arg(long, value_name = "CHUNKS")]
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub(crate) mixing_chunks: Option<usize>,
@@ -210,13 +210,13 @@ pub(crate) struct ModelArguments {
     #[arg(long)]
     #[serde(default, skip_serializing_if = "is_false")]
     pub(crate) pre_bias: bool,
-    /// After every step: scale decoder rows to norm 1 (unit), do so and undo it in the encoder (tied),
-    /// or leave them (free) [default: unit]
+    /// After every step, scale decoder rows to norm 1 (unit), do the same and undo it in the encoder (tied),
+    /// or leave them as they are (free) [default: unit]
     #[arg(long, value_enum, value_name = "KIND", hide_possible_values = true)]
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub(crate) decoder_norm: Option<DecoderNormChoice>,
-    /// The decoder bias at the start: zeros, or the mean or the geometric median of 32,768 rows of the
-    /// store [default: zeros]
+    /// Initial decoder bias: zeros, or the mean or the geometric median of 32,768 rows of the store
+    /// (zeros, mean, geometric-median) [default: zeros]
     #[arg(long, value_enum, value_name = "KIND", hide_possible_values = true)]
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub(crate) b_dec_init: Option<DecoderBias>,
@@ -254,42 +254,42 @@ pub(crate) struct LossArguments {
     #[arg(long, value_name = "X", allow_negative_numbers = true, value_parser = parse_positive)]
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub(crate) tanh_scale: Option<f64>,
-    /// The epsilon of a/(a+epsilon), of log(1+a/epsilon) and of the frequency penalties' gradient; several
-    /// values, as in 0.2,0.1,0.05, divide the run into as many equal parts [default: 0.2]
+    /// The epsilon of a/(a+epsilon), of log(1+a/epsilon) and of the frequency penalties' gradient. Several
+    /// values, as in 0.2,0.1,0.05, apply to equal parts of the run in turn [default: 0.2]
     #[arg(long, value_name = "X,…", value_delimiter = ',', allow_negative_numbers = true, value_parser = parse_positive)]
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     pub(crate) epsilon: Vec<f64>,
-    /// Let the penalty's coefficient grow linearly from 0 over this many steps [default: 0]
+    /// Raise the penalty's coefficient linearly from 0 over the first STEPS steps [default: 0]
     #[arg(long, value_name = "STEPS", value_parser = parse_count)]
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub(crate) coefficient_warmup_steps: Option<u64>,
-    /// Multiply activations by their decoder row's norm inside the penalty
+    /// Multiply each activation by the norm of its decoder row inside the penalty
     #[arg(long)]
     #[serde(default, skip_serializing_if = "is_false")]
     pub(crate) weight_by_decoder_norm: bool,
-    /// Reconstruction error: squared error divided by the row's norm about the batch mean (centered), by
-    /// its norm (uncentered), or summed (sum) [default: centered]
+    /// Reconstruction error: the squared error divided by the row's distance from the batch mean (centered),
+    /// divided by the row's norm (uncentered), or summed (sum) [default: centered]
     #[arg(long, value_enum, value_name = "KIND", hide_possible_values = true)]
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub(crate) mse: Option<MseChoice>,
-    /// Coefficient of the penalty on features that fire too seldom; 0 is off
+    /// Coefficient of the penalty on features that fire too rarely; 0 turns it off
     /// [default: 1e-6 with approx-l0, tanh and log; 0 with l1 and none]
     #[arg(long, value_name = "X", allow_negative_numbers = true, value_parser = parse_coefficient)]
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub(crate) min_sparsity_coefficient: Option<f64>,
-    /// Fraction of rows under which a feature fires too seldom [default: 1e-5]
+    /// Fraction of rows below which a feature fires too rarely [default: 1e-5]
     #[arg(long, value_name = "FRACTION", allow_negative_numbers = true, value_parser = parse_fraction)]
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub(crate) min_sparsity_target: Option<f64>,
-    /// Coefficient of the penalty on features that fire too often; 0 is off [default: 0]
+    /// Coefficient of the penalty on features that fire too often; 0 turns it off [default: 0]
     #[arg(long, value_name = "X", allow_negative_numbers = true, value_parser = parse_coefficient)]
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub(crate) max_sparsity_coefficient: Option<f64>,
-    /// Fraction of rows over which a feature fires too often [default: 0.1]
+    /// Fraction of rows above which a feature fires too often [default: 0.1]
     #[arg(long, value_name = "FRACTION", allow_negative_numbers = true, value_parser = parse_fraction)]
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub(crate) max_sparsity_target: Option<f64>,
-    /// Batches over which a feature's running frequency is taken [default: 300]
+    /// Number of batches over which a feature's running frequency is averaged [default: 300]
     #[arg(long, value_name = "BATCHES")]
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub(crate) sparsity_window: Option<usize>,
@@ -298,8 +298,8 @@ pub(crate) struct LossArguments {
 #[derive(Debug, Clone, Default, PartialEq, Args, Serialize, Deserialize)]
 #[command(next_help_heading = "Training")]
 pub(crate) struct LengthArguments {
-    /// Rows to train on, rounded up to whole batches; more than the store has are passed again, in
-    /// another order [default: 300M]
+    /// Rows to train on, rounded up to whole batches. If the store has fewer, it is read again in another
+    /// order [default: 300M]
     #[arg(long, value_name = "ROWS", value_parser = parse_count, conflicts_with = "steps")]
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub(crate) tokens: Option<u64>,
@@ -311,33 +311,34 @@ pub(crate) struct LengthArguments {
     #[arg(long, value_name = "X", allow_negative_numbers = true, value_parser = parse_positive)]
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub(crate) lr: Option<f64>,
-    /// Let the learning rate grow linearly over this many steps at the start [default: 0]
+    /// Raise the learning rate linearly over the first STEPS steps [default: 0]
     #[arg(long, value_name = "STEPS", value_parser = parse_count)]
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub(crate) warmup_steps: Option<u64>,
-    /// Let the learning rate fall linearly to 0 over this many steps at the end [default: 0]
+    /// Lower the learning rate linearly to 0 over the last STEPS steps [default: 0]
     #[arg(long, value_name = "STEPS", value_parser = parse_count)]
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub(crate) lr_decay_steps: Option<u64>,
-    /// How products are formed: exact and fp32 give the float32 product's active features and values, exact by ruling most
-    /// pairs out beforehand in fewer bits; bf16 rounds both factors to bfloat16, which saves time on a GPU alone
+    /// Precision of products. fp32 forms the float32 product; exact finds the same active features and values faster, by
+    /// first ruling most pairs out in fewer bits; bf16 rounds both factors to bfloat16, which saves time only on a GPU
     /// [default: exact]
     #[arg(long, value_enum, value_name = "KIND", hide_possible_values = true)]
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub(crate) precision: Option<PrecisionChoice>,
-    /// What becomes of dead features: nothing (none), or new weights from badly reconstructed rows (resample) [default: none]
+    /// What happens to dead features: nothing (none), or new weights from badly reconstructed rows (resample)
+    /// [default: none]
     #[arg(long, value_enum, value_name = "KIND", hide_possible_values = true)]
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub(crate) revive: Option<ReviveChoice>,
-    /// Steps between two revivals of dead features [default: 25k]
+    /// Steps between revivals of dead features [default: 25k]
     #[arg(long, value_name = "STEPS", value_parser = parse_count)]
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub(crate) revive_every: Option<u64>,
-    /// A feature counts as dead when it did not fire in this many last rows [default: 1M]
+    /// A feature that has not fired in the last ROWS rows counts as dead [default: 1M]
     #[arg(long, value_name = "ROWS", value_parser = parse_count)]
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub(crate) dead_rows: Option<u64>,
-    /// Rows of the store for the evaluation at the end, at most one pass over it [default: 1M]
+    /// Rows of the store to evaluate on at the end, at most one pass over it [default: 1M]
     #[arg(long, value_name = "ROWS", value_parser = parse_count)]
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub(crate) eval_rows: Option<u64>,
@@ -351,22 +352,22 @@ pub(crate) struct RunArguments {
     #[arg(long, value_name = "FOLDER")]
     pub(crate) out: Option<PathBuf>,
     /// Continue the run in --out from its last checkpoint, or start it if there is none. Other flags may
-    /// be left out; only --steps, --tokens and --eval-rows may differ from the run's
+    /// be omitted; only --steps, --tokens and --eval-rows may differ from the run's own
     #[arg(long)]
     pub(crate) resume: bool,
-    /// Where the steps are computed: on a GPU (cuda), on the CPU (cpu), or on a GPU if one can be used (auto)
+    /// Where to compute steps: on a GPU (cuda), on the CPU (cpu), or on a GPU if one can be used (auto)
     #[arg(long, value_enum, default_value_t = DeviceChoice::Auto)]
     pub(crate) device: DeviceChoice,
-    /// CPU threads [default: one a core]
+    /// CPU threads [default: one per core]
     #[arg(long, value_name = "N", value_parser = clap::value_parser!(u16).range(1..=1024))]
     pub(crate) threads: Option<u16>,
-    /// Steps between two lines of metrics.jsonl
+    /// Steps between lines of metrics.jsonl
     #[arg(long, value_name = "STEPS", default_value_t = 100, value_parser = clap::value_parser!(u64).range(1..))]
     pub(crate) log_every: u64,
-    /// Steps between two checkpoints
+    /// Steps between checkpoints
     #[arg(long, value_name = "STEPS", default_value_t = 5000, value_parser = clap::value_parser!(u64).range(1..))]
     pub(crate) checkpoint_every: u64,
-    /// Checkpoints kept, the newest ones
+    /// How many of the newest checkpoints to keep
     #[arg(long, value_name = "N", default_value_t = 2, value_parser = clap::value_parser!(u16).range(1..))]
     pub(crate) keep_checkpoints: u16,
     /// Print the summary as one JSON object on standard output
@@ -402,7 +403,7 @@ pub(crate) enum DecoderNormChoice {
     Free,
 }
 
-/// How products are formed.
+/// The precision of products.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default, ValueEnum, Serialize, Deserialize)]
 #[serde(rename_all = "kebab-case")]
 pub(crate) enum PrecisionChoice {
@@ -412,7 +413,7 @@ pub(crate) enum PrecisionChoice {
     Fp32,
 }
 
-/// What becomes of dead features.
+/// What happens to dead features.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum, Serialize, Deserialize)]
 #[serde(rename_all = "kebab-case")]
 pub(crate) enum ReviveChoice {

@@ -1,7 +1,7 @@
-//! The stream of batches that training reads, in the type that suits what computes.
+//! The stream of batches that training reads, in the number type that suits the engine.
 //!
-//! The CPU engine takes float32. To a GPU a batch travels in the half precision that most stores keep: half the bytes to
-//! write after decoding, to copy into pinned memory and to send, and the same numbers.
+//! The CPU engine takes float32. A GPU receives a batch in the half precision that most stores keep: half the bytes to
+//! write after decoding, to copy into pinned memory and to send, with the same numbers.
 
 use std::time::Duration;
 
@@ -35,7 +35,7 @@ impl Batches {
         })
     }
 
-    /// The next batch will be that of `step`, from 0.
+    /// Makes the next batch that of `step`, from 0.
     pub(crate) fn seek(&mut self, step: u64) -> Result<()> {
         match self {
             Batches::F32(stream) => stream.seek(step)?,

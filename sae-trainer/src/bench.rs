@@ -105,7 +105,7 @@ fn print(spec: &StepSpec, weights: &Weights, report: &BenchReport) {
     }));
     terminal::report!("{}", table::columns(&rows).trim_end());
     terminal::report!(
-        "{} path, {:.2} % of the pairs computed again after screening; {} tokens/s",
+        "{} path, {:.2} % of the pairs recomputed after screening; {} tokens/s",
         format!("{:?}", report.path).to_lowercase(),
         100.0 * report.rechecked,
         human_units::format_count(report.rows_per_second.round()),

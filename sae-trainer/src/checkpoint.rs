@@ -1,14 +1,14 @@
-//! A run's state on disk: a folder that is an autoencoder in SAELens' format, usable as such, with the
-//! rest of the training state beside it.
+//! A run's state on disk: a folder that is an autoencoder in SAELens' format, usable as such, plus the rest of the training
+//! state.
 //!
 //! ```text
 //! checkpoints/step-00005000/
 //!     cfg.json  sae_weights.safetensors  sparsity.safetensors     the autoencoder
 //!     training.safetensors    first.* and second.*: Adam's moments, matrices as [F, d]
 //!                             window [batches, F] uint32, steps_since_fired [F] uint64
-//!     training.json           the step, how many lines of the log are of the time before, and on a GPU what decides whether
+//!     training.json           the step, how many lines the log had by then, and on a GPU what decides whether
 //!                             steps are dense or sparse
-//!     SHA256SUMS              of these files
+//!     SHA256SUMS              checksums of these files
 //! ```
 
 use std::fs;
@@ -52,8 +52,8 @@ pub(crate) fn save(folder: &Path, sae: &Sae, state: &EngineState, logged_lines: 
     written.with_context(|| format!("cannot write the checkpoint {}", foreign_path(folder)))
 }
 
-/// The newest of `folders` (the oldest first) that can be read, with its place among them. Of each newer one it is said
-/// why not: nothing is lost but the time since the older one.
+/// The newest of `folders` (the oldest first) that can be read, with its place among them. For each newer one, says
+/// why it cannot be read: only the time since the older one is lost.
 ///
 /// # Errors
 /// Where none can be read.
@@ -63,7 +63,7 @@ pub(crate) fn load_newest(folders: &[PathBuf], spec: &StepSpec) -> Result<(usize
         match load(folder, spec) {
             Ok(state) => {
                 for reason in reasons {
-                    terminal::say!("{reason}; going on from the one before it");
+                    terminal::say!("{reason}; continuing from the one before it");
                 }
                 return Ok((at, state));
             }
@@ -73,10 +73,10 @@ pub(crate) fn load_newest(folders: &[PathBuf], spec: &StepSpec) -> Result<(usize
             }
         }
     }
-    bail!("{}. There is no checkpoint to go on from: start the run anew in another --out", reasons.join("; "))
+    bail!("{}. There is no checkpoint to continue from: start a new run in another --out", reasons.join("; "))
 }
 
-/// How many lines of the log are of the time up to the step of the checkpoint `folder`, and that step; `None` where an
+/// How many lines the log had at the step of the checkpoint `folder`, and that step; `None` if an
 /// older version did not note it.
 ///
 /// # Errors
@@ -88,7 +88,7 @@ pub(crate) fn logged_lines(folder: &Path) -> Result<Option<(u64, u64)>> {
     Ok(training.logged_lines.map(|lines| (training.step, lines)))
 }
 
-/// Reads the checkpoint `folder` of a run with steps as `spec` says.
+/// Reads the checkpoint `folder` of a run whose steps are those of `spec`.
 fn load(folder: &Path, spec: &StepSpec) -> Result<EngineState> {
     let files = CheckedFolder::open(folder)?;
     let path = folder.join(STEP_FILE);

@@ -1,4 +1,4 @@
-//! Where runs are computed: `--device` and `--precision` become engines.
+//! Turns `--device` and `--precision` into engines.
 
 use anyhow::{Context, Result};
 use human_units::format_bytes;
@@ -22,7 +22,7 @@ pub(crate) enum Compute {
 }
 
 impl Compute {
-    /// The GPU or the CPU. With `auto` a GPU that cannot be used is no error; the reason is said in one line.
+    /// The GPU or the CPU. With `auto`, an unusable GPU is not an error; one line gives the reason.
     pub(crate) fn choose(device: DeviceChoice, threads: usize) -> Result<Compute> {
         let found = match device {
             DeviceChoice::Cpu => None,
@@ -77,16 +77,16 @@ impl Compute {
         }
     }
 
-    /// That all of these runs fit into the device's memory at the same time.
+    /// Checks that all of these runs fit into the device's memory at the same time.
     pub(crate) fn check_memory(&self, runs: &[&Settings]) -> Result<()> {
         match self {
-            // The system lends what is not touched yet; nothing sure can be said beforehand.
+            // The system overcommits untouched memory, so nothing certain can be said beforehand.
             Compute::Cpu { .. } => Ok(()),
             Compute::Cuda { device } => Ok(device.check_memory(&device_steps(runs))?),
         }
     }
 
-    /// An engine for a run. Engines on the CPU step one after the other, each on all threads.
+    /// An engine for a run. Engines on the CPU step one after another, each with all threads.
     pub(crate) fn engine(&self, run: &Settings, weights: &Weights) -> Result<Box<dyn Engine>> {
         Ok(match self {
             Compute::Cpu { threads, .. } => {

@@ -13,7 +13,7 @@ pub(crate) fn mean(rows: &[f32], width: usize) -> Vec<f32> {
 pub(crate) fn geometric_median(rows: &[f32], width: usize) -> Vec<f32> {
     let mut median = weighted_mean(rows, width, |_| 1.0);
     for _ in 0..100 {
-        // The floor keeps a row that the median falls upon from taking all the weight.
+        // The floor keeps a row at the median from taking all the weight.
         let next = weighted_mean(rows, width, |row| 1.0 / distance(row, &median).max(1e-12));
         let moved = median.iter().zip(&next).map(|(a, b)| (a - b).powi(2)).sum::<f64>().sqrt();
         let scale = next.iter().map(|m| m * m).sum::<f64>().sqrt();

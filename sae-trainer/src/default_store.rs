@@ -1,5 +1,5 @@
-//! The store of a run whose command line names none: the one complete store under `stores/`, where `activation-dump`
-//! puts them.
+//! The store of a run whose command line names none: the only complete store under `stores/`, where `activation-dump`
+//! writes its stores.
 
 use std::path::{Path, PathBuf};
 
@@ -10,7 +10,7 @@ use terminal::{foreign, foreign_path};
 
 const FOLDER: &str = "stores";
 
-/// The one complete store under `stores/`, which is said; with none or several, an error that lists what is there.
+/// The only complete store under `stores/`, which is named; an error that lists what is there if there are none or several.
 pub(crate) fn default_store() -> Result<PathBuf> {
     let found = find(Path::new(FOLDER))?;
     let complete: Vec<&Found> = found.iter().filter(|found| found.store.is_ok()).collect();
@@ -44,7 +44,7 @@ fn describe(found: &Found) -> String {
             format!("{path}: {rows} rows of {} of {}", foreign(&from.hook), foreign(&from.model))
         }
         Err(StoreError::Incomplete { contexts_done, .. }) => format!(
-            "{path}: unfinished, {} contexts are safe; the command that began it goes on",
+            "{path}: unfinished, {} contexts are safe; run the command that began it again to continue",
             format_count(*contexts_done as f64)
         ),
         Err(error) => format!("{path}: {}", foreign(&error.to_string())),

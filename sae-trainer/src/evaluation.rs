@@ -1,4 +1,4 @@
-//! The evaluation of trained autoencoders on rows of the store.
+//! Evaluates trained autoencoders on rows of the store.
 
 use activation_store::{BatchStream, Store, StreamOptions};
 use anyhow::Result;
@@ -12,7 +12,7 @@ use crate::settings::Settings;
 const SEED: u64 = 0x6576_616c;
 
 /// For each engine the sums over the first `--eval-rows` rows of a shuffled pass over the store, in whole batches; and
-/// the rows of one pass. They are rows that training saw too: the store has no part set aside.
+/// the rows of one pass. Training saw these rows too: no part of the store is set aside.
 /// `None` if interrupted.
 pub(crate) fn evaluate(
     engines: &mut [&mut dyn Engine],

@@ -1,4 +1,4 @@
-//! Stage two: trains sparse autoencoders from an activation store, many times over one store.
+//! Stage two: trains sparse autoencoders from an activation store, any number of them from one store.
 //!
 //! ```text
 //! STORE on disk ─ batches ─▶ engine: encode ─ sparsity ─ decode ─ loss ─ backward ─ Adam ─ norm
@@ -6,10 +6,10 @@
 //! ```
 //!
 //! - [`engine`]: the arithmetic of a step, behind one trait.
-//! - `arguments` → `settings` → `plan`: what was asked for, what that means with every default filled in,
-//!   and whether it can be done.
-//! - `train`: the loop over batches, for one run or for those of a `sweep`; `run`: one of them; `schedule`,
-//!   `evaluation`, `decoder_bias`, `revive`: their parts.
+//! - `arguments` → `settings` → `plan`: what was asked for, what that means once every default is filled in, and whether it
+//!   can be done.
+//! - `train`: the loop over batches, for one run or for those of a `sweep`; `run`: one run; `schedule`, `evaluation`,
+//!   `decoder_bias`, `revive`: its parts.
 //! - `run_folder`, `checkpoint`, `record`: what a run leaves on disk.
 //! - `progress`, `compare`, `verify`, `bench`: what a person sees.
 
@@ -44,7 +44,7 @@ mod train;
 pub mod untrusted;
 mod verify;
 
-/// The program: parses the command line, does what it says, and prints an error as a sentence.
+/// The program: parses the command line, executes it, and prints an error as a sentence.
 pub fn main() -> ExitCode {
     use clap::Parser;
     let line = arguments::CommandLine::parse();

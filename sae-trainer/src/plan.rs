@@ -1,5 +1,5 @@
-//! From the command line to a run that can start: the stores, the settings, the folder, and whether they
-//! fit together. Nothing is written here.
+//! Turns the command line into a run that can start: the stores, the settings and the folder, checked against each other.
+//! Nothing is written here.
 
 use std::path::{Path, PathBuf};
 
@@ -26,7 +26,7 @@ pub(crate) struct Plan {
     pub(crate) initial: Option<Sae>,
     /// The checkpoints to continue from, the newest that can be read: steps and folders, the oldest first.
     pub(crate) checkpoints: Vec<(u64, PathBuf)>,
-    /// The folder already holds (a part of) this run.
+    /// The folder already holds this run, or a part of it.
     pub(crate) resumed: bool,
 }
 
@@ -36,7 +36,7 @@ impl Plan {
     }
 
     /// Checks everything that can be checked before the first step.
-    /// `command_line` is what `config.json` is to name as the run's.
+    /// `command_line` is the one that `config.json` records for the run.
     pub(crate) fn new(arguments: &TrainArguments, command_line: String) -> Result<Plan> {
         let given = &arguments.settings;
         let stored = match &arguments.run.out {
@@ -64,7 +64,7 @@ impl Plan {
         let stores = open_stores(&paths)?;
         let width = stores[0].width();
 
-        // A run that goes on has its weights in a checkpoint; the first ones may be gone by now.
+        // A resumed run has its weights in a checkpoint; the initial ones may be gone by now.
         let initial = match (&merged.model.init_from, &stored) {
             (Some(path), None) => Some(load_initial(path, &stores[0])?),
             _ => None,
@@ -119,7 +119,7 @@ impl Plan {
     }
 }
 
-/// The flags of a run that goes on: those it was started with, and over them those given now.
+/// The flags of a resumed run: those it was started with, overridden by those given now.
 pub(crate) fn merge(stored: &SettingArguments, given: &SettingArguments) -> SettingArguments {
     let object = |arguments: &SettingArguments| -> Map<String, Value> {
         match serde_json::to_value(arguments).expect("flags are plain data") {
@@ -166,7 +166,7 @@ fn load_initial(path: &Path, store: &Store) -> Result<Sae> {
     Ok(sae)
 }
 
-/// An error where a path cannot be written down: the files of a run are JSON, which has no place for other bytes than UTF-8.
+/// An error if a path is not UTF-8, since the JSON files of a run cannot hold it.
 fn check_paths(out: &Path, config: &RunConfig) -> Result<()> {
     let stores = config.stores.iter().map(|store| &*store.path);
     let initial = config.settings.init_from.as_deref();
@@ -194,12 +194,12 @@ fn default_folder(store: &Store, settings: &Settings) -> PathBuf {
     Path::new("runs").join(name)
 }
 
-/// That the file system of `out`, which may not exist yet, has room for `needed` bytes.
+/// Checks that the file system of `out`, which may not exist yet, has space for `needed` bytes.
 pub(crate) fn check_space(out: &Path, needed: u64) -> Result<()> {
     let absolute = std::path::absolute(out)?;
     let Some(existing) = absolute.ancestors().find(|folder| folder.exists()) else { return Ok(()) };
     let free = fs4::available_space(existing)
-        .with_context(|| format!("cannot ask how much room there is in {}", foreign_path(existing)))?;
+        .with_context(|| format!("cannot find the free space of {}", foreign_path(existing)))?;
     ensure!(
         free >= needed,
         "{} has {} free, and the run's checkpoints need {}: choose another --out, fewer features or a lower \

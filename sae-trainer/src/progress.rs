@@ -1,5 +1,5 @@
-//! What a person sees while runs go: a bar on a terminal, a steady line now and then elsewhere. All of
-//! it goes to standard error; standard output is for the summary.
+//! What a person sees while runs are in progress: a bar on a terminal, an occasional line elsewhere. All of it goes to
+//! standard error; standard output is for the summary.
 
 use std::time::{Duration, Instant};
 
@@ -9,7 +9,7 @@ use indicatif::{ProgressBar, ProgressDrawTarget, ProgressStyle};
 use crate::run::{Latest, Run};
 use crate::table::{grouped, number, share};
 
-/// Between two lines where there is no terminal: not less, however often steps are logged…
+/// The least time between two lines without a terminal, however often steps are logged…
 const SHORTEST: Duration = Duration::from_secs(1);
 /// … and not more, however seldom.
 const LONGEST: Duration = Duration::from_secs(30);
@@ -31,7 +31,7 @@ pub(crate) struct Progress {
 }
 
 impl Progress {
-    /// Of runs of `steps` steps that are at `step`.
+    /// The progress of runs of `steps` steps that are at `step`.
     pub(crate) fn new(step: u64, steps: u64, batch: u64) -> Progress {
         let bar = ProgressBar::with_draw_target(Some(steps), ProgressDrawTarget::stderr());
         let style = ProgressStyle::with_template("{bar:24} {msg}").expect("the template is valid");
@@ -119,7 +119,7 @@ impl Progress {
     }
 }
 
-/// The least and the greatest of `values`, or the one that all have.
+/// The range of `values`, or the one that all have.
 fn range(values: impl Iterator<Item = f64>, text: &dyn Fn(f64) -> String) -> String {
     let mut sorted: Vec<f64> = values.collect();
     sorted.sort_by(f64::total_cmp);
@@ -129,7 +129,7 @@ fn range(values: impl Iterator<Item = f64>, text: &dyn Fn(f64) -> String) -> Str
     }
 }
 
-/// A bar over the rows of the evaluation; where there is no terminal, one line.
+/// A bar over the rows of the evaluation; without a terminal, one line.
 pub(crate) fn evaluation(rows: u64) -> ProgressBar {
     let bar = ProgressBar::with_draw_target(Some(rows), ProgressDrawTarget::stderr());
     let style =

@@ -1,7 +1,7 @@
-//! What a run records: the lines of `metrics.jsonl` and the summary.
+//! What a run records: the lines of `metrics.jsonl`, and the summary.
 //!
-//! `README.md` of this crate describes every field. All fields but `timing` depend on the run's settings
-//! and data alone, so that a resumed run writes the lines that an uninterrupted one would have.
+//! The crate's `README.md` describes every field. All fields except `timing` depend only on the run's settings and data, so a
+//! resumed run writes the lines that an uninterrupted one would have written.
 
 use serde::{Deserialize, Deserializer, Serialize};
 
@@ -91,7 +91,7 @@ pub(crate) struct Metrics {
     pub(crate) features_over_20_percent: usize,
 }
 
-/// What the clock says; differs from run to run.
+/// Timings, which differ from run to run.
 #[derive(Debug, Clone, Copy, Serialize)]
 pub(crate) struct Timing {
     /// Since this process began to train.
@@ -245,13 +245,13 @@ pub(crate) struct Summary {
     pub(crate) steps: u64,
     /// Rows trained on, those of later passes over the store included.
     pub(crate) tokens: u64,
-    /// Lines of `metrics.jsonl`; not noted by older versions.
+    /// Lines of `metrics.jsonl`; absent in files of older versions.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub(crate) logged_lines: Option<u64>,
-    /// Of whose run it is; not noted by older versions.
+    /// The id of the run that it belongs to; absent in files of older versions.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub(crate) run_id: Option<String>,
-    /// Of the process that finished the run: what it trained, and how fast.
+    /// The part of the run trained by the process that finished it, and its speed.
     pub(crate) session: Session,
     pub(crate) evaluation: EvaluationRecord,
 }

@@ -1,16 +1,16 @@
-//! New weights for dead features: "neuron resampling" of T. Bricken et al., "Towards Monosemanticity" (2023).
+//! New weights for dead features: "neuron resampling" from T. Bricken et al., "Towards Monosemanticity" (2023).
 //!
-//! Every so many steps each feature that is dead (see `--dead-rows`) gets a row of the batch, drawn with a probability
+//! Every `--revive-every` steps, each dead feature (see `--dead-rows`) is given a row of the batch, drawn with a probability
 //! proportional to the square of the row's loss. With v = x − b_dec of that row:
 //!
 //! ```text
 //! W_dec_j = v / ‖v‖        W_enc_j = 0.2 · (mean ‖W_enc‖ of the live features) · v / ‖v‖        b_enc_j = 0
 //! ```
 //!
-//! and its moments are 0. The loss is that which is trained, so that rows with large norms, such as those of BOS tokens, do
-//! not take all draws where the loss divides by the norm. Two differences from the paper follow from drawing out of one
-//! batch, not out of 819,200 rows: a row is given to one feature only, as two with the same weights would stay the same
-//! for ever, and dead features beyond the batch's rows wait for the next time.
+//! and its moments are 0. The loss is the training loss, so rows with large norms, such as those of BOS tokens, do not
+//! take every draw where the loss divides by the norm. There are two differences from the paper, because rows are drawn from
+//! one batch and not from 819,200 rows. A row is given to only one feature, since two features with the same weights would
+//! stay the same for ever. Dead features in excess of the batch's rows wait until the next time.
 
 use rand_chacha::ChaCha8Rng;
 use rand_chacha::rand_core::{Rng, SeedableRng};
@@ -55,7 +55,7 @@ pub(crate) fn resample(
     if dead.is_empty() {
         return record;
     }
-    // Where none lives, the dead ones are all there is to take a scale from.
+    // If no feature lives, the dead ones have to provide the scale.
     let scale_from = if live.is_empty() { &dead } else { &live };
     let norms = scale_from.iter().map(|&j| norm(&state.weights.encoder[j * d..][..d]));
     let encoder_norm = ENCODER_SHARE * norms.sum::<f64>() / scale_from.len() as f64;
@@ -82,7 +82,7 @@ pub(crate) fn resample(
             moments.decoder[j * d..][..d].fill(0.0);
             moments.encoder_bias[j] = 0.0;
         }
-        // It has its whole time before it.
+        // It has not had time to fire yet.
         state.steps_since_fired[j] = 0;
         record.resampled_features += 1;
     }
@@ -165,7 +165,7 @@ mod tests {
     }
 
     #[test]
-    fn dead_features_get_the_directions_of_different_rows_and_live_ones_stay() {
+    fn dead_features_get_directions_of_different_rows() {
         let before = state();
         let mut state = state();
         // The second row is reconstructed; the others lie at (3, 4) and (0, -2) from the decoder bias.

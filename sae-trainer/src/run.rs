@@ -1,4 +1,4 @@
-//! One run under way: an engine, the run's folder, and how far it is.
+//! One run in progress: an engine, the run's folder, and the current step.
 
 use std::path::PathBuf;
 use std::time::{Duration, Instant};
@@ -35,7 +35,7 @@ pub(crate) struct Run {
     pub(crate) plan: Plan,
     pub(crate) engine: Box<dyn Engine>,
     folder: RunFolder,
-    /// Steps done, as far as the engine has reported them.
+    /// Steps that the engine has reported as done.
     pub(crate) step: u64,
     /// Steps that the engine has begun.
     pub(crate) begun: u64,
@@ -88,7 +88,7 @@ impl Clock {
 }
 
 impl ReadyRun {
-    /// The engine with the weights that the run starts or goes on from. Batches taken from `batches` to find them are
+    /// The engine with the weights that the run starts or continues from. Batches taken from `batches` to find them are
     /// those of its beginning, where it is.
     pub(crate) fn new(plan: Plan, compute: &Compute, batches: &mut Batches) -> Result<ReadyRun> {
         let settings = plan.settings();
@@ -150,8 +150,8 @@ impl Run {
         self.clock = Clock::start(self.step);
     }
 
-    /// Begins the run's next step on `batch`, and notes the step that was finished meanwhile. The inner error is the
-    /// engine's, after which the run cannot go on.
+    /// Begins the run's next step on `batch`, and records the step that was finished in the meantime. The inner error is the
+    /// engine's, after which the run cannot continue.
     pub(crate) fn submit(&mut self, batch: Rows<'_>) -> Result<Result<(), EngineError>> {
         let schedule = schedule::at(self.plan.settings(), self.begun);
         let stats = match self.engine.submit_shared(self.begun, batch, &schedule) {
@@ -165,7 +165,7 @@ impl Run {
         Ok(Ok(()))
     }
 
-    /// Waits for the steps that have begun, and notes them.
+    /// Waits for the steps that have begun, and records them.
     pub(crate) fn settle(&mut self) -> Result<Result<(), EngineError>> {
         loop {
             match self.engine.finish() {
@@ -177,7 +177,7 @@ impl Run {
     }
 
     /// Whether dead features are revived after `steps` steps: before the next one, so that a run that ends there is not
-    /// left with features that never trained, and one that goes on there does what it would have done.
+    /// left with untrained features, and a run that resumes there does what it would have done.
     pub(crate) fn is_revival(&self, steps: u64) -> bool {
         match self.settings().revive {
             Revive::None => false,
@@ -185,7 +185,7 @@ impl Run {
         }
     }
 
-    /// Where it is time for it, gives dead features new weights from the rows of `batch`, which is the next to be trained
+    /// If a revival is due, gives dead features new weights from the rows of `batch`, which is the next to be trained
     /// on. No step is under way.
     pub(crate) fn revive_if_due(&mut self, batch: Rows<'_>) -> Result<Result<(), EngineError>> {
         if !self.is_revival(self.begun) {
@@ -198,7 +198,7 @@ impl Run {
         };
         let mut state = self.engine.state()?;
         let record = revive::resample(&mut state, self.plan.settings(), &batch, &errors);
-        // First, as it may fail: the checkpoint that is saved then must not have been revived already.
+        // First, as it may fail: the checkpoint that is then saved must not contain the revival.
         self.folder.record(&record)?;
         if record.resampled_features > 0 {
             self.engine.restore(state)?;
@@ -235,7 +235,7 @@ impl Run {
         step == 1 || step.is_multiple_of(self.log_every) || step == self.settings().steps
     }
 
-    /// Whether there is no checkpoint of the last step.
+    /// Whether the last step has no checkpoint yet.
     pub(crate) fn is_unsaved(&self) -> bool {
         self.step > self.first_step || self.plan.checkpoints.is_empty()
     }
@@ -254,14 +254,14 @@ impl Run {
         })
     }
 
-    /// Waits for the steps that have begun, and keeps what there is of a run that is not finished: a checkpoint and the
+    /// Waits for the steps that have begun, and saves an unfinished run: a checkpoint and the
     /// autoencoder. Returns their folders.
     pub(crate) fn save(&mut self) -> Result<(PathBuf, PathBuf)> {
         self.settle()??;
         Ok((self.save_checkpoint()?, self.folder.save_sae(&self.current_sae()?)?))
     }
 
-    /// If the run's folder is gone, a checkpoint beside the place where it was. Returns its folder.
+    /// If the run's folder is gone, writes a checkpoint next to where it was. Returns the checkpoint's folder.
     pub(crate) fn rescue(&self) -> Option<PathBuf> {
         if self.begun == 0 || self.folder.is_there() {
             return None;
@@ -305,7 +305,7 @@ impl Run {
         Ok(summary)
     }
 
-    /// An error of the engine with the step, the store and what is left to go on from.
+    /// An error of the engine with the step, the store and what is left to continue from.
     pub(crate) fn step_error(&self, error: EngineError) -> anyhow::Error {
         let stores = self.plan.stores.iter().map(|store| foreign_path(store.path()).to_string());
         let stores = stores.collect::<Vec<_>>().join(", ");
@@ -370,7 +370,7 @@ fn initial_weights(settings: &Settings, batches: &mut Batches) -> Result<Weights
         sample.extend_from_slice(&batches.next()?.to_f32());
     }
     if let Some(at) = sample.iter().position(|x| !x.is_finite()) {
-        bail!("a row of the store holds {}; no decoder bias can be made of it", sample[at]);
+        bail!("a row of the store holds {}, so no decoder bias can be computed", sample[at]);
     }
     weights.b_dec = from_rows(&sample, d);
     Ok(weights)

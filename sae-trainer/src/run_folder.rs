@@ -3,13 +3,13 @@
 //! ```text
 //! RUN/
 //!     config.json       everything needed to repeat the run
-//!     metrics.jsonl     a line for every logged step, and one for the evaluation at the end
+//!     metrics.jsonl     one line per logged step, and one for the evaluation at the end
 //!     checkpoints/      the newest checkpoints, see the module `checkpoint`
 //!     sae/              the autoencoder in SAELens' format, once the run is finished or interrupted
 //!     summary.json      once the run is finished
 //! ```
 //!
-//! The JSON objects are sealed (see [`durable_files::check_seal`]), the folders of autoencoders carry checksums.
+//! The JSON objects are sealed (see [`durable_files::check_seal`]), and the folders of autoencoders carry checksums.
 
 use std::fmt::{self, Display};
 use std::fs::{self, File, TryLockError};
@@ -85,7 +85,7 @@ impl RunConfig {
         read_json(&folder.join(CONFIG), Some(FORMAT), "the configuration of a run")
     }
 
-    /// Where `other` is another run, one sentence for each value.
+    /// How `other` differs from this run, one sentence for each value.
     pub(crate) fn differences(&self, other: &RunConfig) -> Vec<String> {
         let mut found = self.settings.differences(&other.settings);
         let same = self.stores.len() == other.stores.len()
@@ -132,7 +132,7 @@ struct OfRun<'a, R> {
     run_id: &'a str,
 }
 
-/// An error if `found`, what a file says of its run, is another run than that of `settings`. Older versions say nothing.
+/// An error if `found`, the run that a file names as its own, differs from that of `settings`. Older versions name none.
 fn check_run(found: Option<&str>, settings: Option<&Settings>) -> std::result::Result<(), String> {
     match (found, settings.map(Settings::run_id)) {
         (Some(found), Some(own)) if found != own => Err("it is of a run with other settings".to_owned()),
@@ -140,14 +140,14 @@ fn check_run(found: Option<&str>, settings: Option<&Settings>) -> std::result::R
     }
 }
 
-/// A run's folder, held against a second process.
+/// A run's folder, locked against a second process.
 #[derive(Debug)]
 pub(crate) struct RunFolder {
     path: PathBuf,
     metrics: File,
-    /// Lines of `metrics.jsonl` that could not be written yet.
+    /// Lines of `metrics.jsonl` that have not been written yet.
     unwritten: String,
-    /// Of when the lines of `metrics.jsonl` are, those included; of damaged ones that is not known.
+    /// The times, in steps, of the lines of `metrics.jsonl`, unwritten ones included, damaged ones not.
     logged: Vec<Moment>,
     damaged_lines: u64,
     run_id: String,
@@ -155,7 +155,7 @@ pub(crate) struct RunFolder {
 }
 
 impl RunFolder {
-    /// That a new run may be put into `path`: it is not there, or an empty folder.
+    /// Checks that a new run may be put into `path`: it does not exist, or is an empty folder.
     pub(crate) fn check_free(path: &Path, config: &RunConfig) -> Result<()> {
         if !path.exists() || is_empty(path)? {
             return Ok(());
@@ -171,7 +171,7 @@ impl RunFolder {
         bail!("{here} holds another run ({}); choose another --out", differences.join("; "));
     }
 
-    /// That the run in `path`, of configuration `there`, can go on as `config`.
+    /// Checks that the run in `path`, of configuration `there`, can continue as `config`.
     pub(crate) fn check_same(path: &Path, there: &RunConfig, config: &RunConfig) -> Result<()> {
         let differences = there.differences(config);
         ensure!(
@@ -184,7 +184,7 @@ impl RunFolder {
         Ok(())
     }
 
-    /// Creates the folder or takes up the run in it, and writes `config`.
+    /// Creates the folder or opens the run in it, and writes `config`.
     pub(crate) fn open(path: &Path, config: &RunConfig) -> Result<RunFolder> {
         let lock = lock(path)?;
         // A summary is that of the configuration beside it; what was finished is not any more.
@@ -214,14 +214,14 @@ impl RunFolder {
         &self.path
     }
 
-    /// Whether the folder is still the one that this process holds.
+    /// Whether the folder is still the one that this process locked.
     pub(crate) fn is_there(&self) -> bool {
         let identity = |metadata: fs::Metadata| (metadata.dev(), metadata.ino());
         let there = fs::metadata(self.path.join(LOCK)).map(identity);
         matches!((there, self.lock.metadata().map(identity)), (Ok(there), Ok(held)) if there == held)
     }
 
-    /// An error unless the folder is still there: what is written into another of its name is no part of this run.
+    /// An error unless the folder still exists: another folder of its name is no part of this run.
     fn check_there(&self) -> Result<()> {
         let folder = foreign_path(&self.path);
         ensure!(self.is_there(), "{folder} was removed or replaced while the run was under way");
@@ -242,8 +242,8 @@ impl RunFolder {
         self.logged.len() as u64 + self.damaged_lines
     }
 
-    /// Writes the lines that are still to be written: again all of them where the disk took a part. A checkpoint is only
-    /// made behind them, or its run would go on with a hole in its log.
+    /// Writes the pending lines, all of them again if the disk took only a part. A checkpoint is only
+    /// made after them; otherwise its run would continue with a gap in its log.
     fn write_lines(&mut self) -> Result<()> {
         let write = |file: &mut File, lines: &str| -> std::io::Result<()> {
             let before = file.metadata()?.len();
@@ -259,7 +259,7 @@ impl RunFolder {
         Ok(())
     }
 
-    /// Takes back what `metrics.jsonl` says about anything after `step`: lines that a killed process
+    /// Removes what `metrics.jsonl` says about anything after `step`: lines that a killed process
     /// wrote after its last checkpoint, and the evaluation of a run that is being lengthened.
     pub(crate) fn forget_after(&mut self, step: u64) -> Result<()> {
         let path = self.path.join(METRICS);
@@ -282,7 +282,7 @@ impl RunFolder {
                     self.logged.push(moment);
                     line.text
                 }
-                // Of which step it was is not known; whoever finds it later is better off than without it.
+                // Its step is unknown; keeping the line is better than losing it.
                 Err(line) => {
                     terminal::say!("{}; the line is kept as it is", damaged_line(&path, at, &line));
                     self.damaged_lines += 1;
@@ -300,7 +300,7 @@ impl RunFolder {
         Ok(())
     }
 
-    /// Gives checkpoints that cannot be continued from another name, so that they are not counted as such.
+    /// Renames checkpoints that cannot be continued from, so that they do not count as checkpoints.
     pub(crate) fn set_aside(&self, checkpoints: &[PathBuf]) -> Result<()> {
         for checkpoint in checkpoints {
             let mut aside = checkpoint.clone().into_os_string();
@@ -389,7 +389,7 @@ pub(crate) fn summary(folder: &Path) -> Result<Option<Summary>> {
     Ok(Some(summary))
 }
 
-/// A sealed JSON file of a run or a sweep, if it is there: `what` it is, and of which format it has to be.
+/// A sealed JSON file of a run or a sweep, if it exists: `what` it is, and which format it must have.
 pub(crate) fn read_json<T: DeserializeOwned>(
     path: &Path,
     format: Option<u32>,
@@ -407,7 +407,7 @@ pub(crate) fn read_json<T: DeserializeOwned>(
         text => text.with_context(|| format!("cannot read {shown}"))?,
     };
     durable_files::check_seal(&text).with_context(|| format!("{shown} is damaged"))?;
-    // Of another format the rest would be a riddle.
+    // In another format, the rest cannot be interpreted.
     if let (Some(format), Ok(found)) = (format, serde_json::from_slice::<Format>(&text)) {
         let found = found.format;
         ensure!(found == format, "{shown} has format {found}; this program reads format {format}");
@@ -415,7 +415,7 @@ pub(crate) fn read_json<T: DeserializeOwned>(
     Ok(Some(serde_json::from_slice(&text).with_context(|| format!("{shown} is not {what}"))?))
 }
 
-/// What a plot wants of a line of `metrics.jsonl`.
+/// What a plot needs from a line of `metrics.jsonl`.
 #[derive(Debug, Clone, Copy, PartialEq, Deserialize)]
 pub(crate) struct LoggedStep {
     pub(crate) tokens: u64,
@@ -463,7 +463,7 @@ fn not_a_log(path: &Path, at: usize) -> String {
     format!("{}: line {} is not of the log of a run", foreign_path(path), at + 1)
 }
 
-/// A line of `metrics.jsonl` that is what was written, as far as that is known.
+/// A line of `metrics.jsonl` that is not known to be damaged.
 #[derive(Debug)]
 pub(crate) struct LoggedLine {
     text: Vec<u8>,
@@ -491,8 +491,8 @@ impl LoggedLine {
     }
 }
 
-/// What is missing of a log's `lines` if `expected` of them were there at the checkpoint of `step`. Of damaged lines nobody
-/// knows of when they are: where there are some, they may be the missing ones.
+/// What is missing from a log's `lines` if it had `expected` of them at the checkpoint of `step`. The steps of damaged
+/// lines are unknown, so damaged lines may be the missing ones.
 pub(crate) fn gap(lines: &[Result<LoggedLine, DamagedLine>], step: u64, expected: u64) -> Option<String> {
     let is_before = |line: &LoggedLine| line.moment().is_ok_and(|moment| moment.is_before(step));
     let sound = lines.iter().flatten().filter(|line| is_before(line)).count() as u64;
@@ -504,7 +504,7 @@ pub(crate) fn gap(lines: &[Result<LoggedLine, DamagedLine>], step: u64, expected
     })
 }
 
-/// A line of `metrics.jsonl` that is not what was written.
+/// A damaged line of `metrics.jsonl`.
 #[derive(Debug)]
 pub(crate) struct DamagedLine {
     text: Vec<u8>,
@@ -517,14 +517,14 @@ impl Display for DamagedLine {
     }
 }
 
-/// The lines of `metrics.jsonl` of the run in `folder`. What a killed process did not write to its end is no line.
+/// The lines of `metrics.jsonl` of the run in `folder`. An incomplete last line, of a killed process, does not count.
 pub(crate) fn logged_lines(folder: &Path) -> Result<Vec<Result<LoggedLine, DamagedLine>>> {
     let path = folder.join(METRICS);
     let text = fs::read(&path).with_context(|| format!("cannot read {}", foreign_path(&path)))?;
     // Where the configuration is what is damaged, that is told of it.
     let settings = RunConfig::read(folder).ok().flatten().map(|config| config.settings);
     let mut lines: Vec<&[u8]> = text.split(|byte| *byte == b'\n').collect();
-    // Behind the last newline: nothing, or what was torn.
+    // After the last newline: nothing, or a torn line.
     lines.pop();
     let check = |line: &[u8]| {
         let is_sealed = durable_files::check_seal(line).map_err(|broken| broken.to_string())?;
@@ -539,7 +539,7 @@ pub(crate) fn logged_lines(folder: &Path) -> Result<Vec<Result<LoggedLine, Damag
     Ok(logged.collect())
 }
 
-/// Creates a folder and holds it against a second process as long as the returned file is open.
+/// Creates a folder and locks it against a second process as long as the returned file is open.
 pub(crate) fn lock(path: &Path) -> Result<File> {
     fs::create_dir_all(path).with_context(|| format!("cannot create {}", foreign_path(path)))?;
     let lock =
@@ -555,8 +555,8 @@ pub(crate) fn lock(path: &Path) -> Result<File> {
     }
 }
 
-/// Whether nothing is in a folder but what a process leaves that was stopped before it had written anything: its lock, and
-/// the beginning of a first file under the names that this version and older ones give it.
+/// Whether a folder holds only what a process leaves that was stopped before it had written anything: its lock, and
+/// the beginning of a first file, under the names that this and older versions use.
 pub(crate) fn is_empty(folder: &Path) -> Result<bool> {
     let error = || format!("cannot read {}", foreign_path(folder));
     let is_remains = |name: &str| {

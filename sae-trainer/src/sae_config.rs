@@ -1,4 +1,4 @@
-//! `cfg.json` of a trained autoencoder: where its data came from, as the store says.
+//! `cfg.json` of a trained autoencoder: the provenance of its data, as the store records it.
 
 use std::collections::BTreeMap;
 
@@ -44,7 +44,7 @@ pub(crate) fn config(settings: &Settings, stores: &[Store], tokens: u64) -> Conf
     Config::standard(settings.step.width, settings.step.features, settings.step.pre_bias, metadata)
 }
 
-/// TransformerLens knows the GPT-2 models by the names they had before the hub sorted models by owner.
+/// TransformerLens uses the names that the GPT-2 models had before the hub sorted models by owner.
 fn transformer_lens_name(model: &str) -> &str {
     match model.split_once('/') {
         Some(("openai-community", name)) if name.starts_with("gpt2") => name,

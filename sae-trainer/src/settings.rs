@@ -1,10 +1,9 @@
-//! What the flags mean: every value that defines a run, defaults filled in.
+//! What the flags mean: every value that defines a run, with defaults filled in.
 //!
-//! The defaults are the configuration of E. Farrell, "Experiments with an alternative method to promote
-//! sparsity in sparse autoencoders" (April 2024): approx-l0 with min-sparsity, the `centered` error,
-//! unit decoder norm, no pre-bias; the coefficient is the middle of those swept there, and l1's is that
-//! of the L1 model it compares with. The paper has no tanh or log; their defaults give the slope at zero
-//! that approx-l0's have.
+//! The defaults are the configuration of E. Farrell, "Experiments with an alternative method to promote sparsity in sparse
+//! autoencoders" (April 2024): approx-l0 with min-sparsity, the `centered` error, unit decoder norm, no pre-bias. The
+//! coefficient is the middle of those swept there, and l1's is that of the L1 model in its comparison. The paper has no tanh
+//! or log; their defaults give them the slope at zero that approx-l0 has with its own.
 
 use anyhow::{Context, Result, bail, ensure};
 use serde::{Deserialize, Serialize};
@@ -32,11 +31,11 @@ pub(crate) struct Settings {
     pub(crate) seed: u64,
     /// The learning rate after the warm-up.
     pub(crate) lr: f64,
-    /// Steps over which the learning rate grows at the start.
+    /// Steps over which the learning rate rises at the start.
     pub(crate) warmup_steps: u64,
     /// Steps over which it falls to 0 at the end.
     pub(crate) lr_decay_steps: u64,
-    /// Steps over which the penalty's coefficient grows at the start.
+    /// Steps over which the penalty's coefficient rises at the start.
     pub(crate) coefficient_warmup_steps: u64,
     /// Epsilon in equal parts of the run, as multiples of the loss's; the first is 1.
     pub(crate) epsilon_scales: Vec<f64>,
@@ -54,7 +53,7 @@ pub(crate) struct Settings {
     /// What becomes of dead features.
     #[serde(default)]
     pub(crate) revive: Revive,
-    /// A feature counts as dead when it did not fire in this many rows.
+    /// A feature that has not fired in this many rows counts as dead.
     pub(crate) dead_rows: u64,
     /// Rows of the evaluation at the end.
     pub(crate) eval_rows: u64,
@@ -74,7 +73,7 @@ pub(crate) enum Revive {
     },
 }
 
-/// What the autoencoder named by `--init-from` decides.
+/// The settings that the autoencoder named by `--init-from` fixes.
 #[derive(Debug, Clone, Copy)]
 pub(crate) struct Initial {
     pub(crate) features: usize,
@@ -165,7 +164,7 @@ impl Settings {
             self.steps,
             self.step.batch
         );
-        // Flags are checked where they are read; these may have come from a file that somebody changed.
+        // Flags are checked where they are parsed; these may come from an edited file.
         let positive = |value: f64| (value as f32).is_finite() && value as f32 > 0.0;
         ensure!(positive(self.lr), "lr is {}, but it must be a number above 0", self.lr);
         for scale in &self.epsilon_scales {
@@ -282,7 +281,7 @@ fn resolve_loss(flags: &LossArguments) -> (LossSpec, Vec<f64>) {
     (loss, epsilons.iter().map(|e| e / epsilons[0]).collect())
 }
 
-/// A flag of another loss is a misunderstanding, not something to pass over.
+/// A flag of another loss is a mistake, and is not ignored.
 fn refuse_flags_without_effect(arguments: &SettingArguments) -> Result<()> {
     let Some(flag) = flags_without_effect(arguments).into_iter().next() else { return Ok(()) };
     match flag {
@@ -301,7 +300,7 @@ fn refuse_flags_without_effect(arguments: &SettingArguments) -> Result<()> {
     }
 }
 
-/// The flags that are given but change nothing beside the others, such as `--l1-coefficient` with `--loss tanh`.
+/// The flags that have no effect next to the others, such as `--l1-coefficient` with `--loss tanh`.
 pub(crate) fn flags_without_effect(arguments: &SettingArguments) -> Vec<&'static str> {
     let (flags, length) = (&arguments.loss, &arguments.length);
     use PenaltyChoice::{ApproxL0, L1, Log, None, Tanh};
@@ -327,7 +326,7 @@ pub(crate) fn flags_without_effect(arguments: &SettingArguments) -> Vec<&'static
     checks.into_iter().filter(|(_, given, used)| *given && !used).map(|(flag, ..)| flag).collect()
 }
 
-/// The coefficients of min- and max-sparsity; 0 is off.
+/// The coefficients of min- and max-sparsity; 0 turns them off.
 fn frequency_coefficients(flags: &LossArguments) -> (f64, f64) {
     use PenaltyChoice::{ApproxL0, Log, Tanh};
     let protects = matches!(flags.loss.unwrap_or(DEFAULT_PENALTY), ApproxL0 | Tanh | Log);
@@ -373,7 +372,7 @@ mod tests {
     }
 
     #[test]
-    fn counts_beyond_all_bounds_are_refused_with_the_most_there_can_be() {
+    fn excessive_counts_are_refused_with_the_limit() {
         let most = u64::MAX.to_string();
         for line in [
             "--expansion MOST",
@@ -419,7 +418,7 @@ mod tests {
     }
 
     #[test]
-    fn l1_has_the_coefficient_of_the_reference_and_no_frequency_penalty() {
+    fn l1_has_the_reference_coefficient_and_no_frequency_penalty() {
         let settings = resolve(&["--loss", "l1"]).unwrap();
         assert_eq!(settings.step.loss.penalty, Penalty::L1);
         assert_eq!(settings.step.loss.coefficient, 8e-5);
@@ -530,7 +529,7 @@ mod tests {
     }
 
     #[test]
-    fn only_the_length_and_the_evaluation_may_change_when_a_run_goes_on() {
+    fn only_length_and_evaluation_may_change_on_resume() {
         let run = resolve(&[]).unwrap();
         let longer = resolve(&["--steps", "100k", "--eval-rows", "5k"]).unwrap();
         assert_eq!(run.differences(&longer), Vec::<String>::new());

@@ -1,4 +1,4 @@
-//! Plain text tables.
+//! Plain-text tables.
 
 /// Rows of cells in columns two spaces apart, the first column to the left, the others to the right.
 pub(crate) fn columns(rows: &[Vec<String>]) -> String {

@@ -1,4 +1,4 @@
-//! The reading of files that come from elsewhere, for tests that try it with files of all kinds.
+//! Entry points that read untrusted files, for tests that feed them files of all kinds.
 
 use std::path::Path;
 

@@ -1,4 +1,4 @@
-//! `sae-trainer verify`: whether the files of runs, sweeps and autoencoders are what was written.
+//! `sae-trainer verify`: checks whether the files of runs, sweeps and autoencoders are as they were written.
 
 use std::fs;
 use std::path::{Path, PathBuf};
@@ -19,7 +19,7 @@ use crate::sweep::{SWEEP, SweepRecord};
 /// A file and what became of it.
 type Checked = (PathBuf, Condition);
 
-/// Says of every file whether it is sound, and returns the process' exit code: 0, or 1 if one is damaged.
+/// Reports the condition of every file, and returns the process' exit code: 0, or 1 if any is damaged.
 pub(crate) fn verify(arguments: &VerifyArguments) -> Result<u8> {
     let mut files = Vec::new();
     for folder in &arguments.folders {
@@ -66,7 +66,7 @@ fn as_json((path, condition): &Checked) -> Value {
     value
 }
 
-/// The files of whatever is in `folder`; none if that is nothing of ours.
+/// The files of whatever is in `folder`; none if it is not one of our folders.
 fn check(folder: &Path) -> Result<Vec<Checked>> {
     if folder.join(SWEEP).exists() {
         return sweep(folder);
@@ -165,7 +165,7 @@ fn gaps(folder: &Path, lines: &[Result<LoggedLine, DamagedLine>]) -> Vec<String>
     let newest = checkpoints(folder).ok().and_then(|mut all| all.pop());
     let at_checkpoint = newest.and_then(|(_, path)| checkpoint::logged_lines(&path).ok().flatten());
     let at_end = summary(folder).ok().flatten().and_then(|summary| summary.logged_lines);
-    // A log that was lengthened since is no damage: its summary is gone then.
+    // A log that has grown since is not damaged: its summary is gone then.
     let in_all = at_end.filter(|expected| *expected != lines.len() as u64);
     let gap = at_checkpoint.and_then(|(step, expected)| gap(lines, step, expected));
     gap.into_iter().chain(in_all.map(|expected| format!("{} lines of {expected}", lines.len()))).collect()

@@ -6,14 +6,14 @@
 //! | `.jsonl`, `.ndjson` | the string in the text column of one line |
 //! | `.parquet` | the string in the text column of one row |
 //! | `.bin`, `.npy` `[n]` | the tokens between two BOS tokens |
-//! | `.npy` `[contexts, T]` | a context that is ready and taken as it is |
+//! | `.npy` `[contexts, T]` | a ready-made context, used as it is |
 //!
-//! `.txt`, `.jsonl` and `.ndjson` may be compressed with gzip (`.gz`) or Zstandard (`.zst`); standard input
-//! may be any of these three, told from its first bytes.
+//! `.txt`, `.jsonl` and `.ndjson` may be compressed with gzip (`.gz`) or Zstandard (`.zst`). Standard input may be any of
+//! these three; its first bytes tell which.
 //!
-//! What cannot be read is a document too, one whose content is [`Content::Damaged`], so that who reads on and
-//! who stops is decided in one place. Only what the command got wrong (a column that is not there, tokens of
-//! another model) and what the system refuses is an error.
+//! Unreadable input is also a document, with the content [`Content::Damaged`], so that one place decides whether to go on
+//! or to stop. Only a mistake in the command (a missing column, tokens of another model) or a refusal by the operating
+//! system is an error.
 
 mod lines;
 mod npy;
@@ -37,7 +37,7 @@ pub(crate) const LONGEST: usize = 256 << 20;
 /// Bytes of a text file that are in memory at once.
 const PART: usize = 16 << 20;
 
-/// The name that standard input has among the files.
+/// The name that stands for standard input among the files.
 pub(crate) const STANDARD_INPUT: &str = "-";
 
 /// The documents of one file, in its order.
@@ -79,7 +79,7 @@ pub(crate) enum Content {
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub(crate) struct Damage {
     pub(crate) kind: DamageKind,
-    /// What was found, for the one who looks into it.
+    /// What was found, in words.
     pub(crate) what: String,
     /// Documents lost.
     pub(crate) documents: u64,
@@ -154,7 +154,7 @@ impl Document {
     }
 }
 
-/// How standard input or a `.bin` file is to be read, where the file does not tell.
+/// The format of standard input or of a `.bin` file, which the file itself does not tell.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum)]
 pub(crate) enum InputFormat {
     /// One document
@@ -167,14 +167,14 @@ pub(crate) enum InputFormat {
     U32,
 }
 
-/// What the reading of files depends on besides the files.
+/// How files are read.
 #[derive(Debug, Clone)]
 pub(crate) struct ReadOptions {
-    /// Name of the text in JSON lines and parquet.
+    /// Key or column that holds the text in JSON lines and parquet.
     pub(crate) column: String,
     /// How to read what does not tell.
     pub(crate) format: Option<InputFormat>,
-    /// Tokens of the model: those in token files are smaller.
+    /// The model's vocabulary size: every token in a token file must be smaller.
     pub(crate) vocabulary: usize,
     /// Tokens of a context.
     pub(crate) context: usize,
@@ -260,7 +260,7 @@ pub(crate) fn open_stream(input: impl Read + Send + 'static, options: &ReadOptio
     }
 }
 
-/// Whether an error is the system's (a disk that fails, a file that went away) and not the data's.
+/// Whether the system is at fault (a failing disk, a missing file) and not the data.
 fn is_system_error(error: &std::io::Error) -> bool {
     error.raw_os_error().is_some()
 }

@@ -1,4 +1,4 @@
-//! The sound files that a target damages one of.
+//! The sound files, of which a target damages one.
 
 use std::collections::BTreeMap;
 use std::fs;

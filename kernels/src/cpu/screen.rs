@@ -1,20 +1,20 @@
-//! Screening: an integer product that rules out most pairs (row, feature) before the exact one.
+//! Screening: an integer product that rules out most pairs (row, feature) before the exact product.
 //!
-//! z = x·w + b is split at the batch's mean m, scaled column by column and turned by an orthogonal matrix R,
+//! z = x·w + b is split at the batch's mean m, scaled column by column and rotated by an orthogonal matrix R,
 //! x' = R (x − m)/c, w' = R (c·w), so that z = x'·w' + (m·w + b). Rows and weights are rounded to integers times a step of
 //! their own, x' ≈ x_q, w' ≈ w_q; then
 //!
 //! ```text
-//! |x'·w' − x_q·w_q| ≤ ‖x' − x_q‖·‖w'‖ + ‖x_q‖·‖w' − w_q‖        (Cauchy–Schwarz, residuals as they are)
+//! |x'·w' − x_q·w_q| ≤ ‖x' − x_q‖·‖w'‖ + ‖x_q‖·‖w' − w_q‖        (Cauchy–Schwarz, with the actual residuals)
 //! ```
 //!
 //! and only pairs with x_q·w_q + (m·w + b) + that bound + the float32 rounding bounds > 0 can be active. They
-//! are [computed again](recheck) in float32 from x and w. So the set of active pairs is that of the plain product bit
-//! for bit, and values differ by rounding alone.
+//! are [recomputed](recheck) in float32 from x and w. So the set of active pairs is that of the plain product, bit for bit,
+//! and values differ only by rounding.
 //!
-//! Two grids of integers are at hand ([`Grid`]): 8 bits take less time for the product and leave more pairs to be
-//! computed again, 16 bits leave hardly more than the active ones. Which is better depends on how sparse the
-//! activations are, so it is tried on the first rows of each batch.
+//! Two grids of integers are available ([`Grid`]). The 8-bit product is faster and leaves more pairs to recompute; the
+//! 16-bit product leaves hardly more than the active ones. Which is better depends on how sparse the activations are, so
+//! both are tried on the first rows of each batch.
 
 #[cfg(target_arch = "x86_64")]
 mod avx512;

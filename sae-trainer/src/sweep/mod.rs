@@ -143,7 +143,7 @@ fn point_plan(
     Plan::new(&TrainArguments { settings, run }, line.join(" "))
 }
 
-/// An error unless all points train on the same batches for the same time. The command line sees to it; a folder may
+/// An error unless all points train on the same batches for the same time. The command line ensures that; a folder may
 /// have been put together by hand.
 fn check_common(plans: &[Plan]) -> Result<()> {
     let first = plans[0].settings();

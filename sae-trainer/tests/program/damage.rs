@@ -1,4 +1,4 @@
-//! Files of a run that are not what was written, and folders that somebody else has changed.
+//! Files of a run that changed after they were written, and folders that somebody else modified.
 
 use std::fs;
 use std::path::{Path, PathBuf};
@@ -56,7 +56,7 @@ fn without_a_sound_checkpoint_a_run_does_not_go_on() {
     let before = place.files("run");
     let told = place.fail("--resume --out run --steps 60");
     assert!(told.contains("step-00000040") && told.contains("step-00000020"), "{told}");
-    assert!(told.contains("There is no checkpoint to go on from"), "{told}");
+    assert!(told.contains("There is no checkpoint to continue from"), "{told}");
     assert_eq!(place.files("run"), before);
 }
 

@@ -1,4 +1,4 @@
-//! Small stores, and the program's runs on them.
+//! Small stores, and runs of the program on them.
 
 use std::path::{Path, PathBuf};
 use std::process::{Child, Command, Output, Stdio};

@@ -1,4 +1,4 @@
-//! What a finished store says it consists of: its manifest and journal, checked and taken apart.
+//! What a finished store consists of: its manifest and journal, checked and parsed.
 
 use std::fs;
 use std::path::{Path, PathBuf};

@@ -1,7 +1,7 @@
-//! The journal of what is safely on the disk, and the manifest of the small files.
+//! The journal, which records what is safely on disk, and the manifest of the small files.
 //!
-//! Both are made of lines: eight hexadecimal digits (the crc32c of what follows), a space, a JSON object, a
-//! newline. A line that was torn by a crash, or damaged, fails its own checksum.
+//! Both consist of lines: eight hexadecimal digits (the crc32c of what follows), a space, a JSON object, a newline. A line
+//! that was torn by a crash, or damaged, fails its own checksum.
 
 use std::path::Path;
 

@@ -1,9 +1,8 @@
-//! The activation store: the rows of one hook point of one language model over one text, written once and
-//! read by many training runs.
+//! The activation store: the rows of one hook point of one language model over one text, written once and read by many
+//! training runs.
 //!
-//! A store is a folder and a valid Zarr v3 group; `docs/store-format.md` specifies it byte by byte.
-//! [`StoreWriter`] makes one, [`Store`] reads rows of it, [`BatchStream`] feeds a training run with shuffled
-//! batches of one or several.
+//! A store is a folder and a valid Zarr v3 group; `docs/store-format.md` specifies it byte by byte. [`StoreWriter`] writes
+//! one, [`Store`] reads its rows, and [`BatchStream`] feeds a training run with shuffled batches from one or several.
 
 mod catalog;
 mod codec;
@@ -41,3 +40,8 @@ pub use writer::{StoreWriter, WriteProgress, WriterOptions, estimated_bytes};
 
 /// The 16-bit types of [`BatchElement`].
 pub use half::{bf16, f16};
+
+/// The examples of the README, run as tests.
+#[cfg(doctest)]
+#[doc = include_str!("../README.md")]
+struct ReadmeExamples;

@@ -165,6 +165,6 @@ pub(crate) fn parse_attributes(dir: &Path, text: &[u8]) -> Result<Attributes> {
     attributes
         .specification
         .validate()
-        .map_err(|error| StoreError::damaged(&path, format!("its specification cannot be: {error}")))?;
+        .map_err(|error| StoreError::damaged(&path, format!("its specification is impossible: {error}")))?;
     Ok(attributes)
 }

@@ -1,4 +1,4 @@
-//! What is in a store's folder before writing begins.
+//! What a store's folder contains before writing begins.
 
 use std::collections::BTreeMap;
 use std::fs::{self, File};
@@ -85,25 +85,25 @@ pub(crate) struct Resumption {
     pub(crate) activation_bytes: u64,
     /// Bytes of the finished shards.
     pub(crate) shard_bytes: u64,
-    /// What was found damaged: one sentence for each file. The dump goes on in front of it.
+    /// What was damaged: one sentence for each file. The dump resumes before it.
     pub(crate) damage: Vec<String>,
 }
 
-/// How closely the files of finished windows are looked at.
+/// How closely the files of finished windows are checked.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(crate) enum Look {
-    /// Whether they are there, in the size that the journal records.
+    /// Whether they exist, with the size that the journal records.
     Sizes,
-    /// At every byte.
+    /// Every byte.
     Bytes,
 }
 
 impl Resumption {
-    /// Reads the journal, and finds the end of the last window up to which every file is sound: going on from there gives
+    /// Reads the journal, and finds the end of the last window up to which every file is sound. Resuming from there gives
     /// the same bytes as a dump that was never interrupted. Changes nothing on disk.
     ///
     /// # Errors
-    /// What the system refuses. Damage is none, since it can be mended by running the model again.
+    /// Errors of the operating system. Damage is not an error, since running the model again repairs it.
     pub(crate) fn read(dir: &Path, spec: &StoreSpec, look: Look) -> Result<Self> {
         let path = dir.join(JOURNAL);
         let bytes = match fs::read(&path) {
@@ -173,7 +173,7 @@ fn tail_tokens(dir: &Path, spec: &StoreSpec, contexts: u64) -> Result<Vec<u32>> 
 /// What a journal records.
 struct Recorded {
     shards: Vec<ShardRecord>,
-    /// The windows that a dump can go on from.
+    /// The windows that a dump can resume from.
     windows: Vec<RecordedWindow>,
     damage: Vec<String>,
 }
@@ -185,7 +185,7 @@ struct RecordedWindow {
     shards: usize,
     /// Contexts of this and all earlier windows.
     contexts: u64,
-    /// Chunks of tokens that were written in it, and in windows after the one before it that cannot be gone on from.
+    /// Token chunks written in it, and in the windows since the last one that a dump can resume from.
     tokens: Vec<TokenFile>,
 }
 

@@ -1,4 +1,4 @@
-//! Reading every byte of a store and naming what is damaged.
+//! Reads every byte of a store and names what is damaged.
 
 use std::collections::BTreeMap;
 use std::fs;
@@ -45,11 +45,11 @@ struct Recorded {
     shard: Option<(usize, usize, usize)>,
 }
 
-/// Reads every byte of the store in `dir` and holds it against the recorded checksums; `progress` is called with the
+/// Checks every byte of the store in `dir` against the recorded checksums; `progress` is called with the
 /// bytes read so far, from several threads.
 ///
 /// # Errors
-/// Only if there is no finished store at all; damage is no error but a [`Problem`].
+/// Only if there is no finished store. Damage is not an error but a [`Problem`].
 pub fn verify(dir: &Path, progress: &(dyn Fn(u64) + Sync)) -> Result<VerifyReport> {
     let attributes = catalog::read_attributes(dir);
     let manifest = catalog::read_manifest(dir);

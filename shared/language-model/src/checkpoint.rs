@@ -1,4 +1,4 @@
-//! A model folder: its configuration and where each tensor's bytes lie.
+//! A model folder: its configuration, and where each tensor's bytes lie.
 
 use std::collections::HashMap;
 use std::fs::File;

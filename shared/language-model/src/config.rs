@@ -1,4 +1,4 @@
-//! What `config.json` says about a model, for every supported family in the same words.
+//! What `config.json` says about a model, in the same terms for every supported family.
 
 use crate::{Family, Rope};
 

@@ -1,4 +1,4 @@
-//! The families of models.
+//! The model families.
 
 /// A line of models that share one graph.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]

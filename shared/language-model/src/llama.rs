@@ -123,7 +123,7 @@ fn embed(g: &mut Graph<'_>, config: &ModelConfig, prefix: &str) -> Result<Value,
     Ok(g.rows(&tokens, config.d_model))
 }
 
-/// One block; returns the residual stream behind it.
+/// One block; returns the residual stream after it.
 fn block(
     g: &mut Graph<'_>,
     config: &ModelConfig,

@@ -1,4 +1,4 @@
-//! A model's prefix, running: token ids in, activations out.
+//! A running model prefix: token ids in, activations out.
 
 use std::borrow::Cow;
 use std::path::Path;
@@ -17,13 +17,13 @@ use half::f16;
 /// Where a model runs.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub enum Device {
-    /// On CUDA if there are a device and a provider for it, else on the CPU. When both are there
-    /// and CUDA fails all the same, that is an error, not a silent fall-back.
+    /// On CUDA if there are a device and a provider for it, else on the CPU. If both exist
+    /// and CUDA still fails, that is an error, not a silent fall-back.
     #[default]
     Auto,
     /// On the CPU.
     Cpu,
-    /// On the first CUDA device; an error where there is none.
+    /// On the first CUDA device; an error if there is none.
     Cuda,
 }
 
@@ -57,7 +57,7 @@ pub struct PrefixModel {
     work: Work,
 }
 
-/// What one [`PrefixModel::run`] computed. The value can be sent to another thread and outlives the model.
+/// The results of one [`PrefixModel::run`]. The value can be sent to another thread and outlives the model.
 #[derive(Debug)]
 pub struct Activations {
     hooks: Vec<Rows>,
@@ -242,7 +242,7 @@ impl PrefixModel {
 
     /// How many contexts of `length` tokens to give to one [`PrefixModel::run`]. On the CPU 8: batches of 4
     /// to 16 are as fast as any. On CUDA 65,536 tokens, which keep any device busy, or what half of the free
-    /// memory takes if that is less. What a file is fixed to goes before.
+    /// memory takes if that is less. A file's fixed size overrides this.
     pub fn suggested_contexts(&self, length: usize) -> usize {
         match (self.limits.contexts, self.cuda) {
             (Some(fixed), _) => fixed,
@@ -254,7 +254,7 @@ impl PrefixModel {
     }
 
     /// Runs the model on `contexts` contexts of `length` tokens each; `ids` is row-major
-    /// `[contexts, length]`. Contexts do not see each other, a token sees those before it. Threads can
+    /// `[contexts, length]`. Contexts are independent of each other, and a token sees those before it. Threads can
     /// call this at the same time; more than [`PrefixModel::lanes`] of them wait for each other.
     ///
     /// # Errors
@@ -427,7 +427,7 @@ mod tests {
     }
 
     #[test]
-    fn weights_are_not_copied_but_found_in_the_checkpoint_s_files() {
+    fn weights_are_mapped_from_the_checkpoints_files() {
         for name in ["gpt2", "gpt2-bare-f16-shards", "llama-bf16-rope-scaled"] {
             let (checkpoint, graph) = graph_of(name, &[HookPoint { layer: 1, site: Site::ResidPost }]);
             for tensor in graph.initializer.iter().filter(|tensor| tensor.data_location == EXTERNAL) {

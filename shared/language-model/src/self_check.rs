@@ -1,4 +1,4 @@
-//! Does a model on a device compute what the same model computes on the CPU?
+//! Checks whether a model on a device computes what the same model computes on the CPU.
 
 use crate::{Error, Precision, PrefixModel};
 
@@ -85,7 +85,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn a_row_s_difference_is_relative_to_its_norm_but_not_below_the_median_s() {
+    fn differences_are_relative_to_the_norm_or_the_median_norm() {
         let expected = [3.0, 4.0, 0.0, 0.01, 300.0, 400.0];
         let mut found = expected;
         found[4] += 5.0; // of 500

@@ -134,7 +134,7 @@ impl Columns {
         };
         let partial: Vec<_> = input.x.par_chunks(64 * width).map(moments).collect();
         let count = (input.x.len() / width) as f64;
-        // Every so manieth weight row is enough to see how large each column's weights are.
+        // A sample of the weight rows is enough to see how large each column's weights are.
         let stride = (input.bias.len() / 128).max(1);
         let sample = input.weights.chunks_exact(width).step_by(stride);
         let mut weight_squares = vec![0.0f64; width];

@@ -1,7 +1,7 @@
-//! Computing candidates again in float32.
+//! Recomputes candidates in float32.
 //!
-//! The float32 sum in the plain tile's order decides whether a pair is active: where the sum formed here, in an order
-//! that takes less time, is too near 0 to tell, it is formed in that order as well.
+//! The float32 sum in the plain tile's order decides whether a pair is active. The sum here is formed in a faster order;
+//! where it is too near 0 to tell, it is formed in the plain order as well.
 
 use std::ops::Range;
 

@@ -17,7 +17,7 @@ pub(super) struct Strip<'a> {
     pub(super) weights: &'a [u32],
     /// The features' shares of the bound.
     pub(super) bound: &'a TileBound,
-    /// Numbers that are read soon, to be asked for meanwhile.
+    /// Numbers that are read soon, to be prefetched.
     pub(super) coming: &'a [f32],
 }
 

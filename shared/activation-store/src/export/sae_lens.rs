@@ -1,4 +1,4 @@
-//! The folder that SAELens reads cached activations from: what `datasets.Dataset.save_to_disk` writes.
+//! The folder of cached activations that SAELens reads: what `datasets.Dataset.save_to_disk` writes.
 
 use std::collections::HashMap;
 use std::fs::{self, File};

@@ -1,4 +1,4 @@
-//! The thread that puts encoded shards on the disk, and the last files of a store.
+//! The thread that writes encoded shards to disk, and the files that complete a store.
 
 use std::collections::BTreeMap;
 use std::fs::{self, File};

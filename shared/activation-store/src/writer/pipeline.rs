@@ -1,4 +1,4 @@
-//! The two threads behind a writer and the buffers that go round between them.
+//! The two threads behind a writer, and the buffers that circulate between them.
 
 use std::path::Path;
 use std::sync::mpsc::{self, Receiver, Sender};
@@ -106,7 +106,7 @@ pub(super) fn lock(failure: &Failure) -> MutexGuard<'_, Option<StoreError>> {
     failure.lock().unwrap_or_else(PoisonError::into_inner)
 }
 
-/// Row buffers that go round between the writer and the compressing threads.
+/// Row buffers that circulate between the writer and the compressing threads.
 #[derive(Debug)]
 pub(super) struct RowPool {
     free: Vec<RowBits>,
@@ -118,7 +118,7 @@ pub(super) struct RowPool {
 }
 
 impl RowPool {
-    /// A buffer; waits for one if all are in use; `None` if none will ever come back.
+    /// A buffer. Waits for one if all are in use; `None` if none will ever come back.
     pub(super) fn take(&mut self) -> Option<RowBits> {
         if self.free.is_empty() {
             self.free.extend(self.returned.try_iter().flatten());
