@@ -6,12 +6,12 @@ use sae::{Sae, Weights};
 use serde_json::json;
 use terminal::foreign_path;
 
-use crate::arguments::BenchArguments;
+use crate::command::arguments::BenchArguments;
 use crate::engine::{
     self, Adam, BenchReport, Bound, CpuOptions, DecoderNorm, FrequencyPenalty, LossSpec, Mse, Penalty,
     StepSpec,
 };
-use crate::table;
+use crate::report::table;
 
 /// Times a step of the reference loss (approx-l0, min-sparsity, centered MSE, unit norm) and prints its parts.
 pub(crate) fn bench(arguments: &BenchArguments) -> Result<()> {

@@ -12,17 +12,17 @@ use activation_store::Store;
 use anyhow::{Context, Result, ensure};
 use terminal::{Interrupt, foreign_path};
 
-use crate::announce;
-use crate::arguments::{RunArguments, TrainArguments};
-use crate::batches::Batches;
-use crate::compute::Compute;
+use crate::command::arguments::{RunArguments, TrainArguments};
+use crate::command::settings::Settings;
+use crate::engine::compute::Compute;
 use crate::engine::{Engine, EngineError};
-use crate::evaluation::{evaluate, stream_options};
-use crate::plan::Plan;
-use crate::progress::Progress;
-use crate::record::Summary;
-use crate::run::{ReadyRun, Run};
-use crate::settings::Settings;
+use crate::evaluate::{evaluate, stream_options};
+use crate::report::announce;
+use crate::report::progress::Progress;
+use crate::runs::batches::Batches;
+use crate::runs::plan::Plan;
+use crate::runs::record::Summary;
+use crate::runs::run::{ReadyRun, Run};
 use crate::sweep::SweepFolder;
 
 /// Trains one run, and returns the process' exit code: 0, or 130 after Ctrl-C.

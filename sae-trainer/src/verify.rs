@@ -8,13 +8,13 @@ use durable_files::{Condition, check_folder, check_seal};
 use serde_json::{Value, json};
 use terminal::foreign_path;
 
-use crate::arguments::VerifyArguments;
-use crate::checkpoint;
-use crate::run_folder::{
-    CONFIG, DamagedLine, LoggedLine, METRICS, RunConfig, SAE, SUMMARY, checkpoint_folders, checkpoints, gap,
-    is_empty, logged_lines, summary,
+use crate::command::arguments::VerifyArguments;
+use crate::runs::checkpoint;
+use crate::runs::folder::{
+    CONFIG, DamagedLine, LoggedLine, METRICS, RunConfig, SAE, SUMMARY, SWEEP, checkpoint_folders,
+    checkpoints, gap, is_empty, logged_lines, summary,
 };
-use crate::sweep::{SWEEP, SweepRecord};
+use crate::sweep::SweepRecord;
 
 /// A file and what became of it.
 type Checked = (PathBuf, Condition);

@@ -8,11 +8,11 @@ use anyhow::{Result, bail};
 use human_units::format_count;
 use terminal::{foreign, foreign_path};
 
-use crate::arguments::CompareArguments;
-use crate::record::Summary;
-use crate::run_folder::{RunConfig, summary};
-use crate::sweep::{PointState, SWEEP, SweepRecord};
-use crate::table::{columns, grouped, number, share};
+use crate::command::arguments::CompareArguments;
+use crate::report::table::{columns, grouped, number, share};
+use crate::runs::folder::{RunConfig, SWEEP, summary};
+use crate::runs::record::Summary;
+use crate::sweep::{PointState, SweepRecord};
 
 /// Prints the table of the runs, or their summaries as JSON; plots them if asked to.
 pub(crate) fn compare(arguments: &CompareArguments) -> Result<()> {

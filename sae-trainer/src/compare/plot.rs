@@ -12,9 +12,9 @@ use plotters::style::text_anchor::{HPos, Pos, VPos};
 use terminal::foreign_path;
 
 use super::penalty;
-use crate::record::Summary;
-use crate::run_folder::{LoggedStep, logged_steps};
-use crate::table::{number, share};
+use crate::report::table::{number, share};
+use crate::runs::folder::{LoggedStep, logged_steps};
+use crate::runs::record::Summary;
 
 /// Sizes in pixels: the picture's width, the height of the four panels together, and that of a line of the legend.
 const WIDTH: u32 = 1280;

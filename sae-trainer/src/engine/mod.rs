@@ -2,6 +2,7 @@
 //! above it (schedule, logging, checkpoints, resume) is written once.
 
 mod bench;
+pub(crate) mod compute;
 mod cpu;
 mod device;
 mod rows;

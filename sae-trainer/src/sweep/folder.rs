@@ -15,12 +15,11 @@ use serde::{Deserialize, Serialize};
 use terminal::foreign_path;
 
 use super::grid::Point;
-use crate::arguments::SettingArguments;
-use crate::record::Summary;
-use crate::run_folder::{CONFIG, RunConfig, is_empty, lock, program, read_json};
+use crate::command::arguments::SettingArguments;
+use crate::runs::folder::{CONFIG, RunConfig, SWEEP, is_empty, lock, program, read_json};
+use crate::runs::record::Summary;
 
 const FORMAT: u32 = 1;
-pub(crate) const SWEEP: &str = "sweep.json";
 
 /// `sweep.json`.
 #[derive(Debug, Clone, Serialize, Deserialize)]

@@ -11,8 +11,8 @@ use clap::error::{Error, ErrorKind};
 use clap::{Arg, ArgAction, ArgMatches, Args, Command, FromArgMatches, Parser};
 use terminal::foreign_path;
 
-use crate::arguments::{CommandLine, RunArguments, SettingArguments, TrainArguments};
-use crate::settings::flags_without_effect;
+use crate::command::arguments::{RunArguments, SettingArguments, TrainArguments};
+use crate::command::settings::flags_without_effect;
 
 /// More points than anyone trains at once are a mistake.
 const MOST_POINTS: usize = 1000;
@@ -294,13 +294,20 @@ fn read(words: &[OsString]) -> Result<SettingArguments> {
         return Ok(SettingArguments::default());
     }
     let line = [OsString::from("sae-trainer")].into_iter().chain(words.iter().cloned());
-    Ok(CommandLine::try_parse_from(line)?.train.settings)
+    Ok(Alone::try_parse_from(line)?.train.settings)
+}
+
+/// The command line of a run without subcommands.
+#[derive(Debug, Parser)]
+struct Alone {
+    #[command(flatten)]
+    train: TrainArguments,
 }
 
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::arguments::Command as Subcommand;
+    use crate::command::line::{Command as Subcommand, CommandLine};
 
     fn grid(line: &str) -> Grid {
         let words = ["sae-trainer", "sweep"].into_iter().chain(line.split_whitespace());

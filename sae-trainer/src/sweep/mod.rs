@@ -8,16 +8,16 @@ use std::path::{Path, PathBuf};
 use anyhow::{Context, Result, bail, ensure};
 use terminal::{Interrupt, foreign_path};
 
-pub(crate) use folder::{PointState, SWEEP, SweepFolder, SweepRecord};
+pub(crate) use folder::{PointState, SweepFolder, SweepRecord};
 use grid::Grid;
 pub(crate) use grid::SweepArguments;
 
-use crate::announce;
-use crate::arguments::{RunArguments, SettingArguments, TrainArguments};
+use crate::command::arguments::{RunArguments, SettingArguments, TrainArguments};
+use crate::command::default_store::default_store;
 use crate::compare;
-use crate::default_store::default_store;
-use crate::plan::{Plan, check_space, merge};
-use crate::run_folder::RunConfig;
+use crate::report::announce;
+use crate::runs::folder::RunConfig;
+use crate::runs::plan::{Plan, check_space, merge};
 use crate::train::{End, Ready};
 
 /// Trains the points of a sweep, and returns the process' exit code: 0, 1 if a point diverged, or 130 after Ctrl-C.

@@ -25,15 +25,16 @@ use serde::{Deserialize, Serialize};
 use serde_json::Value;
 use terminal::foreign_path;
 
-use crate::arguments::SettingArguments;
-use crate::checkpoint;
+use crate::command::arguments::SettingArguments;
+use crate::command::settings::Settings;
 use crate::engine::EngineState;
-use crate::record::{Summary, number};
-use crate::settings::Settings;
-use crate::sweep::SWEEP;
+use crate::runs::checkpoint;
+use crate::runs::record::{Summary, number};
 
 const FORMAT: u32 = 1;
 pub(crate) const CONFIG: &str = "config.json";
+/// What makes a folder a sweep: its points are runs in folders below.
+pub(crate) const SWEEP: &str = "sweep.json";
 pub(crate) const METRICS: &str = "metrics.jsonl";
 const CHECKPOINTS: &str = "checkpoints";
 pub(crate) const SUMMARY: &str = "summary.json";

@@ -8,14 +8,14 @@ use anyhow::Result;
 use human_units::{format_count, format_duration};
 use terminal::{foreign, foreign_path};
 
-use crate::batches::Batches;
-use crate::compute::Compute;
+use crate::command::settings::{Revive, Settings};
 use crate::engine::Penalty;
-use crate::plan::Plan;
-use crate::record::Summary;
-use crate::run_folder::program;
-use crate::settings::{Revive, Settings};
-use crate::table::{columns, grouped, number, pairs, share};
+use crate::engine::compute::Compute;
+use crate::report::table::{columns, grouped, number, pairs, share};
+use crate::runs::batches::Batches;
+use crate::runs::folder::program;
+use crate::runs::plan::Plan;
+use crate::runs::record::Summary;
 
 /// Prints what will be trained, on which data and on which hardware.
 pub(crate) fn settings(plan: &Plan, batches: &Batches, compute: &Compute) -> Result<()> {
@@ -245,7 +245,7 @@ mod tests {
 
     fn described(words: &[&str]) -> String {
         let line = ["sae-trainer", "--store", "s"].iter().chain(words);
-        let arguments = crate::arguments::CommandLine::try_parse_from(line).unwrap().train.settings;
+        let arguments = crate::command::line::CommandLine::try_parse_from(line).unwrap().train.settings;
         loss(&Settings::resolve(&arguments, 768, None).unwrap())
     }
 

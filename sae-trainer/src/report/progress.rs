@@ -6,8 +6,8 @@ use std::time::{Duration, Instant};
 use human_units::{format_count, format_duration};
 use indicatif::{ProgressBar, ProgressDrawTarget, ProgressStyle};
 
-use crate::run::{Latest, Run};
-use crate::table::{grouped, number, share};
+use crate::report::table::{grouped, number, share};
+use crate::runs::run::{Latest, Run};
 
 /// The least time between two lines without a terminal, however often steps are logged…
 const SHORTEST: Duration = Duration::from_secs(1);

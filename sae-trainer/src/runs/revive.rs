@@ -16,8 +16,8 @@ use rand_chacha::ChaCha8Rng;
 use rand_chacha::rand_core::{Rng, SeedableRng};
 use serde::Serialize;
 
+use crate::command::settings::Settings;
 use crate::engine::{EngineState, Mse};
-use crate::settings::Settings;
 
 /// The encoder row of a revived feature, as a share of the live features' mean norm.
 const ENCODER_SHARE: f64 = 0.2;
@@ -134,7 +134,7 @@ mod tests {
     use clap::Parser;
 
     use super::*;
-    use crate::arguments::CommandLine;
+    use crate::command::line::CommandLine;
     use crate::engine::Parameters;
 
     const WIDTH: usize = 2;

@@ -8,7 +8,7 @@
 use anyhow::{Context, Result, bail, ensure};
 use serde::{Deserialize, Serialize};
 
-use crate::arguments::{
+use crate::command::arguments::{
     DecoderBias, DecoderNormChoice, LossArguments, MseChoice, PenaltyChoice, PrecisionChoice, ReviveChoice,
     SettingArguments,
 };
@@ -66,7 +66,7 @@ pub(crate) enum Revive {
     /// Nothing.
     #[default]
     None,
-    /// They get new weights, see [`crate::revive`].
+    /// They get new weights, see [`crate::runs::revive`].
     Resample {
         /// Steps between two times.
         every: u64,
@@ -339,7 +339,7 @@ mod tests {
     use clap::Parser;
 
     use super::*;
-    use crate::arguments::CommandLine;
+    use crate::command::line::CommandLine;
 
     fn arguments(words: &[&str]) -> SettingArguments {
         let line = ["sae-trainer", "--store", "s"].iter().chain(words);
@@ -396,7 +396,7 @@ mod tests {
             let words: Vec<String> = line.split(' ').map(|word| word.replace("MOST", &most)).collect();
             let settings = resolve(&words.iter().map(|word| &**word).collect::<Vec<_>>());
             if let Ok(settings) = settings {
-                let _ = (settings.dead_steps(), crate::schedule::at(&settings, settings.steps - 1));
+                let _ = (settings.dead_steps(), crate::runs::schedule::at(&settings, settings.steps - 1));
             }
         }
     }

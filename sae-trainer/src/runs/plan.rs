@@ -10,11 +10,11 @@ use sae::Sae;
 use serde_json::{Map, Value};
 use terminal::foreign_path;
 
-use crate::arguments::{SettingArguments, TrainArguments};
-use crate::checkpoint;
-use crate::default_store::default_store;
-use crate::run_folder::{RunConfig, RunFolder, checkpoints};
-use crate::settings::{Initial, Settings};
+use crate::command::arguments::{SettingArguments, TrainArguments};
+use crate::command::default_store::default_store;
+use crate::command::settings::{Initial, Settings};
+use crate::runs::checkpoint;
+use crate::runs::folder::{RunConfig, RunFolder, checkpoints};
 
 /// A run that can start.
 #[derive(Debug)]
@@ -216,7 +216,7 @@ mod tests {
     use clap::Parser;
 
     use super::*;
-    use crate::arguments::CommandLine;
+    use crate::command::line::CommandLine;
 
     fn arguments(words: &[&str]) -> SettingArguments {
         CommandLine::try_parse_from(["sae-trainer"].iter().chain(words)).unwrap().train.settings

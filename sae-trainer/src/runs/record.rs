@@ -5,8 +5,8 @@
 
 use serde::{Deserialize, Deserializer, Serialize};
 
+use crate::command::settings::Settings;
 use crate::engine::{Engine, EngineError, EvalStats, Path, Schedule, StepStats};
-use crate::settings::Settings;
 
 /// Keeps the logarithm of a frequency finite: log10(s + 1e-10), -10 marks a feature that never fires.
 pub(crate) const FREQUENCY_FLOOR: f64 = 1e-10;
@@ -288,7 +288,7 @@ mod tests {
     fn dead_means_silent_in_the_window_or_since_the_start() {
         use clap::Parser;
         let line = ["sae-trainer", "--batch", "10", "--dead-rows", "30"];
-        let arguments = crate::arguments::CommandLine::try_parse_from(line).unwrap().train.settings;
+        let arguments = crate::command::line::CommandLine::try_parse_from(line).unwrap().train.settings;
         let settings = Settings::resolve(&arguments, 4, None).unwrap();
         // After 2 steps: one fired now, one in the first step, one never.
         assert_eq!(dead_features(&settings, 2, &[0, 1, 2]), 1);

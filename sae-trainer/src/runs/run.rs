@@ -7,19 +7,19 @@ use anyhow::{Context, Result, bail};
 use sae::{Sae, Weights};
 use terminal::foreign_path;
 
-use crate::arguments::{DecoderBias, RunArguments};
-use crate::batches::Batches;
-use crate::checkpoint;
-use crate::compute::Compute;
-use crate::decoder_bias;
+use crate::command::arguments::{DecoderBias, RunArguments};
+use crate::command::settings::{Revive, Settings};
+use crate::engine::compute::Compute;
 use crate::engine::{Engine, EngineError, EngineState, EvalStats, Rows, StepStats};
-use crate::plan::Plan;
-use crate::record::{EvaluationRecord, Session, StepRecord, Summary, Timing, log10_frequency};
-use crate::revive;
-use crate::run_folder::{RunFolder, checkpoints, program};
-use crate::sae_config;
-use crate::schedule;
-use crate::settings::{Revive, Settings};
+use crate::runs::batches::Batches;
+use crate::runs::checkpoint;
+use crate::runs::decoder_bias;
+use crate::runs::folder::{RunFolder, checkpoints, program};
+use crate::runs::plan::Plan;
+use crate::runs::record::{EvaluationRecord, Session, StepRecord, Summary, Timing, log10_frequency};
+use crate::runs::revive;
+use crate::runs::sae_config;
+use crate::runs::schedule;
 
 /// A run whose engine is ready, and whose folder is not yet touched.
 pub(crate) struct ReadyRun {

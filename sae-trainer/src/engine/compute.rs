@@ -6,12 +6,12 @@ use kernels::cuda::cuda_device::{CudaDevice, CudaOptions};
 use kernels::cuda::device::Device;
 use sae::Weights;
 
-use crate::arguments::{DeviceChoice, PrecisionChoice};
+use crate::command::arguments::{DeviceChoice, PrecisionChoice};
+use crate::command::settings::Settings;
 use crate::engine::{
     CpuEngine, CpuOptions, CpuThreads, CudaEngine, DeviceOptions, Engine, Precision, Search, SharedDevice,
     StepSpec, device_memory,
 };
-use crate::settings::Settings;
 
 /// What computes the steps of a run, or of all runs of a sweep.
 pub(crate) enum Compute {

@@ -5,8 +5,8 @@ use std::collections::BTreeMap;
 use activation_store::Store;
 use sae::{Config, Metadata};
 
-use crate::run_folder::program;
-use crate::settings::Settings;
+use crate::command::settings::Settings;
+use crate::runs::folder::program;
 
 /// The configuration of an autoencoder trained with `settings` on `tokens` rows of `stores`.
 pub(crate) fn config(settings: &Settings, stores: &[Store], tokens: u64) -> Config {

@@ -4,9 +4,9 @@ use activation_store::{BatchStream, Store, StreamOptions};
 use anyhow::Result;
 use terminal::Interrupt;
 
+use crate::command::settings::Settings;
 use crate::engine::{Engine, EvalStats};
-use crate::progress;
-use crate::settings::Settings;
+use crate::report::progress;
 
 /// The order of evaluation is the same for every run on a store, whatever its seed.
 const SEED: u64 = 0x6576_616c;

@@ -1,7 +1,7 @@
 //! Learning rate, coefficient and epsilon as functions of the step.
 
+use crate::command::settings::Settings;
 use crate::engine::Schedule;
-use crate::settings::Settings;
 
 /// The schedule of `step`, counted from 0: warm-ups are min(1, (step+1)/N), the decay reaches its lowest
 /// value above 0 in the last step.
@@ -30,7 +30,7 @@ mod tests {
 
     fn settings(words: &[&str]) -> Settings {
         let line = ["sae-trainer", "--lr", "0.5"].iter().chain(words);
-        let arguments = crate::arguments::CommandLine::try_parse_from(line).unwrap().train.settings;
+        let arguments = crate::command::line::CommandLine::try_parse_from(line).unwrap().train.settings;
         Settings::resolve(&arguments, 4, None).unwrap()
     }
 
