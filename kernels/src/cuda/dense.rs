@@ -5,7 +5,7 @@ use super::device::{Argument, Device, DeviceError, Element, Factor, Gemm};
 use super::forward::mask_words;
 use super::layout::{mse_kind, norm_kind, penalty_kind};
 use super::plan::{Path, SLOPE_ROWS};
-use super::step::CudaStep;
+use super::resident::CudaStep;
 use super::train::per_chunks;
 
 /// A matrix that is a factor of dense products: its place among the halves, and float32 numbers.

@@ -4,7 +4,7 @@ use super::buffers::{Arrivals, COLUMNS, LISTED_LINES, all, count, launch, maybe}
 use super::device::{Argument, Device, DeviceError, Screen};
 use super::layout::{mse_kind, penalty_kind};
 use super::plan::{Path, Precision, SUMMED_ROWS};
-use super::step::CudaStep;
+use super::resident::CudaStep;
 use crate::loss::Mse;
 
 /// Threads of kernels with one warp per line, and the lines of a block.

@@ -7,7 +7,7 @@ use super::device::{Argument, Device, DeviceError};
 use super::forward::{LIST_THREADS, mask_words};
 use super::layout::{REPLY, norm_kind, penalty_kind};
 use super::plan::{Path, SUMMED_ROWS};
-use super::step::CudaStep;
+use super::resident::CudaStep;
 
 /// One of the kernels that exist per number of components a thread owns.
 pub(crate) fn per_chunks(names: [&'static str; 4], chunks: usize) -> &'static str {
