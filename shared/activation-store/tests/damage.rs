@@ -172,7 +172,7 @@ fn a_shard_that_changes_under_an_open_store_is_named() {
         ("bytes", &|| fs::write(&path, b"").unwrap()),
         ("bytes", &|| fs::File::options().write(true).open(&path).unwrap().set_len(100).unwrap()),
         ("gone", &|| fs::remove_file(&path).unwrap()),
-        ("anew", &|| {
+        ("rewritten", &|| {
             let other = fs::File::options().write(true).open(&path).unwrap();
             other.set_modified(std::time::SystemTime::UNIX_EPOCH).unwrap();
         }),
