@@ -151,6 +151,8 @@ fn inline_paths(text: &str) -> Vec<String> {
     let words = text.split(|character| !is_of_path(character));
     words
         .filter(|word| word.starts_with("crate::") || word.starts_with("super::"))
+        // The beginning of a tree of `use`.
+        .filter(|word| !word.ends_with("::"))
         .map(str::to_owned)
         .collect()
 }

@@ -22,6 +22,7 @@
 //! A model family is one file (`gpt2.rs`, `llama.rs`) that reads top to bottom with the checkpoint's own tensor names. A new
 //! family is one more such file.
 
+mod agreement;
 mod assignment;
 mod attention;
 mod checkpoint;
@@ -53,6 +54,7 @@ mod session;
 mod wire;
 mod work;
 
+pub use agreement::SelfCheck;
 pub use checkpoint::Checkpoint;
 pub use config::{Activation, ModelConfig, NormKind};
 pub use error::Error;
@@ -63,7 +65,7 @@ pub use precision::Precision;
 pub use prefix::{Activations, Device, PrefixModel, SessionOptions, prefix_graph};
 pub use rope::{Rope, RopeScaling};
 pub use runtime::Runtime;
-pub use self_check::{SelfCheck, self_check, tolerance};
+pub use self_check::{self_check, tolerance};
 
 /// The examples of the README, run as tests.
 #[cfg(doctest)]

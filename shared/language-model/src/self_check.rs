@@ -1,18 +1,6 @@
 //! Checks whether a model on a device computes what the same model computes on the CPU.
 
-use crate::{Error, Precision, PrefixModel};
-
-/// How far two runs of a model on the same tokens are apart.
-#[derive(Clone, Debug, PartialEq)]
-pub struct SelfCheck {
-    /// The hook at which they are farthest apart.
-    pub hook: String,
-    /// The largest difference of a row: ‖found − expected‖ / ‖expected‖, with the median row's norm for
-    /// rows that are shorter than it.
-    pub difference: f32,
-    /// The largest difference that counts as rounding.
-    pub tolerance: f32,
-}
+use crate::{Error, Precision, PrefixModel, SelfCheck};
 
 /// The largest [`SelfCheck::difference`] that counts as rounding. Half precision rounds each factor and
 /// result to 11 bits (5e-4), a dozen times a block, and a row that is a small difference of large terms shows
