@@ -19,7 +19,7 @@ const RECORDS: usize = 256;
 /// One document per row, with one column's pages in memory at a time. A damaged page cannot be skipped: the
 /// rest of its row group is lost, and reading continues with the next row group.
 pub(super) fn documents(file: File, name: Arc<str>, column: &str) -> Result<Documents> {
-    let reader = match SerializedFileReader::new(file) {
+    let reader = match without_panics(|| SerializedFileReader::new(file)) {
         Ok(reader) => reader,
         Err(error) => {
             let document = unreadable(Place::whole(&name), DamageKind::UnreadableFile, error, 1);
@@ -37,6 +37,12 @@ pub(super) fn documents(file: File, name: Arc<str>, column: &str) -> Result<Docu
     }
     let rows = Rows { reader, index, nullable: description.max_def_level() > 0, group: 0, open: None };
     Ok(Box::new(rows.documents(name)))
+}
+
+/// What `read` gives. The library panics at some files that it should refuse: that is damage of the file like any other.
+fn without_panics<T>(read: impl FnOnce() -> Result<T, ParquetError>) -> Result<T, ParquetError> {
+    let died = |died: workers::Died| ParquetError::General(died.reason);
+    workers::catch("the reader of Parquet files", read).map_err(died).flatten()
 }
 
 /// The rows of a file, as they come.
@@ -61,7 +67,7 @@ impl Rows {
                     row += 1;
                     return Some(Ok(document(place, bytes)));
                 }
-                match self.next_values() {
+                match without_panics(|| self.next_values()) {
                     Ok(Some(values)) if !values.is_empty() => ready.extend(values),
                     outcome => {
                         // Rows that the group promised but did not deliver are lost, with or without an error.
