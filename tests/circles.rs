@@ -1,7 +1,7 @@
 //! No file of a crate uses another that, by whatever way, uses it: what depends on what can be read from top to bottom.
 //!
-//! A file uses another where it names something of it, by `use` or by a path that begins with `crate` or `super`; a name that a
-//! file only passes on (`pub use`) is its own file's. Tests within files do not count.
+//! A file uses another where it names something of it, by `use` or by a path that begins with `crate`, `super` or a module
+//! below it; a name that a file only passes on (`pub use`) is its own file's. Tests within files do not count.
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::fs;
@@ -108,9 +108,7 @@ fn without_tests_and_words(text: &str) -> String {
 fn uses(text: &str) -> Vec<(bool, String)> {
     let mut found = Vec::new();
     for item in text.split(';') {
-        let Some(at) = item.rfind("use ").filter(|at| item[..*at].ends_with(['\n', ' ']) || *at == 0) else {
-            continue;
-        };
+        let Some(at) = start_of_use(item) else { continue };
         let line = item[..at].rsplit('\n').next().unwrap_or_default();
         let mut paths = Vec::new();
         expand("", &item[at + 4..], &mut paths);
@@ -145,16 +143,17 @@ fn expand(before: &str, tree: &str, paths: &mut Vec<String>) {
     }
 }
 
-/// Paths outside of `use` items that begin with `crate` or `super`.
+/// Paths outside of `use` items; those that begin with neither `crate`, `super` nor a module below name nothing of the crate.
 fn inline_paths(text: &str) -> Vec<String> {
     let is_of_path = |character: char| character.is_alphanumeric() || character == '_' || character == ':';
-    let words = text.split(|character| !is_of_path(character));
-    words
-        .filter(|word| word.starts_with("crate::") || word.starts_with("super::"))
-        // The beginning of a tree of `use`.
-        .filter(|word| !word.ends_with("::"))
-        .map(str::to_owned)
-        .collect()
+    let without_uses = text.split(';').map(|item| &item[..start_of_use(item).unwrap_or(item.len())]);
+    let words = without_uses.flat_map(|item| item.split(|character| !is_of_path(character)));
+    words.filter(|word| word.contains("::")).map(str::to_owned).collect()
+}
+
+/// Where the item, if it is one of `use`, has that word.
+fn start_of_use(item: &str) -> Option<usize> {
+    item.rfind("use ").filter(|at| *at == 0 || item[..*at].ends_with(['\n', ' ']))
 }
 
 /// A way from `from` back to it, if there is one.
@@ -222,4 +221,9 @@ fn trees_of_use_are_taken_apart() {
     let texts = [(vec!["a".to_owned()], "use super::b::x;"), (vec!["b".to_owned()], "use crate::a::y;")];
     let files = Crate { texts: texts.map(|(module, text)| (module, text.to_owned())).into() };
     assert_eq!(circle(&files.arrows(), &vec!["a".to_owned()]).map(|way| way.len()), Some(3));
+    // A file that calls one below it, which takes a type from it.
+    let below = vec!["p".to_owned(), "c".to_owned()];
+    let texts = [(vec!["p".to_owned()], "fn f() { c::g(); }"), (below.clone(), "use super::T;")];
+    let files = Crate { texts: texts.map(|(module, text)| (module, text.to_owned())).into() };
+    assert!(circle(&files.arrows(), &below).is_some());
 }

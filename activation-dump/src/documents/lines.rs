@@ -10,7 +10,7 @@ use serde::de::{IgnoredAny, MapAccess, Visitor};
 use serde::{Deserialize, Deserializer};
 use serde_json::value::RawValue;
 
-use super::{Content, DamageKind, Document, Documents, LONGEST, Place, is_system_error};
+use super::document::{Content, DamageKind, Document, Documents, LONGEST, Place, is_system_error};
 
 /// The byte order mark that some programs write before UTF-8; JSON does not allow it.
 pub(super) const BYTE_ORDER_MARK: &[u8] = b"\xef\xbb\xbf";

@@ -11,7 +11,7 @@ use parquet::data_type::{ByteArray, ByteArrayType};
 use parquet::errors::ParquetError;
 use parquet::file::reader::{FileReader, SerializedFileReader};
 
-use super::{Content, Damage, DamageKind, Document, Documents, LONGEST, Place, is_system_error};
+use super::document::{Content, Damage, DamageKind, Document, Documents, LONGEST, Place, is_system_error};
 
 /// Rows decoded at once.
 const RECORDS: usize = 256;

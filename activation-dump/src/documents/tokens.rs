@@ -10,9 +10,9 @@ use std::sync::Arc;
 
 use anyhow::{Context, Result, bail};
 
-use super::{
-    Content, DamageKind, Document, Documents, InputFormat, Place, ReadOptions, is_system_error, npy,
-};
+use super::document::{Content, DamageKind, Document, Documents, Place, is_system_error};
+use super::npy;
+use super::options::{InputFormat, ReadOptions};
 
 /// Tokens of a piece of a stream.
 const PIECE: usize = 1 << 16;

@@ -211,8 +211,7 @@ impl Settings {
 }
 
 impl Settings {
-    /// What the files of a run carry, so that those of another are known as such: a checksum of all that stays the same while it
-    /// is stopped, resumed and lengthened.
+    /// An id for a run that begins with these settings: a checksum of all but what may change when it is resumed.
     pub(crate) fn run_id(&self) -> String {
         let mut value = json(self);
         for what_may_change in ["steps", "eval_rows"] {

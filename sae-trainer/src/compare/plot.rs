@@ -11,7 +11,7 @@ use plotters::prelude::*;
 use plotters::style::text_anchor::{HPos, Pos, VPos};
 use terminal::foreign_path;
 
-use super::penalty;
+use super::table::penalty;
 use crate::report::table::{number, share};
 use crate::runs::folder::{LoggedStep, logged_steps};
 use crate::runs::record::Summary;

@@ -54,6 +54,10 @@ pub(crate) struct RunConfig {
     pub(crate) settings: Settings,
     /// What was trained on.
     pub(crate) stores: Vec<StoreIdentity>,
+    /// What the run's other files carry, so that those of another run are told apart. Kept when the run is resumed, also
+    /// by a version whose settings would give another one; older versions had none.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub(crate) run_id: Option<String>,
 }
 
 /// One of the stores of a run.
@@ -76,6 +80,7 @@ impl RunConfig {
             program: program(),
             command_line,
             arguments,
+            run_id: Some(settings.run_id()),
             settings,
             stores: stores.iter().map(StoreIdentity::of).collect(),
         }
@@ -130,12 +135,13 @@ pub(crate) fn program() -> String {
 struct OfRun<'a, R> {
     #[serde(flatten)]
     record: &'a R,
-    run_id: &'a str,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    run_id: Option<&'a str>,
 }
 
-/// An error if `found`, the run that a file names as its own, differs from that of `settings`. Older versions name none.
-fn check_run(found: Option<&str>, settings: Option<&Settings>) -> std::result::Result<(), String> {
-    match (found, settings.map(Settings::run_id)) {
+/// An error if a file says that it is of the run `found`, and the run is `own`. Older versions say neither.
+fn check_run(found: Option<&str>, own: Option<&str>) -> std::result::Result<(), String> {
+    match (found, own) {
         (Some(found), Some(own)) if found != own => Err("it is of a run with other settings".to_owned()),
         _ => Ok(()),
     }
@@ -151,7 +157,7 @@ pub(crate) struct RunFolder {
     /// The times, in steps, of the lines of `metrics.jsonl`, unwritten ones included, damaged ones not.
     logged: Vec<Moment>,
     damaged_lines: u64,
-    run_id: String,
+    run_id: Option<String>,
     lock: File,
 }
 
@@ -206,7 +212,7 @@ impl RunFolder {
             .create(true)
             .open(&metrics)
             .with_context(|| format!("cannot write {}", foreign_path(&metrics)))?;
-        let run_id = config.settings.run_id();
+        let run_id = config.run_id.clone();
         let (unwritten, logged) = (String::new(), Vec::new());
         Ok(RunFolder { path: path.to_path_buf(), metrics, unwritten, logged, damaged_lines: 0, run_id, lock })
     }
@@ -232,7 +238,7 @@ impl RunFolder {
     /// Adds a line to `metrics.jsonl`.
     pub(crate) fn record(&mut self, record: &impl Serialize) -> Result<()> {
         self.check_there()?;
-        let line = durable_files::sealed_line(&OfRun { record, run_id: &self.run_id }) + "\n";
+        let line = durable_files::sealed_line(&OfRun { record, run_id: self.run_id.as_deref() }) + "\n";
         self.unwritten.push_str(&line);
         self.logged.push(serde_json::from_str(&line).expect("every record has a kind and a step"));
         self.write_lines()
@@ -384,8 +390,8 @@ pub(crate) fn summary(folder: &Path) -> Result<Option<Summary>> {
     let path = folder.join(SUMMARY);
     let summary: Option<Summary> = read_json(&path, None, "the summary of a run")?;
     let Some(summary) = summary else { return Ok(None) };
-    let settings = RunConfig::read(folder)?.map(|config| config.settings);
-    check_run(summary.run_id.as_deref(), settings.as_ref())
+    let own = RunConfig::read(folder)?.and_then(|config| config.run_id);
+    check_run(summary.run_id.as_deref(), own.as_deref())
         .map_err(|reason| anyhow!("{} is damaged: {reason}", foreign_path(&path)))?;
     Ok(Some(summary))
 }
@@ -523,14 +529,14 @@ pub(crate) fn logged_lines(folder: &Path) -> Result<Vec<Result<LoggedLine, Damag
     let path = folder.join(METRICS);
     let text = fs::read(&path).with_context(|| format!("cannot read {}", foreign_path(&path)))?;
     // Where the configuration is what is damaged, that is told of it.
-    let settings = RunConfig::read(folder).ok().flatten().map(|config| config.settings);
+    let own = RunConfig::read(folder).ok().flatten().and_then(|config| config.run_id);
     let mut lines: Vec<&[u8]> = text.split(|byte| *byte == b'\n').collect();
     // After the last newline: nothing, or a torn line.
     lines.pop();
     let check = |line: &[u8]| {
         let is_sealed = durable_files::check_seal(line).map_err(|broken| broken.to_string())?;
         let value: Value = serde_json::from_slice(line).map_err(|error| error.to_string())?;
-        check_run(value["run_id"].as_str(), settings.as_ref())?;
+        check_run(value["run_id"].as_str(), own.as_deref())?;
         Ok(is_sealed)
     };
     let logged = lines.into_iter().map(|line| match check(line) {

@@ -81,7 +81,7 @@ impl Plan {
         };
         let settings = Settings::resolve(&merged, width, decided)?;
         let out = arguments.run.out.clone().unwrap_or_else(|| default_folder(&stores[0], &settings));
-        let config = RunConfig::new(command_line, merged, settings, &stores);
+        let mut config = RunConfig::new(command_line, merged, settings, &stores);
         check_paths(&out, &config)?;
 
         let stored = match stored {
@@ -91,6 +91,9 @@ impl Plan {
         let mut found = Vec::new();
         if let Some(stored) = &stored {
             RunFolder::check_same(&out, stored, &config)?;
+            if stored.run_id.is_some() {
+                config.run_id.clone_from(&stored.run_id);
+            }
             found = checkpoints(&out)?;
         } else {
             RunFolder::check_free(&out, &config)?;

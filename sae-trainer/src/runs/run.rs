@@ -346,7 +346,7 @@ impl Run {
             steps: self.step,
             tokens: self.step * settings.step.batch as u64,
             logged_lines: Some(self.folder.logged_lines()),
-            run_id: Some(settings.run_id()),
+            run_id: self.plan.config.run_id.clone(),
             session,
             evaluation,
         }

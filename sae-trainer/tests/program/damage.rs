@@ -153,6 +153,38 @@ fn a_damaged_line_of_the_log_is_named_and_neither_drawn_nor_cut() {
 }
 
 #[test]
+fn a_run_keeps_the_id_that_it_began_with() {
+    // As if a version with other settings had begun it: an id that these settings do not give.
+    let place = setting();
+    let id = json(&place.path("run/config.json"))["run_id"].as_str().unwrap().to_owned();
+    for file in ["config.json", "metrics.jsonl", "summary.json"] {
+        let path = place.path(&format!("run/{file}"));
+        let text = fs::read_to_string(&path).unwrap();
+        assert!(text.contains(&id), "{file}");
+        // Without their checksums, which cover the id.
+        let lines = text.replace(&id, "0f0f0f0f");
+        let lines = lines.lines().map(|line| match line.find(",\"crc32c\"") {
+            Some(at) => line[..at].to_owned() + "}",
+            None => line.to_owned(),
+        });
+        let text = lines.map(|line| line + "\n").collect::<String>();
+        let text = match text.find(",\n  \"crc32c\"") {
+            Some(at) => text[..at].to_owned() + "\n}\n",
+            None => text,
+        };
+        fs::write(&path, text).unwrap();
+    }
+    let told = text(&place.run("--resume --out run --steps 60 --log-every 5").stderr);
+    assert!(!told.contains("damaged"), "{told}");
+    assert_eq!(place.metrics("run"), place.metrics("straight"));
+    let log = fs::read_to_string(place.path("run/metrics.jsonl")).unwrap();
+    assert!(log.lines().all(|line| line.contains("\"run_id\":\"0f0f0f0f\"")), "{log}");
+    assert_eq!(json(&place.path("run/config.json"))["run_id"], "0f0f0f0f");
+    assert_eq!(json(&place.path("run/summary.json"))["run_id"], "0f0f0f0f");
+    assert!(text(&place.run("verify run").stdout).contains(" 0 damaged"));
+}
+
+#[test]
 fn lines_that_are_gone_from_the_log_are_missed() {
     let place = setting();
     let metrics = place.path("run/metrics.jsonl");

@@ -51,7 +51,7 @@ impl Place {
         complaint
     }
 
-    /// The lines of a run's `metrics.jsonl`, without what the clock says and the checksum, which covers that.
+    /// The lines of a run's `metrics.jsonl`, without what the clock says, the checksum, which covers that, and the run's id.
     pub(crate) fn metrics(&self, run: &str) -> Vec<Value> {
         let text = std::fs::read_to_string(self.path(run).join("metrics.jsonl")).unwrap();
         let mut lines: Vec<Value> = text.lines().map(|line| serde_json::from_str(line).unwrap()).collect();

@@ -52,8 +52,8 @@ pub fn export(
     let mut rows = 0;
     durable_files::create_folder(out, |folder| {
         rows = match format {
-            ExportFormat::Npy => npy::write(store, folder, progress)?,
-            ExportFormat::SaeLens => sae_lens::write(store, folder, progress)?,
+            ExportFormat::Npy => npy::write(store, folder, FILE_BYTES, progress)?,
+            ExportFormat::SaeLens => sae_lens::write(store, folder, FILE_BYTES, progress)?,
         };
         Ok::<(), StoreError>(())
     })?;
