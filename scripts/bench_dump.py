@@ -223,7 +223,7 @@ def main():
     parser.add_argument("--threads", type=int, default=os.cpu_count())
     parser.add_argument("--tokens", type=int, default=131_072)
     parser.add_argument("--rounds", type=int, default=5)
-    parser.add_argument("--batch", type=int, default=16, help="contexts at once for torch's models")
+    parser.add_argument("--batch", type=int, default=16, help="batch size, in contexts, of torch's models")
     parser.add_argument("--model", choices=["gpt2", "smollm2"], action="append")
     arguments = parser.parse_args()
     step = arguments.batch * LENGTH  # SAELens' runner drops what does not fill a batch

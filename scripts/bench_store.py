@@ -123,8 +123,8 @@ def without_planes(rows):
 def main():
     parser = argparse.ArgumentParser()
     parser.add_argument("--store", required=True)
-    parser.add_argument("--rounds", type=int, default=3, help="turns of the comparison with other tools")
-    parser.add_argument("--layout-rounds", type=int, default=3, help="turns of the table of layouts")
+    parser.add_argument("--rounds", type=int, default=3, help="rounds of the comparison with other tools")
+    parser.add_argument("--layout-rounds", type=int, default=3, help="rounds of the table of layouts")
     options = parser.parse_args()
     datasets.disable_progress_bars()
     torch.set_num_threads(1)

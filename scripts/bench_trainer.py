@@ -60,7 +60,7 @@ def parse():
     parser.add_argument("--batch", type=int, default=4096)
     parser.add_argument("--rounds", type=int, default=3)
     parser.add_argument("--threads", type=int, default=os.cpu_count())
-    parser.add_argument("--dense", action="store_true", help="random initial weights")
+    parser.add_argument("--dense", action="store_true", help="start from random weights")
     arguments = parser.parse_args()
     if (arguments.store is None) != (arguments.sae is None):
         parser.error("--store and --from come together")

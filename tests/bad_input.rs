@@ -1,4 +1,4 @@
-//! Bad input ends with a message that says what, where and what to do, a non-zero exit, and nothing lost.
+//! Bad input ends with a message that says what, where and what to do, and a non-zero exit code. Nothing is lost.
 
 use std::path::{Path, PathBuf};
 
@@ -110,7 +110,7 @@ fn an_empty_dataset_is_an_error() {
 }
 
 #[test]
-fn a_hub_that_cannot_be_reached_is_said_with_the_flags_for_local_files() {
+fn an_unreachable_hub_is_reported_with_flags_for_local_files() {
     let setting = Setting::new();
     for more in [["--model", "openai-community/gpt2"], ["--dataset", "Skylion007/openwebtext"]] {
         let run: end_to_end::Run = end_to_end::program("activation-dump")
@@ -173,7 +173,7 @@ fn nan_in_the_activations_stops_the_dump_and_names_the_place() {
 }
 
 #[test]
-fn a_value_beyond_float16_stops_the_dump_unless_clipping_is_allowed() {
+fn a_value_beyond_float16_stops_the_dump_without_clip() {
     let setting = Setting::new();
     let path = setting.at("model/model.safetensors");
     let mut bytes = std::fs::read(&path).unwrap();
@@ -279,7 +279,7 @@ fn npy(shape: &str, tokens: &[u16]) -> Vec<u8> {
 }
 
 #[test]
-fn a_file_that_lies_about_its_size_is_counted_and_the_rest_is_read() {
+fn a_file_that_lies_about_its_size_is_counted() {
     let setting = Setting::new();
     std::fs::create_dir(setting.at("tokens")).unwrap();
     let good = |token: u16| npy("(4, 16)", &[token; 64]);

@@ -1,4 +1,4 @@
-//! Every way in which text reaches a store, as a user runs `activation-dump`: the rows are the same ones.
+//! Every way in which text reaches a store, as a user runs `activation-dump`: the rows are always the same.
 
 use std::io::Write;
 use std::path::{Path, PathBuf};
@@ -124,7 +124,7 @@ fn several_hooks_in_one_pass_write_the_stores_of_single_dumps() {
 }
 
 #[test]
-fn several_hooks_interrupted_at_any_moment_end_with_the_same_bytes() {
+fn interrupted_dumps_of_several_hooks_end_with_the_same_bytes() {
     let setting = Setting::new();
     let command = || {
         let more =
@@ -515,7 +515,7 @@ fn signals_end_a_dump_with_the_codes_that_shells_know() {
 }
 
 #[test]
-fn a_damaged_shard_of_an_interrupted_dump_is_told_and_made_again() {
+fn a_damaged_shard_of_an_interrupted_dump_is_rewritten() {
     let setting = Setting::new();
     let command = || {
         let mut command = setting.command("store", 3000, &["--batch", "3", "--shuffle-memory", "128KiB"]);
@@ -547,7 +547,7 @@ fn a_damaged_shard_of_an_interrupted_dump_is_told_and_made_again() {
 }
 
 #[test]
-fn a_text_of_any_length_takes_little_memory_and_packs_like_documents() {
+fn a_long_text_takes_little_memory_and_packs_like_documents() {
     let setting = Setting::new();
     let line: String = setting.texts().concat().repeat(300);
     assert!(line.len() > 20 << 20, "longer than what is in memory of a text at once");

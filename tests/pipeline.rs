@@ -133,7 +133,7 @@ fn an_interrupted_dump_goes_on_and_ends_with_the_same_bytes() {
 /// Four points on real activations. Which penalty does better is for the reader of what this prints; that both
 /// learn is for the test.
 #[test]
-fn two_coefficients_of_two_penalties_train_from_one_store_of_real_activations() {
+fn two_penalties_at_two_coefficients_train_from_one_store() {
     let model = end_to_end::repository().join("models/smollm2-135m");
     assert!(model.is_dir(), "there is no {}: run scripts/fetch-smollm2", model.display());
     let folder = tempfile::tempdir().unwrap();

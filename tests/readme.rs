@@ -1,4 +1,4 @@
-//! The README's commands, as they stand there.
+//! The README's commands, exactly as they are printed there.
 
 use std::io::{BufRead, BufReader};
 use std::path::Path;

@@ -1,4 +1,4 @@
-//! A minute of what `scripts/soak` does for as long as one likes.
+//! One minute of `scripts/soak`.
 
 use end_to_end::program;
 

@@ -11,7 +11,7 @@ use language_model::{Device, HookPoint, NormKind};
 use crate::documents::InputFormat;
 use crate::share::PartChoice;
 
-/// Runs a language model over text and writes the activations at a hook point to a compressed store, from which `sae-trainer` trains any number of sparse autoencoders.
+/// Runs a language model over text and writes the activations at a hook point to a compressed store. `sae-trainer` trains any number of sparse autoencoders from it.
 #[derive(Debug, Parser)]
 #[command(
     version,
@@ -23,23 +23,23 @@ Examples:
   activation-dump --model models/smollm2-135m --dataset tests/data --tokens 500k --out stores/smollm2
       a model folder and local text
   activation-dump --layer 1,6,11 --hook resid_pre,mlp_out --tokens 300M --out stores/gpt2
-      six hook points in one pass, a store for each: stores/gpt2/blocks.1.hook_resid_pre, ...
+      six hook points in one pass, one store each: stores/gpt2/blocks.1.hook_resid_pre, ...
   activation-dump --layer 1 --tokens 300M --dry-run
-      what this would take: rows, bytes on disk, memory, hours; writes nothing
+      estimates rows, bytes on disk, memory and time; writes nothing
   zcat news.jsonl.gz | activation-dump --model models/gpt2 --dataset - --column body
       JSON lines (or plain text) from standard input
   activation-dump --model models/gpt2 --dataset train.bin
-      tokens instead of text: u16 or u32 as in nanoGPT and llm.c, or .npy
+      tokens instead of text: u16 or u32, as nanoGPT and llm.c write them, or .npy
   activation-dump --onnx model.onnx --tensor /h.5/Add_1_output_0 --tokenizer tokenizer.json --dataset text
-      any ONNX file, cut at a tensor
+      any ONNX file, run up to one of its tensors
   srun -n 4 activation-dump --layer 1 --tokens 300M --out stores/gpt2
       a quarter of the text on each of four machines (or by hand: --part 1/4 to --part 4/4);
       sae-trainer --store A --store B ... reads the four stores as one
   activation-dump info stores/smollm2
-      what a store holds
+      summarises a store
 
 A model folder holds config.json, model.safetensors (or its shards) and tokenizer.json, as on the
-hub. An interrupted dump goes on where it stopped when the same command is given again."
+hub. To resume an interrupted dump, run the same command again."
 )]
 pub(crate) struct CommandLine {
     #[command(subcommand)]
@@ -48,14 +48,14 @@ pub(crate) struct CommandLine {
     pub(crate) dump: DumpArguments,
 }
 
-/// What one asks a finished store.
+/// Subcommands that read a finished store.
 #[derive(Debug, Subcommand)]
 pub(crate) enum Command {
-    /// Says what a store holds: rows, sizes, provenance, statistics
+    /// Summarises a store: rows, sizes, provenance, statistics
     Info(InfoArguments),
-    /// Reads every byte of a store and names every damaged file and chunk
+    /// Checks every byte of a store and names each damaged file and chunk
     Verify(VerifyArguments),
-    /// Writes a store's rows in another tool's format
+    /// Exports a store's rows to another tool's format
     Export(ExportArguments),
 }
 
@@ -84,7 +84,7 @@ pub(crate) struct ExportArguments {
     /// sae-lens: SAELens' cached activations (a Hugging Face datasets folder); npy: plain NumPy files
     #[arg(long, value_enum)]
     pub(crate) format: ExportChoice,
-    /// New folder for the export
+    /// Folder to create for the export
     #[arg(long, value_name = "FOLDER")]
     pub(crate) out: PathBuf,
 }
@@ -110,40 +110,41 @@ pub(crate) struct DumpArguments {
 #[derive(Debug, Args)]
 #[command(next_help_heading = "Model and text")]
 pub(crate) struct SourceArguments {
-    /// Language model: a hub id or a folder with config.json, *.safetensors and tokenizer.json
+    /// Language model: a Hugging Face hub id, or a folder with config.json, *.safetensors and tokenizer.json
     #[arg(long, value_name = "ID|FOLDER", default_value = "openai-community/gpt2")]
     pub(crate) model: String,
-    /// In place of --model: an ONNX file whose input is token ids; --tensor says where to cut it
+    /// Use this ONNX file instead of --model. Its input is token ids; --tensor says where to cut it
     #[arg(long, value_name = "FILE", conflicts_with_all = ["model", "layer", "hook"], requires = "tensor")]
     pub(crate) onnx: Option<PathBuf>,
-    /// tokenizer.json of the model [default: the one beside the model]
+    /// The model's tokenizer.json [default: the one next to the model]
     #[arg(long, value_name = "FILE")]
     pub(crate) tokenizer: Option<PathBuf>,
-    /// Token that begins contexts and documents, by id or text [default: bos_token_id of config.json]
+    /// Token that begins every context and document (BOS), by id or by text [default: bos_token_id of config.json]
     #[arg(long, value_name = "TOKEN")]
     pub(crate) bos: Option<String>,
     /// Text: a hub id, file, folder or glob (.txt, .jsonl, .ndjson, also .gz and .zst; .parquet), or - for
-    /// standard input. Or tokens: .bin (u16 or u32) and .npy [n], in which each BOS begins a document; .npy
-    /// [contexts, T], contexts that are taken as they are. Lines of JSON and texts in parquet may have 256 MiB, plain text
-    /// any length, but no 8 MiB without a place where the tokenizer splits it; what is longer is counted and left out, like
-    /// what cannot be read. Repeatable
+    /// standard input. Or tokens: in .bin (u16 or u32) and .npy [n] each BOS begins a document; the contexts of .npy
+    /// [contexts, T] are used as they are. A JSON line or a text in parquet may be up to 256 MiB long. Plain text may
+    /// have any length, as long as the tokenizer can split it at least every 8 MiB. Longer documents are skipped and
+    /// counted, and so are unreadable ones. Repeatable
     #[arg(long, value_name = "ID|PATH|GLOB|-", default_value = "Skylion007/openwebtext")]
     pub(crate) dataset: Vec<String>,
-    /// Name of the text in JSON lines and parquet
+    /// Key (JSON lines) or column (parquet) that holds the text
     #[arg(long, value_name = "NAME", default_value = "text")]
     pub(crate) column: String,
-    /// How to read standard input [default: told from its first character] and .bin files [default: u16 for
-    /// up to 65,536 tokens, else u32]
+    /// Format of standard input [default: detected from its first character] and of .bin files [default: u16
+    /// for vocabularies of up to 65,536 tokens, else u32]
     #[arg(long, value_enum)]
     pub(crate) format: Option<InputFormat>,
-    /// Leave out so many tokens' worth of contexts before the first; they are tokenized, not run
+    /// Start this many tokens into the text, rounded up to whole contexts; what comes before is tokenized but not run
     #[arg(long, value_name = "COUNT", default_value = "0", value_parser = parse_count)]
     pub(crate) skip_tokens: u64,
-    /// Run every n-th context, beginning with the i-th (1/4 to 4/4), as one of several machines with one
-    /// command; off: all of them [default: as RANK, OMPI_COMM_WORLD_RANK or SLURM_PROCID say, with their sizes]
+    /// Run every N-th context, starting with the I-th (1/4 to 4/4): one machine's share when several run the
+    /// same command; off: run all contexts [default: from RANK, OMPI_COMM_WORLD_RANK or SLURM_PROCID and the
+    /// matching size]
     #[arg(long, value_name = "I/N|off")]
     pub(crate) part: Option<PartChoice>,
-    /// Stop at the first document that is empty or cannot be read, instead of counting them
+    /// Stop at the first empty or unreadable document, instead of skipping and counting it
     #[arg(long)]
     pub(crate) strict: bool,
 }
@@ -151,28 +152,28 @@ pub(crate) struct SourceArguments {
 #[derive(Debug, Args)]
 #[command(next_help_heading = "What to dump")]
 pub(crate) struct WhatArguments {
-    /// Block whose input is dumped; with --hook, the block of the hook; several as in 1,6 [default: 1]
+    /// Block whose input is dumped or, with --hook, the hook's block; several as in 1,6 [default: 1]
     #[arg(long, value_name = "L", value_delimiter = ',')]
     pub(crate) layer: Vec<usize>,
-    /// Hook point in TransformerLens' names: hook_resid_pre, hook_resid_mid, hook_resid_post,
-    /// hook_attn_out, hook_mlp_out, at each --layer, or in full, as in blocks.6.hook_mlp_out; several with
-    /// commas [default: hook_resid_pre]
+    /// Hook point, by its TransformerLens name: hook_resid_pre, hook_resid_mid, hook_resid_post,
+    /// hook_attn_out or hook_mlp_out, taken at each --layer; or in full, as in blocks.6.hook_mlp_out.
+    /// Several are separated by commas [default: hook_resid_pre]
     #[arg(long, value_name = "HOOK", value_delimiter = ',')]
     pub(crate) hook: Vec<String>,
-    /// Tensor of --onnx whose values are dumped; repeatable
+    /// Tensor of the --onnx file to dump; repeatable
     #[arg(long, value_name = "NAME", requires = "onnx")]
     pub(crate) tensor: Vec<String>,
-    /// Tokens to run the model on, BOS included; rounded up to whole contexts
+    /// Tokens to run the model on, including BOS; rounded up to whole contexts
     #[arg(long, value_name = "COUNT", default_value = "300M", value_parser = parse_count)]
     pub(crate) tokens: u64,
-    /// Tokens of a context
+    /// Tokens per context
     #[arg(long, value_name = "COUNT", default_value_t = 128)]
     pub(crate) context: usize,
-    /// Subtract from each row its mean over the components, as TransformerLens' centred weights do;
-    /// auto: for models with LayerNorm
+    /// Subtract each row's mean over its components, as TransformerLens' centred weights do;
+    /// auto: only for models with LayerNorm
     #[arg(long, value_enum, default_value_t = Switch::Auto)]
     pub(crate) center: Switch,
-    /// Leave out the rows of BOS tokens
+    /// Do not store the rows of BOS tokens
     #[arg(long)]
     pub(crate) drop_bos: bool,
 }
@@ -180,23 +181,23 @@ pub(crate) struct WhatArguments {
 #[derive(Debug, Args)]
 #[command(next_help_heading = "Store")]
 pub(crate) struct StoreArguments {
-    /// Folder of the store [default: stores/MODEL-HOOK]; with several hooks, folder of the stores, each named after
-    /// its hook; with --part, the number of the part is added
+    /// Folder of the store [default: stores/MODEL-HOOK]. With several hooks, the folder that holds one store per
+    /// hook, named after it. With --part, the part's number is appended
     #[arg(long, value_name = "FOLDER")]
     pub(crate) out: Option<PathBuf>,
-    /// Type of the stored numbers
+    /// Number type of the stored rows
     #[arg(long, value_enum, default_value_t = Dtype::F16)]
     pub(crate) dtype: Dtype,
-    /// Keep N mantissa bits of each number, rounded to nearest-even (float16 has 10); fewer compress better
+    /// Keep N mantissa bits of each number, rounded to nearest even (float16 has 10); fewer bits compress better
     #[arg(long, value_name = "N")]
     pub(crate) mantissa_bits: Option<u8>,
-    /// Store numbers beyond float16 as its largest one, counted, instead of stopping at them
+    /// Clip numbers beyond float16's range to its largest one and count them, instead of stopping
     #[arg(long)]
     pub(crate) clip: bool,
-    /// Memory, for each hook, for the window in which rows are shuffled before they are stored
+    /// Memory per hook for the window in which rows are shuffled before they are stored
     #[arg(long, value_name = "BYTES", default_value = "2GiB", value_parser = parse_bytes)]
     pub(crate) shuffle_memory: u64,
-    /// Seed of the shuffling
+    /// Seed of the shuffle
     #[arg(long, value_name = "N", default_value_t = 0)]
     pub(crate) seed: u64,
 }
@@ -204,27 +205,27 @@ pub(crate) struct StoreArguments {
 #[derive(Debug, Args)]
 #[command(next_help_heading = "Machine")]
 pub(crate) struct MachineArguments {
-    /// Where the model runs; auto: on CUDA where there is a device, else on the CPU
+    /// Where the model runs; auto: on CUDA if there is a device, else on the CPU
     #[arg(long, value_enum, default_value_t = DeviceChoice::Auto)]
     pub(crate) device: DeviceChoice,
-    /// Run the first contexts on the CPU too, in float32, and stop if they differ by more than rounding; auto: where the
-    /// model runs on another device
+    /// Also run the first contexts on the CPU, in float32, and stop if the results differ by more than rounding;
+    /// auto: only if the model runs on another device
     #[arg(long, value_enum, default_value_t = Switch::Auto)]
     pub(crate) self_check: Switch,
-    /// CPU threads [default: one a core]
+    /// CPU threads [default: one per core]
     #[arg(long, value_name = "N", value_parser = clap::value_parser!(u16).range(1..=1024))]
     pub(crate) threads: Option<u16>,
-    /// Contexts the model runs on at once [default: 8 on the CPU; on CUDA as its free memory allows]
+    /// Contexts per run of the model [default: 8 on the CPU; on CUDA, as many as free memory allows]
     #[arg(long, value_name = "COUNT", value_parser = clap::value_parser!(u16).range(1..))]
     pub(crate) batch: Option<u16>,
-    /// ONNX Runtime's library [default: ORT_DYLIB_PATH, else the onnxruntime folder of the workspace]
+    /// ONNX Runtime's library [default: ORT_DYLIB_PATH, else the one in the workspace's onnxruntime folder]
     #[arg(long, value_name = "FILE")]
     pub(crate) onnxruntime: Option<PathBuf>,
-    /// Print what there is and what it would take (rows, bytes on disk, memory, time by a short probe of the model on
-    /// the text), and write nothing
+    /// Print the inputs and an estimate (rows, bytes on disk, memory, and time from a short probe of the model on the
+    /// text); write nothing
     #[arg(long)]
     pub(crate) dry_run: bool,
-    /// Print the summary (or the plan) as one JSON object on standard output
+    /// Print the summary (with --dry-run, the estimate) as one JSON object on standard output
     #[arg(long)]
     pub(crate) json: bool,
 }
@@ -250,7 +251,7 @@ pub(crate) enum DeviceChoice {
 }
 
 impl Switch {
-    /// The decision for a model with norms of this kind; nothing is known of an ONNX file's.
+    /// Whether to centre the rows of a model with this kind of norm, which is unknown for an ONNX file.
     pub(crate) fn centers(self, norm: Option<NormKind>) -> bool {
         match self {
             Switch::Auto => norm == Some(NormKind::LayerNorm),
@@ -259,7 +260,7 @@ impl Switch {
         }
     }
 
-    /// The decision whether what runs on this ONNX Runtime provider is held against the CPU.
+    /// Whether to compare a model on this ONNX Runtime provider with the CPU.
     pub(crate) fn checks(self, provider: &str) -> bool {
         match self {
             Switch::Auto => provider != "CPUExecutionProvider",
@@ -289,8 +290,8 @@ impl From<DeviceChoice> for Device {
 }
 
 impl WhatArguments {
-    /// The hook points that `--layer` and `--hook` name together, each once: names without a block stand for one in
-    /// each of the layers.
+    /// The hook points that `--layer` and `--hook` name together, without duplicates. A name without a block applies to
+    /// every layer.
     pub(crate) fn hook_points(&self) -> Result<Vec<HookPoint>> {
         let layers = if self.layer.is_empty() { &[1][..] } else { &self.layer[..] };
         let mut points = Vec::new();

@@ -1,14 +1,14 @@
-//! Long documents in pieces whose tokens are, one after another, those of the whole.
+//! Cuts long documents into pieces whose tokens, in sequence, are the tokens of the whole document.
 //!
-//! A tokenizer takes about a hundred times a document's length in memory, so a long document is cut where the tokenizer
-//! itself would cut it. Tokenizers split a text into words first, left to right, and tokenize each word for itself. In
-//! every kind of splitting that [`Places::of`] knows, a space begins a word if a letter, a digit or a sign stands in front
-//! of it; most also begin one at a line's end behind a letter and at a punctuation mark behind a letter. What a word is does
-//! not depend on the words before it, so the text may be cut there.
+//! A tokenizer needs about a hundred times a document's length in memory, so a long document is cut where the tokenizer
+//! itself would split it. Tokenizers first split a text into words, from left to right, and then tokenize each word on its
+//! own. In every kind of splitting that [`Places::of`] knows, a space begins a word if it follows a letter, a digit or a
+//! sign. Most kinds also begin a word at a line end that follows a letter, and at a punctuation mark that follows a letter.
+//! A word does not depend on the words before it, so the text may be cut there.
 //!
-//! On top of that, each cut is tried out: the tokens of the text around it must be those of its two sides. (Normalizers can
-//! strip or add characters at a text's ends, added tokens can swallow the space in front of them.) A stretch
-//! of text without a place to cut is a piece of its own, up to a limit: beyond that the rest of its document is damage.
+//! Each cut is also tested: the tokens of the text around it must equal those of its two sides. (Normalizers can strip or
+//! add characters at the ends of a text, and added tokens can swallow the space in front of them.) A stretch of text
+//! without a place to cut is a piece of its own, up to a limit. Beyond the limit, the rest of its document counts as damage.
 
 use std::sync::Arc;
 
@@ -20,18 +20,18 @@ use crate::tokenizer::{Places, Tokenizer};
 /// Sizes, in bytes.
 #[derive(Debug, Clone, Copy)]
 pub(crate) struct Sizes {
-    /// Documents up to this are not cut; pieces of others have about this size.
+    /// Documents up to this size are not cut; pieces of longer ones have about this size.
     piece: usize,
     /// The longest stretch without a place to cut.
     limit: usize,
-    /// What stands on either side of a cut when it is tried out.
+    /// The text on either side of a cut with which it is tested.
     around: usize,
 }
 
-/// Few real documents are longer than a piece. A tokenizer at work on the limit takes about a gigabyte.
+/// Few real documents are longer than a piece. A tokenizer needs about a gigabyte for a text at the limit.
 pub(crate) const SIZES: Sizes = Sizes { piece: 256 << 10, limit: 8 << 20, around: 512 };
 
-/// Places of a kind that are tried out in a stretch of text before another kind is.
+/// How many places of one kind are tested in a stretch of text before another kind is.
 const TRIES: usize = 16;
 
 /// The documents with long ones in pieces.
@@ -75,7 +75,7 @@ impl<I: Iterator<Item = Result<Document>>> Pieces<I> {
         Pieces { documents, tokenizer, sizes, open: None, skipping: false }
     }
 
-    /// Takes in what was read; what needs no cutting is passed on.
+    /// Accepts what was read, and passes on what needs no cutting.
     fn take_in(&mut self, document: Document) -> Option<Document> {
         let Document { place, content } = document;
         match content {
@@ -101,7 +101,7 @@ impl<I: Iterator<Item = Result<Document>>> Pieces<I> {
         None
     }
 
-    /// A piece of the open document; `None` if it must be read on first.
+    /// A piece of the open document; `None` if more of it must be read first.
     fn next_piece(&mut self) -> Result<Option<Document>> {
         let Some(open) = &mut self.open else { return Ok(None) };
         let rest = &open.text[open.done..];
@@ -249,7 +249,7 @@ fn tried_out(text: &str, place: usize, tokenizer: &Tokenizer, around: usize) -> 
     Ok(None)
 }
 
-/// A letter or digit of which nobody doubts that it is one; no combining mark, no letter in a circle.
+/// An undisputed letter or digit: no combining mark, no letter in a circle.
 fn is_plain(c: char) -> bool {
     c.is_ascii_alphanumeric()
         || matches!(c,

@@ -1,4 +1,4 @@
-//! What was skipped: counted by kind, with the first few places of each.
+//! What was skipped: counts by kind, with the first few places of each.
 
 use std::collections::BTreeMap;
 
@@ -41,7 +41,7 @@ impl Skipped {
         self.kinds.values().map(|kind| kind.documents).sum()
     }
 
-    /// A line for each kind; none where nothing was skipped.
+    /// One line for each kind that occurred.
     pub(crate) fn lines(&self) -> Vec<String> {
         let line = |(kind, found): (&DamageKind, &Kind)| {
             let more = if found.documents > found.first.len() as u64 { "; …" } else { "" };

@@ -1,4 +1,4 @@
-//! What `--dataset` names: files, folders, globs, hub ids and standard input, as one list of files in a fixed order.
+//! Resolves `--dataset` (files, folders, globs, hub ids and standard input) to one list of files in a fixed order.
 
 use std::collections::HashSet;
 use std::fs::File;
@@ -32,7 +32,7 @@ enum Source {
 }
 
 impl Dataset {
-    /// Finds the files that `names` stand for. Folders are searched to their depth; files of a folder or
+    /// Finds the files that `names` stand for. Folders are searched recursively; files of a folder or
     /// glob come in the order of their names, the names in the order given.
     pub(crate) fn find(names: &[String]) -> Result<Dataset> {
         let mut files = Vec::new();
@@ -41,7 +41,7 @@ impl Dataset {
             let path = Path::new(name);
             let local = if name == STANDARD_INPUT {
                 if files.iter().any(|file| matches!(file, Source::StandardInput)) {
-                    bail!("--dataset {name} is given twice, and standard input can be read once");
+                    bail!("--dataset {name} is given twice, but standard input can be read only once");
                 }
                 hash.update("standard input");
                 files.push(Source::StandardInput);
@@ -76,7 +76,7 @@ impl Dataset {
     }
 
     /// SHA-256 over the contents of the local files and the revisions of the hub's datasets, in order:
-    /// where the files lie and what they are called does not matter. Of standard input nothing is known.
+    /// the files' names and places do not matter. Standard input contributes nothing.
     pub(crate) fn hash(&self) -> &str {
         &self.hash
     }
@@ -86,7 +86,7 @@ impl Dataset {
         self.files.len()
     }
 
-    /// Whether a tokenizer has nothing to do: all files are of tokens.
+    /// Whether no tokenizer is needed, because all files hold tokens.
     pub(crate) fn is_tokens(&self) -> bool {
         self.files.iter().all(|file| match file {
             Source::Local(path) => documents::is_tokens(path),
@@ -94,7 +94,7 @@ impl Dataset {
         })
     }
 
-    /// Every document of every file. While one file is read, the next one of the hub is fetched.
+    /// Every document of every file. While one file is read, the next hub file is fetched.
     pub(crate) fn documents(
         &self,
         options: &ReadOptions,

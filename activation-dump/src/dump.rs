@@ -1,5 +1,5 @@
-//! A dump: the command line becomes a plan, model, text and stores are opened, the pipeline runs, and the end
-//! is told in numbers.
+//! A dump from start to end: turns the command line into a plan, opens model, text and stores, runs the pipeline, and
+//! reports the result.
 
 use std::process::ExitCode;
 use std::sync::{Arc, OnceLock};
@@ -35,7 +35,7 @@ struct Prepared {
     source: Model,
     runtime: Runtime,
     options: SessionOptions,
-    /// How far the model was from itself on the CPU, once that was looked at.
+    /// How far the model was from itself on the CPU, once that was checked.
     checked: OnceLock<SelfCheck>,
     model: PrefixModel,
     tokenizer: Option<Arc<Tokenizer>>,
@@ -45,7 +45,7 @@ struct Prepared {
     threads: usize,
 }
 
-/// Runs the dump that the command line asks for, or what is left of it.
+/// Runs the dump that the command line asks for, or the rest of it.
 pub(crate) fn dump(arguments: &DumpArguments) -> Result<ExitCode> {
     let threads = match arguments.machine.threads {
         Some(threads) => usize::from(threads),
@@ -117,7 +117,7 @@ fn prepare(arguments: &DumpArguments, threads: usize) -> Result<Prepared> {
     plan.batch = batch(arguments.machine.batch.map(usize::from), &prefix, plan.length)?;
     let vocabulary = prefix.vocabulary().or_else(|| Some(tokenizer.as_ref()?.largest_id() as usize + 1));
     let vocabulary =
-        vocabulary.context("nothing says how many tokens the model has; --tokenizer FILE would")?;
+        vocabulary.context("the model's vocabulary size is unknown; --tokenizer FILE supplies it")?;
     match &tokenizer {
         Some(tokenizer) => tokenizer.check(vocabulary, bos, source.bos.is_some())?,
         None if bos as usize >= vocabulary => {
@@ -197,7 +197,7 @@ fn dry_run(prepared: &Prepared, json: bool, interrupt: &Interrupt) -> Result<Exi
 }
 
 impl Prepared {
-    /// Holds the model on its device against itself on the CPU in float32, on some contexts of a first batch.
+    /// Compares the model on its device with itself on the CPU in float32, on some contexts of a first batch.
     fn check_against_cpu(&self, ids: &[i64], contexts: usize) -> Result<()> {
         let options =
             SessionOptions { device: Device::Cpu, precision: Some(Precision::Full), ..self.options };
@@ -215,7 +215,7 @@ impl Prepared {
         Ok(())
     }
 
-    /// Closes the stores and tells how it went; `outcome` is that of the pipeline if it ran.
+    /// Closes the stores and reports the result; `outcome` is the pipeline's, if it ran.
     fn finish(&self, writers: Vec<StoreWriter>, outcome: Option<&Outcome>, json: bool) -> Result<ExitCode> {
         if let Some(outcome) = outcome
             && writers.iter().all(|writer| writer.progress().contexts == 0)
@@ -298,11 +298,11 @@ impl Prepared {
                 format_count(target.spec.layout.window_rows as f64)
             );
             for damage in writers.get(index).iter().flat_map(|writer| writer.damage()) {
-                terminal::say!("  damaged  {damage}; what follows it is run and written again");
+                terminal::say!("  damaged  {damage}; everything after it is run and written again");
             }
             if let Some(writer) = writers.get(index).filter(|writer| writer.contexts_done() > 0) {
                 terminal::say!(
-                    "  resume   {} contexts are there",
+                    "  resume   {} contexts are stored already",
                     format_count(writer.contexts_done() as f64)
                 );
             }
@@ -316,7 +316,7 @@ impl Prepared {
             Err(_) => 0,
         };
         terminal::say!(
-            "stopped; {} of {} contexts are safe in {}: give the same command again to go on",
+            "stopped; {} of {} contexts are safe in {}: run the same command again to continue",
             format_count(self.targets.iter().map(done).min().unwrap_or(0) as f64),
             format_count(self.plan.contexts as f64),
             self.targets

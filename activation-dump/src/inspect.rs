@@ -1,4 +1,4 @@
-//! `info`, `verify` and `export`: what one asks a finished store.
+//! `info`, `verify` and `export`: the subcommands that read a finished store.
 
 use std::process::ExitCode;
 use std::sync::atomic::{AtomicU64, Ordering};
@@ -157,7 +157,7 @@ pub(crate) fn export(arguments: &ExportArguments) -> Result<ExitCode> {
     Ok(ExitCode::SUCCESS)
 }
 
-/// The beginning of a hash, enough to tell two apart by eye.
+/// The beginning of a hash, enough to distinguish two by eye.
 fn short(hash: &str) -> &str {
     hash.get(..16).unwrap_or(hash)
 }

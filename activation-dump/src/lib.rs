@@ -1,4 +1,4 @@
-//! Stage one: text through a language model into an activation store; and what one asks a finished store.
+//! Stage one: runs a language model over text into an activation store. Also reads finished stores.
 //!
 //! Standard output carries what was asked for (`info`, `--json`), standard error everything else.
 
@@ -31,7 +31,7 @@ use activation_store::StoreError;
 use arguments::{Command, CommandLine};
 use clap::Parser;
 
-/// The program: parses the command line, does what it says, and prints an error as a sentence.
+/// The program: parses the command line, executes it, and prints an error as a sentence.
 pub fn main() -> ExitCode {
     let line = CommandLine::parse();
     let done = match &line.command {
@@ -41,7 +41,7 @@ pub fn main() -> ExitCode {
         Some(Command::Export(arguments)) => inspect::export(arguments),
     };
     let code = done.unwrap_or_else(|error| {
-        // Messages quote files, their names and what libraries say of them.
+        // Messages quote files, their names, and library errors.
         terminal::say!("error: {}", terminal::foreign(&format!("{error:#}")));
         if let Some(hint) = hint(&error) {
             terminal::say!("hint: {hint}");
@@ -51,7 +51,7 @@ pub fn main() -> ExitCode {
     terminal::exit_code(code)
 }
 
-/// The flags that help with an error whose text, a library's, cannot know them.
+/// Flags that help with a library's error, whose text cannot know them.
 fn hint(error: &anyhow::Error) -> Option<&'static str> {
     match error.downcast_ref::<StoreError>()? {
         StoreError::Overflow { .. } => {
@@ -70,3 +70,8 @@ fn hint(error: &anyhow::Error) -> Option<&'static str> {
         _ => None,
     }
 }
+
+/// The examples of the README, run as tests.
+#[cfg(doctest)]
+#[doc = include_str!("../README.md")]
+struct ReadmeExamples;

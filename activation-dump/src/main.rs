@@ -1,4 +1,4 @@
-//! The program `activation-dump`; everything is in the library of the same name.
+//! The program `activation-dump`. All of its code is in the library of the same name.
 
 fn main() -> std::process::ExitCode {
     activation_dump::main()

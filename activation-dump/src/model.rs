@@ -1,4 +1,4 @@
-//! The language model that the command line names: a checkpoint folder or an ONNX file, with tokenizer and BOS.
+//! The language model that the command line names: a checkpoint folder or an ONNX file, with its tokenizer and BOS.
 
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
@@ -9,7 +9,7 @@ use language_model::{Checkpoint, HookPoint, OnnxFile, PrefixModel, Runtime, Sess
 use crate::arguments::{DumpArguments, SourceArguments};
 use crate::tokenizer::{Tokenizer, json_file};
 
-/// A model with the hooks that are wanted of it; nothing is loaded yet.
+/// A model and the requested hooks; nothing is loaded yet.
 pub(crate) struct Model {
     kind: Kind,
     /// Hub id, folder or file, as it was given.

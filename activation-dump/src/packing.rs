@@ -1,23 +1,23 @@
-//! Documents of tokens in, contexts of a fixed length out.
+//! Packs documents of tokens into contexts of a fixed length.
 //!
-//! The rule (the one of `mats_sae_training`, which made the reference activations): a BOS in front of
-//! each document; documents are concatenated; a document that overflows a context goes on in the next
-//! one after that context's own BOS. So every context starts with a BOS. A document that ends exactly
-//! at a context's end leaves nothing behind: the next context starts with the next document's BOS, once.
+//! The rule is that of `mats_sae_training`, which made the reference activations. A BOS precedes each document, and the
+//! documents are concatenated. A document that overflows a context continues in the next one, after that context's own
+//! BOS, so every context starts with a BOS. A document that ends exactly at the end of a context leaves nothing over: the
+//! next context starts with the next document's BOS, once.
 
 /// Cuts a stream of documents into contexts of `length` tokens.
 #[derive(Debug)]
 pub(crate) struct Packer {
     bos: u32,
     length: usize,
-    /// The context that is being filled: fewer than `length` tokens.
+    /// The current context: fewer than `length` tokens.
     open: Vec<u32>,
-    /// A document was begun and has had no token yet.
+    /// A document has begun but has no token yet.
     at_start: bool,
 }
 
 impl Packer {
-    /// A packer of contexts of `length` tokens (at least 2: a BOS and something to say).
+    /// A packer of contexts of `length` tokens (at least 2: a BOS and one more).
     pub(crate) fn new(bos: u32, length: usize) -> Packer {
         assert!(length >= 2, "a context of {length} tokens has no room beside its BOS");
         Packer { bos, length, open: Vec::with_capacity(length), at_start: true }
@@ -51,12 +51,12 @@ impl Packer {
         first
     }
 
-    /// Whether the document that was begun last has had no token yet.
+    /// Whether the last document that began has no token yet.
     pub(crate) fn is_at_start(&self) -> bool {
         self.at_start
     }
 
-    /// More tokens of the document that was begun last.
+    /// More tokens of the last document that began.
     fn extend(&mut self, tokens: &[u32], contexts: &mut Vec<u32>) {
         let mut rest = tokens;
         if rest.is_empty() {
@@ -111,7 +111,7 @@ mod tests {
     }
 
     #[test]
-    fn a_document_that_overflows_goes_on_after_the_next_contexts_own_bos() {
+    fn an_overflowing_document_continues_after_the_next_bos() {
         let (contexts, rest) = pack(4, &[&[1, 2, 3, 4, 5, 6, 7]]);
         assert_eq!(contexts, [[BOS, 1, 2, 3], [BOS, 4, 5, 6]]);
         assert_eq!(rest, 2);
@@ -136,7 +136,7 @@ mod tests {
     }
 
     #[test]
-    fn a_stream_with_a_bos_between_documents_packs_like_the_documents() {
+    fn a_stream_with_bos_between_documents_packs_like_documents() {
         let documents: Vec<Vec<u32>> =
             (0..100_u32).map(|i| (0..i * 5 % 17).map(|j| 1 + i * 17 + j).collect()).collect();
         let slices: Vec<&[u32]> = documents.iter().map(Vec::as_slice).collect();

@@ -1,4 +1,4 @@
-//! Text in, rows in stores out: stages that overlap, joined by short queues.
+//! Turns text into stored rows, in overlapping stages joined by short queues.
 //!
 //! ```text
 //! reading ─▶ tokenizing ─▶ packing ─▶ [contexts] ─▶ language model ─▶ [rows] ─▶ store of hook 1
@@ -6,9 +6,9 @@
 //!                                                    batch in flight)
 //! ```
 //!
-//! A batch of contexts always begins at a multiple of the batch size, also after a restart, so that the
-//! model sees the same batches and returns the same bits in an interrupted run as in a whole one. Stores that were
-//! interrupted at different places go on together: the text from the least advanced on is run again, and each takes
+//! A batch of contexts always begins at a multiple of the batch size, also after a restart. So the model sees the same
+//! batches and returns the same bits in an interrupted run as in an uninterrupted one. Stores that were interrupted at
+//! different places resume together: the text is run again from the least advanced store onwards, and each store takes
 //! what it lacks.
 
 use std::borrow::Cow;
@@ -36,7 +36,7 @@ const CHECKED: usize = 8;
 pub(crate) struct Outcome {
     /// Why it stopped.
     pub(crate) end: End,
-    /// What was read; of an interrupted dump, so far.
+    /// What was read, in an interrupted dump so far.
     pub(crate) text: TextCounts,
     /// Contexts the model ran on, this time.
     pub(crate) contexts_run: u64,
@@ -57,7 +57,7 @@ pub(crate) enum End {
     Interrupted,
 }
 
-/// Time at work, and not waiting for another stage; of a stage with several threads, their mean.
+/// Time spent working, not waiting for another stage; the mean over a stage's threads.
 #[derive(Debug, Clone, Copy, Default)]
 pub(crate) struct Busy {
     /// Reading and decompressing documents.
@@ -143,14 +143,14 @@ struct Ran<A> {
     activations: A,
 }
 
-/// Looks at the ids of the first contexts that are run, `[contexts, T]`, before they are; an error stops everything.
+/// Inspects the ids of the first contexts, `[contexts, T]`, before they are run; an error stops everything.
 pub(crate) type Check<'a> = dyn Fn(&[i64], usize) -> Result<()> + Sync + 'a;
 
-/// How far each store is; called after each batch of each.
+/// Receives each store's progress after each of its batches.
 pub(crate) type Watch<'a> = dyn FnMut(&[WriteProgress]) + Send + 'a;
 
 /// Runs the stages to their end and hands the writers back, not finished yet; complete ones are left alone.
-/// When `stop` becomes true, the batches under way are still stored.
+/// When `stop` becomes true, the batches in flight are still stored.
 pub(crate) fn run<M: Model>(
     contexts: Contexts,
     tokenizer: Option<&Tokenizer>,
@@ -218,7 +218,7 @@ pub(crate) fn run<M: Model>(
                     busy.store = busy.store.max(end.busy);
                     writers.push(end.writer);
                 }
-                // Its writer went with it; what the journal vouches for is there when the store is opened again.
+                // Its writer is gone too; what the journal records is there when the store is opened again.
                 Ok(Err(died)) => failures.push(died.into()),
             }
         }
@@ -258,7 +258,7 @@ fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
     mutex.lock().unwrap_or_else(PoisonError::into_inner)
 }
 
-/// What a store that goes on holds already.
+/// What a resumed store holds already.
 struct Known {
     /// Contexts.
     done: u64,
@@ -271,7 +271,7 @@ impl Known {
         Known { done: writer.contexts_done(), tail: writer.resumed_tokens().to_vec() }
     }
 
-    /// Refuses a batch that is not what the store has in its place.
+    /// Refuses a batch that differs from what the store holds in its place.
     fn check(&self, first: u64, tokens: &[u32], length: usize) -> Result<()> {
         let tail_first = self.done - (self.tail.len() / length) as u64;
         for (index, context) in tokens.chunks_exact(length).enumerate() {
@@ -320,7 +320,7 @@ fn text_stage(
         }
         let first = next;
         next += count as u64;
-        // Batches that all stores have whole are not run again.
+        // Batches that every store has in full are not run again.
         if count > 0 && next > done {
             if to_model.send(Batch { turn, first, tokens }).is_err() {
                 break;
@@ -348,7 +348,7 @@ struct Turns {
 }
 
 impl Turns {
-    /// Waits for turn `turn`; false if it will not come.
+    /// Waits for turn `turn`; false if it will never come.
     fn wait(&self, turn: u64) -> bool {
         let mut next = lock(&self.next);
         while *next != turn && !self.broken.load(Ordering::Relaxed) {
@@ -387,7 +387,7 @@ fn model_stage<M: Model>(
             let started = Instant::now();
             let count = tokens.len() / length;
             let mut ids: Vec<i64> = tokens.iter().map(|&token| i64::from(token)).collect();
-            // The last batch of a model that takes whole ones only is filled up; what comes of it is not stored.
+            // If the model takes only whole batches, the last one is padded; the results of the padding are not stored.
             let whole = model.fixed_contexts().unwrap_or(count).max(count);
             while ids.len() < whole * length {
                 ids.extend_from_within(..length);

@@ -1,4 +1,4 @@
-//! How much of what is run.
+//! How much of the text to run, and in what portions.
 
 use anyhow::{Result, bail};
 
@@ -18,11 +18,11 @@ pub(crate) struct Plan {
     pub(crate) length: usize,
     /// Contexts that this process runs; a text can end earlier.
     pub(crate) contexts: u64,
-    /// Contexts the model runs on at once; 1 until the model is loaded and says what suits it.
+    /// Contexts per run of the model; 1 until the model is loaded and suggests a number.
     pub(crate) batch: usize,
     /// Which contexts of the text these are.
     pub(crate) share: Share,
-    /// The part of the text, and who said so; `None` for the whole.
+    /// The part of the text, and where that was set; `None` for the whole.
     pub(crate) part: Option<(Part, String)>,
 }
 
@@ -49,7 +49,7 @@ impl Plan {
         let contexts = Share::of_total(total, number);
         if let Some((part, from)) = part.as_ref().filter(|_| contexts == 0) {
             bail!(
-                "part {part} (by {from}) of {total} contexts is none; ask for more --tokens, or for fewer parts"
+                "part {part} (by {from}) of {total} contexts is empty; ask for more --tokens, or for fewer parts"
             );
         }
         let skipped = arguments.source.skip_tokens.div_ceil(length as u64);
@@ -62,7 +62,7 @@ impl Plan {
     }
 }
 
-/// Refuses contexts that are too short to say anything or too long for the model.
+/// Refuses contexts that are too short to be of use or too long for the model.
 pub(crate) fn check_length(length: usize, max_length: Option<usize>) -> Result<()> {
     match max_length {
         Some(max) if length > max || length < 2 => {

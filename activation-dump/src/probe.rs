@@ -1,4 +1,4 @@
-//! `--dry-run`: what a dump would take, from the plan and a short probe of the real model on the real text.
+//! `--dry-run`: estimates what a dump would take, from the plan and a short probe of the real model on the real text.
 
 use std::path::Path;
 use std::time::{Duration, Instant};
@@ -18,7 +18,7 @@ const PROBE: Duration = Duration::from_secs(2);
 /// What a writer keeps for one row in the window besides its elements.
 const ROW_OVERHEAD: u64 = 40;
 
-/// What a dump would take; the field names carry the units.
+/// The estimate of a dump; the field names carry the units.
 #[derive(Debug, Serialize)]
 pub(crate) struct Estimate {
     provider: String,
@@ -39,7 +39,7 @@ pub(crate) struct Estimate {
     tokenizer_tokens_per_second: Option<f64>,
     /// For the contexts that are not stored yet, those that are left out before them included.
     seconds: f64,
-    /// The text is shorter than the plan: it has only so many contexts. Absent where the probe did not reach its end.
+    /// The number of contexts in a text that is shorter than the plan. Absent if the probe did not reach its end.
     text_contexts: Option<u64>,
 }
 
@@ -156,9 +156,9 @@ impl Estimate {
         for store in &self.stores {
             let there = match &store.problem {
                 Some(problem) => format!("; but {problem}"),
-                None if store.complete => "; a complete one is there".to_owned(),
+                None if store.complete => "; a complete store exists".to_owned(),
                 None if store.contexts_done > 0 => {
-                    format!("; {} contexts are there", format_count(store.contexts_done as f64))
+                    format!("; {} contexts are stored already", format_count(store.contexts_done as f64))
                 }
                 None => String::new(),
             };
@@ -190,7 +190,7 @@ impl Estimate {
         ));
         if let Some(contexts) = self.text_contexts.filter(|&contexts| contexts < self.contexts) {
             lines.push(format!(
-                "the text has {} of the {} contexts asked for; the figures above but time are for all",
+                "the text has only {} of the {} contexts; the figures above, except the time, are for all",
                 format_count(contexts as f64),
                 format_count(self.contexts as f64)
             ));

@@ -1,4 +1,4 @@
-//! What a waiting person sees: a bar on a terminal, a line now and then elsewhere.
+//! Progress for a waiting person: a bar on a terminal, an occasional line elsewhere.
 
 use std::io::IsTerminal;
 use std::time::{Duration, Instant};

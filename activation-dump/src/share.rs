@@ -1,11 +1,11 @@
-//! Which share of the text this process runs: `--part i/n`, or what a launcher put into the environment.
+//! The share of the text that this process runs, from `--part i/n` or from a launcher's environment variables.
 //!
-//! The contexts of the text are dealt like cards: part i gets every n-th one, beginning with the i-th. So
-//! every context belongs to exactly one part, all parts have the same number of contexts (but for one) however long
-//! the text turns out to be, and each store is a sample of the whole text. The price is that each part tokenizes the
-//! text of all: where a context begins depends on the length in tokens of everything before it, so to pack
-//! the same contexts as a single run does, a part cannot skip text. Tokenizing is much faster than any language model
-//! on a CPU; where it is not (many GPUs), files of tokens cost next to nothing.
+//! Contexts are dealt like cards: part i gets every n-th context, beginning with the i-th. So every context belongs to
+//! exactly one part, all parts have the same number of contexts (give or take one) however long the text turns out to be,
+//! and each store is a sample of the whole text. The price is that each part tokenizes the whole text. Where a context
+//! begins depends on the length in tokens of everything before it, so a part that packs the same contexts as a single run
+//! cannot skip text. Tokenizing is much faster than running any language model on a CPU. Where it is not (with many GPUs),
+//! token files cost next to nothing.
 
 use std::fmt;
 use std::str::FromStr;
@@ -30,7 +30,7 @@ pub(crate) enum PartChoice {
     Part(Part),
 }
 
-/// What launchers tell each of their processes: its rank, counted from 0, and how many there are. A
+/// The variables in which launchers tell each process its rank, counted from 0, and the number of processes. A
 /// launcher can have been started by another one; the inner ones come first.
 const LAUNCHERS: [(&str, &str); 3] = [
     ("RANK", "WORLD_SIZE"),                           // torchrun
@@ -42,7 +42,7 @@ const LAUNCHERS: [(&str, &str); 3] = [
 /// environment.
 ///
 /// # Errors
-/// Variables that are no numbers, or a rank that is not below the number of ranks.
+/// If a variable is not a number, or a rank is not below the number of ranks.
 pub(crate) fn part(
     flag: Option<PartChoice>,
     variable: impl Fn(&str) -> Option<String>,
@@ -57,7 +57,7 @@ pub(crate) fn part(
         let number = |name: &str, text: &str| -> Result<u64> {
             text.trim().parse().ok().with_context(|| {
                 format!(
-                    "{name}={text} in the environment is not a number; --part i/n or --part off wins over it"
+                    "{name}={text} in the environment is not a number; --part i/n or --part off overrides it"
                 )
             })
         };
@@ -158,7 +158,7 @@ mod tests {
     }
 
     #[test]
-    fn the_flag_wins_over_the_environment_and_the_inner_launcher_over_the_outer() {
+    fn the_flag_beats_the_environment_and_inner_launchers_outer_ones() {
         let environment = |set: &'static [(&str, &str)]| {
             move |name: &str| set.iter().find(|(n, _)| *n == name).map(|(_, value)| (*value).to_owned())
         };

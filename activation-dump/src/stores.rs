@@ -1,4 +1,4 @@
-//! The stores that a dump writes, one for each hook: where they lie, what identifies them, whether all fit on the disk.
+//! The stores that a dump writes, one for each hook: where they lie, what identifies them, and whether they fit on the disk.
 
 use std::path::{Path, PathBuf};
 
@@ -67,7 +67,7 @@ fn spec(arguments: &DumpArguments, plan: &Plan, common: &Common<'_>, hook: &Hook
         ..Provenance::default()
     };
     let extra = &mut provenance.extra;
-    // What decides the last bits of an activation: another provider or batch gives other roundings.
+    // What decides the last bits of an activation: another provider or batch rounds differently.
     extra.insert("provider".to_owned(), common.provider.clone().into());
     extra.insert("model_batch".to_owned(), plan.batch.into());
     // What leads from a context of the store to the text: it is the text's context first + stride · number.

@@ -1,4 +1,4 @@
-//! The end of a dump in numbers, for people and (`--json`) for scripts.
+//! The summary at the end of a dump, for people and (with `--json`) for scripts.
 
 use std::time::Duration;
 
@@ -15,9 +15,9 @@ use crate::plan::Plan;
 #[derive(Debug, Serialize)]
 pub(crate) struct Summary {
     provider: String,
-    /// How far the provider was from the CPU on the first batch, where that was looked at.
+    /// How far the provider was from the CPU on the first batch, if that was checked.
     self_check: Option<SelfCheckFigures>,
-    /// Contexts stored, by this run and those before it that it went on from.
+    /// Contexts stored, by this run and by those that it resumed.
     contexts: u64,
     /// "2/4", or null for the whole text.
     part: Option<String>,
@@ -27,7 +27,7 @@ pub(crate) struct Summary {
     tokens_run: u64,
     seconds: f64,
     tokens_per_second: f64,
-    /// Shares of the wall time in which each stage was at work.
+    /// The fraction of wall time that each stage was working.
     busy: BusyShares,
     /// The stage that was at work most.
     bottleneck: Option<&'static str>,

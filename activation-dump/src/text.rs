@@ -1,11 +1,11 @@
-//! Text in, contexts of tokens out: documents are read by one thread, tokenized by all, packed by whoever asks.
+//! Turns text into contexts of tokens: one thread reads documents, all threads tokenize them, and the caller packs them.
 //!
 //! ```text
 //! reading ─▶ [batches of documents, each a task of the thread pool] ─▶ packing
 //! ```
 //!
-//! The tasks end in any order; their results are taken in the order of the text, so that everything that comes out,
-//! counts included, is the same for any number of threads.
+//! Tasks finish in any order, but their results are taken in the order of the text. So the output, counts included, is the
+//! same for any number of threads.
 
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
@@ -25,7 +25,7 @@ use crate::tokenizer::Tokenizer;
 /// Text that one task tokenizes, in bytes: enough that the hand-over costs nothing, little enough that a short dump does
 /// not tokenize much that it will not use.
 const TASK_BYTES: usize = 64 << 10;
-/// How long a wait for text lasts before someone looks whether the dump is to stop.
+/// How long to wait for text before checking whether the dump should stop.
 const PATIENCE: Duration = Duration::from_millis(100);
 
 /// A document with its tokens.
@@ -58,11 +58,11 @@ type Task = Answer<Result<Vec<Encoded>>>;
 struct Clocks {
     reading: AtomicU64,
     tokenizing: AtomicU64,
-    /// Tokens that came out of the tokenizing.
+    /// Tokens that the tokenizer produced.
     tokenized: AtomicU64,
 }
 
-/// What the text is and which of it is wanted.
+/// The text, and the part of it that is wanted.
 pub(crate) struct TextOptions {
     pub(crate) read: ReadOptions,
     /// T, tokens of a context.
@@ -109,11 +109,11 @@ pub(crate) struct Contexts {
 }
 
 impl Contexts {
-    /// Starts reading and tokenizing. The threads end by themselves when the value is dropped, a reader that waits for
-    /// standard input or the hub when that answers.
+    /// Starts reading and tokenizing. The threads end by themselves when the value is dropped; a reader that waits for
+    /// standard input or the hub ends when that answers.
     ///
     /// # Errors
-    /// When the system has no room for a thread.
+    /// If the system cannot start a thread.
     pub(crate) fn start(
         documents: impl Iterator<Item = Result<Document>> + Send + 'static,
         tokenizer: Option<&Arc<Tokenizer>>,
@@ -145,7 +145,7 @@ impl Contexts {
     /// The next `count` wanted contexts, `[count, T]`; fewer only where the text ends or `stopping` says so.
     ///
     /// # Errors
-    /// What cannot be read for reasons outside of the text; with `strict` also a document without tokens.
+    /// If reading fails for reasons outside the text; with `strict`, also if a document has no tokens.
     pub(crate) fn take(&mut self, count: usize, stopping: &dyn Fn() -> bool) -> Result<Vec<u32>> {
         let mut taken = Vec::new();
         while taken.len() < count * self.length {

@@ -1,4 +1,4 @@
-//! A model's `tokenizer.json`, checked against the model it is to feed, and the model's BOS.
+//! A model's `tokenizer.json`, checked against the model that it feeds, and the model's BOS.
 
 use std::path::{Path, PathBuf};
 
@@ -39,7 +39,7 @@ impl Tokenizer {
                 foreign_path(path)
             )
         })?;
-        // The library answers some files with a panic.
+        // The library panics on some files.
         let mut tokenizer =
             workers::catch("reading of the tokenizer", || tokenizers::Tokenizer::from_bytes(&bytes))?
                 .map_err(|error| anyhow::anyhow!("{error}"))
@@ -161,7 +161,7 @@ impl Places {
     }
 }
 
-/// Whether words never go on with a space, whatever the text.
+/// Whether a word never continues past a space, whatever the text.
 fn splits_at_spaces(splitting: &PreTokenizerWrapper) -> bool {
     match splitting {
         PreTokenizerWrapper::ByteLevel(bytes) => bytes.use_regex,

@@ -1,4 +1,4 @@
-//! The reading of files that come from elsewhere, for tests that try it with files of all kinds.
+//! Entry points that read untrusted files, for tests that feed them files of all kinds.
 
 use std::path::Path;
 
@@ -10,7 +10,7 @@ use crate::tokenizer::Tokenizer;
 /// Reads a file of text or tokens to its end; returns the number of documents that could be read.
 ///
 /// # Errors
-/// What a dump of it would be told.
+/// The error that a dump of it would report.
 pub fn documents(path: &Path) -> Result<u64> {
     let options = ReadOptions { column: "text".to_owned(), format: None, vocabulary: 50_257, context: 8 };
     let mut sound = 0;
@@ -23,7 +23,7 @@ pub fn documents(path: &Path) -> Result<u64> {
 /// Reads a `tokenizer.json` and tokenizes a text with it; returns the number of tokens.
 ///
 /// # Errors
-/// What a dump with it would be told.
+/// The error that a dump with it would report.
 pub fn tokenizer(path: &Path) -> Result<usize> {
     let tokenizer = Tokenizer::open(path)?;
     tokenizer.declared_bos()?;

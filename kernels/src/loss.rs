@@ -1,5 +1,4 @@
-//! A loss is data: a reconstruction term, a sparsity penalty and two frequency penalties, each with
-//! its coefficient.
+//! A loss as data: a reconstruction term, a sparsity penalty and two frequency penalties, each with its coefficient.
 //!
 //! ```text
 //! loss = mse + coefficient · (1/B) Σ_i Σ_j p(a_ij) + min-sparsity + max-sparsity
@@ -80,7 +79,7 @@ pub struct LossSpec {
     pub penalty: Penalty,
     /// The penalty's coefficient, ≥ 0.
     pub coefficient: f64,
-    /// Penalises features that fire too seldom (s_j < τ).
+    /// Penalises features that fire too rarely (s_j < τ).
     pub min_sparsity: Option<FrequencyPenalty>,
     /// Penalises features that fire too often (s_j > τ).
     pub max_sparsity: Option<FrequencyPenalty>,

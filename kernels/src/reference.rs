@@ -1,5 +1,5 @@
-//! Every formula in float64, dense, as the definition. Slow on purpose: nothing here is arranged
-//! for speed, and nothing else in the project decides what is right.
+//! Every formula in float64, dense, as the definition. It is slow on purpose: nothing here is arranged for speed, and
+//! nothing else in the project decides what is right.
 //!
 //! Shapes are the public ones: X [B,d], W_enc [d,F], b_enc [F], W_dec [F,d], b_dec [d].
 

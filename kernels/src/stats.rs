@@ -1,10 +1,10 @@
-//! Sums over rows from which every metric that needs no language model follows.
+//! Sums over rows, from which every metric follows that needs no language model.
 //!
-//! All sums are float64 and add up over batches ([`Sums::merge`]), so that a metric over many
-//! batches is that of all their rows, with one exception: x̄ in the `centered` MSE is each batch's own.
+//! All sums are float64 and add up over batches ([`Sums::merge`]). So a metric over many batches is that of all their rows,
+//! with one exception: x̄ in the `centered` MSE is each batch's own.
 //!
-//! A mean of quotients is taken over the rows whose divisor is not 0. Where there is none, as where the rows have no
-//! variance to explain, the metric is undefined: NaN.
+//! A mean of quotients is taken over the rows whose divisor is not 0. If there are none, for instance because the rows have
+//! no variance to explain, the metric is undefined: NaN.
 
 /// Sums over the rows of one or more batches. e = x̂ − x.
 #[derive(Debug, Clone, PartialEq, Default)]

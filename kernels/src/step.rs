@@ -5,7 +5,7 @@ use thiserror::Error;
 
 use crate::loss::{FrequencyPenalty, LossSpec, Penalty};
 
-/// What is done to the decoder's rows W_dec_j [d] around the optimizer step.
+/// How the decoder's rows W_dec_j [d] are treated around the optimizer step.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "kebab-case")]
 pub enum DecoderNorm {
@@ -57,7 +57,7 @@ pub struct StepSpec {
     pub sparsity_window: usize,
 }
 
-/// What may change from step to step.
+/// The values that may change from step to step.
 #[derive(Debug, Clone, Copy, PartialEq, Serialize, Deserialize)]
 pub struct Schedule {
     /// The learning rate of this step.

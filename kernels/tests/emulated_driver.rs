@@ -1,6 +1,6 @@
 //! The emulated driver refuses what a real one refuses, and notices what a real one would not.
 //!
-//! The ignored tests run on it, in processes of their own; the other tests start them.
+//! The ignored tests run on the emulated driver, in processes of their own that the other tests start.
 
 mod emulation;
 

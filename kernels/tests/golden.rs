@@ -1,5 +1,5 @@
-//! The float64 definition against PyTorch's autograd: 50 steps of every configuration in
-//! `golden/steps.json`, made by `golden/make.py`.
+//! The float64 definition against PyTorch's autograd: 50 steps of every configuration in `golden/steps.json`, which
+//! `golden/make.py` made.
 
 use std::collections::BTreeMap;
 use std::path::Path;

@@ -1,5 +1,5 @@
-//! Every kernel compiles for every architecture it is made for, and what it takes of a multiprocessor is known.
-//! Needs the run-time compiler (`scripts/fetch-nvrtc`), no GPU.
+//! Every kernel compiles for every architecture it targets, and its use of a multiprocessor's resources is known.
+//! The tests need the run-time compiler (`scripts/fetch-nvrtc`) but no GPU.
 
 use kernels::cuda::libraries::{ToolkitLibrary, load};
 use kernels::cuda::nvrtc::{Architecture, Compiled, Waits, compile, version};
@@ -45,7 +45,7 @@ fn local_memory(found: &Compiled, capability: (u32, u32)) -> Vec<String> {
 }
 
 #[test]
-fn every_kernel_compiles_without_remarks_and_keeps_its_numbers_in_registers() {
+fn every_kernel_compiles_without_remarks_or_spills() {
     load_compiler();
     println!("NVRTC {:?}", version());
     println!("{:>7}  {:16} {:28} {:>9} {:>9}", "", "file", "kernel", "registers", "shared B");
@@ -103,7 +103,7 @@ fn traps(cubin: &[u8]) -> usize {
 }
 
 #[test]
-fn a_check_build_bounds_its_waits_and_no_other_build_pays_for_it() {
+fn only_a_check_build_bounds_its_waits() {
     load_compiler();
     let source = kernels_for((9, 0)).find(|source| source.name == "encode_wgmma").unwrap();
     let [plain, check] = [Waits::Unbounded, Waits::Bounded].map(|waits| compiled_for(source, (9, 0), waits));
@@ -140,7 +140,7 @@ fn products_that_the_assembler_must_serialise_are_noticed() {
 }
 
 #[test]
-fn a_request_for_registers_that_the_assembler_ignores_is_noticed() {
+fn an_ignored_request_for_registers_is_noticed() {
     load_compiler();
     // Without launch bounds nobody knows how many registers a warp begins with.
     let text = "#include \"hopper.cuh\"

@@ -1,5 +1,4 @@
-//! The float64 definition's gradients against central differences of the function they are said to
-//! be the gradient of.
+//! The float64 definition's gradients against central differences of the functions that they are the gradients of.
 
 use kernels::loss::{FrequencyPenalty, LossSpec, Mse, Penalty};
 use kernels::reference::{Parameters, forward, frequency_slopes, gradients, surrogate_loss};
@@ -108,7 +107,7 @@ fn gradients_equal_central_differences_in_every_configuration() {
 }
 
 #[test]
-fn a_dead_feature_gets_no_gradient_and_a_dense_one_gets_the_frequency_term() {
+fn a_dead_feature_gets_no_gradient_and_a_dense_one_its_frequency() {
     let weights = weights();
     let x = numbers(BATCH * WIDTH, 5);
     let mut spec = spec(LossSpec::reconstruction(Mse::Sum), false);

@@ -1,5 +1,5 @@
-//! The tensor-core screens run on the CPU: their instructions are replaced by functions (`emulation/tensor_cores.h`),
-//! all else is the kernel's own. What this cannot show is whether those functions do what the hardware does.
+//! The tensor-core screens run on the CPU: functions replace their instructions (`emulation/tensor_cores.h`), and the rest is
+//! the kernels' own code. These tests cannot show whether those functions do what the hardware does.
 
 use std::path::Path;
 use std::process::Command;

@@ -1,5 +1,4 @@
-//! Does optimizer steps on given weights and batches and writes what came out, for comparison with other
-//! implementations.
+//! Runs optimizer steps on given weights and batches and writes the results, for comparison with other implementations.
 //!
 //!     engine_steps CASE.json INPUT.safetensors OUTPUT.safetensors [SPARSE_DENSITY]
 //!

@@ -1,11 +1,11 @@
-//! Holds the screened encode against the plain float32 product, on the rows of a store and a trained autoencoder.
+//! Compares the screened encode with the plain float32 product, on the rows of a store and a trained autoencoder.
 //!
 //!     exact_active_sets STORE SAE [ROWS]
 //!
-//! For each batch of 4,096 rows: the active pairs by the plain product, by screening with 8 and with 16 bits, and as
-//! training chooses. The sets must be the same, bit for bit; values may differ by what the order of a float32 sum of d
-//! products can make, (d + 2) · 2⁻²⁴ · (Σ|x_k w_k| + |b|) on either side. Prints what was compared and the largest
-//! difference as a share of that bound; ends with an error at the first difference in a set.
+//! For each batch of 4,096 rows it takes the active pairs from the plain product, from screening with 8 and with 16 bits, and
+//! from whichever training would choose. The sets must be the same, bit for bit. Values may differ as far as the order of a
+//! float32 sum of d products allows, (d + 2) · 2⁻²⁴ · (Σ|x_k w_k| + |b|) on either side. The program prints what was compared
+//! and the largest difference as a share of that bound, and ends with an error at the first difference in a set.
 
 use std::path::Path;
 

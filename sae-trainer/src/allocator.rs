@@ -1,18 +1,18 @@
-//! The system's allocator, with large arrays beginning at a cache line.
+//! The system's allocator, except that large arrays begin at a cache line.
 //!
-//! The system puts them 16 bytes behind one, where every second vector of 32 bytes lies in two lines: the encode takes
-//! 5 % longer and the decode 10 %.
+//! The system places them 16 bytes after one, so that every second vector of 32 bytes straddles two lines. The encode then
+//! takes 5 % longer and the decode 10 %.
 
 use std::alloc::{GlobalAlloc, Layout, System};
 
 /// Bytes of a cache line.
 const CACHE_LINE: usize = 64;
-/// Smaller arrays are left where they are.
+/// Smaller arrays are not moved.
 const LARGE: usize = 4096;
 
 pub(crate) struct CacheLines;
 
-/// Depends on nothing but the layout, so that memory goes back as it was taken.
+/// Depends only on the layout, so that memory is released as it was allocated.
 fn aligned(layout: Layout) -> Layout {
     if layout.size() < LARGE {
         return layout;
@@ -38,7 +38,7 @@ unsafe impl GlobalAlloc for CacheLines {
 #[cfg(test)]
 mod tests {
     #[test]
-    fn large_arrays_begin_at_a_cache_line_and_keep_what_they_hold_as_they_grow() {
+    fn large_arrays_begin_at_a_cache_line_and_survive_growth() {
         let mut numbers: Vec<u32> = (0..100).collect();
         for length in [1_000, 1_025, 50_000, 3_000_000] {
             numbers.extend(numbers.len() as u32..length);

@@ -6,12 +6,12 @@ use sae::{Sae, Weights};
 use serde_json::json;
 use terminal::foreign_path;
 
-use crate::arguments::BenchArguments;
+use crate::command::arguments::BenchArguments;
 use crate::engine::{
     self, Adam, BenchReport, Bound, CpuOptions, DecoderNorm, FrequencyPenalty, LossSpec, Mse, Penalty,
     StepSpec,
 };
-use crate::table;
+use crate::report::table;
 
 /// Times a step of the reference loss (approx-l0, min-sparsity, centered MSE, unit norm) and prints its parts.
 pub(crate) fn bench(arguments: &BenchArguments) -> Result<()> {
@@ -105,7 +105,7 @@ fn print(spec: &StepSpec, weights: &Weights, report: &BenchReport) {
     }));
     terminal::report!("{}", table::columns(&rows).trim_end());
     terminal::report!(
-        "{} path, {:.2} % of the pairs computed again after screening; {} tokens/s",
+        "{} path, {:.2} % of the pairs recomputed after screening; {} tokens/s",
         format!("{:?}", report.path).to_lowercase(),
         100.0 * report.rechecked,
         human_units::format_count(report.rows_per_second.round()),

@@ -1,58 +1,43 @@
-//! Stage two: trains sparse autoencoders from an activation store, many times over one store.
+//! Stage two: trains sparse autoencoders from an activation store, any number of them from one store.
 //!
 //! ```text
 //! STORE on disk ─ batches ─▶ engine: encode ─ sparsity ─ decode ─ loss ─ backward ─ Adam ─ norm
 //!                                └▶ metrics.jsonl, checkpoints/, sae/
 //! ```
 //!
+//! - `command`: what was asked for, and what that means with every default filled in.
 //! - [`engine`]: the arithmetic of a step, behind one trait.
-//! - `arguments` → `settings` → `plan`: what was asked for, what that means with every default filled in,
-//!   and whether it can be done.
-//! - `train`: the loop over batches, for one run or for those of a `sweep`; `run`: one of them; `schedule`,
-//!   `evaluation`, `decoder_bias`, `revive`: their parts.
-//! - `run_folder`, `checkpoint`, `record`: what a run leaves on disk.
-//! - `progress`, `compare`, `verify`, `bench`: what a person sees.
+//! - `runs`: one run, from its plan to what it leaves on disk; `evaluate`: the autoencoder on held-out rows.
+//! - `train`: the loop over batches, for one run or for those of a `sweep`.
+//! - `compare`, `verify`, `bench`: what is done with finished runs; `report`: what a person sees.
 
 #![warn(clippy::print_stdout, clippy::print_stderr)] // `terminal` writes; see there why
 
 use std::process::ExitCode;
 
-mod announce;
-mod arguments;
-mod batches;
 mod bench;
-mod checkpoint;
+mod command;
 mod compare;
-mod compute;
-mod decoder_bias;
-mod default_store;
 pub mod engine;
-mod evaluation;
-mod plan;
-mod progress;
-mod record;
-mod revive;
-mod run;
-mod run_folder;
-mod sae_config;
-mod schedule;
-mod settings;
+mod evaluate;
+mod report;
+mod runs;
 mod sweep;
-mod table;
 mod train;
 #[doc(hidden)]
 pub mod untrusted;
 mod verify;
 
-/// The program: parses the command line, does what it says, and prints an error as a sentence.
+/// The program: parses the command line, executes it, and prints an error as a sentence.
 pub fn main() -> ExitCode {
     use clap::Parser;
-    let line = arguments::CommandLine::parse();
+    use command::line::Command;
+    let line = command::line::CommandLine::parse();
     let result = match line.command {
-        Some(arguments::Command::Sweep(sweep)) => sweep::sweep(sweep).map(ExitCode::from),
-        Some(arguments::Command::Compare(compare)) => compare::compare(&compare).map(|()| ExitCode::SUCCESS),
-        Some(arguments::Command::Verify(verify)) => verify::verify(&verify).map(ExitCode::from),
-        Some(arguments::Command::Bench(bench)) => bench::bench(&bench).map(|()| ExitCode::SUCCESS),
+        Some(Command::Sweep(sweep)) => sweep::sweep(sweep).map(ExitCode::from),
+        Some(Command::Compare(compare)) => compare::compare(&compare).map(|()| ExitCode::SUCCESS),
+        Some(Command::Verify(verify)) => verify::verify(&verify).map(ExitCode::from),
+        Some(Command::Bench(bench)) => bench::bench(&bench).map(|()| ExitCode::SUCCESS),
         None => train::train(line.train).map(ExitCode::from),
     };
     let code = result.unwrap_or_else(|error| {

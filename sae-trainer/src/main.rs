@@ -1,4 +1,4 @@
-//! The program `sae-trainer`; everything but its allocator is in the library of the same name.
+//! The program `sae-trainer`. All of its code except the allocator is in the library of the same name.
 
 mod allocator;
 

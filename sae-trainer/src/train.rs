@@ -1,9 +1,9 @@
 //! Training from the first line of output to the last: one run, or the runs of a sweep, which are several engines on one
 //! stream of batches.
 //!
-//! The store is read, decoded and shuffled once for all runs, and on a GPU a batch travels there once. What a run computes
-//! does not depend on the others: it has its own engine, schedule, folder and checkpoints, and sees the batches that it
-//! would see alone. On the CPU the engines step one after the other on the same batch, each on all threads.
+//! The store is read, decoded and shuffled once for all runs, and on a GPU each batch is uploaded once. A run's results do
+//! not depend on the other runs: it has its own engine, schedule, folder and checkpoints, and sees the batches that it would
+//! see alone. On the CPU the engines step one after another on the same batch, each with all threads.
 
 use std::path::PathBuf;
 use std::time::Duration;
@@ -12,17 +12,17 @@ use activation_store::Store;
 use anyhow::{Context, Result, ensure};
 use terminal::{Interrupt, foreign_path};
 
-use crate::announce;
-use crate::arguments::{RunArguments, TrainArguments};
-use crate::batches::Batches;
-use crate::compute::Compute;
+use crate::command::arguments::{RunArguments, TrainArguments};
+use crate::command::settings::Settings;
+use crate::engine::compute::Compute;
 use crate::engine::{Engine, EngineError};
-use crate::evaluation::{evaluate, stream_options};
-use crate::plan::Plan;
-use crate::progress::Progress;
-use crate::record::Summary;
-use crate::run::{ReadyRun, Run};
-use crate::settings::Settings;
+use crate::evaluate::{evaluate, stream_options};
+use crate::report::announce;
+use crate::report::progress::Progress;
+use crate::runs::batches::Batches;
+use crate::runs::plan::Plan;
+use crate::runs::record::Summary;
+use crate::runs::run::{ReadyRun, Run};
 use crate::sweep::SweepFolder;
 
 /// Trains one run, and returns the process' exit code: 0, or 130 after Ctrl-C.
@@ -50,7 +50,7 @@ pub(crate) fn train(arguments: TrainArguments) -> Result<u8> {
     Ok(0)
 }
 
-/// Everything that can be had before a folder is touched: stream, engines, weights.
+/// Everything that is prepared before a folder is touched: stream, engines, weights.
 pub(crate) struct Ready {
     flags: RunArguments,
     interrupt: Interrupt,
@@ -95,7 +95,7 @@ impl Ready {
         Ok(Ready { flags, interrupt, batches, runs, resumed })
     }
 
-    /// Takes the runs' folders. `sweep` is the folder of the sweep that they are the points of.
+    /// Opens the runs' folders. `sweep` is the folder of the sweep whose points they are.
     pub(crate) fn start(self, sweep: Option<SweepFolder>) -> Result<Training> {
         let Ready { flags, interrupt, batches, runs, resumed } = self;
         let runs: Vec<Run> = runs.into_iter().map(|run| run.start(&flags)).collect::<Result<_>>()?;
@@ -128,7 +128,7 @@ pub(crate) enum End {
         /// Why the others did not.
         lost: Vec<anyhow::Error>,
     },
-    /// It was asked to stop, and can go on; with the exit code that this calls for.
+    /// It was asked to stop and can be resumed; with the exit code to return.
     Interrupted(u8),
 }
 
@@ -164,8 +164,8 @@ impl Training {
         self.runs.iter().map(|run| run.step).min().unwrap_or(0)
     }
 
-    /// Takes all runs to step `last`, or says with which exit code to stop before. After a crash between the checkpoints
-    /// of two runs one is ahead of the other, and waits for it.
+    /// Trains all runs up to step `last`, or returns the exit code with which to stop earlier. After a crash between the
+    /// checkpoints of two runs, one is ahead of the other and waits for it.
     fn steps(&mut self, last: u64, progress: &mut Progress) -> Result<Option<u8>> {
         let mut step = self.step();
         self.batches.seek(step)?;
@@ -174,7 +174,7 @@ impl Training {
                 self.settle(progress)?;
                 return Ok(Some(code));
             }
-            // Engines that share a device can look at a batch apart from the others when none of them is under way.
+            // An engine on a shared device can look at a batch by itself only while no step is in flight.
             if self.runs.iter().any(|run| run.is_revival(step)) {
                 self.settle(progress)?;
             }
@@ -186,7 +186,7 @@ impl Training {
             step += 1;
             progress.update(&self.runs);
             let checkpoint = step.is_multiple_of(self.flags.checkpoint_every) && step < last;
-            // The log reads frequencies of the very step.
+            // The log reads the frequencies of this very step.
             if checkpoint || self.runs.iter().any(|run| run.is_logged(step)) {
                 self.settle(progress)?;
             }
@@ -212,10 +212,10 @@ impl Training {
         Ok(())
     }
 
-    /// Ends the runs that failed by themselves; any other failure, of the data or of the device, ends all.
+    /// Ends the runs that failed on their own; a failure of the data or of the device ends all.
     fn lose(&mut self, failed: Vec<(usize, EngineError)>, progress: &Progress) -> Result<()> {
         for (before, (at, error)) in failed.into_iter().enumerate() {
-            // As many as failed before this one are gone already.
+            // Those that failed before this one are gone already.
             let at = at - before;
             let own = is_the_runs_own(&error);
             let error = self.runs[at].step_error(error);
@@ -235,7 +235,7 @@ impl Training {
     /// Evaluates the runs, all on the same rows, and writes what they leave.
     fn conclude(mut self, elapsed: Duration) -> Result<End> {
         let waiting = self.batches.waited();
-        // Lets go of the blocks that were read ahead: evaluation has its own.
+        // Frees the blocks that were read ahead: evaluation has its own.
         self.batches.seek(0)?;
         let threads = threads(&self.flags);
         let (stores, settings) = (self.runs[0].plan.stores.clone(), self.runs[0].settings().clone());
@@ -254,7 +254,7 @@ impl Training {
             let session = run.session(elapsed, waiting);
             match run.conclude(sums, rows_of_the_store, session) {
                 Ok(summary) => summaries.push(summary),
-                // The others are not to suffer from it.
+                // The others must not suffer from it.
                 Err(error) => failed = failed.or(Some(error)),
             }
         }
@@ -267,7 +267,7 @@ impl Training {
         }
     }
 
-    /// Keeps what there is after a Ctrl-C, and says how to go on.
+    /// Saves all runs after a Ctrl-C, and says how to continue.
     fn stop(mut self, code: u8) -> Result<End> {
         let (saved, failed) = self.save();
         self.say_stopped(&saved, "continue with");
@@ -277,11 +277,11 @@ impl Training {
         }
     }
 
-    /// Keeps what there is when something ends all runs that is not their own fault: a store that cannot be read, a disk
-    /// that is full. `error`, which is handed back, is what there is to tell; where saving fails too, it has the same cause.
+    /// Saves all runs when something ends them that is not their own fault: a store that cannot be read, a disk
+    /// that is full. Returns `error`, the one to report; if saving fails too, it has the same cause.
     fn keep(&mut self, error: anyhow::Error) -> anyhow::Error {
         let (saved, _) = self.save();
-        self.say_stopped(&saved, "once the cause below is mended, continue with");
+        self.say_stopped(&saved, "once the cause below is fixed, continue with");
         for run in &self.runs {
             if let Some(folder) = run.rescue() {
                 let (step, folder) = (run.step, foreign_path(&folder));
@@ -344,7 +344,7 @@ fn attempt(
     Ok(())
 }
 
-/// Whether the cause lies in what this run computes, so that others on the same batch go on.
+/// Whether the cause lies in what this run computes, so that others on the same batch can continue.
 fn is_the_runs_own(error: &EngineError) -> bool {
     matches!(
         error,
@@ -352,7 +352,7 @@ fn is_the_runs_own(error: &EngineError) -> bool {
     )
 }
 
-/// The number of threads: `--threads`, or one a core.
+/// The number of threads: `--threads`, or one per core.
 fn threads(flags: &RunArguments) -> usize {
     let cores = || std::thread::available_parallelism().map_or(1, usize::from);
     flags.threads.map_or_else(cores, usize::from)

@@ -1,11 +1,11 @@
-//! The reading of files that come from elsewhere, for tests that try it with files of all kinds.
+//! Entry points that read untrusted files, for tests that feed them files of all kinds.
 
 use std::path::Path;
 
 use anyhow::{Context, Result};
 
-use crate::checkpoint;
-use crate::run_folder::{RunConfig, checkpoints, logged_steps, summary};
+use crate::runs::checkpoint;
+use crate::runs::folder::{RunConfig, checkpoints, logged_steps, summary};
 use crate::sweep::SweepRecord;
 
 /// Reads everything of the run in `folder` that resuming and comparing it would read, but its stores; returns the number of

@@ -1,4 +1,4 @@
-//! `sae-trainer verify`: whether the files of runs, sweeps and autoencoders are what was written.
+//! `sae-trainer verify`: checks whether the files of runs, sweeps and autoencoders are as they were written.
 
 use std::fs;
 use std::path::{Path, PathBuf};
@@ -8,18 +8,18 @@ use durable_files::{Condition, check_folder, check_seal};
 use serde_json::{Value, json};
 use terminal::foreign_path;
 
-use crate::arguments::VerifyArguments;
-use crate::checkpoint;
-use crate::run_folder::{
-    CONFIG, DamagedLine, LoggedLine, METRICS, RunConfig, SAE, SUMMARY, checkpoint_folders, checkpoints, gap,
-    is_empty, logged_lines, summary,
+use crate::command::arguments::VerifyArguments;
+use crate::runs::checkpoint;
+use crate::runs::folder::{
+    CONFIG, DamagedLine, LoggedLine, METRICS, RunConfig, SAE, SUMMARY, SWEEP, checkpoint_folders,
+    checkpoints, gap, is_empty, logged_lines, summary,
 };
-use crate::sweep::{SWEEP, SweepRecord};
+use crate::sweep::SweepRecord;
 
 /// A file and what became of it.
 type Checked = (PathBuf, Condition);
 
-/// Says of every file whether it is sound, and returns the process' exit code: 0, or 1 if one is damaged.
+/// Reports the condition of every file, and returns the process' exit code: 0, or 1 if any is damaged.
 pub(crate) fn verify(arguments: &VerifyArguments) -> Result<u8> {
     let mut files = Vec::new();
     for folder in &arguments.folders {
@@ -66,7 +66,7 @@ fn as_json((path, condition): &Checked) -> Value {
     value
 }
 
-/// The files of whatever is in `folder`; none if that is nothing of ours.
+/// The files of whatever is in `folder`; none if it is not one of our folders.
 fn check(folder: &Path) -> Result<Vec<Checked>> {
     if folder.join(SWEEP).exists() {
         return sweep(folder);
@@ -130,9 +130,19 @@ fn run(folder: &Path) -> Result<Vec<Checked>> {
         files.push((sae, Condition::Damaged("it is missing, though the run is finished".into())));
     }
     if summary.exists() {
-        files.push(sealed(summary));
+        files.push(of_own_run(summary, folder));
     }
     Ok(files)
+}
+
+/// `summary.json` of the run in `folder`.
+fn of_own_run(path: PathBuf, folder: &Path) -> Checked {
+    match (sealed(path), summary(folder)) {
+        ((path, Condition::Sound), Err(error)) if RunConfig::read(folder).is_ok() => {
+            (path, Condition::Damaged(format!("{error:#}")))
+        }
+        (sealed, _) => sealed,
+    }
 }
 
 /// A JSON file with a checksum in it.
@@ -155,7 +165,7 @@ fn gaps(folder: &Path, lines: &[Result<LoggedLine, DamagedLine>]) -> Vec<String>
     let newest = checkpoints(folder).ok().and_then(|mut all| all.pop());
     let at_checkpoint = newest.and_then(|(_, path)| checkpoint::logged_lines(&path).ok().flatten());
     let at_end = summary(folder).ok().flatten().and_then(|summary| summary.logged_lines);
-    // A log that was lengthened since is no damage: its summary is gone then.
+    // A log that has grown since is not damaged: its summary is gone then.
     let in_all = at_end.filter(|expected| *expected != lines.len() as u64);
     let gap = at_checkpoint.and_then(|(step, expected)| gap(lines, step, expected));
     gap.into_iter().chain(in_all.map(|expected| format!("{} lines of {expected}", lines.len()))).collect()

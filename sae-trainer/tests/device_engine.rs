@@ -1,5 +1,5 @@
-//! The engine that drives a GPU, on the emulated one: it follows the CPU engine step by step, a step ahead or not, through
-//! refused steps, bad batches and changes of the engine.
+//! The engine that drives a GPU, on an emulated one. It follows the CPU engine step by step, with and without a step ahead,
+//! through refused steps, bad batches and changes of engine.
 
 #[path = "../../kernels/tests/emulation/mod.rs"]
 mod emulation;
@@ -96,7 +96,7 @@ fn assert_alike(got: &[StepStats], expected: &[StepStats]) {
 }
 
 #[test]
-fn it_follows_the_cpu_engine_through_dense_steps_refused_steps_and_sparse_ones() {
+fn it_follows_the_cpu_engine_through_steps_of_every_kind() {
     let expected = train(&mut cpu_engine(), 0..60);
     // Lists for fewer pairs than a batch activates at first and for more than at the end.
     let densities: Vec<f64> = expected.iter().map(|stats| stats.density).collect();
@@ -132,7 +132,7 @@ fn a_refused_step_and_the_one_behind_it_are_done_the_other_way() {
 }
 
 #[test]
-fn a_bad_batch_stops_itself_and_the_steps_behind_it_and_nothing_else() {
+fn a_bad_batch_stops_only_itself_and_the_steps_behind_it() {
     // On the sparse and on the dense path.
     for density in [1.0, 0.0] {
         let mut engine = device_engine(density);
@@ -223,7 +223,7 @@ fn train_on_large_batches<D: Device>(device: D) -> (Vec<StepStats>, EngineState)
 }
 
 #[test]
-fn a_batch_travels_beside_two_steps_and_no_place_is_written_while_it_is_read() {
+fn a_batch_travels_beside_two_steps_into_an_unread_buffer() {
     let folder = tempfile::tempdir().unwrap();
     for mode in ["lazy", "random:1", "random:2"] {
         let report = folder.path().join(mode);

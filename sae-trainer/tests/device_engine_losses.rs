@@ -1,5 +1,5 @@
-//! The engine that drives a GPU, on the emulated one, follows the CPU engine step by step in every configuration of
-//! losses and norms, on both paths.
+//! The engine that drives a GPU, on an emulated one, follows the CPU engine step by step in every configuration of losses and
+//! norms, on both paths.
 
 #[path = "../../kernels/tests/emulation/mod.rs"]
 mod emulation;
@@ -83,7 +83,7 @@ fn difference(got: &Parameters, expected: &Parameters) -> (f64, &'static str) {
 }
 
 #[test]
-fn it_follows_the_cpu_engine_in_every_configuration_of_losses_and_norms_on_both_paths() {
+fn it_follows_the_cpu_engine_in_every_configuration() {
     let weights = Weights::init(WIDTH, FEATURES, 7);
     let mut worst = (0.0, String::new());
     for spec in configurations() {

@@ -1,5 +1,5 @@
-//! Engines that share a device, on the emulated one: each computes what it would compute alone, and a batch travels there
-//! once for all of them.
+//! Engines that share an emulated device: each computes what it would compute alone, and a batch is uploaded once for all of
+//! them.
 
 #[path = "../../kernels/tests/emulation/mod.rs"]
 mod emulation;
@@ -108,7 +108,7 @@ fn alone(spec: StepSpec, density: f64, steps: std::ops::Range<u64>) -> (Vec<Step
 }
 
 #[test]
-fn batches_in_half_precision_are_uploaded_as_they_are_and_trained_on_as_float32() {
+fn half_precision_batches_are_uploaded_as_they_are() {
     let halves = |step| batch(step).into_iter().map(f16::from_f32).collect::<Vec<_>>();
     let wide = |step| halves(step).into_iter().map(f16::to_f32).collect::<Vec<_>>();
     let run = |in_half: bool| {
@@ -134,7 +134,7 @@ fn batches_in_half_precision_are_uploaded_as_they_are_and_trained_on_as_float32(
 }
 
 #[test]
-fn engines_that_share_a_device_do_what_each_does_alone_and_a_batch_is_uploaded_once() {
+fn engines_that_share_a_device_do_what_each_does_alone() {
     // Lists that the batches of the start overflow and those of the end fit into, so that steps are refused too.
     let density = 0.3;
     let device = SharedDevice::new(EmulatedDevice::new());
@@ -171,7 +171,7 @@ fn engines_that_share_a_device_do_what_each_does_alone_and_a_batch_is_uploaded_o
 }
 
 #[test]
-fn an_engine_that_leaves_or_comes_late_does_not_disturb_the_others() {
+fn engines_that_leave_or_join_late_do_not_disturb_the_others() {
     let [first, second, third] = specs();
     let device = SharedDevice::new(EmulatedDevice::new());
     let mut engines = vec![sharing(&device, first, 1.0), sharing(&device, second, 1.0)];

@@ -1,5 +1,5 @@
-//! The CPU engine: against PyTorch's 50 steps (`kernels/tests/golden`), and its own promises: one result
-//! for any number of threads and either path, exact resume, weights untouched by a bad batch.
+//! The CPU engine against PyTorch's 50 steps (`kernels/tests/golden`), and its own promises: one result for any number of
+//! threads and for either path, exact resume, and weights untouched by a bad batch.
 
 use std::collections::BTreeMap;
 use std::path::Path as FilePath;
@@ -58,7 +58,7 @@ fn only(path: Path) -> CpuOptions {
 }
 
 #[test]
-fn fifty_steps_end_at_pytorchs_weights_in_every_configuration_on_both_paths() {
+fn fifty_steps_end_at_pytorchs_weights_in_every_configuration() {
     let bytes = golden("steps.safetensors");
     let file = SafeTensors::deserialize(&bytes).unwrap();
     let batches = single(tensor(&file, "batches"));
@@ -196,7 +196,7 @@ fn both_paths_and_all_instruction_sets_agree_within_rounding() {
 }
 
 #[test]
-fn a_resumed_run_continues_bit_for_bit_like_an_uninterrupted_one() {
+fn a_resumed_run_equals_an_uninterrupted_one_bit_for_bit() {
     // A limit between the densities of two steps, so that both paths occur.
     let densities = train(&mut engine(CpuOptions::default()), 0..40).into_iter().map(|s| s.density);
     let sparse_density = densities.clone().sum::<f64>() / densities.count() as f64;
@@ -218,7 +218,7 @@ fn a_resumed_run_continues_bit_for_bit_like_an_uninterrupted_one() {
 }
 
 #[test]
-fn bf16_encodes_rounded_rows_with_rounded_weights_and_nothing_else() {
+fn bf16_rounds_only_the_rows_and_weights_of_the_encode() {
     let rounded = |numbers: &[f32]| {
         let mut out = Vec::new();
         round_to_bf16(numbers, &mut out);
@@ -263,7 +263,7 @@ fn nan_and_infinity_in_a_batch_leave_everything_as_it_was() {
 }
 
 #[test]
-fn a_row_at_the_mean_is_named_when_the_mse_divides_by_its_distance() {
+fn a_row_at_the_mean_is_named_when_its_distance_divides() {
     let mut engine = engine(CpuOptions::default());
     let before = engine.state().unwrap();
     let row = numbers(WIDTH, 3);

@@ -179,7 +179,7 @@ def main():
     parser.add_argument("--width", type=int, default=768)
     parser.add_argument("--features", type=int, default=24576)
     parser.add_argument("--runs", type=int, default=3)
-    parser.add_argument("--device", default="cuda", help="auto: cuda where there is one, else cpu")
+    parser.add_argument("--device", default="cuda", help="auto: cuda if there is a device, else cpu")
     parser.add_argument("--compiled", action="store_true")
     arguments = parser.parse_args()
     cuda = torch.cuda.is_available()

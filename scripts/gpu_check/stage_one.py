@@ -147,10 +147,10 @@ def main():
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("dump", type=pathlib.Path)
     parser.add_argument("onnxruntime")
-    parser.add_argument("--device", default="cuda", help="auto: cuda where torch finds one, else cpu")
+    parser.add_argument("--device", default="cuda", help="auto: cuda if torch finds a device, else cpu")
     parser.add_argument("--tokens", type=int, default=2_000_000)
     parser.add_argument("--batch", type=int, default=256)
-    parser.add_argument("--tiny", action="store_true", help="a model and texts for a moment on the CPU")
+    parser.add_argument("--tiny", action="store_true", help="a model and texts small enough for the CPU")
     arguments = parser.parse_args()
     cuda = torch.cuda.is_available()
     if arguments.device == "cuda" and not cuda:

@@ -108,7 +108,7 @@ def random_ids(vocabulary, contexts, length):
 
 
 @pytest.mark.parametrize(("scale", "center"), [(0.02, False), (0.02, True), (0.05, False)])
-def test_gpt2_of_true_shapes_at_its_initialization_s_scale_and_above(tmp_path, run_hooks, scale, center):
+def test_gpt2_of_true_shapes_from_its_initial_scale_up(tmp_path, run_hooks, scale, center):
     model = random_gpt2(scale)
     model.save_pretrained(tmp_path / "model")
     ids = random_ids(50257, 2, 32)
@@ -361,7 +361,7 @@ def gguf(repository, tmp_path_factory):
     return module.fetch(tmp_path_factory.mktemp("gguf"))
 
 
-def test_fetched_weights_are_those_that_transformers_reads_from_the_gguf_file(smollm2, gguf):
+def test_fetched_weights_are_those_transformers_reads_from_gguf(smollm2, gguf):
     theirs = AutoModelForCausalLM.from_pretrained(gguf.parent, gguf_file=gguf.name, dtype=torch.float32)
     ours = load_file(smollm2 / "model.safetensors")
     expected = {name: x for name, x in theirs.state_dict().items() if name != "lm_head.weight"}  # tied
@@ -377,7 +377,7 @@ def test_fetched_weights_are_those_that_transformers_reads_from_the_gguf_file(sm
     gc.collect()
 
 
-def test_fetched_tokenizer_has_the_gguf_file_s_tokens_and_splits_as_smollm2_does(smollm2, gguf):
+def test_fetched_tokenizer_has_the_gguf_tokens_and_splits_alike(smollm2, gguf):
     from gguf import GGUFReader
 
     tokenizer = AutoTokenizer.from_pretrained(smollm2)

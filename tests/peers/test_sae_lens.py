@@ -90,7 +90,7 @@ def counts(active):
 @pytest.mark.filterwarnings("ignore:.*non-empty model_from_pretrained_kwargs")
 @pytest.mark.parametrize("centered", [True, False])
 @pytest.mark.parametrize("flags", [["--loss", "approx-l0"], ["--loss", "l1", "--pre-bias", "--b-dec-init", "mean"]])
-def test_a_trained_autoencoder_has_the_metrics_that_sae_lens_gives_it(example, program, tmp_path, flags, centered):
+def test_a_trained_autoencoder_has_sae_lens_metrics(example, program, tmp_path, flags, centered):
     x = write_store(example, tmp_path / "store", centered)
     run = tmp_path / "run"
     printed = program("sae-trainer", "--store", tmp_path / "store", "--out", run, "--features", 200, "--batch", 256,

@@ -1,4 +1,4 @@
-//! What is tried: commands that write, states that they leave, and commands that read those.
+//! What is tested: commands that write, the states that they leave, and the commands that read those.
 
 /// A command that writes. It is given again, as it is, after whatever stopped it.
 pub(crate) struct Writer {

@@ -1,4 +1,4 @@
-//! What lies in a folder, as far as it is the same every time.
+//! The contents of a folder, as far as they are the same every time.
 
 use std::collections::BTreeMap;
 use std::fs;

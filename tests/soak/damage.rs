@@ -1,4 +1,4 @@
-//! Files are damaged, and everything that reads them either gives what it gave before or refuses.
+//! Damages files: everything that reads them must either give what it gave before or refuse.
 
 use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::path::Path;
@@ -109,7 +109,7 @@ pub(crate) fn flip_of_a_store(
     Ok(())
 }
 
-/// Rows as bits, origins, tokens.
+/// The bit patterns of the rows, their origins, and the tokens.
 type Everything = (Vec<u32>, Vec<u64>, Vec<u32>);
 
 fn everything(folder: &Path) -> Result<Everything, StoreError> {
@@ -223,7 +223,7 @@ fn mend_counts_of_lines(sound: &Contents, found: &mut Contents) {
     }
 }
 
-/// Damage that was not read stays where it was: it is mended in `found`. Whether there was any.
+/// Repairs, in `found`, damage that was never read and so stayed where it was. Returns whether there was any.
 fn mend_what_is_left(damage: &Damage, sound: &Contents, found: &mut Contents) -> bool {
     let Some(before) = sound.get(&damage.name) else { return false };
     let Some(after) = found.get(&damage.name) else {

@@ -1,4 +1,4 @@
-//! Calls to the operating system fail, once or from then on; the command is given again when the disk is well.
+//! Makes system calls fail, once or from then on, then repeats the command once the disk is well again.
 
 use std::process::{Command, Stdio};
 

@@ -1,4 +1,4 @@
-//! What all cases start from: inputs, the states of an undisturbed writing, and how long and how many calls it takes.
+//! What all cases start from: inputs, the states of an undisturbed run, and how long and how many calls it takes.
 
 use std::collections::BTreeMap;
 use std::fs;

@@ -1,4 +1,4 @@
-//! The program is killed, politely or not, and the command is given again.
+//! Kills the program, gracefully or not, then repeats the command.
 
 use std::collections::HashMap;
 use std::fs;

@@ -1,9 +1,9 @@
-//! Kills, failing disks and damaged files by chance, for as long as one likes: whatever happens to the two programs, the
-//! command given again ends with what an undisturbed one leaves, and no reader takes damaged files for sound ones.
+//! Kills, failing disks and damaged files at random, for any length of time. Whatever happens to the two programs, repeating
+//! the command ends with what an undisturbed run leaves, and no reader takes damaged files for sound ones.
 //!
-//! - `commands`: what is run. `kill`, `fault`, `damage`: what happens to it, and what must come of that.
+//! - `commands`: what is run. `kill`, `fault`, `damage`: what happens to it, and what must follow.
 //! - `ground`: inputs, undisturbed results, the folder of a case. `process`: how a program ended. `contents`: what it left.
-//! - `shim`, `shim.c`: a disk that fails where it is told to.
+//! - `shim`, `shim.c`: a disk that fails on request.
 
 mod commands;
 mod contents;
@@ -31,7 +31,7 @@ use tally::{Counts, Failure, Tally};
 /// A kind of case.
 struct Kind {
     name: &'static str,
-    /// Of so many cases that one round has.
+    /// Cases of this kind per round.
     share: u64,
     about: &'static str,
     happen: fn(&Place<'_>, &mut ChaCha8Rng, &mut Counts) -> Result<(), String>,
@@ -43,12 +43,12 @@ const KINDS: [Kind; 9] = [
     Kind {
         name: "power",
         share: 4,
-        about: "dead at a random call; what was not flushed is lost",
+        about: "killed at a random call; unflushed data is lost",
         happen: kill::power,
     },
     Kind { name: "fault", share: 12, about: "system calls that fail", happen: fault::of_a_call },
     Kind { name: "short", share: 2, about: "short and interrupted reads and writes", happen: fault::short },
-    Kind { name: "full", share: 4, about: "too little room on the disk", happen: fault::full },
+    Kind { name: "full", share: 4, about: "too little space on the disk", happen: fault::full },
     Kind { name: "flip", share: 60, about: "a flipped bit, read by a program", happen: damage::flip },
     Kind { name: "spoil", share: 12, about: "a file cut, zeroed, removed, …", happen: damage::spoil },
     Kind {
@@ -59,26 +59,26 @@ const KINDS: [Kind; 9] = [
     },
 ];
 
-/// Kills the two programs, makes their disk fail and damages their files by chance; everything must end as if nothing had
-/// happened, or with an error. Kinds of cases: kill, call, power, fault, short, full, flip, spoil, store-flip.
+/// Kills the two programs, makes their disk fail and damages their files at random. Each case must end as if nothing had
+/// happened, or with an error. The kinds of cases are kill, call, power, fault, short, full, flip, spoil and store-flip.
 #[derive(Parser)]
 struct Arguments {
-    /// For how long
+    /// How long to run
     #[arg(default_value_t = 1.0)]
     minutes: f64,
-    /// In place of a time: so many rounds, each with several cases of every kind
+    /// Run this many rounds instead, each with several cases of every kind
     #[arg(long)]
     rounds: Option<u64>,
-    /// Of everything that is left to chance
+    /// Seed of every random choice
     #[arg(long, default_value_t = 0)]
     seed: u64,
-    /// Cases of this kind alone; repeatable
+    /// Run only cases of this kind; repeatable
     #[arg(long, value_name = "KIND")]
     only: Vec<String>,
-    /// This case alone, as a failure names it
+    /// Run only this case, by the name that a failure prints
     #[arg(long, value_name = "KIND:NUMBER")]
     case: Option<String>,
-    /// Cases at once [default: one a core]
+    /// Cases to run at once [default: one per core]
     #[arg(long)]
     jobs: Option<usize>,
     /// Print the counts as one JSON object

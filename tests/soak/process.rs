@@ -1,4 +1,4 @@
-//! Running a program under a time limit, and what its end says.
+//! Runs a program under a time limit, and reports how it ended.
 
 use std::fs::{self, File};
 use std::os::unix::process::ExitStatusExt;

@@ -1,4 +1,4 @@
-//! The disk that fails where it is told to: `shim.c`, compiled and preloaded.
+//! The disk that fails on request: `shim.c`, compiled and preloaded.
 
 use std::collections::{BTreeMap, HashMap};
 use std::fs;
@@ -23,7 +23,7 @@ impl Trouble {
         Trouble(vec![("SOAK_ACT", act), ("SOAK_NTH", nth.to_string())])
     }
 
-    /// A disk with room for so many bytes.
+    /// A disk with space for this many bytes.
     pub(crate) fn room(bytes: u64) -> Trouble {
         Trouble(vec![("SOAK_ROOM", bytes.to_string())])
     }

@@ -1,4 +1,4 @@
-//! What was counted, and how it is told.
+//! Counts what was tried, and reports the counts.
 
 use std::collections::BTreeMap;
 

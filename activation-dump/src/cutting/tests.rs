@@ -224,7 +224,7 @@ fn texts_that_are_hard_to_cut_have_the_tokens_of_the_whole() {
 }
 
 #[test]
-fn a_stretch_without_a_place_to_cut_is_kept_whole_up_to_the_limit() {
+fn a_stretch_without_cuts_is_kept_whole_up_to_the_limit() {
     let sizes = Sizes { limit: 1000, ..SMALL };
     for (name, tokenizer) in tokenizers() {
         for part in [None, Some(64)] {

@@ -10,9 +10,9 @@ use serde::de::{IgnoredAny, MapAccess, Visitor};
 use serde::{Deserialize, Deserializer};
 use serde_json::value::RawValue;
 
-use super::{Content, DamageKind, Document, Documents, LONGEST, Place, is_system_error};
+use super::document::{Content, DamageKind, Document, Documents, LONGEST, Place, is_system_error};
 
-/// What some programs write in front of UTF-8; JSON does not allow it.
+/// The byte order mark that some programs write before UTF-8; JSON does not allow it.
 pub(super) const BYTE_ORDER_MARK: &[u8] = b"\xef\xbb\xbf";
 
 /// One document: everything there is, in parts of at most `part` bytes. Only a text in one part is known to be UTF-8 before
@@ -27,7 +27,7 @@ pub(super) fn whole_text(mut reader: impl Read + Send + 'static, file: Arc<str>,
             return None;
         }
         let place = Place::whole(&file);
-        // One byte more than a part tells whether another follows.
+        // One byte more than a part shows whether another follows.
         let wanted = part + 1 - bytes.len();
         if let Err(error) = reader.by_ref().take(wanted as u64).read_to_end(&mut bytes) {
             ended = true;
@@ -74,7 +74,7 @@ pub(super) fn whole_text(mut reader: impl Read + Send + 'static, file: Arc<str>,
     }))
 }
 
-/// One document a line; blank lines are passed over.
+/// One document per line; blank lines are skipped.
 pub(super) fn json_lines(
     mut reader: impl BufRead + Send + 'static,
     file: Arc<str>,
@@ -139,7 +139,7 @@ fn read_line(reader: &mut impl BufRead, line: &mut Vec<u8>, longest: usize) -> s
     }
 }
 
-/// The document of one line. That the `first` one lacks the column means that the column is a wrong one.
+/// The document of one line. If the `first` line lacks the column, the column's name is wrong.
 fn document_of_line(bytes: &[u8], column: &str, place: Place, first: bool) -> Result<Document> {
     let text = match std::str::from_utf8(bytes) {
         Ok(text) => text,
@@ -159,7 +159,7 @@ fn document_of_line(bytes: &[u8], column: &str, place: Place, first: bool) -> Re
         Err(error) => return Ok(Document::damaged(place, DamageKind::InvalidJson, error)),
     };
     if first {
-        bail!("{place}: {problem}; name the text with --column")
+        bail!("{place}: {problem}; name the key of the text with --column")
     }
     Ok(Document::damaged(place, DamageKind::NoText, problem))
 }
@@ -170,7 +170,7 @@ enum Found {
     Text(String),
     NoObject,
     NoString,
-    /// The first few names that there are instead.
+    /// The first few names that exist instead.
     NoColumn(Vec<String>),
 }
 
@@ -182,7 +182,7 @@ const NAMES: usize = 12;
 
 impl<'a> Record<'a> {
     fn text(self, column: &str) -> Result<Found, serde_json::Error> {
-        // Of several fields of one name the last one counts.
+        // If several fields have the same name, the last one counts.
         let Some((_, value)) = self.0.iter().rev().find(|(name, _)| name == column) else {
             return Ok(Found::NoColumn(
                 self.0.iter().map(|(name, _)| name.to_string()).take(NAMES).collect(),

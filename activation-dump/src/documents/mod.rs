@@ -6,179 +6,38 @@
 //! | `.jsonl`, `.ndjson` | the string in the text column of one line |
 //! | `.parquet` | the string in the text column of one row |
 //! | `.bin`, `.npy` `[n]` | the tokens between two BOS tokens |
-//! | `.npy` `[contexts, T]` | a context that is ready and taken as it is |
+//! | `.npy` `[contexts, T]` | a ready-made context, used as it is |
 //!
-//! `.txt`, `.jsonl` and `.ndjson` may be compressed with gzip (`.gz`) or Zstandard (`.zst`); standard input
-//! may be any of these three, told from its first bytes.
+//! `.txt`, `.jsonl` and `.ndjson` may be compressed with gzip (`.gz`) or Zstandard (`.zst`). Standard input may be any of
+//! these three; its first bytes tell which.
 //!
-//! What cannot be read is a document too, one whose content is [`Content::Damaged`], so that who reads on and
-//! who stops is decided in one place. Only what the command got wrong (a column that is not there, tokens of
-//! another model) and what the system refuses is an error.
+//! Unreadable input is also a document, with the content [`Content::Damaged`], so that one place decides whether to go on
+//! or to stop. Only a mistake in the command (a missing column, tokens of another model) or a refusal by the operating
+//! system is an error.
 
+mod document;
 mod lines;
 mod npy;
+mod options;
 mod parquet;
 mod tokens;
 
-use std::fmt;
 use std::fs::File;
 use std::io::{BufRead, BufReader, Read};
 use std::path::Path;
 use std::sync::Arc;
 
 use anyhow::{Context, Result, bail};
-use clap::ValueEnum;
-use terminal::{foreign, foreign_path};
+use terminal::foreign_path;
 
-/// The longest line of JSON and the longest text in parquet that is read, in bytes: each is in memory as a whole. Plain text
-/// may be of any length.
-pub(crate) const LONGEST: usize = 256 << 20;
+pub(crate) use document::{Content, Damage, DamageKind, Document, Documents, Place};
+pub(crate) use options::{InputFormat, ReadOptions};
 
 /// Bytes of a text file that are in memory at once.
 const PART: usize = 16 << 20;
 
-/// The name that standard input has among the files.
+/// The name that stands for standard input among the files.
 pub(crate) const STANDARD_INPUT: &str = "-";
-
-/// The documents of one file, in its order.
-pub(crate) type Documents = Box<dyn Iterator<Item = Result<Document>> + Send>;
-
-/// A document and where it stands.
-#[derive(Debug)]
-pub(crate) struct Document {
-    pub(crate) place: Place,
-    pub(crate) content: Content,
-}
-
-/// What a document is made of.
-#[derive(Debug, Clone, PartialEq, Eq)]
-pub(crate) enum Content {
-    /// Text to be tokenized.
-    Text(String),
-    /// A part of a text that is too long to be in memory as a whole; its parts follow one another.
-    Part {
-        text: String,
-        /// It is the document's first part.
-        begins: bool,
-        /// It is the document's last part.
-        ends: bool,
-    },
-    /// A piece of a stream of tokens in which BOS separates documents.
-    Stream {
-        tokens: Vec<u32>,
-        /// It begins its file, and so a document.
-        begins: bool,
-    },
-    /// The tokens of a context that is ready.
-    Context(Vec<u32>),
-    /// It cannot be read.
-    Damaged(Damage),
-}
-
-/// Why a document gives no tokens.
-#[derive(Debug, Clone, PartialEq, Eq)]
-pub(crate) struct Damage {
-    pub(crate) kind: DamageKind,
-    /// What was found, for the one who looks into it.
-    pub(crate) what: String,
-    /// Documents lost.
-    pub(crate) documents: u64,
-}
-
-/// The kinds of damage, as they are counted.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
-pub(crate) enum DamageKind {
-    Empty,
-    InvalidUtf8,
-    InvalidJson,
-    NoText,
-    TooLong,
-    UnreadableRows,
-    UnreadableFile,
-}
-
-impl DamageKind {
-    /// The kind's name in a report.
-    pub(crate) fn name(self) -> &'static str {
-        match self {
-            DamageKind::Empty => "empty",
-            DamageKind::InvalidUtf8 => "not UTF-8",
-            DamageKind::InvalidJson => "not JSON",
-            DamageKind::NoText => "without text",
-            DamageKind::TooLong => "too long",
-            DamageKind::UnreadableRows => "in unreadable pages",
-            DamageKind::UnreadableFile => "unreadable files or ends of files",
-        }
-    }
-}
-
-impl Damage {
-    pub(crate) fn new(kind: DamageKind, what: impl fmt::Display) -> Damage {
-        Damage { kind, what: what.to_string(), documents: 1 }
-    }
-}
-
-/// Where a document stands: a file, and in most files a line (counted from 1), a row or a token (from 0).
-#[derive(Debug, Clone, PartialEq, Eq)]
-pub(crate) struct Place {
-    pub(crate) file: Arc<str>,
-    pub(crate) inside: Option<(&'static str, u64)>,
-}
-
-impl Place {
-    fn of(file: &Arc<str>, unit: &'static str, number: u64) -> Place {
-        Place { file: Arc::clone(file), inside: Some((unit, number)) }
-    }
-
-    fn whole(file: &Arc<str>) -> Place {
-        Place { file: Arc::clone(file), inside: None }
-    }
-}
-
-impl fmt::Display for Place {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        match self.inside {
-            None => write!(f, "{}", foreign(&self.file)),
-            Some((unit, number)) => write!(f, "{} {unit} {number}", foreign(&self.file)),
-        }
-    }
-}
-
-impl Document {
-    fn text(place: Place, text: String) -> Document {
-        Document { place, content: Content::Text(text) }
-    }
-
-    fn damaged(place: Place, kind: DamageKind, what: impl fmt::Display) -> Document {
-        Document { place, content: Content::Damaged(Damage::new(kind, what)) }
-    }
-}
-
-/// How standard input or a `.bin` file is to be read, where the file does not tell.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum)]
-pub(crate) enum InputFormat {
-    /// One document
-    Text,
-    /// A document a line
-    Jsonl,
-    /// Tokens of 2 bytes, little-endian
-    U16,
-    /// Tokens of 4 bytes, little-endian
-    U32,
-}
-
-/// What the reading of files depends on besides the files.
-#[derive(Debug, Clone)]
-pub(crate) struct ReadOptions {
-    /// Name of the text in JSON lines and parquet.
-    pub(crate) column: String,
-    /// How to read what does not tell.
-    pub(crate) format: Option<InputFormat>,
-    /// Tokens of the model: those in token files are smaller.
-    pub(crate) vocabulary: usize,
-    /// Tokens of a context.
-    pub(crate) context: usize,
-}
 
 /// The formats of files.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -258,11 +117,6 @@ pub(crate) fn open_stream(input: impl Read + Send + 'static, options: &ReadOptio
         }
         None => Ok(lines::whole_text(reader, name, PART)),
     }
-}
-
-/// Whether an error is the system's (a disk that fails, a file that went away) and not the data's.
-fn is_system_error(error: &std::io::Error) -> bool {
-    error.raw_os_error().is_some()
 }
 
 fn buffered<R: Read>(reader: R) -> BufReader<R> {

@@ -18,7 +18,7 @@ pub(super) struct Header {
 /// Reads the header; the numbers follow it.
 ///
 /// # Errors
-/// Of kind `InvalidData` or `UnexpectedEof` where the file is none of NumPy's.
+/// Of kind `InvalidData` or `UnexpectedEof` if the file is not a NumPy file.
 pub(super) fn header(reader: &mut impl Read) -> Result<Header> {
     let invalid =
         |what: &str| Error::new(ErrorKind::InvalidData, format!("its header is not NumPy's: {what}"));
@@ -140,7 +140,7 @@ mod tests {
     }
 
     #[test]
-    fn a_header_that_claims_gigabytes_is_refused_before_they_are_asked_for() {
+    fn a_header_that_claims_gigabytes_is_refused_unallocated() {
         let file = [&b"\x93NUMPY\x02\x00"[..], &u32::MAX.to_le_bytes(), b"{}"].concat();
         assert_eq!(header(&mut &file[..]).unwrap_err().kind(), ErrorKind::InvalidData);
     }

@@ -1,4 +1,4 @@
-//! Parquet: the strings of one column, row group by row group.
+//! Parquet: the strings of one column, one row group at a time.
 
 use std::collections::VecDeque;
 use std::fs::File;
@@ -11,15 +11,15 @@ use parquet::data_type::{ByteArray, ByteArrayType};
 use parquet::errors::ParquetError;
 use parquet::file::reader::{FileReader, SerializedFileReader};
 
-use super::{Content, Damage, DamageKind, Document, Documents, LONGEST, Place, is_system_error};
+use super::document::{Content, Damage, DamageKind, Document, Documents, LONGEST, Place, is_system_error};
 
 /// Rows decoded at once.
 const RECORDS: usize = 256;
 
-/// One document a row, with one column's pages in memory at a time. A damaged page cannot be stepped over: the
-/// rows of its row group that follow it are lost, the next row group is read again.
+/// One document per row, with one column's pages in memory at a time. A damaged page cannot be skipped: the
+/// rest of its row group is lost, and reading continues with the next row group.
 pub(super) fn documents(file: File, name: Arc<str>, column: &str) -> Result<Documents> {
-    let reader = match SerializedFileReader::new(file) {
+    let reader = match without_panics(|| SerializedFileReader::new(file)) {
         Ok(reader) => reader,
         Err(error) => {
             let document = unreadable(Place::whole(&name), DamageKind::UnreadableFile, error, 1);
@@ -29,14 +29,20 @@ pub(super) fn documents(file: File, name: Arc<str>, column: &str) -> Result<Docu
     let schema = reader.metadata().file_metadata().schema_descr_ptr();
     let Some(index) = schema.columns().iter().position(|c| c.path().string() == column) else {
         let names: Vec<String> = schema.columns().iter().map(|c| c.path().string()).collect();
-        bail!("no column `{column}` (it has {names:?}); name the text with --column")
+        bail!("no column `{column}` (it has {names:?}); name the column of the text with --column")
     };
     let description = schema.column(index);
     if description.physical_type() != PhysicalType::BYTE_ARRAY || description.max_rep_level() != 0 {
-        bail!("column `{column}` is not a column of strings; name the text with --column");
+        bail!("column `{column}` is not a column of strings; name the column of the text with --column");
     }
     let rows = Rows { reader, index, nullable: description.max_def_level() > 0, group: 0, open: None };
     Ok(Box::new(rows.documents(name)))
+}
+
+/// What `read` gives. The library panics at some files that it should refuse: that is damage of the file like any other.
+fn without_panics<T>(read: impl FnOnce() -> Result<T, ParquetError>) -> Result<T, ParquetError> {
+    let died = |died: workers::Died| ParquetError::General(died.reason);
+    workers::catch("the reader of Parquet files", read).map_err(died).flatten()
 }
 
 /// The rows of a file, as they come.
@@ -61,10 +67,10 @@ impl Rows {
                     row += 1;
                     return Some(Ok(document(place, bytes)));
                 }
-                match self.next_values() {
+                match without_panics(|| self.next_values()) {
                     Ok(Some(values)) if !values.is_empty() => ready.extend(values),
                     outcome => {
-                        // Rows that the group promised and did not give are lost, with or without an error.
+                        // Rows that the group promised but did not deliver are lost, with or without an error.
                         let lost = group_end.saturating_sub(row);
                         let place = Place::of(&name, "row", row);
                         row = group_end;
@@ -135,7 +141,7 @@ fn document(place: Place, bytes: Option<ByteArray>) -> Document {
     }
 }
 
-/// What follows from an error of the library: the system's are passed on, the data's are damage.
+/// What an error of the library means: the system's errors are passed on, the data's are damage.
 fn unreadable(place: Place, kind: DamageKind, error: ParquetError, documents: u64) -> Result<Document> {
     if let ParquetError::External(cause) = &error
         && let Some(cause) = cause.downcast_ref::<std::io::Error>()

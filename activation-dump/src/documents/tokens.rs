@@ -1,18 +1,18 @@
-//! Files of tokens: flat streams of u16 or u32, and NumPy arrays.
+//! Token files: flat streams of u16 or u32, and NumPy arrays.
 //!
-//! A flat stream (`.bin`, or `.npy` of shape `[n]`) is documents one after another with BOS between them, as nanoGPT,
-//! llm.c and most pre-tokenizers write for models whose BOS is also their end of text. It is packed like text:
-//! every BOS begins a document, and each context gets its own. A matrix (`.npy` of shape `[contexts, T]`) holds
-//! contexts that are ready; they are taken as they are and must have the length that is asked for.
+//! A flat stream (`.bin`, or `.npy` of shape `[n]`) is a sequence of documents separated by BOS, as nanoGPT, llm.c and most
+//! pre-tokenizers write it for models whose BOS is also their end of text. It is packed like text: every BOS begins a
+//! document, and each context gets a BOS of its own. A matrix (`.npy` of shape `[contexts, T]`) holds ready-made contexts.
+//! They are used as they are and must have the requested length.
 
 use std::io::Read;
 use std::sync::Arc;
 
 use anyhow::{Context, Result, bail};
 
-use super::{
-    Content, DamageKind, Document, Documents, InputFormat, Place, ReadOptions, is_system_error, npy,
-};
+use super::document::{Content, DamageKind, Document, Documents, Place, is_system_error};
+use super::npy;
+use super::options::{InputFormat, ReadOptions};
 
 /// Tokens of a piece of a stream.
 const PIECE: usize = 1 << 16;
@@ -80,11 +80,11 @@ pub(super) fn bin(
         Some(InputFormat::U32) => TokenType::U32,
         _ if options.vocabulary > 1 << 16 => TokenType::U32,
         _ => {
-            // Small numbers of 4 bytes, read as 2, are every second one a zero.
+            // If 4-byte numbers that are small are read as 2-byte ones, every second one is zero.
             let high_halves = front.chunks_exact(4).map(|word| TokenType::U16.read(&word[2..]));
             if front.len() >= 64 && high_halves.into_iter().all(|half| half == 0) {
                 bail!(
-                    "{file} looks like tokens of 4 bytes; say --format u32, or --format u16 if it is not so"
+                    "{file} looks like tokens of 4 bytes; give --format u32, or --format u16 if they have 2"
                 );
             }
             TokenType::U16
@@ -131,7 +131,7 @@ pub(super) fn npy(
         && length != options.context as u64
     {
         bail!(
-            "{file} holds contexts of {length} tokens; they are taken as they are, with --context {length}"
+            "{file} holds contexts of {length} tokens; they are used as they are, so give --context {length}"
         );
     }
     let bytes = shape.iter().try_fold(kind.bytes() as u64, |bytes, &size| bytes.checked_mul(size));
@@ -148,7 +148,7 @@ struct Pieces<R> {
     reader: R,
     file: Arc<str>,
     kind: TokenType,
-    /// Bytes that must still come; `None` where nothing says how many there are.
+    /// Bytes still to come; `None` if their number is unknown.
     bytes_left: Option<u64>,
     vocabulary: i64,
     context: usize,
@@ -205,7 +205,7 @@ impl<R: Read> Pieces<R> {
         })
     }
 
-    /// Up to `count` tokens, fewer at the end of the file, and what is wrong with that end.
+    /// Up to `count` tokens, fewer at the end of the file, and any problem with that end.
     fn next(&mut self, count: usize) -> Result<(Vec<u32>, Option<Document>)> {
         let wanted = (count * self.kind.bytes()) as u64;
         let wanted = self.bytes_left.map_or(wanted, |left| left.min(wanted));

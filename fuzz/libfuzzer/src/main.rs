@@ -1,4 +1,4 @@
-//! libFuzzer on the target that the environment variable `TARGET` names.
+//! Runs libFuzzer on the target that the environment variable `TARGET` names.
 
 #![no_main]
 

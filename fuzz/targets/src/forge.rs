@@ -1,4 +1,4 @@
-//! Checksums made to fit damaged files, so that what is behind them is reached.
+//! Recomputes the checksums of damaged files, so that fuzzing reaches the code behind the checks.
 
 use std::fs;
 use std::path::Path;

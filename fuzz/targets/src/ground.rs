@@ -1,4 +1,4 @@
-//! The sound files that a target damages one of.
+//! The sound files, of which a target damages one.
 
 use std::collections::BTreeMap;
 use std::fs;
@@ -22,7 +22,8 @@ impl Ground {
     /// # Panics
     /// If the system refuses.
     pub fn new() -> Ground {
-        let folder = tempfile::Builder::new().prefix("fuzz-").tempdir_in("/dev/shm");
+        let prefix = std::env::var("FUZZ_PREFIX").unwrap_or_else(|_| "fuzz-".to_owned());
+        let folder = tempfile::Builder::new().prefix(&prefix).tempdir_in("/dev/shm");
         let folder = folder.or_else(|_| tempfile::tempdir()).expect("a temporary folder can be made");
         let mut sound = BTreeMap::new();
         collect(&Path::new(env!("CARGO_MANIFEST_DIR")).join("../ground"), "", &mut sound);

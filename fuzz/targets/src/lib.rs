@@ -1,8 +1,8 @@
-//! Everything that reads files from elsewhere, as functions of their bytes, for fuzzers and for a test.
+//! Everything that reads untrusted files, as functions of their bytes, for fuzzers and for one test.
 //!
 //! A target replaces one file of a sound folder (`fuzz/ground`) and reads the folder. Whatever the bytes are, reading ends
-//! with a result or an error: no panic, no hang, no memory without bound ([`BoundedMemory`]). Where checksums would
-//! refuse nearly everything, they are made to fit, as a hostile program would.
+//! with a result or an error: it does not panic, hang or allocate without bound ([`BoundedMemory`]). Where a checksum would
+//! reject almost every input, it is recomputed to fit, as an attacker would do.
 
 mod forge;
 mod ground;

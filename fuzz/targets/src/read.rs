@@ -1,4 +1,4 @@
-//! Reading, as the programs do it. Results do not matter here.
+//! Reads files as the programs do. The results are discarded.
 
 use std::path::Path;
 

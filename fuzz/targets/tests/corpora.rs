@@ -1,4 +1,4 @@
-//! Every file of the corpora, and some thousand changes of each target's files, without a fuzzer.
+//! Runs every file of the corpora, and some thousand mutations of each target's files, without a fuzzer.
 
 use std::fs;
 use std::panic::{AssertUnwindSafe, catch_unwind};

@@ -5,9 +5,9 @@
 //! dW_enc_j = Σ_i da_i x_i                        db_enc_j = Σ_i da_i
 //! ```
 //!
-//! Four rows are taken at once: their g_i are read from memory once, for the four dot products, and
-//! found in the first cache level by the sum that follows. The two halves are for two visits of all features: one reads
-//! rows of g and the other rows of X, and one of the two fits a cache that both together would overflow.
+//! Four rows are processed at once: their g_i are read from memory once, for the four dot products, and the sum that
+//! follows finds them in the first cache level. The two halves belong to two visits of all features. One reads rows of g,
+//! the other rows of X; each alone fits a cache that both together would overflow.
 //! Cost: 6·d operations and 8·d bytes read per active pair.
 
 use super::isa::per_isa;

@@ -1,11 +1,11 @@
-//! Products of bfloat16 numbers by AVX512_BF16.
+//! Products of bfloat16 numbers with AVX512_BF16.
 //!
-//! `vdpbf16ps` multiplies two pairs of bfloat16 a lane and adds both products to a float32 sum: twice the rate of
-//! float32. Each addition rounds to nearest; subnormal numbers, of factors and of sums, count as 0; and a lane adds the
-//! odd column's product before the even one's. So z differs from the float32 sum of the same products by rounding, no
-//! more than two float32 sums in different orders do. For screening, where the result must be bounded and no more,
-//! VNNI's integers are the better means: every CPU with AVX512_BF16 has them, words at the same rate with a tenth of the
-//! residual, bytes at twice the rate.
+//! `vdpbf16ps` multiplies two pairs of bfloat16 numbers per lane and adds both products to a float32 sum, at twice the rate
+//! of float32. Each addition rounds to nearest. Subnormal numbers count as 0, in factors and in sums. A lane adds the odd
+//! column's product before the even one's. So z differs from the float32 sum of the same products by rounding, no more than
+//! two float32 sums in different orders do. For screening, where the result only needs a bound, VNNI's integers are better.
+//! Every CPU with AVX512_BF16 has them; they multiply words at the same rate with a tenth of the residual, and bytes at
+//! twice the rate.
 
 use super::isa::{Isa, Level};
 use super::tile::Lanes;

@@ -1,6 +1,7 @@
 //! `decode`: x̂ = a·W_dec + b_dec from the active pairs, the error, its losses, and g = dL/dx̂.
 //!
-//! A task owns a block of rows. The decoder rows of i's active features are added to x̂_i four at a time; cost: 2·d operations and 4·d bytes read per active pair.
+//! A task owns a block of rows. It adds the decoder rows of i's active features to x̂_i, four at a time.
+//! Cost: 2·d operations and 4·d bytes read per active pair.
 
 use rayon::prelude::*;
 

@@ -1,8 +1,8 @@
 //! `dense`: the same step for a batch that is not sparse, with dense products.
 //!
-//! The products are matrixmultiply's, called on blocks whose sizes depend on nothing but the shapes,
-//! one block per task, so that no sum depends on the number of threads. The activations [B,F] are the
-//! only array of that size: gradients by them are formed and used one panel of features at a time.
+//! The products are matrixmultiply's. They are called on blocks whose sizes depend on nothing but the shapes, one block per
+//! task, so that no sum depends on the number of threads. The activations [B,F] are the only array of that size: their
+//! gradients are formed and used one panel of features at a time.
 
 use rayon::prelude::*;
 

@@ -1,9 +1,9 @@
-//! `encode`: a = ReLU(X·W_enc + b_enc), X [B,d], W_enc held as [F,d].
+//! `encode`: a = ReLU(X·W_enc + b_enc), X [B,d], W_enc stored as [F,d].
 //!
-//! The product stays in registers: bias, ReLU and compaction happen before anything is written, so
-//! that a sparse batch never makes a B×F array. One task computes a block of rows × a panel of
-//! features; it packs its panel (feature-interleaved, for the tile) into a buffer that fits the second
-//! cache level, once for all its rows. (With screening it reads weights that were rounded and packed once for all tasks.) Cost: 2·B·F·d operations, one reading of W_enc per block of rows.
+//! The product stays in registers: bias, ReLU and compaction happen before anything is written, so a sparse batch never
+//! makes a B×F array. One task computes a block of rows × a panel of features. It packs its panel (feature-interleaved, for
+//! the tile) once for all its rows, into a buffer that fits the second cache level. (With screening, it reads weights that
+//! were rounded and packed once for all tasks.) Cost: 2·B·F·d operations, and one reading of W_enc per block of rows.
 
 use std::cell::RefCell;
 use std::sync::atomic::{AtomicUsize, Ordering};
@@ -11,6 +11,7 @@ use std::sync::atomic::{AtomicUsize, Ordering};
 use rayon::prelude::*;
 
 use super::isa::{Isa, Level};
+pub use super::operands::Encode;
 use super::pairs::{ActivePairs, Block, Pair, ROW_GROUP};
 use super::screen::{self, Candidates, RecheckMemory, Screened};
 
@@ -25,19 +26,6 @@ const PANEL_NUMBERS: usize = 128 * 1024;
 
 /// Panels are a multiple of this many features, which every tile's width divides.
 const FEATURE_GROUP: usize = 48;
-
-/// The inputs of an encode.
-#[derive(Debug, Clone, Copy)]
-pub struct Encode<'a> {
-    /// X, or X − b_dec with the pre-bias: [B,d].
-    pub x: &'a [f32],
-    /// W_enc transposed: [F,d].
-    pub weights: &'a [f32],
-    /// b_enc, [F].
-    pub bias: &'a [f32],
-    /// d.
-    pub width: usize,
-}
 
 /// Memory that encodes of one size share.
 #[derive(Debug, Default)]
@@ -61,7 +49,7 @@ pub enum Search {
 /// What an encode that found few enough pairs reports.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct Found {
-    /// Pairs that screening could not rule out and that were computed again in float32.
+    /// Pairs that screening could not rule out and that were recomputed in float32.
     pub rechecked: usize,
 }
 
@@ -72,14 +60,14 @@ const GRID_COSTS: [(Grid, f64); 2] = if cfg!(target_arch = "aarch64") {
 } else {
     [(Grid::Bits8, 0.42), (Grid::Bits16, 0.68)]
 };
-/// What computing a pair again costs, in units of a pair of the plain product (measured): both its rows come from a
+/// The cost of recomputing a pair, in units of a pair of the plain product (measured): both its rows come from a
 /// cache level that the tile does not wait for.
 const RECHECK_COST: f64 = 6.0;
 
 /// Beyond this width the screening's sums could leave their 32 bits.
 const LARGEST_SCREENED_WIDTH: usize = 1 << 17;
 
-/// Rows on which it is tried whether screening pays; a multiple of [`ROW_GROUP`].
+/// Rows on which screening is tried, to see whether it pays; a multiple of [`ROW_GROUP`].
 const TRIAL_ROWS: usize = 2 * ROW_GROUP;
 
 impl Encode<'_> {
@@ -129,7 +117,7 @@ struct Packed {
     bias: Vec<f32>,
 }
 
-/// The active pairs of the batch into `pairs`, unless there are more than `limit`: then None, and
+/// Puts the active pairs of the batch into `pairs`. If there are more than `limit`, returns None, and
 /// `pairs` holds nothing of use.
 pub fn encode_sparse(
     isa: Isa,
@@ -175,7 +163,7 @@ pub fn encode_sparse(
     Some(Found { rechecked: blocks.iter().flatten().map(|block| block.rechecked).sum() })
 }
 
-/// The activations into `activations` [B,F], zeros included.
+/// Fills `activations` [B,F], zeros included.
 pub fn encode_dense(isa: Isa, input: Encode<'_>, activations: &mut [f32]) {
     write_activations(isa, input, Factors::Float32, activations);
 }
@@ -351,7 +339,7 @@ struct Screening {
     recheck: RecheckMemory,
 }
 
-/// Rounds the batch and the weights to the grid that promises the shortest encode; None if the plain product does.
+/// Rounds the batch and the weights to the grid that promises the shortest encode; None if the plain product is faster.
 ///
 /// The shares of pairs that the grids leave are tried on the first rows and the first panel: a function of the inputs
 /// alone, as all results are.

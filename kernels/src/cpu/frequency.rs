@@ -1,8 +1,8 @@
-//! The running frequency s_j of each feature: the mean of its firing fractions over the last n
-//! batches, batches of another sparsity left out.
+//! The running frequency s_j of each feature: the mean of its firing fractions over the last n batches. Batches of another
+//! sparsity are left out.
 //!
-//! The window holds counts, and the sums over it are integers: exact, so that a sum kept up to date
-//! by adding and subtracting batches equals one formed anew, and a resumed run an uninterrupted one.
+//! The window holds counts, and sums over it are integers, hence exact. So a sum that is updated by adding and subtracting
+//! batches equals one formed anew, and a resumed run equals an uninterrupted one.
 
 use std::collections::VecDeque;
 
@@ -106,7 +106,7 @@ mod tests {
     }
 
     #[test]
-    fn frequencies_equal_the_definition_while_batches_enter_leave_and_fall_out() {
+    fn frequencies_equal_the_definition_while_batches_come_and_go() {
         let mut window = FrequencyWindow::new(4, 40, 3);
         let mut definition = reference::FrequencyWindow::new(4);
         // The fourth batch is ten times denser: an outlier until it is the newest; an all-zero one follows.

@@ -1,11 +1,11 @@
-//! Which instruction set the float32 step runs on, chosen at run time.
+//! Which instruction set the float32 step uses, chosen at run time.
 
 /// An instruction set that this machine has. Results are the same bit for bit on all of them but the
 /// portable one of x86-64, which rounds products and sums separately.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct Isa(Level);
 
-/// The instruction sets for which code exists, the plainest first.
+/// The instruction sets for which code exists, the most basic first.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
 pub(crate) enum Level {
     /// What the compilation target guarantees, in plain Rust.
@@ -27,7 +27,7 @@ impl Isa {
         *Isa::available().last().expect("the portable level is always there")
     }
 
-    /// Every instruction set of this machine for which code exists, the plainest first.
+    /// Every instruction set of this machine for which code exists, the most basic first.
     pub fn available() -> Vec<Isa> {
         #[allow(unused_mut)]
         let mut levels = vec![Isa(Level::Portable)];
@@ -49,9 +49,15 @@ impl Isa {
         levels
     }
 
-    /// The level; that it is available is guaranteed by how an [`Isa`] is made.
+    /// The level, which is available on this machine: an [`Isa`] is only made for such levels.
     pub(crate) fn level(self) -> Level {
         self.0
+    }
+
+    /// Whether it multiplies and adds up bytes and words of four and two a lane (AVX-512 with VNNI).
+    #[cfg(target_arch = "x86_64")]
+    pub(crate) fn has_vnni(self) -> bool {
+        self.0 == Level::Avx512 && is_x86_feature_detected!("avx512vnni")
     }
 
     /// A short name for reports.

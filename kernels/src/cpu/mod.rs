@@ -1,4 +1,4 @@
-//! The float32 step on CPU threads: the same pieces, under the same names, as on the GPU.
+//! The float32 step on CPU threads: the same pieces as on the GPU, under the same names.
 //!
 //! ```text
 //! rows      x̄, ‖x_i‖, ‖x_i − x̄‖; the encoder's input
@@ -11,8 +11,8 @@
 //! dense     decode and backward with dense products
 //! ```
 //!
-//! All functions run on the current rayon thread pool, and none of their results depends on the number of
-//! its threads: every sum is formed over blocks of a fixed size, in a fixed order.
+//! All functions run on the current rayon thread pool. None of their results depends on the number of its threads: every
+//! sum is formed over blocks of a fixed size, in a fixed order.
 
 pub mod ceiling;
 pub mod decode;
@@ -32,6 +32,7 @@ pub mod vector;
 mod backward;
 #[cfg(target_arch = "x86_64")]
 mod bf16;
+mod operands;
 mod tile;
 
 pub use isa::Isa;

@@ -21,7 +21,7 @@ pub(crate) struct Block {
     pub(crate) pairs: Vec<Pair>,
     /// Where the pairs of each group of [`ROW_GROUP`] rows begin, and at the end where the last one ends.
     pub(crate) group_starts: Vec<usize>,
-    /// Pairs that screening left to be computed again.
+    /// Pairs that screening left to recompute.
     pub(crate) rechecked: usize,
 }
 

@@ -1,5 +1,4 @@
-//! Weights, and Adam's moments in the same shapes, laid out so that everything about one feature is
-//! contiguous.
+//! Weights, and Adam's moments in the same shapes, laid out so that everything about one feature is contiguous.
 
 /// An autoencoder's arrays in the layout of the step: the encoder is transposed.
 #[derive(Debug, Clone, PartialEq, Default)]
@@ -135,7 +134,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn transposing_twice_gives_the_matrix_back_and_once_the_transpose() {
+    fn transposing_gives_the_transpose_and_twice_the_matrix() {
         let (rows, columns) = (45, 70);
         let matrix: Vec<f32> = (0..rows * columns).map(|at| at as f32).collect();
         let transpose = transposed(&matrix, rows, columns);

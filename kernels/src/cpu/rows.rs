@@ -1,4 +1,4 @@
-//! What is needed of a batch's rows before any weight is looked at: x̄, the norms, the encoder's input.
+//! What a step needs from a batch's rows before it looks at any weight: x̄, the norms, the encoder's input.
 
 use rayon::prelude::*;
 

@@ -1,6 +1,6 @@
 //! `sparsity`: the penalties' values and derivatives at the active pairs, in float32.
 //!
-//! One function per penalty and its derivative; the formulas are those of [`mod@crate::reference`].
+//! There is one function for each penalty and its derivative. The formulas are those of [`mod@crate::reference`].
 
 use crate::loss::{LossSpec, Penalty};
 use crate::reference::FREQUENCY_FLOOR;
@@ -184,7 +184,7 @@ mod tests {
     }
 
     #[test]
-    fn frequency_terms_equal_the_definition_on_both_sides_of_the_targets() {
+    fn frequency_terms_equal_the_definition_around_the_targets() {
         let penalty = |coefficient, target| Some(FrequencyPenalty { coefficient, target });
         let loss = LossSpec {
             min_sparsity: penalty(1e-3, 0.1),

@@ -1,8 +1,8 @@
-//! The register tile of the encode: a few rows times a few vectors of features, the whole inner
-//! dimension in one go, so that the product never leaves the registers before bias and ReLU.
+//! The register tile of the encode: a few rows times a few vectors of features, over the whole inner dimension at once, so
+//! that the product does not leave the registers before bias and ReLU.
 //!
-//! Each z_ij is b_j plus the products x_ik w_kj added one after the other in the order of k, with
-//! fused multiply-adds where there are any: the same bits for every tile shape and vector width.
+//! Each z_ij is b_j plus the products x_ik w_kj, added one after the other in the order of k, with fused multiply-adds where
+//! the CPU has them. The bits are the same for every tile shape and vector width.
 
 use super::isa::{PORTABLE_FMA, madd};
 

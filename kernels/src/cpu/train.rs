@@ -1,6 +1,6 @@
-//! The second half of a step, one block of features at a time: gradients from the active pairs (or a
-//! dense panel), then the update of the same rows while they are at hand. Each weight row is read and
-//! written once per step. On the sparse path all decoders come first and then all encoders.
+//! The second half of a step, one block of features at a time: gradients from the active pairs (or a dense panel), then the
+//! update of the same rows while they are in the cache. Each weight row is read and written once per step. On the sparse
+//! path all decoders come first, then all encoders.
 
 use rayon::prelude::*;
 

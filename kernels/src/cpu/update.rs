@@ -1,6 +1,6 @@
-//! `update`: projection of the decoder's gradient, Adam, decoder norm, in one visit of each of a feature's rows.
+//! `update`: projects the decoder's gradient, applies Adam and the decoder norm, in one visit of each of a feature's rows.
 //!
-//! Cost: 24 bytes of memory traffic per weight (weight and two moments read and written).
+//! Cost: 24 bytes of memory traffic per weight (weight and two moments, read and written).
 
 use crate::step::{Adam, DecoderNorm};
 
@@ -145,7 +145,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn adam_takes_steps_of_about_the_learning_rate_against_the_gradient() {
+    fn adam_steps_by_the_learning_rate_against_the_gradient() {
         for isa in Isa::available() {
             let (mut w, mut m, mut v) = ([1.0, 1.0, 1.0], [0.0; 3], [0.0; 3]);
             let step = AdamStep::new(&Adam::default(), 0.1, 1);
@@ -156,7 +156,7 @@ mod tests {
     }
 
     #[test]
-    fn moments_of_a_silent_weight_end_at_zero_and_not_at_a_subnormal_number() {
+    fn moments_of_a_silent_weight_end_at_zero_not_subnormal() {
         let (mut w, mut m, mut v) = ([1.0], [1e-6], [1e-12]);
         for t in 1..=100_000 {
             let step = AdamStep::new(&Adam::default(), 1e-3, t);

@@ -1,5 +1,5 @@
-//! Sums and products of single rows. Every sum runs over 16 lanes that are added up pairwise at the
-//! end, so that its value does not depend on the instruction set's width.
+//! Sums and products of single rows. Every sum runs over 16 lanes that are added pairwise at the end, so its value does not
+//! depend on the width of the instruction set.
 
 use super::isa::{madd, per_isa};
 

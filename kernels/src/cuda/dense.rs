@@ -7,7 +7,7 @@ use super::launch::Slice;
 use super::launch::dense::{Activate, DecodeDense, DenseSlopes, Split, WrittenHalves};
 use super::launch::update::UpdateDense;
 use super::plan::Path;
-use super::step::CudaStep;
+use super::resident::CudaStep;
 
 impl<D: Device> CudaStep<D> {
     fn dense_buffers(&self) -> &DenseBuffers<D::Buffer> {

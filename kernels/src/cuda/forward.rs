@@ -11,7 +11,7 @@ use super::launch::recheck::{Operands, Recheck};
 use super::launch::report::ReportRows;
 use super::launch::rows::{BatchColumns, ColumnSums, PadRows, RowNorms, ShiftedInput};
 use super::plan::{Path, Precision};
-use super::step::CudaStep;
+use super::resident::CudaStep;
 use crate::loss::Mse;
 
 /// What a pass over a batch is for.

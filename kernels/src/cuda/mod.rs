@@ -20,6 +20,7 @@ mod layout;
 pub mod libraries;
 pub mod nvrtc;
 pub mod plan;
+mod resident;
 pub mod sources;
 mod state;
 pub mod step;

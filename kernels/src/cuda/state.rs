@@ -5,7 +5,8 @@ use crate::cpu::Parameters;
 use super::device::Device;
 use super::layout::{Report, Window};
 use super::plan::PathChoice;
-use super::step::{CudaStep, StepError};
+use super::resident::CudaStep;
+use super::step::StepError;
 
 /// Everything a run needs to continue.
 #[derive(Debug, Clone, PartialEq)]

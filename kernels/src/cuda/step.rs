@@ -22,7 +22,9 @@ use super::device::{Device, DeviceError};
 use super::forward::Purpose;
 use super::launch::update::{Derive, Derived};
 use super::layout::{MAILBOX_BYTES, REPLY, ROW_RESULT_BYTES, Report, Scalars, frequency_targets, status};
-use super::plan::{Options, Path, PathChoice, Plan, PlanError, Precision};
+use super::plan::{Options, Path, PathChoice, Plan, PlanError};
+pub use super::resident::CudaStep;
+use super::resident::{Mailbox, Recording};
 
 /// Why a step or an evaluation did not happen. The state is as before, except after
 /// [`StepError::Diverged`] and [`StepError::Device`].
@@ -121,43 +123,6 @@ pub enum Outcome {
     Refused,
 }
 
-/// One autoencoder in training on a device. Several can share a device and its batches.
-pub struct CudaStep<D: Device> {
-    pub(crate) spec: StepSpec,
-    pub(crate) options: Options,
-    pub(crate) plan: Plan,
-    pub(crate) buffers: Buffers<D::Buffer>,
-    /// Allocated at the first dense pass.
-    pub(crate) dense: Option<DenseBuffers<D::Buffer>>,
-    pub(crate) choice: PathChoice,
-    /// Steps done, as far as reports have been read.
-    pub(crate) done: u64,
-    /// Steps queued.
-    pub(crate) submitted: u64,
-    /// One for each step under way.
-    mailboxes: Vec<Mailbox<D::Mailbox>>,
-    recorded: HashMap<RecordingKey, Recording<D::Graph>>,
-}
-
-/// What goes in and out with a step.
-struct Mailbox<M> {
-    place: M,
-    /// The batch of the last step that used it.
-    batch: u64,
-    /// Whether that step is under way.
-    taken: bool,
-}
-
-/// What a recording holds fixed: the path, the batch and the mailbox.
-type RecordingKey = (Path, u64, usize);
-
-/// The first step on a path with a batch buffer runs as it is queued: kernels are compiled and libraries set up
-/// in it. The second is recorded.
-enum Recording<G> {
-    RunOnce,
-    Recorded(G),
-}
-
 /// Mailboxes before one is shared by batches: more than batches are ever under way.
 const MAILBOXES: usize = 8;
 
@@ -197,26 +162,6 @@ impl<D: Device> CudaStep<D> {
         let zeros = Parameters::zeros(spec.width, spec.features);
         step.load(device, [weights, &zeros, &zeros], &[], &vec![0; spec.features])?;
         Ok(step)
-    }
-
-    /// What a step is.
-    pub fn spec(&self) -> &StepSpec {
-        &self.spec
-    }
-
-    /// The step's sizes.
-    pub fn plan(&self) -> &Plan {
-        &self.plan
-    }
-
-    /// Bytes of a batch buffer: [B,d] float32.
-    pub fn batch_bytes(&self) -> usize {
-        4 * self.plan.rows * self.plan.width
-    }
-
-    /// Whether bounds are part of the search for candidates and of its recheck.
-    pub(crate) fn has_bounds(&self) -> bool {
-        self.options.precision != Precision::Bf16
     }
 
     /// One optimizer step on `batch` [B,d], whichever path it takes, and its report.

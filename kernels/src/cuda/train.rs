@@ -9,7 +9,7 @@ use super::launch::lists::{ByNorm, GatherValues, ListFeatures};
 use super::launch::update::{UpdateDecoderBias, update_blocks};
 use super::layout::REPLY;
 use super::plan::Path;
-use super::step::CudaStep;
+use super::resident::CudaStep;
 
 impl<D: Device> CudaStep<D> {
     /// Everything after the forward pass of a training step. The report goes into the mailbox.

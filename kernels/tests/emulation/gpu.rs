@@ -1,9 +1,8 @@
-//! The same tests on a GPU: with [`ON_A_GPU`] in the environment every launch, product and screen of a test goes to the
-//! real device. For `scripts/gpu-check`.
+//! The same tests on a GPU. With [`ON_A_GPU`] in the environment, every launch, product and screen of a test goes to the real
+//! device. `scripts/gpu-check` uses this.
 //!
-//! All tests of a process share one device. A buffer gets a copy there when a launch first uses it (poison included), and
-//! bytes travel only where the other side has newer ones: those of a step stay on the device from its first launch to its
-//! last.
+//! All tests of a process share one device. A buffer (poison included) is copied there when a launch first uses it, and bytes
+//! travel only where the other side has newer ones. A step's data stays on the device from its first launch to its last.
 
 use std::cell::{Ref, RefCell};
 use std::collections::BTreeMap;

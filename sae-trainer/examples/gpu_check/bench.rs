@@ -1,4 +1,4 @@
-//! A step at one size: its time one by one and a step ahead, then every kernel's.
+//! A step at one size: its time in sequence and one step ahead, then the time of each kernel.
 
 use std::str::FromStr;
 use std::time::Instant;

@@ -1,4 +1,4 @@
-//! What this GPU can do at most, measured: the ceilings that floors are reckoned from.
+//! What this GPU can do at most, measured: the ceilings that lower bounds on times are computed from.
 
 use anyhow::Result;
 use kernels::cuda::cuda_device::CudaDevice;

@@ -1,5 +1,5 @@
-//! Steps of every configuration on the GPU against the CPU engine, from the same weights on the same batches, in memory
-//! that held NaN.
+//! Steps of every configuration on the GPU against the CPU engine: the same weights, the same batches, in memory that held
+//! NaN.
 
 use std::str::FromStr;
 

@@ -1,4 +1,4 @@
-//! At which density gathering rows takes as long as the dense products: steps at several L0, on both paths.
+//! The density at which gathering rows takes as long as dense products: steps at several L0, on both paths.
 
 use std::time::Instant;
 

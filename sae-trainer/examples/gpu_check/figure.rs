@@ -1,5 +1,6 @@
-//! Figures for `scripts/gpu-check`: a JSON object a line. It knows these keys: `figure`, the name; `seconds`; `operations` and
-//! `bytes`, the least work that takes that time, from which it reckons the floor; `tokens_per_second`. Others are kept.
+//! Figures for `scripts/gpu-check`: one JSON object per line. The script knows these keys: `figure`, the name; `seconds`;
+//! `operations` and `bytes`, the least work that takes that time, from which it computes a lower bound; `tokens_per_second`.
+//! It keeps all others.
 
 use serde_json::{Map, Value};
 

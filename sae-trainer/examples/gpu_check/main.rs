@@ -1,7 +1,7 @@
-//! Checks and measures the CUDA engine on the GPU of this machine, a part at a time: `scripts/gpu-check` runs the parts, each
-//! as a process of its own, since an error of a kernel is one of everything after it. `USAGE` lists them.
+//! Checks and measures the CUDA engine on this machine's GPU, one part at a time. `scripts/gpu-check` runs each part as a
+//! process of its own, because after an error in one kernel everything else fails too. `USAGE` lists the parts.
 //!
-//! What a part measures it prints in words, and as figures for the script (see [`figure`]).
+//! A part prints its measurements in words, and as figures for the script (see [`figure`]).
 
 mod bench;
 mod ceilings;
@@ -21,15 +21,15 @@ use sae_trainer::engine::Precision;
 
 const USAGE: &str = "usage: gpu_check PART
     ceilings BYTES N             a copy of BYTES bytes, and a bfloat16 product of N × N matrices
-    screens B,d,F...             the screen in use against the plain one, at each size
-    time-screen B,d,F            how long it takes
+    screens B,d,F...             compares the selected screen with the plain one, at each size
+    time-screen B,d,F            times the selected screen
     correctness PRECISION SIZES  steps of every configuration against the CPU engine; SIZES tiny, small or all
     bench PATH PRECISION B,d,F STEPS   a step sparse or dense: its time, and every kernel's
     crossover PRECISION B,d,F STEPS L0...   steps at each L0, sparse and dense
     profile B,d,F                a few sparse steps, for a profiler
     curves STEPS                 a training run on both engines
     planted FOLDER CONTEXTS d,F  a store of rows that are sums of a few directions, and the autoencoder that knows them
-PRECISION is exact, fp32 or bf16. SAE_TRAINER_CUDA_SCREEN says which screen is in use.";
+PRECISION is exact, fp32 or bf16. SAE_TRAINER_CUDA_SCREEN selects the screen.";
 
 /// If this variable is set, nothing happens, for ever: for tests of the script.
 const HANG: &str = "GPU_CHECK_HANG";

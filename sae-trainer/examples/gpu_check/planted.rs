@@ -1,9 +1,9 @@
-//! A store of made-up rows and the autoencoder that they were made for: to train from, in the sparse regime from the first step,
-//! on a machine without a language model.
+//! Synthetic rows and the autoencoder that they were made for: a store to train from on a machine without a language model,
+//! in the sparse regime from the first step.
 //!
-//! A row is a sum of a few of the decoder's F directions, x = Σ s_j·W_dec_j. The directions are random, so that the others'
-//! products with a row are nearly normal, with a standard deviation of ‖x‖/√d. The bias lies 3.5 of those below 0, which about
-//! F/4300 others pass.
+//! A row is a sum of a few of the decoder's F directions, x = Σ s_j·W_dec_j. The directions are random, so the other
+//! directions' products with a row are nearly normal, with a standard deviation of ‖x‖/√d. The bias lies 3.5 of those below
+//! 0, which about F/4300 others pass.
 
 use std::path::Path;
 

@@ -1,5 +1,5 @@
-//! The screen in use against the plain one: it must set the bits that the plain one sets, unless the bound is so near to 0 that
-//! the order of a float32 sum decides.
+//! The selected screen against the plain one. It must set the bits that the plain one sets, unless the bound is so near to 0
+//! that the order of a float32 sum decides.
 
 use anyhow::Result;
 use kernels::cuda::cuda_device::{CudaBuffer, CudaDevice};

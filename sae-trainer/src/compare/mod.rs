@@ -1,18 +1,18 @@
 //! `sae-trainer compare`: several finished runs side by side.
 
 mod plot;
+mod table;
 
 use std::path::Path;
 
 use anyhow::{Result, bail};
-use human_units::format_count;
-use terminal::{foreign, foreign_path};
+pub(crate) use table::table;
+use terminal::foreign_path;
 
-use crate::arguments::CompareArguments;
-use crate::record::Summary;
-use crate::run_folder::{RunConfig, summary};
-use crate::sweep::{PointState, SWEEP, SweepRecord};
-use crate::table::{columns, grouped, number, share};
+use crate::command::arguments::CompareArguments;
+use crate::runs::folder::{RunConfig, SWEEP, summary};
+use crate::runs::record::Summary;
+use crate::sweep::{PointState, SweepRecord};
 
 /// Prints the table of the runs, or their summaries as JSON; plots them if asked to.
 pub(crate) fn compare(arguments: &CompareArguments) -> Result<()> {
@@ -66,56 +66,4 @@ fn has_diverged(run: &Path) -> Result<bool> {
     let (Some(folder), Some(name)) = (run.parent(), run.file_name()) else { return Ok(false) };
     let sweep = SweepRecord::read(folder)?;
     Ok(sweep.is_some_and(|sweep| sweep.names(PointState::Diverged).iter().any(|point| *name == **point)))
-}
-
-/// The table of finished runs.
-pub(crate) fn table(summaries: &[Summary]) -> String {
-    let head = [
-        "run",
-        "loss",
-        "features",
-        "tokens",
-        "L0",
-        "MSE centered",
-        "MSE uncentered",
-        "MSE sum",
-        "explained variance",
-        "dead",
-        "tokens/s",
-    ];
-    let mut rows = vec![head.map(str::to_owned).to_vec()];
-    rows.extend(summaries.iter().map(row));
-    let rows_evaluated: Vec<u64> = summaries.iter().map(|s| s.evaluation.rows).collect();
-    let (least, most) = (rows_evaluated.iter().min(), rows_evaluated.iter().max());
-    let evaluated = match (least, most) {
-        (Some(least), Some(most)) if least == most => grouped(*least),
-        (Some(least), Some(most)) => format!("{} to {}", grouped(*least), grouped(*most)),
-        _ => "no".into(),
-    };
-    format!("{}evaluated on {evaluated} rows of the store; dead: silent in all of them\n", columns(&rows))
-}
-
-fn row(summary: &Summary) -> Vec<String> {
-    let metrics = &summary.evaluation.metrics;
-    vec![
-        foreign_path(&summary.run).to_string(),
-        penalty(summary),
-        grouped(summary.features as u64),
-        format_count(summary.tokens as f64),
-        number(metrics.l0),
-        number(metrics.mse_centered),
-        number(metrics.mse_uncentered),
-        number(metrics.mse_sum),
-        share(metrics.explained_variance),
-        grouped(metrics.dead_features as u64),
-        format_count(summary.session.tokens_per_second.round()),
-    ]
-}
-
-/// The penalty and its coefficient, if it has one.
-fn penalty(summary: &Summary) -> String {
-    match summary.coefficient {
-        0.0 => foreign(&summary.loss).to_string(),
-        coefficient => format!("{} {coefficient:e}", foreign(&summary.loss)),
-    }
 }

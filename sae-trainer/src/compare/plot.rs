@@ -1,4 +1,4 @@
-//! Finished runs in one picture: L0 against error, how often features fire, and both over the course of training.
+//! Finished runs in one picture: L0 against error, how often features fire, and L0 and error over the course of training.
 
 use std::error::Error;
 use std::ops::Range;
@@ -11,12 +11,12 @@ use plotters::prelude::*;
 use plotters::style::text_anchor::{HPos, Pos, VPos};
 use terminal::foreign_path;
 
-use super::penalty;
-use crate::record::Summary;
-use crate::run_folder::{LoggedStep, logged_steps};
-use crate::table::{number, share};
+use super::table::penalty;
+use crate::report::table::{number, share};
+use crate::runs::folder::{LoggedStep, logged_steps};
+use crate::runs::record::Summary;
 
-/// Of the picture, in pixels: its width, the height of the four panels together, and of a line of the legend.
+/// Sizes in pixels: the picture's width, the height of the four panels together, and that of a line of the legend.
 const WIDTH: u32 = 1280;
 const PANELS: u32 = 900;
 const LEGEND_LINE: u32 = 22;
@@ -81,7 +81,7 @@ fn picture(runs: &[Run<'_>]) -> Result<String, Box<dyn Error>> {
     Ok(svg)
 }
 
-/// Runs of one kind differ in their coefficient, perhaps: together they are a front.
+/// Runs of one kind differ at most in their coefficient: together they form a front.
 fn kind<'a>(run: &Run<'a>) -> (&'a str, usize, u64) {
     (&run.summary.loss, run.summary.features, run.summary.tokens)
 }
@@ -92,7 +92,7 @@ fn front(area: &Area<'_>, runs: &[Run<'_>]) -> Result<(), Box<dyn Error>> {
         let metrics = &run.summary.evaluation.metrics;
         (metrics.l0, metrics.mse_centered)
     };
-    // A run on rows of which an error is undefined has no place.
+    // A run whose error is undefined has no place in the plot.
     let runs: Vec<&Run<'_>> =
         runs.iter().filter(|run| place(run).0.is_finite() && place(run).1.is_finite()).collect();
     let x = with_margin(runs.iter().map(|run| place(run).0));
@@ -169,7 +169,7 @@ fn course(
     title: &str,
     metric: impl Fn(&LoggedStep) -> f64,
 ) -> Result<(), Box<dyn Error>> {
-    // What is not positive has no place on the scale.
+    // Values that are not positive have no place on the scale.
     let points = |run: &Run<'_>| -> Vec<(f64, f64)> {
         let points = run.steps.iter().map(|step| (step.tokens as f64, metric(step)));
         points.filter(|(_, value)| value.is_finite() && *value > 0.0).collect()

@@ -1,9 +1,9 @@
-//! The roofline of a CPU step: for each part its time, its work, the bound that holds it and the share of
-//! that bound it reaches.
+//! The roofline of a CPU step: for each part its time, its work, the bound that limits it, and the fraction of that bound
+//! that it reaches.
 //!
-//! Work counts what the formulas ask for, not what an implementation happens to do: the encode is 2·B·F·d
-//! operations even where screening does them in integers (then its share can exceed 1), and bytes are
-//! those that must come from memory or a cache that all of an array does not fit.
+//! Work counts what the formulas require, not what an implementation does. The encode is 2·B·F·d operations even where
+//! screening does them in integers (then its fraction can exceed 1). Bytes are those that must come from memory, or from a
+//! cache too small for the whole array.
 
 use std::time::Instant;
 
@@ -42,9 +42,9 @@ pub struct BenchRow {
     pub operations: f64,
     /// Bytes moved.
     pub bytes: f64,
-    /// What limits it: the ceiling that takes longer for its work.
+    /// What limits it: the ceiling under which its work takes longer.
     pub bound: Bound,
-    /// The time that the bound alone asks for, divided by the measured time.
+    /// The least time that the bound allows, divided by the measured time.
     pub share: f64,
 }
 
@@ -78,9 +78,9 @@ pub struct BenchReport {
     pub byte_ceiling: f64,
     /// Mean number of active features of a row.
     pub l0: f64,
-    /// The path that the batch's density calls for.
+    /// The path that follows from the batch's density.
     pub path: Path,
-    /// The share of all pairs that screening left to be computed again.
+    /// The share of all pairs that screening left to recompute.
     pub rechecked: f64,
     /// Worker threads.
     pub threads: usize,
@@ -114,7 +114,7 @@ pub fn synthetic(spec: &StepSpec, l0: f64, seed: u64) -> (Weights, Vec<f32>) {
 }
 
 /// Times the parts of a step and the whole step on `batch` [B,d], `repeats` times each; medians count. The
-/// parts run without the pre-bias' own subtraction, on the path that the batch's density calls for.
+/// parts run without the subtraction of the pre-bias, on the path that follows from the batch's density.
 ///
 /// # Errors
 /// As [`CpuEngine::new`] and [`Engine::step`].
@@ -209,7 +209,7 @@ impl Work {
     }
 }
 
-/// A step's parts with all they need, to be run one by one.
+/// A step's parts with all their inputs, to be run one by one.
 struct Parts<'a> {
     spec: &'a StepSpec,
     options: CpuOptions,

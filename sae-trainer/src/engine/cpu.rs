@@ -1,4 +1,4 @@
-//! The engine on CPU threads: drives the pieces of [`kernels::cpu`] in the order of a step.
+//! The engine on CPU threads: runs the pieces of [`kernels::cpu`] in the order of a step.
 
 use std::borrow::Cow;
 use std::sync::Arc;
@@ -19,7 +19,7 @@ use kernels::step::{Schedule, StepSpec};
 
 use super::{Engine, EngineError, EngineState, EvalStats, Path, StepStats, check_length};
 
-/// How a [`CpuEngine`] runs. Nothing here but `bf16` changes results beyond rounding, and `threads` not even that.
+/// How a [`CpuEngine`] runs. Only `bf16` changes results beyond rounding; `threads` does not change them at all.
 #[derive(Debug, Clone, Copy, PartialEq)]
 pub struct CpuOptions {
     /// Worker threads; 0 means one per core.
@@ -30,8 +30,8 @@ pub struct CpuOptions {
     pub sparse_density: f64,
     /// How the active pairs are searched.
     pub search: Search,
-    /// Round the encode's factors to bfloat16 first: z is what a GPU's tensor cores make of it without a recheck.
-    /// Shows what that does to a result. On the dense path AVX512_BF16 then forms the products, where the CPU has it,
+    /// Round the encode's factors to bfloat16 first: z is then what a GPU's tensor cores compute without a recheck.
+    /// This shows the effect on a result. On the dense path, AVX512_BF16 forms the products if the CPU has it,
     /// with sums in an order of its own.
     pub bf16: bool,
 }
@@ -80,7 +80,7 @@ pub struct CpuEngine {
     frequencies: Vec<f32>,
     steps_since_fired: Vec<u64>,
     steps: u64,
-    /// The path that is tried first: that of the step before. Which one is taken depends on the batch alone.
+    /// The path to try first: that of the previous step. Which one is taken depends on the batch alone.
     expected: Path,
     buffers: Buffers,
 }
@@ -103,7 +103,7 @@ struct Buffers {
 }
 
 impl CpuEngine {
-    /// An engine that begins with the given weights and has done no step.
+    /// An engine with the given weights that has done no step yet.
     ///
     /// # Errors
     /// A spec out of range, weights of other sizes, or threads that the system refuses.
@@ -160,7 +160,7 @@ impl CpuEngine {
         self.pool.current_num_threads()
     }
 
-    /// Runs something on the engine's threads.
+    /// Runs `work` on the engine's threads.
     pub(crate) fn run<R: Send>(&self, work: impl FnOnce() -> R + Send) -> R {
         self.pool.install(work)
     }
@@ -275,7 +275,7 @@ struct Forward {
     path: Path,
     /// In how many rows each feature is active, [F].
     counts: Vec<u32>,
-    /// Pairs that screening left to compute again.
+    /// Pairs that screening left to recompute.
     rechecked: usize,
 }
 
@@ -287,7 +287,7 @@ struct Step<'a> {
 }
 
 impl Step<'_> {
-    /// Everything of [`Engine::step`], the batch's size being right.
+    /// [`Engine::step`] after the check of the batch's size.
     fn step(
         &mut self,
         batch: &[f32],
@@ -417,7 +417,7 @@ impl Step<'_> {
     }
 
     /// Fills the pairs or, if there are too many of them, the dense activations. The density decides;
-    /// `expected` only says what to try first. Also returns how many pairs screening left to compute again.
+    /// `expected` only says what to try first. Also returns how many pairs screening left to recompute.
     fn encode(&mut self, batch: &[f32], weights: &Parameters, expected: Path) -> (Path, usize) {
         let (isa, spec) = (self.options.isa, self.spec);
         let Buffers { input, rounded, encode, pairs, activations, .. } = &mut *self.buffers;
@@ -455,7 +455,7 @@ impl Step<'_> {
         }
     }
 
-    /// An error if the MSE that is trained divides by a norm of 0.
+    /// An error if the trained MSE divides by a norm of 0.
     fn check_denominators(&self) -> Result<(), EngineError> {
         let (norms, reason) = match self.spec.loss.mse {
             Mse::Sum => return Ok(()),
@@ -468,7 +468,7 @@ impl Step<'_> {
         }
     }
 
-    /// Adds up what the forward pass left in the buffers.
+    /// Sums what the forward pass left in the buffers.
     fn sums(&self, forward: &Forward) -> Sums {
         let norms = &self.buffers.norms;
         let mut sums = Sums::new(self.spec.width, self.spec.features);

@@ -1,11 +1,12 @@
-//! The engine on a GPU, or on anything else that is a [`Device`]: drives [`CudaStep`].
+//! The engine on a GPU, or on anything else that implements [`Device`]: drives [`CudaStep`].
 //!
-//! Three batch buffers take turns. Two steps are under way, each with a batch of its own, and the next batch travels into the
-//! third buffer meanwhile: it has the time of two steps for its way, through pinned memory and over the bus. Its step is
-//! queued when the first of the two is done, whose report says which path it takes. So a step is reported two calls later than
-//! it was begun ([`Engine::submit`]).
+//! Three batch buffers take turns. Two steps are in flight, each with a batch of its own, while the next batch travels into
+//! the third buffer. It has the time of two steps to pass through pinned memory and over the bus. Its step is queued when
+//! the first of the two is done, because that step's report says which path it takes. So a step is reported two calls after
+//! it began ([`Engine::submit`]).
 //!
-//! Several engines can share a device ([`SharedDevice`]) and with it those buffers: a batch travels once for all of them, their steps on it stand in line one after another, each with its own arrays and its own recorded graphs.
+//! Several engines can share a device ([`SharedDevice`]) and its batch buffers. A batch travels once for all of them. Their
+//! steps on it run one after another, each with its own arrays and its own recorded graphs.
 
 use std::borrow::Cow;
 use std::cell::{RefCell, RefMut};
@@ -28,7 +29,7 @@ use super::{Engine, EngineError, EngineState, EvalStats, Path, Rows, StepStats, 
 /// Trains on an NVIDIA GPU.
 pub type CudaEngine = DeviceEngine<CudaDevice>;
 
-/// Steps under way at a time, and places for batches: one more, for the next.
+/// Steps in flight at a time, and places for batches: one more, for the next.
 const UNDER_WAY: usize = 2;
 const SLOTS: usize = UNDER_WAY + 1;
 
@@ -67,7 +68,7 @@ struct Slot<B> {
     half: Option<B>,
     /// B·d.
     numbers: usize,
-    /// The batch in it, if it may be asked for again.
+    /// The batch in it, if another engine may still ask for it.
     number: Option<u64>,
     /// Steps under way that read it.
     readers: usize,
@@ -80,7 +81,7 @@ impl<D: Device> Clone for SharedDevice<D> {
 }
 
 impl<D: Device> SharedDevice<D> {
-    /// A device that engines are going to share.
+    /// A device for engines to share.
     pub fn new(device: D) -> SharedDevice<D> {
         SharedDevice(Rc::new(RefCell::new(Shared { slots: None, next: 0, device })))
     }
@@ -90,7 +91,7 @@ impl<D: Device> SharedDevice<D> {
         with(&mut self.0.borrow_mut().device)
     }
 
-    /// That engines for all of these steps fit into the device's free memory together, dense steps included, which take
+    /// Checks that engines for all of these steps fit into the device's free memory together, with dense steps, which take
     /// theirs only when the first one comes.
     ///
     /// # Errors
@@ -114,7 +115,7 @@ impl<D: Device> SharedDevice<D> {
 }
 
 impl<D: Device> Shared<D> {
-    /// Makes the batch buffers, or sees that those there have this size.
+    /// Makes the batch buffers, or checks that the existing ones have this size.
     fn prepare(&mut self, bytes: usize, numbers: usize) -> Result<(), EngineError> {
         if let Some(slots) = &self.slots {
             return check_length("the batch", numbers, slots[0].numbers, "B·d of the engines on this device");
@@ -160,7 +161,7 @@ impl<D: Device> Shared<D> {
 }
 
 impl<B> Slot<B> {
-    /// Brings a batch to the device as it is and makes it float32 there.
+    /// Uploads a batch as it is and widens it to float32 on the device.
     fn widen<D: Device<Buffer = B>>(&mut self, device: &mut D, batch: &[f16]) -> Result<(), DeviceError> {
         let half = match &mut self.half {
             Some(buffer) => buffer,
@@ -188,7 +189,7 @@ pub fn device_memory(steps: &[(StepSpec, Options)]) -> Result<usize, EngineError
 }
 
 impl<D: Device> DeviceEngine<D> {
-    /// An engine with a device of its own, that begins with the given weights and has done no step.
+    /// An engine with a device of its own and the given weights that has done no step yet.
     ///
     /// # Errors
     /// A spec out of range or beyond the kernels' sizes, weights of other sizes, or a device with too little memory
@@ -202,7 +203,7 @@ impl<D: Device> DeviceEngine<D> {
         DeviceEngine::on(&SharedDevice::new(device), spec, weights, options)
     }
 
-    /// An engine on a device that it shares, that begins with the given weights and has done no step. Engines that share
+    /// An engine on a shared device, with the given weights, that has done no step yet. Engines that share
     /// a device have batches of one size.
     ///
     /// # Errors
@@ -248,7 +249,7 @@ impl<D: Device> DeviceEngine<D> {
     ) -> Result<Option<StepStats>, EngineError> {
         let spec = self.step.spec();
         check_length("the batch", batch.numbers(), spec.batch * spec.width, "B·d")?;
-        // First of all: it travels beside the steps that are under way.
+        // First of all, so that it travels beside the steps in flight.
         let slot = self.shared.lock().place(number, batch)?;
         let done = if self.begun.len() == UNDER_WAY { self.finish()? } else { None };
         self.begin(slot, *schedule)?;
@@ -294,7 +295,7 @@ impl<D: Device> DeviceEngine<D> {
         Ok(())
     }
 
-    /// Waits for the earliest step under way, if there is one.
+    /// Waits for the earliest step in flight, if there is one.
     fn next_outcome(&mut self) -> Option<(Result<Outcome, StepError>, usize, Schedule)> {
         let Begun { pending, slot, schedule } = self.begun.pop_front()?;
         let mut shared = self.shared.lock();
@@ -304,7 +305,7 @@ impl<D: Device> DeviceEngine<D> {
         Some((outcome, slot, schedule))
     }
 
-    /// Waits for all steps that were begun, whose results are of no interest, and lets the device go on.
+    /// Waits for all steps that were begun, discards their results, and lets the device continue.
     fn abandon(&mut self) -> Result<Vec<(usize, Schedule)>, EngineError> {
         let mut abandoned = Vec::new();
         while let Some((_, slot, schedule)) = self.next_outcome() {
@@ -316,7 +317,7 @@ impl<D: Device> DeviceEngine<D> {
 }
 
 impl<D: Device> Drop for DeviceEngine<D> {
-    /// Engines that share the device go on without this one: its steps under way no longer hold their batches.
+    /// Engines that share the device continue without this one: its steps in flight no longer hold their batches.
     fn drop(&mut self) {
         while self.next_outcome().is_some() {}
     }
@@ -352,7 +353,7 @@ impl<D: Device> Engine for DeviceEngine<D> {
         while let Some((outcome, slot, schedule)) = self.next_outcome() {
             match outcome {
                 Ok(Outcome::Done(stats)) => return Ok(Some(stats.into())),
-                // Nothing has changed since this step; it and those behind it are done again, another way.
+                // Nothing has changed since this step; it and the steps after it are redone, another way.
                 Ok(Outcome::Refused) => {
                     let behind = self.abandon()?;
                     for (slot, schedule) in [(slot, schedule)].into_iter().chain(behind) {

@@ -1,7 +1,8 @@
-//! The seam between the training loop and the arithmetic: an [`Engine`] does optimizer steps on
-//! batches of rows; everything above it (schedule, logging, checkpoints, resume) is written once.
+//! The seam between the training loop and the arithmetic. An [`Engine`] runs optimizer steps on batches of rows; everything
+//! above it (schedule, logging, checkpoints, resume) is written once.
 
 mod bench;
+pub(crate) mod compute;
 mod cpu;
 mod device;
 mod rows;
@@ -26,7 +27,7 @@ use std::borrow::Cow;
 
 use thiserror::Error;
 
-/// Which way a step was computed. Both give the same numbers within rounding.
+/// How a step was computed. Both ways give the same numbers within rounding.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Path {
     /// Dense products: many activations are non-zero, as early in training.
@@ -42,7 +43,7 @@ pub struct StepStats {
     pub step: u64,
     /// The sum of the four terms below.
     pub loss: f64,
-    /// The reconstruction term that is trained.
+    /// The trained reconstruction term.
     pub mse: f64,
     /// The sparsity penalty with its (scheduled) coefficient; for `approx-l0` of the true L0.
     pub penalty: f64,
@@ -92,7 +93,7 @@ pub enum EngineError {
     /// The step's description is out of range.
     #[error(transparent)]
     Spec(#[from] SpecError),
-    /// An array has another length than the engine's sizes ask for.
+    /// An array's length does not match the engine's sizes.
     #[error("{array} has {found} numbers, but {expected} were expected ({rule})")]
     Length {
         /// Which array.
@@ -143,7 +144,7 @@ pub enum EngineError {
         /// The step.
         step: u64,
     },
-    /// The device's kernels are not made for such a step.
+    /// The device's kernels do not support this step.
     #[error(transparent)]
     Plan(#[from] PlanError),
     /// The device failed, or has too little memory.
@@ -159,7 +160,7 @@ pub enum EngineError {
     },
 }
 
-/// An error unless an array has the length that the sizes ask for.
+/// An error unless an array has the length that the sizes require.
 fn check_length(
     array: &'static str,
     found: usize,
@@ -181,18 +182,19 @@ pub trait Engine {
     fn step(&mut self, batch: &[f32], schedule: &Schedule) -> Result<StepStats, EngineError>;
 
     /// Begins an optimizer step on `batch` [B, d], which may change after the return, and reports the step that was
-    /// finished meanwhile, if any: an engine that computes elsewhere is given steps ahead, so that it never waits for
-    /// its host, and reports them some calls later. Steps are reported once each and in order; [`Engine::finish`] gives those that are left.
+    /// finished in the meantime, if any. An engine that computes elsewhere is given steps ahead, so that it never waits for
+    /// its host, and reports them some calls later. Steps are reported once each, in order.
+    /// [`Engine::finish`] reports the rest.
     ///
     /// # Errors
-    /// As [`Engine::step`], of the earliest step that failed; those begun after it, this one too, have not happened either.
+    /// As [`Engine::step`], for the earliest step that failed. Later steps, including this one, have not happened either.
     fn submit(&mut self, batch: &[f32], schedule: &Schedule) -> Result<Option<StepStats>, EngineError> {
         self.step(batch, schedule).map(Some)
     }
 
     /// As [`Engine::submit`], for a batch in any type that several engines train on in turn: engines that share a device
     /// bring it there once, when the first of them asks for it. `number` is the batch's own: as long as one of these engines has a
-    /// step on it under way, no other batch may have it.
+    /// step on it in flight, no other batch may have it.
     ///
     /// # Errors
     /// As [`Engine::submit`].
@@ -206,7 +208,7 @@ pub trait Engine {
         self.submit(&batch.to_f32(), schedule)
     }
 
-    /// Waits for the next step that was begun and not yet reported; none if all were. Until there is none, the
+    /// Waits for the next step that was begun and not yet reported; `None` if all were. Until it returns `None`, the
     /// methods below may not be called.
     ///
     /// # Errors
@@ -218,7 +220,7 @@ pub trait Engine {
     /// The forward pass alone on any number of rows, `batch` [rows, d].
     ///
     /// # Errors
-    /// A length that is no multiple of d, NaN or infinity in the batch.
+    /// If the length is not a multiple of d, or the batch holds NaN or infinity.
     fn evaluate(&mut self, batch: &[f32]) -> Result<EvalStats, EngineError>;
 
     /// ‖x̂ − x‖² of each row of `batch` [rows, d], by the forward pass alone: [rows].

@@ -1,4 +1,4 @@
-//! A batch in the type that the store keeps its rows in.
+//! A batch, in the number type of the store's rows.
 
 use std::borrow::Cow;
 

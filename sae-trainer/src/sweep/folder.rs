@@ -2,8 +2,8 @@
 //!
 //! ```text
 //! SWEEP/
-//!     sweep.json     the points: what varies, how far they came, and the summaries of those that are finished
-//!     NAME/          the folder of a run for each point, as if it had been trained alone
+//!     sweep.json     the points: what varies, their progress, and the summaries of finished ones
+//!     NAME/          the run folder of each point, as if it had been trained alone
 //! ```
 
 use std::collections::BTreeMap;
@@ -15,12 +15,11 @@ use serde::{Deserialize, Serialize};
 use terminal::foreign_path;
 
 use super::grid::Point;
-use crate::arguments::SettingArguments;
-use crate::record::Summary;
-use crate::run_folder::{CONFIG, RunConfig, is_empty, lock, program, read_json};
+use crate::command::arguments::SettingArguments;
+use crate::runs::folder::{CONFIG, RunConfig, SWEEP, is_empty, lock, program, read_json};
+use crate::runs::record::Summary;
 
 const FORMAT: u32 = 1;
-pub(crate) const SWEEP: &str = "sweep.json";
 
 /// `sweep.json`.
 #[derive(Debug, Clone, Serialize, Deserialize)]
@@ -56,12 +55,12 @@ pub(crate) enum PointState {
     /// Being trained, or interrupted.
     Training,
     Finished,
-    /// Ended by a loss or weights that are not finite; the other points went on.
+    /// Ended by a loss or weights that are not finite; the other points continued.
     Diverged,
 }
 
 impl PointRecord {
-    /// An error if `config`, which lies in `folder`, is that of another point: files change places more easily than they
+    /// An error if `config`, which lies in `folder`, is that of another point: files are swapped more easily than they
     /// change.
     pub(crate) fn check_own(&self, folder: &Path, config: &RunConfig) -> Result<()> {
         let values = |arguments: &SettingArguments| serde_json::to_value(arguments).unwrap_or_default();
@@ -142,14 +141,14 @@ impl SweepRecord {
     }
 }
 
-/// Whether `name` is one that a point can have: a folder in the sweep's own, and none of those that programs hide there.
+/// Whether a point can have this `name`: a folder in the sweep's own, not hidden.
 fn is_folder_name(name: &str) -> bool {
     let mut parts = Path::new(name).components();
     let alone = matches!((parts.next(), parts.next()), (Some(Component::Normal(part)), None) if part == name);
     alone && !name.starts_with('.') && !name.contains(char::is_control)
 }
 
-/// That a new sweep may be put into `path`: it is not there, or an empty folder.
+/// Checks that a new sweep may be put into `path`: it does not exist, or is an empty folder.
 pub(crate) fn check_free(path: &Path) -> Result<()> {
     if !path.exists() || is_empty(path)? {
         return Ok(());
@@ -164,7 +163,7 @@ pub(crate) fn check_free(path: &Path) -> Result<()> {
     bail!("{here} is not empty and not a sweep; choose another --out");
 }
 
-/// A sweep's folder, held against a second process.
+/// A sweep's folder, locked against a second process.
 #[derive(Debug)]
 pub(crate) struct SweepFolder {
     path: PathBuf,
@@ -173,7 +172,7 @@ pub(crate) struct SweepFolder {
 }
 
 impl SweepFolder {
-    /// Creates the folder or takes up the sweep in it, and writes `record`.
+    /// Creates the folder or opens the sweep in it, and writes `record`.
     pub(crate) fn open(path: &Path, record: SweepRecord) -> Result<SweepFolder> {
         let folder = SweepFolder { path: path.to_path_buf(), record, _lock: lock(path)? };
         folder.write()?;
@@ -184,7 +183,7 @@ impl SweepFolder {
         &self.path
     }
 
-    /// Notes that the run in `folder` ended for a reason of its own.
+    /// Records that the run in `folder` ended for a reason of its own.
     pub(crate) fn diverged(&mut self, folder: &Path, error: &anyhow::Error) -> Result<()> {
         let point = self.point(folder);
         point.state = PointState::Diverged;

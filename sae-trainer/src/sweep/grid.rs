@@ -1,8 +1,7 @@
-//! The command line of a sweep: the flags of a run, of which some have several values, and the points of the grid that
-//! they span.
+//! The command line of a sweep: the flags of a run, some with several values, and the points of the grid that they span.
 //!
-//! A point is a command line of a single run, cut out of the sweep's and read by the same parser. So it means what it
-//! would mean alone, and its `config.json` is that of the run alone.
+//! A point is the command line of a single run, taken from the sweep's and read by the same parser. So it means what it
+//! would mean alone, and its `config.json` is the one that the run would have alone.
 
 use std::ffi::OsString;
 use std::path::Path;
@@ -12,10 +11,10 @@ use clap::error::{Error, ErrorKind};
 use clap::{Arg, ArgAction, ArgMatches, Args, Command, FromArgMatches, Parser};
 use terminal::foreign_path;
 
-use crate::arguments::{CommandLine, RunArguments, SettingArguments, TrainArguments};
-use crate::settings::flags_without_effect;
+use crate::command::arguments::{RunArguments, SettingArguments, TrainArguments};
+use crate::command::settings::flags_without_effect;
 
-/// More points than anyone trains at once are a slip of the pen.
+/// More points than anyone trains at once are a mistake.
 const MOST_POINTS: usize = 1000;
 
 /// `sae-trainer sweep`: what is swept, and where and how.
@@ -65,7 +64,7 @@ pub(crate) struct Point {
 /// How a flag takes the values of several points.
 #[derive(Clone, Copy, PartialEq)]
 enum Variation {
-    /// It does not: what it says holds for the batches, and those are the same for all points.
+    /// It does not: it determines the batches, which are the same for all points.
     Common,
     /// Separated by commas, or repeated.
     Commas,
@@ -185,7 +184,7 @@ impl Flag {
         }
         let choices = values.into_iter().enumerate().map(|(at, value)| Choice {
             name: match id {
-                // A path makes no name of a folder.
+                // A path cannot be a folder's name.
                 "init_from" => (at + 1).to_string(),
                 _ => value.to_string_lossy().into_owned(),
             },
@@ -201,14 +200,14 @@ impl Grid {
         self.flags.iter().any(|flag| flag.choices.len() > 1)
     }
 
-    /// Names the store of all points, where the command line does not.
+    /// Sets the store of all points if the command line does not.
     pub(crate) fn set_store(&mut self, path: &Path) {
         let name = "--store".to_owned();
         let words = vec![OsString::from(&name), path.as_os_str().to_owned()];
         self.flags.push(Flag { name, choices: vec![Choice { name: String::new(), words }] });
     }
 
-    /// The flags of all points, where none has several values.
+    /// The flags of all points if none has several values.
     pub(crate) fn common(&self) -> Result<SettingArguments> {
         let words: Vec<OsString> =
             self.flags.iter().flat_map(|flag| &flag.choices[0].words).cloned().collect();
@@ -219,7 +218,7 @@ impl Grid {
     /// the others.
     ///
     /// # Errors
-    /// No flag with several values, far too many combinations, points that mean the same.
+    /// If no flag has several values, there are far too many combinations, or two points mean the same.
     pub(crate) fn points(&self) -> Result<Vec<Point>> {
         ensure!(
             self.varies(),
@@ -234,7 +233,7 @@ impl Grid {
             .iter()
             .map(|choices| Ok(flags_without_effect(&read(&words(choices))?)))
             .collect::<Result<Vec<Vec<&str>>>>()?;
-        // One that has no effect anywhere stays, and is complained about as in a single run.
+        // One that has no effect anywhere stays, and is refused as in a single run.
         let somewhere = |flag: &str| ineffective.iter().any(|all| !all.contains(&flag));
 
         let mut points: Vec<Point> = Vec::new();
@@ -254,7 +253,7 @@ impl Grid {
         Ok(points)
     }
 
-    /// One value for each flag, in all ways; the last flag changes fastest.
+    /// All combinations of one value per flag; the last flag changes fastest.
     fn combinations(&self) -> Vec<Vec<(&Flag, &Choice)>> {
         let mut all = vec![Vec::new()];
         for flag in &self.flags {
@@ -295,13 +294,20 @@ fn read(words: &[OsString]) -> Result<SettingArguments> {
         return Ok(SettingArguments::default());
     }
     let line = [OsString::from("sae-trainer")].into_iter().chain(words.iter().cloned());
-    Ok(CommandLine::try_parse_from(line)?.train.settings)
+    Ok(Alone::try_parse_from(line)?.train.settings)
+}
+
+/// The command line of a run without subcommands.
+#[derive(Debug, Parser)]
+struct Alone {
+    #[command(flatten)]
+    train: TrainArguments,
 }
 
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::arguments::Command as Subcommand;
+    use crate::command::line::{Command as Subcommand, CommandLine};
 
     fn grid(line: &str) -> Grid {
         let words = ["sae-trainer", "sweep"].into_iter().chain(line.split_whitespace());

@@ -8,16 +8,16 @@ use std::path::{Path, PathBuf};
 use anyhow::{Context, Result, bail, ensure};
 use terminal::{Interrupt, foreign_path};
 
-pub(crate) use folder::{PointState, SWEEP, SweepFolder, SweepRecord};
+pub(crate) use folder::{PointState, SweepFolder, SweepRecord};
 use grid::Grid;
 pub(crate) use grid::SweepArguments;
 
-use crate::announce;
-use crate::arguments::{RunArguments, SettingArguments, TrainArguments};
+use crate::command::arguments::{RunArguments, SettingArguments, TrainArguments};
+use crate::command::default_store::default_store;
 use crate::compare;
-use crate::default_store::default_store;
-use crate::plan::{Plan, check_space, merge};
-use crate::run_folder::RunConfig;
+use crate::report::announce;
+use crate::runs::folder::RunConfig;
+use crate::runs::plan::{Plan, check_space, merge};
 use crate::train::{End, Ready};
 
 /// Trains the points of a sweep, and returns the process' exit code: 0, 1 if a point diverged, or 130 after Ctrl-C.
@@ -143,7 +143,7 @@ fn point_plan(
     Plan::new(&TrainArguments { settings, run }, line.join(" "))
 }
 
-/// An error unless all points train on the same batches for the same time. The command line sees to it; a folder may
+/// An error unless all points train on the same batches for the same time. The command line ensures that; a folder may
 /// have been put together by hand.
 fn check_common(plans: &[Plan]) -> Result<()> {
     let first = plans[0].settings();

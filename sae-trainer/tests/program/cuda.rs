@@ -1,5 +1,5 @@
-//! `--device cuda` on an emulated driver (`kernels/tests/emulation/driver/README.md`): the program as it is, its kernels
-//! on the CPU.
+//! `--device cuda` on an emulated driver (`kernels/tests/emulation/driver/README.md`): the program is the real one, and its
+//! kernels run on the CPU.
 
 use std::path::Path;
 use std::process::{Command, Output, Stdio};
@@ -122,7 +122,7 @@ fn a_run_that_was_stopped_goes_on_like_an_uninterrupted_one() {
 }
 
 #[test]
-fn a_run_that_failed_goes_on_from_its_checkpoint_to_the_bytes_of_an_uninterrupted_one() {
+fn a_failed_run_resumes_to_the_bytes_of_an_uninterrupted_one() {
     let place = Place::new();
     // Dense to the end.
     let line = "--store store --features 64 --batch 128 --steps 24 --checkpoint-every 10 --log-every 1 --eval-rows 512 \

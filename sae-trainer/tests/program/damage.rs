@@ -1,4 +1,4 @@
-//! Files of a run that are not what was written, and folders that somebody else has changed.
+//! Files of a run that changed after they were written, and folders that somebody else modified.
 
 use std::fs;
 use std::path::{Path, PathBuf};
@@ -56,7 +56,7 @@ fn without_a_sound_checkpoint_a_run_does_not_go_on() {
     let before = place.files("run");
     let told = place.fail("--resume --out run --steps 60");
     assert!(told.contains("step-00000040") && told.contains("step-00000020"), "{told}");
-    assert!(told.contains("There is no checkpoint to go on from"), "{told}");
+    assert!(told.contains("There is no checkpoint to continue from"), "{told}");
     assert_eq!(place.files("run"), before);
 }
 
@@ -153,6 +153,38 @@ fn a_damaged_line_of_the_log_is_named_and_neither_drawn_nor_cut() {
 }
 
 #[test]
+fn a_run_keeps_the_id_that_it_began_with() {
+    // As if a version with other settings had begun it: an id that these settings do not give.
+    let place = setting();
+    let id = json(&place.path("run/config.json"))["run_id"].as_str().unwrap().to_owned();
+    for file in ["config.json", "metrics.jsonl", "summary.json"] {
+        let path = place.path(&format!("run/{file}"));
+        let text = fs::read_to_string(&path).unwrap();
+        assert!(text.contains(&id), "{file}");
+        // Without their checksums, which cover the id.
+        let lines = text.replace(&id, "0f0f0f0f");
+        let lines = lines.lines().map(|line| match line.find(",\"crc32c\"") {
+            Some(at) => line[..at].to_owned() + "}",
+            None => line.to_owned(),
+        });
+        let text = lines.map(|line| line + "\n").collect::<String>();
+        let text = match text.find(",\n  \"crc32c\"") {
+            Some(at) => text[..at].to_owned() + "\n}\n",
+            None => text,
+        };
+        fs::write(&path, text).unwrap();
+    }
+    let told = text(&place.run("--resume --out run --steps 60 --log-every 5").stderr);
+    assert!(!told.contains("damaged"), "{told}");
+    assert_eq!(place.metrics("run"), place.metrics("straight"));
+    let log = fs::read_to_string(place.path("run/metrics.jsonl")).unwrap();
+    assert!(log.lines().all(|line| line.contains("\"run_id\":\"0f0f0f0f\"")), "{log}");
+    assert_eq!(json(&place.path("run/config.json"))["run_id"], "0f0f0f0f");
+    assert_eq!(json(&place.path("run/summary.json"))["run_id"], "0f0f0f0f");
+    assert!(text(&place.run("verify run").stdout).contains(" 0 damaged"));
+}
+
+#[test]
 fn lines_that_are_gone_from_the_log_are_missed() {
     let place = setting();
     let metrics = place.path("run/metrics.jsonl");
@@ -205,11 +237,28 @@ fn a_point_with_another_points_configuration_or_none_is_damaged() {
     assert!(output.status.code() == Some(1) && found.contains(told), "{found}");
     let error = place.fail("sweep --resume --out sweep --steps 9");
     assert!(error.contains(told), "{error}");
+    fs::write(&own, &whole).unwrap();
+    for file in ["summary.json", "metrics.jsonl"] {
+        let (own, other) =
+            (place.path(&format!("sweep/lr-1e-3/{file}")), place.path(&format!("sweep/lr-1e-4/{file}")));
+        let whole = fs::read(&own).unwrap();
+        fs::copy(&other, &own).unwrap();
+        let output = place.command("verify sweep").output().unwrap();
+        let found = text(&output.stdout);
+        let told = format!("damaged    sweep/lr-1e-3/{file}");
+        assert!(found.contains(&told) && found.contains("it is of a run with other settings"), "{found}");
+        fs::write(&own, whole).unwrap();
+    }
+    fs::copy(place.path("sweep/lr-1e-4/summary.json"), place.path("sweep/lr-1e-3/summary.json")).unwrap();
+    let error = place.fail("compare sweep");
+    assert!(error.contains("summary.json is damaged: it is of a run with other settings"), "{error}");
     fs::remove_file(&own).unwrap();
     let output = place.command("verify sweep").output().unwrap();
     let found = text(&output.stdout);
     assert!(found.contains("damaged    sweep/lr-1e-3/config.json"), "{found}");
+    // What was finished is trained again where its files are gone.
     fs::write(&own, whole).unwrap();
+    place.run("sweep --resume --out sweep --steps 9");
     assert!(text(&place.run("verify sweep").stdout).contains(" 0 damaged"));
 }
 

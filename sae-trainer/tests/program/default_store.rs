@@ -1,4 +1,4 @@
-//! A command line that names no store means the only complete one under `stores/`.
+//! A command line that names no store uses the only complete one under `stores/`.
 
 use std::fs;
 

@@ -1,4 +1,4 @@
-//! Whatever ends a run leaves its work: a store that breaks, a closed pipe, a closed terminal, a folder that is taken away.
+//! However a run ends, its work is kept: a store that breaks, a closed pipe, a closed terminal, a folder that disappears.
 
 use std::fs::{self, File};
 use std::process::Stdio;
@@ -28,7 +28,7 @@ fn a_store_that_breaks_under_way_costs_no_step() {
     damage(&place);
     let told = place.fail(&format!("{RUN} --steps 60 --out run --mixing-chunks 1"));
     assert!(told.contains("damaged") && told.contains("sae-trainer --resume --out run"), "{told}");
-    assert!(told.contains("stopped after step") && told.contains("once the cause below is mended"), "{told}");
+    assert!(told.contains("stopped after step") && told.contains("once the cause below is fixed"), "{told}");
     Sae::load(&place.path("run/sae")).unwrap();
     assert_eq!(fs::read_dir(place.path("run/checkpoints")).unwrap().count(), 1);
     let told = place.fail(&format!("{sweep} --mixing-chunks 1 --out sweep"));

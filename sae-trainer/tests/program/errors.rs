@@ -1,4 +1,4 @@
-//! What goes wrong is said clearly, and breaks nothing.
+//! Errors are reported clearly, and break nothing.
 
 use std::fs;
 use std::path::Path;
@@ -60,7 +60,7 @@ fn an_autoencoder_that_cannot_be_read() {
 }
 
 #[test]
-fn without_a_gpu_cuda_says_what_is_missing_and_auto_trains_on_the_cpu() {
+fn without_a_gpu_cuda_says_what_is_missing_and_auto_trains() {
     if std::path::Path::new("/dev/nvidiactl").exists() {
         return;
     }
@@ -155,7 +155,7 @@ fn numbers_that_somebody_wrote_into_config_json_are_checked_too() {
 }
 
 #[test]
-fn a_diverged_run_names_the_step_and_keeps_the_last_good_checkpoint() {
+fn a_diverged_run_names_the_step_and_keeps_good_checkpoints() {
     let place = Place::new();
     let told = place.fail(&format!("{SMALL} --lr 1e18 --mse sum --checkpoint-every 1 --out run"));
     assert!(told.contains("training stopped at step 2") && told.contains("rows of store"), "{told}");
@@ -210,7 +210,7 @@ fn with_file_limit(place: &Place, kilobytes: u32, line: &str) -> (Option<i32>, S
 }
 
 #[test]
-fn a_checkpoint_that_cannot_be_written_leaves_the_one_before_to_continue_from() {
+fn an_unwritable_checkpoint_leaves_the_one_before() {
     let place = Place::new();
     // A checkpoint's largest file has 2 · 2 · 16 · 4096 · 4 bytes = 1 MiB of moments and 16 KiB for
     // every batch of the window: the first fits under the limit, the third does not.

@@ -1,5 +1,5 @@
-//! A fault, or a kill, at each of the calls by which a run changes the disk: nothing is lost but steps, and the run goes on
-//! to the same bytes.
+//! A fault, or a kill, at each call that changes the disk: nothing is lost but steps, and the resumed run ends with the same
+//! bytes.
 
 use std::fs;
 use std::process::{Command, Output};

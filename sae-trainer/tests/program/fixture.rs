@@ -1,4 +1,4 @@
-//! Small stores, and the program's runs on them.
+//! Small stores, and runs of the program on them.
 
 use std::path::{Path, PathBuf};
 use std::process::{Child, Command, Output, Stdio};
@@ -51,12 +51,14 @@ impl Place {
         complaint
     }
 
-    /// The lines of a run's `metrics.jsonl`, without what the clock says and the checksum, which covers that.
+    /// The lines of a run's `metrics.jsonl`, without what the clock says, the checksum, which covers that, and the run's id.
     pub(crate) fn metrics(&self, run: &str) -> Vec<Value> {
         let text = std::fs::read_to_string(self.path(run).join("metrics.jsonl")).unwrap();
         let mut lines: Vec<Value> = text.lines().map(|line| serde_json::from_str(line).unwrap()).collect();
         for line in &mut lines {
-            line.as_object_mut().unwrap().retain(|name, _| name != "timing" && name != "crc32c");
+            line.as_object_mut()
+                .unwrap()
+                .retain(|name, _| !["timing", "crc32c", "run_id"].contains(&name.as_str()));
         }
         lines
     }

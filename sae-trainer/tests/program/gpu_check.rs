@@ -1,4 +1,4 @@
-//! `scripts/gpu-check` on an emulated driver: both calls from beginning to end at small sizes.
+//! `scripts/gpu-check` on an emulated driver: both calls from beginning to end, at small sizes.
 
 use std::path::Path;
 use std::process::Command;
@@ -68,7 +68,7 @@ impl Call {
 }
 
 #[test]
-fn a_part_that_hangs_or_fails_costs_no_other_s_result() {
+fn a_part_that_hangs_or_fails_costs_no_other_result() {
     let call = Call::new(
         "a",
         &[
@@ -115,7 +115,7 @@ fn a_wrong_screen_is_not_used_by_the_parts_after_it() {
 }
 
 #[test]
-fn the_second_call_trains_in_the_sparse_regime_and_finds_the_crossover() {
+fn the_second_call_trains_sparsely_and_finds_the_crossover() {
     let call = Call::new("b", &[]);
     call.assert_done_but(&[]);
     assert_eq!(call.code, Some(0), "{}", call.told);

@@ -1,4 +1,4 @@
-//! Runs that stop and go on.
+//! Runs that stop and resume.
 
 use std::time::Duration;
 
@@ -8,7 +8,7 @@ const RUN: &str = "--store store --features 128 --batch 128 --lr 3e-3 --l0-coeff
                    --steps 2000 --sparsity-window 25";
 
 #[test]
-fn after_ctrl_c_a_run_goes_on_to_the_bytes_of_an_uninterrupted_one() {
+fn a_run_resumed_after_ctrl_c_ends_with_uninterrupted_bytes() {
     let place = Place::new();
     place.run(&format!("{RUN} --out straight"));
     // Steps of both kinds have to be continued.

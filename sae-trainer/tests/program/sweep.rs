@@ -110,7 +110,7 @@ fn without_out_the_folder_is_named_after_the_store() {
 }
 
 #[test]
-fn after_ctrl_c_all_points_go_on_to_the_bytes_of_uninterrupted_runs() {
+fn points_resumed_after_ctrl_c_end_with_uninterrupted_bytes() {
     let place = Place::new();
     train_alone(&place, 1200);
     let mut child = start(&place, &format!("sweep {COMMON} --steps 1200 {LISTS} --out sweep"));
@@ -136,7 +136,7 @@ fn after_ctrl_c_all_points_go_on_to_the_bytes_of_uninterrupted_runs() {
 }
 
 #[test]
-fn after_a_crash_points_whose_checkpoints_are_of_different_steps_meet_again() {
+fn points_with_checkpoints_of_different_steps_meet_again() {
     let place = Place::new();
     train_alone(&place, 90);
     let line =

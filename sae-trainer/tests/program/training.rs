@@ -1,4 +1,4 @@
-//! What a run computes and leaves behind.
+//! What a run computes and what it leaves behind.
 
 use activation_store::RowType;
 use sae::Sae;
@@ -13,7 +13,7 @@ fn number(value: &Value, name: &str) -> f64 {
 }
 
 #[test]
-fn a_run_leaves_its_configuration_metrics_checkpoint_and_autoencoder() {
+fn a_run_leaves_configuration_metrics_and_autoencoder() {
     let place = Place::new();
     let output = place.run(&format!("{SMALL} --steps 600 --l0-coefficient 2e-2 --out run"));
     assert!(text(&output.stdout).contains("L0"), "{}", text(&output.stdout));
@@ -41,7 +41,7 @@ fn a_run_leaves_its_configuration_metrics_checkpoint_and_autoencoder() {
 }
 
 #[test]
-fn the_evaluation_is_what_the_saved_autoencoder_does_to_the_rows_of_the_store() {
+fn the_evaluation_is_that_of_the_saved_autoencoder() {
     let place = Place::new();
     place.run(&format!("{SMALL} --steps 100 --pre-bias --out run"));
     let evaluation = place.metrics("run").pop().unwrap();

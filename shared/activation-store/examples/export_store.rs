@@ -1,4 +1,4 @@
-//! Writes a store's rows in another tool's format, for tests with that tool:
+//! Exports a store's rows to another tool's format, for tests with that tool:
 //!
 //!     export_store STORE npy|sae-lens FOLDER
 

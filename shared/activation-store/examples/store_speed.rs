@@ -1,13 +1,13 @@
 //! Measures the store on the rows of a real one, for `scripts/bench-store`. Each command prints one JSON object:
 //!
 //!     store_speed memcpy STORE
-//!     store_speed layout STORE SCRATCH TYPE BITS CHUNK-ROWS LEVEL     writes the rows anew, then reads them
+//!     store_speed layout STORE SCRATCH TYPE BITS CHUNK-ROWS LEVEL     rewrites the rows, then reads them
 //!     store_speed read STORE GIGABYTES                                reads through a BatchStream, default options
 //!     store_speed mixing STORE TIMES WINDOW-ROWS K                    0 is the default
 //!     store_speed repeat STORE TIMES OUT                              writes the rows TIMES times into a new store
 //!
-//! Speeds are bytes of raw rows per second: `core` of processor time, `wall` of wall-clock time with one compressing or
-//! decoding thread. Reading is decompression, mixing and conversion to batches, out of the page cache.
+//! Speeds are bytes of raw rows per second: `core` per second of processor time, `wall` per second of wall-clock time with one
+//! compressing or decoding thread. Reading is decompression, mixing and conversion to batches, from the page cache.
 
 use std::collections::HashMap;
 use std::path::Path;

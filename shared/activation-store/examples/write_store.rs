@@ -1,4 +1,4 @@
-//! Writes a store from files of plain numbers, for tests against other readers and for trying things out:
+//! Writes a store from files of plain numbers, for tests against other readers and for experiments:
 //!
 //!     write_store FOLDER SPECIFICATION.json TOKENS ROWS
 //!

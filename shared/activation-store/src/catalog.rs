@@ -1,22 +1,16 @@
-//! What a finished store says it consists of: its manifest and journal, checked and taken apart.
+//! What a finished store consists of: its manifest and journal, checked and parsed.
 
 use std::fs;
 use std::path::{Path, PathBuf};
 
 use serde_json::Value;
 
-use crate::journal::{self, Entry, JOURNAL, MANIFEST, Manifest, ShardFile, TokenFile};
+use crate::journal::{self, Entry, Manifest, ShardRecord, TokenFile};
 use crate::metadata::{self, Attributes, ZARR_JSON};
+use crate::paths::{JOURNAL, MANIFEST, SMALL_FILES};
+use crate::resumption;
 use crate::statistics::Statistics;
-use crate::{Result, StoreError, paths, writer};
-
-/// One shard of a store.
-#[derive(Debug, Clone, Copy, PartialEq)]
-pub(crate) struct ShardRecord {
-    pub(crate) rows: u64,
-    pub(crate) activations: ShardFile,
-    pub(crate) origin: ShardFile,
-}
+use crate::{Result, StoreError, paths};
 
 /// Every file of a store, with what is recorded about it.
 #[derive(Debug, Clone)]
@@ -30,30 +24,12 @@ pub(crate) struct Catalog {
     pub(crate) small_bytes: u64,
 }
 
-/// The small files that every finished store has, in the manifest's order.
-pub(crate) const SMALL_FILES: [&str; 14] = [
-    "activations/zarr.json",
-    "origin/zarr.json",
-    "tokens/zarr.json",
-    "stats/zarr.json",
-    "stats/mean/zarr.json",
-    "stats/mean/c/0",
-    "stats/variance/zarr.json",
-    "stats/variance/c/0",
-    "stats/mean_norm/zarr.json",
-    "stats/mean_norm/c",
-    "stats/rows/zarr.json",
-    "stats/rows/c",
-    JOURNAL,
-    ZARR_JSON,
-];
-
 impl Catalog {
     /// Reads and checks the small files of the store in `dir`.
     pub(crate) fn read(dir: &Path) -> Result<Catalog> {
         let attributes = read_attributes(dir)?;
         if !attributes.complete {
-            let contexts_done = writer::contexts_done(dir, &attributes.specification);
+            let contexts_done = resumption::contexts_done(dir, &attributes.specification);
             return Err(StoreError::Incomplete { dir: dir.to_path_buf(), contexts_done });
         }
         let (manifest, manifest_bytes) = read_manifest(dir)?;
@@ -100,7 +76,7 @@ impl Catalog {
 pub(crate) fn read_attributes(dir: &Path) -> Result<Attributes> {
     let path = dir.join(ZARR_JSON);
     match fs::read(&path) {
-        Ok(text) => writer::parse_attributes(dir, &text),
+        Ok(text) => metadata::parse_attributes(dir, &text),
         Err(error) if error.kind() == std::io::ErrorKind::NotFound => {
             Err(StoreError::NotFound(dir.to_path_buf()))
         }
@@ -217,23 +193,10 @@ fn take_apart(
     Ok((shards, tokens))
 }
 
-/// Checks the size of the file `name` without reading it.
-pub(crate) fn check_size(dir: &Path, name: &str, recorded: u64) -> Result<PathBuf> {
-    let path = dir.join(name);
-    let found = fs::metadata(&path).map_err(StoreError::io("find", &path))?.len();
-    if found != recorded {
-        return Err(StoreError::damaged(
-            &path,
-            format!("it has {found} bytes, the journal records {recorded}"),
-        ));
-    }
-    Ok(path)
-}
-
 /// Checks the size of every chunk of the `tokens` array.
 pub(crate) fn check_token_files(dir: &Path, tokens: &[TokenFile]) -> Result<()> {
     for file in tokens {
-        check_size(dir, &paths::tokens(file.chunk), file.bytes)?;
+        paths::check_size(dir, &paths::tokens(file.chunk), file.bytes)?;
     }
     Ok(())
 }

@@ -1,8 +1,8 @@
 //! How a chunk and a shard are encoded: byte planes, zstd, crc32c; then the chunks, their index, its crc32c.
 //!
-//! A chunk of `n` elements of `e` bytes is stored as `e` planes of `n` bytes: first the lowest byte of every
-//! element, then the next ones. (That is `numcodecs.shuffle`.) The high bytes of activations compress well and the
-//! low ones hardly at all; kept apart, zstd packs the former and copies the latter.
+//! A chunk of `n` elements of `e` bytes is stored as `e` planes of `n` bytes: first the lowest byte of every element, then
+//! the next one, and so on. (That is `numcodecs.shuffle`.) The high bytes of activations compress well and the low ones
+//! hardly at all. Kept apart, zstd compresses the former and copies the latter.
 
 use std::ops::Range;
 use std::path::Path;
@@ -216,7 +216,7 @@ mod tests {
     }
 
     #[test]
-    fn an_index_is_offsets_and_lengths_with_missing_chunks_marked_and_a_checksum() {
+    fn an_index_holds_offsets_lengths_and_a_checksum() {
         let bytes = ShardIndex::encode([5, 7], 3);
         #[rustfmt::skip]
         assert_eq!(bytes[..48], [
@@ -252,7 +252,7 @@ mod tests {
         }
 
         #[test]
-        fn any_bytes_as_an_index_give_an_error_or_ranges_inside_the_file(
+        fn any_index_gives_an_error_or_ranges_inside_the_file(
             mut file in prop::collection::vec(any::<u8>(), 0..200), chunks in 0_usize..8, present in 0_usize..8,
         ) {
             if file.len() >= ShardIndex::encoded_len(chunks) {

@@ -1,4 +1,4 @@
-//! The few ways in which a store touches the disk, in the order that survives a crash.
+//! The few ways in which a store touches the disk, each in an order that survives a crash.
 
 use std::fmt;
 use std::fs::{self, File};
@@ -38,7 +38,7 @@ impl fmt::Debug for DiskHook {
     }
 }
 
-/// What a written file is, for the record that vouches for it.
+/// Size and checksums of a written file, for the record that vouches for it.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(crate) struct Written {
     pub(crate) bytes: u64,
@@ -54,11 +54,11 @@ pub(crate) struct Disk {
 
 /// Folder of files that do not have their final name yet.
 pub(crate) const UNFINISHED: &str = ".unfinished";
-/// What that folder was called once; stores that were begun then are gone on with.
+/// That folder's former name; stores that were begun with it can be resumed.
 const UNFINISHED_ONCE: &str = "partial";
 
 impl Disk {
-    /// For the store in `dir`, where there `is_store` already; removes what an interrupted writer left under temporary
+    /// For the store in `dir`, which exists already if `is_store`; removes what an interrupted writer left under temporary
     /// names.
     pub(crate) fn new(dir: &Path, is_store: bool, hook: Option<DiskHook>) -> Result<Self> {
         let disk = Disk { dir: dir.to_path_buf(), hook };

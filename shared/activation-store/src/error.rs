@@ -1,21 +1,24 @@
-//! Everything that can go wrong with a store, each with what, where and what to do.
+//! Everything that can go wrong with a store. Each error says what, where, and what to do.
 
 use std::path::{Path, PathBuf};
 
 use terminal::{foreign, foreign_path};
 
+/// The result of everything that touches a store.
+pub type Result<T, E = StoreError> = std::result::Result<T, E>;
+
 /// An error of the writer, the reader, the batch stream or an export.
 #[derive(Debug, thiserror::Error)]
 #[non_exhaustive]
 pub enum StoreError {
-    /// The operating system refused an operation on a file.
+    /// An operating system error on a file.
     #[error("cannot {action} {}", foreign_path(path))]
     Io {
         /// What was attempted, as an infinitive ("read", "create").
         action: &'static str,
         /// The file or folder.
         path: PathBuf,
-        /// The system's answer.
+        /// The system's error.
         source: std::io::Error,
     },
     /// The folder exists, holds files, and is not a store.
@@ -45,12 +48,12 @@ pub enum StoreError {
         /// Bytes free.
         available: u64,
     },
-    /// A specification, layout or option that cannot be.
+    /// An impossible specification, layout or option.
     #[error("invalid store specification: {0}")]
     Specification(String),
     /// An activation is NaN or infinite.
     #[error(
-        "the activation of context {context}, position {position}, channel {channel} is {value}: the language model went wrong there; nothing of it was stored"
+        "the activation of context {context}, position {position}, channel {channel} is {value}: the language model failed there; none of it was stored"
     )]
     NotFinite {
         /// The context, counted from 0 over the whole dump.
@@ -76,14 +79,14 @@ pub enum StoreError {
         /// The value found.
         value: f32,
     },
-    /// A slice has another length than its shape says.
+    /// A slice's length does not match its shape.
     #[error("{what} has {found} elements, expected {expected}")]
     Length {
         /// Which slice.
         what: &'static str,
         /// Its length.
         found: usize,
-        /// The length that the shape asks for.
+        /// The length that the shape requires.
         expected: usize,
     },
     /// A token does not belong to the vocabulary that the specification states.
@@ -107,11 +110,11 @@ pub enum StoreError {
         planned: u64,
     },
     /// The writer has already reported an error.
-    #[error("the writer of {} stopped at an earlier error; open it again to go on", foreign_path(.0))]
+    #[error("the writer of {} stopped at an earlier error; open the store again to continue", foreign_path(.0))]
     Stopped(PathBuf),
     /// The store was not finished.
     #[error(
-        "{} is not complete ({contexts_done} contexts are safe): run the dump again with the same command to go on",
+        "{} is not complete ({contexts_done} contexts are safe): run the dump's command again to continue",
         foreign_path(dir)
     )]
     Incomplete {
@@ -120,7 +123,7 @@ pub enum StoreError {
         /// Contexts that a resumed dump need not compute again.
         contexts_done: u64,
     },
-    /// A dump that has no row.
+    /// A dump without a row.
     #[error("nothing to store in {}: the dump has no row", foreign_path(.0))]
     Empty(PathBuf),
     /// A store of another format version.
@@ -151,9 +154,9 @@ pub enum StoreError {
         /// What is wrong with it.
         what: String,
     },
-    /// A shard is no longer what it was when the store was opened.
+    /// A shard has changed since the store was opened.
     #[error(
-        "{} changed while it was in use: {what}; put the file back as it was and give the same command again",
+        "{} changed while it was in use: {what}; restore the file and run the same command again",
         foreign_path(file)
     )]
     Changed {
@@ -162,7 +165,7 @@ pub enum StoreError {
         /// What is different.
         what: String,
     },
-    /// Something that is not the store's lies where its writer keeps what is not finished yet.
+    /// A foreign file lies where the writer keeps its unfinished files.
     #[error("{} is in the way and is not the store's; move it elsewhere", foreign_path(.0))]
     InTheWay(PathBuf),
     /// A folder cannot be written.
@@ -173,9 +176,9 @@ pub enum StoreError {
     OutOfRange {
         /// "rows" or "contexts".
         what: &'static str,
-        /// First one asked for.
+        /// First one requested.
         start: u64,
-        /// One past the last asked for.
+        /// One past the last requested.
         end: u64,
         /// How many there are.
         available: u64,
@@ -183,7 +186,7 @@ pub enum StoreError {
     /// The rows cannot be written in the other format.
     #[error("cannot export: {0}")]
     Export(String),
-    /// A thread of the writer or the stream panicked; nothing that is on the disk is touched by it.
+    /// A thread of the writer or the stream panicked; what is on disk is unaffected.
     #[error(transparent)]
     Died(#[from] workers::Died),
     /// The stores or options of a batch stream do not fit together.

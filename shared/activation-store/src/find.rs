@@ -1,4 +1,4 @@
-//! The stores below a folder.
+//! Finds the stores below a folder.
 
 use std::fs;
 use std::path::{Path, PathBuf};
@@ -17,10 +17,10 @@ pub struct Found {
 /// Folders below the one that is searched: `stores/gpt2/blocks.1.hook_resid_pre`, what a dump of several hooks makes.
 const DEPTH: usize = 2;
 
-/// The stores in `folder` and in the folders in it, by path; none where there is no such folder.
+/// The stores in `folder` and in its subfolders, sorted by path; none if there is no such folder.
 ///
 /// # Errors
-/// A folder that cannot be read.
+/// If a folder cannot be read.
 pub fn find(folder: &Path) -> Result<Vec<Found>> {
     let mut found = Vec::new();
     search(folder, DEPTH, &mut found)?;

@@ -1,7 +1,7 @@
-//! The journal of what is safely on the disk, and the manifest of the small files.
+//! The journal, which records what is safely on disk, and the manifest of the small files.
 //!
-//! Both are made of lines: eight hexadecimal digits (the crc32c of what follows), a space, a JSON object, a
-//! newline. A line that was torn by a crash, or damaged, fails its own checksum.
+//! Both consist of lines: eight hexadecimal digits (the crc32c of what follows), a space, a JSON object, a newline. A line
+//! that was torn by a crash, or damaged, fails its own checksum.
 
 use std::path::Path;
 
@@ -11,10 +11,13 @@ use serde::{Deserialize, Serialize};
 use crate::disk::Written;
 use crate::{Result, StoreError};
 
-/// Name of the journal in a store.
-pub(crate) const JOURNAL: &str = "journal";
-/// Name of the manifest in a store.
-pub(crate) const MANIFEST: &str = "manifest";
+/// One shard of a store.
+#[derive(Debug, Clone, Copy, PartialEq)]
+pub(crate) struct ShardRecord {
+    pub(crate) rows: u64,
+    pub(crate) activations: ShardFile,
+    pub(crate) origin: ShardFile,
+}
 
 /// A file that the journal vouches for.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]

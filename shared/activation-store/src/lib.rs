@@ -1,9 +1,8 @@
-//! The activation store: the rows of one hook point of one language model over one text, written once and
-//! read by many training runs.
+//! The activation store: the rows of one hook point of one language model over one text, written once and read by many
+//! training runs.
 //!
-//! A store is a folder and a valid Zarr v3 group; `docs/store-format.md` specifies it byte by byte.
-//! [`StoreWriter`] makes one, [`Store`] reads rows of it, [`BatchStream`] feeds a training run with shuffled
-//! batches of one or several.
+//! A store is a folder and a valid Zarr v3 group; `docs/store-format.md` specifies it byte by byte. [`StoreWriter`] writes
+//! one, [`Store`] reads its rows, and [`BatchStream`] feeds a training run with shuffled batches from one or several.
 
 mod catalog;
 mod codec;
@@ -16,6 +15,7 @@ mod lock;
 mod metadata;
 mod paths;
 mod permutation;
+mod resumption;
 mod rounding;
 mod shard;
 mod specification;
@@ -27,19 +27,21 @@ mod widen;
 mod writer;
 
 pub use disk::{DiskCallback, DiskHook, DiskStep};
-pub use error::StoreError;
+pub use error::{Result, StoreError};
 pub use export::{ExportFormat, ExportSummary, export};
 pub use find::{Found, find};
 pub use specification::{Layout, Provenance, RowType, StoreSpec};
 pub use statistics::Statistics;
-pub use store::Store;
+pub use store::{Store, StoreSummary};
 pub use stream::{BatchStream, StreamOptions};
 pub use verify::{Problem, VerifyReport, verify};
 pub use widen::BatchElement;
-pub use writer::{StoreSummary, StoreWriter, WriteProgress, WriterOptions, estimated_bytes};
+pub use writer::{StoreWriter, WriteProgress, WriterOptions, estimated_bytes};
 
 /// The 16-bit types of [`BatchElement`].
 pub use half::{bf16, f16};
 
-/// The result of everything that touches a store.
-pub type Result<T, E = StoreError> = std::result::Result<T, E>;
+/// The examples of the README, run as tests.
+#[cfg(doctest)]
+#[doc = include_str!("../README.md")]
+struct ReadmeExamples;

@@ -5,7 +5,7 @@ use std::path::{Path, PathBuf};
 
 use crate::{Result, StoreError};
 
-/// Holds a store's lock file; dropping it gives the store free and removes the file.
+/// Holds a store's lock file. Dropping it unlocks the store and removes the file.
 #[derive(Debug)]
 pub(crate) struct Lock {
     path: PathBuf,
@@ -75,7 +75,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn a_second_lock_waits_for_the_first_to_be_dropped_and_the_file_goes_away() {
+    fn a_second_lock_waits_for_the_first_and_the_file_goes_away() {
         let dir = tempfile::tempdir().unwrap();
         let first = Lock::acquire(dir.path()).unwrap();
         assert!(matches!(Lock::acquire(dir.path()), Err(StoreError::Locked(_))));

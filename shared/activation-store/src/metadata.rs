@@ -3,7 +3,9 @@
 use serde::{Deserialize, Serialize};
 use serde_json::{Value, json};
 
-use crate::StoreSpec;
+use std::path::Path;
+
+use crate::{Result, StoreError, StoreSpec};
 
 /// Version of the format that this crate writes and reads.
 pub(crate) const FORMAT_VERSION: u64 = 1;
@@ -139,4 +141,30 @@ pub(crate) fn text(value: &Value) -> Vec<u8> {
     let mut text = serde_json::to_vec_pretty(value).expect("a JSON value has a text");
     text.push(b'\n');
     text
+}
+
+/// Reads the attributes out of the text of a store's `zarr.json`.
+pub(crate) fn parse_attributes(dir: &Path, text: &[u8]) -> Result<Attributes> {
+    let path = dir.join(ZARR_JSON);
+    let group: serde_json::Value = serde_json::from_slice(text)
+        .map_err(|error| StoreError::damaged(&path, format!("it is not JSON ({error})")))?;
+    let attributes = &group["attributes"];
+    if attributes["format"] != "activation-store" {
+        return Err(StoreError::NotAStore(dir.to_path_buf()));
+    }
+    let version = attributes["format_version"].as_u64().unwrap_or(0);
+    if version != FORMAT_VERSION {
+        let dir = dir.to_path_buf();
+        return Err(StoreError::Version { dir, found: version, supported: FORMAT_VERSION });
+    }
+    let attributes: Attributes = serde_json::from_value(attributes.clone())
+        .map_err(|error| StoreError::damaged(&path, format!("its attributes are not a store's ({error})")))?;
+    if group != attributes.group() {
+        return Err(StoreError::damaged(&path, "it is not the metadata of a store's group"));
+    }
+    attributes
+        .specification
+        .validate()
+        .map_err(|error| StoreError::damaged(&path, format!("its specification is impossible: {error}")))?;
+    Ok(attributes)
 }

@@ -1,7 +1,33 @@
 //! Names of a store's files, relative to its folder.
 
-use crate::catalog::SMALL_FILES;
-use crate::journal::MANIFEST;
+use std::fs;
+use std::path::{Path, PathBuf};
+
+use crate::metadata::ZARR_JSON;
+use crate::{Result, StoreError};
+
+/// Name of the journal in a store.
+pub(crate) const JOURNAL: &str = "journal";
+/// Name of the manifest in a store.
+pub(crate) const MANIFEST: &str = "manifest";
+
+/// The small files that every finished store has, in the manifest's order.
+pub(crate) const SMALL_FILES: [&str; 14] = [
+    "activations/zarr.json",
+    "origin/zarr.json",
+    "tokens/zarr.json",
+    "stats/zarr.json",
+    "stats/mean/zarr.json",
+    "stats/mean/c/0",
+    "stats/variance/zarr.json",
+    "stats/variance/c/0",
+    "stats/mean_norm/zarr.json",
+    "stats/mean_norm/c",
+    "stats/rows/zarr.json",
+    "stats/rows/c",
+    JOURNAL,
+    ZARR_JSON,
+];
 
 /// A shard of the `activations` array.
 pub(crate) fn activations(shard: u64) -> String {
@@ -16,6 +42,19 @@ pub(crate) fn origin(shard: u64) -> String {
 /// A chunk of the `tokens` array.
 pub(crate) fn tokens(chunk: u64) -> String {
     format!("tokens/c/{chunk}/0")
+}
+
+/// Checks the size of the file `name` without reading it.
+pub(crate) fn check_size(dir: &Path, name: &str, recorded: u64) -> Result<PathBuf> {
+    let path = dir.join(name);
+    let found = fs::metadata(&path).map_err(StoreError::io("find", &path))?.len();
+    if found != recorded {
+        return Err(StoreError::damaged(
+            &path,
+            format!("it has {found} bytes, the journal records {recorded}"),
+        ));
+    }
+    Ok(path)
 }
 
 /// Whether a file of a store has this name, with dots for slashes, until it is whole.

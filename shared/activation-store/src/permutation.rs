@@ -1,8 +1,8 @@
 //! Seeded permutations that are the same on every machine, for any number of threads, in every version.
 //!
-//! The generator is ChaCha8 keyed with four little-endian u64: the user's seed, the purpose, and two numbers
-//! that say which permutation of that purpose it is. Libraries change how they shuffle between versions, so
-//! the few lines that turn its output into a permutation are ours; `docs/store-format.md` states them.
+//! The generator is ChaCha8, keyed with four little-endian u64: the user's seed, the purpose, and two numbers that select
+//! one permutation of that purpose. Libraries change how they shuffle between versions, so the few lines that turn the
+//! generator's output into a permutation are our own; `docs/store-format.md` specifies them.
 
 use rand_chacha::ChaCha8Rng;
 use rand_chacha::rand_core::{Rng, SeedableRng};

@@ -1,4 +1,4 @@
-//! From float32 activations to the stored element type: one rounding, to nearest-even, at a chosen number of
+//! Converts float32 activations to the stored element type with a single rounding, to nearest even, at a chosen number of
 //! mantissa bits.
 
 use half::f16;

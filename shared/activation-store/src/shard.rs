@@ -1,7 +1,7 @@
 //! A shard file of a finished store, read chunk by chunk.
 //!
-//! Shards are read and not mapped into memory. When a mapped file turns out to be shorter than it was, or its disk fails,
-//! the system ends the program with SIGBUS; a read fails with an error that names the file.
+//! Shards are read, not mapped into memory. If a mapped file turns out to be shorter than it was, or its disk fails, the
+//! system ends the program with SIGBUS. A read fails with an error that names the file.
 
 use std::fs::File;
 use std::io::ErrorKind;
@@ -11,7 +11,7 @@ use std::time::SystemTime;
 
 use crate::codec::{self, CHECKSUM, ShardIndex};
 use crate::journal::ShardFile;
-use crate::{Result, StoreError, StoreSpec, catalog};
+use crate::{Result, StoreError, StoreSpec, paths};
 
 /// Bytes that are read at once: they are still in the processor's nearest caches when their checksum is taken.
 const PIECE: usize = 128 << 10;
@@ -36,7 +36,7 @@ impl Shard {
         spec: &StoreSpec,
         rows: u64,
     ) -> Result<Shard> {
-        let path = catalog::check_size(dir, name, recorded.bytes)?;
+        let path = paths::check_size(dir, name, recorded.bytes)?;
         let file = File::open(&path).map_err(StoreError::io("open", &path))?;
         let metadata = file.metadata().map_err(StoreError::io("open", &path))?;
         let chunks = spec.layout.chunks_per_shard();
@@ -77,7 +77,7 @@ impl Shard {
             return Err(self.changed(format!("it has {} bytes and had {}", metadata.len(), self.bytes)));
         }
         if metadata.modified().ok() != self.modified {
-            return Err(self.changed("it was written anew".to_owned()));
+            return Err(self.changed("it was rewritten".to_owned()));
         }
         decoder.stored.resize((range.end - range.start) as usize, 0);
         let (mut checksum, mut offset) = (0, range.start);

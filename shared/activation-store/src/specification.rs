@@ -58,8 +58,8 @@ pub struct Layout {
 }
 
 impl Layout {
-    /// The layout for rows of `width` elements whose shuffle window shall fit in `shuffle_memory` bytes:
-    /// chunks of at most 2048 rows and 4 MiB raw, 16 chunks a shard, as many shards a window as fit
+    /// The layout for rows of `width` elements whose shuffle window fits in `shuffle_memory` bytes:
+    /// chunks of at most 2048 rows and 4 MiB raw, 16 chunks per shard, as many shards per window as fit
     /// (at least one; smaller shards when the memory is small).
     pub fn for_memory(width: usize, row_type: RowType, shuffle_memory: u64) -> Layout {
         // What the writer keeps for one row in the window besides its elements.
@@ -86,7 +86,7 @@ impl Layout {
     }
 }
 
-/// Where the rows come from; kept in the store's attributes.
+/// Where the rows come from, as the store's attributes record it.
 #[derive(Debug, Clone, Default, PartialEq, Serialize, Deserialize)]
 pub struct Provenance {
     /// Hub id or folder of the language model.
@@ -146,7 +146,7 @@ pub struct StoreSpec {
 
 impl StoreSpec {
     /// A specification of float16 rows, all bits and all BOS rows kept, a window of about 2 GB,
-    /// token 0 as BOS and a vocabulary of 65,536: set the rest by its fields.
+    /// token 0 as BOS and a vocabulary of 65,536. Set other values through the fields.
     pub fn new(width: usize, context_length: usize, contexts: u64) -> StoreSpec {
         StoreSpec {
             width,

@@ -1,7 +1,7 @@
 //! Mean, variance and mean norm of the stored rows, in float64.
 //!
-//! Each chunk is summed in row order and the chunks are merged in store order, so the result is the same bit for
-//! bit for any number of threads and however often the dump was interrupted.
+//! Each chunk is summed in row order and the chunks are merged in store order. So the result is the same, bit for bit, for any
+//! number of threads and however often the dump was interrupted.
 
 use crate::RowType;
 use crate::widen::widen_row;
@@ -176,7 +176,7 @@ mod tests {
     use half::f16;
 
     #[test]
-    fn chunks_merge_to_the_statistics_of_all_rows_though_the_mean_is_far_from_zero() {
+    fn chunks_merge_to_exact_statistics_with_a_mean_far_from_zero() {
         let (rows, width) = (1000, 19);
         let value = |row: usize, channel: usize| {
             f16::from_f32(300.0 * channel as f32 + ((row * 7919 + channel * 104_729) % 1013) as f32 / 1013.0)

@@ -1,4 +1,4 @@
-//! Reading a finished store.
+//! Reads a finished store.
 
 use std::ops::Range;
 use std::path::{Path, PathBuf};
@@ -10,11 +10,32 @@ use crate::catalog::{self, Catalog};
 use crate::codec;
 use crate::shard::{Decoder, Shard};
 use crate::widen::widen_row;
-use crate::{Provenance, Result, RowType, Statistics, StoreError, StoreSpec, StoreSummary, paths};
+use crate::{Provenance, Result, RowType, Statistics, StoreError, StoreSpec, paths};
+
+/// A finished store in numbers.
+#[derive(Debug, Clone, PartialEq)]
+pub struct StoreSummary {
+    /// The store's folder.
+    pub path: PathBuf,
+    /// Contexts stored.
+    pub contexts: u64,
+    /// Rows stored.
+    pub rows: u64,
+    /// Raw bytes of all rows.
+    pub raw_bytes: u64,
+    /// Bytes of the activations on disk.
+    pub activation_bytes: u64,
+    /// Bytes of all files of the store.
+    pub stored_bytes: u64,
+    /// Values clipped to the row type's range.
+    pub clipped: u64,
+    /// Statistics over all rows.
+    pub stats: Statistics,
+}
 
 /// A finished store, opened for reading; cheap to clone.
 ///
-/// A shard that is shortened, replaced or removed while the store is open is an error of whoever reads it then.
+/// If a shard is shortened, replaced or removed while the store is open, reading it is an error.
 #[derive(Debug, Clone)]
 pub struct Store(Arc<Inner>);
 
@@ -29,8 +50,8 @@ impl Store {
     /// Opens the store in `dir`: checks the checksums of all small files, and the size and index of every shard.
     ///
     /// # Errors
-    /// No store, an unfinished one, one of another format version, and every missing, shortened, exchanged or
-    /// (as far as it can be seen without reading all rows) damaged file.
+    /// No store, an unfinished one, another format version, and every missing, shortened, swapped or
+    /// damaged file (as far as that can be seen without reading all rows).
     pub fn open(dir: &Path) -> Result<Store> {
         let catalog = Catalog::read(dir)?;
         let spec = &catalog.attributes.specification;

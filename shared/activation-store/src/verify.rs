@@ -1,4 +1,4 @@
-//! Reading every byte of a store and naming what is damaged.
+//! Reads every byte of a store and names what is damaged.
 
 use std::collections::BTreeMap;
 use std::fs;
@@ -9,8 +9,10 @@ use rayon::prelude::*;
 
 use crate::catalog;
 use crate::codec::{self, ShardIndex};
-use crate::journal::{self, Entry, JOURNAL, MANIFEST, ShardFile};
-use crate::{Result, Store, StoreError, StoreSpec, paths, writer};
+use crate::journal::{self, Entry, ShardFile};
+use crate::paths::{JOURNAL, MANIFEST};
+use crate::resumption;
+use crate::{Result, Store, StoreError, StoreSpec, paths};
 
 /// What [`verify`] found.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -43,17 +45,17 @@ struct Recorded {
     shard: Option<(usize, usize, usize)>,
 }
 
-/// Reads every byte of the store in `dir` and holds it against the recorded checksums; `progress` is called with the
+/// Checks every byte of the store in `dir` against the recorded checksums; `progress` is called with the
 /// bytes read so far, from several threads.
 ///
 /// # Errors
-/// Only if there is no finished store at all; damage is no error but a [`Problem`].
+/// Only if there is no finished store. Damage is not an error but a [`Problem`].
 pub fn verify(dir: &Path, progress: &(dyn Fn(u64) + Sync)) -> Result<VerifyReport> {
     let attributes = catalog::read_attributes(dir);
     let manifest = catalog::read_manifest(dir);
     let spec = match (attributes.as_ref(), &manifest) {
         (Ok(attributes), _) if !attributes.complete => {
-            let contexts_done = writer::contexts_done(dir, &attributes.specification);
+            let contexts_done = resumption::contexts_done(dir, &attributes.specification);
             return Err(StoreError::Incomplete { dir: dir.to_path_buf(), contexts_done });
         }
         (Ok(attributes), _) => Some(&attributes.specification),

@@ -1,7 +1,7 @@
-//! From a decoded chunk's byte planes to the rows of a batch.
+//! Turns a decoded chunk's byte planes into the rows of a batch.
 //!
-//! The planes are never put back together in memory: a row's bytes are joined in registers and converted at once, so
-//! that a row is written once after decompression.
+//! The planes are never reassembled in memory. A row's bytes are joined in registers and converted at once, so a row is
+//! written only once after decompression.
 
 use half::slice::HalfFloatSliceExt;
 use half::{bf16, f16};
@@ -220,7 +220,7 @@ mod tests {
     }
 
     #[test]
-    fn every_float16_pattern_becomes_the_nearest_bfloat16_and_itself() {
+    fn every_float16_becomes_the_nearest_bfloat16_and_itself() {
         let finite: Vec<u16> = (0..=u16::MAX).filter(|&bits| f16::from_bits(bits).is_finite()).collect();
         let planes: Vec<u8> = finite
             .iter()
@@ -239,7 +239,7 @@ mod tests {
     }
 
     #[test]
-    fn float32_rows_are_rounded_once_and_values_beyond_the_type_are_noticed() {
+    fn float32_rows_are_rounded_once_and_overflow_is_noticed() {
         let planes = |values: &[f32]| -> Vec<u8> {
             (0..4).flat_map(|byte| values.iter().map(move |value| value.to_le_bytes()[byte])).collect()
         };

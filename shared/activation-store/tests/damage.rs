@@ -1,4 +1,4 @@
-//! No damage goes unseen: not one bit, not a missing, shortened or exchanged file.
+//! No damage goes unnoticed: not one bit, nor a missing, shortened or swapped file.
 
 mod support;
 
@@ -55,7 +55,7 @@ fn a_sound_store_has_no_problem_and_every_byte_is_read() {
 }
 
 #[test]
-fn every_flipped_bit_is_found_by_verify_and_no_read_returns_wrong_numbers() {
+fn every_flipped_bit_is_found_and_none_is_read_as_data() {
     let dir = sound_store();
     let (rows, origins, tokens) = read_everything(dir.path()).unwrap();
     let same = |read: &Everything| {
@@ -96,7 +96,7 @@ fn every_flipped_bit_is_found_by_verify_and_no_read_returns_wrong_numbers() {
 }
 
 #[test]
-fn a_damaged_chunk_is_named_by_verify_by_reading_and_by_training() {
+fn verify_reads_and_training_name_a_damaged_chunk() {
     let dir = sound_store();
     let name = "activations/c/1/0";
     let mut content = fs::read(dir.path().join(name)).unwrap();
@@ -128,7 +128,7 @@ fn a_damaged_chunk_is_named_by_verify_by_reading_and_by_training() {
 }
 
 #[test]
-fn missing_shortened_and_exchanged_files_are_found_when_the_store_is_opened() {
+fn missing_shortened_and_swapped_files_are_found_at_opening() {
     let dir = sound_store();
     let files = files(dir.path());
     for (name, content) in &files {
@@ -161,7 +161,7 @@ fn missing_shortened_and_exchanged_files_are_found_when_the_store_is_opened() {
 }
 
 #[test]
-fn a_shard_that_changes_under_an_open_store_is_an_error_that_names_it() {
+fn a_shard_that_changes_under_an_open_store_is_named() {
     let dir = sound_store();
     let files = files(dir.path());
     let name = "activations/c/1/0";
@@ -172,7 +172,7 @@ fn a_shard_that_changes_under_an_open_store_is_an_error_that_names_it() {
         ("bytes", &|| fs::write(&path, b"").unwrap()),
         ("bytes", &|| fs::File::options().write(true).open(&path).unwrap().set_len(100).unwrap()),
         ("gone", &|| fs::remove_file(&path).unwrap()),
-        ("anew", &|| {
+        ("rewritten", &|| {
             let other = fs::File::options().write(true).open(&path).unwrap();
             other.set_modified(std::time::SystemTime::UNIX_EPOCH).unwrap();
         }),
@@ -263,7 +263,7 @@ proptest! {
     #![proptest_config(ProptestConfig { cases: 150, ..ProptestConfig::default() })]
 
     #[test]
-    fn metadata_that_lies_with_correct_checksums_gives_an_error_or_the_rows_but_never_a_panic(
+    fn lying_metadata_with_correct_checksums_never_panics(
         nth in 0_usize..200,
         value in prop_oneof![
             Just("0".to_owned()), Just("1".to_owned()), Just("18446744073709551615".to_owned()),

@@ -1,4 +1,4 @@
-//! However a dump is interrupted, going on ends with the same bytes.
+//! However a dump is interrupted, resuming it ends with the same bytes.
 
 mod support;
 
@@ -53,7 +53,7 @@ fn fault(before: usize, error: io::ErrorKind, steps: &Arc<Mutex<Vec<DiskStep>>>)
 }
 
 #[test]
-fn a_failure_of_any_step_is_reported_and_going_on_gives_the_same_bytes() {
+fn after_a_failure_of_any_step_a_dump_ends_with_the_same_bytes() {
     let spec = spec();
     let reference = reference(&spec);
     let steps = Arc::new(Mutex::new(Vec::new()));
@@ -87,7 +87,7 @@ fn a_failure_of_any_step_is_reported_and_going_on_gives_the_same_bytes() {
 }
 
 #[test]
-fn a_committing_thread_that_dies_is_told_and_going_on_gives_the_same_bytes() {
+fn after_a_dead_commit_thread_a_dump_ends_with_the_same_bytes() {
     let spec = spec();
     let reference = reference(&spec);
     for before in [4, 30, 90] {
@@ -127,7 +127,7 @@ fn put(files: &BTreeMap<String, Vec<u8>>, dir: &Path) {
 }
 
 #[test]
-fn whatever_is_damaged_in_an_unfinished_store_is_told_and_written_again() {
+fn damage_in_an_unfinished_store_is_reported_and_rewritten() {
     let spec = spec();
     let reference = reference(&spec);
     let sound = unfinished(&spec);
@@ -218,7 +218,7 @@ fn what_only_has_the_name_of_a_temporary_file_is_left_alone() {
 }
 
 #[test]
-fn what_an_interrupted_writer_left_is_removed_under_its_old_name_too() {
+fn remains_under_their_old_name_are_removed_too() {
     let spec = spec();
     let reference = reference(&spec);
     let sound = unfinished(&spec);
@@ -274,7 +274,7 @@ impl Drop for SmallDisk {
 
 #[test]
 #[cfg(target_os = "linux")]
-fn a_disk_that_is_really_full_is_reported_and_with_more_room_the_dump_goes_on_to_the_same_bytes() {
+fn after_a_full_disk_a_dump_ends_with_the_same_bytes() {
     let spec = spec();
     let reference = reference(&spec);
     let mut full = 0;
@@ -368,7 +368,7 @@ fn a_dump_can_end_early_and_a_long_context_can_span_windows() {
 }
 
 #[test]
-fn bos_rows_left_out_at_a_window_s_end_do_not_disturb_resuming() {
+fn bos_rows_dropped_at_a_windows_end_do_not_disturb_resuming() {
     for length in [3, 7, 16] {
         let mut spec = spec();
         (spec.context_length, spec.contexts, spec.drop_bos) = (length, 900 / length as u64, true);
@@ -385,7 +385,7 @@ fn bos_rows_left_out_at_a_window_s_end_do_not_disturb_resuming() {
 }
 
 #[test]
-fn chunks_of_tokens_that_windows_share_are_recorded_alike_with_and_without_interruption() {
+fn shared_token_chunks_are_recorded_alike_after_interruption() {
     // 3 contexts a chunk of tokens; 96·1024 rows a window, so windows end within contexts and within chunks.
     let mut spec = StoreSpec::new(1, 170_000, 11);
     spec.row_type = RowType::F32;
@@ -438,7 +438,7 @@ fn spawn_child(dir: &Path, step: Option<usize>) -> std::process::Child {
 }
 
 #[test]
-fn killed_at_fifty_random_moments_a_dump_goes_on_to_the_same_bytes() {
+fn killed_at_fifty_moments_a_dump_ends_with_the_same_bytes() {
     let spec = spec();
     let reference = reference(&spec);
     let whole = fast_tempdir();
@@ -462,7 +462,7 @@ fn killed_at_fifty_random_moments_a_dump_goes_on_to_the_same_bytes() {
 }
 
 #[test]
-fn a_process_that_dies_before_any_step_leaves_a_store_that_goes_on() {
+fn a_process_that_dies_at_any_step_leaves_a_resumable_store() {
     let spec = spec();
     let reference = reference(&spec);
     // Between rename and journal, between a window's last shard and its line, in the middle of the last files, ….

@@ -1,4 +1,4 @@
-//! The order of a stream: every row once an epoch, the same however it is reached and on however many threads.
+//! The order of a stream: every row once per epoch, the same however a step is reached and for any number of threads.
 
 mod support;
 
@@ -192,7 +192,7 @@ fn pairs_against_uniform(store: Store, batch: usize, mixing_chunks: Option<usize
 }
 
 #[test]
-fn rows_of_one_context_meet_at_most_twice_as_often_as_in_a_uniform_permutation() {
+fn rows_of_a_context_meet_at_most_twice_as_often_as_by_chance() {
     // 64 windows of 2048 rows, chunks of 32 rows: the shape of a store of 64M rows, 1/512 as long.
     let dir = tempfile::tempdir().unwrap();
     let mut spec = StoreSpec::new(2, 128, 1024);

@@ -15,7 +15,7 @@ fn open(dir: &std::path::Path, spec: &StoreSpec) -> Result<StoreWriter, StoreErr
 }
 
 #[test]
-fn a_value_that_cannot_be_stored_is_named_by_context_and_position() {
+fn an_unstorable_value_is_named_by_context_and_position() {
     for (value, text) in [
         (f32::NAN, "the activation of context 23, position 4, channel 5 is NaN"),
         (f32::NEG_INFINITY, "the activation of context 23, position 4, channel 5 is -inf"),
@@ -57,7 +57,7 @@ fn clipped_values_are_counted_and_recorded() {
 }
 
 #[test]
-fn a_store_of_another_dump_is_left_alone_and_the_differences_are_named() {
+fn another_dumps_store_is_left_alone_and_differences_named() {
     let dir = tempfile::tempdir().unwrap();
     let spec = small_spec(40);
     write_store(dir.path(), &spec, 10);
@@ -148,7 +148,7 @@ fn an_unfinished_store_is_not_read() {
 }
 
 #[test]
-fn a_dump_that_does_not_fit_the_disk_is_refused_with_the_numbers_before_anything_is_written() {
+fn a_dump_that_does_not_fit_the_disk_is_refused_beforehand() {
     let dir = tempfile::tempdir().unwrap();
     let target = dir.path().join("deep/store");
     let mut spec = StoreSpec::new(4096, 128, 1 << 40);
@@ -249,7 +249,7 @@ fn streams_that_cannot_be_are_refused() {
     only_bos.finish().unwrap();
     let all_bos = Store::open(&narrow.path().join("bos")).unwrap();
     let options = StreamOptions { drop_bos: true, ..StreamOptions::default() };
-    assert!(message(vec![all_bos], options).contains("every row is left out"));
+    assert!(message(vec![all_bos], options).contains("every row belongs to a BOS token"));
     let stream = BatchStream::new(vec![store(&dir)], StreamOptions::default()).unwrap();
     drop(stream);
 }

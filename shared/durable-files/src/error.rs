@@ -6,10 +6,10 @@ use std::path::PathBuf;
 /// Every variant names the path.
 #[derive(Debug, thiserror::Error)]
 pub enum Error {
-    /// The operating system refused; its reason is the source.
+    /// An operating system error, which is the source.
     #[error("cannot {action} {path}")]
     Io {
-        /// What was tried: "read", "write", …
+        /// The attempted action: "read", "write", …
         action: &'static str,
         /// The file or folder.
         path: PathBuf,
@@ -22,7 +22,7 @@ pub enum Error {
     /// Another process writes the same folder.
     #[error("another process is writing {0}; wait for it or stop it")]
     Busy(PathBuf),
-    /// A folder that should be new is there.
+    /// A folder that should be new exists already.
     #[error("{0} exists already; choose another name or remove it")]
     Exists(PathBuf),
     /// A file is not what was written.

@@ -9,7 +9,7 @@ use crate::{Error, parent, sync, unfinished};
 /// Makes `file` hold exactly `content`: written under a temporary name, flushed, renamed.
 ///
 /// # Errors
-/// What the system refuses; `file` is then as it was.
+/// Errors of the operating system; `file` is then unchanged.
 pub fn replace_file(file: &Path, content: &[u8]) -> Result<(), Error> {
     let new = unfinished(file);
     let written = File::create(&new).and_then(|mut f| f.write_all(content).and_then(|()| f.sync_all()));

@@ -23,11 +23,11 @@ const MARK: &str = "This folder is unfinished: its writer was stopped, or is sti
 const CONTENT: &str = "content";
 const OLD: &str = "old";
 
-/// Makes the new folder `folder` hold exactly what `write` puts into the empty folder it is given.
+/// Creates `folder` with exactly what `write` puts into the empty folder it is given.
 ///
 /// # Errors
-/// [`Error::Exists`] where `folder` is there, also if it came while `write` was at work; what `write` and the system
-/// refuse. Nothing is left of what was written then.
+/// [`Error::Exists`] if `folder` exists, even if it was created while `write` ran; errors of `write` and of the
+/// operating system. Nothing of what was written remains.
 pub fn create_folder<E: From<Error>>(
     folder: &Path,
     write: impl FnOnce(&Path) -> Result<(), E>,
@@ -51,12 +51,12 @@ pub fn create_folder<E: From<Error>>(
     Ok(sync(parent(folder))?)
 }
 
-/// Makes `folder` hold exactly what `write` puts into the empty folder it is given; what it held before is gone then,
-/// and never mixed with the new. Between the two there is no moment without either, if the file system can exchange
-/// names (ext4, xfs, btrfs, tmpfs); elsewhere the next call puts the old content back if this one died in that moment.
+/// Makes `folder` hold exactly what `write` puts into the empty folder it is given. The old content is then gone,
+/// and never mixed with the new. There is no moment without either, if the file system can exchange
+/// names (ext4, xfs, btrfs, tmpfs). Elsewhere, the next call restores the old content if this one died in that moment.
 ///
 /// # Errors
-/// What `write` and the system refuse; `folder` is then as it was.
+/// Errors of `write` and of the operating system; `folder` is then unchanged.
 pub fn replace_folder<E: From<Error>>(
     folder: &Path,
     write: impl FnOnce(&Path) -> Result<(), E>,
@@ -79,11 +79,11 @@ pub fn replace_folder<E: From<Error>>(
     Ok(sync(parent(folder))?)
 }
 
-/// Removes `folder` with all that is in it: it loses its name first, so that nobody takes what is left of it for the whole.
-/// A process that dies in between leaves remains that [`tidy`] removes.
+/// Removes `folder` and its content. The folder loses its name first, so that nobody takes the remains for the whole.
+/// If the process dies in between, [`tidy`] removes the remains.
 ///
 /// # Errors
-/// What the system refuses.
+/// Errors of the operating system.
 pub fn remove_folder(folder: &Path) -> Result<(), Error> {
     let staged = Staged::begin(folder)?;
     fs::rename(folder, staged.content()).map_err(Error::io("remove", folder))?;
@@ -91,12 +91,12 @@ pub fn remove_folder(folder: &Path) -> Result<(), Error> {
     remove_marked(&staged.path).map_err(Error::io("remove", folder))
 }
 
-/// Removes what writers that were stopped have left in `folder`. A folder that another process is still writing stays, and
-/// so does one that only has the name of such remains. Temporary files have nothing but their name: they are removed, so
-/// whoever calls this holds `folder` against other writers.
+/// Removes what stopped writers have left in `folder`. A folder that another process is still writing stays, and
+/// so does one that merely has such a name. Temporary files are recognised by their name alone and are removed, so
+/// the caller must keep other writers out of `folder`.
 ///
 /// # Errors
-/// What the system refuses.
+/// Errors of the operating system.
 pub fn tidy(folder: &Path) -> Result<(), Error> {
     for entry in fs::read_dir(folder).map_err(Error::io("read", folder))? {
         let entry = entry.map_err(Error::io("read", folder))?;

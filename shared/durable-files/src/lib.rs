@@ -1,11 +1,11 @@
 //! Files and folders that appear whole or not at all, whatever ends the process that writes them.
 //!
-//! Content is written under a temporary name beside its own, flushed to the disk, and then renamed. A temporary name is
-//! `.NAME.unfinished`. A temporary *folder* says by its content that it is one: it holds a file [`MARKER`], which its
-//! writer keeps locked. A folder of that name without the marker is not ours and is never touched.
+//! Content is written under a temporary name next to its own, flushed to disk, and then renamed. The temporary name is
+//! `.NAME.unfinished`. A temporary *folder* identifies itself by its content: it holds a file [`MARKER`], which its writer
+//! keeps locked. A folder of that name without the marker is not ours and is never touched.
 //!
-//! What was written is recognised when it is read: a folder can carry checksums of its files ([`write_sums`]), a JSON object
-//! one of itself ([`sealed_document`]).
+//! Readers can check that they read what was written: a folder can carry checksums of its files ([`write_sums`]), and a JSON
+//! object one of itself ([`sealed_document`]).
 
 mod error;
 mod file;
@@ -23,7 +23,7 @@ pub use folder::{MARKER, create_folder, remove_folder, replace_folder, tidy};
 pub use sealed::{BrokenSeal, check_seal, sealed_document, sealed_line};
 pub use sums::{CheckedFolder, Condition, SUMS_FILE, check_folder, write_sums};
 
-/// Where the content of `path` lies until it is whole: `/a/name` → `/a/.name.unfinished`.
+/// Where the content of `path` lies until it is complete: `/a/name` → `/a/.name.unfinished`.
 pub fn unfinished(path: &Path) -> PathBuf {
     let mut name = OsString::from(".");
     name.push(path.file_name().unwrap_or_default());
@@ -31,7 +31,7 @@ pub fn unfinished(path: &Path) -> PathBuf {
     path.with_file_name(name)
 }
 
-/// The name that [`unfinished`] made `name` of, if it did.
+/// The name that [`unfinished`] turned into `name`, if it did.
 pub fn finished_name(name: &str) -> Option<&str> {
     name.strip_prefix('.')?.strip_suffix(".unfinished").filter(|whole| !whole.is_empty())
 }
@@ -45,3 +45,8 @@ fn parent(path: &Path) -> &Path {
 fn sync(path: &Path) -> Result<(), Error> {
     File::open(path).and_then(|file| file.sync_all()).map_err(Error::io("flush", path))
 }
+
+/// The examples of the README, run as tests.
+#[cfg(doctest)]
+#[doc = include_str!("../README.md")]
+struct ReadmeExamples;

@@ -1,7 +1,7 @@
 //! JSON objects that carry their own checksum.
 //!
 //! The last key of a sealed object is `"crc32c":"xxxxxxxx"`, the CRC-32C of the text without that key and the comma before
-//! it. An object without the key is one that an older version wrote, or that somebody changed on purpose.
+//! it. An object without the key was written by an older version or changed by a person on purpose.
 
 use std::fmt;
 
@@ -9,7 +9,7 @@ use serde::Serialize;
 
 const KEY: &str = "\"crc32c\"";
 
-/// A text that is not what was written.
+/// A text that has changed since it was written.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, thiserror::Error)]
 #[error(
     "its content has the CRC-32C {found:08x}, but it was written with {expected:08x}; if it was changed on purpose, \
@@ -18,7 +18,7 @@ const KEY: &str = "\"crc32c\"";
 pub struct BrokenSeal {
     /// The checksum that it was written with.
     pub expected: u32,
-    /// That of what is there.
+    /// The checksum of the present content.
     pub found: u32,
 }
 
@@ -49,7 +49,7 @@ fn seal(text: &str, key: fmt::Arguments<'_>) -> String {
 /// Whether `text` has a seal (`false` without one).
 ///
 /// # Errors
-/// [`BrokenSeal`] where the text has been changed since it was sealed.
+/// [`BrokenSeal`] if the text has changed since it was sealed.
 pub fn check_seal(text: &[u8]) -> Result<bool, BrokenSeal> {
     let Some((before, expected, after)) = split(text) else { return Ok(false) };
     let found = crc32c::crc32c_append(crc32c::crc32c(before), after);

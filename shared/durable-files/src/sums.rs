@@ -1,7 +1,7 @@
 //! Checksums of the files of a folder, in the format of `sha256sum`.
 //!
-//! `SHA256SUMS` lies in the folder and has a line `HASH  NAME` for every other file there, so that
-//! `sha256sum -c SHA256SUMS` says what this module says.
+//! `SHA256SUMS` lies in the folder and has a line `HASH  NAME` for every other file there, so `sha256sum -c SHA256SUMS` gives
+//! the same verdict as this module.
 
 use std::collections::BTreeMap;
 use std::fmt::Write;
@@ -16,11 +16,11 @@ use crate::Error;
 /// The file with the checksums.
 pub const SUMS_FILE: &str = "SHA256SUMS";
 
-/// Writes [`SUMS_FILE`] for the files that are in `folder`. The last thing to do in a folder that [`crate::replace_folder`]
-/// or [`crate::create_folder`] is filling.
+/// Writes [`SUMS_FILE`] for the files in `folder`. This is the last step in filling a folder for [`crate::replace_folder`]
+/// or [`crate::create_folder`].
 ///
 /// # Errors
-/// What the system refuses.
+/// Errors of the operating system.
 pub fn write_sums(folder: &Path) -> Result<(), Error> {
     let mut text = String::new();
     for name in file_names(folder)? {
@@ -32,7 +32,7 @@ pub fn write_sums(folder: &Path) -> Result<(), Error> {
     fs::write(&sums, text).map_err(Error::io("write", &sums))
 }
 
-/// A folder whose files are checked as they are read, if it has [`SUMS_FILE`].
+/// A folder whose files are checked as they are read if it has a [`SUMS_FILE`].
 #[derive(Debug)]
 pub struct CheckedFolder {
     path: PathBuf,
@@ -43,7 +43,7 @@ impl CheckedFolder {
     /// Reads the checksums of `folder`. Folders of other programs and of older versions of this one have none.
     ///
     /// # Errors
-    /// [`Error::Damaged`] where the file of checksums is not one; what the system refuses.
+    /// [`Error::Damaged`] if the file of checksums cannot be parsed; errors of the operating system.
     pub fn open(folder: &Path) -> Result<CheckedFolder, Error> {
         Ok(CheckedFolder { path: folder.to_path_buf(), sums: read_sums(folder)? })
     }
@@ -51,7 +51,7 @@ impl CheckedFolder {
     /// The content of the file `name`.
     ///
     /// # Errors
-    /// [`Error::Damaged`] where the content is not what was written; what the system refuses.
+    /// [`Error::Damaged`] if the content is not what was written; errors of the operating system.
     pub fn read(&self, name: &str) -> Result<Vec<u8>, Error> {
         let path = self.path.join(name);
         let bytes = fs::read(&path).map_err(Error::io("read", &path))?;
@@ -62,18 +62,18 @@ impl CheckedFolder {
         Ok(bytes)
     }
 
-    /// Whether there is a file `name`, or checksums that say that there has to be one.
+    /// Whether the file `name` exists, or the checksums say that it must.
     pub fn has(&self, name: &str) -> bool {
         self.path.join(name).exists() || self.sums.as_ref().is_some_and(|sums| sums.contains_key(name))
     }
 }
 
-/// What became of a file.
+/// The condition of a file.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub enum Condition {
-    /// It is as it was written.
+    /// The content is what was written.
     Sound,
-    /// It is not, for this reason.
+    /// The content is not what was written, for this reason.
     Damaged(String),
     /// Nothing is known about how it was written.
     Unchecked,
@@ -82,7 +82,7 @@ pub enum Condition {
 /// The condition of every file in `folder` and of every file that should be there, by name.
 ///
 /// # Errors
-/// What the system refuses when the folder is listed. A file that cannot be read is damaged.
+/// Errors of the operating system while it lists the folder. A file that cannot be read is damaged.
 pub fn check_folder(folder: &Path) -> Result<Vec<(PathBuf, Condition)>, Error> {
     let mut names = file_names(folder)?;
     let sums = match read_sums(folder) {

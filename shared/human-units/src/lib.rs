@@ -1,6 +1,6 @@
 //! Counts, bytes and durations as people write and read them: `300M`, `8GiB`, `2m05s`.
 //!
-//! Both programs take the same words on their command lines and print the same words back.
+//! Both programs accept these forms on their command lines and print them.
 
 use std::time::Duration;
 
@@ -108,6 +108,11 @@ fn three_digits(value: f64) -> String {
         false => text,
     }
 }
+
+/// The examples of the README, run as tests.
+#[cfg(doctest)]
+#[doc = include_str!("../README.md")]
+struct ReadmeExamples;
 
 #[cfg(test)]
 mod tests {

@@ -1,9 +1,9 @@
-//! Every hook of every block of a model, for comparison with other implementations.
+//! Writes the activations at every hook of every block of a model, for comparison with other implementations.
 //!
 //!     hook_outputs MODEL_FOLDER IDS.safetensors OUT.safetensors [--center] [--half]
 //!
 //! `IDS.safetensors` holds `ids`, int64 `[contexts, length]`. `OUT.safetensors` gets one float32 tensor
-//! `[contexts * length, d_model]` per hook, named by it.
+//! `[contexts * length, d_model]` per hook, under the hook's name.
 
 use std::error::Error;
 use std::path::Path;

@@ -1,4 +1,4 @@
-//! Tensors of an ONNX file for given token ids, for comparison with other implementations.
+//! Writes tensors of an ONNX file for given token ids, for comparison with other implementations.
 //!
 //!     onnx_outputs FILE.onnx IDS.safetensors OUT.safetensors [--center] TENSOR...
 //!

@@ -1,8 +1,8 @@
-//! The ONNX graph that a model runs as, for other tools to run or to look at.
+//! Writes the ONNX graph that a model runs as, for other tools to run or inspect.
 //!
 //!     prefix_graph MODEL_FOLDER HOOK OUT.onnx
 //!
-//! The weights stay in the model folder: run OUT.onnx from there, or tell ONNX Runtime where they are
+//! The weights stay in the model folder. Run OUT.onnx from there, or tell ONNX Runtime where they are
 //! with the session option `session.model_external_initializers_file_folder_path`.
 
 use std::error::Error;

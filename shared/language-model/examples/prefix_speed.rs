@@ -1,10 +1,10 @@
-//! Runs a model up to a hook on request and says how long it took; `scripts/bench-language-model` and
-//! `scripts/bench-dump` ask.
+//! Runs a model up to a hook on request and prints how long it took, for `scripts/bench-language-model` and
+//! `scripts/bench-dump`.
 //!
 //!     prefix_speed MODEL_FOLDER HOOK THREADS [IDS.safetensors]
 //!
 //! Each line on standard input, `CONTEXTS LENGTH`, is answered with the seconds of one run on that many
-//! contexts; with IDS.safetensors, which holds `ids`, int64 `[contexts, length]`, with the seconds of as many
+//! contexts. With IDS.safetensors, which holds `ids`, int64 `[contexts, length]`, the answer is the seconds of as many
 //! runs as all of its contexts of that length take.
 
 use std::error::Error;

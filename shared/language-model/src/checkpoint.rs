@@ -1,4 +1,4 @@
-//! A model folder: its configuration and where each tensor's bytes lie.
+//! A model folder: its configuration, and where each tensor's bytes lie.
 
 use std::collections::HashMap;
 use std::fs::File;
@@ -41,27 +41,11 @@ pub(crate) struct Tensor {
 }
 
 impl Checkpoint {
-    /// Opens a folder with `config.json` and either `model.safetensors` or
-    /// `model.safetensors.index.json` with its shards.
+    /// The weights of the model in `folder`, of which `config.json` says `config`.
     ///
     /// # Errors
-    /// When the folder or a file is missing, the architecture is not supported, or a weight file
-    /// is truncated or damaged (its header is checked against its length).
-    pub fn open(folder: &Path) -> Result<Checkpoint, Error> {
-        let not_a_model = |problem: &str| Error::NotAModel { path: folder.into(), problem: problem.into() };
-        if !folder.is_dir() {
-            return Err(not_a_model(if folder.exists() {
-                "it is not a folder"
-            } else {
-                "it does not exist"
-            }));
-        }
-        let config_file = folder.join("config.json");
-        if !config_file.exists() {
-            return Err(not_a_model("it has no config.json"));
-        }
-        let config = ModelConfig::read(&config_file)?;
-
+    /// When a file is missing, or one is truncated or damaged (its header is checked against its length).
+    pub(crate) fn with_config(folder: &Path, config: ModelConfig) -> Result<Checkpoint, Error> {
         let mut files = Vec::new();
         let mut tensors = HashMap::new();
         for name in weight_files(folder)? {
@@ -70,8 +54,9 @@ impl Checkpoint {
             let file = match name.as_str() {
                 // The name is ours and not a file's: its owner may link it to wherever the weights are.
                 SINGLE => folder.join(SINGLE).canonicalize().map_err(Error::io(folder.join(SINGLE)))?,
-                _ => inside::resolve(folder, &name).map_err(|problem| {
-                    not_a_model(&format!("{INDEX} names `{}`: {problem}", foreign(&name)))
+                _ => inside::resolve(folder, &name).map_err(|problem| Error::NotAModel {
+                    path: folder.into(),
+                    problem: format!("{INDEX} names `{}`: {problem}", foreign(&name)),
                 })?,
             };
             read_header(&file, &mut tensors)?;

@@ -1,10 +1,6 @@
-//! What `config.json` says about a model, for every supported family in the same words.
+//! What `config.json` says about a model, in the same terms for every supported family.
 
-use std::path::Path;
-
-use serde::Deserialize;
-
-use crate::{Error, Family, Rope};
+use crate::{Family, Rope};
 
 /// The kind of normalisation in front of attention and MLP.
 ///
@@ -67,29 +63,8 @@ pub struct ModelConfig {
 }
 
 impl ModelConfig {
-    /// Reads `config.json`.
-    ///
-    /// # Errors
-    /// When the file cannot be read or parsed, the architecture is not supported, or the
-    /// configuration uses a variant of it whose graph would differ from the one built here.
-    pub fn read(path: &Path) -> Result<ModelConfig, Error> {
-        let text = std::fs::read_to_string(path).map_err(Error::io(path))?;
-        ModelConfig::parse(&text, path)
-    }
-
-    fn parse(text: &str, path: &Path) -> Result<ModelConfig, Error> {
-        let invalid = |problem: String| Error::Config { path: path.to_path_buf(), problem };
-        let kind: ModelType = serde_json::from_str(text).map_err(|e| invalid(e.to_string()))?;
-        let family = Family::of(&kind.model_type).ok_or_else(|| Error::UnsupportedArchitecture {
-            path: path.to_path_buf(),
-            architecture: kind.model_type.clone(),
-        })?;
-        let config = family.config(text).map_err(invalid)?;
-        config.check_sizes().map_err(invalid)?;
-        Ok(config)
-    }
-
-    fn check_sizes(&self) -> Result<(), String> {
+    /// Refuses sizes of which no graph can be built.
+    pub(crate) fn check_sizes(&self) -> Result<(), String> {
         let sizes = [
             ("number of layers", self.layers),
             ("width", self.d_model),
@@ -126,11 +101,6 @@ impl ModelConfig {
         }
         Ok(())
     }
-}
-
-#[derive(Deserialize)]
-struct ModelType {
-    model_type: String,
 }
 
 /// `width / heads`, which must come out even.

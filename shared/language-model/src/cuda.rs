@@ -1,4 +1,4 @@
-//! Is there a CUDA device, what is missing if not, and how much memory it has.
+//! Whether there is a CUDA device, what is missing if not, and how much memory it has.
 
 use std::error::Error;
 use std::ffi::c_int;
@@ -9,7 +9,7 @@ use libloading::{Library, Symbol};
 /// The driver's library, found by the dynamic linker.
 const DRIVER: &str = "libcuda.so.1";
 
-/// Why CUDA cannot be used with the provider at `provider`, or `None` if it can be tried.
+/// Why CUDA cannot be used with the provider at `provider`; `None` if it is worth trying.
 pub(crate) fn missing(provider: &Path) -> Option<String> {
     let device = device_count();
     let provider = provider.is_file().then_some(()).ok_or_else(|| {
@@ -46,7 +46,7 @@ pub(crate) fn preload(provider: &Path) {
     }
 }
 
-/// What ONNX Runtime says when its CUDA provider does not start, with where its libraries were looked for.
+/// ONNX Runtime's error when its CUDA provider does not start, with the places searched for its libraries.
 pub(crate) fn explain(message: &str, provider: &Path) -> String {
     let folder = provider.parent().unwrap_or(Path::new("."));
     let path = std::env::var("LD_LIBRARY_PATH").unwrap_or_default();
@@ -130,7 +130,7 @@ fn device_count() -> Result<c_int, String> {
     }
 }
 
-/// What the linker says; `libloading` keeps it behind its own words.
+/// The linker's message, which `libloading` hides behind its own.
 fn reason(error: &libloading::Error) -> String {
     error.source().map_or_else(|| error.to_string(), ToString::to_string)
 }

@@ -4,8 +4,6 @@ use std::path::PathBuf;
 
 use terminal::{foreign, foreign_path};
 
-use crate::family::MODEL_TYPES;
-
 /// What failed, where, and what to do about it.
 #[derive(Debug, thiserror::Error)]
 #[non_exhaustive]
@@ -38,13 +36,17 @@ pub enum Error {
     #[error(
         "{}: architecture `{}` is not supported (supported model_type: {}); \
          any model can be used as an ONNX file",
-        foreign_path(path), foreign(architecture), MODEL_TYPES.map(|(name, _)| name).join(", ")
+        foreign_path(path),
+        foreign(architecture),
+        supported
     )]
     UnsupportedArchitecture {
         /// The configuration file.
         path: PathBuf,
         /// Its `model_type`.
         architecture: String,
+        /// The `model_type`s that are, with commas between.
+        supported: String,
     },
     /// A safetensors file is truncated or damaged.
     #[error("{}: {}; download or convert the model again", foreign_path(path), foreign(problem))]

@@ -1,6 +1,4 @@
-//! The families of models, each in a file of its own.
-
-use crate::{Checkpoint, Error, HookPoint, ModelConfig, Precision, gpt_neox, gpt2, llama};
+//! The model families.
 
 /// A line of models that share one graph.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -28,29 +26,5 @@ impl Family {
     /// The family of a `model_type`.
     pub(crate) fn of(model_type: &str) -> Option<Family> {
         MODEL_TYPES.into_iter().find(|(name, _)| *name == model_type).map(|(_, family)| family)
-    }
-
-    /// Reads `config.json`.
-    pub(crate) fn config(self, text: &str) -> Result<ModelConfig, String> {
-        match self {
-            Family::Gpt2 => gpt2::config(text),
-            Family::GptNeox => gpt_neox::config(text),
-            Family::Llama => llama::config(text),
-        }
-    }
-
-    /// The serialized graph of `checkpoint` up to `hooks`.
-    pub(crate) fn graph(
-        self,
-        checkpoint: &Checkpoint,
-        hooks: &[HookPoint],
-        center: bool,
-        precision: Precision,
-    ) -> Result<Vec<u8>, Error> {
-        match self {
-            Family::Gpt2 => gpt2::graph(checkpoint, hooks, center, precision),
-            Family::GptNeox => gpt_neox::graph(checkpoint, hooks, center, precision),
-            Family::Llama => llama::graph(checkpoint, hooks, center, precision),
-        }
     }
 }

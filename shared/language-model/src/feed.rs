@@ -1,4 +1,4 @@
-//! What an ONNX file's inputs are fed with.
+//! The inputs that an ONNX file is fed.
 
 use ort::memory::Allocator;
 use ort::value::{DynTensor, Tensor, TensorElementType};
@@ -19,13 +19,13 @@ pub(crate) struct Input {
 enum Feed {
     /// Token ids `[contexts, length]`.
     Ids,
-    /// Ones `[contexts, length]`: every token may be attended to.
+    /// Ones `[contexts, length]`: every token is visible to attention.
     Ones,
     /// Zeros `[contexts, length]`.
     Zeros,
     /// 0, 1, … `[contexts, length]` or `[length]`.
     Positions,
-    /// Keys or values of tokens before the context: there are none, a dimension is 0.
+    /// Keys or values of tokens before the context: there are none, so a dimension is 0.
     Nothing,
     /// No, use no cache.
     False,
@@ -37,10 +37,10 @@ pub(crate) fn ids_alone(name: &str) -> Vec<Input> {
     vec![Input { name: name.to_string(), feed: Feed::Ids, element, dims }]
 }
 
-/// What to feed the inputs of an ONNX file with, the token ids first.
+/// What to feed to the inputs of an ONNX file, the token ids first.
 ///
 /// # Errors
-/// Which input cannot be filled, or that there are no or several inputs of token ids.
+/// If an input cannot be filled, or there is not exactly one input of token ids.
 pub(crate) fn inputs(declared: &[ValueInfoProto]) -> Result<Vec<Input>, String> {
     let mut inputs = Vec::new();
     let mut ids = Vec::new();

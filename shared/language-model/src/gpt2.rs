@@ -15,7 +15,7 @@ pub(crate) fn config(text: &str) -> Result<ModelConfig, String> {
     serde_json::from_str::<Json>(text).map_err(|error| error.to_string())?.config()
 }
 
-/// GPT-2's keys, with `transformers`' defaults for those that may be left out.
+/// GPT-2's keys, with `transformers`' defaults for optional ones.
 #[derive(Deserialize)]
 struct Json {
     n_layer: usize,
@@ -88,7 +88,7 @@ fn embed(g: &mut Graph<'_>, config: &ModelConfig, prefix: &str, contexts: &Conte
     Ok(g.rows(&sum, d))
 }
 
-/// One block; returns the residual stream behind it.
+/// One block; returns the residual stream after it.
 fn block(
     g: &mut Graph<'_>,
     config: &ModelConfig,

@@ -1,5 +1,5 @@
-//! GPT-NeoX (Black et al. 2022) and Pythia: rotary positions on a part of each head, LayerNorm, attention and
-//! MLP both reading the block's input.
+//! GPT-NeoX (Black et al. 2022) and Pythia: rotary positions on part of each head, LayerNorm, and attention and MLP that both
+//! read the block's input.
 //!
 //! Tensor names and layouts are the checkpoint's: `Linear` weights are `[out, in]`, and a head's query, key
 //! and value lie together in `query_key_value`. Checkpoints with a language-model head name tensors
@@ -10,7 +10,8 @@ use serde::Deserialize;
 use crate::attention::Contexts;
 use crate::config::{activation, even_split};
 use crate::graph::{Graph, INPUT, Value, float, int};
-use crate::rope::{RopeJson, Rotation};
+use crate::rope::RopeJson;
+use crate::rotation::Rotation;
 use crate::{Checkpoint, Error, Family, HookPoint, ModelConfig, NormKind, Precision, Site};
 
 /// Reads `config.json`.
@@ -89,7 +90,7 @@ pub(crate) fn graph(
     graph.finish(hooks, center)
 }
 
-/// One block; returns the residual stream behind it.
+/// One block; returns the residual stream after it.
 fn block(
     g: &mut Graph<'_>,
     config: &ModelConfig,

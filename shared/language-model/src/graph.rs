@@ -1,4 +1,4 @@
-//! Building an ONNX graph whose weights stay in the checkpoint's files.
+//! Builds an ONNX graph whose weights stay in the checkpoint's files.
 
 use std::collections::{HashMap, HashSet};
 
@@ -120,7 +120,7 @@ impl<'c> Graph<'c> {
         Ok(self.op("Gemm", &inputs, &[int("transB", 1)]))
     }
 
-    /// A configuration that a family's own reader does not make.
+    /// A configuration that a family's own reader never produces.
     pub(crate) fn impossible(&self, problem: &str) -> Error {
         Error::Config { path: self.checkpoint.folder().join("config.json"), problem: problem.to_string() }
     }
@@ -361,7 +361,7 @@ pub(crate) fn file_outputs(
     (nodes, (0..tensors.len()).map(output).collect())
 }
 
-/// The name of what is added to a file's graph for the output with this index; nobody else's.
+/// The unique name of what is added to a file's graph for the output with this index.
 fn file_output_name(index: usize, part: &str) -> String {
     format!("language-model.{index}.{part}")
 }

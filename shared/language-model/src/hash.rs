@@ -1,4 +1,4 @@
-//! What tells one set of weight files from another.
+//! The hash that identifies a set of weight files.
 
 use std::fs::File;
 use std::io::Read;

@@ -1,8 +1,8 @@
-//! Models and data sets by their names on the Hugging Face hub.
+//! Models and data sets, by their names on the Hugging Face hub.
 //!
-//! Everything goes through the hub's own cache folder, shared with the Python tools, and honours
-//! their environment variables: `HF_HOME`, `HF_HUB_CACHE`, `HF_ENDPOINT`, `HF_HUB_OFFLINE`,
-//! `HF_TOKEN`, `HF_TOKEN_PATH`. What is in the cache is used as it is, without asking the hub.
+//! Everything goes through the hub's own cache folder, which the Python tools share, and honours their environment
+//! variables: `HF_HOME`, `HF_HUB_CACHE`, `HF_ENDPOINT`, `HF_HUB_OFFLINE`, `HF_TOKEN`, `HF_TOKEN_PATH`. Cached files are used
+//! as they are, without asking the hub.
 
 use std::path::{Path, PathBuf};
 
@@ -11,7 +11,7 @@ use hf_hub::{Cache, Repo, RepoType};
 
 use crate::Error;
 
-/// Branch of a repository that is meant where none is named.
+/// The branch of a repository that is used if none is named.
 const MAIN: &str = "main";
 /// Branch on which the hub keeps every data set converted to parquet.
 const PARQUET: &str = "refs/convert/parquet";

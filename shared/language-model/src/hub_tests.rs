@@ -1,4 +1,4 @@
-//! The hub module against a cache on disk and against a small server that answers as the hub does.
+//! The hub module against a cache on disk, and against a small server that answers as the hub does.
 
 use std::collections::HashMap;
 use std::io::{BufRead, BufReader, Write};
@@ -138,7 +138,7 @@ fn a_sharded_model_is_fetched_with_its_index() {
 }
 
 #[test]
-fn a_dataset_s_train_files_come_in_order_and_are_fetched_one_by_one() {
+fn train_files_come_in_order_and_are_fetched_one_by_one() {
     let server = Server::start(&[
         ("datasets/owner/text", "data/train-00001-of-00002.parquet", "second"),
         ("datasets/owner/text", "data/train-00000-of-00002.parquet", "first"),

@@ -1,4 +1,4 @@
-//! Files that a model's other files name: they lie with the model and nowhere else.
+//! Checks that the files named by a model's other files lie with the model and nowhere else.
 
 use std::ffi::OsStr;
 use std::io::ErrorKind;
@@ -8,7 +8,7 @@ use std::path::{Component, Path, PathBuf};
 /// the Hugging Face cache, from a snapshot to the blobs of its repository.
 ///
 /// # Errors
-/// What is wrong with the name, in words that go on after it.
+/// What is wrong with the name, as a predicate that follows it.
 pub(crate) fn resolve(folder: &Path, name: &str) -> Result<PathBuf, String> {
     let plain = |part: Component<'_>| matches!(part, Component::Normal(_) | Component::CurDir);
     if name.is_empty() || !Path::new(name).components().all(plain) {

@@ -1,4 +1,4 @@
-//! One ONNX Runtime session and what it takes to run it again and again.
+//! One ONNX Runtime session, and what it takes to run it repeatedly.
 
 use half::f16;
 use half::slice::HalfFloatSliceExt;
@@ -238,7 +238,7 @@ mod tests {
 
     /// What runs on CUDA, with ordinary memory in place of page-locked memory.
     #[test]
-    fn bound_memory_gives_the_same_as_memory_of_onnx_runtime_s() {
+    fn bound_memory_gives_the_same_results_as_onnx_runtimes_own() {
         for precision in [Precision::Full, Precision::Half] {
             let (mut plain, mut bound) = (lane(precision), lane(precision));
             let shapes = vec![OutputShape { grid: false, components: vec![12] }; 2];

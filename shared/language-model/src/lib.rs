@@ -1,9 +1,9 @@
 //! A Hugging Face checkpoint as an ONNX Runtime session, cut at a hook point.
 //!
-//! [`Checkpoint::open`] reads a model directory (`config.json`, safetensors), [`PrefixModel::load`]
-//! builds the ONNX graph of its layers up to the requested [`HookPoint`]s and hands it to ONNX
-//! Runtime, [`PrefixModel::run`] turns token ids into activations. Nothing after the last hook is
-//! computed, no Python is needed, and the weights are mapped from the checkpoint's own files.
+//! [`Checkpoint::open`] reads a model directory (`config.json`, safetensors). [`PrefixModel::load`] builds the ONNX graph of
+//! its layers up to the requested [`HookPoint`]s and hands it to ONNX Runtime. [`PrefixModel::run`] turns token ids into
+//! activations. Nothing after the last hook is computed, no Python is needed, and the weights are mapped from the
+//! checkpoint's own files.
 //!
 //! ```no_run
 //! use language_model::{Checkpoint, HookPoint, PrefixModel, Runtime, SessionOptions};
@@ -19,15 +19,17 @@
 //! # }
 //! ```
 //!
-//! A model family is one file (`gpt2.rs`, `llama.rs`) that reads top to bottom with the
-//! checkpoint's own tensor names; a new family is one more such file.
+//! A model family is one file (`gpt2.rs`, `llama.rs`) that reads top to bottom with the checkpoint's own tensor names. A new
+//! family is one more such file.
 
+mod agreement;
 mod assignment;
 mod attention;
 mod checkpoint;
 mod config;
 mod cuda;
 mod error;
+mod families;
 mod family;
 mod feed;
 mod gpt2;
@@ -42,21 +44,30 @@ mod limits;
 mod llama;
 mod onnx;
 mod onnx_file;
+mod precision;
 mod prefix;
 mod rope;
+mod rotation;
 mod runtime;
 mod self_check;
 mod session;
 mod wire;
 mod work;
 
+pub use agreement::SelfCheck;
 pub use checkpoint::Checkpoint;
 pub use config::{Activation, ModelConfig, NormKind};
 pub use error::Error;
 pub use family::Family;
 pub use hook::{HookPoint, Site};
 pub use onnx_file::OnnxFile;
-pub use prefix::{Activations, Device, Precision, PrefixModel, SessionOptions, prefix_graph};
+pub use precision::Precision;
+pub use prefix::{Activations, Device, PrefixModel, SessionOptions, prefix_graph};
 pub use rope::{Rope, RopeScaling};
 pub use runtime::Runtime;
-pub use self_check::{SelfCheck, self_check, tolerance};
+pub use self_check::{self_check, tolerance};
+
+/// The examples of the README, run as tests.
+#[cfg(doctest)]
+#[doc = include_str!("../README.md")]
+struct ReadmeExamples;

@@ -1,8 +1,8 @@
-//! What a model's input must keep to.
+//! Limits on a model's input.
 
 use crate::Error;
 
-/// What a model's input must keep to; `None` where nothing is known or anything goes.
+/// Limits on a model's input; `None` if a limit is unknown or does not exist.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub(crate) struct Limits {
     pub(crate) vocabulary: Option<usize>,
@@ -12,7 +12,7 @@ pub(crate) struct Limits {
 }
 
 impl Limits {
-    /// Refuses ids that do not make contexts or that the model does not take.
+    /// Refuses ids that do not form whole contexts or that the model does not accept.
     pub(crate) fn check(&self, ids: &[i64], contexts: usize, length: usize) -> Result<(), Error> {
         if contexts == 0 || length == 0 || contexts.checked_mul(length) != Some(ids.len()) {
             return Err(Error::Input(format!(

@@ -9,7 +9,8 @@ use serde::Deserialize;
 use crate::attention::Contexts;
 use crate::config::{activation, even_split};
 use crate::graph::{Graph, INPUT, Value, float, int};
-use crate::rope::{RopeJson, Rotation};
+use crate::rope::RopeJson;
+use crate::rotation::Rotation;
 use crate::{Checkpoint, Error, Family, HookPoint, ModelConfig, NormKind, Precision, Site};
 
 /// Reads `config.json`. Mistral's and Qwen2's attention can be over a window.
@@ -122,7 +123,7 @@ fn embed(g: &mut Graph<'_>, config: &ModelConfig, prefix: &str) -> Result<Value,
     Ok(g.rows(&tokens, config.d_model))
 }
 
-/// One block; returns the residual stream behind it.
+/// One block; returns the residual stream after it.
 fn block(
     g: &mut Graph<'_>,
     config: &ModelConfig,

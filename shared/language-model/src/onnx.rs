@@ -1,5 +1,5 @@
-//! The part of ONNX's protobuf schema (`onnx.proto`, IR version 10) that a prefix graph uses, and that is
-//! read of a file. A file is taken apart with [`crate::wire`], so that what is not here is not lost.
+//! The part of ONNX's protobuf schema (`onnx.proto`, IR version 10) that a prefix graph uses and that is read from files.
+//! A file is parsed with [`crate::wire`], so fields that are not declared here are not lost.
 
 /// `onnx.ModelProto`.
 #[derive(Clone, PartialEq, prost::Message)]

@@ -1,4 +1,4 @@
-//! An ONNX file that someone else made: what is in it, and the part that some of its tensors depend on.
+//! An ONNX file from elsewhere: what it contains, and the part that some of its tensors depend on.
 
 use std::collections::{HashMap, HashSet};
 use std::ops::Range;
@@ -44,7 +44,7 @@ mod number {
     }
 }
 
-/// An ONNX file, opened: its graph read, its external data found, nothing loaded.
+/// An opened ONNX file: its graph is read and its external data located; nothing is loaded.
 #[derive(Clone, Debug)]
 pub struct OnnxFile {
     path: PathBuf,
@@ -117,7 +117,7 @@ impl Part {
 }
 
 impl OnnxFile {
-    /// Opens an ONNX file. External data is looked for beside it.
+    /// Opens an ONNX file, with its external data next to it.
     ///
     /// # Errors
     /// When the file cannot be read, is no ONNX model, or its external data is missing or too short.
@@ -391,12 +391,12 @@ impl OnnxFile {
         files
     }
 
-    /// Why `tensor` cannot be an output, and what was perhaps meant.
+    /// Why `tensor` cannot be an output, and similar names.
     fn not_computed(&self, tensor: &str) -> Error {
         let path = self.path.clone();
         if self.initializers.contains_key(tensor) || self.inputs.iter().any(|input| input.name == tensor) {
             let problem =
-                format!("tensor `{tensor}` is an input or a weight of the graph, nothing it computes");
+                format!("tensor `{tensor}` is an input or a weight of the graph, not something it computes");
             return Error::OnnxFile { path, problem };
         }
         // Viewers show the names of nodes, too.

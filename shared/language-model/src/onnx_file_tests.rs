@@ -1,4 +1,4 @@
-//! Small ONNX files, taken apart and run.
+//! Small ONNX files, parsed and run.
 
 use std::fs;
 
@@ -117,7 +117,7 @@ fn assert_says(error: impl std::fmt::Display, parts: &[&str]) {
 const EMBEDDED: [f32; 6] = [12.0, 13.0, 14.0, 6.0, 7.0, 8.0];
 
 #[test]
-fn a_tensor_in_the_middle_comes_out_and_nothing_behind_it_is_kept() {
+fn a_tensor_in_the_middle_is_returned_and_later_nodes_dropped() {
     let file = save(&model()).open().unwrap();
     assert_eq!(rows(&file, "embedded"), EMBEDDED);
     assert_eq!(rows(&file, "later"), EMBEDDED.map(|x| x + 100.0));
@@ -131,7 +131,7 @@ fn a_tensor_in_the_middle_comes_out_and_nothing_behind_it_is_kept() {
 }
 
 #[test]
-fn several_tensors_come_in_the_order_asked_for_with_their_widths() {
+fn several_tensors_come_in_the_order_asked_for() {
     let file = save(&model()).open().unwrap();
     let model = load(&file, &["later", "embedded", "later"]).unwrap();
     assert_eq!(model.names(), ["later", "embedded", "later"]);
@@ -157,7 +157,7 @@ fn centring_takes_the_mean_in_old_and_new_operator_versions() {
 }
 
 #[test]
-fn fields_that_no_schema_here_knows_are_kept_where_their_owner_is() {
+fn unknown_fields_are_kept_with_their_owner() {
     let mut bytes = Vec::new();
     let mut plain = model();
     let graph_proto = plain.graph.take().unwrap();
@@ -257,7 +257,7 @@ fn masks_positions_and_an_empty_cache_are_filled_in() {
 }
 
 #[test]
-fn an_input_that_cannot_be_filled_matters_only_where_it_is_needed() {
+fn an_unfillable_input_matters_only_where_it_is_needed() {
     let mut model = model();
     let graph = graph(&mut model);
     graph.input.push(value("pixel_values", DataType::Float, &[None, Some(8), Some(8)]));
@@ -322,7 +322,7 @@ fn with_external_table() -> (ModelProto, Vec<u8>) {
 }
 
 #[test]
-fn external_data_is_found_beside_the_file_and_is_part_of_its_hash() {
+fn external_data_lies_beside_the_file_and_enters_its_hash() {
     let (model, bytes) = with_external_table();
     let saved = save(&model);
     assert_says(saved.open().unwrap_err(), &["`table`", "weights/table.bin", "is missing; put it there"]);
@@ -342,7 +342,7 @@ fn external_data_is_found_beside_the_file_and_is_part_of_its_hash() {
 }
 
 #[test]
-fn external_data_is_found_through_links_as_in_the_hub_s_cache() {
+fn external_data_is_found_through_links_as_in_the_hub_cache() {
     let (model, bytes) = with_external_table();
     let cache = tempfile::tempdir().unwrap();
     let (blobs, snapshot) = (cache.path().join("blobs"), cache.path().join("snapshots/main"));
@@ -357,7 +357,7 @@ fn external_data_is_found_through_links_as_in_the_hub_s_cache() {
 }
 
 #[test]
-fn external_data_outside_the_file_s_folder_is_refused() {
+fn external_data_outside_the_files_folder_is_refused() {
     for location in ["../table.bin", "/etc/passwd", ""] {
         let (mut model, _) = with_external_table();
         graph(&mut model).initializer[0].external_data[0].value = location.to_string();

@@ -1,4 +1,4 @@
-//! A model's prefix, running: token ids in, activations out.
+//! A running model prefix: token ids in, activations out.
 
 use std::borrow::Cow;
 use std::path::Path;
@@ -8,44 +8,23 @@ use crate::assignment::{self, Assignment, CPU, CUDA};
 use crate::feed::{self, Input};
 use crate::lane::{Lane, OutputShape, Rows};
 use crate::limits::Limits;
-use crate::onnx::DataType;
 use crate::onnx_file::OnnxFile;
 use crate::session::session;
 use crate::work::Work;
-use crate::{Checkpoint, Error, HookPoint, Runtime, cuda, graph};
+use crate::{Checkpoint, Error, HookPoint, Precision, Runtime, cuda, families, graph};
 use half::f16;
 
 /// Where a model runs.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub enum Device {
-    /// On CUDA if there are a device and a provider for it, else on the CPU. When both are there
-    /// and CUDA fails all the same, that is an error, not a silent fall-back.
+    /// On CUDA if there are a device and a provider for it, else on the CPU. If both exist
+    /// and CUDA still fails, that is an error, not a silent fall-back.
     #[default]
     Auto,
     /// On the CPU.
     Cpu,
-    /// On the first CUDA device; an error where there is none.
+    /// On the first CUDA device; an error if there is none.
     Cuda,
-}
-
-/// The floating-point type that a model computes in.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Precision {
-    /// float32.
-    Full,
-    /// float16 for the factors and results of matrix products and for the activations that come out;
-    /// float32 for the residual stream, the norms and the sums inside products and softmax.
-    Half,
-}
-
-impl Precision {
-    /// The type of the activations.
-    pub(crate) fn output_type(self) -> DataType {
-        match self {
-            Precision::Full => DataType::Float,
-            Precision::Half => DataType::Float16,
-        }
-    }
 }
 
 /// How a [`PrefixModel`] runs and what it computes.
@@ -78,7 +57,7 @@ pub struct PrefixModel {
     work: Work,
 }
 
-/// What one [`PrefixModel::run`] computed. The value can be sent to another thread and outlives the model.
+/// The results of one [`PrefixModel::run`]. The value can be sent to another thread and outlives the model.
 #[derive(Debug)]
 pub struct Activations {
     hooks: Vec<Rows>,
@@ -263,7 +242,7 @@ impl PrefixModel {
 
     /// How many contexts of `length` tokens to give to one [`PrefixModel::run`]. On the CPU 8: batches of 4
     /// to 16 are as fast as any. On CUDA 65,536 tokens, which keep any device busy, or what half of the free
-    /// memory takes if that is less. What a file is fixed to goes before.
+    /// memory takes if that is less. A file's fixed size overrides this.
     pub fn suggested_contexts(&self, length: usize) -> usize {
         match (self.limits.contexts, self.cuda) {
             (Some(fixed), _) => fixed,
@@ -275,7 +254,7 @@ impl PrefixModel {
     }
 
     /// Runs the model on `contexts` contexts of `length` tokens each; `ids` is row-major
-    /// `[contexts, length]`. Contexts do not see each other, a token sees those before it. Threads can
+    /// `[contexts, length]`. Contexts are independent of each other, and a token sees those before it. Threads can
     /// call this at the same time; more than [`PrefixModel::lanes`] of them wait for each other.
     ///
     /// # Errors
@@ -367,7 +346,7 @@ pub fn prefix_graph(
     if let Some(hook) = hooks.iter().find(|hook| hook.layer >= layers) {
         return Err(Error::LayerOutOfRange { hook: hook.to_string(), layer: hook.layer, last: layers - 1 });
     }
-    checkpoint.config().family.graph(checkpoint, hooks, center, precision)
+    families::graph(checkpoint, hooks, center, precision)
 }
 
 fn use_cuda(runtime: &Runtime, device: Device) -> Result<bool, Error> {
@@ -448,7 +427,7 @@ mod tests {
     }
 
     #[test]
-    fn weights_are_not_copied_but_found_in_the_checkpoint_s_files() {
+    fn weights_are_mapped_from_the_checkpoints_files() {
         for name in ["gpt2", "gpt2-bare-f16-shards", "llama-bf16-rope-scaled"] {
             let (checkpoint, graph) = graph_of(name, &[HookPoint { layer: 1, site: Site::ResidPost }]);
             for tensor in graph.initializer.iter().filter(|tensor| tensor.data_location == EXTERNAL) {

@@ -1,4 +1,4 @@
-//! Finding and loading the ONNX Runtime library.
+//! Finds and loads the ONNX Runtime library.
 
 use std::path::{Path, PathBuf};
 use std::sync::Mutex;

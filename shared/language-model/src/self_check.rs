@@ -1,18 +1,6 @@
-//! Does a model on a device compute what the same model computes on the CPU?
+//! Checks whether a model on a device computes what the same model computes on the CPU.
 
-use crate::{Error, Precision, PrefixModel};
-
-/// How far two runs of a model on the same tokens are apart.
-#[derive(Clone, Debug, PartialEq)]
-pub struct SelfCheck {
-    /// The hook at which they are farthest apart.
-    pub hook: String,
-    /// The largest difference of a row: ‖found − expected‖ / ‖expected‖, with the median row's norm for
-    /// rows that are shorter than it.
-    pub difference: f32,
-    /// The largest difference that counts as rounding.
-    pub tolerance: f32,
-}
+use crate::{Error, Precision, PrefixModel, SelfCheck};
 
 /// The largest [`SelfCheck::difference`] that counts as rounding. Half precision rounds each factor and
 /// result to 11 bits (5e-4), a dozen times a block, and a row that is a small difference of large terms shows
@@ -85,7 +73,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn a_row_s_difference_is_relative_to_its_norm_but_not_below_the_median_s() {
+    fn differences_are_relative_to_the_norm_or_the_median_norm() {
         let expected = [3.0, 4.0, 0.0, 0.01, 300.0, 400.0];
         let mut found = expected;
         found[4] += 5.0; // of 500

@@ -1,4 +1,4 @@
-//! Opening an ONNX Runtime session.
+//! Opens an ONNX Runtime session.
 
 use std::path::Path;
 

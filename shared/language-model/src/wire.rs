@@ -1,7 +1,7 @@
 //! A protobuf message as a list of fields whose contents stay bytes.
 //!
-//! A file that someone else wrote can hold fields that no schema here knows. Taken apart and put together
-//! this way, whatever is kept is kept to the bit.
+//! A file from elsewhere can hold fields that no schema here knows. A file that is parsed and written back this way keeps
+//! every field it retains, bit for bit.
 
 use prost::bytes::Buf;
 use prost::encoding::{WireType, decode_key, decode_varint, encode_key, encode_varint};

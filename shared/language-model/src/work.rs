@@ -35,7 +35,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn a_device_s_batch_fits_half_its_memory_and_does_not_grow_without_end() {
+    fn the_batch_of_a_device_fits_half_its_memory_and_is_bounded() {
         // GPT-2-small's sizes: about 12 * 768 numbers of 4 bytes a token.
         let work = Work { token: 84_480, pair: 96 };
         assert_eq!(work.contexts(128, 80 << 30), 512);

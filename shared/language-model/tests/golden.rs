@@ -43,7 +43,7 @@ fn a_hook_alone_gives_the_same_as_among_all() {
 }
 
 #[test]
-fn centring_subtracts_each_row_s_mean() {
+fn centring_subtracts_the_mean_of_each_row() {
     for name in NAMES {
         let (checkpoint, golden) = (Checkpoint::open(&folder(name)).unwrap(), Golden::read(name));
         let hooks = all_hooks(&checkpoint);
@@ -70,7 +70,7 @@ fn centring_subtracts_each_row_s_mean() {
 }
 
 #[test]
-fn outputs_come_in_the_order_asked_for_also_when_two_hooks_are_one_value() {
+fn outputs_keep_their_order_when_two_hooks_are_one_value() {
     let (checkpoint, golden) = (Checkpoint::open(&folder("gpt2")).unwrap(), Golden::read("gpt2"));
     let post = HookPoint { layer: 0, site: Site::ResidPost };
     let hooks = [HookPoint::resid_pre(1), HookPoint::resid_pre(0), post, HookPoint::resid_pre(1)];
@@ -88,7 +88,7 @@ fn outputs_come_in_the_order_asked_for_also_when_two_hooks_are_one_value() {
 }
 
 #[test]
-fn contexts_do_not_see_each_other_and_tokens_do_not_see_later_ones() {
+fn contexts_are_independent_and_tokens_see_no_later_ones() {
     for name in NAMES {
         let checkpoint = Checkpoint::open(&folder(name)).unwrap();
         let last = HookPoint { layer: checkpoint.config().layers - 1, site: Site::ResidPost };
@@ -132,7 +132,7 @@ fn activations_outlive_the_model_and_cross_threads() {
 }
 
 #[test]
-fn half_precision_differs_by_float16_s_rounding_and_by_more_than_float32_s() {
+fn half_precision_differs_by_the_rounding_of_float16() {
     let options = SessionOptions { precision: Some(Precision::Half), ..CPU };
     for name in NAMES {
         let (checkpoint, golden) = (Checkpoint::open(&folder(name)).unwrap(), Golden::read(name));
@@ -155,7 +155,7 @@ fn half_precision_differs_by_float16_s_rounding_and_by_more_than_float32_s() {
 }
 
 #[test]
-fn the_self_check_passes_for_the_same_model_and_fails_for_another() {
+fn the_self_check_tells_the_same_model_from_another() {
     let ids: Vec<i64> = (0..24).map(|i| i * 5 % 37).collect();
     let load = |path: &std::path::Path, precision| {
         let checkpoint = Checkpoint::open(path).unwrap();
@@ -182,7 +182,7 @@ fn the_self_check_passes_for_the_same_model_and_fails_for_another() {
 }
 
 #[test]
-fn threads_that_run_one_model_at_the_same_time_get_their_own_results() {
+fn threads_that_share_a_model_get_their_own_results() {
     let checkpoint = Checkpoint::open(&folder("llama")).unwrap();
     let hook = HookPoint { layer: 1, site: Site::ResidPost };
     let model = PrefixModel::load(&runtime(), &checkpoint, &[hook], &CPU).unwrap();

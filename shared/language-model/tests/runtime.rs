@@ -1,12 +1,12 @@
-//! Finding the ONNX Runtime library. A process loads one library once, so this is a process of its own
-//! and one test.
+//! Finding the ONNX Runtime library. A process loads a library only once, so this is a process of its own with a single
+//! test.
 
 use std::path::{Path, PathBuf};
 
 use language_model::{Error, Runtime};
 
 #[test]
-fn a_missing_or_unusable_library_is_an_error_with_the_command_that_fetches_one() {
+fn without_a_usable_library_the_error_says_how_to_fetch_one() {
     let says = |error: &Error, parts: &[&str]| {
         let message = error.to_string();
         for part in parts {

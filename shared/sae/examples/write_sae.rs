@@ -1,9 +1,9 @@
-//! Writes a small random autoencoder in SAELens' format together with what it computes.
+//! Writes a small random autoencoder in SAELens' format, with what it computes.
 //!
 //!     write_sae FOLDER [--pre-bias]
 //!
 //! `FOLDER/expected.safetensors` holds `x` [9, 19], `features` [9, 50] and `reconstruction` [9, 19]
-//! as this crate computes them; `tests/peers/test_sae_lens.py` holds SAELens' numbers against them.
+//! as this crate computes them; `tests/peers/test_sae_lens.py` compares SAELens' numbers with them.
 
 use std::error::Error;
 use std::path::PathBuf;

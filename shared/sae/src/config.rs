@@ -1,4 +1,4 @@
-//! `cfg.json`: how the weights are applied and where they come from, in SAELens' words.
+//! `cfg.json`: how the weights are applied and where they come from, in SAELens' terms.
 
 use std::collections::BTreeMap;
 

@@ -6,10 +6,10 @@ use std::path::PathBuf;
 /// Every variant names the file, and where two things disagree, both sides.
 #[derive(Debug, thiserror::Error)]
 pub enum Error {
-    /// The operating system refused; its reason is the source.
+    /// An operating system error, which is the source.
     #[error("cannot {action} {path}")]
     Io {
-        /// What was tried: "read", "write", …
+        /// The attempted action: "read", "write", …
         action: &'static str,
         /// The file or folder.
         path: PathBuf,

@@ -247,7 +247,7 @@ mod tests {
     }
 
     #[test]
-    fn a_missing_tensor_a_wrong_shape_and_nan_are_named_with_both_sides() {
+    fn missing_misshapen_and_nan_tensors_are_named() {
         let sae = sample();
         let (_dir, folder) = unchecked(&sae);
         let mut tensors = sae.weights.tensors().to_vec();

@@ -6,10 +6,10 @@
 //! xhat = a W_dec + b_dec
 //! ```
 //!
-//! Training lives elsewhere; this crate knows how an autoencoder is initialised ([`Weights::init`]),
-//! what it computes ([`Sae::encode`], [`Sae::decode`]: plain loops, the definition that faster code is
-//! held against) and how it is kept on disk ([`Sae::save`], [`Sae::load`]: the directory format of
-//! SAELens, so that its users load what we train without a conversion).
+//! Training lives elsewhere. This crate knows how an autoencoder is initialised ([`Weights::init`]), what it computes
+//! ([`Sae::encode`], [`Sae::decode`]: plain loops, the definition that faster code is tested against) and how it is stored
+//! on disk ([`Sae::save`], [`Sae::load`]: SAELens' folder format, so that its users load our autoencoders without
+//! conversion).
 
 mod config;
 mod error;
@@ -35,3 +35,8 @@ pub struct Sae {
     /// log10(firing frequency + 1e-10) of every feature, [F], where it is known.
     pub log_sparsity: Option<Vec<f32>>,
 }
+
+/// The examples of the README, run as tests.
+#[cfg(doctest)]
+#[doc = include_str!("../README.md")]
+struct ReadmeExamples;

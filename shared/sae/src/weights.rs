@@ -123,7 +123,7 @@ mod tests {
     }
 
     #[test]
-    fn a_seed_gives_the_same_weights_for_ever_and_another_seed_others() {
+    fn a_seed_gives_the_same_weights_for_ever() {
         let weights = Weights::init(3, 4, 42);
         assert_eq!(weights, Weights::init(3, 4, 42));
         assert_ne!(weights.w_enc, Weights::init(3, 4, 43).w_enc);

@@ -1,4 +1,4 @@
-//! Text that came from a file, a model or a user, made harmless for a terminal.
+//! Text from a file, a model or a user, made harmless for a terminal.
 
 use std::borrow::Cow;
 use std::fmt::{self, Display, Write};

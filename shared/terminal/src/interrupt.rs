@@ -1,5 +1,5 @@
-//! Ctrl-C, a polite kill and a closed terminal: the first asks the work to stop where it can go on later, the second
-//! ends the process at once.
+//! Ctrl-C, SIGTERM and a closed terminal: the first one asks the program to stop where it can resume later, the second ends
+//! the process at once.
 
 use std::io;
 use std::sync::Arc;

@@ -1,12 +1,12 @@
-//! How both programs talk with a terminal, or with the pipe or file that stands in its place.
+//! How both programs talk to a terminal, or to the pipe or file in its place.
 //!
 //! - **Writing never ends work.** [`say!`] writes messages to standard error and [`report!`] writes results to standard
 //!   output. Neither panics or fails: a reader that has gone away (`… 2>&1 | head -n 1`) or a full disk costs the text, not
-//!   the hours behind it. Whether a result was lost is told once, at the end, by [`exit_code`].
-//! - **Foreign text is shown, never obeyed.** Names and messages that come from files may hold escape sequences, newlines
-//!   and marks that reverse the direction of writing. [`foreign`] shows such a text within one line; whatever is written
-//!   without it still passes a filter that lets no control character through but newline and tab.
-//! - **Interrupts are heard.** [`Interrupt`] listens for Ctrl-C, a polite kill and a closed terminal.
+//!   the hours of work behind it. [`exit_code`] says once, at the end, whether a result was lost.
+//! - **Foreign text is shown, never obeyed.** Names and messages from files may hold escape sequences, newlines and marks
+//!   that reverse the direction of writing. [`foreign`] shows such a text within one line. Text written without it still
+//!   passes a filter that lets through no control character except newline and tab.
+//! - **Interrupts are heard.** [`Interrupt`] listens for Ctrl-C, SIGTERM and a closed terminal.
 
 mod foreign;
 mod interrupt;
@@ -33,3 +33,8 @@ pub fn command_line() -> String {
     let arguments = std::env::args_os().map(|argument| argument.to_string_lossy().into_owned());
     arguments.collect::<Vec<_>>().join(" ")
 }
+
+/// The examples of the README, run as tests.
+#[cfg(doctest)]
+#[doc = include_str!("../README.md")]
+struct ReadmeExamples;

@@ -1,4 +1,4 @@
-//! Lines on standard error and standard output that never end the work they tell of.
+//! Lines on standard error and standard output that never end the work they report on.
 
 use std::io::{self, ErrorKind, Write};
 use std::process::ExitCode;

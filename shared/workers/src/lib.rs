@@ -1,13 +1,13 @@
-//! Threads whose death is an error of whoever waits for their work.
+//! Threads whose death is an error for whoever waits for their work.
 //!
-//! A thread that panics hangs up its channels, and a channel that was hung up looks like one whose sender has sent all
-//! there is. So whoever takes that for the end of the work goes on with half of it. Here an end is an end only if the
-//! worker returned; a worker that panicked is [`Died`], with its reason:
+//! A thread that panics hangs up its channels, and a hung-up channel looks like one whose sender has sent everything. Whoever
+//! takes that for the end of the work continues with half of it. Here, an end counts as the end only if the worker returned;
+//! a worker that panicked is [`Died`], with its reason:
 //!
-//! - [`spawn`] and [`spawn_scoped`] start threads that are joined for their results,
-//! - [`Source`] is a thread that sends one value after another,
-//! - [`task`] is a piece of work for somebody else's thread, a thread pool's say, where a panic would end the program,
-//! - [`catch`] is a piece of work on this one.
+//! - [`spawn`] and [`spawn_scoped`] start threads that are joined for their results.
+//! - [`Source`] is a thread that sends one value after another.
+//! - [`task`] wraps work for another thread, such as a thread pool's, where a panic would end the program.
+//! - [`catch`] wraps work on the current thread.
 
 use std::any::Any;
 use std::io;
@@ -16,13 +16,13 @@ use std::sync::mpsc::{Receiver, RecvTimeoutError, SyncSender, sync_channel};
 use std::thread::{Builder, JoinHandle, Scope, ScopedJoinHandle};
 use std::time::Duration;
 
-/// A worker panicked. (Rust has written to standard error where in the program that was.)
+/// A worker panicked. (Rust has already printed where in the program, to standard error.)
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
 #[error("a fault of this program, not of its input alone, ended the {worker}: {reason}")]
 pub struct Died {
-    /// What the worker does: "reading of text".
+    /// The worker's task: "reading of text".
     pub worker: String,
-    /// What it said when it panicked.
+    /// Its panic message.
     pub reason: String,
 }
 
@@ -34,10 +34,10 @@ impl Died {
     }
 }
 
-/// Does `body` on this thread.
+/// Runs `body` on this thread.
 ///
 /// # Errors
-/// When it panics. Values that it shares with others are then whatever it left.
+/// If it panics. Values that it shares with others then keep whatever state it left them in.
 pub fn catch<T>(worker: &str, body: impl FnOnce() -> T) -> Result<T, Died> {
     catch_unwind(AssertUnwindSafe(body)).map_err(|panic| Died::of(worker, &*panic))
 }
@@ -52,7 +52,7 @@ pub struct Worker<T> {
 /// Starts a thread.
 ///
 /// # Errors
-/// When the system has no room for another one.
+/// If the system cannot start another thread.
 pub fn spawn<T: Send + 'static>(
     name: &str,
     body: impl FnOnce() -> T + Send + 'static,
@@ -65,13 +65,13 @@ impl<T> Worker<T> {
     /// Waits for the thread's end.
     ///
     /// # Errors
-    /// When it panicked.
+    /// If the thread panicked.
     pub fn join(self) -> Result<T, Died> {
         self.thread.join().map_err(|panic| Died::of(&self.name, &*panic))
     }
 }
 
-/// A thread that can borrow what its scope holds. One that nobody joins and that panics makes the scope panic.
+/// A thread that can borrow from its scope. If it panics and nobody joins it, the scope panics.
 #[derive(Debug)]
 pub struct ScopedWorker<'scope, T> {
     name: String,
@@ -81,7 +81,7 @@ pub struct ScopedWorker<'scope, T> {
 /// Starts a thread in a scope.
 ///
 /// # Errors
-/// When the system has no room for another one.
+/// If the system cannot start another thread.
 pub fn spawn_scoped<'scope, T: Send + 'scope>(
     scope: &'scope Scope<'scope, '_>,
     name: &str,
@@ -95,24 +95,24 @@ impl<T> ScopedWorker<'_, T> {
     /// Waits for the thread's end.
     ///
     /// # Errors
-    /// When it panicked.
+    /// If the thread panicked.
     pub fn join(self) -> Result<T, Died> {
         self.thread.join().map_err(|panic| Died::of(&self.name, &*panic))
     }
 }
 
-/// What came of waiting a while.
+/// The result of waiting for a while.
 #[derive(Debug, PartialEq, Eq)]
 pub enum Next<T> {
     /// A value.
     Value(T),
     /// None yet.
     Waiting,
-    /// There will be no more.
+    /// There are no more values.
     End,
 }
 
-/// A thread that makes values, a few ahead of whoever takes them. It ends by itself once the `Source` is gone.
+/// A thread that produces values, a few ahead of its reader. It ends by itself once the `Source` is dropped.
 #[derive(Debug)]
 pub struct Source<T> {
     values: Receiver<T>,
@@ -125,7 +125,7 @@ impl<T: Send + 'static> Source<T> {
     /// and when sending fails: then nobody wants them.
     ///
     /// # Errors
-    /// When the system has no room for another thread.
+    /// If the system cannot start another thread.
     pub fn start(
         name: &str,
         ahead: usize,
@@ -139,7 +139,7 @@ impl<T: Send + 'static> Source<T> {
     /// The next value if there is one within `patience`.
     ///
     /// # Errors
-    /// Where the values would go on if the thread had not panicked; once.
+    /// If the thread panicked and there would have been more values; reported once.
     pub fn next_within(&mut self, patience: Duration) -> Result<Next<T>, Died> {
         match self.values.recv_timeout(patience) {
             Ok(value) => Ok(Next::Value(value)),
@@ -152,14 +152,14 @@ impl<T: Send + 'static> Source<T> {
     }
 }
 
-/// What will come of a [`task`].
+/// The pending result of a [`task`].
 #[derive(Debug)]
 pub struct Answer<T> {
     name: String,
     answer: Receiver<Result<T, Died>>,
 }
 
-/// A piece of work for another thread, and what will come of it. The first never panics.
+/// Work for another thread, and its pending result. The work itself never panics.
 pub fn task<T: Send + 'static>(
     name: &str,
     body: impl FnOnce() -> T + Send + 'static,
@@ -174,17 +174,17 @@ pub fn task<T: Send + 'static>(
 }
 
 impl<T> Answer<T> {
-    /// An answer that is there already.
+    /// An answer that is available already.
     pub fn ready(value: T) -> Answer<T> {
         let (send, answer) = sync_channel(1);
         let _ = send.send(Ok(value)); // the queue has room for it
         Answer { name: String::new(), answer }
     }
 
-    /// The answer if it is there within `patience`; `None` if it is not there yet.
+    /// The answer if it arrives within `patience`, else `None`.
     ///
     /// # Errors
-    /// When the task panicked, and when it was thrown away without being done.
+    /// If the task panicked, or was dropped without being run.
     pub fn within(&self, patience: Duration) -> Result<Option<T>, Died> {
         match self.answer.recv_timeout(patience) {
             Ok(answer) => answer.map(Some),
@@ -195,6 +195,11 @@ impl<T> Answer<T> {
         }
     }
 }
+
+/// The examples of the README, run as tests.
+#[cfg(doctest)]
+#[doc = include_str!("../README.md")]
+struct ReadmeExamples;
 
 #[cfg(test)]
 mod tests {

@@ -1,4 +1,4 @@
-//! Dense, sparse and screened encodes against the definition and each other.
+//! Dense, sparse and screened encodes against the definition and against each other.
 
 use super::*;
 
@@ -35,7 +35,7 @@ const SIZES: [(usize, usize, usize); 7] =
     [(1, 1, 1), (5, 3, 17), (48, 8, 48), (49, 7, 50), (131, 33, 97), (1537, 2, 33), (10, 1500, 101)];
 
 #[test]
-fn dense_activations_equal_the_definition_bit_for_bit_on_every_instruction_set() {
+fn dense_activations_equal_the_definition_bit_for_bit() {
     for (rows, width, features) in SIZES {
         let (x, weights) = (numbers(rows * width, 1), numbers(features * width, 2));
         let bias = numbers(features, 3);
@@ -51,7 +51,7 @@ fn dense_activations_equal_the_definition_bit_for_bit_on_every_instruction_set()
 }
 
 #[test]
-fn dense_activations_of_bf16_numbers_equal_the_definition_within_float32_rounding() {
+fn dense_bf16_activations_equal_the_definition_within_rounding() {
     let rounded = |numbers: Vec<f32>| {
         let mut rounded = Vec::new();
         crate::cpu::rows::round_to_bf16(&numbers, &mut rounded);
@@ -82,7 +82,7 @@ fn dense_activations_of_bf16_numbers_equal_the_definition_within_float32_roundin
 }
 
 #[test]
-fn sparse_lists_hold_exactly_the_dense_activations_in_both_orders() {
+fn sparse_lists_hold_exactly_the_dense_activations() {
     for (rows, width, features) in SIZES {
         let (x, weights) = (numbers(rows * width, 4), numbers(features * width, 5));
         let bias: Vec<f32> = numbers(features, 6).iter().map(|b| b - 0.5).collect();
@@ -119,7 +119,7 @@ fn sparse_lists_hold_exactly_the_dense_activations_in_both_orders() {
 }
 
 #[test]
-fn more_pairs_than_the_limit_are_refused_and_just_as_many_are_not() {
+fn as_many_pairs_as_the_limit_pass_and_one_more_does_not() {
     let (rows, width, features) = (100, 4, 130);
     let (x, weights, bias) = (numbers(rows * width, 7), numbers(features * width, 8), numbers(features, 9));
     let input = Encode { x: &x, weights: &weights, bias: &bias, width };
@@ -229,7 +229,7 @@ fn screening_rules_most_pairs_out_where_few_are_active() {
 }
 
 #[test]
-fn sums_of_bytes_stay_within_their_16_bits_at_the_grid_s_limits() {
+fn sums_of_bytes_stay_within_16_bits_at_the_limits_of_the_grid() {
     // Equal magnitudes make the largest sums: of all signs alike, of blocks alike, and of one column in each block.
     let (rows, width, features) = (12, 64, 48);
     let sign = |index: usize, kind: usize| match kind % 4 {
@@ -241,7 +241,7 @@ fn sums_of_bytes_stay_within_their_16_bits_at_the_grid_s_limits() {
     let mut x: Vec<f32> = (0..rows * width).map(|at| sign(at % width, at / width)).collect();
     let mut weights: Vec<f32> = (0..features * width).map(|at| sign(at % width, at / width / 3)).collect();
     // Spreading undoes itself, so that these are what is rounded.
-    x.chunks_exact_mut(width).chain(weights.chunks_exact_mut(width)).for_each(screen::spread);
+    x.chunks_exact_mut(width).chain(weights.chunks_exact_mut(width)).for_each(screen::rounding::spread);
     for bias in [-63.9, -15.9, 0.5, -64.0] {
         compare_searches(Encode { x: &x, weights: &weights, bias: &vec![bias; features], width });
     }

@@ -1,17 +1,12 @@
 //! The screening tiles on AVX-512 with VNNI.
 //!
-//! VNNI multiplies and adds up four bytes or two words a lane and adds the sum to 32 bits in one instruction: bytes at
-//! four times the rate of float32, words at twice, which is what AVX512_BF16 reaches with ten times the residual.
+//! In one instruction, VNNI multiplies four bytes or two words per lane and adds the products to a 32-bit sum: bytes at
+//! four times the rate of float32, words at twice the rate. AVX512_BF16 reaches the latter with ten times the residual.
 
+use super::operands::{TILE_HEIGHT, TILE_WIDTH, TileBound};
 use super::rounding::Grid;
-use super::{Masks, Strip, TILE_HEIGHT, TILE_WIDTH, Tile, TileBound};
-use crate::cpu::isa::{Isa, Level};
+use super::strip::{Masks, Strip, Tile};
 use std::arch::x86_64::*;
-
-/// Whether the CPU has VNNI.
-pub(super) fn available(isa: Isa) -> bool {
-    isa.level() == Level::Avx512 && is_x86_feature_detected!("avx512vnni")
-}
 
 /// As [`super::possible`].
 ///

@@ -1,11 +1,12 @@
 //! The screening tiles on NEON with the dot products of Armv8.2.
 //!
-//! `sdot` multiplies and adds up four bytes a lane and adds the sum to 32 bits in one instruction, at four times the
-//! rate of float32. Words have no such instruction before SVE: `smlal` multiplies as many of them as `fmla` does
-//! floats, so their tile is there for its results, not for its speed.
+//! In one instruction, `sdot` multiplies four bytes per lane and adds the products to a 32-bit sum, at four times the rate
+//! of float32. Before SVE there is no such instruction for words: `smlal` multiplies as many of them as `fmla` does floats,
+//! so the tile for words exists for its results, not for its speed.
 
+use super::operands::{TILE_HEIGHT, TILE_WIDTH, TileBound};
 use super::rounding::Grid;
-use super::{Masks, Strip, TILE_HEIGHT, TILE_WIDTH, Tile, TileBound};
+use super::strip::{Masks, Strip, Tile};
 use std::arch::aarch64::*;
 use std::arch::asm;
 

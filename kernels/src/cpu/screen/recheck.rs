@@ -1,13 +1,14 @@
-//! Computing candidates again in float32.
+//! Recomputes candidates in float32.
 //!
-//! The float32 sum in the plain tile's order decides whether a pair is active: where the sum formed here, in an order
-//! that takes less time, is too near 0 to tell, it is formed in that order as well.
+//! The float32 sum in the plain tile's order decides whether a pair is active. The sum here is formed in a faster order;
+//! where it is too near 0 to tell, it is formed in the plain order as well.
 
 use std::ops::Range;
 
-use super::{Candidates, Screened, TILE_WIDTH, rounding};
-use crate::cpu::encode::Encode;
+use super::candidates::{Candidate, Candidates};
+use super::operands::{Screened, TILE_WIDTH, rounding};
 use crate::cpu::isa::{Isa, Level, PORTABLE_FMA, madd, per_isa};
+use crate::cpu::operands::Encode;
 use crate::cpu::pairs::Pair;
 use crate::cpu::tile::{Lanes, Plain};
 
@@ -22,13 +23,6 @@ per_isa! {
 const LANES: usize = 16;
 /// Sums that are formed at the same time, so that no addition waits for the one before.
 const AT_ONCE: usize = 4;
-
-/// A candidate, in numbers within its group of rows and its panel of features.
-#[derive(Debug, Clone, Copy, Default)]
-pub(super) struct Candidate {
-    pub(super) row: u32,
-    pub(super) feature: u32,
-}
 
 /// N dot products of `width` numbers.
 ///

@@ -1,7 +1,5 @@
-//! Turning a vector, rounding it to integers times a step, and packing the integers for the tiles.
+//! Rotates a vector, rounds it to integers times a step, and packs the integers for the tiles.
 
-#[cfg(target_arch = "x86_64")]
-use super::avx512;
 use crate::cpu::isa::{Isa, Level, madd, per_isa};
 use crate::cpu::vector::dot_inline;
 
@@ -39,7 +37,7 @@ impl ByteRange {
         match isa.level() {
             // VNNI wants its first factor unsigned and adds up in 32 bits.
             #[cfg(target_arch = "x86_64")]
-            Level::Avx512 if avx512::available(isa) => {
+            Level::Avx512 if isa.has_vnni() => {
                 ByteRange { largest_row: LARGEST_BYTE, row_offset: 128, largest_lane_sum: f32::INFINITY }
             }
             // Both factors signed, sums of 32 bits.
@@ -62,7 +60,7 @@ const LARGEST_WORD_NORM: f32 = 46_000.0;
 
 /// Adding and subtracting 1.5·2²³ rounds a number of magnitude below 2²² to the nearest integer.
 const ROUNDER: f32 = 12_582_912.0;
-/// Magnitudes below this are taken as zeros: their squares underflow.
+/// Magnitudes below this count as zeros: their squares underflow.
 const TINY: f32 = 1e-18;
 
 impl Grid {
@@ -81,7 +79,7 @@ pub(super) struct Rounded {
     pub(super) step: f32,
     /// The vector's norm, or a little more.
     pub(super) norm: f32,
-    /// The norm of what rounding took away, or a little more.
+    /// The norm of the rounding residual, or a little more.
     pub(super) residual: f32,
     /// The rounded vector's norm, or a little more.
     pub(super) rounded_norm: f32,
@@ -161,12 +159,12 @@ impl Rounder {
     }
 }
 
-/// Numbers that [`spread`] turns side by side.
+/// Numbers that [`spread`] rotates side by side.
 const SIDE_BY_SIDE: usize = 16;
 /// Most numbers that [`spread`] mixes.
 const MIXED: usize = 32;
 
-/// Turns the vector by an orthogonal matrix that makes its numbers alike in size: Hadamard's, which mixes up to
+/// Rotates the vector by an orthogonal matrix that makes its numbers similar in size: Hadamard's, which mixes up to
 /// [`MIXED`] numbers that lie [`SIDE_BY_SIDE`] apart; the last numbers of a vector, fewer than that, stay as they are.
 ///
 /// Large numbers would coarsen the step of all others.
@@ -328,7 +326,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn spreading_keeps_norms_evens_out_large_numbers_and_undoes_itself() {
+    fn spreading_keeps_norms_and_undoes_itself() {
         for width in [0, 5, 16, 100, 576, 768, 1500] {
             let mut values: Vec<f32> = (0..width).map(|at| (at as f32 * 1.7).sin()).collect();
             if let Some(value) = values.get_mut(3) {

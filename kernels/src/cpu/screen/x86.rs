@@ -1,7 +1,8 @@
 //! The screening tiles on AVX2.
 
+use super::operands::{TILE_HEIGHT, TILE_WIDTH, TileBound};
 use super::rounding::{BYTE_BLOCK, Grid};
-use super::{Masks, Strip, TILE_HEIGHT, TILE_WIDTH, Tile, TileBound};
+use super::strip::{Masks, Strip, Tile};
 use std::arch::x86_64::*;
 
 /// Vectors of eight features in a tile.

@@ -2,7 +2,8 @@
 
 use std::ffi::OsString;
 
-use super::{ScreenKernel, Unavailable};
+use super::screen_kernel::ScreenKernel;
+use super::unavailable::Unavailable;
 
 /// Which kernel finds the candidates: `plain`, `mma` or `wgmma`; the best for the device where it is not set.
 pub(super) const SCREEN: &str = "SAE_TRAINER_CUDA_SCREEN";

@@ -1,6 +1,6 @@
 //! Uploads that run beside the computation.
 //!
-//! The bytes go into pinned memory at once, so the caller may change them after the call. Small ones (a step's numbers)
+//! The bytes go into pinned memory at once, so the caller may change them after the call. Small ones (an evaluation's numbers)
 //! are then copied in the order of all other work. Large ones (a batch) are copied on a stream of their own, which
 //! waits only for work that uses the buffer: with three buffers in turn, a batch travels while the two before are trained on.
 

@@ -1,4 +1,4 @@
-//! Writing a store's rows in the formats of other tools.
+//! Exports a store's rows to the formats of other tools.
 
 mod npy;
 mod sae_lens;
@@ -41,8 +41,8 @@ const FILE_BYTES: u64 = 500_000_000;
 /// Writes all rows of `store` to the new folder `out`; `progress` is called with the rows written so far.
 ///
 /// # Errors
-/// An existing `out`, damage in the store, too few rows for one record, and whatever the system refuses. The folder
-/// gets its name when everything is in it.
+/// An existing `out`, damage in the store, too few rows for one record, and errors of the operating system. The folder
+/// gets its name once everything is in it.
 pub fn export(
     store: &Store,
     format: ExportFormat,
@@ -52,8 +52,8 @@ pub fn export(
     let mut rows = 0;
     durable_files::create_folder(out, |folder| {
         rows = match format {
-            ExportFormat::Npy => npy::write(store, folder, progress)?,
-            ExportFormat::SaeLens => sae_lens::write(store, folder, progress)?,
+            ExportFormat::Npy => npy::write(store, folder, FILE_BYTES, progress)?,
+            ExportFormat::SaeLens => sae_lens::write(store, folder, FILE_BYTES, progress)?,
         };
         Ok::<(), StoreError>(())
     })?;

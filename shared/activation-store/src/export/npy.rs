@@ -4,21 +4,25 @@ use std::fs::File;
 use std::io::{BufWriter, Write};
 use std::path::{Path, PathBuf};
 
-use super::FILE_BYTES;
 use crate::{Result, RowType, Store, StoreError};
 
 /// Rows that are decoded at once.
 const PIECE_ROWS: u64 = 1 << 15;
 
 /// Writes every row, origin and token; the number of rows.
-pub(super) fn write(store: &Store, dir: &Path, progress: &mut dyn FnMut(u64)) -> Result<u64> {
+pub(super) fn write(
+    store: &Store,
+    dir: &Path,
+    file_bytes: u64,
+    progress: &mut dyn FnMut(u64),
+) -> Result<u64> {
     let spec = store.spec();
     let row_type = match spec.row_type {
         RowType::F16 => "<f2",
         RowType::F32 => "<f4",
     };
     let origin_bytes = spec.origin_bytes();
-    let rows_per_file = (FILE_BYTES / spec.row_bytes() as u64).max(1);
+    let rows_per_file = (file_bytes / spec.row_bytes() as u64).max(1);
     for (number, start) in (0..store.rows()).step_by(rows_per_file as usize).enumerate() {
         let end = store.rows().min(start + rows_per_file);
         let mut activations = NpyFile::create(

@@ -1,4 +1,4 @@
-//! The folder that SAELens reads cached activations from: what `datasets.Dataset.save_to_disk` writes.
+//! The folder of cached activations that SAELens reads: what `datasets.Dataset.save_to_disk` writes.
 
 use std::collections::HashMap;
 use std::fs::{self, File};
@@ -14,11 +14,15 @@ use arrow_ipc::writer::StreamWriter;
 use arrow_schema::{ArrowError, DataType, Field, Schema};
 use serde_json::json;
 
-use super::FILE_BYTES;
 use crate::{Result, RowType, Store, StoreError};
 
 /// Writes every full record; the number of rows.
-pub(super) fn write(store: &Store, dir: &Path, progress: &mut dyn FnMut(u64)) -> Result<u64> {
+pub(super) fn write(
+    store: &Store,
+    dir: &Path,
+    file_bytes: u64,
+    progress: &mut dyn FnMut(u64),
+) -> Result<u64> {
     let spec = store.spec();
     let length = spec.context_length as u64;
     let records = store.rows() / length;
@@ -29,7 +33,7 @@ pub(super) fn write(store: &Store, dir: &Path, progress: &mut dyn FnMut(u64)) ->
     let schema = Arc::new(schema(store, &features));
     // Arrow counts the elements of a batch in 31 bits; a piece also bounds the memory.
     let records_per_piece = ((1 << 24) / (length * spec.width as u64)).max(1);
-    let records_per_file = (FILE_BYTES / (length * spec.row_bytes() as u64)).max(1);
+    let records_per_file = (file_bytes / (length * spec.row_bytes() as u64)).max(1);
     let files = records.div_ceil(records_per_file);
     let mut names = Vec::new();
     for number in 0..files {

@@ -40,10 +40,10 @@ impl Default for StreamOptions {
 ///
 /// The order is a pure function of (stores in their order, seed, epoch, K): the chunks of an epoch are permuted, the
 /// rows of every K consecutive chunks are permuted together, and the batches are cut from the resulting stream, epoch
-/// after epoch. An epoch has every row exactly once; a batch can lie across the end of one.
+/// after epoch. An epoch has every row exactly once; a batch can span two epochs.
 ///
-/// Batches are float32 ([`BatchStream::new`]), or another `T` that rows are converted to, rounded to nearest-even, when
-/// a batch is gathered ([`BatchStream::with_element`]). The order is the same for all.
+/// Batches are float32 ([`BatchStream::new`]) or another `T`, to which rows are converted, rounded to nearest even, when
+/// a batch is gathered ([`BatchStream::with_element`]). The order is the same for every `T`.
 #[derive(Debug)]
 pub struct BatchStream<T = f32> {
     sources: Arc<Sources>,
@@ -94,10 +94,10 @@ impl<T: BatchElement> BatchStream<T> {
         })
     }
 
-    /// The next batch will be that of `step` (from 0). Nothing is replayed.
+    /// Makes the next batch that of `step` (from 0), without replaying the ones before.
     pub fn seek(&mut self, step: u64) -> Result<()> {
         if step.checked_mul(self.settings.batch as u64).is_none() {
-            return Err(StoreError::Stream(format!("step {step} is too far")));
+            return Err(StoreError::Stream(format!("step {step} is too large")));
         }
         if step != self.step {
             self.pipeline = None;

@@ -1,8 +1,8 @@
 //! The order of a training run: a pure function of (stores, seed, epoch, K).
 //!
-//! The chunks of an epoch are permuted; every K consecutive ones of that order form a mixing block; the rows of a
-//! block are permuted. The stream is the blocks' rows one after the other, epoch after epoch without end, and batch
-//! `s` is its rows `s·batch .. (s+1)·batch`. Finding a step is therefore arithmetic.
+//! The chunks of an epoch are permuted. Every K consecutive chunks of that order form a mixing block, whose rows are permuted.
+//! The stream is the blocks' rows one after the other, epoch after epoch without end, and batch `s` is its rows
+//! `s·batch .. (s+1)·batch`. Finding a step is therefore arithmetic.
 
 use rayon::prelude::*;
 
@@ -63,7 +63,7 @@ impl Sources {
         }
         let rows = chunks.iter().map(|chunk| u64::from(chunk.rows)).sum();
         if rows == 0 {
-            return Err(StoreError::Stream("every row is left out".to_owned()));
+            return Err(StoreError::Stream("no row remains: every row belongs to a BOS token".to_owned()));
         }
         let chunk_rows = stores.iter().map(|store| store.spec().layout.chunk_rows).max().unwrap_or(1);
         Ok(Sources { stores, chunks, rows, chunk_rows })

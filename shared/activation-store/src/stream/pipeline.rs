@@ -1,8 +1,8 @@
 //! The threads that decode chunks and gather batches ahead of the reader.
 //!
-//! Every piece of work is independent: decode one chunk, permute one block's rows, gather one batch's rows out of one
-//! block. Any thread takes whichever is ready; what goes where is fixed by the order, so the number of threads cannot
-//! change a batch. Memory is bounded by the blocks and batches in flight, whose buffers go round.
+//! Each unit of work is independent: decode one chunk, permute one block's rows, or gather one batch's rows from one block.
+//! Any thread takes whichever is ready. The order fixes where each result goes, so the number of threads cannot change a
+//! batch. Memory is bounded by the blocks and batches in flight, whose buffers are reused.
 
 use std::collections::VecDeque;
 use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError};
@@ -25,7 +25,7 @@ pub(super) struct Settings {
     pub(super) prefetch: usize,
 }
 
-/// Running threads, from one step on; dropping it ends them.
+/// The running threads, which start at some step; dropping the pipeline ends them.
 #[derive(Debug)]
 pub(super) struct Pipeline<T> {
     shared: Arc<Shared<T>>,
@@ -122,7 +122,7 @@ impl<T: BatchElement> Pipeline<T> {
     pub(super) fn start(sources: &Arc<Sources>, settings: &Settings, step: u64) -> Result<Pipeline<T>> {
         let position = step
             .checked_mul(settings.batch as u64)
-            .ok_or_else(|| StoreError::Stream(format!("step {step} is too far")))?;
+            .ok_or_else(|| StoreError::Stream(format!("step {step} is too large")))?;
         let (number, offset) = (position / sources.rows(), position % sources.rows());
         let epoch = Epoch::new(sources, settings.seed, number, settings.mixing_chunks);
         let next_block = epoch.block_at(offset);
@@ -215,7 +215,7 @@ impl<T> Shared<T> {
 }
 
 impl<T: BatchElement> Shared<T> {
-    /// What each thread does. Its reader would wait for ever for one that ended without a word.
+    /// What each thread does. The reader would wait for ever for a thread that ended silently.
     fn run(&self) {
         match workers::catch("reading of the store", || self.work_until_stopped()) {
             Ok(Ok(())) => {}

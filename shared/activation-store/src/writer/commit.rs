@@ -1,4 +1,4 @@
-//! The thread that puts encoded shards on the disk, and the last files of a store.
+//! The thread that writes encoded shards to disk, and the files that complete a store.
 
 use std::collections::BTreeMap;
 use std::fs::{self, File};
@@ -6,25 +6,14 @@ use std::path::Path;
 use std::sync::atomic::Ordering;
 use std::sync::mpsc::Receiver;
 
-use super::compress::Position;
-use super::pipeline::{Counters, WriterFiles};
+use super::stages::{Commit, Counters, WriterFiles};
 use crate::codec::ShardIndex;
 use crate::disk::{Disk, Written};
-use crate::journal::{self, Entry, JOURNAL, MANIFEST, Manifest, ShardFile, TokenFile};
+use crate::journal::{self, Entry, Manifest, ShardFile, TokenFile};
 use crate::metadata::{self, Attributes, ZARR_JSON};
-use crate::statistics::{RunningStatistics, Statistics};
-use crate::{Result, StoreError, StoreSpec, paths};
-
-/// What the compressing thread sends, in store order.
-#[derive(Debug)]
-pub(super) enum Commit {
-    /// An encoded chunk of `tokens`.
-    Tokens { chunk: u64, encoded: Vec<u8> },
-    /// The encoded chunks of a shard.
-    Shard { shard: u64, rows: u64, activations: Vec<Vec<u8>>, origin: Vec<Vec<u8>> },
-    /// Every shard of the window was sent.
-    Window { window: u64, from: Position, to: Position, clipped: u64, statistics: RunningStatistics },
-}
+use crate::paths::{self, JOURNAL, MANIFEST};
+use crate::statistics::Statistics;
+use crate::{Result, StoreError, StoreSpec};
 
 /// Writes until nothing more comes.
 pub(super) fn run(

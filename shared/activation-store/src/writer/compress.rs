@@ -5,7 +5,7 @@ use std::sync::{Arc, Mutex};
 
 use rayon::prelude::*;
 
-use super::commit::Commit;
+use super::stages::{Commit, Position};
 use crate::permutation::{self, Purpose};
 use crate::rounding::RowBits;
 use crate::statistics::RunningStatistics;
@@ -17,15 +17,6 @@ pub(super) struct Row {
     /// context · context_length + position.
     pub(super) origin: u64,
     pub(super) bits: RowBits,
-}
-
-/// How far the text is stored.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub(super) struct Position {
-    /// Contexts of which every row is taken in.
-    pub(super) contexts: u64,
-    /// Positions of the next context that are taken in.
-    pub(super) positions: usize,
 }
 
 /// What the writer sends to this thread, in the order of the text.

@@ -1,38 +1,38 @@
-//! Writing a store: rows are rounded into a window, and two threads behind it shuffle, compress and commit.
+//! Writes a store: rows are rounded into a window, and two threads behind it shuffle, compress and commit.
 //!
-//! Memory is bounded by the window and about two shards: the rows are buffers that go round, and `append` waits for
-//! one to come back when all are in use.
+//! Memory is bounded by the window and about two shards. The buffers of rows are reused, and `append` waits for one to come
+//! back when all are in use.
 
 mod commit;
 mod compress;
 mod pipeline;
-mod resume;
 mod space;
+mod stages;
 
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::sync::atomic::Ordering;
 
-use compress::{Position, Row, Work};
-use pipeline::{Counters, Pipeline, WriterFiles};
-pub(crate) use resume::parse_attributes;
-use resume::{Look, Resumption};
+use compress::{Row, Work};
+use pipeline::Pipeline;
 use space::check_space;
 pub use space::estimated_bytes;
+use stages::{Counters, Position, WriterFiles};
 
 use crate::disk::{Disk, DiskHook};
-use crate::journal::JOURNAL;
 use crate::lock::Lock;
 use crate::metadata::{Attributes, ZARR_JSON};
+use crate::paths::JOURNAL;
+use crate::resumption::{self, Look, Resumption};
 use crate::rounding::{Rounding, Unstorable};
-use crate::{Result, Statistics, Store, StoreError, StoreSpec};
+use crate::{Result, Store, StoreError, StoreSpec, StoreSummary};
 
 /// Resources of a [`StoreWriter`]; they do not change a byte of the store.
 #[derive(Debug, Clone, Default)]
 pub struct WriterOptions {
     /// Compression threads; 0 means one per core.
     pub threads: usize,
-    /// Do not ask whether the file system has room for the estimate.
+    /// Skip the check that the file system has space for the estimate.
     pub skip_space_check: bool,
     /// Called before each step that changes the store on disk.
     pub disk_hook: Option<DiskHook>,
@@ -51,27 +51,6 @@ pub struct WriteProgress {
     pub raw_bytes: u64,
     /// Bytes of the finished shards' activations on disk.
     pub stored_bytes: u64,
-}
-
-/// A finished store in numbers.
-#[derive(Debug, Clone, PartialEq)]
-pub struct StoreSummary {
-    /// The store's folder.
-    pub path: PathBuf,
-    /// Contexts stored.
-    pub contexts: u64,
-    /// Rows stored.
-    pub rows: u64,
-    /// Raw bytes of all rows.
-    pub raw_bytes: u64,
-    /// Bytes of the activations on disk.
-    pub activation_bytes: u64,
-    /// Bytes of all files of the store.
-    pub stored_bytes: u64,
-    /// Values clipped to the row type's range.
-    pub clipped: u64,
-    /// Statistics over all rows.
-    pub stats: Statistics,
 }
 
 /// Writes a store, or continues one that was interrupted.
@@ -99,25 +78,25 @@ pub struct StoreWriter {
     /// Tokens of the current chunk of the `tokens` array.
     tokens: Vec<u32>,
     counters: Arc<Counters>,
-    /// What was damaged in the part that was there.
+    /// What was damaged in the resumed part.
     damage: Vec<String>,
     /// `None` once the store is complete.
     pipeline: Option<Pipeline>,
     stopped: bool,
-    /// Last, so that the store is free only when all else is gone.
+    /// Last, so that the store is unlocked only when all else is gone.
     _lock: Lock,
 }
 
 impl StoreWriter {
     /// Creates the store in `dir`, or resumes the unfinished store of the same specification in it.
     ///
-    /// A finished store of the same specification is no error: [`StoreWriter::contexts_done`] is then all its contexts
+    /// A finished store of the same specification is not an error: [`StoreWriter::contexts_done`] is then all its contexts
     /// and [`StoreWriter::finish`] does nothing.
     ///
     /// # Errors
     /// An impossible specification, too little space, a folder with other files or another store, a second writer,
-    /// and whatever the system refuses. (Every byte of an unfinished store is read and held against its checksums: what is
-    /// damaged is no error, see [`StoreWriter::damage`].) Nothing that was there is changed in any of these cases.
+    /// and errors of the operating system. (Every byte of an unfinished store is checked against its checksums: damage
+    /// is not an error, see [`StoreWriter::damage`].) None of these cases changes what was there.
     pub fn open(dir: &Path, spec: &StoreSpec, options: &WriterOptions) -> Result<StoreWriter> {
         spec.validate()?;
         let existing = matching_attributes(dir, spec)?;
@@ -203,14 +182,14 @@ impl StoreWriter {
     }
 
     /// The tokens of the last contexts before [`StoreWriter::contexts_done`], `[n, T]` (up to half a million, none at
-    /// the beginning and where a chunk of tokens ends). Before the first [`StoreWriter::append`] they tell whether the
-    /// text that is about to be continued is the one that was begun.
+    /// the beginning and where a chunk of tokens ends). Before the first [`StoreWriter::append`], they show whether the
+    /// text to be continued is the one that the store began with.
     pub fn resumed_tokens(&self) -> &[u32] {
         &self.tokens
     }
 
-    /// What was found damaged in the part of the store that was there, one sentence for each file. The contexts from there
-    /// on are not among the finished ones, and are written again.
+    /// What was damaged in the resumed part of the store, one sentence for each file. The contexts from there
+    /// on do not count as finished, and are written again.
     pub fn damage(&self) -> &[String] {
         &self.damage
     }
@@ -220,12 +199,12 @@ impl StoreWriter {
         self.pipeline.is_none()
     }
 
-    /// Takes in whole contexts: `tokens` `[n, T]`, `rows` `[n·T, d]`. BOS rows are left out if the specification says
+    /// Appends whole contexts: `tokens` `[n, T]`, `rows` `[n·T, d]`. BOS rows are left out if the specification says
     /// so; their tokens are stored nevertheless.
     ///
     /// # Errors
     /// An activation that cannot be stored (its context and position are named), contexts beyond the planned ones, an
-    /// error of the threads behind. After an error the writer takes nothing more; what the journal vouches for stays.
+    /// error of the background threads. After an error the writer accepts nothing more; what the journal records stays.
     pub fn append(&mut self, tokens: &[u32], rows: &[f32]) -> Result<()> {
         if self.stopped {
             return Err(StoreError::Stopped(self.dir.clone()));
@@ -335,7 +314,7 @@ impl StoreWriter {
         }
     }
 
-    /// Why the threads behind stopped.
+    /// Why the background threads stopped.
     fn failure(&mut self) -> StoreError {
         let noted = self.pipeline.as_ref().and_then(|pipeline| pipeline::lock(&pipeline.failure).take());
         noted.unwrap_or_else(|| StoreError::Stopped(self.dir.clone()))
@@ -353,10 +332,10 @@ impl StoreWriter {
         }
     }
 
-    /// Writes what is left, the statistics and the final metadata, and opens the store once to see that it is whole.
+    /// Writes the rest, the statistics and the final metadata, then opens the store once to check that it is complete.
     ///
     /// # Errors
-    /// No row at all, an earlier error, and whatever the system refuses; the store can then be resumed.
+    /// No row at all, an earlier error, and errors of the operating system; the store can then be resumed.
     pub fn finish(mut self) -> Result<StoreSummary> {
         if self.stopped {
             return Err(StoreError::Stopped(self.dir.clone()));
@@ -405,18 +384,13 @@ fn check_length(what: &'static str, found: usize, expected: usize) -> Result<()>
     if found == expected { Ok(()) } else { Err(StoreError::Length { what, found, expected }) }
 }
 
-/// Contexts of an unfinished store that are safe; 0 if its journal cannot be read.
-pub(crate) fn contexts_done(dir: &Path, spec: &StoreSpec) -> u64 {
-    Resumption::read(dir, spec, Look::Sizes).map_or(0, |resumption| resumption.contexts)
-}
-
 /// The attributes of the store in `dir`, if there is one and it is of this dump. One of another dump that was stopped before
 /// it stored anything is none.
 fn matching_attributes(dir: &Path, spec: &StoreSpec) -> Result<Option<Attributes>> {
-    let existing = resume::existing_attributes(dir)?;
+    let existing = resumption::existing_attributes(dir)?;
     if let Some(attributes) = &existing {
         let differences = attributes.specification.differences(spec);
-        if !differences.is_empty() && !attributes.complete && resume::holds_nothing(dir)? {
+        if !differences.is_empty() && !attributes.complete && resumption::holds_nothing(dir)? {
             return Ok(None);
         }
         if !differences.is_empty() {

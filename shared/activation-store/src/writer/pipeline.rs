@@ -1,35 +1,18 @@
-//! The two threads behind a writer and the buffers that go round between them.
+//! The two threads behind a writer, and the buffers that circulate between them.
 
-use std::fs::File;
-use std::path::{Path, PathBuf};
-use std::sync::atomic::AtomicU64;
+use std::path::Path;
 use std::sync::mpsc::{self, Receiver, Sender};
 use std::sync::{Arc, MutexGuard, PoisonError};
 
 use workers::{Died, Worker};
 
 use super::compress::{Failure, Work};
-use super::resume::Resumption;
+use super::stages::{Counters, WriterFiles};
 use super::{commit, compress};
-use crate::disk::Disk;
+use crate::resumption::Resumption;
 use crate::rounding::RowBits;
 use crate::statistics::RunningStatistics;
 use crate::{Result, StoreError, StoreSpec};
-
-/// What the background threads report.
-#[derive(Debug, Default)]
-pub(super) struct Counters {
-    pub(super) rows_stored: AtomicU64,
-    pub(super) activation_bytes: AtomicU64,
-}
-
-/// What the committing thread writes to.
-#[derive(Debug)]
-pub(super) struct WriterFiles {
-    pub(super) disk: Disk,
-    pub(super) journal: File,
-    pub(super) journal_path: PathBuf,
-}
 
 /// The background threads and the ways to them.
 #[derive(Debug)]
@@ -123,7 +106,7 @@ pub(super) fn lock(failure: &Failure) -> MutexGuard<'_, Option<StoreError>> {
     failure.lock().unwrap_or_else(PoisonError::into_inner)
 }
 
-/// Row buffers that go round between the writer and the compressing threads.
+/// Row buffers that circulate between the writer and the compressing threads.
 #[derive(Debug)]
 pub(super) struct RowPool {
     free: Vec<RowBits>,
@@ -135,7 +118,7 @@ pub(super) struct RowPool {
 }
 
 impl RowPool {
-    /// A buffer; waits for one if all are in use; `None` if none will ever come back.
+    /// A buffer. Waits for one if all are in use; `None` if none will ever come back.
     pub(super) fn take(&mut self) -> Option<RowBits> {
         if self.free.is_empty() {
             self.free.extend(self.returned.try_iter().flatten());

@@ -1,4 +1,4 @@
-//! How much room a store will take, and whether there is that much.
+//! How much space a store will take, and whether the disk has it.
 
 use std::path::Path;
 

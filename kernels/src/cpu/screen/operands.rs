@@ -1,0 +1,231 @@
+//! The batch and the encoder, shifted, scaled, turned and rounded, and what their rounding contributes to the bound.
+
+use rayon::prelude::*;
+
+use super::rounding::{Grid, Rounder, interleave, spread};
+use crate::cpu::isa::{Isa, per_isa};
+use crate::cpu::operands::Encode;
+use crate::cpu::pairs::ROW_GROUP;
+use crate::cpu::vector::dot_inline;
+
+/// Features of a tile.
+pub(super) const TILE_WIDTH: usize = 16;
+/// Rows of a tile.
+pub(super) const TILE_HEIGHT: usize = 6;
+
+const _: () = assert!(ROW_GROUP.is_multiple_of(TILE_HEIGHT));
+
+/// The batch and the encoder, rounded.
+#[derive(Debug, Default)]
+pub(crate) struct Screened {
+    pub(super) columns: Columns,
+    pub(super) grid: Grid,
+    pub(super) rows: Rows,
+    pub(super) weights: Weights,
+}
+
+/// How columns are shifted and scaled before rounding. Any choice keeps the result exact.
+#[derive(Debug, Default)]
+pub(super) struct Columns {
+    /// m, [d].
+    pub(super) centre: Vec<f32>,
+    /// c, [d].
+    pub(super) scale: Vec<f32>,
+    /// 1/c, [d].
+    pub(super) inverse_scale: Vec<f32>,
+    /// ‖m/c‖.
+    pub(super) centre_norm: f32,
+}
+
+/// The batch, rounded.
+#[derive(Debug, Default)]
+pub(super) struct Rows {
+    /// x_q in steps: for each [`TILE_HEIGHT`] rows (what lies beyond the last one counts for nothing), for each group of
+    /// columns, the rows' words side by side.
+    pub(super) words: Vec<u32>,
+    /// What each row contributes to the bound, [B].
+    pub(super) bounds: Vec<RowBound>,
+}
+
+/// A row's share of the bound.
+#[derive(Debug, Clone, Copy, Default)]
+pub(super) struct RowBound {
+    /// One step of x_q.
+    pub(super) step: f32,
+    /// Multiplies ‖w'‖: ‖x' − x_q‖ and all rounding.
+    pub(super) residual: f32,
+    /// Multiplies ‖w' − w_q‖: ‖x_q‖.
+    pub(super) norm: f32,
+    /// Multiplies ‖w'‖: the rounding of a float32 sum, in whichever order.
+    pub(super) rounding: f32,
+}
+
+/// The weights, rounded.
+#[derive(Debug, Default)]
+pub(super) struct Weights {
+    /// F.
+    pub(super) count: usize,
+    /// w_q in steps: for each [`TILE_WIDTH`] features (what lies beyond the last one counts for nothing), for each group
+    /// of columns, the features' words side by side.
+    pub(super) words: Vec<u32>,
+    /// What each tile's features contribute to the bound.
+    pub(super) bounds: Vec<TileBound>,
+}
+
+/// The shares of a tile's features of the bound.
+#[derive(Debug, Clone, Copy, Default)]
+#[repr(align(64))]
+pub(super) struct TileBound {
+    /// What a sum begins with.
+    pub(super) start: [i32; TILE_WIDTH],
+    /// One step of w_q.
+    pub(super) step: [f32; TILE_WIDTH],
+    /// ‖w'‖.
+    pub(super) norm: [f32; TILE_WIDTH],
+    /// ‖w' − w_q‖.
+    pub(super) residual: [f32; TILE_WIDTH],
+    /// m·w + b and the slack of both.
+    pub(super) base: [f32; TILE_WIDTH],
+}
+
+/// How far rounding can move a float32 sum of d products, relative to the product of the norms; generous
+/// enough for all sums in here together.
+pub(super) fn rounding(width: usize) -> f32 {
+    (width + 64) as f32 * 2.0f32.powi(-22)
+}
+
+per_isa! {
+    /// R (x − m)·(1/c) into `out`.
+    fn turn_row(x: &[f32], centre: &[f32], inverse_scale: &[f32], out: &mut [f32]) {
+        let length = out.len();
+        let (x, centre, inverse) = (&x[..length], &centre[..length], &inverse_scale[..length]);
+        for at in 0..length {
+            out[at] = (x[at] - centre[at]) * inverse[at];
+        }
+        spread(out);
+    }
+}
+
+per_isa! {
+    /// R (c·w) into `out`; returns m·w.
+    fn turn_weights(w: &[f32], centre: &[f32], scale: &[f32], out: &mut [f32]) -> f32 {
+        for ((out, w), scale) in out.iter_mut().zip(w).zip(scale) {
+            *out = w * scale;
+        }
+        spread(out);
+        dot_inline::<FMA>(w, centre)
+    }
+}
+
+impl Columns {
+    /// The column's mean, and a scale that gives rows and weights the same spread in every column, so that a column with
+    /// large activations does not coarsen all others' steps.
+    fn choose(&mut self, input: &Encode<'_>) {
+        let width = input.width;
+        let moments = |rows: &[f32]| {
+            let mut moments = vec![(0.0f64, 0.0f64); width];
+            for row in rows.chunks_exact(width) {
+                for (moment, x) in moments.iter_mut().zip(row) {
+                    let x = f64::from(*x);
+                    *moment = (moment.0 + x, moment.1 + x * x);
+                }
+            }
+            moments
+        };
+        let partial: Vec<_> = input.x.par_chunks(64 * width).map(moments).collect();
+        let count = (input.x.len() / width) as f64;
+        // A sample of the weight rows is enough to see how large each column's weights are.
+        let stride = (input.bias.len() / 128).max(1);
+        let sample = input.weights.chunks_exact(width).step_by(stride);
+        let mut weight_squares = vec![0.0f64; width];
+        for row in sample {
+            weight_squares.iter_mut().zip(row).for_each(|(sum, w)| *sum += f64::from(w * w));
+        }
+        self.centre.clear();
+        self.scale.clear();
+        for k in 0..width {
+            let (sum, squares) =
+                partial.iter().fold((0.0, 0.0), |sum, part| (sum.0 + part[k].0, sum.1 + part[k].1));
+            let mean = sum / count;
+            let spread = (squares / count - mean * mean).max(0.0).sqrt();
+            let ratio = (spread / weight_squares[k].sqrt()).sqrt();
+            let usable = ratio.is_finite() && ratio > 1e-6 && ratio < 1e6;
+            self.centre.push(mean as f32);
+            self.scale.push(if usable { ratio as f32 } else { 1.0 });
+        }
+        self.inverse_scale = self.scale.iter().map(|scale| 1.0 / scale).collect();
+        let scaled = self.centre.iter().zip(&self.inverse_scale).map(|(m, inverse)| m * inverse);
+        self.centre_norm = scaled.map(|m| f64::from(m).powi(2)).sum::<f64>().sqrt() as f32 * 1.0001;
+    }
+}
+
+impl Screened {
+    /// Chooses how columns are shifted and scaled; comes first.
+    pub(crate) fn choose_columns(&mut self, input: &Encode<'_>) {
+        self.columns.choose(input);
+    }
+
+    /// Rounds the first `rows` rows and the first `features` features to `grid`.
+    pub(crate) fn round(&mut self, isa: Isa, input: &Encode<'_>, grid: Grid, rows: usize, features: usize) {
+        self.grid = grid;
+        self.rows.round(isa, &self.columns, grid, &input.x[..rows * input.width]);
+        self.weights.round(isa, &self.columns, grid, input, features);
+    }
+}
+
+impl Rows {
+    fn round(&mut self, isa: Isa, columns: &Columns, grid: Grid, x: &[f32]) {
+        let width = columns.scale.len();
+        let groups = grid.column_groups(width);
+        let count = x.len() / width;
+        self.words.resize(count.next_multiple_of(TILE_HEIGHT) * groups, 0);
+        self.bounds.resize(count, RowBound::default());
+        let row_groups =
+            self.words.par_chunks_mut(ROW_GROUP * groups).zip(self.bounds.par_chunks_mut(ROW_GROUP));
+        row_groups.zip(x.par_chunks(ROW_GROUP * width)).for_each(|((words, bounds), x)| {
+            let mut turned = vec![0.0; width];
+            let mut rounder = Rounder::new(isa, grid, width);
+            for (at, (bound, x)) in bounds.iter_mut().zip(x.chunks_exact(width)).enumerate() {
+                turn_row(isa, x, &columns.centre, &columns.inverse_scale, &mut turned);
+                let rounded = rounder.row(isa, &turned);
+                interleave(rounder.words(), at, TILE_HEIGHT, words);
+                let rounding = rounding(width) * (rounded.norm + columns.centre_norm);
+                *bound = RowBound {
+                    step: rounded.step,
+                    residual: rounded.residual + rounding,
+                    norm: rounded.rounded_norm,
+                    rounding,
+                };
+            }
+        });
+    }
+}
+
+impl Weights {
+    fn round(&mut self, isa: Isa, columns: &Columns, grid: Grid, input: &Encode<'_>, features: usize) {
+        let width = input.width;
+        let groups = grid.column_groups(width);
+        let tiles = features.div_ceil(TILE_WIDTH);
+        self.count = features;
+        self.words.resize(tiles * TILE_WIDTH * groups, 0);
+        self.bounds.resize(tiles, TileBound::default());
+        let tiles = self.words.par_chunks_mut(TILE_WIDTH * groups).zip(&mut self.bounds);
+        let memory = || (vec![0.0; width], Rounder::new(isa, grid, width));
+        tiles.enumerate().for_each_init(memory, |(turned, rounder), (tile, (words, bound))| {
+            for at in 0..TILE_WIDTH.min(features - tile * TILE_WIDTH) {
+                let feature = tile * TILE_WIDTH + at;
+                let w = &input.weights[feature * width..][..width];
+                let bias = input.bias[feature];
+                let centre = turn_weights(isa, w, &columns.centre, &columns.scale, turned);
+                let rounded = rounder.weights(isa, turned);
+                interleave(rounder.words(), at, TILE_WIDTH, words);
+                bound.start[at] = rounder.start();
+                bound.step[at] = rounded.step;
+                bound.norm[at] = rounded.norm;
+                bound.residual[at] = rounded.residual;
+                // The last term covers products of two numbers too small for their squares.
+                bound.base[at] = centre + bias + rounding(width) * (centre.abs() + bias.abs()) + 1e-35;
+            }
+        });
+    }
+}

@@ -1,0 +1,442 @@
+//! The flags.
+//!
+//! Flags that define a run ([`SettingArguments`]) are recorded in its `config.json`. Flags that only say where and how
+//! it is carried out ([`RunArguments`]) are not.
+
+use std::path::PathBuf;
+
+use clap::{Args, ValueEnum};
+use human_units::parse_count;
+use serde::{Deserialize, Serialize};
+
+#[derive(Debug, Args)]
+pub(crate) struct VerifyArguments {
+    /// Folders of runs, of sweeps, or of autoencoders: a run's sae/ or one of its checkpoints
+    #[arg(required = true, value_name = "FOLDER")]
+    pub(crate) folders: Vec<PathBuf>,
+    /// Print one JSON object instead of the list
+    #[arg(long)]
+    pub(crate) json: bool,
+}
+
+#[derive(Debug, Args)]
+pub(crate) struct CompareArguments {
+    /// Folders of runs or of sweeps
+    #[arg(required = true, value_name = "RUN")]
+    pub(crate) runs: Vec<PathBuf>,
+    /// Print one JSON array, an object for each run, instead of the table
+    #[arg(long)]
+    pub(crate) json: bool,
+    /// Also draw the runs as SVG: L0 against error, how often features fire, L0 and error over training
+    #[arg(long, value_name = "FILE.svg", value_parser = parse_svg)]
+    pub(crate) plot: Option<PathBuf>,
+}
+
+fn parse_svg(text: &str) -> Result<PathBuf, String> {
+    let path = PathBuf::from(text);
+    match path.extension().is_some_and(|extension| extension.eq_ignore_ascii_case("svg")) {
+        true => Ok(path),
+        false => Err("plots are written as SVG; give the file a name that ends in .svg".into()),
+    }
+}
+
+/// Sizes and data of a benchmark. Without `--store` and `--from`, rows and weights are synthetic.
+#[derive(Debug, Args)]
+pub(crate) struct BenchArguments {
+    /// Row width of synthetic data
+    #[arg(long, value_name = "D", default_value_t = 768, conflicts_with = "from")]
+    pub(crate) width: usize,
+    /// Number of features of synthetic weights
+    #[arg(long, value_name = "F", default_value = "24576", value_parser = parse_count, conflicts_with = "from")]
+    pub(crate) features: u64,
+    /// Active features per row of synthetic data
+    #[arg(long, value_name = "N", default_value_t = 20.0, conflicts_with = "from")]
+    pub(crate) l0: f64,
+    /// Rows per batch
+    #[arg(long, value_name = "ROWS", default_value = "4096", value_parser = parse_count)]
+    pub(crate) batch: u64,
+    /// Take the batch from this store
+    #[arg(long, value_name = "FOLDER", requires = "from")]
+    pub(crate) store: Option<PathBuf>,
+    /// Take the weights, and so the density, from a run's sae/ or one of its checkpoints
+    #[arg(long, value_name = "FOLDER", requires = "store")]
+    pub(crate) from: Option<PathBuf>,
+    /// Timings of each part, of which the median is reported
+    #[arg(long, value_name = "N", default_value_t = 7, value_parser = clap::value_parser!(u16).range(1..))]
+    pub(crate) repeats: u16,
+    /// CPU threads [default: one per core]
+    #[arg(long, value_name = "N", value_parser = clap::value_parser!(u16).range(1..=1024))]
+    pub(crate) threads: Option<u16>,
+    /// Print one JSON object instead of the table
+    #[arg(long)]
+    pub(crate) json: bool,
+}
+
+#[derive(Debug, Args)]
+pub(crate) struct TrainArguments {
+    #[command(flatten)]
+    pub(crate) settings: SettingArguments,
+    #[command(flatten)]
+    pub(crate) run: RunArguments,
+}
+
+/// The flags that define a run. All are optional; [`crate::command::settings`] says what a missing flag means.
+#[derive(Debug, Clone, Default, PartialEq, Args, Serialize, Deserialize)]
+pub(crate) struct SettingArguments {
+    #[command(flatten)]
+    #[serde(flatten)]
+    pub(crate) data: DataArguments,
+    #[command(flatten)]
+    #[serde(flatten)]
+    pub(crate) model: ModelArguments,
+    #[command(flatten)]
+    #[serde(flatten)]
+    pub(crate) loss: LossArguments,
+    #[command(flatten)]
+    #[serde(flatten)]
+    pub(crate) length: LengthArguments,
+}
+
+#[derive(Debug, Clone, Default, PartialEq, Args, Serialize, Deserialize)]
+#[command(next_help_heading = "Data")]
+pub(crate) struct DataArguments {
+    /// Folder of an activation store; repeatable: several stores of the same width are read as one [default: the
+    /// only complete store under stores/]
+    #[arg(long, value_name = "FOLDER")]
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub(crate) store: Vec<PathBuf>,
+    /// Rows per batch [default: 4096]
+    #[arg(long, value_name = "ROWS", value_parser = parse_count)]
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub(crate) batch: Option<u64>,
+    /// Leave out the rows of BOS tokens, in training and in evaluation
+    #[arg(long)]
+    #[serde(default, skip_serializing_if = "is_false")]
+    pub(crate) drop_bos: bool,
+    /// Chunks of the store whose rows are shuffled together [default: enough to mix well]
+    #[arg(long, value_name = "CHUNKS")]
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub(crate) mixing_chunks: Option<usize>,
+    /// Seed of the initial weights and of the order of the rows [default: 0]
+    #[arg(long, value_name = "N")]
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub(crate) seed: Option<u64>,
+}
+
+#[derive(Debug, Clone, Default, PartialEq, Args, Serialize, Deserialize)]
+#[command(next_help_heading = "Autoencoder")]
+pub(crate) struct ModelArguments {
+    /// Number of features
+    #[arg(long, value_name = "F", value_parser = parse_count, conflicts_with = "expansion")]
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub(crate) features: Option<u64>,
+    /// Number of features as a multiple of the row width [default: 32]
+    #[arg(long, value_name = "TIMES")]
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub(crate) expansion: Option<u64>,
+    /// Subtract the decoder bias from the encoder's input
+    #[arg(long)]
+    #[serde(default, skip_serializing_if = "is_false")]
+    pub(crate) pre_bias: bool,
+    /// After every step, scale decoder rows to norm 1 (unit), do the same and undo it in the encoder (tied),
+    /// or leave them as they are (free) [default: unit]
+    #[arg(long, value_enum, value_name = "KIND", hide_possible_values = true)]
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub(crate) decoder_norm: Option<DecoderNormChoice>,
+    /// Initial decoder bias: zeros, or the mean or the geometric median of 32,768 rows of the store
+    /// (zeros, mean, geometric-median) [default: zeros]
+    #[arg(long, value_enum, value_name = "KIND", hide_possible_values = true)]
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub(crate) b_dec_init: Option<DecoderBias>,
+    /// Start from an autoencoder in SAELens' format (a run's sae/ or one of its checkpoints) instead of
+    /// random weights
+    #[arg(long, value_name = "FOLDER", conflicts_with_all = ["features", "expansion", "b_dec_init"])]
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub(crate) init_from: Option<PathBuf>,
+}
+
+#[derive(Debug, Clone, Default, PartialEq, Args, Serialize, Deserialize)]
+#[command(next_help_heading = "Loss")]
+pub(crate) struct LossArguments {
+    /// Sparsity penalty: approx-l0, l1, tanh, log, or none [default: approx-l0]
+    #[arg(long, value_enum, value_name = "PENALTY", hide_possible_values = true)]
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub(crate) loss: Option<PenaltyChoice>,
+    /// Coefficient of approx-l0 [default: 7e-5]
+    #[arg(long, value_name = "X", allow_negative_numbers = true, value_parser = parse_coefficient)]
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub(crate) l0_coefficient: Option<f64>,
+    /// Coefficient of l1 [default: 8e-5]
+    #[arg(long, value_name = "X", allow_negative_numbers = true, value_parser = parse_coefficient)]
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub(crate) l1_coefficient: Option<f64>,
+    /// Coefficient of tanh [default: 7e-5]
+    #[arg(long, value_name = "X", allow_negative_numbers = true, value_parser = parse_coefficient)]
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub(crate) tanh_coefficient: Option<f64>,
+    /// Coefficient of log [default: 7e-5]
+    #[arg(long, value_name = "X", allow_negative_numbers = true, value_parser = parse_coefficient)]
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub(crate) log_coefficient: Option<f64>,
+    /// The k of tanh(k a) [default: 5, the slope at zero of approx-l0 with its default epsilon]
+    #[arg(long, value_name = "X", allow_negative_numbers = true, value_parser = parse_positive)]
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub(crate) tanh_scale: Option<f64>,
+    /// The epsilon of a/(a+epsilon), of log(1+a/epsilon) and of the frequency penalties' gradient. Several
+    /// values, as in 0.2,0.1,0.05, apply to equal parts of the run in turn [default: 0.2]
+    #[arg(long, value_name = "X,…", value_delimiter = ',', allow_negative_numbers = true, value_parser = parse_positive)]
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub(crate) epsilon: Vec<f64>,
+    /// Raise the penalty's coefficient linearly from 0 over the first STEPS steps [default: 0]
+    #[arg(long, value_name = "STEPS", value_parser = parse_count)]
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub(crate) coefficient_warmup_steps: Option<u64>,
+    /// Multiply each activation by the norm of its decoder row inside the penalty
+    #[arg(long)]
+    #[serde(default, skip_serializing_if = "is_false")]
+    pub(crate) weight_by_decoder_norm: bool,
+    /// Reconstruction error: the squared error divided by the row's distance from the batch mean (centered),
+    /// divided by the row's norm (uncentered), or summed (sum) [default: centered]
+    #[arg(long, value_enum, value_name = "KIND", hide_possible_values = true)]
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub(crate) mse: Option<MseChoice>,
+    /// Coefficient of the penalty on features that fire too rarely; 0 turns it off
+    /// [default: 1e-6 with approx-l0, tanh and log; 0 with l1 and none]
+    #[arg(long, value_name = "X", allow_negative_numbers = true, value_parser = parse_coefficient)]
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub(crate) min_sparsity_coefficient: Option<f64>,
+    /// Fraction of rows below which a feature fires too rarely [default: 1e-5]
+    #[arg(long, value_name = "FRACTION", allow_negative_numbers = true, value_parser = parse_fraction)]
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub(crate) min_sparsity_target: Option<f64>,
+    /// Coefficient of the penalty on features that fire too often; 0 turns it off [default: 0]
+    #[arg(long, value_name = "X", allow_negative_numbers = true, value_parser = parse_coefficient)]
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub(crate) max_sparsity_coefficient: Option<f64>,
+    /// Fraction of rows above which a feature fires too often [default: 0.1]
+    #[arg(long, value_name = "FRACTION", allow_negative_numbers = true, value_parser = parse_fraction)]
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub(crate) max_sparsity_target: Option<f64>,
+    /// Number of batches over which a feature's running frequency is averaged [default: 300]
+    #[arg(long, value_name = "BATCHES")]
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub(crate) sparsity_window: Option<usize>,
+}
+
+#[derive(Debug, Clone, Default, PartialEq, Args, Serialize, Deserialize)]
+#[command(next_help_heading = "Training")]
+pub(crate) struct LengthArguments {
+    /// Rows to train on, rounded up to whole batches. If the store has fewer, it is read again in another
+    /// order [default: 300M]
+    #[arg(long, value_name = "ROWS", value_parser = parse_count, conflicts_with = "steps")]
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub(crate) tokens: Option<u64>,
+    /// Optimizer steps, instead of --tokens
+    #[arg(long, value_name = "STEPS", value_parser = parse_count)]
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub(crate) steps: Option<u64>,
+    /// Learning rate of Adam [default: 4e-4]
+    #[arg(long, value_name = "X", allow_negative_numbers = true, value_parser = parse_positive)]
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub(crate) lr: Option<f64>,
+    /// Raise the learning rate linearly over the first STEPS steps [default: 0]
+    #[arg(long, value_name = "STEPS", value_parser = parse_count)]
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub(crate) warmup_steps: Option<u64>,
+    /// Lower the learning rate linearly to 0 over the last STEPS steps [default: 0]
+    #[arg(long, value_name = "STEPS", value_parser = parse_count)]
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub(crate) lr_decay_steps: Option<u64>,
+    /// Precision of products. fp32 forms the float32 product; exact finds the same active features and values faster, by
+    /// first ruling most pairs out in fewer bits; bf16 rounds both factors to bfloat16, which saves time only on a GPU
+    /// [default: exact]
+    #[arg(long, value_enum, value_name = "KIND", hide_possible_values = true)]
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub(crate) precision: Option<PrecisionChoice>,
+    /// What happens to dead features: nothing (none), or new weights from badly reconstructed rows (resample)
+    /// [default: none]
+    #[arg(long, value_enum, value_name = "KIND", hide_possible_values = true)]
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub(crate) revive: Option<ReviveChoice>,
+    /// Steps between revivals of dead features [default: 25k]
+    #[arg(long, value_name = "STEPS", value_parser = parse_count)]
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub(crate) revive_every: Option<u64>,
+    /// A feature that has not fired in the last ROWS rows counts as dead [default: 1M]
+    #[arg(long, value_name = "ROWS", value_parser = parse_count)]
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub(crate) dead_rows: Option<u64>,
+    /// Rows of the store to evaluate on at the end, at most one pass over it [default: 1M]
+    #[arg(long, value_name = "ROWS", value_parser = parse_count)]
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub(crate) eval_rows: Option<u64>,
+}
+
+/// Where and how a run is carried out.
+#[derive(Debug, Clone, Args)]
+#[command(next_help_heading = "Run")]
+pub(crate) struct RunArguments {
+    /// Folder of the run [default: runs/STORE-LOSS-COEFFICIENT]
+    #[arg(long, value_name = "FOLDER")]
+    pub(crate) out: Option<PathBuf>,
+    /// Continue the run in --out from its last checkpoint, or start it if there is none. Other flags may
+    /// be omitted; only --steps, --tokens and --eval-rows may differ from the run's own
+    #[arg(long)]
+    pub(crate) resume: bool,
+    /// Where to compute steps: on a GPU (cuda), on the CPU (cpu), or on a GPU if one can be used (auto)
+    #[arg(long, value_enum, default_value_t = DeviceChoice::Auto)]
+    pub(crate) device: DeviceChoice,
+    /// CPU threads [default: one per core]
+    #[arg(long, value_name = "N", value_parser = clap::value_parser!(u16).range(1..=1024))]
+    pub(crate) threads: Option<u16>,
+    /// Steps between lines of metrics.jsonl
+    #[arg(long, value_name = "STEPS", default_value_t = 100, value_parser = clap::value_parser!(u64).range(1..))]
+    pub(crate) log_every: u64,
+    /// Steps between checkpoints
+    #[arg(long, value_name = "STEPS", default_value_t = 5000, value_parser = clap::value_parser!(u64).range(1..))]
+    pub(crate) checkpoint_every: u64,
+    /// How many of the newest checkpoints to keep
+    #[arg(long, value_name = "N", default_value_t = 2, value_parser = clap::value_parser!(u16).range(1..))]
+    pub(crate) keep_checkpoints: u16,
+    /// Print the summary as one JSON object on standard output
+    #[arg(long)]
+    pub(crate) json: bool,
+}
+
+#[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum, Serialize, Deserialize)]
+#[serde(rename_all = "kebab-case")]
+pub(crate) enum PenaltyChoice {
+    #[value(name = "approx-l0")]
+    #[serde(rename = "approx-l0")]
+    ApproxL0,
+    L1,
+    Tanh,
+    Log,
+    None,
+}
+
+#[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum, Serialize, Deserialize)]
+#[serde(rename_all = "kebab-case")]
+pub(crate) enum MseChoice {
+    Sum,
+    Centered,
+    Uncentered,
+}
+
+#[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum, Serialize, Deserialize)]
+#[serde(rename_all = "kebab-case")]
+pub(crate) enum DecoderNormChoice {
+    Unit,
+    Tied,
+    Free,
+}
+
+/// The precision of products.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default, ValueEnum, Serialize, Deserialize)]
+#[serde(rename_all = "kebab-case")]
+pub(crate) enum PrecisionChoice {
+    #[default]
+    Exact,
+    Bf16,
+    Fp32,
+}
+
+/// What happens to dead features.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum, Serialize, Deserialize)]
+#[serde(rename_all = "kebab-case")]
+pub(crate) enum ReviveChoice {
+    None,
+    Resample,
+}
+
+/// The decoder bias before the first step.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum, Serialize, Deserialize)]
+#[serde(rename_all = "kebab-case")]
+pub(crate) enum DecoderBias {
+    Zeros,
+    Mean,
+    GeometricMedian,
+}
+
+#[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum)]
+pub(crate) enum DeviceChoice {
+    Auto,
+    Cpu,
+    Cuda,
+}
+
+fn parse_coefficient(text: &str) -> Result<f64, String> {
+    parse_number(text, |x| x >= 0.0, "it must be a number of at least 0")
+}
+
+fn parse_positive(text: &str) -> Result<f64, String> {
+    // The engine computes in float32.
+    parse_number(text, |x| x as f32 > 0.0, "it must be a number above 0")
+}
+
+fn parse_fraction(text: &str) -> Result<f64, String> {
+    parse_number(text, |x| x > 0.0 && x <= 1.0, "it must be above 0 and at most 1")
+}
+
+fn parse_number(text: &str, fits: impl Fn(f64) -> bool, rule: &str) -> Result<f64, String> {
+    let number = text.parse::<f64>().ok().filter(|x| (*x as f32).is_finite() && fits(*x));
+    number.ok_or_else(|| format!("{rule}, as in 0.2 or 7e-5"))
+}
+
+fn is_false(flag: &bool) -> bool {
+    !flag
+}
+
+#[cfg(test)]
+mod tests {
+    use clap::{CommandFactory, Parser};
+
+    use super::*;
+    use crate::command::line::{Command, CommandLine};
+
+    fn parse(words: &[&str]) -> Result<CommandLine, clap::Error> {
+        CommandLine::try_parse_from(["sae-trainer"].iter().chain(words))
+    }
+
+    #[test]
+    fn the_definition_is_consistent() {
+        CommandLine::command().debug_assert();
+    }
+
+    #[test]
+    fn flags_without_a_subcommand_mean_training() {
+        let line = parse(&["--store", "a", "--store", "b", "--tokens", "300M", "--features", "24k"]).unwrap();
+        assert!(line.command.is_none());
+        let settings = &line.train.settings;
+        assert_eq!(settings.data.store, [PathBuf::from("a"), PathBuf::from("b")]);
+        assert_eq!((settings.length.tokens, settings.model.features), (Some(300_000_000), Some(24_000)));
+        assert!(matches!(parse(&["compare", "x", "y"]).unwrap().command, Some(Command::Compare(_))));
+        assert!(parse(&["--store", "a", "compare", "x"]).is_err());
+        assert!(parse(&["compare", "x", "--plot", "a.svg"]).is_ok());
+        assert!(parse(&["compare", "x", "--plot", "a.png"]).unwrap_err().to_string().contains("a.png"));
+    }
+
+    #[test]
+    fn numbers_out_of_range_are_refused_by_flag() {
+        for (flag, value) in [
+            ("--lr", "0"),
+            ("--lr", "-1"),
+            ("--lr", "nan"),
+            ("--lr", "inf"),
+            ("--l0-coefficient", "-1"),
+            ("--epsilon", "0.2,-1"),
+            ("--tanh-scale", "1e-300"),
+            ("--min-sparsity-target", "7"),
+        ] {
+            let error = parse(&[flag, value]).unwrap_err().to_string();
+            assert!(error.contains(flag) && error.contains("it must be"), "{flag} {value}: {error}");
+        }
+    }
+
+    #[test]
+    fn flags_that_exclude_each_other_are_refused() {
+        assert!(parse(&["--tokens", "1M", "--steps", "5"]).is_err());
+        assert!(parse(&["--features", "64", "--expansion", "8"]).is_err());
+        assert!(parse(&["--init-from", "x", "--expansion", "8"]).is_err());
+    }
+}

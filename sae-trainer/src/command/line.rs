@@ -1,0 +1,76 @@
+//! The whole command line: the subcommands, and what `--help` says of them.
+
+use clap::{Parser, Subcommand};
+
+use super::arguments::{BenchArguments, CompareArguments, TrainArguments, VerifyArguments};
+use crate::sweep::SweepArguments;
+
+/// Trains a sparse autoencoder from an activation store that `activation-dump` wrote.
+#[derive(Debug, Parser)]
+#[command(
+    version,
+    args_conflicts_with_subcommands = true,
+    arg_required_else_help = true,
+    after_help = "\
+Examples:
+  sae-trainer --loss approx-l0
+      the reference configuration on the only store under stores/: 32x features, batches of 4096 rows, 300M tokens
+  sae-trainer --store stores/gpt2 --loss l1 --l1-coefficient 8e-5 --tokens 50M --out runs/l1
+      an L1 penalty, a shorter run, a folder of your choice
+  sae-trainer --resume --out runs/l1
+      continues an interrupted run from its last checkpoint
+  sae-trainer sweep --store stores/gpt2 --l0-coefficient 5e-5,7e-5,1.4e-4
+      three runs at once that read the store once; sae-trainer sweep --help says more
+  sae-trainer compare runs/* --plot runs.svg
+      a table of several runs, and a picture: L0 against error, firing frequencies, the course of training
+  sae-trainer verify runs/l1 runs/front
+      checks every file of these runs and sweeps and lists the damaged ones
+  sae-trainer bench --features 24576 --batch 4096
+      times each part of a training step on this machine
+
+Counts take the suffixes k, M and G: --tokens 300M. A row of the store is one token."
+)]
+pub(crate) struct CommandLine {
+    #[command(subcommand)]
+    pub(crate) command: Option<Command>,
+    #[command(flatten)]
+    pub(crate) train: TrainArguments,
+}
+
+const SWEEP_HELP: &str = "\
+The flags for the autoencoder, the loss and the training take several values, separated by commas; each combination of \
+values is a point of the sweep. (Repeat --epsilon and --init-from instead.) All points share the flags that the batches \
+depend on: --store, --batch, --seed, --drop-bos, --mixing-chunks, --tokens or --steps, --eval-rows.
+
+Examples:
+  sae-trainer sweep --store stores/gpt2 --l0-coefficient 5e-5,7e-5,1.4e-4 --lr 4e-4 --out runs/l0
+      three points: runs/l0/l0-coefficient-5e-5, ...; each is a run like any other
+  sae-trainer sweep --store stores/gpt2 --loss approx-l0,l1 --l0-coefficient 5e-5,7e-5
+      three points, one of them l1: a coefficient applies only to its own loss
+  sae-trainer sweep --resume --out runs/l0
+      continues all points of an interrupted sweep from their last checkpoints
+  sae-trainer compare runs/l0 --plot front.svg
+      the table once more, and a picture of it
+
+All points are in memory at the same time; the program prints how much they take before it starts. If the loss or weights \
+of a point become infinite or NaN, that point ends and the others go on; the exit code is then 1.";
+
+#[derive(Debug, Subcommand)]
+pub(crate) enum Command {
+    /// Trains several autoencoders at once on one stream of batches: flags take lists of values
+    #[command(after_help = SWEEP_HELP)]
+    Sweep(SweepArguments),
+    /// Compares runs in a table (L0, errors, dead features, speed) and, if asked to, in a plot
+    Compare(CompareArguments),
+    /// Checks the files of runs, sweeps and autoencoders against their checksums; exits with 1 if any is damaged
+    #[command(after_help = VERIFY_HELP)]
+    Verify(VerifyArguments),
+    /// Times each part of a training step and compares it with the hardware's limit
+    Bench(BenchArguments),
+}
+
+const VERIFY_HELP: &str = "\
+Every file is listed as sound, damaged or unchecked. An unchecked file has no checksum: an older version or another program \
+wrote it, or a person edited it. The folder of an autoencoder or checkpoint has a file SHA256SUMS, which sha256sum -c also reads. A JSON \
+object has its CRC-32C as its last key, \"crc32c\". Damaged files are never used: a resumed run skips a damaged checkpoint, \
+continues from the one before it, and says so.";

@@ -1,0 +1,6 @@
+//! The command line, and what it means: `line` → `arguments` → `settings`.
+
+pub(crate) mod arguments;
+pub(crate) mod default_store;
+pub(crate) mod line;
+pub(crate) mod settings;

@@ -1,0 +1,138 @@
+//! Turns `--device` and `--precision` into engines.
+
+use anyhow::{Context, Result};
+use human_units::format_bytes;
+use kernels::cuda::cuda_device::{CudaDevice, CudaOptions};
+use kernels::cuda::device::Device;
+use sae::Weights;
+
+use crate::command::arguments::{DeviceChoice, PrecisionChoice};
+use crate::command::settings::Settings;
+use crate::engine::{
+    CpuEngine, CpuOptions, CpuThreads, CudaEngine, DeviceOptions, Engine, Precision, Search, SharedDevice,
+    StepSpec, device_memory,
+};
+
+/// What computes the steps of a run, or of all runs of a sweep.
+pub(crate) enum Compute {
+    /// CPU threads.
+    Cpu { threads: CpuThreads, count: usize },
+    /// A GPU.
+    Cuda { device: SharedDevice<CudaDevice> },
+}
+
+impl Compute {
+    /// The GPU or the CPU. With `auto`, an unusable GPU is not an error; one line gives the reason.
+    pub(crate) fn choose(device: DeviceChoice, threads: usize) -> Result<Compute> {
+        let found = match device {
+            DeviceChoice::Cpu => None,
+            DeviceChoice::Cuda => {
+                let what = "--device cuda cannot be used; without it, or with --device cpu, the CPU trains";
+                Some(CudaDevice::new(&CudaOptions::default()).context(what)?)
+            }
+            DeviceChoice::Auto => match CudaDevice::new(&CudaOptions::default()) {
+                Ok(device) => Some(device),
+                Err(reason) if reason.is_a_wrong_setting() => return Err(reason.into()),
+                Err(reason) => {
+                    terminal::say!("training on the CPU: {reason}");
+                    None
+                }
+            },
+        };
+        Ok(match found {
+            Some(device) => Compute::Cuda { device: SharedDevice::new(device) },
+            None => Compute::Cpu { threads: CpuThreads::new(threads)?, count: threads },
+        })
+    }
+
+    /// For the head of runs: what computes, and the memory that they take together beside the `host` bytes for the rows
+    /// read ahead.
+    pub(crate) fn describe(&self, runs: &[&Settings], host: u64) -> Result<String> {
+        match self {
+            Compute::Cpu { count, .. } => {
+                let bf16 = runs.iter().filter(|run| cpu_options(run).bf16).count();
+                Ok(format!(
+                    "cpu, {count} threads{}, about {} of memory",
+                    if bf16 == runs.len() { ", bf16" } else { "" },
+                    format_bytes(cpu_memory(runs) + host)
+                ))
+            }
+            Compute::Cuda { device } => {
+                let name = device.with(|device| device.properties().name.clone());
+                let bytes = device_memory(&device_steps(runs))?;
+                let mut precisions: Vec<String> = runs
+                    .iter()
+                    .map(|run| format!("{:?}", device_options(run).precision).to_lowercase())
+                    .collect();
+                precisions.dedup();
+                Ok(format!(
+                    "cuda, {name}, {}; about {} of its memory, {} here",
+                    precisions.join("/"),
+                    format_bytes(bytes as u64),
+                    format_bytes(host)
+                ))
+            }
+        }
+    }
+
+    /// Checks that all of these runs fit into the device's memory at the same time.
+    pub(crate) fn check_memory(&self, runs: &[&Settings]) -> Result<()> {
+        match self {
+            // The system overcommits untouched memory, so nothing certain can be said beforehand.
+            Compute::Cpu { .. } => Ok(()),
+            Compute::Cuda { device } => Ok(device.check_memory(&device_steps(runs))?),
+        }
+    }
+
+    /// An engine for a run. Engines on the CPU step one after another, each with all threads.
+    pub(crate) fn engine(&self, run: &Settings, weights: &Weights) -> Result<Box<dyn Engine>> {
+        Ok(match self {
+            Compute::Cpu { threads, .. } => {
+                Box::new(CpuEngine::on(threads, run.step, weights, cpu_options(run))?)
+            }
+            Compute::Cuda { device } => {
+                Box::new(CudaEngine::on(device, run.step, weights, device_options(run))?)
+            }
+        })
+    }
+}
+
+fn cpu_options(run: &Settings) -> CpuOptions {
+    let (search, bf16) = match run.precision {
+        PrecisionChoice::Exact => (Search::Screened, false),
+        PrecisionChoice::Bf16 => (Search::Screened, true),
+        PrecisionChoice::Fp32 => (Search::Plain, false),
+    };
+    CpuOptions { search, bf16, ..CpuOptions::default() }
+}
+
+fn device_options(run: &Settings) -> DeviceOptions {
+    let precision = match run.precision {
+        PrecisionChoice::Exact => Precision::Exact,
+        PrecisionChoice::Bf16 => Precision::Bf16,
+        PrecisionChoice::Fp32 => Precision::Fp32,
+    };
+    DeviceOptions::for_precision(precision)
+}
+
+fn device_steps(runs: &[&Settings]) -> Vec<(StepSpec, DeviceOptions)> {
+    runs.iter().map(|run| (run.step, device_options(run))).collect()
+}
+
+/// Bytes of memory that the steps need at the peak. For each run: weights and moments, the frequency window, and two
+/// dense [B, F] arrays at the start, when most features are active, or later all weights and rows as integers of up to
+/// 2 bytes, for screening; of one run at a time a second copy of weights,
+/// moments and window while a checkpoint is written.
+fn cpu_memory(runs: &[&Settings]) -> u64 {
+    let (mut lasting, mut passing) = (0, 0);
+    for run in runs {
+        let step = &run.step;
+        let (d, f, batch) = (step.width as u64, step.features as u64, step.batch as u64);
+        let weights = 4 * (2 * d * f + d + f);
+        let window = 4 * step.sparsity_window as u64 * f;
+        let activations = (8 * batch * f).max(2 * d * (batch + f));
+        lasting += 3 * weights + window + activations + 12 * batch * d;
+        passing = passing.max(4 * weights + window);
+    }
+    lasting + passing
+}

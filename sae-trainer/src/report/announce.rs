@@ -1,0 +1,268 @@
+//! The text printed at the start and at the end of a run.
+
+use std::path::Path;
+use std::time::Duration;
+
+use activation_store::{Store, StreamOptions};
+use anyhow::Result;
+use human_units::{format_count, format_duration};
+use terminal::{foreign, foreign_path};
+
+use crate::command::settings::{Revive, Settings};
+use crate::engine::Penalty;
+use crate::engine::compute::Compute;
+use crate::report::table::{columns, grouped, number, pairs, share};
+use crate::runs::batches::Batches;
+use crate::runs::folder::program;
+use crate::runs::plan::Plan;
+use crate::runs::record::Summary;
+
+/// Prints what will be trained, on which data and on which hardware.
+pub(crate) fn settings(plan: &Plan, batches: &Batches, compute: &Compute) -> Result<()> {
+    let settings = plan.settings();
+    let [store, activations] = data(plan);
+    let mut lines = vec![
+        store,
+        activations,
+        ("autoencoder", autoencoder(settings)),
+        ("loss", loss(settings)),
+        ("training", format!("{}; lr {}", length(settings, batches), short(settings.lr))),
+        ("engine", compute.describe(&[settings], stream_memory(&plan.stores, batches))?),
+        ("run", format!("{}, seed {}", foreign_path(&plan.out), settings.seed)),
+    ];
+    if let Some(path) = &settings.init_from {
+        lines.push(("start", foreign_path(path).to_string()));
+    }
+    terminal::say!("{}\n{}", program(), pairs(&lines).trim_end());
+    Ok(())
+}
+
+/// A setting in words.
+type Describe = fn(&Settings) -> String;
+
+/// The same for the points of the sweep in `out`: what they share, then how they differ.
+pub(crate) fn sweep(out: &Path, plans: &[Plan], batches: &Batches, compute: &Compute) -> Result<()> {
+    let first = &plans[0];
+    let all: Vec<&Settings> = plans.iter().map(Plan::settings).collect();
+    let descriptions: [(&str, Describe); 3] =
+        [("autoencoder", autoencoder), ("loss", loss), ("lr", |settings| short(settings.lr))];
+    let (shared, differing): (Vec<_>, Vec<_>) = descriptions
+        .into_iter()
+        .partition(|(_, describe)| all.iter().all(|settings| describe(settings) == describe(all[0])));
+
+    let [store, activations] = data(first);
+    let mut lines = vec![store, activations];
+    lines.extend(shared.iter().map(|(name, describe)| (*name, describe(all[0]))));
+    lines.push(("training", length(all[0], batches)));
+    lines.push(("engine", compute.describe(&all, stream_memory(&first.stores, batches))?));
+    let points = format!("{}: {} points at once, seed {}", foreign_path(out), plans.len(), all[0].seed);
+    lines.push(("sweep", points));
+    terminal::say!("{}\n{}", program(), pairs(&lines).trim_end());
+    let rows: Vec<Vec<String>> = plans
+        .iter()
+        .map(|plan| {
+            let name = plan.out.file_name().unwrap_or_default().to_string_lossy();
+            let differences: Vec<String> =
+                differing.iter().map(|(_, describe)| describe(plan.settings())).collect();
+            vec![format!("    {name}"), differences.join("; ")]
+        })
+        .collect();
+    terminal::say!("{}", columns(&rows).trim_end());
+    Ok(())
+}
+
+/// The store, and what is in it.
+fn data(plan: &Plan) -> [(&'static str, String); 2] {
+    let provenance = plan.stores[0].provenance();
+    let rows: u64 = plan.stores.iter().map(|store| store.rows()).sum();
+    let paths: Vec<String> = plan.stores.iter().map(|store| foreign_path(store.path()).to_string()).collect();
+    let centred = if provenance.centered { ", centred" } else { "" };
+    [
+        ("store", format!("{}: {} rows", paths.join(", "), grouped(rows))),
+        ("activations", format!("{} of {}{centred}", foreign(&provenance.hook), foreign(&provenance.model))),
+    ]
+}
+
+/// `768 -> 24,576 features, decoder norm unit`
+fn autoencoder(settings: &Settings) -> String {
+    let step = &settings.step;
+    let revival = match settings.revive {
+        Revive::None => String::new(),
+        Revive::Resample { every } => {
+            format!(", dead features resampled every {} steps", grouped(every))
+        }
+    };
+    format!(
+        "{} -> {} features, decoder norm {}{}{revival}",
+        step.width,
+        grouped(step.features as u64),
+        json_name(&step.decoder_norm),
+        if step.pre_bias { ", pre-bias" } else { "" }
+    )
+}
+
+/// How long training is, and how often it reads the store.
+fn length(settings: &Settings, batches: &Batches) -> String {
+    let tokens = settings.steps * settings.step.batch as u64;
+    format!(
+        "{} steps of {} rows = {} tokens, {} passes over the store",
+        grouped(settings.steps),
+        grouped(settings.step.batch as u64),
+        format_count(tokens as f64),
+        number(tokens as f64 / batches.rows_per_epoch() as f64)
+    )
+}
+
+/// Bytes of memory for the rows read ahead: a block of chunks that is being mixed, the next one, and the
+/// batches. (The pages of the store's files that the system keeps in memory are not counted; it takes them
+/// back when it needs them.)
+fn stream_memory(stores: &[Store], batches: &Batches) -> u64 {
+    let chunk = |store: &Store| store.spec().layout.chunk_rows * store.width() * store.row_type().bytes();
+    let largest = stores.iter().map(chunk).max().unwrap_or(0);
+    let ahead = (StreamOptions::default().prefetch + 1) * batches.bytes();
+    (2 * batches.mixing_chunks() * largest + ahead) as u64
+}
+
+/// `approx-l0 7e-5 (epsilon 0.2), min-sparsity 1e-6 under 1e-5, centered MSE`
+fn loss(settings: &Settings) -> String {
+    let loss = &settings.step.loss;
+    let parameter = match loss.penalty {
+        Penalty::ApproxL0 { epsilon } | Penalty::Log { epsilon } => {
+            let epsilons = settings.epsilon_scales.iter().map(|scale| short(scale * short_f32(epsilon)));
+            format!(" (epsilon {})", epsilons.collect::<Vec<_>>().join(", "))
+        }
+        Penalty::Tanh { scale } => format!(" (scale {})", short(short_f32(scale))),
+        Penalty::L1 | Penalty::None => String::new(),
+    };
+    let mut text = match loss.penalty {
+        Penalty::None => "none".to_owned(),
+        _ => format!("{} {}{parameter}", settings.penalty_name(), short(loss.coefficient)),
+    };
+    if let Some(penalty) = &loss.min_sparsity {
+        text += &format!(", min-sparsity {} under {}", short(penalty.coefficient), short(penalty.target));
+    }
+    if let Some(penalty) = &loss.max_sparsity {
+        text += &format!(", max-sparsity {} over {}", short(penalty.coefficient), short(penalty.target));
+    }
+    text + &format!(", {} MSE", json_name(&loss.mse))
+}
+
+/// As a person writes it: `7e-5`, `0.2`, `0.0004` as `4e-4`.
+fn short(value: f64) -> String {
+    if value != 0.0 && !(0.01..1e6).contains(&value.abs()) {
+        format!("{value:e}")
+    } else {
+        format!("{value}")
+    }
+}
+
+/// 0.2_f32 as 0.2, not as 0.20000000298.
+fn short_f32(value: f32) -> f64 {
+    value.to_string().parse().unwrap_or(f64::from(value))
+}
+
+/// The name that an enum has in files.
+fn json_name(value: &impl serde::Serialize) -> String {
+    match serde_json::to_value(value) {
+        Ok(serde_json::Value::String(name)) => name,
+        _ => String::new(),
+    }
+}
+
+/// The result of a run in a few lines.
+pub(crate) fn summary(summary: &Summary) -> String {
+    let evaluation = &summary.evaluation;
+    let metrics = &evaluation.metrics;
+    let session = &summary.session;
+    let lines = [
+        (
+            "L0",
+            format!(
+                "{} ± {} of {}",
+                number(metrics.l0),
+                number(metrics.l0_std),
+                grouped(summary.features as u64)
+            ),
+        ),
+        (
+            "MSE",
+            format!(
+                "centered {}, uncentered {}, sum {}",
+                number(metrics.mse_centered),
+                number(metrics.mse_uncentered),
+                number(metrics.mse_sum)
+            ),
+        ),
+        (
+            "explained variance",
+            format!(
+                "{}, uncentered {}",
+                share(metrics.explained_variance),
+                share(metrics.explained_variance_uncentered)
+            ),
+        ),
+        ("dead features", format!("{} (silent in these rows)", grouped(metrics.dead_features as u64))),
+        (
+            "dense features",
+            format!(
+                "{} over 1 %, {} over 10 %, {} over 20 % of the rows",
+                metrics.features_over_1_percent,
+                metrics.features_over_10_percent,
+                metrics.features_over_20_percent
+            ),
+        ),
+        (
+            "speed",
+            format!(
+                "{} tokens/s over {} steps in {}, {:.0} % of it waiting for the store",
+                format_count(session.tokens_per_second.round()),
+                grouped(session.steps),
+                format_duration(Duration::from_secs_f64(session.seconds)),
+                100.0 * session.waiting_seconds / session.seconds.max(1e-9)
+            ),
+        ),
+        ("autoencoder", format!("{} (SAELens' format)", foreign_path(&summary.run.join("sae")))),
+    ];
+    let subject = if evaluation.rows == evaluation.rows_of_the_store {
+        format!("all {} rows of the store", grouped(evaluation.rows))
+    } else {
+        format!("{} of the store's {} rows", grouped(evaluation.rows), grouped(evaluation.rows_of_the_store))
+    };
+    format!(
+        "{} {} after {} steps, on {subject}:\n{}",
+        foreign(&summary.loss),
+        short(summary.coefficient),
+        grouped(summary.steps),
+        pairs(&lines)
+    )
+}
+
+#[cfg(test)]
+mod tests {
+    use clap::Parser;
+
+    use super::*;
+
+    fn described(words: &[&str]) -> String {
+        let line = ["sae-trainer", "--store", "s"].iter().chain(words);
+        let arguments = crate::command::line::CommandLine::try_parse_from(line).unwrap().train.settings;
+        loss(&Settings::resolve(&arguments, 768, None).unwrap())
+    }
+
+    #[test]
+    fn a_loss_is_described_in_the_words_of_the_command_line() {
+        assert_eq!(
+            described(&[]),
+            "approx-l0 7e-5 (epsilon 0.2), min-sparsity 1e-6 under 1e-5, centered MSE"
+        );
+        assert_eq!(described(&["--loss", "l1", "--mse", "sum"]), "l1 8e-5, sum MSE");
+        assert_eq!(
+            described(&["--epsilon", "0.2,0.1", "--min-sparsity-coefficient", "0"]),
+            "approx-l0 7e-5 (epsilon 0.2, 0.1), centered MSE"
+        );
+        assert_eq!(
+            described(&["--loss", "none", "--max-sparsity-coefficient", "2e-6"]),
+            "none, max-sparsity 2e-6 over 0.1, centered MSE"
+        );
+    }
+}

@@ -1,0 +1,195 @@
+//! A run's state on disk: a folder that is an autoencoder in SAELens' format, usable as such, plus the rest of the training
+//! state.
+//!
+//! ```text
+//! checkpoints/step-00005000/
+//!     cfg.json  sae_weights.safetensors  sparsity.safetensors     the autoencoder
+//!     training.safetensors    first.* and second.*: Adam's moments, matrices as [F, d]
+//!                             window [batches, F] uint32, steps_since_fired [F] uint64
+//!     training.json           the step, how many lines the log had by then, and on a GPU what decides whether
+//!                             steps are dense or sparse
+//!     SHA256SUMS              checksums of these files
+//! ```
+
+use std::fs;
+use std::path::{Path, PathBuf};
+
+use anyhow::{Context, Result, bail, ensure};
+use durable_files::CheckedFolder;
+use kernels::cpu::transposed;
+use sae::Sae;
+use safetensors::tensor::{Dtype, SafeTensorError, SafeTensors, TensorView};
+use serde::{Deserialize, Serialize};
+use terminal::foreign_path;
+
+use crate::engine::{EngineState, Parameters, PathChoice, StepSpec};
+
+const TENSORS_FILE: &str = "training.safetensors";
+const STEP_FILE: &str = "training.json";
+
+#[derive(Debug, Serialize, Deserialize)]
+struct Training {
+    step: u64,
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    logged_lines: Option<u64>,
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    path_choice: Option<PathChoice>,
+}
+
+/// Writes the checkpoint `folder`, whole or not at all. `sae` holds the weights of `state`; the log beside it, if there is
+/// one, has `logged_lines` lines.
+pub(crate) fn save(folder: &Path, sae: &Sae, state: &EngineState, logged_lines: Option<u64>) -> Result<()> {
+    let written: Result<(), sae::Error> = durable_files::replace_folder(folder, |new| {
+        sae.write_into(new)?;
+        write_tensors(&new.join(TENSORS_FILE), sae.config.d_in, state)?;
+        let path_choice = state.path_choice.clone();
+        let training = Training { step: state.step, logged_lines, path_choice };
+        let training = serde_json::to_vec(&training).expect("numbers are plain data");
+        let path = new.join(STEP_FILE);
+        fs::write(&path, training).map_err(sae::Error::io("write", path))?;
+        Ok(durable_files::write_sums(new)?)
+    });
+    written.with_context(|| format!("cannot write the checkpoint {}", foreign_path(folder)))
+}
+
+/// The newest of `folders` (the oldest first) that can be read, with its place among them. For each newer one, says
+/// why it cannot be read: only the time since the older one is lost.
+///
+/// # Errors
+/// Where none can be read.
+pub(crate) fn load_newest(folders: &[PathBuf], spec: &StepSpec) -> Result<(usize, EngineState)> {
+    let mut reasons = Vec::new();
+    for (at, folder) in folders.iter().enumerate().rev() {
+        match load(folder, spec) {
+            Ok(state) => {
+                for reason in reasons {
+                    terminal::say!("{reason}; continuing from the one before it");
+                }
+                return Ok((at, state));
+            }
+            Err(error) => {
+                let folder = foreign_path(folder);
+                reasons.push(format!("cannot continue from the checkpoint {folder}: {error:#}"));
+            }
+        }
+    }
+    bail!("{}. There is no checkpoint to continue from: start a new run in another --out", reasons.join("; "))
+}
+
+/// How many lines the log had at the step of the checkpoint `folder`, and that step; `None` if an
+/// older version did not note it.
+///
+/// # Errors
+/// Where the checkpoint is damaged.
+pub(crate) fn logged_lines(folder: &Path) -> Result<Option<(u64, u64)>> {
+    let text = CheckedFolder::open(folder)?.read(STEP_FILE)?;
+    let training: Training = serde_json::from_slice(&text)
+        .with_context(|| format!("{} is damaged", foreign_path(&folder.join(STEP_FILE))))?;
+    Ok(training.logged_lines.map(|lines| (training.step, lines)))
+}
+
+/// Reads the checkpoint `folder` of a run whose steps are those of `spec`.
+fn load(folder: &Path, spec: &StepSpec) -> Result<EngineState> {
+    let files = CheckedFolder::open(folder)?;
+    let path = folder.join(STEP_FILE);
+    let text = files.read(STEP_FILE)?;
+    let Training { step, path_choice, .. } =
+        serde_json::from_slice(&text).with_context(|| format!("{} is damaged", foreign_path(&path)))?;
+
+    let Sae { weights, .. } = Sae::load(folder)?;
+    let (d, f) = (spec.width, spec.features);
+    ensure!(
+        (weights.d_in, weights.d_sae) == (d, f),
+        "it has width {} and {} features, but the run has width {d} and {f} features",
+        weights.d_in,
+        weights.d_sae
+    );
+    let weights = Parameters {
+        encoder: transposed(&weights.w_enc, d, f),
+        encoder_bias: weights.b_enc,
+        decoder: weights.w_dec,
+        decoder_bias: weights.b_dec,
+    };
+
+    let path = folder.join(TENSORS_FILE);
+    let bytes = files.read(TENSORS_FILE)?;
+    let state = || -> Result<EngineState> {
+        let file = SafeTensors::deserialize(&bytes)?;
+        let window = &file.tensor("window")?;
+        ensure!(window.shape().len() == 2, "tensor `window` has shape {:?}", window.shape());
+        let batches = window.shape()[0];
+        Ok(EngineState {
+            step,
+            weights,
+            first_moments: read_moments(&file, "first", d, f)?,
+            second_moments: read_moments(&file, "second", d, f)?,
+            window: bytemuck::pod_collect_to_vec(data(&file, "window", Dtype::U32, &[batches, f])?),
+            steps_since_fired: bytemuck::pod_collect_to_vec(data(
+                &file,
+                "steps_since_fired",
+                Dtype::U64,
+                &[f],
+            )?),
+            path_choice,
+        })
+    };
+    state().with_context(|| format!("{} is damaged", foreign_path(&path)))
+}
+
+fn read_moments(file: &SafeTensors<'_>, order: &str, d: usize, f: usize) -> Result<Parameters> {
+    let read = |name: &str, shape: &[usize]| -> Result<Vec<f32>> {
+        let name = format!("{order}.{name}");
+        let values: Vec<f32> = bytemuck::pod_collect_to_vec(data(file, &name, Dtype::F32, shape)?);
+        if let Some(index) = values.iter().position(|v| !v.is_finite()) {
+            bail!("tensor `{name}` holds {} at index {index}", values[index]);
+        }
+        Ok(values)
+    };
+    Ok(Parameters {
+        encoder: read("encoder", &[f, d])?,
+        encoder_bias: read("encoder_bias", &[f])?,
+        decoder: read("decoder", &[f, d])?,
+        decoder_bias: read("decoder_bias", &[d])?,
+    })
+}
+
+fn data<'a>(file: &SafeTensors<'a>, name: &str, dtype: Dtype, shape: &[usize]) -> Result<&'a [u8]> {
+    let view = file.tensor(name)?;
+    ensure!(
+        view.dtype() == dtype && view.shape() == shape,
+        "tensor `{name}` is {:?} {:?}, expected {dtype:?} {shape:?}",
+        view.dtype(),
+        view.shape()
+    );
+    Ok(view.data())
+}
+
+fn write_tensors(path: &Path, d: usize, state: &EngineState) -> Result<(), sae::Error> {
+    let f = state.steps_since_fired.len();
+    let error = |source| match source {
+        SafeTensorError::IoError(source) => sae::Error::io("write", path)(source),
+        source => sae::Error::Safetensors { path: path.into(), source },
+    };
+    let mut tensors = Vec::new();
+    let mut add = |name: String, dtype, shape, bytes| {
+        TensorView::new(dtype, shape, bytes).map(|view| tensors.push((name, view))).map_err(error)
+    };
+    for (order, moments) in [("first", &state.first_moments), ("second", &state.second_moments)] {
+        for (name, values) in moments.arrays() {
+            let shape = if values.len() == d * f { vec![f, d] } else { vec![values.len()] };
+            add(format!("{order}.{name}"), Dtype::F32, shape, bytemuck::cast_slice(values))?;
+        }
+    }
+    let batches = state.window.len() / f;
+    add("window".into(), Dtype::U32, vec![batches, f], bytemuck::cast_slice(&state.window))?;
+    let since = bytemuck::cast_slice(&state.steps_since_fired);
+    add("steps_since_fired".into(), Dtype::U64, vec![f], since)?;
+    safetensors::serialize_to_file(tensors, None, path).map_err(error)
+}
+
+/// Bytes of a checkpoint once the frequency window is full: weights and moments, and the window.
+pub(crate) fn bytes(spec: &StepSpec) -> u64 {
+    let (d, f) = (spec.width as u64, spec.features as u64);
+    let weights = 4 * (2 * d * f + d + f);
+    3 * weights + f * (4 * spec.sparsity_window as u64 + 12)
+}

@@ -1,0 +1,248 @@
+//! New weights for dead features: "neuron resampling" from T. Bricken et al., "Towards Monosemanticity" (2023).
+//!
+//! Every `--revive-every` steps, each dead feature (see `--dead-rows`) is given a row of the batch, drawn with a probability
+//! proportional to the square of the row's loss. With v = x − b_dec of that row:
+//!
+//! ```text
+//! W_dec_j = v / ‖v‖        W_enc_j = 0.2 · (mean ‖W_enc‖ of the live features) · v / ‖v‖        b_enc_j = 0
+//! ```
+//!
+//! and its moments are 0. The loss is the training loss, so rows with large norms, such as those of BOS tokens, do not
+//! take every draw where the loss divides by the norm. There are two differences from the paper, because rows are drawn from
+//! one batch and not from 819,200 rows. A row is given to only one feature, since two features with the same weights would
+//! stay the same for ever. Dead features in excess of the batch's rows wait until the next time.
+
+use rand_chacha::ChaCha8Rng;
+use rand_chacha::rand_core::{Rng, SeedableRng};
+use serde::Serialize;
+
+use crate::command::settings::Settings;
+use crate::engine::{EngineState, Mse};
+
+/// The encoder row of a revived feature, as a share of the live features' mean norm.
+const ENCODER_SHARE: f64 = 0.2;
+
+/// A line of `metrics.jsonl`.
+#[derive(Debug, Clone, PartialEq, Serialize)]
+pub(crate) struct ResampleRecord {
+    kind: &'static str,
+    /// Steps done.
+    step: u64,
+    /// Features that were dead.
+    pub(crate) dead_features: usize,
+    /// Those of them that got new weights.
+    pub(crate) resampled_features: usize,
+}
+
+/// Gives dead features new weights from the rows of `batch` [B, d], of which `errors` [B] are the ‖x̂ − x‖². The draw
+/// depends on the run's seed and on the step alone.
+pub(crate) fn resample(
+    state: &mut EngineState,
+    settings: &Settings,
+    batch: &[f32],
+    errors: &[f32],
+) -> ResampleRecord {
+    let d = settings.step.width;
+    let silence = settings.dead_steps().min(state.step);
+    let (dead, live): (Vec<usize>, Vec<usize>) =
+        (0..settings.step.features).partition(|&j| state.steps_since_fired[j] >= silence);
+    let mut record = ResampleRecord {
+        kind: "resample",
+        step: state.step,
+        dead_features: dead.len(),
+        resampled_features: 0,
+    };
+    if dead.is_empty() {
+        return record;
+    }
+    // If no feature lives, the dead ones have to provide the scale.
+    let scale_from = if live.is_empty() { &dead } else { &live };
+    let norms = scale_from.iter().map(|&j| norm(&state.weights.encoder[j * d..][..d]));
+    let encoder_norm = ENCODER_SHARE * norms.sum::<f64>() / scale_from.len() as f64;
+
+    let losses = row_losses(settings.step.loss.mse, batch, errors, d);
+    let mut random = ChaCha8Rng::seed_from_u64(settings.seed);
+    random.set_stream(state.step);
+    let rows = draw(&losses, dead.len(), &mut random);
+    for (j, row) in dead.into_iter().zip(rows) {
+        let x = batch[row * d..][..d].iter().zip(&state.weights.decoder_bias);
+        let v: Vec<f32> = x.map(|(x, bias)| x - bias).collect();
+        let length = norm(&v);
+        if !(length > 0.0 && length.is_finite()) {
+            continue;
+        }
+        for (k, v) in v.iter().enumerate() {
+            let unit = f64::from(*v) / length;
+            state.weights.decoder[j * d + k] = unit as f32;
+            state.weights.encoder[j * d + k] = (encoder_norm * unit) as f32;
+        }
+        state.weights.encoder_bias[j] = 0.0;
+        for moments in [&mut state.first_moments, &mut state.second_moments] {
+            moments.encoder[j * d..][..d].fill(0.0);
+            moments.decoder[j * d..][..d].fill(0.0);
+            moments.encoder_bias[j] = 0.0;
+        }
+        // It has not had time to fire yet.
+        state.steps_since_fired[j] = 0;
+        record.resampled_features += 1;
+    }
+    record
+}
+
+/// The reconstruction loss of each row, up to a factor that all share.
+fn row_losses(mse: Mse, batch: &[f32], errors: &[f32], d: usize) -> Vec<f64> {
+    let mut mean = vec![0.0f64; d];
+    if mse == Mse::Centered {
+        for row in batch.chunks_exact(d) {
+            mean.iter_mut().zip(row).for_each(|(mean, x)| *mean += f64::from(*x));
+        }
+        mean.iter_mut().for_each(|mean| *mean /= errors.len() as f64);
+    }
+    let losses = batch.chunks_exact(d).zip(errors).map(|(row, error)| {
+        let squares = row.iter().zip(&mean).map(|(x, mean)| (f64::from(*x) - mean).powi(2));
+        let divisor = match mse {
+            Mse::Sum => 1.0,
+            Mse::Centered | Mse::Uncentered => squares.sum::<f64>().sqrt(),
+        };
+        if divisor > 0.0 { f64::from(*error) / divisor } else { 0.0 }
+    });
+    losses.collect()
+}
+
+/// At most `count` different rows, drawn one after another with probabilities proportional to losses², those drawn left
+/// out: the rows with the least E / loss², E exponentially distributed (Efraimidis and Spirakis, 2006).
+fn draw(losses: &[f64], count: usize, random: &mut ChaCha8Rng) -> Vec<usize> {
+    let mut keys: Vec<(f64, usize)> = Vec::new();
+    for (row, loss) in losses.iter().enumerate() {
+        // In (0, 1]; drawn for every row, so that one row's loss does not move the draws of others.
+        let uniform = ((random.next_u64() >> 11) + 1) as f64 / (1u64 << 53) as f64;
+        let weight = loss * loss;
+        if weight > 0.0 && weight.is_finite() {
+            keys.push((-uniform.ln() / weight, row));
+        }
+    }
+    keys.sort_by(|a, b| a.0.total_cmp(&b.0).then(a.1.cmp(&b.1)));
+    keys.into_iter().take(count).map(|(_, row)| row).collect()
+}
+
+fn norm(values: &[f32]) -> f64 {
+    values.iter().map(|v| f64::from(*v).powi(2)).sum::<f64>().sqrt()
+}
+
+#[cfg(test)]
+mod tests {
+    use clap::Parser;
+
+    use super::*;
+    use crate::command::line::CommandLine;
+    use crate::engine::Parameters;
+
+    const WIDTH: usize = 2;
+
+    fn settings(words: &str) -> Settings {
+        let line = format!("sae-trainer --features 4 --batch 3 --dead-rows 30 --revive resample {words}");
+        let arguments = CommandLine::try_parse_from(line.split_whitespace()).unwrap().train.settings;
+        Settings::resolve(&arguments, WIDTH, None).unwrap()
+    }
+
+    /// After 50 steps: features 1 and 3 have been silent for 10 steps and more.
+    fn state() -> EngineState {
+        let filled = |from: f32| Parameters {
+            encoder: (0..8).map(|i| from + i as f32).collect(),
+            encoder_bias: vec![from; 4],
+            decoder: (0..8).map(|i| from - i as f32).collect(),
+            decoder_bias: vec![1.0, 2.0],
+        };
+        EngineState {
+            step: 50,
+            weights: filled(1.0),
+            first_moments: filled(2.0),
+            second_moments: filled(3.0),
+            window: vec![7; 8],
+            steps_since_fired: vec![9, 10, 0, 50],
+            path_choice: None,
+        }
+    }
+
+    #[test]
+    fn dead_features_get_directions_of_different_rows() {
+        let before = state();
+        let mut state = state();
+        // The second row is reconstructed; the others lie at (3, 4) and (0, -2) from the decoder bias.
+        let batch = [4.0, 6.0, 9.0, 9.0, 1.0, 0.0];
+        let record = resample(&mut state, &settings("--mse sum"), &batch, &[5.0, 0.0, 5.0]);
+        assert_eq!((record.step, record.dead_features, record.resampled_features), (50, 2, 2));
+        let mut directions = [1, 3].map(|j| state.weights.decoder[j * WIDTH..][..WIDTH].to_vec());
+        directions.sort_by(|a, b| a[0].total_cmp(&b[0]));
+        assert_eq!(directions, [vec![0.0, -1.0], vec![0.6, 0.8]]);
+        // Live encoder rows are (1, 2) and (5, 6).
+        let share = 0.2 * (5f64.sqrt() + 61f64.sqrt()) / 2.0;
+        for j in [1, 3] {
+            for k in 0..WIDTH {
+                let (encoder, decoder) =
+                    (state.weights.encoder[j * WIDTH + k], state.weights.decoder[j * WIDTH + k]);
+                assert!((f64::from(encoder) - share * f64::from(decoder)).abs() < 1e-6);
+                for moments in [&state.first_moments, &state.second_moments] {
+                    assert_eq!((moments.encoder[j * WIDTH + k], moments.decoder[j * WIDTH + k]), (0.0, 0.0));
+                    assert_eq!(moments.encoder_bias[j], 0.0);
+                }
+            }
+            assert_eq!((state.weights.encoder_bias[j], state.steps_since_fired[j]), (0.0, 0));
+        }
+        for j in [0, 2] {
+            for (now, then) in [
+                (&state.weights, &before.weights),
+                (&state.first_moments, &before.first_moments),
+                (&state.second_moments, &before.second_moments),
+            ] {
+                assert_eq!(now.encoder[j * WIDTH..][..WIDTH], then.encoder[j * WIDTH..][..WIDTH]);
+                assert_eq!(now.decoder[j * WIDTH..][..WIDTH], then.decoder[j * WIDTH..][..WIDTH]);
+                assert_eq!(now.encoder_bias[j], then.encoder_bias[j]);
+                assert_eq!(now.decoder_bias, then.decoder_bias);
+            }
+        }
+        assert_eq!(state.window, before.window);
+    }
+
+    #[test]
+    fn rows_are_drawn_in_proportion_to_their_squared_loss() {
+        let mut first = [0u32; 4];
+        for seed in 0..20_000 {
+            let mut random = ChaCha8Rng::seed_from_u64(seed);
+            let rows = draw(&[1.0, 2.0, 0.0, 3.0], 4, &mut random);
+            assert_eq!(rows.len(), 3, "a row without loss is not drawn, and none twice");
+            first[rows[0]] += 1;
+        }
+        for (row, weight) in [1.0, 4.0, 0.0, 9.0].into_iter().enumerate() {
+            let share = f64::from(first[row]) / 20_000.0;
+            // Four standard deviations.
+            assert!((share - weight / 14.0).abs() < 0.014, "row {row}: {share}");
+        }
+    }
+
+    #[test]
+    fn the_loss_of_a_row_is_the_one_that_is_trained() {
+        let batch = [4.0, 3.0, -4.0, -3.0, 0.0, 0.0];
+        let losses = |mse| row_losses(mse, &batch, &[10.0, 10.0, 10.0], WIDTH);
+        assert_eq!(losses(Mse::Sum), [10.0, 10.0, 10.0]);
+        // A row that the loss divides by 0 is left out.
+        assert_eq!(losses(Mse::Uncentered), [2.0, 2.0, 0.0]);
+        assert_eq!(losses(Mse::Centered), [2.0, 2.0, 0.0]);
+        let shifted: Vec<f32> = batch.chunks(2).flat_map(|row| [row[0] + 100.0, row[1]]).collect();
+        assert_eq!(row_losses(Mse::Centered, &shifted, &[10.0; 3], WIDTH), [2.0, 2.0, 0.0]);
+    }
+
+    #[test]
+    fn without_dead_features_or_losses_nothing_changes() {
+        let mut alive = state();
+        alive.steps_since_fired = vec![0; 4];
+        let before = alive.clone();
+        let record = resample(&mut alive, &settings(""), &[1.0; 6], &[1.0; 3]);
+        assert_eq!((record.dead_features, record.resampled_features), (0, 0));
+        assert!(alive == before);
+        let mut perfect = state();
+        let record = resample(&mut perfect, &settings(""), &[1.0, 2.0, 3.0, 4.0, 5.0, 7.0], &[0.0; 3]);
+        assert_eq!((record.dead_features, record.resampled_features), (2, 0));
+        assert!(perfect == state());
+    }
+}

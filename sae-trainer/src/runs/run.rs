@@ -1,0 +1,377 @@
+//! One run in progress: an engine, the run's folder, and the current step.
+
+use std::path::PathBuf;
+use std::time::{Duration, Instant};
+
+use anyhow::{Context, Result, bail};
+use sae::{Sae, Weights};
+use terminal::foreign_path;
+
+use crate::command::arguments::{DecoderBias, RunArguments};
+use crate::command::settings::{Revive, Settings};
+use crate::engine::compute::Compute;
+use crate::engine::{Engine, EngineError, EngineState, EvalStats, Rows, StepStats};
+use crate::runs::batches::Batches;
+use crate::runs::checkpoint;
+use crate::runs::decoder_bias;
+use crate::runs::folder::{RunFolder, checkpoints, program};
+use crate::runs::plan::Plan;
+use crate::runs::record::{EvaluationRecord, Session, StepRecord, Summary, Timing, log10_frequency};
+use crate::runs::revive;
+use crate::runs::sae_config;
+use crate::runs::schedule;
+
+/// A run whose engine is ready, and whose folder is not yet touched.
+pub(crate) struct ReadyRun {
+    plan: Plan,
+    engine: Box<dyn Engine>,
+    step: u64,
+    /// Checkpoints of later steps that cannot be read.
+    unreadable: Vec<PathBuf>,
+}
+
+/// A run under way.
+pub(crate) struct Run {
+    pub(crate) plan: Plan,
+    pub(crate) engine: Box<dyn Engine>,
+    folder: RunFolder,
+    /// Steps that the engine has reported as done.
+    pub(crate) step: u64,
+    /// Steps that the engine has begun.
+    pub(crate) begun: u64,
+    /// Steps that were done before this process.
+    first_step: u64,
+    clock: Clock,
+    log_every: u64,
+    keep_checkpoints: usize,
+    /// What the newest step reported.
+    pub(crate) latest: Option<Latest>,
+}
+
+/// The newest step of a run, for the eye.
+#[derive(Debug, Clone, Copy)]
+pub(crate) struct Latest {
+    pub(crate) step: u64,
+    pub(crate) l0: f64,
+    pub(crate) mse: f64,
+    pub(crate) explained_variance: f64,
+    /// As of the last logged step.
+    pub(crate) dead: usize,
+    /// The step is one of those in `metrics.jsonl`.
+    pub(crate) logged: bool,
+}
+
+/// When the steps of the log were done.
+struct Clock {
+    started: Instant,
+    last: Instant,
+    last_step: u64,
+}
+
+impl Clock {
+    fn start(step: u64) -> Clock {
+        let now = Instant::now();
+        Clock { started: now, last: now, last_step: step }
+    }
+
+    /// The time since the start, and the speed since the last lap.
+    fn lap(&mut self, step: u64, batch: u64) -> Timing {
+        let now = Instant::now();
+        let rows = (step - self.last_step) * batch;
+        let timing = Timing {
+            seconds: now.duration_since(self.started).as_secs_f64(),
+            tokens_per_second: rows as f64 / now.duration_since(self.last).as_secs_f64(),
+        };
+        (self.last, self.last_step) = (now, step);
+        timing
+    }
+}
+
+impl ReadyRun {
+    /// The engine with the weights that the run starts or continues from. Batches taken from `batches` to find them are
+    /// those of its beginning, where it is.
+    pub(crate) fn new(plan: Plan, compute: &Compute, batches: &mut Batches) -> Result<ReadyRun> {
+        let settings = plan.settings();
+        let mut folders: Vec<PathBuf> = plan.checkpoints.iter().map(|(_, folder)| folder.clone()).collect();
+        let mut state = None;
+        if !folders.is_empty() {
+            let (at, newest) = checkpoint::load_newest(&folders, &settings.step)?;
+            folders.drain(..=at);
+            state = Some(newest);
+        }
+        let weights = match (&state, &plan.initial) {
+            (Some(_), _) => Weights::init(settings.step.width, settings.step.features, 0),
+            (None, Some(sae)) => sae.weights.clone(),
+            (None, None) => initial_weights(settings, batches)?,
+        };
+        let mut engine = compute.engine(settings, &weights)?;
+        drop(weights);
+        let step = state.as_ref().map_or(0, |state| state.step);
+        if let Some(state) = state {
+            engine.restore(state)?;
+        }
+        Ok(ReadyRun { plan, engine, step, unreadable: folders })
+    }
+
+    /// Takes the folder, and begins.
+    pub(crate) fn start(self, flags: &RunArguments) -> Result<Run> {
+        let ReadyRun { plan, engine, step, unreadable } = self;
+        let mut folder = RunFolder::open(&plan.out, &plan.config)?;
+        folder.set_aside(&unreadable)?;
+        if plan.resumed {
+            folder.forget_after(step)?;
+        }
+        Ok(Run {
+            plan,
+            engine,
+            folder,
+            step,
+            begun: step,
+            first_step: step,
+            clock: Clock::start(step),
+            log_every: flags.log_every,
+            keep_checkpoints: usize::from(flags.keep_checkpoints),
+            latest: None,
+        })
+    }
+}
+
+impl Run {
+    pub(crate) fn settings(&self) -> &Settings {
+        self.plan.settings()
+    }
+
+    pub(crate) fn path(&self) -> &std::path::Path {
+        self.folder.path()
+    }
+
+    /// Sets the clock of the log to zero: training begins now.
+    pub(crate) fn start_clock(&mut self) {
+        self.clock = Clock::start(self.step);
+    }
+
+    /// Begins the run's next step on `batch`, and records the step that was finished in the meantime. The inner error is the
+    /// engine's, after which the run cannot continue.
+    pub(crate) fn submit(&mut self, batch: Rows<'_>) -> Result<Result<(), EngineError>> {
+        let schedule = schedule::at(self.plan.settings(), self.begun);
+        let stats = match self.engine.submit_shared(self.begun, batch, &schedule) {
+            Ok(stats) => stats,
+            Err(error) => return Ok(Err(error)),
+        };
+        self.begun += 1;
+        if let Some(stats) = stats {
+            self.done(&stats)?;
+        }
+        Ok(Ok(()))
+    }
+
+    /// Waits for the steps that have begun, and records them.
+    pub(crate) fn settle(&mut self) -> Result<Result<(), EngineError>> {
+        loop {
+            match self.engine.finish() {
+                Ok(Some(stats)) => self.done(&stats)?,
+                Ok(None) => return Ok(Ok(())),
+                Err(error) => return Ok(Err(error)),
+            }
+        }
+    }
+
+    /// Whether dead features are revived after `steps` steps: before the next one, so that a run that ends there is not
+    /// left with untrained features, and a run that resumes there does what it would have done.
+    pub(crate) fn is_revival(&self, steps: u64) -> bool {
+        match self.settings().revive {
+            Revive::None => false,
+            Revive::Resample { every } => steps > 0 && steps.is_multiple_of(every),
+        }
+    }
+
+    /// If a revival is due, gives dead features new weights from the rows of `batch`, which is the next to be trained
+    /// on. No step is under way.
+    pub(crate) fn revive_if_due(&mut self, batch: Rows<'_>) -> Result<Result<(), EngineError>> {
+        if !self.is_revival(self.begun) {
+            return Ok(Ok(()));
+        }
+        let batch = batch.to_f32();
+        let errors = match self.engine.squared_errors(&batch) {
+            Ok(errors) => errors,
+            Err(error) => return Ok(Err(error)),
+        };
+        let mut state = self.engine.state()?;
+        let record = revive::resample(&mut state, self.plan.settings(), &batch, &errors);
+        // First, as it may fail: the checkpoint that is then saved must not contain the revival.
+        self.folder.record(&record)?;
+        if record.resampled_features > 0 {
+            self.engine.restore(state)?;
+        }
+        Ok(Ok(()))
+    }
+
+    /// Notes a step that was done.
+    fn done(&mut self, stats: &StepStats) -> Result<()> {
+        self.step = stats.step;
+        let logged = self.is_logged(stats.step);
+        let mut dead = self.latest.map_or(0, |latest| latest.dead);
+        if logged {
+            let settings = self.plan.settings();
+            let timing = self.clock.lap(stats.step, settings.step.batch as u64);
+            let schedule = schedule::at(settings, stats.step - 1);
+            let record = StepRecord::new(settings, &schedule, stats, &*self.engine, timing)?;
+            self.folder.record(&record)?;
+            dead = record.dead_features();
+        }
+        self.latest = Some(Latest {
+            step: stats.step,
+            l0: stats.l0,
+            mse: stats.mse,
+            explained_variance: stats.explained_variance,
+            dead,
+            logged,
+        });
+        Ok(())
+    }
+
+    /// The first step, every `--log-every`, and the last.
+    pub(crate) fn is_logged(&self, step: u64) -> bool {
+        step == 1 || step.is_multiple_of(self.log_every) || step == self.settings().steps
+    }
+
+    /// Whether the last step has no checkpoint yet.
+    pub(crate) fn is_unsaved(&self) -> bool {
+        self.step > self.first_step || self.plan.checkpoints.is_empty()
+    }
+
+    pub(crate) fn save_checkpoint(&mut self) -> Result<PathBuf> {
+        let sae = self.current_sae()?;
+        let state: EngineState = self.engine.state()?;
+        self.folder.checkpoint(&sae, &state, self.keep_checkpoints).with_context(|| {
+            let path = self.folder.path();
+            match checkpoints(path).ok().and_then(|mut all| all.pop()) {
+                Some((step, _)) => {
+                    format!("the checkpoint of step {step} is the last one in {}", foreign_path(path))
+                }
+                None => format!("there is no checkpoint in {}", foreign_path(path)),
+            }
+        })
+    }
+
+    /// Waits for the steps that have begun, and saves an unfinished run: a checkpoint and the
+    /// autoencoder. Returns their folders.
+    pub(crate) fn save(&mut self) -> Result<(PathBuf, PathBuf)> {
+        self.settle()??;
+        Ok((self.save_checkpoint()?, self.folder.save_sae(&self.current_sae()?)?))
+    }
+
+    /// If the run's folder is gone, writes a checkpoint next to where it was. Returns the checkpoint's folder.
+    pub(crate) fn rescue(&self) -> Option<PathBuf> {
+        if self.begun == 0 || self.folder.is_there() {
+            return None;
+        }
+        let mut name = self.folder.path().file_name()?.to_owned();
+        name.push(format!(".rescued-step-{:08}", self.step));
+        let beside = self.folder.path().with_file_name(name);
+        let save = || checkpoint::save(&beside, &self.current_sae()?, &self.engine.state()?, None);
+        (!beside.exists() && save().is_ok()).then_some(beside)
+    }
+
+    /// The autoencoder as it is now, with the running frequencies.
+    fn current_sae(&self) -> Result<Sae> {
+        let frequencies = self.engine.frequencies()?;
+        let sparsity = frequencies.iter().map(|&s| log10_frequency(f64::from(s)) as f32).collect();
+        Ok(self.sae(self.engine.weights()?, sparsity))
+    }
+
+    fn sae(&self, weights: Weights, log_sparsity: Vec<f32>) -> Sae {
+        let tokens = self.step * self.settings().step.batch as u64;
+        let config = sae_config::config(self.settings(), &self.plan.stores, tokens);
+        Sae { weights, config, log_sparsity: Some(log_sparsity) }
+    }
+
+    /// Writes what the finished run leaves: evaluation, autoencoder, summary.
+    pub(crate) fn conclude(
+        &mut self,
+        sums: &EvalStats,
+        rows_of_the_store: u64,
+        session: Session,
+    ) -> Result<Summary> {
+        let weights = self.engine.weights()?;
+        let evaluation =
+            EvaluationRecord::new(self.step, sums, rows_of_the_store, weights.decoder_norm_mean());
+        let sparsity = sums.feature_densities().into_iter().map(|s| log10_frequency(s) as f32).collect();
+        let sae = self.sae(weights, sparsity);
+        self.folder.record(&evaluation)?;
+        self.folder.save_sae(&sae)?;
+        let summary = self.summary(session, evaluation);
+        self.folder.save_summary(&summary)?;
+        Ok(summary)
+    }
+
+    /// An error of the engine with the step, the store and what is left to continue from.
+    pub(crate) fn step_error(&self, error: EngineError) -> anyhow::Error {
+        let stores = self.plan.stores.iter().map(|store| foreign_path(store.path()).to_string());
+        let stores = stores.collect::<Vec<_>>().join(", ");
+        let kept = match checkpoints(self.folder.path()).ok().and_then(|mut all| all.pop()) {
+            Some((_, folder)) => format!(
+                "The last good checkpoint is {}; a new run can start from it with --init-from",
+                foreign_path(&folder)
+            ),
+            None => "There is no checkpoint yet".to_owned(),
+        };
+        let step = self.step + 1;
+        anyhow::anyhow!("training stopped at step {step}, on rows of {stores}: {error}. {kept}")
+    }
+
+    /// The part of the run that this process did, in `elapsed`, `waiting` of it for rows of the store.
+    pub(crate) fn session(&self, elapsed: Duration, waiting: Duration) -> Session {
+        let steps = self.step - self.first_step;
+        let rows = steps * self.settings().step.batch as u64;
+        let seconds = elapsed.as_secs_f64();
+        Session {
+            steps,
+            seconds,
+            tokens_per_second: if steps == 0 { 0.0 } else { rows as f64 / seconds },
+            waiting_seconds: waiting.as_secs_f64(),
+        }
+    }
+
+    fn summary(&self, session: Session, evaluation: EvaluationRecord) -> Summary {
+        let settings = self.settings();
+        Summary {
+            run: self.folder.path().to_path_buf(),
+            program: program(),
+            loss: settings.penalty_name().to_owned(),
+            coefficient: settings.step.loss.coefficient,
+            width: settings.step.width,
+            features: settings.step.features,
+            batch: settings.step.batch,
+            steps: self.step,
+            tokens: self.step * settings.step.batch as u64,
+            logged_lines: Some(self.folder.logged_lines()),
+            run_id: self.plan.config.run_id.clone(),
+            session,
+            evaluation,
+        }
+    }
+}
+
+/// Random weights, the decoder bias as `--b-dec-init` says.
+fn initial_weights(settings: &Settings, batches: &mut Batches) -> Result<Weights> {
+    let (d, f) = (settings.step.width, settings.step.features);
+    let mut weights = Weights::init(d, f, settings.seed);
+    let from_rows = match settings.b_dec_init {
+        DecoderBias::Zeros => return Ok(weights),
+        DecoderBias::Mean => decoder_bias::mean,
+        DecoderBias::GeometricMedian => decoder_bias::geometric_median,
+    };
+    let rows = decoder_bias::SAMPLE_ROWS.min(usize::try_from(batches.rows_per_epoch())?);
+    let count = (rows / settings.step.batch).max(1);
+    let mut sample = Vec::with_capacity(count * settings.step.batch * d);
+    batches.seek(0)?;
+    for _ in 0..count {
+        sample.extend_from_slice(&batches.next()?.to_f32());
+    }
+    if let Some(at) = sample.iter().position(|x| !x.is_finite()) {
+        bail!("a row of the store holds {}, so no decoder bias can be computed", sample[at]);
+    }
+    weights.b_dec = from_rows(&sample, d);
+    Ok(weights)
+}

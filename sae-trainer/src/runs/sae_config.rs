@@ -1,0 +1,67 @@
+//! `cfg.json` of a trained autoencoder: the provenance of its data, as the store records it.
+
+use std::collections::BTreeMap;
+
+use activation_store::Store;
+use sae::{Config, Metadata};
+
+use crate::command::settings::Settings;
+use crate::runs::folder::program;
+
+/// The configuration of an autoencoder trained with `settings` on `tokens` rows of `stores`.
+pub(crate) fn config(settings: &Settings, stores: &[Store], tokens: u64) -> Config {
+    let spec = stores[0].spec();
+    let provenance = &spec.provenance;
+    let mut datasets: Vec<&str> =
+        stores.iter().flat_map(|store| &store.provenance().dataset).map(String::as_str).collect();
+    datasets.dedup();
+    let mut from_pretrained = BTreeMap::new();
+    if provenance.centered {
+        // SAELens passes these to TransformerLens' `from_pretrained_no_processing`, which centres nothing
+        // unless told to.
+        from_pretrained.insert("center_writing_weights".to_owned(), true.into());
+    }
+    let further = [
+        ("trained_with".to_owned(), program().into()),
+        ("training_tokens".to_owned(), tokens.into()),
+        ("loss".to_owned(), settings.penalty_name().into()),
+        ("coefficient".to_owned(), settings.step.loss.coefficient.into()),
+        ("residual_centered".to_owned(), provenance.centered.into()),
+        ("model".to_owned(), provenance.model.as_str().into()),
+        ("model_hash".to_owned(), provenance.model_hash.as_str().into()),
+    ];
+    let metadata = Metadata {
+        model_name: Some(transformer_lens_name(&provenance.model).to_owned()),
+        hook_name: Some(provenance.hook.clone()),
+        context_size: Some(spec.context_length),
+        prepend_bos: Some(true),
+        model_from_pretrained_kwargs: Some(from_pretrained),
+        dataset_path: Some(datasets.join(", ")),
+        exclude_special_tokens: Some(spec.drop_bos || settings.drop_bos),
+        further: BTreeMap::from(further),
+        ..Metadata::default()
+    };
+    Config::standard(settings.step.width, settings.step.features, settings.step.pre_bias, metadata)
+}
+
+/// TransformerLens uses the names that the GPT-2 models had before the hub sorted models by owner.
+fn transformer_lens_name(model: &str) -> &str {
+    match model.split_once('/') {
+        Some(("openai-community", name)) if name.starts_with("gpt2") => name,
+        Some(("distilbert", "distilgpt2")) => "distilgpt2",
+        _ => model,
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn gpt2_has_its_short_name_and_other_models_the_one_they_have() {
+        assert_eq!(transformer_lens_name("openai-community/gpt2"), "gpt2");
+        assert_eq!(transformer_lens_name("openai-community/gpt2-xl"), "gpt2-xl");
+        assert_eq!(transformer_lens_name("meta-llama/Llama-3.2-1B"), "meta-llama/Llama-3.2-1B");
+        assert_eq!(transformer_lens_name("models/smollm2-135m"), "models/smollm2-135m");
+    }
+}

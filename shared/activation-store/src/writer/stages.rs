@@ -1,0 +1,43 @@
+//! What the threads behind a writer hand on and share.
+
+use std::fs::File;
+use std::path::PathBuf;
+use std::sync::atomic::AtomicU64;
+
+use crate::disk::Disk;
+use crate::statistics::RunningStatistics;
+
+/// How far the text is stored.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) struct Position {
+    /// Contexts of which every row is taken in.
+    pub(super) contexts: u64,
+    /// Positions of the next context that are taken in.
+    pub(super) positions: usize,
+}
+
+/// What the compressing thread sends, in store order.
+#[derive(Debug)]
+pub(super) enum Commit {
+    /// An encoded chunk of `tokens`.
+    Tokens { chunk: u64, encoded: Vec<u8> },
+    /// The encoded chunks of a shard.
+    Shard { shard: u64, rows: u64, activations: Vec<Vec<u8>>, origin: Vec<Vec<u8>> },
+    /// Every shard of the window was sent.
+    Window { window: u64, from: Position, to: Position, clipped: u64, statistics: RunningStatistics },
+}
+
+/// What the background threads report.
+#[derive(Debug, Default)]
+pub(super) struct Counters {
+    pub(super) rows_stored: AtomicU64,
+    pub(super) activation_bytes: AtomicU64,
+}
+
+/// What the committing thread writes to.
+#[derive(Debug)]
+pub(super) struct WriterFiles {
+    pub(super) disk: Disk,
+    pub(super) journal: File,
+    pub(super) journal_path: PathBuf,
+}
