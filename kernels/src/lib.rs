@@ -3,19 +3,31 @@
 //! This crate knows arrays and numbers, but no files and no command lines. The notation is the project's: B rows in a batch,
 //! d input width, F features, i a row, j a feature.
 //!
-//! - [`loss`] and [`step`]: what is computed, as data.
+//! What a step is, once for all backends:
+//! - [`spec`], [`loss`] and [`precision`]: what is computed, as data.
+//! - [`parameters`] and [`state`]: the tensors by name, and everything that a run resumes from.
+//! - [`batch`]: what a step reads. [`activations`]: what an encoder finds. [`outcome`], [`stats`] and [`error`]: what it reports. [`path`]: which way it took.
+//!
+//! How it is computed:
 //! - [`mod@reference`]: every formula in float64, dense and slow. It is the definition that everything else is tested
 //!   against.
 //! - [`cpu`]: the float32 step on CPU threads.
 //! - [`cuda`]: the same step on a GPU.
-//! - [`stats`]: the sums from which all metrics follow.
 
+pub mod activations;
+pub mod batch;
 pub mod cpu;
 pub mod cuda;
+pub mod error;
 pub mod loss;
+pub mod outcome;
+pub mod parameters;
+pub mod path;
+pub mod precision;
 pub mod reference;
+pub mod spec;
+pub mod state;
 pub mod stats;
-pub mod step;
 
 /// The examples of the README, run as tests.
 #[cfg(doctest)]

@@ -4,7 +4,8 @@
 //! Shapes are the public ones: X [B,d], W_enc [d,F], b_enc [F], W_dec [F,d], b_dec [d].
 
 use crate::loss::{LossSpec, Mse, Penalty};
-use crate::step::{DecoderNorm, Schedule, StepSpec};
+use crate::spec::{DecoderNorm, Schedule, StepSpec};
+use crate::stats::{FREQUENCY_FLOOR, log10_frequency};
 
 /// An autoencoder's weights, or anything of their shapes (gradients, Adam's moments).
 #[derive(Debug, Clone, PartialEq)]
@@ -232,12 +233,9 @@ impl FrequencyWindow {
     }
 }
 
-/// Keeps log10 of a frequency finite.
-pub const FREQUENCY_FLOOR: f64 = 1e-10;
-
 /// The min- and max-sparsity terms at the running frequencies s [F].
 pub fn frequency_penalties(loss: &LossSpec, frequencies: &[f64]) -> (f64, f64) {
-    let log = |s: &f64| (s + FREQUENCY_FLOOR).log10();
+    let log = |s: &f64| log10_frequency(*s);
     let min = loss.min_sparsity.map_or(0.0, |p| {
         p.coefficient * frequencies.iter().map(|s| (p.target.log10() - log(s)).max(0.0)).sum::<f64>()
     });

@@ -14,7 +14,7 @@ use kernels::cuda::launch::rows::PadRows;
 use kernels::cuda::plan::{Options, Path, Precision};
 use kernels::cuda::step::{CudaStep, Outcome, Stats};
 use kernels::loss::{FrequencyPenalty, LossSpec, Mse, Penalty};
-use kernels::step::{Adam, DecoderNorm, Schedule, StepSpec};
+use kernels::spec::{Adam, DecoderNorm, Schedule, StepSpec};
 
 /// The driver in each of its modes, and both generations of devices. Nothing may be left over at the end.
 fn drivers() -> Vec<EmulatedDriver> {

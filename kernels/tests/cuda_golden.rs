@@ -10,7 +10,7 @@ use emulation::EmulatedDevice;
 use kernels::cpu::{Parameters, transposed};
 use kernels::cuda::plan::{Options, Path, Precision};
 use kernels::cuda::step::CudaStep;
-use kernels::step::{Schedule, StepSpec};
+use kernels::spec::{Schedule, StepSpec};
 use safetensors::{Dtype, SafeTensors};
 
 #[derive(serde::Deserialize)]

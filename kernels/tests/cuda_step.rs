@@ -9,7 +9,7 @@ use kernels::cuda::plan::{Options, Path, Precision};
 use kernels::cuda::step::{CudaStep, Outcome, Stats, StepError};
 use kernels::loss::{FrequencyPenalty, LossSpec, Mse, Penalty};
 use kernels::reference;
-use kernels::step::{Adam, DecoderNorm, Schedule, StepSpec};
+use kernels::spec::{Adam, DecoderNorm, Schedule, StepSpec};
 
 /// Numbers in (-1, 1) without a pattern that a wrong index could keep.
 fn numbers(count: usize, seed: u64) -> Vec<f32> {

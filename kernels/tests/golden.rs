@@ -7,7 +7,7 @@ use std::path::Path;
 use kernels::reference::{
     Parameters, Trainer, forward, frequency_slopes, gradients, project_decoder_gradient,
 };
-use kernels::step::{Schedule, StepSpec};
+use kernels::spec::{Schedule, StepSpec};
 use safetensors::{Dtype, SafeTensors};
 
 #[derive(serde::Deserialize)]

@@ -2,7 +2,7 @@
 
 use kernels::loss::{FrequencyPenalty, LossSpec, Mse, Penalty};
 use kernels::reference::{Parameters, forward, frequency_slopes, gradients, surrogate_loss};
-use kernels::step::{Adam, DecoderNorm, Schedule, StepSpec};
+use kernels::spec::{Adam, DecoderNorm, Schedule, StepSpec};
 
 const WIDTH: usize = 5;
 const FEATURES: usize = 9;

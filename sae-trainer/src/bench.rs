@@ -2,6 +2,7 @@
 
 use activation_store::{BatchStream, Store, StreamOptions};
 use anyhow::{Context, Result, bail};
+use ndarray::Array2;
 use sae::{Sae, Weights};
 use serde_json::json;
 use terminal::foreign_path;
@@ -19,7 +20,7 @@ pub(crate) fn bench(arguments: &BenchArguments) -> Result<()> {
     let (spec, weights, rows) = match (&arguments.from, &arguments.store) {
         (Some(from), Some(store)) => {
             let weights = Sae::load(from)?.weights;
-            let spec = reference_step(weights.d_in, weights.d_sae, batch);
+            let spec = reference_step(weights.d_in(), weights.d_sae(), batch);
             spec.validate()?;
             let rows = first_batch(store, &spec)?;
             (spec, weights, rows)
@@ -36,7 +37,7 @@ pub(crate) fn bench(arguments: &BenchArguments) -> Result<()> {
     };
     let threads = arguments.threads.map_or(0, usize::from);
     let options = CpuOptions { threads, ..CpuOptions::default() };
-    let report = engine::bench(&spec, &weights, &rows, options, usize::from(arguments.repeats))?;
+    let report = engine::bench(&spec, &weights, rows.view(), options, usize::from(arguments.repeats))?;
     match arguments.json {
         true => terminal::report!("{}", serde_json::to_string_pretty(&as_json(&spec, &report))?),
         false => print(&spec, &weights, &report),
@@ -64,7 +65,7 @@ fn reference_step(width: usize, features: usize, batch: usize) -> StepSpec {
     }
 }
 
-fn first_batch(store: &std::path::Path, spec: &StepSpec) -> Result<Vec<f32>> {
+fn first_batch(store: &std::path::Path, spec: &StepSpec) -> Result<Array2<f32>> {
     let store = Store::open(store)?;
     if store.width() != spec.width {
         bail!(
@@ -76,15 +77,16 @@ fn first_batch(store: &std::path::Path, spec: &StepSpec) -> Result<Vec<f32>> {
     }
     let options = StreamOptions { batch: spec.batch, ..StreamOptions::default() };
     let mut stream = BatchStream::new(vec![store], options)?;
-    Ok(stream.next_batch().context("reading a batch")?.to_vec())
+    let numbers = stream.next_batch().context("reading a batch")?.to_vec();
+    Ok(Array2::from_shape_vec((spec.batch, spec.width), numbers)?)
 }
 
 fn print(spec: &StepSpec, weights: &Weights, report: &BenchReport) {
     terminal::report!(
         "B {}, d {}, F {}, L0 {:.1}; {} threads, {}; ceilings {:.0} GFLOP/s and {:.1} GB/s, measured",
         table::grouped(spec.batch as u64),
-        weights.d_in,
-        table::grouped(weights.d_sae as u64),
+        weights.d_in(),
+        table::grouped(weights.d_sae() as u64),
         report.l0,
         report.threads,
         report.isa,

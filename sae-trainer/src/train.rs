@@ -15,7 +15,7 @@ use terminal::{Interrupt, foreign_path};
 use crate::command::arguments::{RunArguments, TrainArguments};
 use crate::command::settings::Settings;
 use crate::engine::compute::Compute;
-use crate::engine::{Engine, EngineError};
+use crate::engine::{Engine, StepError};
 use crate::evaluate::{evaluate, stream_options};
 use crate::report::announce;
 use crate::report::progress::Progress;
@@ -213,7 +213,7 @@ impl Training {
     }
 
     /// Ends the runs that failed on their own; a failure of the data or of the device ends all.
-    fn lose(&mut self, failed: Vec<(usize, EngineError)>, progress: &Progress) -> Result<()> {
+    fn lose(&mut self, failed: Vec<(usize, StepError)>, progress: &Progress) -> Result<()> {
         for (before, (at, error)) in failed.into_iter().enumerate() {
             // Those that failed before this one are gone already.
             let at = at - before;
@@ -330,8 +330,8 @@ impl Training {
 fn attempt(
     runs: &mut [Run],
     step: u64,
-    failed: &mut Vec<(usize, EngineError)>,
-    mut work: impl FnMut(&mut Run) -> Result<Result<(), EngineError>>,
+    failed: &mut Vec<(usize, StepError)>,
+    mut work: impl FnMut(&mut Run) -> Result<Result<(), StepError>>,
 ) -> Result<()> {
     for (at, run) in runs.iter_mut().enumerate().filter(|(_, run)| run.begun == step) {
         if failed.iter().all(|(earlier, _)| *earlier != at)
@@ -345,10 +345,10 @@ fn attempt(
 }
 
 /// Whether the cause lies in what this run computes, so that others on the same batch can continue.
-fn is_the_runs_own(error: &EngineError) -> bool {
+fn is_the_runs_own(error: &StepError) -> bool {
     matches!(
         error,
-        EngineError::NonFiniteLoss { .. } | EngineError::Diverged { .. } | EngineError::ZeroNorm { .. }
+        StepError::NonFiniteLoss { .. } | StepError::Diverged { .. } | StepError::ZeroNorm { .. }
     )
 }
 

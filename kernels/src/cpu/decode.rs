@@ -1,11 +1,15 @@
-//! `decode`: x̂ = a·W_dec + b_dec from the active pairs, the error, its losses, and g = dL/dx̂.
+//! `decode`, in two halves: x̂ = a·W_dec + b_dec from the active pairs; then the error, its losses, and g = dL/dx̂. What else
+//! adds to x̂ comes between them.
 //!
 //! A task owns a block of rows. It adds the decoder rows of i's active features to x̂_i, four at a time.
-//! Cost: 2·d operations and 4·d bytes read per active pair.
+//! Cost: 2·d operations and 4·d bytes read per active pair; 12·d bytes per row for the second half.
 
+use ndarray::Array2;
 use rayon::prelude::*;
 
+use crate::activations::SparseActivations;
 use crate::loss::Mse;
+use crate::parameters::{Parameters, numbers, numbers_mut};
 
 use super::isa::{Isa, madd, per_isa};
 use super::pairs::ActivePairs;
@@ -16,34 +20,33 @@ use super::vector::{add_scaled_inline, line};
 /// Rows of a task; sums over rows are formed per block and then over blocks, whatever the threads.
 pub(crate) const ROW_BLOCK: usize = 64;
 
-/// What the decode reads.
+/// What the first half reads.
 #[derive(Debug, Clone, Copy)]
 pub struct Decode<'a> {
-    /// X, [B,d].
-    pub x: &'a [f32],
-    /// The norms of X.
-    pub norms: &'a RowNorms,
     /// W_dec, [F,d].
     pub weights: &'a [f32],
     /// b_dec, [d].
     pub bias: &'a [f32],
     /// ‖W_dec_j‖ where the penalty is weighted by it, [F].
     pub decoder_norms: Option<&'a [f32]>,
-    /// The loss's reconstruction term.
-    pub mse: Mse,
     /// The loss's sparsity term.
     pub sparsity: &'a Sparsity,
 }
 
-/// What the decode reports of one row.
+/// What the second half reads.
+#[derive(Debug, Clone, Copy)]
+pub struct Finish<'a> {
+    /// What x̂ is compared with, X [B,d].
+    pub target: &'a [f32],
+    /// The norms of X.
+    pub norms: &'a RowNorms,
+    /// The loss's reconstruction term.
+    pub mse: Mse,
+}
+
+/// What the first half reports of one row.
 #[derive(Debug, Clone, Copy, PartialEq, Default)]
-pub struct RowResult {
-    /// ‖x̂ − x‖².
-    pub squared_error: f32,
-    /// x·x̂.
-    pub dot: f32,
-    /// ‖x̂‖².
-    pub squared_norm: f32,
+pub struct RowActivity {
     /// The number of active features.
     pub active: u32,
     /// Σ_j a_ij.
@@ -52,25 +55,51 @@ pub struct RowResult {
     pub penalty: f64,
 }
 
+/// What the second half reports of one row.
+#[derive(Debug, Clone, Copy, PartialEq, Default)]
+pub struct RowError {
+    /// ‖x̂ − x‖².
+    pub squared_error: f32,
+    /// x·x̂.
+    pub dot: f32,
+    /// ‖x̂‖².
+    pub squared_norm: f32,
+}
+
 impl Decode<'_> {
+    /// What is reported of a row with these active features.
+    pub(crate) fn activity(&self, features: &[u32], values: &[f32]) -> RowActivity {
+        let (l1, penalty) = self.sparsity.row_sums(features, values, self.decoder_norms);
+        RowActivity { active: features.len() as u32, l1, penalty }
+    }
+}
+
+impl Finish<'_> {
     /// The factor from x̂_i − x_i to g_i; 0 where the MSE's denominator is 0.
-    fn gradient_scale(&self, row: usize) -> f32 {
+    fn gradient_scale(&self, row: usize, width: usize) -> f32 {
         let rows = self.norms.squared.len() as f32;
         let denominator = match self.mse {
             Mse::Sum => rows,
-            Mse::Centered => rows * self.bias.len() as f32 * self.norms.centered[row],
-            Mse::Uncentered => rows * self.bias.len() as f32 * self.norms.squared[row].sqrt(),
+            Mse::Centered => rows * width as f32 * self.norms.centered[row],
+            Mse::Uncentered => rows * width as f32 * self.norms.squared[row].sqrt(),
         };
         if denominator > 0.0 { 2.0 / denominator } else { 0.0 }
     }
+}
 
-    /// Turns x̂_i in `row` into g_i.
-    pub(crate) fn finish_row(&self, isa: Isa, row: usize, values: &mut [f32]) -> RowResult {
-        let width = self.bias.len();
-        let x = &self.x[row * width..][..width];
-        let [squared_error, dot, squared_norm] = error_to_gradient(isa, x, values, self.gradient_scale(row));
-        RowResult { squared_error, dot, squared_norm, ..RowResult::default() }
-    }
+/// Turns x̂ [B,d] into g, and reports each row's error in `errors` [B].
+pub fn finish(isa: Isa, input: Finish<'_>, reconstruction: &mut [f32], errors: &mut [RowError]) {
+    let width = reconstruction.len() / errors.len();
+    let blocks = reconstruction.par_chunks_mut(ROW_BLOCK * width).zip(errors.par_chunks_mut(ROW_BLOCK));
+    blocks.enumerate().for_each(|(block, (reconstruction, errors))| {
+        for (at, (values, error)) in reconstruction.chunks_exact_mut(width).zip(errors).enumerate() {
+            let row = block * ROW_BLOCK + at;
+            let x = &input.target[row * width..][..width];
+            let [squared_error, dot, squared_norm] =
+                error_to_gradient(isa, x, values, input.gradient_scale(row, width));
+            *error = RowError { squared_error, dot, squared_norm };
+        }
+    });
 }
 
 per_isa! {
@@ -116,27 +145,37 @@ per_isa! {
     }
 }
 
-/// Decodes every row: g into `gradient` [B,d], one result per row into `results` [B].
+/// x̂ of every row into `reconstruction` [B,d], and what is active in it into `activity` [B].
 pub fn decode_sparse(
     isa: Isa,
     input: Decode<'_>,
     pairs: &ActivePairs,
-    gradient: &mut [f32],
-    results: &mut [RowResult],
+    reconstruction: &mut [f32],
+    activity: &mut [RowActivity],
 ) {
     let width = input.bias.len();
-    let blocks = gradient.par_chunks_mut(ROW_BLOCK * width).zip(results.par_chunks_mut(ROW_BLOCK));
-    blocks.enumerate().for_each(|(block, (gradient, results))| {
-        for (at, (values, result)) in gradient.chunks_exact_mut(width).zip(results).enumerate() {
-            let row = block * ROW_BLOCK + at;
-            let (features, activations) = pairs.of_row(row);
+    let blocks = reconstruction.par_chunks_mut(ROW_BLOCK * width).zip(activity.par_chunks_mut(ROW_BLOCK));
+    blocks.enumerate().for_each(|(block, (reconstruction, activity))| {
+        for (at, (values, activity)) in reconstruction.chunks_exact_mut(width).zip(activity).enumerate() {
+            let (features, activations) = pairs.of_row(block * ROW_BLOCK + at);
             values.copy_from_slice(input.bias);
             add_decoder_rows(isa, values, features, activations, input.weights);
-            let (l1, penalty) = input.sparsity.row_sums(features, activations, input.decoder_norms);
-            let active = features.len() as u32;
-            *result = RowResult { active, l1, penalty, ..input.finish_row(isa, row, values) };
+            *activity = input.activity(features, activations);
         }
     });
+}
+
+/// x̂ of rows with these active features, [B,d].
+pub fn reconstruct(isa: Isa, weights: &Parameters, activations: &SparseActivations) -> Array2<f32> {
+    let (decoder, bias) = (numbers(&weights.decoder), numbers(&weights.decoder_bias));
+    let mut rows = Array2::zeros((activations.rows(), bias.len()));
+    let lines = numbers_mut(&mut rows).par_chunks_mut(bias.len());
+    lines.enumerate().for_each(|(row, values)| {
+        let (features, activations) = activations.of_row(row);
+        values.copy_from_slice(bias);
+        add_decoder_rows(isa, values, features, activations, decoder);
+    });
+    rows
 }
 
 /// Σ_i g_i, the gradient of b_dec without the pre-bias' part: [d].

@@ -6,7 +6,7 @@
 
 use rayon::prelude::*;
 
-use super::decode::{Decode, RowResult};
+use super::decode::{Decode, RowActivity};
 use super::isa::{Isa, per_isa};
 use super::sparsity::Sparsity;
 
@@ -88,39 +88,37 @@ pub fn count_active(activations: &[f32], features: usize) -> Vec<u32> {
     counts
 }
 
-/// Decodes every row of `activations` [B,F]: g into `gradient` [B,d], one result per row into `results`.
+/// As [`decode_sparse`](super::decode::decode_sparse), from `activations` [B,F].
 pub fn decode_dense(
-    isa: Isa,
     input: Decode<'_>,
     activations: &[f32],
-    gradient: &mut [f32],
-    results: &mut [RowResult],
+    reconstruction: &mut [f32],
+    activity: &mut [RowActivity],
 ) {
     let width = input.bias.len();
     let features = input.weights.len() / width;
-    let size = row_block(results.len());
-    let blocks = gradient
+    let size = row_block(activity.len());
+    let blocks = reconstruction
         .par_chunks_mut(size * width)
-        .zip(results.par_chunks_mut(size))
+        .zip(activity.par_chunks_mut(size))
         .zip(activations.par_chunks(size * features));
-    blocks.enumerate().for_each(|(block, ((gradient, results), activations))| {
-        let sizes = (results.len(), features, width);
-        multiply(Matrix::rows(activations, features), Matrix::rows(input.weights, width), sizes, gradient);
+    blocks.for_each(|((reconstruction, activity), activations)| {
+        let sizes = (activity.len(), features, width);
+        let (a, weights) = (Matrix::rows(activations, features), Matrix::rows(input.weights, width));
+        multiply(a, weights, sizes, reconstruction);
         let (mut active, mut active_values) = (Vec::new(), Vec::new());
-        for (at, (values, result)) in gradient.chunks_exact_mut(width).zip(results).enumerate() {
+        let rows = reconstruction.chunks_exact_mut(width).zip(activations.chunks_exact(features));
+        for ((values, activations), activity) in rows.zip(activity) {
             values.iter_mut().zip(input.bias).for_each(|(value, bias)| *value += bias);
             active.clear();
             active_values.clear();
-            for (feature, a) in activations[at * features..][..features].iter().enumerate() {
+            for (feature, a) in activations.iter().enumerate() {
                 if *a > 0.0 {
                     active.push(feature as u32);
                     active_values.push(*a);
                 }
             }
-            let (l1, penalty) = input.sparsity.row_sums(&active, &active_values, input.decoder_norms);
-            let row = block * size + at;
-            let active = active.len() as u32;
-            *result = RowResult { active, l1, penalty, ..input.finish_row(isa, row, values) };
+            *activity = input.activity(&active, &active_values);
         }
     });
 }

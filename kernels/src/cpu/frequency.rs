@@ -6,6 +6,8 @@
 
 use std::collections::VecDeque;
 
+use ndarray::{Array2, ArrayView2};
+
 /// A batch counts if its mean firing fraction is within this many decades of the newest batch's.
 const OUTLIER_DECADES: f64 = 0.5;
 
@@ -82,15 +84,17 @@ impl FrequencyWindow {
     }
 
     /// The counts of all batches, the oldest first: [batches, F].
-    pub fn counts(&self) -> Vec<u32> {
-        self.batches.iter().flat_map(|batch| batch.counts.iter().copied()).collect()
+    pub fn counts(&self) -> Array2<u32> {
+        let counts = self.batches.iter().flat_map(|batch| batch.counts.iter().copied()).collect();
+        let shape = (self.batches.len(), self.sums.len());
+        Array2::from_shape_vec(shape, counts).expect("a count per batch and feature")
     }
 
-    /// The window that [`FrequencyWindow::counts`] was taken from. The last batches are taken if there
+    /// The window that [`FrequencyWindow::counts`] [batches, F] was taken from. The last batches are taken if there
     /// are more than the window holds.
-    pub fn restored(length: usize, rows: usize, features: usize, counts: &[u32]) -> FrequencyWindow {
-        let mut window = FrequencyWindow::new(length, rows, features);
-        counts.chunks_exact(features).for_each(|batch| window.push(batch));
+    pub fn restored(length: usize, rows: usize, counts: ArrayView2<'_, u32>) -> FrequencyWindow {
+        let mut window = FrequencyWindow::new(length, rows, counts.ncols());
+        counts.rows().into_iter().for_each(|batch| window.push(&batch.to_vec()));
         window
     }
 }

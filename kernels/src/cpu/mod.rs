@@ -1,11 +1,12 @@
 //! The float32 step on CPU threads: the same pieces as on the GPU, under the same names.
 //!
 //! ```text
+//! step      the pieces in their order, and what lies between steps
 //! rows      x̄, ‖x_i‖, ‖x_i − x̄‖; the encoder's input
 //! encode    a = ReLU(X·W_enc + b_enc), only the active pairs (or all, when they are many)
 //! screen    an integer product that rules most pairs out beforehand
 //! sparsity  penalties and their derivatives; frequency: the running frequency s_j
-//! decode    x̂, losses, g = dL/dx̂
+//! decode    x̂; then losses, g = dL/dx̂
 //! backward  gradients of one feature's weights        \  one visit of each weight row,
 //! update    projection, Adam, decoder norm            /  driven by train
 //! dense     decode and backward with dense products
@@ -14,6 +15,7 @@
 //! All functions run on the current rayon thread pool. None of their results depends on the number of its threads: every
 //! sum is formed over blocks of a fixed size, in a fixed order.
 
+mod blocks;
 pub mod ceiling;
 pub mod decode;
 pub mod dense;
@@ -21,10 +23,10 @@ pub mod encode;
 pub mod frequency;
 pub mod isa;
 pub mod pairs;
-mod parameters;
 pub mod rows;
 pub mod screen;
 pub mod sparsity;
+pub mod step;
 pub mod train;
 pub mod update;
 pub mod vector;
@@ -36,4 +38,4 @@ mod operands;
 mod tile;
 
 pub use isa::Isa;
-pub use parameters::{Parameters, TrainedParameters, transposed};
+pub use blocks::TrainedParameters;

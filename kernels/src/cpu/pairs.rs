@@ -82,6 +82,11 @@ impl ActivePairs {
         (&self.rows[range.clone()], &self.feature_values[range])
     }
 
+    /// In how many rows each feature is active, [F].
+    pub fn counts(&self) -> Vec<u32> {
+        self.feature_starts.windows(2).map(|at| (at[1] - at[0]) as u32).collect()
+    }
+
     /// Fills both lists from the encode's blocks, which form a grid: `blocks[p][r]` holds the features
     /// from p·`panel` and the rows from r·`row_block`, a multiple of [`ROW_GROUP`].
     pub(crate) fn sort(

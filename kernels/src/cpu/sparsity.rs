@@ -3,8 +3,9 @@
 //! There is one function for each penalty and its derivative. The formulas are those of [`mod@crate::reference`].
 
 use crate::loss::{LossSpec, Penalty};
-use crate::reference::FREQUENCY_FLOOR;
-use crate::step::Schedule;
+use crate::outcome::Terms;
+use crate::stats::FREQUENCY_FLOOR;
+use crate::spec::Schedule;
 
 use super::frequency::FrequencyWindow;
 
@@ -42,17 +43,6 @@ fn derivative(penalty: Penalty, a: f32) -> f32 {
         }
         Penalty::Log { epsilon } => 1.0 / (a + epsilon),
     }
-}
-
-/// The min- and max-sparsity terms of a batch.
-#[derive(Debug, Clone, Copy, PartialEq, Default)]
-pub struct FrequencyTerms {
-    /// The min-sparsity term with its coefficient.
-    pub min: f64,
-    /// The max-sparsity term with its coefficient.
-    pub max: f64,
-    /// Features with s_j + 1e-10 below the min-sparsity target.
-    pub below_target: usize,
 }
 
 impl Sparsity {
@@ -106,34 +96,32 @@ impl Sparsity {
     }
 }
 
-/// The frequency terms' values, and their slopes d/ds̃_j divided by B into `slopes` [F] (straight-through:
+/// The frequency terms' values into `terms`, and their slopes d/ds̃_j divided by B into `slopes` [F] (straight-through:
 /// values and slopes at the running frequencies, of which the last batch is a part).
 pub fn frequency_terms(
     loss: &LossSpec,
     window: &FrequencyWindow,
     rows: usize,
+    terms: &mut Terms,
     slopes: &mut [f32],
-) -> FrequencyTerms {
-    let mut terms = FrequencyTerms::default();
+) {
     if loss.min_sparsity.is_none() && loss.max_sparsity.is_none() {
-        slopes.fill(0.0);
-        return terms;
+        return slopes.fill(0.0);
     }
     for (feature, slope) in slopes.iter_mut().enumerate() {
         let s = window.frequency(feature) + FREQUENCY_FLOOR;
         let mut coefficient = 0.0;
         if let Some(min) = loss.min_sparsity.filter(|min| s < min.target) {
-            terms.min += min.coefficient * (min.target.log10() - s.log10());
+            terms.min_sparsity += min.coefficient * (min.target.log10() - s.log10());
             terms.below_target += 1;
             coefficient -= min.coefficient;
         }
         if let Some(max) = loss.max_sparsity.filter(|max| s > max.target) {
-            terms.max += max.coefficient * (s.log10() - max.target.log10());
+            terms.max_sparsity += max.coefficient * (s.log10() - max.target.log10());
             coefficient += max.coefficient;
         }
         *slope = (coefficient / (std::f64::consts::LN_10 * s * rows as f64)) as f32;
     }
-    terms
 }
 
 #[cfg(test)]
@@ -195,9 +183,10 @@ mod tests {
         window.push(&[0, 1, 10, 30, 40]);
         let frequencies: Vec<f64> = (0..5).map(|j| window.frequency(j)).collect();
         let mut slopes = vec![f32::NAN; 5];
-        let terms = frequency_terms(&loss, &window, 40, &mut slopes);
+        let mut terms = Terms::default();
+        frequency_terms(&loss, &window, 40, &mut terms, &mut slopes);
         let (min, max) = reference::frequency_penalties(&loss, &frequencies);
-        assert!((terms.min - min).abs() < 1e-12 && (terms.max - max).abs() < 1e-12);
+        assert!((terms.min_sparsity - min).abs() < 1e-12 && (terms.max_sparsity - max).abs() < 1e-12);
         assert_eq!(terms.below_target, 2);
         let expected = reference::frequency_slopes(&loss, &frequencies);
         for j in 0..5 {

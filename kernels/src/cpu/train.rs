@@ -4,13 +4,13 @@
 
 use rayon::prelude::*;
 
-use crate::step::{DecoderNorm, StepSpec};
+use crate::spec::{DecoderNorm, StepSpec};
 
 use super::backward::{decoder_gradient, encoder_gradient};
 use super::dense::{Panel, PanelGradient, backward_panel};
 use super::isa::{Isa, per_isa};
 use super::pairs::ActivePairs;
-use super::parameters::{FeatureBlock, TrainedParameters};
+use super::blocks::{FeatureBlock, TrainedParameters};
 use super::sparsity::Sparsity;
 use super::update::{AdamStep, update_decoder, update_encoder};
 use super::vector::{add_scaled_inline, dot};

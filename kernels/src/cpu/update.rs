@@ -2,10 +2,10 @@
 //!
 //! Cost: 24 bytes of memory traffic per weight (weight and two moments, read and written).
 
-use crate::step::{Adam, DecoderNorm};
+use crate::spec::{Adam, DecoderNorm};
 
 use super::isa::{Isa, madd, per_isa};
-use super::parameters::{FeatureBlock, Trained};
+use super::blocks::{FeatureBlock, Trained};
 use super::vector::dot;
 
 /// Moments smaller than this become 0. Their effect on a weight is below lr·1e-22 (ε = 1e-8), and

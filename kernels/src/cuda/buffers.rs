@@ -1,6 +1,7 @@
 //! The arrays of a step on the device: a table from which both their allocation and the memory plan come.
 
-use super::device::{Device, DeviceError};
+use crate::error::DeviceError;
+use super::device::Device;
 use super::halves::Matrix;
 use super::launch::backward::segment_length;
 use super::launch::dense::slope_parts;
@@ -10,7 +11,8 @@ use super::launch::report::REPORT_PARTS;
 use super::launch::update::update_blocks;
 use super::launch::{COLUMNS, SUMMED_ROWS, Slice};
 use super::layout::{ROW_RESULT_BYTES, Report, Scalars, Window};
-use super::plan::{Plan, Precision};
+use crate::precision::Precision;
+use super::plan::DevicePlan;
 
 /// A row's size in the table: bytes, or perhaps bytes where the array is not always there.
 trait Size {
@@ -63,7 +65,7 @@ macro_rules! table {
             /// Allocates all of them; their content is undefined.
             pub(crate) fn allocate<D: Device<Buffer = B>>(
                 device: &mut D,
-                $plan: &Plan,
+                $plan: &DevicePlan,
             ) -> Result<$table<B>, DeviceError> {
                 Ok($table { $($name: Size::allocate($bytes, device, $what)?,)* })
             }
@@ -71,7 +73,7 @@ macro_rules! table {
 
         impl $table<()> {
             /// Bytes of device memory that they take.
-            fn bytes($plan: &Plan) -> usize {
+            fn bytes($plan: &DevicePlan) -> usize {
                 [$(Size::bytes($bytes)),*].into_iter().map(|bytes| bytes.next_multiple_of(GRANULE)).sum()
             }
         }
@@ -176,12 +178,12 @@ table! {
 }
 
 /// Bytes of a bfloat16 copy of a weight matrix, if there is one.
-fn copy(plan: &Plan, wanted: bool) -> Option<usize> {
+fn copy(plan: &DevicePlan, wanted: bool) -> Option<usize> {
     wanted.then_some(2 * plan.features * plan.stride)
 }
 
 /// Bytes of a factor's halves, if there are any.
-fn halves(plan: &Plan, matrix: Matrix) -> Option<usize> {
+fn halves(plan: &DevicePlan, matrix: Matrix) -> Option<usize> {
     matrix.halves(plan).map(|halves| halves.bytes)
 }
 
@@ -197,7 +199,7 @@ pub(crate) enum Arrivals {
 }
 
 /// Counters in [`Buffers::arrivals`].
-pub(crate) fn arrivals(plan: &Plan) -> usize {
+pub(crate) fn arrivals(plan: &DevicePlan) -> usize {
     Arrivals::Columns as usize + plan.stride / COLUMNS
 }
 
@@ -223,7 +225,7 @@ impl<B> DenseBuffers<B> {
     }
 }
 
-impl Plan {
+impl DevicePlan {
     /// Bytes of device memory that training always takes, the batch itself apart.
     pub fn bytes(&self) -> usize {
         Buffers::bytes(self)

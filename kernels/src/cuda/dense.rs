@@ -1,16 +1,17 @@
 //! The dense path: products of whole matrices, and the kernels between them.
 
 use super::buffers::DenseBuffers;
-use super::device::{Device, DeviceError, Element, Factor, Gemm};
+use crate::error::DeviceError;
+use super::device::{Device, Element, Factor, Gemm};
 use super::halves::{Halves, Matrix};
 use super::launch::Slice;
 use super::launch::dense::{Activate, DecodeDense, DenseSlopes, Split, WrittenHalves};
 use super::launch::update::UpdateDense;
-use super::plan::Path;
+use crate::path::Path;
 use super::resident::CudaStep;
 
 impl<D: Device> CudaStep<D> {
-    fn dense_buffers(&self) -> &DenseBuffers<D::Buffer> {
+    pub(crate) fn dense_buffers(&self) -> &DenseBuffers<D::Buffer> {
         self.dense.as_ref().expect("dense buffers are allocated before a dense pass is queued")
     }
 

@@ -5,7 +5,7 @@
 //! results of every operation called before it on the same device. Calls may return before the work is done;
 //! only [`Device::download`], [`Device::collect`], [`Device::put`] and [`Device::synchronize`] wait.
 
-use thiserror::Error;
+use crate::error::DeviceError;
 
 /// What a device is.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -22,44 +22,6 @@ pub struct Properties {
     pub l2_bytes: usize,
     /// The size of its memory in bytes.
     pub memory_bytes: usize,
-}
-
-/// An operation of a device that failed.
-#[derive(Debug, Clone, PartialEq, Eq, Error)]
-pub enum DeviceError {
-    /// There is not enough memory.
-    #[error(
-        "the device has {free} bytes of memory free, but {wanted} are needed for {what}: lower the batch size, the \
-         number of features or the number of autoencoders trained at once"
-    )]
-    OutOfMemory {
-        /// What the memory was for.
-        what: String,
-        /// How much was asked for.
-        wanted: usize,
-        /// How much there was.
-        free: usize,
-    },
-    /// A buffer is too short for what a kernel is asked to do.
-    #[error("{kernel} takes {needed} bytes as `{argument}`, but the buffer has {found} from there on")]
-    ShortBuffer {
-        /// The kernel.
-        kernel: &'static str,
-        /// The parameter's name in the kernel's file.
-        argument: &'static str,
-        /// The bytes from the argument's first one to the buffer's end.
-        found: usize,
-        /// The bytes that the kernel reads or writes.
-        needed: usize,
-    },
-    /// The driver, the compiler or a library reported an error.
-    #[error("{operation} failed: {reason}")]
-    Failed {
-        /// What was tried, with the name of the kernel or the library.
-        operation: String,
-        /// The error in the words of the one who reported it.
-        reason: String,
-    },
 }
 
 /// A function of one of the files in `kernels/cuda`.

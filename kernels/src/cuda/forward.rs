@@ -1,7 +1,8 @@
 //! The first half of a step: from a batch to g = dL/dx̂ and the report.
 
 use super::buffers::Arrivals;
-use super::device::{Device, DeviceError, Screen};
+use crate::error::DeviceError;
+use super::device::{Device, Screen};
 use super::launch::Slice;
 use super::launch::decode::{Decode, Decoder};
 use super::launch::encode::Encode;
@@ -10,7 +11,8 @@ use super::launch::mask_words;
 use super::launch::recheck::{Operands, Recheck};
 use super::launch::report::ReportRows;
 use super::launch::rows::{BatchColumns, ColumnSums, PadRows, RowNorms, ShiftedInput};
-use super::plan::{Path, Precision};
+use crate::path::Path;
+use crate::precision::Precision;
 use super::resident::CudaStep;
 use crate::loss::Mse;
 

@@ -1,7 +1,8 @@
 //! The factors of dense products, and how their bfloat16 halves lie: see `kernels/cuda/dense.cu`.
 
 use super::launch::dense::HalvesOrder;
-use super::plan::{Plan, Precision};
+use crate::precision::Precision;
+use super::plan::DevicePlan;
 
 /// A matrix that is a factor of dense products.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -37,7 +38,7 @@ pub(crate) struct Halves {
 
 impl Matrix {
     /// Its rows in a batch of `plan.rows`.
-    fn lines(self, plan: &Plan) -> usize {
+    fn lines(self, plan: &DevicePlan) -> usize {
         match self {
             Matrix::Encoder | Matrix::Decoder => plan.features,
             Matrix::X | Matrix::Activations | Matrix::Gradient | Matrix::ByValue => plan.rows,
@@ -45,7 +46,7 @@ impl Matrix {
     }
 
     /// Numbers from one of its rows to the next.
-    pub(crate) fn stride(self, plan: &Plan) -> usize {
+    pub(crate) fn stride(self, plan: &DevicePlan) -> usize {
         match self {
             Matrix::Activations | Matrix::ByValue => plan.line,
             Matrix::X | Matrix::Encoder | Matrix::Decoder | Matrix::Gradient => plan.stride,
@@ -53,7 +54,7 @@ impl Matrix {
     }
 
     /// Its halves, if products are formed from halves.
-    pub(crate) fn halves(self, plan: &Plan) -> Option<Halves> {
+    pub(crate) fn halves(self, plan: &DevicePlan) -> Option<Halves> {
         let (lines, stride) = (self.lines(plan), self.stride(plan));
         // Bytes of one array of halves.
         let array = 2 * lines * stride;

@@ -3,7 +3,7 @@
 use bytemuck::{Pod, Zeroable};
 
 use crate::loss::{LossSpec, Mse, Penalty};
-use crate::step::{Adam, DecoderNorm, Schedule};
+use crate::spec::{Adam, DecoderNorm, Schedule};
 
 /// What changes from step to step.
 #[repr(C)]

@@ -26,4 +26,3 @@ mod state;
 pub mod step;
 mod train;
 
-pub use state::State;

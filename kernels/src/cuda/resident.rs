@@ -4,14 +4,16 @@ use std::collections::HashMap;
 
 use super::buffers::{Buffers, DenseBuffers};
 use super::device::Device;
-use super::plan::{Options, Path, PathChoice, Plan, Precision};
-use crate::step::StepSpec;
+use crate::path::{Path, PathChoice};
+use crate::precision::Precision;
+use super::plan::{DeviceOptions, DevicePlan};
+use crate::spec::StepSpec;
 
 /// One autoencoder in training on a device. Several can share a device and its batches.
 pub struct CudaStep<D: Device> {
     pub(crate) spec: StepSpec,
-    pub(crate) options: Options,
-    pub(crate) plan: Plan,
+    pub(crate) options: DeviceOptions,
+    pub(crate) plan: DevicePlan,
     pub(crate) buffers: Buffers<D::Buffer>,
     /// Allocated at the first dense pass.
     pub(crate) dense: Option<DenseBuffers<D::Buffer>>,
@@ -51,7 +53,7 @@ impl<D: Device> CudaStep<D> {
     }
 
     /// The step's sizes.
-    pub fn plan(&self) -> &Plan {
+    pub fn plan(&self) -> &DevicePlan {
         &self.plan
     }
 

@@ -1,36 +1,16 @@
 //! Weights and state between host and device.
 
-use crate::cpu::Parameters;
+use ndarray::{Array1, Array2, ArrayView2};
+
+use crate::activations::SparseActivations;
+use crate::error::StepError;
+use crate::parameters::{Parameters, numbers};
+use crate::path::PathChoice;
+use crate::state::State;
 
 use super::device::Device;
 use super::layout::{Report, Window};
-use super::plan::PathChoice;
 use super::resident::CudaStep;
-use super::step::StepError;
-
-/// Everything a run needs to continue.
-#[derive(Debug, Clone, PartialEq)]
-pub struct State {
-    /// Steps done.
-    pub step: u64,
-    /// The weights.
-    pub weights: Parameters,
-    /// Adam's first moments.
-    pub first_moments: Parameters,
-    /// Adam's second moments.
-    pub second_moments: Parameters,
-    /// In how many rows of a batch each feature was active, for the last (at most n) batches, the oldest
-    /// first: [batches,F].
-    pub window: Vec<u32>,
-    /// Steps since each feature was last active, [F].
-    pub steps_since_fired: Vec<u64>,
-    /// How steps choose their path; a run that goes on without it makes the same steps within rounding.
-    pub path_choice: Option<PathChoice>,
-}
-
-fn check(array: &'static str, found: usize, expected: usize, rule: &'static str) -> Result<(), StepError> {
-    if found == expected { Ok(()) } else { Err(StepError::Length { array, found, expected, rule }) }
-}
 
 impl<D: Device> CudaStep<D> {
     /// The weights. Steps must have been finished.
@@ -45,20 +25,20 @@ impl<D: Device> CudaStep<D> {
     ///
     /// # Errors
     /// What the device says.
-    pub fn frequencies(&self, device: &mut D) -> Result<Vec<f32>, StepError> {
+    pub fn frequencies(&self, device: &mut D) -> Result<Array1<f32>, StepError> {
         let mut frequencies = vec![0.0f32; self.plan.features];
         device.download(&self.buffers.frequencies, 0, bytemuck::cast_slice_mut(&mut frequencies))?;
-        Ok(frequencies)
+        Ok(frequencies.into())
     }
 
     /// Steps since each feature was last active, [F].
     ///
     /// # Errors
     /// What the device says.
-    pub fn steps_since_fired(&self, device: &mut D) -> Result<Vec<u64>, StepError> {
+    pub fn steps_since_fired(&self, device: &mut D) -> Result<Array1<u64>, StepError> {
         let mut steps = vec![0u64; self.plan.features];
         device.download(&self.buffers.steps_since_fired, 0, bytemuck::cast_slice_mut(&mut steps))?;
-        Ok(steps)
+        Ok(steps.into())
     }
 
     /// Everything a run needs to continue. Steps must have been finished.
@@ -81,10 +61,48 @@ impl<D: Device> CudaStep<D> {
             weights: self.download_parameters(device, 0)?,
             first_moments: self.download_parameters(device, 1)?,
             second_moments: self.download_parameters(device, 2)?,
-            window: counts,
+            window: Array2::from_shape_vec((lines, features), counts).expect("a count per batch and feature"),
             steps_since_fired: self.steps_since_fired(device)?,
             path_choice: Some(self.choice.clone()),
         })
+    }
+
+    /// What the sparse path's forward pass left in the lists, of the first `rows` rows.
+    pub(crate) fn listed_activations(
+        &self,
+        device: &mut D,
+        rows: usize,
+    ) -> Result<SparseActivations, StepError> {
+        let b = &self.buffers;
+        let (mut starts, mut active) = (vec![0u32; rows + 1], vec![0u32; rows]);
+        device.download(&b.row_starts, 0, bytemuck::cast_slice_mut(&mut starts))?;
+        device.download(&b.row_active, 0, bytemuck::cast_slice_mut(&mut active))?;
+        let listed = starts[rows] as usize;
+        let (mut features, mut values) = (vec![0u32; listed], vec![0.0f32; listed]);
+        device.download(&b.pair_features, 0, bytemuck::cast_slice_mut(&mut features))?;
+        device.download(&b.row_values, 0, bytemuck::cast_slice_mut(&mut values))?;
+        // A row's list begins with its active pairs; behind them lie candidates that were not.
+        let mut found = SparseActivations { row_starts: vec![0], ..SparseActivations::default() };
+        for (start, active) in starts.into_iter().zip(active) {
+            let own = start as usize..(start + active) as usize;
+            found.features.extend_from_slice(&features[own.clone()]);
+            found.values.extend_from_slice(&values[own]);
+            found.row_starts.push(found.features.len());
+        }
+        Ok(found)
+    }
+
+    /// What the dense path's forward pass left, of the first `rows` rows.
+    pub(crate) fn dense_activations(
+        &self,
+        device: &mut D,
+        rows: usize,
+    ) -> Result<SparseActivations, StepError> {
+        let (line, features) = (self.plan.line, self.plan.features);
+        let mut padded = vec![0.0f32; rows * line];
+        device.download(&self.dense_buffers().activations, 0, bytemuck::cast_slice_mut(&mut padded))?;
+        let lines = padded.chunks_exact(line).flat_map(|line| line[..features].iter().copied());
+        Ok(SparseActivations::of_dense(&lines.collect::<Vec<_>>(), features))
     }
 
     /// Continues from a state.
@@ -92,8 +110,8 @@ impl<D: Device> CudaStep<D> {
     /// # Errors
     /// A state of other sizes (nothing has changed then), or what the device says.
     pub fn restore(&mut self, device: &mut D, state: &State) -> Result<(), StepError> {
-        let parameters = [&state.weights, &state.first_moments, &state.second_moments];
-        self.load(device, parameters, &state.window, &state.steps_since_fired)?;
+        state.check(&self.spec)?;
+        self.load(device, state)?;
         device.zero(&mut self.buffers.report, 0, size_of::<Report>())?;
         self.done = state.step;
         self.submitted = state.step;
@@ -104,42 +122,24 @@ impl<D: Device> CudaStep<D> {
         Ok(())
     }
 
-    /// Fills everything that outlives a step.
-    pub(crate) fn load(
-        &mut self,
-        device: &mut D,
-        parameters: [&Parameters; 3],
-        window: &[u32],
-        steps_since_fired: &[u64],
-    ) -> Result<(), StepError> {
-        let (d, f) = (self.plan.width, self.plan.features);
-        for (name, array) in parameters.iter().flat_map(|parameters| parameters.arrays()) {
-            let (expected, rule) = match name {
-                "encoder_bias" => (f, "F"),
-                "decoder_bias" => (d, "d"),
-                _ => (f * d, "F·d"),
-            };
-            check(name, array.len(), expected, rule)?;
-        }
-        check("steps_since_fired", steps_since_fired.len(), f, "F")?;
-        let batches = window.len() / f;
-        check("window", window.len(), batches * f, "a multiple of F")?;
-        let most = self.plan.window;
-        check("window", window.len(), batches.min(most) * f, "at most F times the sparsity window")?;
-
+    /// Fills everything that outlives a step from a state whose shapes were checked.
+    pub(crate) fn load(&mut self, device: &mut D, state: &State) -> Result<(), StepError> {
+        let parameters = [&state.weights, &state.first_moments, &state.second_moments];
         for (copy, parameters) in parameters.into_iter().enumerate() {
             let packed = self.packed(parameters);
             let offset = 4 * copy * self.plan.parameters();
             device.upload(&mut self.buffers.parameters, offset, bytemuck::cast_slice(&packed))?;
         }
-        device.upload(&mut self.buffers.steps_since_fired, 0, bytemuck::cast_slice(steps_since_fired))?;
-        self.load_window(device, window)?;
+        let since = state.steps_since_fired.to_vec();
+        device.upload(&mut self.buffers.steps_since_fired, 0, bytemuck::cast_slice(&since))?;
+        self.load_window(device, state.window.view())?;
         Ok(self.derive(device)?)
     }
 
     /// Fills the window and the frequencies that follow from it.
-    fn load_window(&mut self, device: &mut D, window: &[u32]) -> Result<(), StepError> {
+    fn load_window(&mut self, device: &mut D, window: ArrayView2<'_, u32>) -> Result<(), StepError> {
         let f = self.plan.features;
+        let window = window.to_slice().expect("the window is row-major");
         let lines: Vec<&[u32]> = window.chunks_exact(f).collect();
         let total = |line: &[u32]| -> u64 { line.iter().map(|count| u64::from(*count)).sum() };
         let levels: Vec<f64> = lines.iter().map(|line| (total(line) as f64).log10()).collect();
@@ -178,13 +178,12 @@ impl<D: Device> CudaStep<D> {
     fn packed(&self, parameters: &Parameters) -> Vec<f32> {
         let (d, stride) = (self.plan.width, self.plan.stride);
         let mut packed = vec![0.0; self.plan.parameters()];
-        for (start, matrix) in [(0, &parameters.encoder), (self.plan.decoder_at(), &parameters.decoder)] {
-            let rows = packed[start..].chunks_exact_mut(stride).zip(matrix.chunks_exact(d));
-            rows.for_each(|(to, row)| to[..d].copy_from_slice(row));
+        for (name, tensor) in parameters.tensors() {
+            let numbers = numbers(&tensor);
+            let length = if tensor.ndim() == 2 { d } else { numbers.len() };
+            let lines = packed[self.plan.tensor_at(name)..].chunks_mut(stride.max(length));
+            lines.zip(numbers.chunks_exact(length)).for_each(|(to, line)| to[..length].copy_from_slice(line));
         }
-        packed[self.plan.encoder_bias_at()..][..parameters.encoder_bias.len()]
-            .copy_from_slice(&parameters.encoder_bias);
-        packed[self.plan.decoder_bias_at()..][..d].copy_from_slice(&parameters.decoder_bias);
         packed
     }
 
@@ -194,17 +193,12 @@ impl<D: Device> CudaStep<D> {
         let mut packed = vec![0.0f32; self.plan.parameters()];
         let offset = 4 * copy * self.plan.parameters();
         device.download(&self.buffers.parameters, offset, bytemuck::cast_slice_mut(&mut packed))?;
-        let matrix = |start: usize| {
-            packed[start..][..f * stride]
-                .chunks_exact(stride)
-                .flat_map(|row| row[..d].iter().copied())
-                .collect()
-        };
-        Ok(Parameters {
-            encoder: matrix(0),
-            encoder_bias: packed[self.plan.encoder_bias_at()..][..f].to_vec(),
-            decoder: matrix(self.plan.decoder_at()),
-            decoder_bias: packed[self.plan.decoder_bias_at()..][..d].to_vec(),
+        Parameters::from_numbers(d, f, |name, shape| {
+            let from = &packed[self.plan.tensor_at(name)..];
+            Ok(match *shape {
+                [length] => from[..length].to_vec(),
+                _ => from.chunks(stride).take(f).flat_map(|line| line[..d].iter().copied()).collect(),
+            })
         })
     }
 }

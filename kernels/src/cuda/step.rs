@@ -10,100 +10,24 @@
 use std::collections::HashMap;
 
 use bytemuck::Zeroable;
-use thiserror::Error;
 
-use crate::cpu::Parameters;
-use crate::loss::Mse;
-use crate::stats::{Sums, fraction_explained};
-use crate::step::{Schedule, StepSpec};
+use crate::activations::SparseActivations;
+use crate::error::{DeviceError, StepError};
+use crate::outcome::{StepReport, Terms};
+use crate::parameters::Parameters;
+use crate::path::{Path, PathChoice};
+use crate::spec::{Schedule, StepSpec};
+use crate::state::State;
+use crate::stats::{Evaluation, Sums};
 
 use super::buffers::{Buffers, DenseBuffers, arrivals};
-use super::device::{Device, DeviceError};
+use super::device::Device;
 use super::forward::Purpose;
 use super::launch::update::{Derive, Derived};
 use super::layout::{MAILBOX_BYTES, REPLY, ROW_RESULT_BYTES, Report, Scalars, frequency_targets, status};
-use super::plan::{Options, Path, PathChoice, Plan, PlanError};
+use super::plan::{DeviceOptions, DevicePlan};
 pub use super::resident::CudaStep;
 use super::resident::{Mailbox, Recording};
-
-/// Why a step or an evaluation did not happen. The state is as before, except after
-/// [`StepError::Diverged`] and [`StepError::Device`].
-#[derive(Debug, Clone, PartialEq, Error)]
-pub enum StepError {
-    /// The kernels cannot do such a step.
-    #[error(transparent)]
-    Plan(#[from] PlanError),
-    /// The device failed.
-    #[error(transparent)]
-    Device(#[from] DeviceError),
-    /// An array has another length than the step's sizes ask for.
-    #[error("{array} has {found} numbers, but {expected} were expected ({rule})")]
-    Length {
-        /// Which array.
-        array: &'static str,
-        /// Its length.
-        found: usize,
-        /// The length asked for.
-        expected: usize,
-        /// Where that length comes from.
-        rule: &'static str,
-    },
-    /// A row of the batch holds NaN or infinity.
-    #[error("row {row} of the batch holds NaN or an infinite value; the weights are unchanged")]
-    NonFiniteRow {
-        /// The row's number in the batch.
-        row: usize,
-    },
-    /// The MSE divides by a norm that is 0.
-    #[error("row {row} of the batch makes the denominator of the {mse:?} MSE 0; the weights are unchanged")]
-    ZeroNorm {
-        /// The row's number in the batch.
-        row: usize,
-        /// The MSE.
-        mse: Mse,
-    },
-    /// The loss is not finite though the batch is.
-    #[error("the loss of step {step} is {loss}; the weights are unchanged")]
-    NonFiniteLoss {
-        /// The step that was not done.
-        step: u64,
-        /// The loss.
-        loss: f64,
-    },
-    /// The update made a weight NaN or infinite though the loss was finite.
-    #[error("step {step} made a weight NaN or infinite though the loss was finite")]
-    Diverged {
-        /// The step.
-        step: u64,
-    },
-}
-
-/// What a step reports, as of before the weights changed; names as in the training log.
-#[derive(Debug, Clone, Copy, PartialEq)]
-#[allow(missing_docs)] // Each is documented where the training loop's own report declares it.
-pub struct Stats {
-    pub step: u64,
-    pub loss: f64,
-    pub mse: f64,
-    pub penalty: f64,
-    pub min_sparsity: f64,
-    pub max_sparsity: f64,
-    pub l0: f64,
-    pub l0_std: f64,
-    pub l1: f64,
-    pub mse_sum: f64,
-    pub mse_centered: f64,
-    pub mse_uncentered: f64,
-    pub explained_variance: f64,
-    pub explained_variance_uncentered: f64,
-    pub cosine_similarity: f64,
-    pub l2_ratio: f64,
-    pub density: f64,
-    pub below_target: usize,
-    pub path: Path,
-    /// The share of all pairs that were candidates; 0 on the dense path.
-    pub rechecked: f64,
-}
 
 /// A step under way.
 #[derive(Debug)]
@@ -117,7 +41,7 @@ pub struct Pending {
 #[derive(Debug, Clone, Copy, PartialEq)]
 pub enum Outcome {
     /// It was done.
-    Done(Stats),
+    Done(StepReport),
     /// More pairs may be active than the lists hold. Nothing has changed; after [`CudaStep::clear`] the same
     /// batch, submitted again, takes the dense path.
     Refused,
@@ -137,10 +61,10 @@ impl<D: Device> CudaStep<D> {
     pub fn new(
         device: &mut D,
         spec: StepSpec,
-        options: Options,
-        weights: &Parameters,
+        options: DeviceOptions,
+        weights: Parameters,
     ) -> Result<CudaStep<D>, StepError> {
-        let plan = Plan::new(&spec, &options)?;
+        let plan = DevicePlan::new(&spec, &options)?;
         let buffers = Buffers::allocate(device, &plan)?;
         let cells = spec.batch as u64 * spec.features as u64;
         let mut step = CudaStep {
@@ -159,8 +83,8 @@ impl<D: Device> CudaStep<D> {
         device.upload(&mut step.buffers.targets, 0, bytemuck::bytes_of(&targets))?;
         device.zero(&mut step.buffers.report, 0, size_of::<Report>())?;
         device.zero(&mut step.buffers.arrivals, 0, 4 * arrivals(&step.plan))?;
-        let zeros = Parameters::zeros(spec.width, spec.features);
-        step.load(device, [weights, &zeros, &zeros], &[], &vec![0; spec.features])?;
+        weights.check(&spec)?;
+        step.load(device, &State::new(weights))?;
         Ok(step)
     }
 
@@ -173,11 +97,11 @@ impl<D: Device> CudaStep<D> {
         device: &mut D,
         batch: &D::Buffer,
         schedule: &Schedule,
-    ) -> Result<Stats, StepError> {
+    ) -> Result<StepReport, StepError> {
         loop {
             let pending = self.submit(device, batch, schedule)?;
             match self.finish(device, pending) {
-                Ok(Outcome::Done(stats)) => return Ok(stats),
+                Ok(Outcome::Done(report)) => return Ok(report),
                 // The path is another one now, on which nothing is refused.
                 Ok(Outcome::Refused) => self.clear(device)?,
                 Err(error) => {
@@ -240,7 +164,7 @@ impl<D: Device> CudaStep<D> {
         if report.diverged != 0 {
             return Err(StepError::Diverged { step });
         }
-        Ok(Outcome::Done(self.stats(&report, path)))
+        Ok(Outcome::Done(self.reported(&report, path)))
     }
 
     /// Forgets a refusal, and with it the steps that were queued behind it: all of them must have been finished.
@@ -260,14 +184,58 @@ impl<D: Device> CudaStep<D> {
     ///
     /// # Panics
     /// If `rows` is more than B.
-    pub fn evaluate(&mut self, device: &mut D, batch: &D::Buffer, rows: usize) -> Result<Sums, StepError> {
-        assert!(rows <= self.plan.rows, "an evaluation of {rows} rows in buffers for {}", self.plan.rows);
-        let mut sums = Sums::new(self.plan.width, self.plan.features);
+    pub fn evaluate(
+        &mut self,
+        device: &mut D,
+        batch: &D::Buffer,
+        rows: usize,
+    ) -> Result<Evaluation, StepError> {
+        let mut evaluation = Evaluation::new(self.plan.width, self.plan.features);
         if rows == 0 {
-            return Ok(sums);
+            return Ok(evaluation);
         }
+        let (report, _) = self.pass(device, batch, rows)?;
+        let mut counts = vec![0u32; self.plan.features];
+        device.download(&self.buffers.counts, 0, bytemuck::cast_slice_mut(&mut counts))?;
+        device.download(&self.buffers.column_sum, 0, bytemuck::cast_slice_mut(&mut evaluation.row_sum))?;
+        evaluation.sums = self.sums(&report, rows);
+        evaluation.firings = counts.into_iter().map(u64::from).collect();
+        Ok(evaluation)
+    }
+
+    /// The active features of the first `rows` ≤ B rows of `batch`.
+    ///
+    /// # Errors
+    /// As [`CudaStep::evaluate`].
+    ///
+    /// # Panics
+    /// If `rows` is more than B.
+    pub fn encode(
+        &mut self,
+        device: &mut D,
+        batch: &D::Buffer,
+        rows: usize,
+    ) -> Result<SparseActivations, StepError> {
+        if rows == 0 {
+            return Ok(SparseActivations::of_dense(&[], 1));
+        }
+        let (_, path) = self.pass(device, batch, rows)?;
+        match path {
+            Path::Sparse => self.listed_activations(device, rows),
+            Path::Dense => self.dense_activations(device, rows),
+        }
+    }
+
+    /// A forward pass, on the dense path if the lists are too short: its report, and the path it took.
+    fn pass(
+        &mut self,
+        device: &mut D,
+        batch: &D::Buffer,
+        rows: usize,
+    ) -> Result<(Report, Path), StepError> {
+        assert!(rows <= self.plan.rows, "an evaluation of {rows} rows in buffers for {}", self.plan.rows);
         let mut path = self.choice.next();
-        let report = loop {
+        loop {
             self.prepare_path(device, path)?;
             let scalars = self.scalars(&Schedule::constant(0.0), rows, self.submitted);
             device.upload(&mut self.buffers.scalars, 0, bytemuck::bytes_of(&scalars))?;
@@ -275,35 +243,14 @@ impl<D: Device> CudaStep<D> {
             let mut report = Report::zeroed();
             device.download(&self.buffers.report, 0, bytemuck::bytes_of_mut(&mut report))?;
             if report.status == status::RUNNING {
-                break report;
+                return Ok((report, path));
             }
             device.zero(&mut self.buffers.report, 0, size_of::<Report>())?;
             if report.status != status::OVERFLOW_OF_PAIRS {
                 return Err(self.refusal(&report, self.submitted));
             }
             path = Path::Dense;
-        };
-        let mut counts = vec![0u32; self.plan.features];
-        device.download(&self.buffers.counts, 0, bytemuck::cast_slice_mut(&mut counts))?;
-        device.download(&self.buffers.column_sum, 0, bytemuck::cast_slice_mut(&mut sums.row_sum))?;
-        Ok(Sums {
-            rows: rows as u64,
-            squared_error: report.squared_error,
-            centered_error: report.centered_error,
-            uncentered_error: report.uncentered_error,
-            rows_off_mean: report.rows_off_mean,
-            rows_off_zero: report.rows_off_zero,
-            squared_norm: report.squared_norm,
-            deviation: report.deviation,
-            cosine: report.cosine,
-            norm_ratio: report.norm_ratio,
-            active: report.active,
-            active_squared: report.active_squared,
-            l1: report.l1,
-            penalty: report.penalty,
-            firings: counts.into_iter().map(u64::from).collect(),
-            ..sums
-        })
+        }
     }
 
     /// ‖x̂ − x‖² of the first `rows` rows of the batch that was evaluated last.
@@ -429,31 +376,41 @@ impl<D: Device> CudaStep<D> {
         }
     }
 
-    fn stats(&self, report: &Report, path: Path) -> Stats {
-        let rows = self.plan.rows as f64;
-        let (off_mean, off_zero) = (report.rows_off_mean as f64, report.rows_off_zero as f64);
-        let l0 = report.active as f64 / rows;
-        Stats {
+    /// A training step's report in the words of the host.
+    fn reported(&self, report: &Report, path: Path) -> StepReport {
+        let cells = self.plan.rows as f64 * self.plan.features as f64;
+        StepReport {
             step: report.step,
-            loss: report.loss,
-            mse: report.mse,
-            penalty: report.penalty_term,
-            min_sparsity: report.min_sparsity,
-            max_sparsity: report.max_sparsity,
-            l0,
-            l0_std: (report.active_squared as f64 / rows - l0 * l0).max(0.0).sqrt(),
-            l1: report.l1 / rows,
-            mse_sum: report.squared_error / rows,
-            mse_centered: report.centered_error / off_mean,
-            mse_uncentered: report.uncentered_error / off_zero,
-            explained_variance: fraction_explained(report.squared_error, report.deviation),
-            explained_variance_uncentered: fraction_explained(report.squared_error, report.squared_norm),
-            cosine_similarity: report.cosine / off_zero,
-            l2_ratio: report.norm_ratio / off_zero,
-            density: l0 / self.plan.features as f64,
-            below_target: report.below_target as usize,
+            terms: Terms {
+                mse: report.mse,
+                penalty: report.penalty_term,
+                min_sparsity: report.min_sparsity,
+                max_sparsity: report.max_sparsity,
+                below_target: report.below_target as usize,
+            },
+            sums: self.sums(report, self.plan.rows),
             path,
-            rechecked: report.candidates as f64 / (rows * self.plan.features as f64),
+            rechecked: report.candidates as f64 / cells,
+        }
+    }
+
+    fn sums(&self, report: &Report, rows: usize) -> Sums {
+        Sums {
+            features: self.plan.features as u64,
+            rows: rows as u64,
+            squared_error: report.squared_error,
+            centered_error: report.centered_error,
+            uncentered_error: report.uncentered_error,
+            rows_off_mean: report.rows_off_mean,
+            rows_off_zero: report.rows_off_zero,
+            squared_norm: report.squared_norm,
+            deviation: report.deviation,
+            cosine: report.cosine,
+            norm_ratio: report.norm_ratio,
+            active: report.active,
+            active_squared: report.active_squared,
+            l1: report.l1,
+            penalty: report.penalty,
         }
     }
 }

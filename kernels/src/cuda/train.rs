@@ -1,14 +1,15 @@
 //! The second half of a step: the frequency window, gradients and the update.
 
 use super::buffers::Arrivals;
-use super::device::{Device, DeviceError};
+use crate::error::DeviceError;
+use super::device::Device;
 use super::launch::Slice;
 use super::launch::backward::{ActivePairs, BackwardSegments, BackwardUpdate};
 use super::launch::frequency::WindowFeatures;
 use super::launch::lists::{ByNorm, GatherValues, ListFeatures};
 use super::launch::update::{UpdateDecoderBias, update_blocks};
 use super::layout::REPLY;
-use super::plan::Path;
+use crate::path::Path;
 use super::resident::CudaStep;
 
 impl<D: Device> CudaStep<D> {

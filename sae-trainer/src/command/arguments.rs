@@ -7,6 +7,7 @@ use std::path::PathBuf;
 
 use clap::{Args, ValueEnum};
 use human_units::parse_count;
+use kernels::precision::Precision;
 use serde::{Deserialize, Serialize};
 
 #[derive(Debug, Args)]
@@ -339,6 +340,16 @@ pub(crate) enum PrecisionChoice {
     Exact,
     Bf16,
     Fp32,
+}
+
+impl From<PrecisionChoice> for Precision {
+    fn from(choice: PrecisionChoice) -> Precision {
+        match choice {
+            PrecisionChoice::Exact => Precision::Exact,
+            PrecisionChoice::Bf16 => Precision::Bf16,
+            PrecisionChoice::Fp32 => Precision::Fp32,
+        }
+    }
 }
 
 /// What happens to dead features.

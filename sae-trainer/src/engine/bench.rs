@@ -8,7 +8,8 @@
 use std::time::Instant;
 
 use kernels::cpu::ceiling::{copy_rate, multiply_add_rate};
-use kernels::cpu::decode::{Decode, RowResult, decode_sparse, sum_of_rows};
+use kernels::cpu::TrainedParameters;
+use kernels::cpu::decode::{Decode, Finish, RowActivity, RowError, decode_sparse, finish, sum_of_rows};
 use kernels::cpu::dense::decode_dense;
 use kernels::cpu::encode::{Encode, EncodeBuffers, encode_dense, encode_sparse};
 use kernels::cpu::pairs::ActivePairs;
@@ -16,11 +17,14 @@ use kernels::cpu::rows::{RowNorms, row_norms};
 use kernels::cpu::sparsity::Sparsity;
 use kernels::cpu::train::{Activations, Train, train};
 use kernels::cpu::update::AdamStep;
-use kernels::cpu::{Parameters, TrainedParameters, transposed};
-use kernels::step::{Schedule, StepSpec};
+use kernels::error::StepError;
+use kernels::parameters::Parameters;
+use kernels::path::Path;
+use kernels::spec::{Schedule, StepSpec};
+use ndarray::{Array2, ArrayView2};
 use sae::Weights;
 
-use super::{CpuEngine, CpuOptions, Engine, EngineError, Path};
+use super::{CpuEngine, CpuOptions, Engine, layout};
 
 /// What limits a part.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -92,16 +96,16 @@ pub struct BenchReport {
 
 /// Weights and a batch of which each row activates about `l0` of the spec's features, for a bench without a
 /// store: rows and weights uniform, the bias at the quantile of their products.
-pub fn synthetic(spec: &StepSpec, l0: f64, seed: u64) -> (Weights, Vec<f32>) {
+pub fn synthetic(spec: &StepSpec, l0: f64, seed: u64) -> (Weights, Array2<f32>) {
     let (d, f) = (spec.width, spec.features);
     let mut weights = Weights::init(d, f, seed);
     // Rows like the decoder's: as many numbers as a batch needs, spread alike in every direction.
     let batch = Weights::init(d, spec.batch, seed.wrapping_add(1)).w_dec;
     let sample = spec.batch.min(64);
     let mut products: Vec<f32> = Vec::with_capacity(sample * f);
-    for row in batch.chunks_exact(d).take(sample) {
+    for row in batch.rows().into_iter().take(sample) {
         let mut z = vec![0.0f32; f];
-        for (x, w) in row.iter().zip(weights.w_enc.chunks_exact(f)) {
+        for (x, w) in row.iter().zip(weights.w_enc.rows()) {
             z.iter_mut().zip(w).for_each(|(z, w)| *z += x * w);
         }
         products.extend(z);
@@ -121,18 +125,18 @@ pub fn synthetic(spec: &StepSpec, l0: f64, seed: u64) -> (Weights, Vec<f32>) {
 pub fn bench(
     spec: &StepSpec,
     weights: &Weights,
-    batch: &[f32],
+    batch: ArrayView2<'_, f32>,
     options: CpuOptions,
     repeats: usize,
-) -> Result<BenchReport, EngineError> {
+) -> Result<BenchReport, StepError> {
     let mut engine = CpuEngine::new(*spec, weights, options)?;
     let schedule = Schedule::constant(0.0);
     // The first steps find the path and touch the memory.
-    engine.step(batch, &schedule)?;
-    let stats = engine.step(batch, &schedule)?;
+    engine.step(batch.into(), &schedule)?;
+    let report = engine.step(batch.into(), &schedule)?;
     let mut failure = None;
     let whole = median(repeats, || {
-        if let Err(error) = engine.step(batch, &schedule) {
+        if let Err(error) = engine.step(batch.into(), &schedule) {
             failure = Some(error);
         }
     });
@@ -141,8 +145,8 @@ pub fn bench(
     }
     let run = || {
         let ceilings = (multiply_add_rate(options.isa), copy_rate());
-        let parts = Parts::new(spec, weights, batch, options, stats.path);
-        let work = Work::of(spec, stats.l0 * spec.batch as f64, stats.path);
+        let parts = Parts::new(spec, weights, batch, options, report.path);
+        let work = Work::of(spec, report.sums.active as f64, report.path);
         (parts.time(repeats, &work, ceilings), work, ceilings)
     };
     let (mut rows, work, ceilings) = engine.run(run);
@@ -151,9 +155,9 @@ pub fn bench(
         rows,
         operation_ceiling: ceilings.0,
         byte_ceiling: ceilings.1,
-        l0: stats.l0,
-        path: stats.path,
-        rechecked: stats.rechecked,
+        l0: report.sums.l0(),
+        path: report.path,
+        rechecked: report.rechecked,
         threads: engine.threads(),
         isa: options.isa.name(),
         rows_per_second: spec.batch as f64 / whole,
@@ -209,6 +213,8 @@ impl Work {
     }
 }
 
+const ROW_MAJOR: &str = "parameters are row-major";
+
 /// A step's parts with all their inputs, to be run one by one.
 struct Parts<'a> {
     spec: &'a StepSpec,
@@ -224,20 +230,16 @@ impl<'a> Parts<'a> {
     fn new(
         spec: &'a StepSpec,
         weights: &Weights,
-        batch: &'a [f32],
+        batch: ArrayView2<'a, f32>,
         options: CpuOptions,
         path: Path,
     ) -> Parts<'a> {
         let (d, f) = (spec.width, spec.features);
+        let batch = batch.to_slice().expect("a step on this batch was done");
         let mut norms = RowNorms::default();
         row_norms(options.isa, batch, d, &mut norms);
         let parameters = TrainedParameters {
-            weights: Parameters {
-                encoder: transposed(&weights.w_enc, d, f),
-                encoder_bias: weights.b_enc.clone(),
-                decoder: weights.w_dec.clone(),
-                decoder_bias: weights.b_dec.clone(),
-            },
+            weights: layout::parameters(weights),
             first: Parameters::zeros(d, f),
             second: Parameters::zeros(d, f),
         };
@@ -250,10 +252,11 @@ impl<'a> Parts<'a> {
         let (d, f) = (spec.width, spec.features);
         let (mut buffers, mut pairs) = (EncodeBuffers::default(), ActivePairs::default());
         let mut dense = vec![0.0; if self.path == Path::Dense { spec.batch * f } else { 0 }];
+        let weights = &self.parameters.weights;
         let encode = Encode {
             x: self.batch,
-            weights: &self.parameters.weights.encoder,
-            bias: &self.parameters.weights.encoder_bias,
+            weights: weights.encoder.as_slice().expect(ROW_MAJOR),
+            bias: weights.encoder_bias.as_slice().expect(ROW_MAJOR),
             width: d,
         };
         let encode = median(repeats, || match self.path {
@@ -265,19 +268,21 @@ impl<'a> Parts<'a> {
         });
 
         let decode = Decode {
-            x: self.batch,
-            norms: &self.norms,
-            weights: &self.parameters.weights.decoder,
-            bias: &self.parameters.weights.decoder_bias,
+            weights: weights.decoder.as_slice().expect(ROW_MAJOR),
+            bias: weights.decoder_bias.as_slice().expect(ROW_MAJOR),
             decoder_norms: None,
-            mse: spec.loss.mse,
             sparsity: &self.sparsity,
         };
+        let error = Finish { target: self.batch, norms: &self.norms, mse: spec.loss.mse };
         let mut g = vec![0.0; self.batch.len()];
-        let mut results = vec![RowResult::default(); spec.batch];
-        let decode = median(repeats, || match self.path {
-            Path::Sparse => decode_sparse(isa, decode, &pairs, &mut g, &mut results),
-            Path::Dense => decode_dense(isa, decode, &dense, &mut g, &mut results),
+        let mut activity = vec![RowActivity::default(); spec.batch];
+        let mut errors = vec![RowError::default(); spec.batch];
+        let decode = median(repeats, || {
+            match self.path {
+                Path::Sparse => decode_sparse(isa, decode, &pairs, &mut g, &mut activity),
+                Path::Dense => decode_dense(decode, &dense, &mut g, &mut activity),
+            }
+            finish(isa, error, &mut g, &mut errors);
         });
 
         let slopes = vec![0.0; f];
@@ -311,7 +316,7 @@ impl<'a> Parts<'a> {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::engine::{Adam, DecoderNorm, LossSpec, Mse};
+    use crate::engine::{Adam, DecoderNorm, Forward, LossSpec, Mse};
 
     fn spec() -> StepSpec {
         StepSpec {
@@ -331,7 +336,7 @@ mod tests {
         for l0 in [4.0, 40.0, 200.0] {
             let (weights, batch) = synthetic(&spec(), l0, 3);
             let mut engine = CpuEngine::new(spec(), &weights, CpuOptions::default()).unwrap();
-            let got = engine.evaluate(&batch).unwrap().l0();
+            let got = engine.evaluate(batch.view().into()).unwrap().sums.l0();
             assert!((got - l0).abs() < 0.15 * l0, "{got} {l0}");
         }
     }
@@ -341,7 +346,7 @@ mod tests {
         for (l0, path) in [(4.0, Path::Sparse), (200.0, Path::Dense)] {
             let (weights, batch) = synthetic(&spec(), l0, 3);
             let options = CpuOptions { threads: 2, ..CpuOptions::default() };
-            let report = bench(&spec(), &weights, &batch, options, 3).unwrap();
+            let report = bench(&spec(), &weights, batch.view(), options, 3).unwrap();
             let parts: Vec<&str> = report.rows.iter().map(|row| row.part).collect();
             assert_eq!(parts, ["encode", "decode", "backward and update", "whole step"]);
             assert_eq!((report.path, report.threads), (path, 2));

@@ -6,11 +6,11 @@ use kernels::cuda::cuda_device::{CudaDevice, CudaOptions};
 use kernels::cuda::device::Device;
 use sae::Weights;
 
-use crate::command::arguments::{DeviceChoice, PrecisionChoice};
+use crate::command::arguments::DeviceChoice;
 use crate::command::settings::Settings;
 use crate::engine::{
-    CpuEngine, CpuOptions, CpuThreads, CudaEngine, DeviceOptions, Engine, Precision, Search, SharedDevice,
-    StepSpec, device_memory,
+    CpuEngine, CpuOptions, CpuThreads, CudaEngine, DeviceOptions, Engine, SharedDevice, StepSpec,
+    device_memory,
 };
 
 /// What computes the steps of a run, or of all runs of a sweep.
@@ -98,21 +98,11 @@ impl Compute {
 }
 
 fn cpu_options(run: &Settings) -> CpuOptions {
-    let (search, bf16) = match run.precision {
-        PrecisionChoice::Exact => (Search::Screened, false),
-        PrecisionChoice::Bf16 => (Search::Screened, true),
-        PrecisionChoice::Fp32 => (Search::Plain, false),
-    };
-    CpuOptions { search, bf16, ..CpuOptions::default() }
+    CpuOptions::for_precision(run.precision.into())
 }
 
 fn device_options(run: &Settings) -> DeviceOptions {
-    let precision = match run.precision {
-        PrecisionChoice::Exact => Precision::Exact,
-        PrecisionChoice::Bf16 => Precision::Bf16,
-        PrecisionChoice::Fp32 => Precision::Fp32,
-    };
-    DeviceOptions::for_precision(precision)
+    DeviceOptions::for_precision(run.precision.into())
 }
 
 fn device_steps(runs: &[&Settings]) -> Vec<(StepSpec, DeviceOptions)> {

@@ -14,17 +14,24 @@ use std::collections::VecDeque;
 use std::rc::Rc;
 
 use half::f16;
-use kernels::cpu::{Parameters, transposed};
+use kernels::activations::SparseActivations;
+use kernels::batch::Batch;
+use kernels::cpu::decode::reconstruct;
+use kernels::cpu::isa::Isa;
 use kernels::cuda::cuda_device::CudaDevice;
-use kernels::cuda::device::{Device, DeviceError};
+use kernels::cuda::device::Device;
 use kernels::cuda::launch::widen::Widen;
-use kernels::cuda::plan::{self, Options, Plan};
-use kernels::cuda::step::{CudaStep, Outcome, Pending, Stats, StepError};
-use kernels::loss::Mse;
-use kernels::stats::Sums;
-use kernels::step::{Schedule, StepSpec};
+use kernels::cuda::plan::{DeviceOptions, DevicePlan};
+use kernels::cuda::step::{CudaStep, Outcome, Pending};
+use kernels::error::{DeviceError, StepError};
+use kernels::outcome::StepReport;
+use kernels::spec::{Schedule, StepSpec};
+use kernels::state::State;
+use kernels::stats::Evaluation;
+use ndarray::{Array1, Array2, ArrayView2, Axis};
 
-use super::{Engine, EngineError, EngineState, EvalStats, Path, Rows, StepStats, check_length};
+use super::layout;
+use super::{Engine, Forward, Rows};
 
 /// Trains on an NVIDIA GPU.
 pub type CudaEngine = DeviceEngine<CudaDevice>;
@@ -66,8 +73,8 @@ struct Slot<B> {
     buffer: B,
     /// Where a batch in half precision arrives, once there was one.
     half: Option<B>,
-    /// B·d.
-    numbers: usize,
+    /// [B, d].
+    shape: [usize; 2],
     /// The batch in it, if another engine may still ask for it.
     number: Option<u64>,
     /// Steps under way that read it.
@@ -96,7 +103,7 @@ impl<D: Device> SharedDevice<D> {
     ///
     /// # Errors
     /// [`DeviceError::OutOfMemory`] with the sum, or a step that the kernels cannot do.
-    pub fn check_memory(&self, steps: &[(StepSpec, Options)]) -> Result<(), EngineError> {
+    pub fn check_memory(&self, steps: &[(StepSpec, DeviceOptions)]) -> Result<(), StepError> {
         let shared = self.0.borrow();
         let (wanted, free) = (device_memory(steps)?, shared.device.free_memory()?);
         if wanted <= free {
@@ -115,14 +122,14 @@ impl<D: Device> SharedDevice<D> {
 }
 
 impl<D: Device> Shared<D> {
-    /// Makes the batch buffers, or checks that the existing ones have this size.
-    fn prepare(&mut self, bytes: usize, numbers: usize) -> Result<(), EngineError> {
+    /// Makes the batch buffers, or checks that the existing ones are for batches of this shape.
+    fn prepare(&mut self, bytes: usize, shape: [usize; 2]) -> Result<(), StepError> {
         if let Some(slots) = &self.slots {
-            return check_length("the batch", numbers, slots[0].numbers, "B·d of the engines on this device");
+            return check_shape("the batch", &shape, &slots[0].shape);
         }
         let mut slot = || -> Result<_, DeviceError> {
             let buffer = self.device.allocate(bytes, "a batch")?;
-            Ok(Slot { buffer, half: None, numbers, number: None, readers: 0 })
+            Ok(Slot { buffer, half: None, shape, number: None, readers: 0 })
         };
         self.slots = Some([slot()?, slot()?, slot()?]);
         Ok(())
@@ -130,7 +137,7 @@ impl<D: Device> Shared<D> {
 
     /// The slot that holds the batch: where it lies already, if it has the number of one that was placed before, else
     /// the one whose turn it is.
-    fn place(&mut self, number: Option<u64>, batch: Rows<'_>) -> Result<usize, EngineError> {
+    fn place(&mut self, number: Option<u64>, batch: Rows<'_>) -> Result<usize, StepError> {
         let Shared { slots, next, device } = self;
         let slots = slots.as_mut().expect("engines make the slots");
         if number.is_some()
@@ -146,8 +153,8 @@ impl<D: Device> Shared<D> {
         }
         slot.number = None;
         match batch {
-            Rows::F32(numbers) => device.upload(&mut slot.buffer, 0, bytemuck::cast_slice(numbers))?,
-            Rows::F16(numbers) => slot.widen(device, numbers)?,
+            Rows::F32(rows) => device.upload(&mut slot.buffer, 0, bytemuck::cast_slice(row_major(&rows)?))?,
+            Rows::F16(rows) => slot.widen(device, row_major(&rows)?)?,
         }
         slot.number = number;
         *next = (at + 1) % SLOTS;
@@ -165,7 +172,10 @@ impl<B> Slot<B> {
     fn widen<D: Device<Buffer = B>>(&mut self, device: &mut D, batch: &[f16]) -> Result<(), DeviceError> {
         let half = match &mut self.half {
             Some(buffer) => buffer,
-            none => none.insert(device.allocate(2 * self.numbers, "a batch in half precision")?),
+            none => {
+                let bytes = 2 * self.shape[0] * self.shape[1];
+                none.insert(device.allocate(bytes, "a batch in half precision")?)
+            }
         };
         device.upload(half, 0, bytemuck::cast_slice(batch))?;
         Widen { from: half, out: &self.buffer, numbers: batch.len() }.launch(device)
@@ -177,10 +187,10 @@ impl<B> Slot<B> {
 ///
 /// # Errors
 /// A step that the kernels cannot do.
-pub fn device_memory(steps: &[(StepSpec, Options)]) -> Result<usize, EngineError> {
+pub fn device_memory(steps: &[(StepSpec, DeviceOptions)]) -> Result<usize, StepError> {
     let (mut engines, mut batches) = (0, 0);
     for (spec, options) in steps {
-        let plan = Plan::new(spec, options)?;
+        let plan = DevicePlan::new(spec, options)?;
         engines += plan.bytes() + plan.dense_bytes();
         // In float32, and as they may arrive, in half precision.
         batches = batches.max(SLOTS * (4 + 2) * plan.rows * plan.width);
@@ -198,8 +208,8 @@ impl<D: Device> DeviceEngine<D> {
         device: D,
         spec: StepSpec,
         weights: &sae::Weights,
-        options: Options,
-    ) -> Result<DeviceEngine<D>, EngineError> {
+        options: DeviceOptions,
+    ) -> Result<DeviceEngine<D>, StepError> {
         DeviceEngine::on(&SharedDevice::new(device), spec, weights, options)
     }
 
@@ -213,24 +223,15 @@ impl<D: Device> DeviceEngine<D> {
         shared: &SharedDevice<D>,
         spec: StepSpec,
         weights: &sae::Weights,
-        options: Options,
-    ) -> Result<DeviceEngine<D>, EngineError> {
+        options: DeviceOptions,
+    ) -> Result<DeviceEngine<D>, StepError> {
         spec.validate()?;
-        let (d, f) = (spec.width, spec.features);
-        check_length("W_enc", weights.w_enc.len(), d * f, "d·F")?;
-        check_length("b_enc", weights.b_enc.len(), f, "F")?;
-        check_length("W_dec", weights.w_dec.len(), f * d, "F·d")?;
-        check_length("b_dec", weights.b_dec.len(), d, "d")?;
+        let parameters = layout::parameters(weights);
+        parameters.check(&spec)?;
         shared.check_memory(&[(spec, options)])?;
-        let parameters = Parameters {
-            encoder: transposed(&weights.w_enc, d, f),
-            encoder_bias: weights.b_enc.clone(),
-            decoder: weights.w_dec.clone(),
-            decoder_bias: weights.b_dec.clone(),
-        };
         let mut lock = shared.lock();
-        let step = CudaStep::new(&mut lock.device, spec, options, &parameters)?;
-        lock.prepare(step.batch_bytes(), spec.batch * d)?;
+        let step = CudaStep::new(&mut lock.device, spec, options, parameters)?;
+        lock.prepare(step.batch_bytes(), [spec.batch, spec.width])?;
         drop(lock);
         Ok(DeviceEngine { step, begun: VecDeque::new(), shared: shared.clone() })
     }
@@ -246,9 +247,9 @@ impl<D: Device> DeviceEngine<D> {
         number: Option<u64>,
         batch: Rows<'_>,
         schedule: &Schedule,
-    ) -> Result<Option<StepStats>, EngineError> {
+    ) -> Result<Option<StepReport>, StepError> {
         let spec = self.step.spec();
-        check_length("the batch", batch.numbers(), spec.batch * spec.width, "B·d")?;
+        check_shape("the batch", batch.shape(), &[spec.batch, spec.width])?;
         // First of all, so that it travels beside the steps in flight.
         let slot = self.shared.lock().place(number, batch)?;
         let done = if self.begun.len() == UNDER_WAY { self.finish()? } else { None };
@@ -256,7 +257,7 @@ impl<D: Device> DeviceEngine<D> {
         Ok(done)
     }
 
-    fn begin(&mut self, slot: usize, schedule: Schedule) -> Result<(), EngineError> {
+    fn begin(&mut self, slot: usize, schedule: Schedule) -> Result<(), StepError> {
         let mut shared = self.shared.lock();
         let (device, place) = shared.slot(slot);
         let pending = self.step.submit(device, &place.buffer, &schedule)?;
@@ -265,32 +266,23 @@ impl<D: Device> DeviceEngine<D> {
         Ok(())
     }
 
-    /// The forward pass alone on `batch` [rows, d]. More rows than a training batch are taken in parts, each with its own
-    /// mean in the `centered` MSE; `after` sees the sums of each.
-    fn forward(
+    /// Calls `pass` with each part of `input` [rows, d] that fits into a batch's place, and the number of its rows. Each part
+    /// has its own mean in the `centered` MSE.
+    fn in_parts(
         &mut self,
-        batch: &[f32],
-        mut after: impl FnMut(&CudaStep<D>, &mut D, &Sums) -> Result<(), EngineError>,
-    ) -> Result<(), EngineError> {
-        let spec = self.step.spec();
-        let (width, most) = (spec.width, spec.batch);
-        let rows = batch.len() / width;
-        check_length("the batch", batch.len(), rows * width, "a multiple of d")?;
-        for (part, rows) in batch.chunks(most * width).enumerate() {
+        input: ArrayView2<'_, f32>,
+        mut pass: impl FnMut(&mut CudaStep<D>, &mut D, &D::Buffer, usize) -> Result<(), StepError>,
+    ) -> Result<(), StepError> {
+        let (width, most) = (self.step.spec().width, self.step.spec().batch);
+        check_shape("the batch", input.shape(), &[input.nrows(), width])?;
+        for (part, rows) in input.axis_chunks_iter(Axis(0), most).enumerate() {
             let mut shared = self.shared.lock();
             let slot = shared.place(None, rows.into())?;
             let (device, place) = shared.slot(slot);
-            match self.step.evaluate(device, &place.buffer, rows.len() / width) {
-                Ok(sums) => after(&self.step, device, &sums)?,
-                Err(error) => {
-                    return Err(match EngineError::from(error) {
-                        EngineError::NonFiniteRow { row } => {
-                            EngineError::NonFiniteRow { row: row + part * most }
-                        }
-                        other => other,
-                    });
-                }
-            }
+            pass(&mut self.step, device, &place.buffer, rows.nrows()).map_err(|error| match error {
+                StepError::NonFiniteRow { row } => StepError::NonFiniteRow { row: row + part * most },
+                other => other,
+            })?;
         }
         Ok(())
     }
@@ -306,7 +298,7 @@ impl<D: Device> DeviceEngine<D> {
     }
 
     /// Waits for all steps that were begun, discards their results, and lets the device continue.
-    fn abandon(&mut self) -> Result<Vec<(usize, Schedule)>, EngineError> {
+    fn abandon(&mut self) -> Result<Vec<(usize, Schedule)>, StepError> {
         let mut abandoned = Vec::new();
         while let Some((_, slot, schedule)) = self.next_outcome() {
             abandoned.push((slot, schedule));
@@ -323,21 +315,83 @@ impl<D: Device> Drop for DeviceEngine<D> {
     }
 }
 
-impl<D: Device> Engine for DeviceEngine<D> {
+/// The rows that an autoencoder reads and reconstructs.
+fn reconstructed<'a>(batch: &Batch<'a>) -> Result<ArrayView2<'a, f32>, StepError> {
+    if batch.is_transcoders() {
+        let reason = "a GPU trains autoencoders; a target of its own needs --device cpu".to_owned();
+        return Err(DeviceError::Failed { operation: "placing a batch".to_owned(), reason }.into());
+    }
+    Ok(batch.input)
+}
+
+fn check_shape(array: &'static str, found: &[usize], expected: &[usize]) -> Result<(), StepError> {
+    if found == expected { Ok(()) } else { Err(StepError::shape(array, found, expected)) }
+}
+
+/// The numbers of rows that lie one after another.
+fn row_major<'a, T>(rows: &'a ArrayView2<'_, T>) -> Result<&'a [T], StepError> {
+    rows.as_slice().ok_or_else(|| DeviceError::Failed {
+        operation: "placing a batch".to_owned(),
+        reason: "its rows do not lie one after another".to_owned(),
+    }.into())
+}
+
+impl<D: Device> Forward for DeviceEngine<D> {
     fn spec(&self) -> &StepSpec {
         self.step.spec()
     }
 
-    fn step(&mut self, batch: &[f32], schedule: &Schedule) -> Result<StepStats, EngineError> {
+    fn evaluate(&mut self, batch: Batch<'_>) -> Result<Evaluation, StepError> {
+        let mut whole = Evaluation::new(self.step.spec().width, self.step.spec().features);
+        self.in_parts(reconstructed(&batch)?, |step, device, buffer, rows| {
+            whole.merge(&step.evaluate(device, buffer, rows)?);
+            Ok(())
+        })?;
+        Ok(whole)
+    }
+
+    fn squared_errors(&mut self, batch: Batch<'_>) -> Result<Array1<f32>, StepError> {
+        let mut errors = Vec::new();
+        self.in_parts(reconstructed(&batch)?, |step, device, buffer, rows| {
+            step.evaluate(device, buffer, rows)?;
+            errors.extend(step.squared_errors(device, rows)?);
+            Ok(())
+        })?;
+        Ok(errors.into())
+    }
+
+    fn encode(&mut self, input: ArrayView2<'_, f32>) -> Result<SparseActivations, StepError> {
+        let mut whole = SparseActivations::of_dense(&[], 1);
+        self.in_parts(input, |step, device, buffer, rows| {
+            whole.append(&step.encode(device, buffer, rows)?);
+            Ok(())
+        })?;
+        Ok(whole)
+    }
+
+    /// The device finds the active features; x̂, a few decoder rows each, is summed here.
+    fn reconstruct(&mut self, input: ArrayView2<'_, f32>) -> Result<Array2<f32>, StepError> {
+        let activations = self.encode(input)?;
+        let weights = self.shared.with(|device| self.step.weights(device))?;
+        Ok(reconstruct(Isa::detect(), &weights, &activations))
+    }
+
+    fn weights(&self) -> Result<sae::Weights, StepError> {
+        Ok(layout::weights(&self.shared.with(|device| self.step.weights(device))?))
+    }
+}
+
+impl<D: Device> Engine for DeviceEngine<D> {
+    fn step(&mut self, batch: Batch<'_>, schedule: &Schedule) -> Result<StepReport, StepError> {
         debug_assert!(self.begun.is_empty(), "a step between steps under way");
-        if let Some(stats) = self.submit(batch, schedule)? {
-            return Ok(stats);
+        if let Some(report) = self.submit(batch, schedule)? {
+            return Ok(report);
         }
         Ok(self.finish()?.expect("a step was just begun"))
     }
 
-    fn submit(&mut self, batch: &[f32], schedule: &Schedule) -> Result<Option<StepStats>, EngineError> {
-        self.submit_batch(None, batch.into(), schedule)
+    fn submit(&mut self, batch: Batch<'_>, schedule: &Schedule) -> Result<Option<StepReport>, StepError> {
+        self.submit_batch(None, reconstructed(&batch)?.into(), schedule)
     }
 
     fn submit_shared(
@@ -345,14 +399,14 @@ impl<D: Device> Engine for DeviceEngine<D> {
         number: u64,
         batch: Rows<'_>,
         schedule: &Schedule,
-    ) -> Result<Option<StepStats>, EngineError> {
+    ) -> Result<Option<StepReport>, StepError> {
         self.submit_batch(Some(number), batch, schedule)
     }
 
-    fn finish(&mut self) -> Result<Option<StepStats>, EngineError> {
+    fn finish(&mut self) -> Result<Option<StepReport>, StepError> {
         while let Some((outcome, slot, schedule)) = self.next_outcome() {
             match outcome {
-                Ok(Outcome::Done(stats)) => return Ok(Some(stats.into())),
+                Ok(Outcome::Done(report)) => return Ok(Some(report)),
                 // Nothing has changed since this step; it and the steps after it are redone, another way.
                 Ok(Outcome::Refused) => {
                     let behind = self.abandon()?;
@@ -362,110 +416,26 @@ impl<D: Device> Engine for DeviceEngine<D> {
                 }
                 Err(error) => {
                     self.abandon()?;
-                    return Err(error.into());
+                    return Err(error);
                 }
             }
         }
         Ok(None)
     }
 
-    fn evaluate(&mut self, batch: &[f32]) -> Result<EvalStats, EngineError> {
-        let mut sums = Sums::new(self.step.spec().width, self.step.spec().features);
-        self.forward(batch, |_, _, part| {
-            sums.merge(part);
-            Ok(())
-        })?;
-        Ok(sums)
-    }
-
-    fn squared_errors(&mut self, batch: &[f32]) -> Result<Vec<f32>, EngineError> {
-        let mut errors = Vec::new();
-        self.forward(batch, |step, device, part| {
-            errors.extend(step.squared_errors(device, part.rows as usize)?);
-            Ok(())
-        })?;
-        Ok(errors)
-    }
-
-    fn weights(&self) -> Result<sae::Weights, EngineError> {
-        let spec = self.step.spec();
-        let Parameters { encoder, encoder_bias, decoder, decoder_bias } =
-            self.shared.with(|device| self.step.weights(device))?;
-        Ok(sae::Weights {
-            d_in: spec.width,
-            d_sae: spec.features,
-            w_enc: transposed(&encoder, spec.features, spec.width),
-            b_enc: encoder_bias,
-            w_dec: decoder,
-            b_dec: decoder_bias,
-        })
-    }
-
-    fn frequencies(&self) -> Result<Cow<'_, [f32]>, EngineError> {
+    fn frequencies(&self) -> Result<Cow<'_, Array1<f32>>, StepError> {
         Ok(Cow::Owned(self.shared.with(|device| self.step.frequencies(device))?))
     }
 
-    fn steps_since_fired(&self) -> Result<Cow<'_, [u64]>, EngineError> {
+    fn steps_since_fired(&self) -> Result<Cow<'_, Array1<u64>>, StepError> {
         Ok(Cow::Owned(self.shared.with(|device| self.step.steps_since_fired(device))?))
     }
 
-    fn state(&self) -> Result<EngineState, EngineError> {
-        Ok(self.shared.with(|device| self.step.state(device))?)
+    fn state(&self) -> Result<State, StepError> {
+        self.shared.with(|device| self.step.state(device))
     }
 
-    fn restore(&mut self, state: EngineState) -> Result<(), EngineError> {
-        Ok(self.shared.with(|device| self.step.restore(device, &state))?)
-    }
-}
-
-impl From<Stats> for StepStats {
-    fn from(stats: Stats) -> StepStats {
-        StepStats {
-            step: stats.step,
-            loss: stats.loss,
-            mse: stats.mse,
-            penalty: stats.penalty,
-            min_sparsity: stats.min_sparsity,
-            max_sparsity: stats.max_sparsity,
-            l0: stats.l0,
-            l0_std: stats.l0_std,
-            l1: stats.l1,
-            mse_sum: stats.mse_sum,
-            mse_centered: stats.mse_centered,
-            mse_uncentered: stats.mse_uncentered,
-            explained_variance: stats.explained_variance,
-            explained_variance_uncentered: stats.explained_variance_uncentered,
-            cosine_similarity: stats.cosine_similarity,
-            l2_ratio: stats.l2_ratio,
-            density: stats.density,
-            below_target: stats.below_target,
-            path: match stats.path {
-                plan::Path::Dense => Path::Dense,
-                plan::Path::Sparse => Path::Sparse,
-            },
-            rechecked: stats.rechecked,
-        }
-    }
-}
-
-impl From<StepError> for EngineError {
-    fn from(error: StepError) -> EngineError {
-        match error {
-            StepError::Plan(error) => EngineError::Plan(error),
-            StepError::Device(error) => EngineError::Device(error),
-            StepError::Length { array, found, expected, rule } => {
-                EngineError::Length { array, found, expected, rule }
-            }
-            StepError::NonFiniteRow { row } => EngineError::NonFiniteRow { row },
-            StepError::ZeroNorm { row, mse } => {
-                let reason = match mse {
-                    Mse::Centered => "equals the mean of the batch's rows",
-                    Mse::Sum | Mse::Uncentered => "is zero",
-                };
-                EngineError::ZeroNorm { row, reason, mse }
-            }
-            StepError::NonFiniteLoss { step, loss } => EngineError::NonFiniteLoss { step, loss },
-            StepError::Diverged { step } => EngineError::Diverged { step },
-        }
+    fn restore(&mut self, state: State) -> Result<(), StepError> {
+        self.shared.with(|device| self.step.restore(device, &state))
     }
 }

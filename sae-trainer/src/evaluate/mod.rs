@@ -2,10 +2,11 @@
 
 use activation_store::{BatchStream, Store, StreamOptions};
 use anyhow::Result;
+use ndarray::ArrayView2;
 use terminal::Interrupt;
 
 use crate::command::settings::Settings;
-use crate::engine::{Engine, EvalStats};
+use crate::engine::{Engine, Evaluation};
 use crate::report::progress;
 
 /// The order of evaluation is the same for every run on a store, whatever its seed.
@@ -20,27 +21,28 @@ pub(crate) fn evaluate(
     settings: &Settings,
     threads: usize,
     interrupt: &Interrupt,
-) -> Result<Option<(Vec<EvalStats>, u64)>> {
+) -> Result<Option<(Vec<Evaluation>, u64)>> {
     let options = StreamOptions { seed: SEED, ..stream_options(settings, threads) };
     let mut stream = BatchStream::new(stores.to_vec(), options)?;
     let rows = settings.eval_rows.min(stream.rows_per_epoch());
     let batch = settings.step.batch as u64;
     let batches = (rows / batch).max(1);
     let bar = progress::evaluation(batches * batch);
-    let mut sums: Vec<EvalStats> =
-        engines.iter().map(|engine| EvalStats::new(engine.spec().width, engine.spec().features)).collect();
+    let empty = |engine: &&mut dyn Engine| Evaluation::new(engine.spec().width, engine.spec().features);
+    let mut evaluations: Vec<Evaluation> = engines.iter().map(empty).collect();
     for _ in 0..batches {
         if interrupt.requested().is_some() {
             return Ok(None);
         }
         let rows = stream.next_batch()?;
-        for (engine, sums) in engines.iter_mut().zip(&mut sums) {
-            sums.merge(&engine.evaluate(rows)?);
+        let rows = ArrayView2::from_shape((settings.step.batch, settings.step.width), rows)?;
+        for (engine, evaluation) in engines.iter_mut().zip(&mut evaluations) {
+            evaluation.merge(&engine.evaluate(rows.into())?);
         }
         bar.inc(batch);
     }
     bar.finish_and_clear();
-    Ok(Some((sums, stream.rows_per_epoch())))
+    Ok(Some((evaluations, stream.rows_per_epoch())))
 }
 
 /// The batches that training reads.

@@ -8,6 +8,7 @@ use std::time::Duration;
 use activation_store::{BatchStream, RowType, Store, StreamOptions};
 use anyhow::Result;
 use half::f16;
+use ndarray::ArrayView2;
 
 use crate::engine::Rows;
 
@@ -30,8 +31,14 @@ impl Batches {
     /// The next batch, [B, d].
     pub(crate) fn next(&mut self) -> Result<Rows<'_>> {
         Ok(match self {
-            Batches::F32(stream) => Rows::F32(stream.next_batch()?),
-            Batches::F16(stream) => Rows::F16(stream.next_batch()?),
+            Batches::F32(stream) => {
+                let shape = (stream.batch(), stream.width());
+                Rows::F32(ArrayView2::from_shape(shape, stream.next_batch()?)?)
+            }
+            Batches::F16(stream) => {
+                let shape = (stream.batch(), stream.width());
+                Rows::F16(ArrayView2::from_shape(shape, stream.next_batch()?)?)
+            }
         })
     }
 

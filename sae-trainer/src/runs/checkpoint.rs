@@ -16,13 +16,13 @@ use std::path::{Path, PathBuf};
 
 use anyhow::{Context, Result, bail, ensure};
 use durable_files::CheckedFolder;
-use kernels::cpu::transposed;
+use ndarray::Array2;
 use sae::Sae;
 use safetensors::tensor::{Dtype, SafeTensorError, SafeTensors, TensorView};
 use serde::{Deserialize, Serialize};
 use terminal::foreign_path;
 
-use crate::engine::{EngineState, Parameters, PathChoice, StepSpec};
+use crate::engine::{Parameters, PathChoice, State, StepSpec, layout};
 
 const TENSORS_FILE: &str = "training.safetensors";
 const STEP_FILE: &str = "training.json";
@@ -38,10 +38,10 @@ struct Training {
 
 /// Writes the checkpoint `folder`, whole or not at all. `sae` holds the weights of `state`; the log beside it, if there is
 /// one, has `logged_lines` lines.
-pub(crate) fn save(folder: &Path, sae: &Sae, state: &EngineState, logged_lines: Option<u64>) -> Result<()> {
+pub(crate) fn save(folder: &Path, sae: &Sae, state: &State, logged_lines: Option<u64>) -> Result<()> {
     let written: Result<(), sae::Error> = durable_files::replace_folder(folder, |new| {
         sae.write_into(new)?;
-        write_tensors(&new.join(TENSORS_FILE), sae.config.d_in, state)?;
+        write_tensors(&new.join(TENSORS_FILE), state)?;
         let path_choice = state.path_choice.clone();
         let training = Training { step: state.step, logged_lines, path_choice };
         let training = serde_json::to_vec(&training).expect("numbers are plain data");
@@ -57,7 +57,7 @@ pub(crate) fn save(folder: &Path, sae: &Sae, state: &EngineState, logged_lines: 
 ///
 /// # Errors
 /// Where none can be read.
-pub(crate) fn load_newest(folders: &[PathBuf], spec: &StepSpec) -> Result<(usize, EngineState)> {
+pub(crate) fn load_newest(folders: &[PathBuf], spec: &StepSpec) -> Result<(usize, State)> {
     let mut reasons = Vec::new();
     for (at, folder) in folders.iter().enumerate().rev() {
         match load(folder, spec) {
@@ -89,7 +89,7 @@ pub(crate) fn logged_lines(folder: &Path) -> Result<Option<(u64, u64)>> {
 }
 
 /// Reads the checkpoint `folder` of a run whose steps are those of `spec`.
-fn load(folder: &Path, spec: &StepSpec) -> Result<EngineState> {
+fn load(folder: &Path, spec: &StepSpec) -> Result<State> {
     let files = CheckedFolder::open(folder)?;
     let path = folder.join(STEP_FILE);
     let text = files.read(STEP_FILE)?;
@@ -99,37 +99,36 @@ fn load(folder: &Path, spec: &StepSpec) -> Result<EngineState> {
     let Sae { weights, .. } = Sae::load(folder)?;
     let (d, f) = (spec.width, spec.features);
     ensure!(
-        (weights.d_in, weights.d_sae) == (d, f),
+        (weights.d_in(), weights.d_sae()) == (d, f),
         "it has width {} and {} features, but the run has width {d} and {f} features",
-        weights.d_in,
-        weights.d_sae
+        weights.d_in(),
+        weights.d_sae()
     );
-    let weights = Parameters {
-        encoder: transposed(&weights.w_enc, d, f),
-        encoder_bias: weights.b_enc,
-        decoder: weights.w_dec,
-        decoder_bias: weights.b_dec,
-    };
+    let weights = layout::parameters(&weights);
 
     let path = folder.join(TENSORS_FILE);
     let bytes = files.read(TENSORS_FILE)?;
-    let state = || -> Result<EngineState> {
+    let state = || -> Result<State> {
         let file = SafeTensors::deserialize(&bytes)?;
         let window = &file.tensor("window")?;
         ensure!(window.shape().len() == 2, "tensor `window` has shape {:?}", window.shape());
         let batches = window.shape()[0];
-        Ok(EngineState {
+        Ok(State {
             step,
             weights,
             first_moments: read_moments(&file, "first", d, f)?,
             second_moments: read_moments(&file, "second", d, f)?,
-            window: bytemuck::pod_collect_to_vec(data(&file, "window", Dtype::U32, &[batches, f])?),
-            steps_since_fired: bytemuck::pod_collect_to_vec(data(
+            window: Array2::from_shape_vec(
+                (batches, f),
+                bytemuck::pod_collect_to_vec(data(&file, "window", Dtype::U32, &[batches, f])?),
+            )?,
+            steps_since_fired: bytemuck::pod_collect_to_vec::<u8, u64>(data(
                 &file,
                 "steps_since_fired",
                 Dtype::U64,
                 &[f],
-            )?),
+            )?)
+            .into(),
             path_choice,
         })
     };
@@ -137,19 +136,13 @@ fn load(folder: &Path, spec: &StepSpec) -> Result<EngineState> {
 }
 
 fn read_moments(file: &SafeTensors<'_>, order: &str, d: usize, f: usize) -> Result<Parameters> {
-    let read = |name: &str, shape: &[usize]| -> Result<Vec<f32>> {
+    Parameters::from_numbers(d, f, |name, shape| {
         let name = format!("{order}.{name}");
         let values: Vec<f32> = bytemuck::pod_collect_to_vec(data(file, &name, Dtype::F32, shape)?);
         if let Some(index) = values.iter().position(|v| !v.is_finite()) {
             bail!("tensor `{name}` holds {} at index {index}", values[index]);
         }
         Ok(values)
-    };
-    Ok(Parameters {
-        encoder: read("encoder", &[f, d])?,
-        encoder_bias: read("encoder_bias", &[f])?,
-        decoder: read("decoder", &[f, d])?,
-        decoder_bias: read("decoder_bias", &[d])?,
     })
 }
 
@@ -164,8 +157,7 @@ fn data<'a>(file: &SafeTensors<'a>, name: &str, dtype: Dtype, shape: &[usize]) -
     Ok(view.data())
 }
 
-fn write_tensors(path: &Path, d: usize, state: &EngineState) -> Result<(), sae::Error> {
-    let f = state.steps_since_fired.len();
+fn write_tensors(path: &Path, state: &State) -> Result<(), sae::Error> {
     let error = |source| match source {
         SafeTensorError::IoError(source) => sae::Error::io("write", path)(source),
         source => sae::Error::Safetensors { path: path.into(), source },
@@ -175,15 +167,15 @@ fn write_tensors(path: &Path, d: usize, state: &EngineState) -> Result<(), sae::
         TensorView::new(dtype, shape, bytes).map(|view| tensors.push((name, view))).map_err(error)
     };
     for (order, moments) in [("first", &state.first_moments), ("second", &state.second_moments)] {
-        for (name, values) in moments.arrays() {
-            let shape = if values.len() == d * f { vec![f, d] } else { vec![values.len()] };
-            add(format!("{order}.{name}"), Dtype::F32, shape, bytemuck::cast_slice(values))?;
+        for (name, tensor) in moments.tensors() {
+            let (shape, numbers) = (tensor.shape().to_vec(), tensor.to_slice().expect("tensors are row-major"));
+            add(format!("{order}.{name}"), Dtype::F32, shape, bytemuck::cast_slice(numbers))?;
         }
     }
-    let batches = state.window.len() / f;
-    add("window".into(), Dtype::U32, vec![batches, f], bytemuck::cast_slice(&state.window))?;
-    let since = bytemuck::cast_slice(&state.steps_since_fired);
-    add("steps_since_fired".into(), Dtype::U64, vec![f], since)?;
+    let window = state.window.as_slice().expect("the window is row-major");
+    add("window".into(), Dtype::U32, state.window.shape().to_vec(), bytemuck::cast_slice(window))?;
+    let since = state.steps_since_fired.as_slice().expect("a vector's numbers lie one after another");
+    add("steps_since_fired".into(), Dtype::U64, vec![since.len()], bytemuck::cast_slice(since))?;
     safetensors::serialize_to_file(tensors, None, path).map_err(error)
 }
 

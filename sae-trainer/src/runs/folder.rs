@@ -27,7 +27,7 @@ use terminal::foreign_path;
 
 use crate::command::arguments::SettingArguments;
 use crate::command::settings::Settings;
-use crate::engine::EngineState;
+use crate::engine::State;
 use crate::runs::checkpoint;
 use crate::runs::record::{Summary, number};
 
@@ -324,7 +324,7 @@ impl RunFolder {
     }
 
     /// Writes the checkpoint of `state`, then removes older ones beyond `keep`. Returns its folder.
-    pub(crate) fn checkpoint(&mut self, sae: &Sae, state: &EngineState, keep: usize) -> Result<PathBuf> {
+    pub(crate) fn checkpoint(&mut self, sae: &Sae, state: &State, keep: usize) -> Result<PathBuf> {
         self.check_there()?;
         self.write_lines()?;
         // What was logged before the checkpoint has to survive as long as the checkpoint.

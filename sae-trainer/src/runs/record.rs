@@ -3,13 +3,11 @@
 //! The crate's `README.md` describes every field. All fields except `timing` depend only on the run's settings and data, so a
 //! resumed run writes the lines that an uninterrupted one would have written.
 
+use kernels::stats::log10_frequency;
 use serde::{Deserialize, Deserializer, Serialize};
 
 use crate::command::settings::Settings;
-use crate::engine::{Engine, EngineError, EvalStats, Path, Schedule, StepStats};
-
-/// Keeps the logarithm of a frequency finite: log10(s + 1e-10), -10 marks a feature that never fires.
-pub(crate) const FREQUENCY_FLOOR: f64 = 1e-10;
+use crate::engine::{Engine, Evaluation, Path, Schedule, StepError, StepReport, Sums};
 
 /// One training step: the values of its batch, before the weights changed.
 #[derive(Debug, Clone, Serialize)]
@@ -125,64 +123,84 @@ impl Histogram {
     }
 }
 
-/// log10(s + 1e-10)
-pub(crate) fn log10_frequency(frequency: f64) -> f64 {
-    (frequency + FREQUENCY_FLOOR).log10()
+/// Features that did not fire in the last `dead_steps` batches, or in none if there were fewer.
+pub(crate) fn dead_features<'a>(
+    settings: &Settings,
+    step: u64,
+    steps_since_fired: impl Iterator<Item = &'a u64>,
+) -> usize {
+    let window = settings.dead_steps().min(step);
+    steps_since_fired.filter(|&&since| since >= window).count()
 }
 
-/// Features that did not fire in the last `dead_steps` batches, or in none if there were fewer.
-pub(crate) fn dead_features(settings: &Settings, step: u64, steps_since_fired: &[u64]) -> usize {
-    let window = settings.dead_steps().min(step);
-    steps_since_fired.iter().filter(|&&since| since >= window).count()
+/// How many features fire rarely or often.
+struct Activity {
+    dead_features: usize,
+    dead_rows: u64,
+    over: [usize; 3],
+}
+
+impl Metrics {
+    fn new(sums: &Sums, activity: Activity) -> Metrics {
+        let [features_over_1_percent, features_over_10_percent, features_over_20_percent] = activity.over;
+        Metrics {
+            l0: sums.l0(),
+            l0_std: sums.l0_std(),
+            l1: sums.l1(),
+            mse_centered: sums.mse_centered(),
+            mse_uncentered: sums.mse_uncentered(),
+            mse_sum: sums.mse_sum(),
+            explained_variance: sums.explained_variance(),
+            explained_variance_uncentered: sums.explained_variance_uncentered(),
+            cosine_similarity: sums.cosine_similarity(),
+            l2_ratio: sums.l2_ratio(),
+            density: sums.density(),
+            dead_features: activity.dead_features,
+            dead_rows: activity.dead_rows,
+            features_over_1_percent,
+            features_over_10_percent,
+            features_over_20_percent,
+        }
+    }
 }
 
 impl StepRecord {
     pub(crate) fn new(
         settings: &Settings,
         schedule: &Schedule,
-        stats: &StepStats,
+        report: &StepReport,
         engine: &dyn Engine,
         timing: Timing,
-    ) -> Result<StepRecord, EngineError> {
+    ) -> Result<StepRecord, StepError> {
         let batch = settings.step.batch as u64;
         let frequencies = engine.frequencies()?;
         let over = |limit: f32| frequencies.iter().filter(|&&s| s > limit).count();
+        let silent = engine.steps_since_fired()?;
+        let activity = Activity {
+            dead_features: dead_features(settings, report.step, silent.iter()),
+            dead_rows: settings.dead_steps().min(report.step) * batch,
+            over: [over(0.01), over(0.1), over(0.2)],
+        };
+        let terms = &report.terms;
         Ok(StepRecord {
             kind: "step",
-            step: stats.step,
-            tokens: stats.step * batch,
+            step: report.step,
+            tokens: report.step * batch,
             lr: schedule.lr,
             coefficient_scale: schedule.coefficient_scale,
             epsilon_scale: schedule.epsilon_scale,
-            loss: stats.loss,
-            mse: stats.mse,
-            penalty: stats.penalty,
-            min_sparsity: stats.min_sparsity,
-            max_sparsity: stats.max_sparsity,
-            metrics: Metrics {
-                l0: stats.l0,
-                l0_std: stats.l0_std,
-                l1: stats.l1,
-                mse_centered: stats.mse_centered,
-                mse_uncentered: stats.mse_uncentered,
-                mse_sum: stats.mse_sum,
-                explained_variance: stats.explained_variance,
-                explained_variance_uncentered: stats.explained_variance_uncentered,
-                cosine_similarity: stats.cosine_similarity,
-                l2_ratio: stats.l2_ratio,
-                density: stats.density,
-                dead_features: dead_features(settings, stats.step, &engine.steps_since_fired()?),
-                dead_rows: settings.dead_steps().min(stats.step) * batch,
-                features_over_1_percent: over(0.01),
-                features_over_10_percent: over(0.1),
-                features_over_20_percent: over(0.2),
-            },
-            features_below_target: stats.below_target,
-            path: match stats.path {
+            loss: terms.loss(),
+            mse: terms.mse,
+            penalty: terms.penalty,
+            min_sparsity: terms.min_sparsity,
+            max_sparsity: terms.max_sparsity,
+            metrics: Metrics::new(&report.sums, activity),
+            features_below_target: terms.below_target,
+            path: match report.path {
                 Path::Dense => "dense",
                 Path::Sparse => "sparse",
             },
-            rechecked: stats.rechecked,
+            rechecked: report.rechecked,
             timing,
         })
     }
@@ -196,36 +214,25 @@ impl StepRecord {
 impl EvaluationRecord {
     pub(crate) fn new(
         step: u64,
-        sums: &EvalStats,
+        evaluation: &Evaluation,
         rows_of_the_store: u64,
         decoder_norm_mean: f64,
     ) -> EvaluationRecord {
+        let sums = &evaluation.sums;
+        let activity = Activity {
+            dead_features: evaluation.dead_features(),
+            dead_rows: sums.rows,
+            over: [0.01, 0.1, 0.2].map(|density| evaluation.features_over(density)),
+        };
         EvaluationRecord {
             kind: "evaluation".into(),
             step,
             rows: sums.rows,
             rows_of_the_store,
-            metrics: Metrics {
-                l0: sums.l0(),
-                l0_std: sums.l0_std(),
-                l1: sums.l1(),
-                mse_centered: sums.mse_centered(),
-                mse_uncentered: sums.mse_uncentered(),
-                mse_sum: sums.mse_sum(),
-                explained_variance: sums.explained_variance(),
-                explained_variance_uncentered: sums.explained_variance_uncentered(),
-                cosine_similarity: sums.cosine_similarity(),
-                l2_ratio: sums.l2_ratio(),
-                density: sums.density(),
-                dead_features: sums.dead_features(),
-                dead_rows: sums.rows,
-                features_over_1_percent: sums.features_over(0.01),
-                features_over_10_percent: sums.features_over(0.1),
-                features_over_20_percent: sums.features_over(0.2),
-            },
+            metrics: Metrics::new(sums, activity),
             penalty: sums.penalty(),
             decoder_norm_mean,
-            log10_frequency: Histogram::of(sums.feature_densities().into_iter()),
+            log10_frequency: Histogram::of(evaluation.feature_densities().into_iter()),
         }
     }
 }
@@ -291,8 +298,8 @@ mod tests {
         let arguments = crate::command::line::CommandLine::try_parse_from(line).unwrap().train.settings;
         let settings = Settings::resolve(&arguments, 4, None).unwrap();
         // After 2 steps: one fired now, one in the first step, one never.
-        assert_eq!(dead_features(&settings, 2, &[0, 1, 2]), 1);
+        assert_eq!(dead_features(&settings, 2, [0, 1, 2].iter()), 1);
         // After 9 steps, window of 3.
-        assert_eq!(dead_features(&settings, 9, &[0, 2, 3, 9]), 2);
+        assert_eq!(dead_features(&settings, 9, [0, 2, 3, 9].iter()), 2);
     }
 }

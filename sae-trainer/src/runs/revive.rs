@@ -12,12 +12,13 @@
 //! one batch and not from 819,200 rows. A row is given to only one feature, since two features with the same weights would
 //! stay the same for ever. Dead features in excess of the batch's rows wait until the next time.
 
+use ndarray::{Array1, ArrayView1, ArrayView2};
 use rand_chacha::ChaCha8Rng;
 use rand_chacha::rand_core::{Rng, SeedableRng};
 use serde::Serialize;
 
 use crate::command::settings::Settings;
-use crate::engine::{EngineState, Mse};
+use crate::engine::{Mse, State};
 
 /// The encoder row of a revived feature, as a share of the live features' mean norm.
 const ENCODER_SHARE: f64 = 0.2;
@@ -37,12 +38,11 @@ pub(crate) struct ResampleRecord {
 /// Gives dead features new weights from the rows of `batch` [B, d], of which `errors` [B] are the ‖x̂ − x‖². The draw
 /// depends on the run's seed and on the step alone.
 pub(crate) fn resample(
-    state: &mut EngineState,
+    state: &mut State,
     settings: &Settings,
-    batch: &[f32],
-    errors: &[f32],
+    batch: ArrayView2<'_, f32>,
+    errors: ArrayView1<'_, f32>,
 ) -> ResampleRecord {
-    let d = settings.step.width;
     let silence = settings.dead_steps().min(state.step);
     let (dead, live): (Vec<usize>, Vec<usize>) =
         (0..settings.step.features).partition(|&j| state.steps_since_fired[j] >= silence);
@@ -57,29 +57,28 @@ pub(crate) fn resample(
     }
     // If no feature lives, the dead ones have to provide the scale.
     let scale_from = if live.is_empty() { &dead } else { &live };
-    let norms = scale_from.iter().map(|&j| norm(&state.weights.encoder[j * d..][..d]));
+    let norms = scale_from.iter().map(|&j| norm(state.weights.encoder.row(j)));
     let encoder_norm = ENCODER_SHARE * norms.sum::<f64>() / scale_from.len() as f64;
 
-    let losses = row_losses(settings.step.loss.mse, batch, errors, d);
+    let losses = row_losses(settings.step.loss.mse, batch, errors);
     let mut random = ChaCha8Rng::seed_from_u64(settings.seed);
     random.set_stream(state.step);
     let rows = draw(&losses, dead.len(), &mut random);
     for (j, row) in dead.into_iter().zip(rows) {
-        let x = batch[row * d..][..d].iter().zip(&state.weights.decoder_bias);
-        let v: Vec<f32> = x.map(|(x, bias)| x - bias).collect();
-        let length = norm(&v);
+        let v = &batch.row(row) - &state.weights.decoder_bias;
+        let length = norm(v.view());
         if !(length > 0.0 && length.is_finite()) {
             continue;
         }
         for (k, v) in v.iter().enumerate() {
             let unit = f64::from(*v) / length;
-            state.weights.decoder[j * d + k] = unit as f32;
-            state.weights.encoder[j * d + k] = (encoder_norm * unit) as f32;
+            state.weights.decoder[[j, k]] = unit as f32;
+            state.weights.encoder[[j, k]] = (encoder_norm * unit) as f32;
         }
         state.weights.encoder_bias[j] = 0.0;
         for moments in [&mut state.first_moments, &mut state.second_moments] {
-            moments.encoder[j * d..][..d].fill(0.0);
-            moments.decoder[j * d..][..d].fill(0.0);
+            moments.encoder.row_mut(j).fill(0.0);
+            moments.decoder.row_mut(j).fill(0.0);
             moments.encoder_bias[j] = 0.0;
         }
         // It has not had time to fire yet.
@@ -90,15 +89,15 @@ pub(crate) fn resample(
 }
 
 /// The reconstruction loss of each row, up to a factor that all share.
-fn row_losses(mse: Mse, batch: &[f32], errors: &[f32], d: usize) -> Vec<f64> {
-    let mut mean = vec![0.0f64; d];
+fn row_losses(mse: Mse, batch: ArrayView2<'_, f32>, errors: ArrayView1<'_, f32>) -> Vec<f64> {
+    let mut mean = Array1::<f64>::zeros(batch.ncols());
     if mse == Mse::Centered {
-        for row in batch.chunks_exact(d) {
-            mean.iter_mut().zip(row).for_each(|(mean, x)| *mean += f64::from(*x));
+        for row in batch.rows() {
+            mean.zip_mut_with(&row, |mean, x| *mean += f64::from(*x));
         }
-        mean.iter_mut().for_each(|mean| *mean /= errors.len() as f64);
+        mean /= errors.len() as f64;
     }
-    let losses = batch.chunks_exact(d).zip(errors).map(|(row, error)| {
+    let losses = batch.rows().into_iter().zip(errors).map(|(row, error)| {
         let squares = row.iter().zip(&mean).map(|(x, mean)| (f64::from(*x) - mean).powi(2));
         let divisor = match mse {
             Mse::Sum => 1.0,
@@ -125,13 +124,14 @@ fn draw(losses: &[f64], count: usize, random: &mut ChaCha8Rng) -> Vec<usize> {
     keys.into_iter().take(count).map(|(_, row)| row).collect()
 }
 
-fn norm(values: &[f32]) -> f64 {
+fn norm(values: ArrayView1<'_, f32>) -> f64 {
     values.iter().map(|v| f64::from(*v).powi(2)).sum::<f64>().sqrt()
 }
 
 #[cfg(test)]
 mod tests {
     use clap::Parser;
+    use ndarray::{Array2, array, aview1};
 
     use super::*;
     use crate::command::line::CommandLine;
@@ -146,20 +146,20 @@ mod tests {
     }
 
     /// After 50 steps: features 1 and 3 have been silent for 10 steps and more.
-    fn state() -> EngineState {
+    fn state() -> State {
         let filled = |from: f32| Parameters {
-            encoder: (0..8).map(|i| from + i as f32).collect(),
-            encoder_bias: vec![from; 4],
-            decoder: (0..8).map(|i| from - i as f32).collect(),
-            decoder_bias: vec![1.0, 2.0],
+            encoder: Array2::from_shape_fn((4, 2), |(j, k)| from + (2 * j + k) as f32),
+            encoder_bias: Array1::from_elem(4, from),
+            decoder: Array2::from_shape_fn((4, 2), |(j, k)| from - (2 * j + k) as f32),
+            decoder_bias: array![1.0, 2.0],
         };
-        EngineState {
+        State {
             step: 50,
             weights: filled(1.0),
             first_moments: filled(2.0),
             second_moments: filled(3.0),
-            window: vec![7; 8],
-            steps_since_fired: vec![9, 10, 0, 50],
+            window: Array2::from_elem((2, 4), 7),
+            steps_since_fired: array![9, 10, 0, 50],
             path_choice: None,
         }
     }
@@ -169,21 +169,21 @@ mod tests {
         let before = state();
         let mut state = state();
         // The second row is reconstructed; the others lie at (3, 4) and (0, -2) from the decoder bias.
-        let batch = [4.0, 6.0, 9.0, 9.0, 1.0, 0.0];
-        let record = resample(&mut state, &settings("--mse sum"), &batch, &[5.0, 0.0, 5.0]);
+        let batch = array![[4.0, 6.0], [9.0, 9.0], [1.0, 0.0]];
+        let errors = aview1(&[5.0, 0.0, 5.0]);
+        let record = resample(&mut state, &settings("--mse sum"), batch.view(), errors);
         assert_eq!((record.step, record.dead_features, record.resampled_features), (50, 2, 2));
-        let mut directions = [1, 3].map(|j| state.weights.decoder[j * WIDTH..][..WIDTH].to_vec());
+        let mut directions = [1, 3].map(|j| state.weights.decoder.row(j).to_vec());
         directions.sort_by(|a, b| a[0].total_cmp(&b[0]));
         assert_eq!(directions, [vec![0.0, -1.0], vec![0.6, 0.8]]);
         // Live encoder rows are (1, 2) and (5, 6).
         let share = 0.2 * (5f64.sqrt() + 61f64.sqrt()) / 2.0;
         for j in [1, 3] {
             for k in 0..WIDTH {
-                let (encoder, decoder) =
-                    (state.weights.encoder[j * WIDTH + k], state.weights.decoder[j * WIDTH + k]);
+                let (encoder, decoder) = (state.weights.encoder[[j, k]], state.weights.decoder[[j, k]]);
                 assert!((f64::from(encoder) - share * f64::from(decoder)).abs() < 1e-6);
                 for moments in [&state.first_moments, &state.second_moments] {
-                    assert_eq!((moments.encoder[j * WIDTH + k], moments.decoder[j * WIDTH + k]), (0.0, 0.0));
+                    assert_eq!((moments.encoder[[j, k]], moments.decoder[[j, k]]), (0.0, 0.0));
                     assert_eq!(moments.encoder_bias[j], 0.0);
                 }
             }
@@ -195,8 +195,8 @@ mod tests {
                 (&state.first_moments, &before.first_moments),
                 (&state.second_moments, &before.second_moments),
             ] {
-                assert_eq!(now.encoder[j * WIDTH..][..WIDTH], then.encoder[j * WIDTH..][..WIDTH]);
-                assert_eq!(now.decoder[j * WIDTH..][..WIDTH], then.decoder[j * WIDTH..][..WIDTH]);
+                assert_eq!(now.encoder.row(j), then.encoder.row(j));
+                assert_eq!(now.decoder.row(j), then.decoder.row(j));
                 assert_eq!(now.encoder_bias[j], then.encoder_bias[j]);
                 assert_eq!(now.decoder_bias, then.decoder_bias);
             }
@@ -222,26 +222,28 @@ mod tests {
 
     #[test]
     fn the_loss_of_a_row_is_the_one_that_is_trained() {
-        let batch = [4.0, 3.0, -4.0, -3.0, 0.0, 0.0];
-        let losses = |mse| row_losses(mse, &batch, &[10.0, 10.0, 10.0], WIDTH);
+        let batch = array![[4.0, 3.0], [-4.0, -3.0], [0.0, 0.0]];
+        let errors = aview1(&[10.0; 3]);
+        let losses = |mse| row_losses(mse, batch.view(), errors);
         assert_eq!(losses(Mse::Sum), [10.0, 10.0, 10.0]);
         // A row that the loss divides by 0 is left out.
         assert_eq!(losses(Mse::Uncentered), [2.0, 2.0, 0.0]);
         assert_eq!(losses(Mse::Centered), [2.0, 2.0, 0.0]);
-        let shifted: Vec<f32> = batch.chunks(2).flat_map(|row| [row[0] + 100.0, row[1]]).collect();
-        assert_eq!(row_losses(Mse::Centered, &shifted, &[10.0; 3], WIDTH), [2.0, 2.0, 0.0]);
+        let shifted = &batch + &array![100.0, 0.0];
+        assert_eq!(row_losses(Mse::Centered, shifted.view(), errors), [2.0, 2.0, 0.0]);
     }
 
     #[test]
     fn without_dead_features_or_losses_nothing_changes() {
         let mut alive = state();
-        alive.steps_since_fired = vec![0; 4];
+        alive.steps_since_fired = Array1::zeros(4);
         let before = alive.clone();
-        let record = resample(&mut alive, &settings(""), &[1.0; 6], &[1.0; 3]);
+        let record = resample(&mut alive, &settings(""), Array2::ones((3, 2)).view(), aview1(&[1.0; 3]));
         assert_eq!((record.dead_features, record.resampled_features), (0, 0));
         assert!(alive == before);
         let mut perfect = state();
-        let record = resample(&mut perfect, &settings(""), &[1.0, 2.0, 3.0, 4.0, 5.0, 7.0], &[0.0; 3]);
+        let batch = array![[1.0, 2.0], [3.0, 4.0], [5.0, 7.0]];
+        let record = resample(&mut perfect, &settings(""), batch.view(), aview1(&[0.0; 3]));
         assert_eq!((record.dead_features, record.resampled_features), (2, 0));
         assert!(perfect == state());
     }

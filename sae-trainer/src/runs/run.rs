@@ -4,19 +4,21 @@ use std::path::PathBuf;
 use std::time::{Duration, Instant};
 
 use anyhow::{Context, Result, bail};
+use ndarray::{Array2, Axis};
+use kernels::stats::log10_frequency;
 use sae::{Sae, Weights};
 use terminal::foreign_path;
 
 use crate::command::arguments::{DecoderBias, RunArguments};
 use crate::command::settings::{Revive, Settings};
 use crate::engine::compute::Compute;
-use crate::engine::{Engine, EngineError, EngineState, EvalStats, Rows, StepStats};
+use crate::engine::{Engine, StepError, State, Evaluation, Rows, StepReport};
 use crate::runs::batches::Batches;
 use crate::runs::checkpoint;
 use crate::runs::decoder_bias;
 use crate::runs::folder::{RunFolder, checkpoints, program};
 use crate::runs::plan::Plan;
-use crate::runs::record::{EvaluationRecord, Session, StepRecord, Summary, Timing, log10_frequency};
+use crate::runs::record::{EvaluationRecord, Session, StepRecord, Summary, Timing};
 use crate::runs::revive;
 use crate::runs::sae_config;
 use crate::runs::schedule;
@@ -152,24 +154,24 @@ impl Run {
 
     /// Begins the run's next step on `batch`, and records the step that was finished in the meantime. The inner error is the
     /// engine's, after which the run cannot continue.
-    pub(crate) fn submit(&mut self, batch: Rows<'_>) -> Result<Result<(), EngineError>> {
+    pub(crate) fn submit(&mut self, batch: Rows<'_>) -> Result<Result<(), StepError>> {
         let schedule = schedule::at(self.plan.settings(), self.begun);
-        let stats = match self.engine.submit_shared(self.begun, batch, &schedule) {
-            Ok(stats) => stats,
+        let report = match self.engine.submit_shared(self.begun, batch, &schedule) {
+            Ok(report) => report,
             Err(error) => return Ok(Err(error)),
         };
         self.begun += 1;
-        if let Some(stats) = stats {
-            self.done(&stats)?;
+        if let Some(report) = report {
+            self.done(&report)?;
         }
         Ok(Ok(()))
     }
 
     /// Waits for the steps that have begun, and records them.
-    pub(crate) fn settle(&mut self) -> Result<Result<(), EngineError>> {
+    pub(crate) fn settle(&mut self) -> Result<Result<(), StepError>> {
         loop {
             match self.engine.finish() {
-                Ok(Some(stats)) => self.done(&stats)?,
+                Ok(Some(report)) => self.done(&report)?,
                 Ok(None) => return Ok(Ok(())),
                 Err(error) => return Ok(Err(error)),
             }
@@ -187,17 +189,17 @@ impl Run {
 
     /// If a revival is due, gives dead features new weights from the rows of `batch`, which is the next to be trained
     /// on. No step is under way.
-    pub(crate) fn revive_if_due(&mut self, batch: Rows<'_>) -> Result<Result<(), EngineError>> {
+    pub(crate) fn revive_if_due(&mut self, batch: Rows<'_>) -> Result<Result<(), StepError>> {
         if !self.is_revival(self.begun) {
             return Ok(Ok(()));
         }
         let batch = batch.to_f32();
-        let errors = match self.engine.squared_errors(&batch) {
+        let errors = match self.engine.squared_errors(batch.view().into()) {
             Ok(errors) => errors,
             Err(error) => return Ok(Err(error)),
         };
         let mut state = self.engine.state()?;
-        let record = revive::resample(&mut state, self.plan.settings(), &batch, &errors);
+        let record = revive::resample(&mut state, self.plan.settings(), batch.view(), errors.view());
         // First, as it may fail: the checkpoint that is then saved must not contain the revival.
         self.folder.record(&record)?;
         if record.resampled_features > 0 {
@@ -207,23 +209,23 @@ impl Run {
     }
 
     /// Notes a step that was done.
-    fn done(&mut self, stats: &StepStats) -> Result<()> {
-        self.step = stats.step;
-        let logged = self.is_logged(stats.step);
+    fn done(&mut self, report: &StepReport) -> Result<()> {
+        self.step = report.step;
+        let logged = self.is_logged(report.step);
         let mut dead = self.latest.map_or(0, |latest| latest.dead);
         if logged {
             let settings = self.plan.settings();
-            let timing = self.clock.lap(stats.step, settings.step.batch as u64);
-            let schedule = schedule::at(settings, stats.step - 1);
-            let record = StepRecord::new(settings, &schedule, stats, &*self.engine, timing)?;
+            let timing = self.clock.lap(report.step, settings.step.batch as u64);
+            let schedule = schedule::at(settings, report.step - 1);
+            let record = StepRecord::new(settings, &schedule, report, &*self.engine, timing)?;
             self.folder.record(&record)?;
             dead = record.dead_features();
         }
         self.latest = Some(Latest {
-            step: stats.step,
-            l0: stats.l0,
-            mse: stats.mse,
-            explained_variance: stats.explained_variance,
+            step: report.step,
+            l0: report.sums.l0(),
+            mse: report.terms.mse,
+            explained_variance: report.sums.explained_variance(),
             dead,
             logged,
         });
@@ -242,7 +244,7 @@ impl Run {
 
     pub(crate) fn save_checkpoint(&mut self) -> Result<PathBuf> {
         let sae = self.current_sae()?;
-        let state: EngineState = self.engine.state()?;
+        let state: State = self.engine.state()?;
         self.folder.checkpoint(&sae, &state, self.keep_checkpoints).with_context(|| {
             let path = self.folder.path();
             match checkpoints(path).ok().and_then(|mut all| all.pop()) {
@@ -289,24 +291,24 @@ impl Run {
     /// Writes what the finished run leaves: evaluation, autoencoder, summary.
     pub(crate) fn conclude(
         &mut self,
-        sums: &EvalStats,
+        evaluation: &Evaluation,
         rows_of_the_store: u64,
         session: Session,
     ) -> Result<Summary> {
         let weights = self.engine.weights()?;
-        let evaluation =
-            EvaluationRecord::new(self.step, sums, rows_of_the_store, weights.decoder_norm_mean());
-        let sparsity = sums.feature_densities().into_iter().map(|s| log10_frequency(s) as f32).collect();
+        let record =
+            EvaluationRecord::new(self.step, evaluation, rows_of_the_store, weights.decoder_norm_mean());
+        let sparsity = evaluation.feature_densities().into_iter().map(|s| log10_frequency(s) as f32).collect();
         let sae = self.sae(weights, sparsity);
-        self.folder.record(&evaluation)?;
+        self.folder.record(&record)?;
         self.folder.save_sae(&sae)?;
-        let summary = self.summary(session, evaluation);
+        let summary = self.summary(session, record);
         self.folder.save_summary(&summary)?;
         Ok(summary)
     }
 
     /// An error of the engine with the step, the store and what is left to continue from.
-    pub(crate) fn step_error(&self, error: EngineError) -> anyhow::Error {
+    pub(crate) fn step_error(&self, error: StepError) -> anyhow::Error {
         let stores = self.plan.stores.iter().map(|store| foreign_path(store.path()).to_string());
         let stores = stores.collect::<Vec<_>>().join(", ");
         let kept = match checkpoints(self.folder.path()).ok().and_then(|mut all| all.pop()) {
@@ -364,14 +366,15 @@ fn initial_weights(settings: &Settings, batches: &mut Batches) -> Result<Weights
     };
     let rows = decoder_bias::SAMPLE_ROWS.min(usize::try_from(batches.rows_per_epoch())?);
     let count = (rows / settings.step.batch).max(1);
-    let mut sample = Vec::with_capacity(count * settings.step.batch * d);
+    let mut sample = Array2::zeros((0, d));
+    sample.reserve_rows(count * settings.step.batch)?;
     batches.seek(0)?;
     for _ in 0..count {
-        sample.extend_from_slice(&batches.next()?.to_f32());
+        sample.append(Axis(0), batches.next()?.to_f32().view())?;
     }
-    if let Some(at) = sample.iter().position(|x| !x.is_finite()) {
-        bail!("a row of the store holds {}, so no decoder bias can be computed", sample[at]);
+    if let Some(number) = sample.iter().find(|x| !x.is_finite()) {
+        bail!("a row of the store holds {number}, so no decoder bias can be computed");
     }
-    weights.b_dec = from_rows(&sample, d);
+    weights.b_dec = from_rows(sample.view());
     Ok(weights)
 }

@@ -8,6 +8,7 @@
 use std::error::Error;
 use std::path::PathBuf;
 
+use ndarray::Array2;
 use rand_chacha::ChaCha8Rng;
 use rand_chacha::rand_core::{Rng, SeedableRng};
 use sae::{Config, Metadata, Sae, Weights};
@@ -24,9 +25,9 @@ fn main() -> Result<(), Box<dyn Error>> {
         (0..n).map(|_| (rng.next_u32() >> 8) as f32 / (1 << 23) as f32 - 1.0).collect()
     };
     let mut weights = Weights::init(d, f, 7);
-    weights.b_enc = uniform(f);
-    weights.b_dec = uniform(d);
-    let x = uniform(rows * d);
+    weights.b_enc = uniform(f).into();
+    weights.b_dec = uniform(d).into();
+    let x = Array2::from_shape_vec((rows, d), uniform(rows * d))?;
     let metadata = Metadata {
         model_name: Some("gpt2-small".into()),
         hook_name: Some("blocks.1.hook_resid_pre".into()),
@@ -39,14 +40,13 @@ fn main() -> Result<(), Box<dyn Error>> {
     let sae = Sae { weights, config: Config::standard(d, f, pre_bias, metadata), log_sparsity };
     sae.save(&folder)?;
 
-    let features = sae.encode(&x);
-    let reconstruction = sae.decode(&features);
-    let view = |width, values| TensorView::new(Dtype::F32, vec![rows, width], bytemuck::cast_slice(values));
-    let tensors = [
-        ("x", view(d, &x)?),
-        ("features", view(f, &features)?),
-        ("reconstruction", view(d, &reconstruction)?),
-    ];
+    let features = sae.encode(x.view());
+    let reconstruction = sae.decode(features.view());
+    let mut tensors = Vec::new();
+    for (name, array) in [("x", &x), ("features", &features), ("reconstruction", &reconstruction)] {
+        let numbers = bytemuck::cast_slice(array.as_slice().expect("row-major"));
+        tensors.push((name, TensorView::new(Dtype::F32, array.shape().to_vec(), numbers)?));
+    }
     safetensors::serialize_to_file(tensors, None, &folder.join("expected.safetensors"))?;
     Ok(())
 }

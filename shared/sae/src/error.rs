@@ -91,15 +91,15 @@ pub enum Error {
         /// The value in the file.
         found: String,
     },
-    /// The arrays in memory do not have the lengths that `d_in` and `d_sae` ask for.
-    #[error("array `{array}` has {found} numbers, expected {expected}")]
-    Length {
-        /// The array.
+    /// The tensors in memory do not fit together.
+    #[error("tensor `{array}` has shape {found:?}, but the others ask for {expected:?}")]
+    Misfit {
+        /// The tensor.
         array: &'static str,
-        /// d_in and d_sae's product, or one of them.
-        expected: usize,
-        /// The actual length.
-        found: usize,
+        /// The shape that follows from the biases.
+        expected: Vec<usize>,
+        /// Its own.
+        found: Vec<usize>,
     },
 }
 

@@ -6,6 +6,7 @@ use std::fs;
 use std::path::Path;
 
 use durable_files::CheckedFolder;
+use ndarray::{ArrayViewD, aview1};
 use safetensors::{Dtype, SafeTensors, tensor::TensorView};
 
 use crate::{Config, Error, Sae, Weights};
@@ -29,13 +30,13 @@ impl Sae {
 
     /// Writes the autoencoder's files into an existing folder, for callers that put more beside them.
     pub fn write_into(&self, folder: &Path) -> Result<(), Error> {
-        self.weights.check_lengths()?;
+        self.weights.check_shapes()?;
         let config = serde_json::to_vec_pretty(&self.config).expect("a configuration is plain data");
         let config_file = folder.join(CONFIG_FILE);
         fs::write(&config_file, config).map_err(Error::io("write", &config_file))?;
         write_tensors(&folder.join(WEIGHTS_FILE), &self.weights.tensors())?;
         if let Some(sparsity) = &self.log_sparsity {
-            write_tensors(&folder.join(SPARSITY_FILE), &[("sparsity", vec![sparsity.len()], sparsity)])?;
+            write_tensors(&folder.join(SPARSITY_FILE), &[("sparsity", aview1(sparsity).into_dyn())])?;
         }
         Ok(())
     }
@@ -50,14 +51,7 @@ impl Sae {
         let path = folder.join(WEIGHTS_FILE);
         let bytes = files.read(WEIGHTS_FILE)?;
         let file = parse(&path, &bytes)?;
-        let weights = Weights {
-            d_in: d,
-            d_sae: f,
-            w_enc: tensor(&path, &file, "W_enc", &[d, f])?,
-            b_enc: tensor(&path, &file, "b_enc", &[f])?,
-            w_dec: tensor(&path, &file, "W_dec", &[f, d])?,
-            b_dec: tensor(&path, &file, "b_dec", &[d])?,
-        };
+        let weights = Weights::from_numbers(d, f, |name, shape| tensor(&path, &file, name, shape))?;
         let path = folder.join(SPARSITY_FILE);
         let log_sparsity = if files.has(SPARSITY_FILE) {
             let bytes = files.read(SPARSITY_FILE)?;
@@ -115,12 +109,14 @@ fn tensor(
     }
 }
 
-fn write_tensors(path: &Path, tensors: &[(&'static str, Vec<usize>, &[f32])]) -> Result<(), Error> {
+fn write_tensors(path: &Path, tensors: &[(&'static str, ArrayViewD<'_, f32>)]) -> Result<(), Error> {
     let error = |source| Error::Safetensors { path: path.into(), source };
+    let row_major: Vec<_> = tensors.iter().map(|(name, tensor)| (name, tensor.as_standard_layout())).collect();
     let mut views = Vec::new();
-    for (name, shape, values) in tensors {
-        let view = TensorView::new(Dtype::F32, shape.clone(), bytemuck::cast_slice(values)).map_err(error)?;
-        views.push((*name, view));
+    for (name, tensor) in &row_major {
+        let numbers = tensor.as_slice().expect("the layout is row-major");
+        let view = TensorView::new(Dtype::F32, tensor.shape().to_vec(), bytemuck::cast_slice(numbers));
+        views.push((*name, view.map_err(error)?));
     }
     safetensors::serialize_to_file(views, None, path).map_err(|source| match source {
         safetensors::SafeTensorError::IoError(source) => Error::io("write", path)(source),
@@ -162,7 +158,7 @@ mod tests {
         (dir, folder)
     }
 
-    fn rewrite_weights(folder: &Path, tensors: &[(&'static str, Vec<usize>, &[f32])]) -> String {
+    fn rewrite_weights(folder: &Path, tensors: &[(&'static str, ArrayViewD<'_, f32>)]) -> String {
         write_tensors(&folder.join(WEIGHTS_FILE), tensors).unwrap();
         Sae::load(folder).unwrap_err().to_string()
     }
@@ -254,13 +250,14 @@ mod tests {
         let decoder = tensors.remove(2);
         let message = rewrite_weights(&folder, &tensors);
         assert!(message.ends_with("has no tensor `W_dec` (it has: W_enc, b_dec, b_enc)"), "{message}");
-        tensors.push(("W_dec", vec![5, 7], decoder.2));
+        let flipped = decoder.1.to_shape((5, 7)).unwrap();
+        tensors.push(("W_dec", flipped.view().into_dyn()));
         let message = rewrite_weights(&folder, &tensors);
         assert!(message.ends_with("tensor `W_dec` has shape [5, 7], expected [7, 5]"), "{message}");
-        let mut broken = decoder.2.to_vec();
-        broken[9] = f32::NAN;
+        let mut broken = decoder.1.to_owned();
+        broken[[1, 4]] = f32::NAN;
         tensors.pop();
-        tensors.push(("W_dec", vec![7, 5], &broken));
+        tensors.push(("W_dec", broken.view()));
         let message = rewrite_weights(&folder, &tensors);
         assert!(
             message.ends_with("tensor `W_dec` holds NaN at index 9, expected finite numbers"),

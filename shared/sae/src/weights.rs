@@ -1,5 +1,6 @@
-//! The four arrays of an autoencoder, and their initial values.
+//! The tensors of an autoencoder by name, and their initial values.
 
+use ndarray::{Array1, Array2, ArrayD, ArrayView1, ArrayViewD};
 use rand_chacha::ChaCha8Rng;
 use rand_chacha::rand_core::{Rng, SeedableRng};
 
@@ -8,18 +9,14 @@ use crate::Error;
 /// The parameters, float32, row-major.
 #[derive(Clone, Debug, PartialEq)]
 pub struct Weights {
-    /// Input width d.
-    pub d_in: usize,
-    /// Number of features F.
-    pub d_sae: usize,
     /// Encoder, [d, F].
-    pub w_enc: Vec<f32>,
+    pub w_enc: Array2<f32>,
     /// Encoder bias, [F].
-    pub b_enc: Vec<f32>,
+    pub b_enc: Array1<f32>,
     /// Decoder, [F, d]: row j is the direction of feature j.
-    pub w_dec: Vec<f32>,
+    pub w_dec: Array2<f32>,
     /// Decoder bias, [d].
-    pub b_dec: Vec<f32>,
+    pub b_dec: Array1<f32>,
 }
 
 impl Weights {
@@ -31,48 +28,95 @@ impl Weights {
     /// for the decoder, the top 24 bits of every 32-bit output as a fraction.
     pub fn init(d_in: usize, d_sae: usize, seed: u64) -> Weights {
         let mut weights = Weights {
-            d_in,
-            d_sae,
             w_enc: kaiming_uniform(d_in, d_sae, seed, 0),
-            b_enc: vec![0.0; d_sae],
+            b_enc: Array1::zeros(d_sae),
             w_dec: kaiming_uniform(d_sae, d_in, seed, 1),
-            b_dec: vec![0.0; d_in],
+            b_dec: Array1::zeros(d_in),
         };
         weights.normalize_decoder();
         weights
     }
 
+    /// Input width d.
+    pub fn d_in(&self) -> usize {
+        self.b_dec.len()
+    }
+
+    /// Number of features F.
+    pub fn d_sae(&self) -> usize {
+        self.b_enc.len()
+    }
+
     /// Scales every decoder row to norm 1. A row of zeros stays one.
     pub fn normalize_decoder(&mut self) {
-        for row in self.w_dec.chunks_exact_mut(self.d_in) {
-            let norm = norm(row);
+        for mut row in self.w_dec.rows_mut() {
+            let norm = norm(row.view());
             if norm > 0.0 {
-                row.iter_mut().for_each(|w| *w = (f64::from(*w) / norm) as f32);
+                row.mapv_inplace(|w| (f64::from(w) / norm) as f32);
             }
         }
     }
 
     /// Mean over the features of the decoder rows' norms.
     pub fn decoder_norm_mean(&self) -> f64 {
-        self.w_dec.chunks_exact(self.d_in).map(norm).sum::<f64>() / self.d_sae as f64
+        self.w_dec.rows().into_iter().map(norm).sum::<f64>() / self.d_sae() as f64
     }
 
-    /// The arrays with their names in files and their shapes, in a fixed order.
-    pub fn tensors(&self) -> [(&'static str, Vec<usize>, &[f32]); 4] {
+    /// The tensors with their names in files, in a fixed order.
+    pub fn tensors(&self) -> [(&'static str, ArrayViewD<'_, f32>); 4] {
         [
-            ("W_enc", vec![self.d_in, self.d_sae], &self.w_enc),
-            ("b_enc", vec![self.d_sae], &self.b_enc),
-            ("W_dec", vec![self.d_sae, self.d_in], &self.w_dec),
-            ("b_dec", vec![self.d_in], &self.b_dec),
+            ("W_enc", self.w_enc.view().into_dyn()),
+            ("b_enc", self.b_enc.view().into_dyn()),
+            ("W_dec", self.w_dec.view().into_dyn()),
+            ("b_dec", self.b_dec.view().into_dyn()),
         ]
     }
 
-    /// That every array has the length its shape asks for.
-    pub fn check_lengths(&self) -> Result<(), Error> {
-        for (array, shape, values) in self.tensors() {
-            let expected = shape.iter().product();
-            if values.len() != expected {
-                return Err(Error::Length { array, expected, found: values.len() });
+    /// The names and shapes of the tensors of an autoencoder of this size, in the order of [`Weights::tensors`].
+    pub fn shapes(d_in: usize, d_sae: usize) -> [(&'static str, Vec<usize>); 4] {
+        [
+            ("W_enc", vec![d_in, d_sae]),
+            ("b_enc", vec![d_sae]),
+            ("W_dec", vec![d_sae, d_in]),
+            ("b_dec", vec![d_in]),
+        ]
+    }
+
+    /// Takes each tensor's numbers, row-major, from `numbers`, which is told its name and shape.
+    ///
+    /// # Errors
+    /// Those of `numbers`.
+    ///
+    /// # Panics
+    /// If it returns another count of numbers than the shape has.
+    pub fn from_numbers<E>(
+        d_in: usize,
+        d_sae: usize,
+        mut numbers: impl FnMut(&'static str, &[usize]) -> Result<Vec<f32>, E>,
+    ) -> Result<Weights, E> {
+        let [w_enc, b_enc, w_dec, b_dec] = Weights::shapes(d_in, d_sae);
+        let mut tensor = |(name, shape): (&'static str, Vec<usize>)| -> Result<ArrayD<f32>, E> {
+            let numbers = numbers(name, &shape)?;
+            Ok(ArrayD::from_shape_vec(shape, numbers).expect("as many numbers as the shape has"))
+        };
+        let of_rank = "a shape has its own rank";
+        Ok(Weights {
+            w_enc: tensor(w_enc)?.into_dimensionality().expect(of_rank),
+            b_enc: tensor(b_enc)?.into_dimensionality().expect(of_rank),
+            w_dec: tensor(w_dec)?.into_dimensionality().expect(of_rank),
+            b_dec: tensor(b_dec)?.into_dimensionality().expect(of_rank),
+        })
+    }
+
+    /// That the tensors' shapes fit together.
+    ///
+    /// # Errors
+    /// Names the first that does not fit.
+    pub fn check_shapes(&self) -> Result<(), Error> {
+        let shapes = Weights::shapes(self.d_in(), self.d_sae());
+        for ((array, tensor), (_, expected)) in self.tensors().into_iter().zip(shapes) {
+            if tensor.shape() != expected {
+                return Err(Error::Misfit { array, expected, found: tensor.shape().to_vec() });
             }
         }
         Ok(())
@@ -80,17 +124,17 @@ impl Weights {
 }
 
 /// A [rows, cols] array, uniform in ±sqrt(6 / cols).
-fn kaiming_uniform(rows: usize, cols: usize, seed: u64, stream: u64) -> Vec<f32> {
+fn kaiming_uniform(rows: usize, cols: usize, seed: u64, stream: u64) -> Array2<f32> {
     let bound = (6.0 / cols as f64).sqrt();
     let mut rng = ChaCha8Rng::seed_from_u64(seed);
     rng.set_stream(stream);
     // Written out rather than left to a distribution of the rand crate: a seed must give the same
     // weights after an upgrade.
     let mut uniform = || f64::from(rng.next_u32() >> 8) / f64::from(1 << 24);
-    (0..rows * cols).map(|_| ((2.0 * uniform() - 1.0) * bound) as f32).collect()
+    Array2::from_shape_simple_fn((rows, cols), || ((2.0 * uniform() - 1.0) * bound) as f32)
 }
 
-fn norm(row: &[f32]) -> f64 {
+fn norm(row: ArrayView1<'_, f32>) -> f64 {
     row.iter().map(|&w| f64::from(w) * f64::from(w)).sum::<f64>().sqrt()
 }
 
@@ -114,12 +158,12 @@ mod tests {
     #[test]
     fn the_decoder_starts_with_unit_rows_and_the_biases_with_zeros() {
         let weights = Weights::init(17, 40, 5);
-        for row in weights.w_dec.chunks_exact(17) {
+        for row in weights.w_dec.rows() {
             assert!((norm(row) - 1.0).abs() < 1e-6);
         }
         assert!((weights.decoder_norm_mean() - 1.0).abs() < 1e-6);
         assert!(weights.b_enc.iter().chain(&weights.b_dec).all(|&b| b == 0.0));
-        weights.check_lengths().unwrap();
+        weights.check_shapes().unwrap();
     }
 
     #[test]
@@ -129,17 +173,17 @@ mod tests {
         assert_ne!(weights.w_enc, Weights::init(3, 4, 43).w_enc);
         assert_ne!(weights.w_dec, Weights::init(3, 4, 43).w_dec);
         // Pinned: published runs name their seed.
-        assert_eq!(weights.w_enc[..3], PINNED_ENCODER);
-        assert_eq!(weights.w_dec[..3], PINNED_DECODER);
+        assert_eq!(weights.w_enc.as_slice().unwrap()[..3], PINNED_ENCODER);
+        assert_eq!(weights.w_dec.as_slice().unwrap()[..3], PINNED_DECODER);
     }
     const PINNED_ENCODER: [f32; 3] = [-0.6758614, 0.44555277, -0.8661734];
     const PINNED_DECODER: [f32; 3] = [0.20183475, 0.81237245, 0.5470957];
 
     #[test]
-    fn an_array_of_the_wrong_length_is_named() {
+    fn a_tensor_that_does_not_fit_is_named() {
         let mut weights = Weights::init(3, 4, 0);
-        weights.b_enc.pop();
-        let message = weights.check_lengths().unwrap_err().to_string();
-        assert_eq!(message, "array `b_enc` has 3 numbers, expected 4");
+        weights.w_dec = Array2::zeros((4, 2));
+        let message = weights.check_shapes().unwrap_err().to_string();
+        assert_eq!(message, "tensor `W_dec` has shape [4, 2], but the others ask for [4, 3]");
     }
 }

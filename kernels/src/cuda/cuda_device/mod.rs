@@ -33,7 +33,8 @@ use upload::Uploads;
 use watch::Watch;
 
 use super::cubin_cache::CubinCache;
-use super::device::{Argument, Device, DeviceError, Factor, Gemm, Launch, Properties, Screen};
+use crate::error::DeviceError;
+use super::device::{Argument, Device, Factor, Gemm, Launch, Properties, Screen};
 use super::libraries::{self, ToolkitLibrary};
 use super::nvrtc::{self, Waits};
 

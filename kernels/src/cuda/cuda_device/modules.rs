@@ -9,7 +9,8 @@ use rayon::prelude::*;
 
 use super::driver::{Context, failed};
 use crate::cuda::cubin_cache::{Build, CubinCache};
-use crate::cuda::device::{DeviceError, Kernel};
+use crate::error::DeviceError;
+use crate::cuda::device::Kernel;
 use crate::cuda::nvrtc::{self, Architecture, Waits};
 use crate::cuda::sources::kernels_for;
 

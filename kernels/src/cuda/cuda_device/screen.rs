@@ -8,7 +8,8 @@ use cudarc::driver::sys;
 use super::driver::{CudaBuffer, failed};
 use super::screen_kernel::ScreenKernel;
 use super::{CudaDevice, check_range};
-use crate::cuda::device::{DeviceError, Kernel, Launch, Screen};
+use crate::error::DeviceError;
+use crate::cuda::device::{Kernel, Launch, Screen};
 use crate::cuda::launch;
 
 /// encode_wgmma: features and rows of a tile, its threads and its shared memory.

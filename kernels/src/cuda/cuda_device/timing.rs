@@ -4,7 +4,7 @@ use std::collections::BTreeMap;
 use std::sync::Arc;
 
 use super::driver::{Context, Event, Stream};
-use crate::cuda::device::DeviceError;
+use crate::error::DeviceError;
 
 /// For each kernel (and for `gemm` and `zero`) the seconds of each of its launches, in order.
 pub type Timings = BTreeMap<&'static str, Vec<f64>>;

@@ -4,7 +4,7 @@ use std::path::PathBuf;
 
 use thiserror::Error;
 
-use crate::cuda::device::DeviceError;
+use crate::error::DeviceError;
 use crate::cuda::libraries::ToolkitLibrary;
 
 /// What is missing for training on a GPU, and where it was looked for.

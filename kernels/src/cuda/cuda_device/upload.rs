@@ -12,7 +12,7 @@ use cudarc::driver::result;
 use rayon::prelude::*;
 
 use super::driver::{Context, CudaBuffer, Event, Staging, Stream, failed};
-use crate::cuda::device::DeviceError;
+use crate::error::DeviceError;
 
 /// From this size on an upload has a stream of its own.
 const LARGE: usize = 256 * 1024;

@@ -2,7 +2,8 @@
 
 use super::parameter::{bytes, floats, number, u32s};
 use super::{REPORT_BYTES, Slice, launch, mask_words};
-use crate::cuda::device::{Device, DeviceError};
+use crate::error::DeviceError;
+use crate::cuda::device::Device;
 
 /// Rows and features of a block, and its threads.
 const TILE: usize = 64;

@@ -2,7 +2,8 @@
 
 use super::parameter::{bytes, doubles, floats, number, u32s, u64s};
 use super::{REPORT_BYTES, SCALARS_BYTES, Slice, launch};
-use crate::cuda::device::{Device, DeviceError};
+use crate::error::DeviceError;
+use crate::cuda::device::Device;
 use crate::cuda::layout::Window;
 
 /// Features of a block, a thread each.

@@ -2,7 +2,8 @@
 
 use super::parameter::{bytes, floats, kind, number, u32s, u64s};
 use super::{REPORT_BYTES, SCALARS_BYTES, SEGMENT, Slice, launch, mask_words, row_mask_words};
-use crate::cuda::device::{Device, DeviceError};
+use crate::error::DeviceError;
+use crate::cuda::device::Device;
 use crate::cuda::layout::penalty_kind;
 use crate::loss::Penalty;
 

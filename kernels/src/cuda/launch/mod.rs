@@ -24,7 +24,8 @@ pub mod widen;
 
 pub use parameter::Slice;
 
-use super::device::{Device, DeviceError, Kernel, Launch};
+use crate::error::DeviceError;
+use super::device::{Device, Kernel, Launch};
 use super::layout::{Report, Scalars};
 use parameter::Parameter;
 

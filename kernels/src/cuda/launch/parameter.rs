@@ -1,6 +1,7 @@
 //! What a kernel's parameters are given, and what they need.
 
-use crate::cuda::device::{Argument, Device, DeviceError};
+use crate::error::DeviceError;
+use crate::cuda::device::{Argument, Device};
 
 /// A part of a buffer: from a byte on.
 #[derive(Debug)]

@@ -2,7 +2,8 @@
 
 use super::parameter::{bytes, doubles, flag, floats, kind, number, u32s};
 use super::{REPORT_BYTES, SCALARS_BYTES, Slice, launch, stride_of};
-use crate::cuda::device::{Device, DeviceError};
+use crate::error::DeviceError;
+use crate::cuda::device::Device;
 use crate::cuda::layout::{ROW_RESULT_BYTES, Window, mse_kind};
 use crate::loss::Mse;
 

@@ -2,7 +2,8 @@
 
 use super::parameter::{bytes, doubles, flag, floats, halves, kind, number, u32s};
 use super::{COLUMNS, REPORT_BYTES, SCALARS_BYTES, SUMMED_ROWS, Slice, launch, stride_of};
-use crate::cuda::device::{Device, DeviceError};
+use crate::error::DeviceError;
+use crate::cuda::device::Device;
 use crate::cuda::layout::mse_kind;
 use crate::loss::Mse;
 

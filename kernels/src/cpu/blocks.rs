@@ -1,56 +1,8 @@
-//! Weights, and Adam's moments in the same shapes, laid out so that everything about one feature is contiguous.
+//! Weights and Adam's moments, cut into blocks of neighbouring features that tasks update.
 
-/// An autoencoder's arrays in the layout of the step: the encoder is transposed.
-#[derive(Debug, Clone, PartialEq, Default)]
-pub struct Parameters {
-    /// W_enc transposed, [F,d]: row j is what feature j looks for.
-    pub encoder: Vec<f32>,
-    /// b_enc, [F].
-    pub encoder_bias: Vec<f32>,
-    /// W_dec, [F,d]: row j is the direction of feature j.
-    pub decoder: Vec<f32>,
-    /// b_dec, [d].
-    pub decoder_bias: Vec<f32>,
-}
+use ndarray::{Array, Dimension};
 
-impl Parameters {
-    /// All zeros.
-    pub fn zeros(width: usize, features: usize) -> Parameters {
-        Parameters {
-            encoder: vec![0.0; features * width],
-            encoder_bias: vec![0.0; features],
-            decoder: vec![0.0; features * width],
-            decoder_bias: vec![0.0; width],
-        }
-    }
-
-    /// The four arrays with their names.
-    pub fn arrays(&self) -> [(&'static str, &[f32]); 4] {
-        [
-            ("encoder", &self.encoder),
-            ("encoder_bias", &self.encoder_bias),
-            ("decoder", &self.decoder),
-            ("decoder_bias", &self.decoder_bias),
-        ]
-    }
-}
-
-/// [rows, columns] → [columns, rows].
-pub fn transposed(matrix: &[f32], rows: usize, columns: usize) -> Vec<f32> {
-    /// Side of a block: 32 lines of the source and of the target fit the first cache level.
-    const SIDE: usize = 32;
-    let mut out = vec![0.0; matrix.len()];
-    for first_row in (0..rows).step_by(SIDE) {
-        for first_column in (0..columns).step_by(SIDE) {
-            for row in first_row..(first_row + SIDE).min(rows) {
-                for column in first_column..(first_column + SIDE).min(columns) {
-                    out[column * rows + row] = matrix[row * columns + column];
-                }
-            }
-        }
-    }
-    out
-}
+use crate::parameters::{Parameters, numbers_mut};
 
 /// A weight with its moments: the same part of three arrays.
 #[derive(Debug)]
@@ -81,6 +33,15 @@ impl<'a> Trained<'a> {
     }
 }
 
+/// A whole tensor with its moments.
+fn trained<'a, D: Dimension>(
+    weights: &'a mut Array<f32, D>,
+    first: &'a mut Array<f32, D>,
+    second: &'a mut Array<f32, D>,
+) -> Trained<'a> {
+    Trained { weights: numbers_mut(weights), first: numbers_mut(first), second: numbers_mut(second) }
+}
+
 /// Everything that a step changes in a block of neighbouring features.
 #[derive(Debug)]
 pub(crate) struct FeatureBlock<'a> {
@@ -107,12 +68,10 @@ impl TrainedParameters {
     pub(crate) fn split(&mut self, size: usize) -> (Vec<FeatureBlock<'_>>, Trained<'_>) {
         let width = self.weights.decoder_bias.len();
         let TrainedParameters { weights: w, first: m, second: v } = self;
-        let encoder = Trained { weights: &mut w.encoder, first: &mut m.encoder, second: &mut v.encoder };
-        let encoder_bias =
-            Trained { weights: &mut w.encoder_bias, first: &mut m.encoder_bias, second: &mut v.encoder_bias };
-        let decoder = Trained { weights: &mut w.decoder, first: &mut m.decoder, second: &mut v.decoder };
-        let decoder_bias =
-            Trained { weights: &mut w.decoder_bias, first: &mut m.decoder_bias, second: &mut v.decoder_bias };
+        let encoder = trained(&mut w.encoder, &mut m.encoder, &mut v.encoder);
+        let encoder_bias = trained(&mut w.encoder_bias, &mut m.encoder_bias, &mut v.encoder_bias);
+        let decoder = trained(&mut w.decoder, &mut m.decoder, &mut v.decoder);
+        let decoder_bias = trained(&mut w.decoder_bias, &mut m.decoder_bias, &mut v.decoder_bias);
         let blocks = encoder
             .chunks(size * width)
             .zip(encoder_bias.chunks(size))
@@ -132,15 +91,6 @@ impl TrainedParameters {
 #[cfg(test)]
 mod tests {
     use super::*;
-
-    #[test]
-    fn transposing_gives_the_transpose_and_twice_the_matrix() {
-        let (rows, columns) = (45, 70);
-        let matrix: Vec<f32> = (0..rows * columns).map(|at| at as f32).collect();
-        let transpose = transposed(&matrix, rows, columns);
-        assert_eq!(transpose[3 * rows + 41], matrix[41 * columns + 3]);
-        assert_eq!(transposed(&transpose, columns, rows), matrix);
-    }
 
     #[test]
     fn blocks_cover_all_features_once() {

@@ -1,0 +1,493 @@
+//! A whole training step on the current rayon thread pool, and the forward pass alone.
+
+use ndarray::{Array1, Array2, ArrayView2};
+
+use crate::activations::SparseActivations;
+use crate::batch::Batch;
+use crate::error::StepError;
+use crate::loss::Mse;
+use crate::outcome::{StepReport, Terms};
+use crate::parameters::{Parameters, numbers};
+use crate::path::Path;
+use crate::precision::Precision;
+use crate::spec::{Schedule, StepSpec};
+use crate::state::State;
+use crate::stats::{Evaluation, Sums};
+
+use super::blocks::TrainedParameters;
+use super::decode::{Decode, Finish, RowActivity, RowError, decode_sparse, finish, sum_of_rows};
+use super::dense::{count_active, decode_dense};
+use super::encode::{Encode, EncodeBuffers, Search, encode_dense, encode_dense_bf16, encode_sparse};
+use super::frequency::FrequencyWindow;
+use super::isa::Isa;
+use super::pairs::ActivePairs;
+use super::rows::{RowNorms, first_non_finite_row, round_to_bf16, row_norms, subtract_bias};
+use super::sparsity::{Sparsity, frequency_terms};
+use super::train::{Activations, Train, train};
+use super::update::AdamStep;
+use super::vector;
+
+/// How a [`CpuStep`] runs. Only `bf16` changes results beyond rounding; `threads` does not change them at all.
+#[derive(Debug, Clone, Copy, PartialEq)]
+pub struct CpuOptions {
+    /// Worker threads of an engine's own pool; 0 means one per core.
+    pub threads: usize,
+    /// The instruction set.
+    pub isa: Isa,
+    /// Up to this density (active pairs / (B·F)) a step takes the sparse path.
+    pub sparse_density: f64,
+    /// How the active pairs are searched.
+    pub search: Search,
+    /// Round the encode's factors to bfloat16 first: z is then what a GPU's tensor cores compute without a recheck.
+    /// This shows the effect on a result. On the dense path, AVX512_BF16 forms the products if the CPU has it,
+    /// with sums in an order of its own.
+    pub bf16: bool,
+}
+
+impl CpuOptions {
+    /// One thread per core, the widest instruction set, and the density up to which the sparse path was
+    /// measured to be the faster one.
+    pub fn for_precision(precision: Precision) -> CpuOptions {
+        let (search, bf16) = match precision {
+            Precision::Exact => (Search::Screened, false),
+            Precision::Bf16 => (Search::Screened, true),
+            Precision::Fp32 => (Search::Plain, false),
+        };
+        CpuOptions { threads: 0, isa: Isa::detect(), sparse_density: 0.25, search, bf16 }
+    }
+}
+
+impl Default for CpuOptions {
+    /// [`CpuOptions::for_precision`] of [`Precision::Exact`].
+    fn default() -> CpuOptions {
+        CpuOptions::for_precision(Precision::Exact)
+    }
+}
+
+/// One autoencoder in training on CPU threads.
+pub struct CpuStep {
+    spec: StepSpec,
+    options: CpuOptions,
+    parameters: TrainedParameters,
+    window: FrequencyWindow,
+    frequencies: Array1<f32>,
+    steps_since_fired: Array1<u64>,
+    steps: u64,
+    /// The path to try first: that of the previous step. Which one is taken depends on the batch alone.
+    expected: Path,
+    buffers: Buffers,
+}
+
+/// Memory that one step leaves to the next; nothing in it outlives a step's results.
+#[derive(Default)]
+struct Buffers {
+    /// Of the target.
+    norms: RowNorms,
+    /// X − b_dec, with the pre-bias.
+    shifted: Vec<f32>,
+    /// The encode's factors in bfloat16, where that is asked for: [B,d], [F,d].
+    rounded: (Vec<f32>, Vec<f32>),
+    encode: EncodeBuffers,
+    pairs: ActivePairs,
+    /// [B,F], only while steps are dense.
+    activations: Vec<f32>,
+    /// x̂, then g, [B,d].
+    gradient: Vec<f32>,
+    activity: Vec<RowActivity>,
+    errors: Vec<RowError>,
+    decoder_norms: Vec<f32>,
+    slopes: Vec<f32>,
+}
+
+impl CpuStep {
+    /// A run that begins with the given weights and has done no step.
+    ///
+    /// # Errors
+    /// A spec out of range, weights of other shapes.
+    pub fn new(spec: StepSpec, options: CpuOptions, weights: Parameters) -> Result<CpuStep, StepError> {
+        spec.validate()?;
+        weights.check(&spec)?;
+        let state = State::new(weights);
+        let window = FrequencyWindow::new(spec.sparsity_window, spec.batch, spec.features);
+        let mut step = CpuStep {
+            spec,
+            options,
+            parameters: TrainedParameters::default(),
+            window,
+            frequencies: Array1::default(0),
+            steps_since_fired: Array1::default(0),
+            steps: 0,
+            expected: Path::Dense,
+            buffers: Buffers::default(),
+        };
+        step.restore(state)?;
+        Ok(step)
+    }
+
+    /// What a step is.
+    pub fn spec(&self) -> &StepSpec {
+        &self.spec
+    }
+
+    /// One optimizer step on a batch of B rows.
+    ///
+    /// # Errors
+    /// A batch of another shape, NaN or infinity in the batch or in the loss, a norm of 0 that the MSE divides by: nothing
+    /// has changed.
+    pub fn step(&mut self, batch: Batch<'_>, schedule: &Schedule) -> Result<StepReport, StepError> {
+        let (input, target) = batch.numbers(self.spec.batch, self.spec.width)?;
+        let (isa, spec) = (self.options.isa, self.spec);
+        let sparsity = Sparsity::new(&spec.loss, schedule, spec.batch);
+        let mut forward = self.forward(&sparsity);
+        let found = forward.run(input, target)?;
+        forward.check_denominators()?;
+
+        let sums = forward.sums();
+        let mut terms = Terms {
+            mse: match spec.loss.mse {
+                Mse::Sum => sums.mse_sum(),
+                Mse::Centered => sums.mse_centered(),
+                Mse::Uncentered => sums.mse_uncentered(),
+            },
+            penalty: spec.loss.coefficient * schedule.coefficient_scale * sums.penalty(),
+            ..Terms::default()
+        };
+        // The frequency terms are finite by their form; nothing has changed up to here.
+        if !terms.loss().is_finite() {
+            return Err(StepError::NonFiniteLoss { step: self.steps + 1, loss: terms.loss() });
+        }
+        self.window.push(&found.counts);
+        let buffers = &mut self.buffers;
+        buffers.slopes.resize(spec.features, 0.0);
+        frequency_terms(&spec.loss, &self.window, spec.batch, &mut terms, &mut buffers.slopes);
+
+        let sum_of_g = sum_of_rows(&buffers.gradient, spec.width);
+        let backward = Train {
+            spec: &spec,
+            sparsity: &sparsity,
+            adam: &AdamStep::new(&spec.adam, schedule.lr, self.steps + 1),
+            slopes: &buffers.slopes,
+            x: if spec.pre_bias { &buffers.shifted } else { input },
+            g: &buffers.gradient,
+            sum_of_g: &sum_of_g,
+        };
+        let activations = match found.path {
+            Path::Sparse => Activations::Sparse(&buffers.pairs),
+            Path::Dense => Activations::Dense(&buffers.activations),
+        };
+        let finite = train(isa, backward, activations, &mut self.parameters);
+
+        self.steps += 1;
+        self.expected = found.path;
+        for (feature, count) in found.counts.iter().enumerate() {
+            self.frequencies[feature] = self.window.frequency(feature) as f32;
+            let since = &mut self.steps_since_fired[feature];
+            *since = if *count > 0 { 0 } else { *since + 1 };
+        }
+        if !finite {
+            return Err(StepError::Diverged { step: self.steps });
+        }
+        let rechecked = found.rechecked as f64 / (spec.batch * spec.features) as f64;
+        Ok(StepReport { step: self.steps, terms, sums, path: found.path, rechecked })
+    }
+
+    /// The forward pass alone, on any number of rows.
+    ///
+    /// # Errors
+    /// A batch of another width, NaN or infinity in it.
+    pub fn evaluate(&mut self, batch: Batch<'_>) -> Result<Evaluation, StepError> {
+        let (input, target) = batch.numbers(batch.rows(), self.spec.width)?;
+        let (width, features) = (self.spec.width, self.spec.features);
+        if input.is_empty() {
+            return Ok(Evaluation::new(width, features));
+        }
+        let sparsity = Sparsity::new(&self.spec.loss, &Schedule::constant(0.0), batch.rows());
+        let mut forward = self.forward(&sparsity);
+        let found = forward.run(input, target)?;
+        Ok(Evaluation {
+            sums: forward.sums(),
+            row_sum: forward.buffers.norms.sum.clone(),
+            firings: found.counts.iter().map(|count| u64::from(*count)).collect(),
+        })
+    }
+
+    /// ‖x̂ − x‖² of each row, [rows].
+    ///
+    /// # Errors
+    /// As [`CpuStep::evaluate`].
+    pub fn squared_errors(&mut self, batch: Batch<'_>) -> Result<Array1<f32>, StepError> {
+        let rows = self.evaluate(batch)?.sums.rows as usize;
+        Ok(self.buffers.errors[..rows].iter().map(|row| row.squared_error).collect())
+    }
+
+    /// The active features of each row of `input` [rows,d].
+    ///
+    /// # Errors
+    /// As [`CpuStep::evaluate`].
+    pub fn encode(&mut self, input: ArrayView2<'_, f32>) -> Result<SparseActivations, StepError> {
+        let (numbers, _) = Batch::from(input).numbers(input.nrows(), self.spec.width)?;
+        if numbers.is_empty() {
+            return Ok(SparseActivations::of_dense(&[], 1));
+        }
+        let features = self.spec.features;
+        let sparsity = Sparsity::new(&self.spec.loss, &Schedule::constant(0.0), input.nrows());
+        let mut forward = self.forward(&sparsity);
+        forward.check_rows(numbers)?;
+        let (path, _) = forward.encode(numbers);
+        let Buffers { pairs, activations, .. } = &self.buffers;
+        Ok(match path {
+            Path::Sparse => SparseActivations {
+                row_starts: pairs.row_starts.clone(),
+                features: pairs.features.clone(),
+                values: pairs.row_values.clone(),
+            },
+            Path::Dense => SparseActivations::of_dense(activations, features),
+        })
+    }
+
+    /// x̂ of each row of `input` [rows,d].
+    ///
+    /// # Errors
+    /// As [`CpuStep::evaluate`].
+    pub fn reconstruct(&mut self, input: ArrayView2<'_, f32>) -> Result<Array2<f32>, StepError> {
+        let (numbers, _) = Batch::from(input).numbers(input.nrows(), self.spec.width)?;
+        if !numbers.is_empty() {
+            let sparsity = Sparsity::new(&self.spec.loss, &Schedule::constant(0.0), input.nrows());
+            let mut forward = self.forward(&sparsity);
+            forward.check_rows(numbers)?;
+            let (path, _) = forward.encode(numbers);
+            forward.decode(path, input.nrows());
+        }
+        let reconstruction = self.buffers.gradient[..numbers.len()].to_vec();
+        Ok(Array2::from_shape_vec(input.dim(), reconstruction).expect("as many numbers as the input"))
+    }
+
+    /// The weights.
+    pub fn weights(&self) -> &Parameters {
+        &self.parameters.weights
+    }
+
+    /// The running frequencies s_j as of the last step, [F]; zeros before the first.
+    pub fn frequencies(&self) -> &Array1<f32> {
+        &self.frequencies
+    }
+
+    /// Steps since each feature was last active, [F].
+    pub fn steps_since_fired(&self) -> &Array1<u64> {
+        &self.steps_since_fired
+    }
+
+    /// Everything a run needs to continue bit for bit.
+    pub fn state(&self) -> State {
+        State {
+            step: self.steps,
+            weights: self.parameters.weights.clone(),
+            first_moments: self.parameters.first.clone(),
+            second_moments: self.parameters.second.clone(),
+            window: self.window.counts(),
+            steps_since_fired: self.steps_since_fired.clone(),
+            path_choice: None,
+        }
+    }
+
+    /// Continues from a state.
+    ///
+    /// # Errors
+    /// A state of other shapes: nothing has changed then.
+    pub fn restore(&mut self, state: State) -> Result<(), StepError> {
+        state.check(&self.spec)?;
+        let (length, rows) = (self.spec.sparsity_window, self.spec.batch);
+        self.window = FrequencyWindow::restored(length, rows, state.window.view());
+        self.frequencies = (0..self.spec.features).map(|j| self.window.frequency(j) as f32).collect();
+        self.parameters = TrainedParameters {
+            weights: state.weights,
+            first: state.first_moments,
+            second: state.second_moments,
+        };
+        self.steps_since_fired = state.steps_since_fired;
+        self.steps = state.step;
+        Ok(())
+    }
+
+    fn forward<'a>(&'a mut self, sparsity: &'a Sparsity) -> Forward<'a> {
+        Forward {
+            spec: &self.spec,
+            options: &self.options,
+            weights: &self.parameters.weights,
+            expected: self.expected,
+            sparsity,
+            buffers: &mut self.buffers,
+        }
+    }
+}
+
+/// What the forward pass found, besides what lies in the buffers.
+struct Found {
+    path: Path,
+    /// In how many rows each feature is active, [F].
+    counts: Vec<u32>,
+    /// Pairs that screening left to recompute.
+    rechecked: usize,
+}
+
+/// One forward pass over a batch.
+struct Forward<'a> {
+    spec: &'a StepSpec,
+    options: &'a CpuOptions,
+    weights: &'a Parameters,
+    expected: Path,
+    sparsity: &'a Sparsity,
+    buffers: &'a mut Buffers,
+}
+
+impl Forward<'_> {
+    /// Fills the buffers with activations, g and what is reported of each row.
+    fn run(&mut self, input: &[f32], target: &[f32]) -> Result<Found, StepError> {
+        self.check_rows(input)?;
+        if !std::ptr::eq(input, target) {
+            self.check_rows(target)?;
+        }
+        row_norms(self.options.isa, target, self.spec.width, &mut self.buffers.norms);
+        let (path, rechecked) = self.encode(input);
+        self.decode(path, input.len() / self.spec.width);
+        self.finish(target);
+        let counts = match path {
+            Path::Sparse => self.buffers.pairs.counts(),
+            Path::Dense => count_active(&self.buffers.activations, self.spec.features),
+        };
+        Ok(Found { path, counts, rechecked })
+    }
+
+    /// An error if a row holds what is not a number.
+    fn check_rows(&self, rows: &[f32]) -> Result<(), StepError> {
+        match first_non_finite_row(rows, self.spec.width) {
+            Some(row) => Err(StepError::NonFiniteRow { row }),
+            None => Ok(()),
+        }
+    }
+
+    /// Fills the pairs or, if there are too many of them, the dense activations. The density decides;
+    /// `expected` only says what to try first. Also returns how many pairs screening left to recompute.
+    fn encode(&mut self, input: &[f32]) -> (Path, usize) {
+        let (isa, spec, weights) = (self.options.isa, self.spec, self.weights);
+        let Buffers { shifted, rounded, encode, pairs, activations, .. } = &mut *self.buffers;
+        if spec.pre_bias {
+            subtract_bias(input, numbers(&weights.decoder_bias), shifted);
+        }
+        let cells = input.len() / spec.width * spec.features;
+        let limit = (cells as f64 * self.options.sparse_density) as usize;
+        let mut factors = Encode {
+            x: if spec.pre_bias { shifted } else { input },
+            weights: numbers(&weights.encoder),
+            bias: numbers(&weights.encoder_bias),
+            width: spec.width,
+        };
+        if self.options.bf16 {
+            round_to_bf16(factors.x, &mut rounded.0);
+            round_to_bf16(factors.weights, &mut rounded.1);
+            (factors.x, factors.weights) = (&rounded.0, &rounded.1);
+        }
+        let search = self.options.search;
+        let mut sparse =
+            || encode_sparse(isa, factors, search, limit, encode, pairs).map(|found| found.rechecked);
+        if self.expected == Path::Sparse
+            && let Some(rechecked) = sparse()
+        {
+            activations.clear();
+            activations.shrink_to_fit();
+            return (Path::Sparse, rechecked);
+        }
+        activations.resize(cells, 0.0);
+        let dense = if self.options.bf16 { encode_dense_bf16 } else { encode_dense };
+        dense(isa, factors, activations);
+        let active: u64 = count_active(activations, spec.features).into_iter().map(u64::from).sum();
+        let few = active as usize <= limit;
+        match few.then(sparse).flatten() {
+            Some(rechecked) => (Path::Sparse, rechecked),
+            None => (Path::Dense, 0),
+        }
+    }
+
+    /// x̂ of `rows` rows from the activations: the decode's first half.
+    fn decode(&mut self, path: Path, rows: usize) {
+        let (isa, spec, weights) = (self.options.isa, self.spec, self.weights);
+        let decoder = numbers(&weights.decoder);
+        let Buffers { pairs, activations, gradient, activity, decoder_norms, .. } = &mut *self.buffers;
+        if spec.loss.weight_by_decoder_norm {
+            let rows = decoder.chunks_exact(spec.width);
+            *decoder_norms = rows.map(|row| vector::dot(isa, row, row).sqrt()).collect();
+        }
+        let decode = Decode {
+            weights: decoder,
+            bias: numbers(&weights.decoder_bias),
+            decoder_norms: spec.loss.weight_by_decoder_norm.then_some(&decoder_norms[..]),
+            sparsity: self.sparsity,
+        };
+        gradient.resize(rows * spec.width, 0.0);
+        activity.resize(rows, RowActivity::default());
+        match path {
+            Path::Sparse => decode_sparse(isa, decode, pairs, gradient, activity),
+            Path::Dense => decode_dense(decode, activations, gradient, activity),
+        }
+    }
+
+    /// From x̂ to g and the rows' errors: the decode's second half.
+    fn finish(&mut self, target: &[f32]) {
+        let Buffers { norms, gradient, errors, .. } = &mut *self.buffers;
+        errors.resize(target.len() / self.spec.width, RowError::default());
+        let input = Finish { target, norms, mse: self.spec.loss.mse };
+        finish(self.options.isa, input, gradient, errors);
+    }
+
+    /// An error if the trained MSE divides by a norm of 0.
+    fn check_denominators(&self) -> Result<(), StepError> {
+        let mse = self.spec.loss.mse;
+        let norms = match mse {
+            Mse::Sum => return Ok(()),
+            Mse::Centered => &self.buffers.norms.centered,
+            Mse::Uncentered => &self.buffers.norms.squared,
+        };
+        match norms.iter().position(|norm| *norm == 0.0) {
+            Some(row) => Err(StepError::ZeroNorm { row, mse }),
+            None => Ok(()),
+        }
+    }
+
+    /// Sums what the pass left in the buffers.
+    fn sums(&self) -> Sums {
+        let Buffers { norms, activity, errors, .. } = &*self.buffers;
+        let mut sums = Sums { features: self.spec.features as u64, rows: errors.len() as u64, ..Sums::default() };
+        let width = self.spec.width as f64;
+        for (row, (activity, error)) in activity.iter().zip(errors).enumerate() {
+            let squared_error = f64::from(error.squared_error);
+            let norm = f64::from(norms.squared[row]).sqrt();
+            let reconstructed_norm = f64::from(error.squared_norm).sqrt();
+            let centered = f64::from(norms.centered[row]);
+            sums.squared_error += squared_error;
+            sums.squared_norm += f64::from(norms.squared[row]);
+            sums.active += u64::from(activity.active);
+            sums.active_squared += u64::from(activity.active) * u64::from(activity.active);
+            sums.l1 += activity.l1;
+            sums.penalty += activity.penalty;
+            sums.deviation += centered * centered;
+            if centered > 0.0 {
+                sums.rows_off_mean += 1;
+                sums.centered_error += squared_error / (width * centered);
+            }
+            if norm > 0.0 {
+                sums.rows_off_zero += 1;
+                sums.uncentered_error += squared_error / (width * norm);
+                sums.norm_ratio += reconstructed_norm / norm;
+                if reconstructed_norm > 0.0 {
+                    sums.cosine += f64::from(error.dot) / (norm * reconstructed_norm);
+                }
+            }
+        }
+        // The distances are those from x̄ as float32.
+        let rows = sums.rows as f64;
+        let rounding =
+            norms.sum.iter().zip(&norms.mean).map(|(sum, mean)| (sum / rows - f64::from(*mean)).powi(2));
+        sums.deviation = (sums.deviation - rows * rounding.sum::<f64>()).max(0.0);
+        sums
+    }
+}

@@ -1,0 +1,64 @@
+//! Everything that a run resumes from.
+
+use ndarray::{Array1, Array2};
+
+use crate::error::StepError;
+use crate::parameters::Parameters;
+use crate::path::PathChoice;
+use crate::spec::StepSpec;
+
+/// Everything a run needs to continue, on any engine: bit for bit on the one it comes from.
+#[derive(Debug, Clone, PartialEq)]
+pub struct State {
+    /// Steps done.
+    pub step: u64,
+    /// The weights.
+    pub weights: Parameters,
+    /// Adam's first moments.
+    pub first_moments: Parameters,
+    /// Adam's second moments.
+    pub second_moments: Parameters,
+    /// In how many rows of a batch each feature was active, for the last (at most n) batches, the oldest
+    /// first: [batches,F].
+    pub window: Array2<u32>,
+    /// Steps since each feature was last active, [F].
+    pub steps_since_fired: Array1<u64>,
+    /// How steps choose their path, where that depends on the steps before. A run that goes on without it makes the same
+    /// steps within rounding.
+    pub path_choice: Option<PathChoice>,
+}
+
+impl State {
+    /// The state of a run that begins with these weights.
+    pub fn new(weights: Parameters) -> State {
+        let (features, width) = weights.decoder.dim();
+        State {
+            step: 0,
+            weights,
+            first_moments: Parameters::zeros(width, features),
+            second_moments: Parameters::zeros(width, features),
+            window: Array2::zeros((0, features)),
+            steps_since_fired: Array1::zeros(features),
+            path_choice: None,
+        }
+    }
+
+    /// Checks that a run of such steps can continue from here.
+    ///
+    /// # Errors
+    /// Names the first array of another shape.
+    pub fn check(&self, spec: &StepSpec) -> Result<(), StepError> {
+        for parameters in [&self.weights, &self.first_moments, &self.second_moments] {
+            parameters.check(spec)?;
+        }
+        let f = spec.features;
+        if self.steps_since_fired.len() != f {
+            return Err(StepError::shape("steps_since_fired", &[self.steps_since_fired.len()], &[f]));
+        }
+        let batches = self.window.nrows().min(spec.sparsity_window);
+        if self.window.dim() != (batches, f) || !self.window.is_standard_layout() {
+            return Err(StepError::shape("window", self.window.shape(), &[batches, f]));
+        }
+        Ok(())
+    }
+}
