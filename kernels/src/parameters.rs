@@ -149,10 +149,14 @@ mod tests {
             Ok::<_, ()>(vec![name.len() as f32; shape.iter().product()])
         })
         .unwrap();
-        for ((name, tensor), (expected, shape)) in filled.tensors().into_iter().zip(Parameters::shapes(3, 5)) {
+        for ((name, tensor), (expected, shape)) in filled.tensors().into_iter().zip(Parameters::shapes(3, 5))
+        {
             assert_eq!((name, tensor.shape()), (expected, &shape[..]));
             assert!(tensor.iter().all(|number| *number == name.len() as f32));
         }
-        assert_eq!(Parameters::zeros(3, 5).tensors().map(|(_, t)| t.len()), filled.tensors().map(|(_, t)| t.len()));
+        assert_eq!(
+            Parameters::zeros(3, 5).tensors().map(|(_, t)| t.len()),
+            filled.tensors().map(|(_, t)| t.len())
+        );
     }
 }

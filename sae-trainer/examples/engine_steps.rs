@@ -12,9 +12,10 @@ use std::path::Path;
 
 use anyhow::{Context, Result, ensure};
 use bytemuck::cast_slice;
-use kernels::cpu::transposed;
+use kernels::parameters::transposed;
+use ndarray::{Array1, Array3, ArrayD};
 use sae::Weights;
-use sae_trainer::engine::{CpuEngine, CpuOptions, Engine, Schedule, StepSpec, StepStats};
+use sae_trainer::engine::{CpuEngine, CpuOptions, Engine, Forward, Schedule, StepReport, StepSpec};
 use safetensors::tensor::TensorView;
 use safetensors::{Dtype, SafeTensors};
 
@@ -34,14 +35,7 @@ fn main() -> Result<()> {
     let input = read(&arguments[1])?;
     let input = SafeTensors::deserialize(&input)?;
     let (d, f) = (case.spec.width, case.spec.features);
-    let weights = Weights {
-        d_in: d,
-        d_sae: f,
-        w_enc: numbers(&input, "W_enc")?,
-        b_enc: numbers(&input, "b_enc")?,
-        w_dec: numbers(&input, "W_dec")?,
-        b_dec: numbers(&input, "b_dec")?,
-    };
+    let weights = Weights::from_numbers(d, f, |name, _| numbers(&input, name))?;
     let mut options = CpuOptions::default();
     if let Some(density) = arguments.get(3) {
         options.sparse_density = density.parse()?;
@@ -51,55 +45,57 @@ fn main() -> Result<()> {
     let mut output = BTreeMap::new();
     let mut curves: BTreeMap<&str, Vec<f32>> = BTreeMap::new();
     let batches = numbers(&input, "batches")?;
-    for (step, (batch, now)) in batches.chunks_exact(case.spec.batch * d).zip(&case.schedule).enumerate() {
+    let batches = Array3::from_shape_vec((case.schedule.len(), case.spec.batch, d), batches)?;
+    for (step, (batch, now)) in batches.outer_iter().zip(&case.schedule).enumerate() {
         let (lr, coefficient_scale, epsilon_scale) = *now;
-        let stats = engine.step(batch, &Schedule { lr, coefficient_scale, epsilon_scale })?;
-        for (name, value) in metrics(&stats) {
+        let report = engine.step(batch.into(), &Schedule { lr, coefficient_scale, epsilon_scale })?;
+        for (name, value) in metrics(&report) {
             curves.entry(name).or_default().push(value as f32);
         }
         if step == 0 {
             let moments = engine.state()?.first_moments;
             let scale = (1.0 / (1.0 - case.spec.adam.beta1)) as f32;
-            let gradient = |moment: Vec<f32>| moment.into_iter().map(|m| m * scale).collect();
-            let encoder = transposed(&moments.encoder, f, d);
-            output.insert("gradient/W_enc", (vec![d, f], gradient(encoder)));
-            output.insert("gradient/b_enc", (vec![f], gradient(moments.encoder_bias)));
-            output.insert("gradient/W_dec", (vec![f, d], gradient(moments.decoder)));
-            output.insert("gradient/b_dec", (vec![d], gradient(moments.decoder_bias)));
+            output.insert("gradient/W_enc", scaled(transposed(moments.encoder.view()).into_dyn(), scale));
+            output.insert("gradient/b_enc", scaled(moments.encoder_bias.into_dyn(), scale));
+            output.insert("gradient/W_dec", scaled(moments.decoder.into_dyn(), scale));
+            output.insert("gradient/b_dec", scaled(moments.decoder_bias.into_dyn(), scale));
         }
     }
     let weights = engine.weights()?;
-    output.insert("W_enc", (vec![d, f], weights.w_enc));
-    output.insert("b_enc", (vec![f], weights.b_enc));
-    output.insert("W_dec", (vec![f, d], weights.w_dec));
-    output.insert("b_dec", (vec![d], weights.b_dec));
-    output.extend(curves.into_iter().map(|(name, curve)| (name, (vec![curve.len()], curve))));
+    output.extend(weights.tensors().map(|(name, tensor)| (name, tensor.to_owned())));
+    output.extend(curves.into_iter().map(|(name, curve)| (name, Array1::from(curve).into_dyn())));
     let views = output
         .iter()
-        .map(|(name, (shape, data))| {
-            Ok((*name, TensorView::new(Dtype::F32, shape.clone(), cast_slice(data))?))
+        .map(|(name, tensor)| {
+            let numbers = cast_slice(tensor.as_slice().context("not row-major")?);
+            Ok((*name, TensorView::new(Dtype::F32, tensor.shape().to_vec(), numbers)?))
         })
         .collect::<Result<Vec<_>>>()?;
     safetensors::serialize_to_file(views, None, Path::new(&arguments[2]))?;
     Ok(())
 }
 
-fn metrics(stats: &StepStats) -> [(&'static str, f64); 14] {
+fn scaled(tensor: ArrayD<f32>, by: f32) -> ArrayD<f32> {
+    tensor * by
+}
+
+fn metrics(report: &StepReport) -> [(&'static str, f64); 14] {
+    let (terms, sums) = (&report.terms, &report.sums);
     [
-        ("loss", stats.loss),
-        ("mse", stats.mse),
-        ("penalty", stats.penalty),
-        ("min_sparsity", stats.min_sparsity),
-        ("l0", stats.l0),
-        ("l0_std", stats.l0_std),
-        ("l1", stats.l1),
-        ("mse_sum", stats.mse_sum),
-        ("mse_centered", stats.mse_centered),
-        ("mse_uncentered", stats.mse_uncentered),
-        ("explained_variance", stats.explained_variance),
-        ("explained_variance_uncentered", stats.explained_variance_uncentered),
-        ("cosine_similarity", stats.cosine_similarity),
-        ("l2_ratio", stats.l2_ratio),
+        ("loss", terms.loss()),
+        ("mse", terms.mse),
+        ("penalty", terms.penalty),
+        ("min_sparsity", terms.min_sparsity),
+        ("l0", sums.l0()),
+        ("l0_std", sums.l0_std()),
+        ("l1", sums.l1()),
+        ("mse_sum", sums.mse_sum()),
+        ("mse_centered", sums.mse_centered()),
+        ("mse_uncentered", sums.mse_uncentered()),
+        ("explained_variance", sums.explained_variance()),
+        ("explained_variance_uncentered", sums.explained_variance_uncentered()),
+        ("cosine_similarity", sums.cosine_similarity()),
+        ("l2_ratio", sums.l2_ratio()),
     ]
 }
 

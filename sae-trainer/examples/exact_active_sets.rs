@@ -11,9 +11,10 @@ use std::path::Path;
 
 use activation_store::{BatchStream, Store, StreamOptions};
 use anyhow::{Context, Result, bail, ensure};
+use kernels::cpu::Isa;
 use kernels::cpu::encode::{Encode, EncodeBuffers, Grid, Search, encode_sparse};
 use kernels::cpu::pairs::ActivePairs;
-use kernels::cpu::{Isa, transposed};
+use kernels::parameters::transposed;
 use sae::Sae;
 
 const BATCH: usize = 4096;
@@ -24,9 +25,11 @@ fn main() -> Result<()> {
     let store = Store::open(Path::new(&arguments[0]))?;
     let weights = Sae::load(Path::new(&arguments[1]))?.weights;
     let rows = arguments.get(2).map_or(Ok(1_000_000), |rows| rows.parse::<usize>())?;
-    let (d, f) = (weights.d_in, weights.d_sae);
+    let (d, f) = (weights.d_in(), weights.d_sae());
     ensure!(store.width() == d, "the store's rows have {} numbers, the autoencoder takes {d}", store.width());
-    let encoder = transposed(&weights.w_enc, d, f);
+    let encoder = transposed(weights.w_enc.view());
+    let encoder = encoder.as_slice().context("not row-major")?;
+    let bias = weights.b_enc.as_slice().context("not row-major")?;
     let mut stream =
         BatchStream::new(vec![store], StreamOptions { batch: BATCH, ..StreamOptions::default() })?;
 
@@ -38,7 +41,7 @@ fn main() -> Result<()> {
     let (mut compared, mut active, mut worst) = (0, 0, 0.0_f64);
     while compared < rows {
         let x = stream.next_batch()?;
-        let input = Encode { x, weights: &encoder, bias: &weights.b_enc, width: d };
+        let input = Encode { x, weights: encoder, bias, width: d };
         let limit = BATCH * f;
         let find = |search, buffers: &mut EncodeBuffers, pairs: &mut ActivePairs| {
             encode_sparse(isa, input, search, limit, buffers, pairs).context("more pairs than there are")
@@ -60,7 +63,7 @@ fn main() -> Result<()> {
                     }
                     let w = &encoder[*feature as usize * d..][..d];
                     let sum: f64 = x.iter().zip(w).map(|(x, w)| f64::from(x * w).abs()).sum();
-                    let sum = sum + f64::from(weights.b_enc[*feature as usize].abs());
+                    let sum = sum + f64::from(bias[*feature as usize].abs());
                     let bound = 2.0 * (d + 2) as f64 * 2f64.powi(-24) * sum;
                     worst = worst.max(f64::from((value - expected).abs()) / bound);
                 }

@@ -346,10 +346,7 @@ fn attempt(
 
 /// Whether the cause lies in what this run computes, so that others on the same batch can continue.
 fn is_the_runs_own(error: &StepError) -> bool {
-    matches!(
-        error,
-        StepError::NonFiniteLoss { .. } | StepError::Diverged { .. } | StepError::ZeroNorm { .. }
-    )
+    matches!(error, StepError::NonFiniteLoss { .. } | StepError::Diverged { .. } | StepError::ZeroNorm { .. })
 }
 
 /// The number of threads: `--threads`, or one per core.

@@ -37,5 +37,5 @@ mod bf16;
 mod operands;
 mod tile;
 
-pub use isa::Isa;
 pub use blocks::TrainedParameters;
+pub use isa::Isa;

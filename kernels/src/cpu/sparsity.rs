@@ -4,8 +4,8 @@
 
 use crate::loss::{LossSpec, Penalty};
 use crate::outcome::Terms;
-use crate::stats::FREQUENCY_FLOOR;
 use crate::spec::Schedule;
+use crate::stats::FREQUENCY_FLOOR;
 
 use super::frequency::FrequencyWindow;
 

@@ -456,7 +456,8 @@ impl Forward<'_> {
     /// Sums what the pass left in the buffers.
     fn sums(&self) -> Sums {
         let Buffers { norms, activity, errors, .. } = &*self.buffers;
-        let mut sums = Sums { features: self.spec.features as u64, rows: errors.len() as u64, ..Sums::default() };
+        let mut sums =
+            Sums { features: self.spec.features as u64, rows: errors.len() as u64, ..Sums::default() };
         let width = self.spec.width as f64;
         for (row, (activity, error)) in activity.iter().zip(errors).enumerate() {
             let squared_error = f64::from(error.squared_error);

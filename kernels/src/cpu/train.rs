@@ -7,10 +7,10 @@ use rayon::prelude::*;
 use crate::spec::{DecoderNorm, StepSpec};
 
 use super::backward::{decoder_gradient, encoder_gradient};
+use super::blocks::{FeatureBlock, TrainedParameters};
 use super::dense::{Panel, PanelGradient, backward_panel};
 use super::isa::{Isa, per_isa};
 use super::pairs::ActivePairs;
-use super::blocks::{FeatureBlock, TrainedParameters};
 use super::sparsity::Sparsity;
 use super::update::{AdamStep, update_decoder, update_encoder};
 use super::vector::{add_scaled_inline, dot};

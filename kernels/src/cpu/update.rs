@@ -4,8 +4,8 @@
 
 use crate::spec::{Adam, DecoderNorm};
 
-use super::isa::{Isa, madd, per_isa};
 use super::blocks::{FeatureBlock, Trained};
+use super::isa::{Isa, madd, per_isa};
 use super::vector::dot;
 
 /// Moments smaller than this become 0. Their effect on a weight is below lr·1e-22 (ε = 1e-8), and

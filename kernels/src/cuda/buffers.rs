@@ -1,6 +1,5 @@
 //! The arrays of a step on the device: a table from which both their allocation and the memory plan come.
 
-use crate::error::DeviceError;
 use super::device::Device;
 use super::halves::Matrix;
 use super::launch::backward::segment_length;
@@ -11,8 +10,9 @@ use super::launch::report::REPORT_PARTS;
 use super::launch::update::update_blocks;
 use super::launch::{COLUMNS, SUMMED_ROWS, Slice};
 use super::layout::{ROW_RESULT_BYTES, Report, Scalars, Window};
-use crate::precision::Precision;
 use super::plan::DevicePlan;
+use crate::error::DeviceError;
+use crate::precision::Precision;
 
 /// A row's size in the table: bytes, or perhaps bytes where the array is not always there.
 trait Size {

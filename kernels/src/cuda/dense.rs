@@ -1,14 +1,14 @@
 //! The dense path: products of whole matrices, and the kernels between them.
 
 use super::buffers::DenseBuffers;
-use crate::error::DeviceError;
 use super::device::{Device, Element, Factor, Gemm};
 use super::halves::{Halves, Matrix};
 use super::launch::Slice;
 use super::launch::dense::{Activate, DecodeDense, DenseSlopes, Split, WrittenHalves};
 use super::launch::update::UpdateDense;
-use crate::path::Path;
 use super::resident::CudaStep;
+use crate::error::DeviceError;
+use crate::path::Path;
 
 impl<D: Device> CudaStep<D> {
     pub(crate) fn dense_buffers(&self) -> &DenseBuffers<D::Buffer> {

@@ -1,7 +1,6 @@
 //! The first half of a step: from a batch to g = dL/dx̂ and the report.
 
 use super::buffers::Arrivals;
-use crate::error::DeviceError;
 use super::device::{Device, Screen};
 use super::launch::Slice;
 use super::launch::decode::{Decode, Decoder};
@@ -11,10 +10,11 @@ use super::launch::mask_words;
 use super::launch::recheck::{Operands, Recheck};
 use super::launch::report::ReportRows;
 use super::launch::rows::{BatchColumns, ColumnSums, PadRows, RowNorms, ShiftedInput};
+use super::resident::CudaStep;
+use crate::error::DeviceError;
+use crate::loss::Mse;
 use crate::path::Path;
 use crate::precision::Precision;
-use super::resident::CudaStep;
-use crate::loss::Mse;
 
 /// What a pass over a batch is for.
 pub(crate) enum Purpose<'a, B> {

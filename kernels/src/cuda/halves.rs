@@ -1,8 +1,8 @@
 //! The factors of dense products, and how their bfloat16 halves lie: see `kernels/cuda/dense.cu`.
 
 use super::launch::dense::HalvesOrder;
-use crate::precision::Precision;
 use super::plan::DevicePlan;
+use crate::precision::Precision;
 
 /// A matrix that is a factor of dense products.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]

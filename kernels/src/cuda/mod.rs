@@ -25,4 +25,3 @@ pub mod sources;
 mod state;
 pub mod step;
 mod train;
-

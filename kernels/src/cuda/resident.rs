@@ -4,9 +4,9 @@ use std::collections::HashMap;
 
 use super::buffers::{Buffers, DenseBuffers};
 use super::device::Device;
+use super::plan::{DeviceOptions, DevicePlan};
 use crate::path::{Path, PathChoice};
 use crate::precision::Precision;
-use super::plan::{DeviceOptions, DevicePlan};
 use crate::spec::StepSpec;
 
 /// One autoencoder in training on a device. Several can share a device and its batches.

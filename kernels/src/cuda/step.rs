@@ -227,12 +227,7 @@ impl<D: Device> CudaStep<D> {
     }
 
     /// A forward pass, on the dense path if the lists are too short: its report, and the path it took.
-    fn pass(
-        &mut self,
-        device: &mut D,
-        batch: &D::Buffer,
-        rows: usize,
-    ) -> Result<(Report, Path), StepError> {
+    fn pass(&mut self, device: &mut D, batch: &D::Buffer, rows: usize) -> Result<(Report, Path), StepError> {
         assert!(rows <= self.plan.rows, "an evaluation of {rows} rows in buffers for {}", self.plan.rows);
         let mut path = self.choice.next();
         loop {

@@ -1,7 +1,6 @@
 //! The second half of a step: the frequency window, gradients and the update.
 
 use super::buffers::Arrivals;
-use crate::error::DeviceError;
 use super::device::Device;
 use super::launch::Slice;
 use super::launch::backward::{ActivePairs, BackwardSegments, BackwardUpdate};
@@ -9,8 +8,9 @@ use super::launch::frequency::WindowFeatures;
 use super::launch::lists::{ByNorm, GatherValues, ListFeatures};
 use super::launch::update::{UpdateDecoderBias, update_blocks};
 use super::layout::REPLY;
-use crate::path::Path;
 use super::resident::CudaStep;
+use crate::error::DeviceError;
+use crate::path::Path;
 
 impl<D: Device> CudaStep<D> {
     /// Everything after the forward pass of a training step. The report goes into the mailbox.

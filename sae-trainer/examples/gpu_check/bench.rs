@@ -6,14 +6,15 @@ use std::time::Instant;
 use anyhow::{Result, bail};
 use half::f16;
 use kernels::cuda::cuda_device::Timings;
+use ndarray::Array2;
 use sae::Weights;
 use sae_trainer::engine::{
-    Adam, CudaEngine, DecoderNorm, DeviceOptions, Engine, FrequencyPenalty, LossSpec, Mse, Path, Penalty,
-    Precision, Rows, Schedule, StepSpec, StepStats, synthetic,
+    Adam, CudaEngine, DecoderNorm, DeviceOptions, Engine, Forward, FrequencyPenalty, LossSpec, Mse, Path,
+    Penalty, Precision, Rows, Schedule, StepReport, StepSpec, synthetic,
 };
 use serde_json::json;
 
-use super::{Size, device, figure, median, numbers};
+use super::{Size, device, figure, median, rows};
 
 /// Active features of a row in the sparse regime.
 const L0: f64 = 20.0;
@@ -65,10 +66,10 @@ pub(crate) fn spec(size: Size) -> StepSpec {
 /// An engine that has found its path, and batches for it.
 struct Bench {
     engine: CudaEngine,
-    batches: Vec<Vec<f32>>,
+    batches: Vec<Array2<f32>>,
     schedule: Schedule,
     /// Of the last step.
-    stats: StepStats,
+    report: StepReport,
 }
 
 impl Bench {
@@ -83,23 +84,23 @@ impl Bench {
         let mut engine = CudaEngine::new(device(false)?, spec, &weights, options)?;
         // A learning rate of 0 keeps the density; the arithmetic is the same.
         let schedule = Schedule::constant(0.0);
-        let noise = numbers(batch.len(), 3);
-        let batches: Vec<Vec<f32>> = (0..BATCHES)
-            .map(|at| batch.iter().zip(&noise).map(|(x, n)| x * (1.0 + 1e-3 * at as f32 * n)).collect())
-            .collect();
-        let mut stats = engine.step(&batches[0], &schedule)?;
+        let noise = rows(spec.batch, spec.width, 3);
+        let batches: Vec<Array2<f32>> =
+            (0..BATCHES).map(|at| &batch * (noise.clone() * (1e-3 * at as f32) + 1.0)).collect();
+        let mut report = engine.step(batches[0].view().into(), &schedule)?;
         for at in 0..WARM_UP {
-            stats = engine.step(&batches[at % BATCHES], &schedule)?;
+            report = engine.step(batches[at % BATCHES].view().into(), &schedule)?;
         }
         let wanted = if regime == Regime::Sparse { Path::Sparse } else { Path::Dense };
-        if stats.path != wanted {
-            bail!("an L0 of {} was to give {wanted:?} steps, not {:?} ones", stats.l0, stats.path);
+        if report.path != wanted {
+            let (l0, path) = (report.sums.l0(), report.path);
+            bail!("an L0 of {l0} was to give {wanted:?} steps, not {path:?} ones");
         }
-        Ok(Bench { engine, batches, schedule, stats })
+        Ok(Bench { engine, batches, schedule, report })
     }
 
     fn step(&mut self, at: usize) -> Result<()> {
-        self.engine.step(&self.batches[at % BATCHES], &self.schedule)?;
+        self.engine.step(self.batches[at % BATCHES].view().into(), &self.schedule)?;
         Ok(())
     }
 
@@ -120,13 +121,12 @@ impl Bench {
 
     /// The mean time of a step while the next batch is on its way.
     fn ahead(&mut self, steps: usize, half: bool) -> Result<f64> {
-        let narrow = |batch: &Vec<f32>| -> Vec<f16> { batch.iter().copied().map(f16::from_f32).collect() };
-        let halves: Vec<Vec<f16>> = self.batches.iter().map(narrow).collect();
+        let halves: Vec<Array2<f16>> = self.batches.iter().map(|batch| batch.mapv(f16::from_f32)).collect();
         let start = Instant::now();
         for at in 0..steps {
             let rows = match half {
-                false => Rows::F32(&self.batches[at % BATCHES]),
-                true => Rows::F16(&halves[at % BATCHES]),
+                false => Rows::F32(self.batches[at % BATCHES].view()),
+                true => Rows::F16(halves[at % BATCHES].view()),
             };
             self.engine.submit_shared(at as u64, rows, &self.schedule)?;
         }
@@ -147,13 +147,8 @@ impl Bench {
 /// Returns the number of failures: none, it measures.
 pub(crate) fn bench(regime: Regime, precision: Precision, size: Size, steps: usize) -> Result<usize> {
     let mut bench = Bench::new(regime, precision, size)?;
-    let stats = &bench.stats;
-    println!(
-        "{regime:?}, {precision:?}, {size:?}: L0 {:.1}, {:.3} % candidates",
-        stats.l0,
-        100.0 * stats.rechecked
-    );
-    let (l0, candidates) = (stats.l0, stats.rechecked);
+    let (l0, candidates) = (bench.report.sums.l0(), bench.report.rechecked);
+    println!("{regime:?}, {precision:?}, {size:?}: L0 {:.1}, {:.3} % candidates", l0, 100.0 * candidates);
     let rows = bench.rows();
     let report = |name: &str, seconds: f64| {
         println!("{name}: {:.1} µs, {:.2} M tokens/s", seconds * 1e6, rows / seconds / 1e6);

@@ -4,14 +4,15 @@
 use std::str::FromStr;
 
 use anyhow::{Result, bail};
+use ndarray::{Array2, ArrayView2};
 use sae::Weights;
 use sae_trainer::engine::{
-    Adam, CpuEngine, CpuOptions, CudaEngine, DecoderNorm, DeviceOptions, Engine, EngineError,
-    FrequencyPenalty, LossSpec, Mse, Parameters, Path, Penalty, Precision, Schedule, StepSpec,
+    Adam, CpuEngine, CpuOptions, CudaEngine, DecoderNorm, DeviceOptions, Engine, Forward, FrequencyPenalty,
+    LossSpec, Mse, Parameters, Path, Penalty, Precision, Schedule, StepError, StepSpec, Sums,
 };
 use serde_json::json;
 
-use super::{device, figure, numbers};
+use super::{device, figure, rows};
 
 /// Optimizer steps of a comparison.
 const STEPS: u64 = 6;
@@ -196,13 +197,15 @@ fn compare(case: &Case, precision: Precision, path: Path) -> Result<Found> {
     };
     let mut crossed = vec![false; spec.features];
     for step in 0..STEPS {
-        let batch = numbers(spec.batch * spec.width, 100 + step);
-        let (got, expected) = (gpu.step(&batch, &schedule)?, cpu.step(&batch, &schedule)?);
-        let off = (got.mse - expected.mse).abs() / expected.mse.abs().max(1e-30);
+        let batch = rows(spec.batch, spec.width, 100 + step);
+        let got = gpu.step(batch.view().into(), &schedule)?;
+        let expected = cpu.step(batch.view().into(), &schedule)?;
+        let off = (got.terms.mse - expected.terms.mse).abs() / expected.terms.mse.abs().max(1e-30);
         found.note(off, format!("mse of step {step}"));
-        if got.l0 != expected.l0 || got.l0_std != expected.l0_std {
+        let active = |sums: &Sums| (sums.active, sums.active_squared);
+        if active(&got.sums) != active(&expected.sums) {
             let (got, expected) = (gpu.state()?.window, cpu.state()?.window);
-            found.crossings += note_crossings(&mut crossed, &got, &expected);
+            found.crossings += note_crossings(&mut crossed, got.view(), expected.view());
         }
     }
     let (mut got, mut expected) = (gpu.state()?, cpu.state()?);
@@ -212,8 +215,8 @@ fn compare(case: &Case, precision: Precision, path: Path) -> Result<Found> {
     found.excused = path == Path::Dense && precision != Precision::Bf16 && crossed.contains(&true);
     if found.excused {
         for state in [&mut got, &mut expected] {
-            forget(&crossed, spec.width, &mut state.weights);
-            forget(&crossed, spec.width, &mut state.first_moments);
+            forget(&crossed, &mut state.weights);
+            forget(&crossed, &mut state.first_moments);
         }
     }
     let (scale, unit) = if found.excused { (100.0, " / 100") } else { (1.0, "") };
@@ -225,19 +228,21 @@ fn compare(case: &Case, precision: Precision, path: Path) -> Result<Found> {
         if kind != "weights" && (spec.width == 1 || precision == Precision::Bf16) {
             continue;
         }
-        for ((name, got), (_, expected)) in got.arrays().into_iter().zip(expected.arrays()) {
+        for ((name, got), (_, expected)) in got.tensors().into_iter().zip(expected.tensors()) {
+            let (got, expected) = (got.to_slice().unwrap_or(&[]), expected.to_slice().unwrap_or(&[]));
             found.note(difference(got, expected) / scale, format!("{kind} {name}{unit}"));
         }
     }
-    let counts = |window: &[u32]| window.iter().map(|count| *count as f32).collect::<Vec<f32>>();
+    let counts = |window: &Array2<u32>| window.iter().map(|count| *count as f32).collect::<Vec<f32>>();
     if precision != Precision::Bf16 {
         found.note(
             difference(&counts(&got.window), &counts(&expected.window)) / 10.0,
             "window / 10".to_owned(),
         );
     }
-    let rows = numbers((spec.batch / 2 + 1) * spec.width, 999);
-    let (got, expected) = (gpu.evaluate(&rows)?, cpu.evaluate(&rows)?);
+    let rows = rows(spec.batch / 2 + 1, spec.width, 999);
+    let got = gpu.evaluate(rows.view().into())?.sums;
+    let expected = cpu.evaluate(rows.view().into())?.sums;
     found.note(
         (got.mse_sum() - expected.mse_sum()).abs() / expected.mse_sum().max(1e-30),
         "evaluation".to_owned(),
@@ -246,22 +251,21 @@ fn compare(case: &Case, precision: Precision, path: Path) -> Result<Found> {
 }
 
 /// Marks features whose counts of the newest batch differ; the number of pairs by which they do.
-fn note_crossings(crossed: &mut [bool], got: &[u32], expected: &[u32]) -> u64 {
-    let newest = |window: &[u32]| window[window.len() - crossed.len()..].to_vec();
-    let (got, expected) = (newest(got), newest(expected));
+fn note_crossings(crossed: &mut [bool], got: ArrayView2<'_, u32>, expected: ArrayView2<'_, u32>) -> u64 {
+    let (got, expected) = (got.row(got.nrows() - 1), expected.row(expected.nrows() - 1));
     let mut pairs = 0;
     for ((crossed, got), expected) in crossed.iter_mut().zip(got).zip(expected) {
         *crossed |= got != expected;
-        pairs += u64::from(got.abs_diff(expected));
+        pairs += u64::from(got.abs_diff(*expected));
     }
     pairs
 }
 
 /// Sets the parameters of some features to 0.
-fn forget(features: &[bool], width: usize, parameters: &mut Parameters) {
+fn forget(features: &[bool], parameters: &mut Parameters) {
     for feature in (0..features.len()).filter(|feature| features[*feature]) {
-        parameters.encoder[feature * width..][..width].fill(0.0);
-        parameters.decoder[feature * width..][..width].fill(0.0);
+        parameters.encoder.row_mut(feature).fill(0.0);
+        parameters.decoder.row_mut(feature).fill(0.0);
         parameters.encoder_bias[feature] = 0.0;
     }
 }
@@ -273,18 +277,18 @@ fn check_refusal(precision: Precision) -> Result<usize> {
     let options = DeviceOptions::for_precision(precision);
     let mut gpu = CudaEngine::new(device(true)?, spec, &weights, options)?;
     let schedule = Schedule::constant(1e-3);
-    let good = numbers(spec.batch * spec.width, 1);
-    gpu.step(&good, &schedule)?;
+    let good = rows(spec.batch, spec.width, 1);
+    gpu.step(good.view().into(), &schedule)?;
     let before = gpu.state()?;
     let mut bad = good.clone();
-    bad[57 * spec.width] = f32::NAN;
-    let first = gpu.submit(&bad, &schedule)?;
+    bad[[57, 0]] = f32::NAN;
+    let first = gpu.submit(bad.view().into(), &schedule)?;
     // Whichever call reports it, the step behind it has not happened either.
-    let refused = gpu.submit(&good, &schedule).and_then(|_| gpu.finish());
+    let refused = gpu.submit(good.view().into(), &schedule).and_then(|_| gpu.finish());
     let unchanged = gpu.state()? == before;
-    let goes_on = gpu.step(&good, &schedule)?.step == 2;
+    let goes_on = gpu.step(good.view().into(), &schedule)?.step == 2;
     let right = first.is_none()
-        && matches!(refused, Err(EngineError::NonFiniteRow { row: 57 }))
+        && matches!(refused, Err(StepError::NonFiniteRow { row: 57 }))
         && unchanged
         && goes_on;
     println!("{} a batch with NaN is refused", if right { "ok  " } else { "FAIL" });

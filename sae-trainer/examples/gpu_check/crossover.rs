@@ -3,6 +3,7 @@
 use std::time::Instant;
 
 use anyhow::{Result, bail};
+use ndarray::ArrayView2;
 use sae::Weights;
 use sae_trainer::engine::{
     CudaEngine, DeviceOptions, Engine, Path, Precision, Schedule, StepSpec, synthetic,
@@ -22,8 +23,8 @@ pub(crate) fn find(precision: Precision, size: Size, steps: usize, densities: &[
         let (weights, batch) = synthetic(&spec, *l0, 0);
         // Lists with room for twice the pairs: it is sparse steps that are to be timed, whatever they cost.
         let share = (3.0 * l0 / spec.features as f64).min(1.0);
-        let (sparse, found) = time(&spec, &weights, &batch, precision, share, steps)?;
-        let (dense, _) = time(&spec, &weights, &batch, precision, 0.0, steps)?;
+        let (sparse, found) = time(&spec, &weights, batch.view(), precision, share, steps)?;
+        let (dense, _) = time(&spec, &weights, batch.view(), precision, 0.0, steps)?;
         let density = found / spec.features as f64;
         println!(
             "L0 {found:.1}, {:.3} % of the pairs: sparse {:.1} µs, dense {:.1} µs",
@@ -54,7 +55,7 @@ pub(crate) fn find(precision: Precision, size: Size, steps: usize, densities: &[
 fn time(
     spec: &StepSpec,
     weights: &Weights,
-    batch: &[f32],
+    batch: ArrayView2<'_, f32>,
     precision: Precision,
     share: f64,
     steps: usize,
@@ -62,21 +63,22 @@ fn time(
     let options = DeviceOptions { precision, sparse_density: share };
     let mut engine = CudaEngine::new(device(false)?, *spec, weights, options)?;
     let schedule = Schedule::constant(0.0);
-    let mut stats = engine.step(batch, &schedule)?;
+    let mut report = engine.step(batch.into(), &schedule)?;
     for _ in 1..WARM_UP {
-        stats = engine.step(batch, &schedule)?;
+        report = engine.step(batch.into(), &schedule)?;
     }
     let expected = if share > 0.0 { Path::Sparse } else { Path::Dense };
-    if stats.path != expected {
-        bail!("steps at an L0 of {} were to be {expected:?}, but are {:?}", stats.l0, stats.path);
+    let (l0, path) = (report.sums.l0(), report.path);
+    if path != expected {
+        bail!("steps at an L0 of {l0} were to be {expected:?}, but are {path:?}");
     }
     let mut seconds: Vec<f64> = Vec::new();
     for _ in 0..steps {
         let start = Instant::now();
-        engine.step(batch, &schedule)?;
+        engine.step(batch.into(), &schedule)?;
         seconds.push(start.elapsed().as_secs_f64());
     }
-    Ok((median(&mut seconds), stats.l0))
+    Ok((median(&mut seconds), l0))
 }
 
 /// The density at which a ratio of 1 is passed first, between two measured ones on a straight line in logarithms.

@@ -3,6 +3,7 @@
 use std::time::Instant;
 
 use anyhow::Result;
+use ndarray::Array2;
 use sae::Weights;
 use sae_trainer::engine::{
     Adam, CpuEngine, CpuOptions, CudaEngine, DecoderNorm, DeviceOptions, Engine, FrequencyPenalty, LossSpec,
@@ -37,7 +38,7 @@ fn spec() -> StepSpec {
 }
 
 /// Rows that a sparse autoencoder can learn: sums of a few of many directions.
-fn batch(directions: &[f32], step: u64) -> Vec<f32> {
+fn batch(directions: &[f32], step: u64) -> Array2<f32> {
     let mut out = vec![0.0; BATCH * WIDTH];
     let choices = numbers(BATCH * ACTIVE * 2, 5000 + step);
     for (row, choices) in out.chunks_exact_mut(WIDTH).zip(choices.chunks_exact(ACTIVE * 2)) {
@@ -47,7 +48,7 @@ fn batch(directions: &[f32], step: u64) -> Vec<f32> {
             row.iter_mut().zip(direction).for_each(|(x, d)| *x += (1.5 + choice[1]) * d);
         }
     }
-    out
+    Array2::from_shape_vec((BATCH, WIDTH), out).expect("as many numbers")
 }
 
 /// Returns the number of failures.
@@ -68,18 +69,18 @@ pub(crate) fn check(steps: u64) -> Result<usize> {
     for step in 0..steps {
         let rows = batch(&directions, step);
         let start = Instant::now();
-        let expected = cpu.step(&rows, &schedule)?;
+        let expected = cpu.step(rows.view().into(), &schedule)?;
         seconds[3] += start.elapsed().as_secs_f64();
-        let mut line = format!("{:6} {:9.3} {:.5e}", expected.step, expected.l0, expected.mse);
+        let mut line = format!("{:6} {:9.3} {:.5e}", expected.step, expected.sums.l0(), expected.terms.mse);
         for (at, gpu) in gpus.iter_mut().enumerate() {
             let start = Instant::now();
-            let got = gpu.step(&rows, &schedule)?;
+            let got = gpu.step(rows.view().into(), &schedule)?;
             seconds[at] += start.elapsed().as_secs_f64();
             sparse += u64::from(got.path == Path::Sparse);
-            line += &format!("   {:9.3} {:.5e}", got.l0, got.mse);
+            line += &format!("   {:9.3} {:.5e}", got.sums.l0(), got.terms.mse);
             let off = |got: f64, expected: f64| (got - expected).abs() / expected.abs().max(1e-12);
-            worst[at].0 = worst[at].0.max(off(got.mse, expected.mse));
-            worst[at].1 = worst[at].1.max(off(got.l0, expected.l0));
+            worst[at].0 = worst[at].0.max(off(got.terms.mse, expected.terms.mse));
+            worst[at].1 = worst[at].1.max(off(got.sums.l0(), expected.sums.l0()));
         }
         if step < 5 || (step + 1).is_multiple_of(steps.div_ceil(20)) {
             println!("{line}");

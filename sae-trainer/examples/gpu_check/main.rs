@@ -17,6 +17,7 @@ use std::str::FromStr;
 
 use anyhow::{Context, Result, bail};
 use kernels::cuda::cuda_device::{CudaDevice, CudaOptions};
+use ndarray::Array2;
 use sae_trainer::engine::Precision;
 
 const USAGE: &str = "usage: gpu_check PART
@@ -69,6 +70,11 @@ fn numbers(count: usize, seed: u64) -> Vec<f32> {
             (state >> 40) as f32 / (1u64 << 23) as f32 - 1.0
         })
         .collect()
+}
+
+/// The same as rows [count, width].
+fn rows(count: usize, width: usize, seed: u64) -> Array2<f32> {
+    Array2::from_shape_vec((count, width), numbers(count * width, seed)).expect("as many numbers")
 }
 
 fn median(values: &mut [f64]) -> f64 {

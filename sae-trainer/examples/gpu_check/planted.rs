@@ -9,6 +9,7 @@ use std::path::Path;
 
 use activation_store::{Layout, Provenance, RowType, StoreSpec, StoreWriter, WriterOptions};
 use anyhow::Result;
+use ndarray::ArrayView2;
 use rayon::prelude::*;
 use sae::{Config, Metadata, Sae, Weights};
 
@@ -62,12 +63,9 @@ fn autoencoder(directions: &[f32], width: usize, features: usize) -> Weights {
     let threshold = threshold(width).min(0.8 * STRENGTH.0);
     let stretch = STRENGTH.0 / (STRENGTH.0 - threshold);
     let mut weights = Weights::init(width, features, 0);
-    weights.w_dec.copy_from_slice(directions);
-    for (feature, direction) in directions.chunks_exact(width).enumerate() {
-        for (component, x) in direction.iter().enumerate() {
-            weights.w_enc[component * features + feature] = stretch * x;
-        }
-    }
+    let directions = ArrayView2::from_shape((features, width), directions).expect("a direction per feature");
+    weights.w_dec.assign(&directions);
+    weights.w_enc.assign(&directions.t().mapv(|x| stretch * x));
     weights.b_enc.fill(-stretch * threshold);
     weights.b_dec.fill(0.0);
     weights

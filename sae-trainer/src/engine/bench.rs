@@ -7,8 +7,8 @@
 
 use std::time::Instant;
 
-use kernels::cpu::ceiling::{copy_rate, multiply_add_rate};
 use kernels::cpu::TrainedParameters;
+use kernels::cpu::ceiling::{copy_rate, multiply_add_rate};
 use kernels::cpu::decode::{Decode, Finish, RowActivity, RowError, decode_sparse, finish, sum_of_rows};
 use kernels::cpu::dense::decode_dense;
 use kernels::cpu::encode::{Encode, EncodeBuffers, encode_dense, encode_sparse};

@@ -330,10 +330,13 @@ fn check_shape(array: &'static str, found: &[usize], expected: &[usize]) -> Resu
 
 /// The numbers of rows that lie one after another.
 fn row_major<'a, T>(rows: &'a ArrayView2<'_, T>) -> Result<&'a [T], StepError> {
-    rows.as_slice().ok_or_else(|| DeviceError::Failed {
-        operation: "placing a batch".to_owned(),
-        reason: "its rows do not lie one after another".to_owned(),
-    }.into())
+    rows.as_slice().ok_or_else(|| {
+        DeviceError::Failed {
+            operation: "placing a batch".to_owned(),
+            reason: "its rows do not lie one after another".to_owned(),
+        }
+        .into()
+    })
 }
 
 impl<D: Device> Forward for DeviceEngine<D> {

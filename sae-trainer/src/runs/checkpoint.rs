@@ -168,7 +168,8 @@ fn write_tensors(path: &Path, state: &State) -> Result<(), sae::Error> {
     };
     for (order, moments) in [("first", &state.first_moments), ("second", &state.second_moments)] {
         for (name, tensor) in moments.tensors() {
-            let (shape, numbers) = (tensor.shape().to_vec(), tensor.to_slice().expect("tensors are row-major"));
+            let (shape, numbers) =
+                (tensor.shape().to_vec(), tensor.to_slice().expect("tensors are row-major"));
             add(format!("{order}.{name}"), Dtype::F32, shape, bytemuck::cast_slice(numbers))?;
         }
     }

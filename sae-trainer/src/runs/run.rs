@@ -4,15 +4,15 @@ use std::path::PathBuf;
 use std::time::{Duration, Instant};
 
 use anyhow::{Context, Result, bail};
-use ndarray::{Array2, Axis};
 use kernels::stats::log10_frequency;
+use ndarray::{Array2, Axis};
 use sae::{Sae, Weights};
 use terminal::foreign_path;
 
 use crate::command::arguments::{DecoderBias, RunArguments};
 use crate::command::settings::{Revive, Settings};
 use crate::engine::compute::Compute;
-use crate::engine::{Engine, StepError, State, Evaluation, Rows, StepReport};
+use crate::engine::{Engine, Evaluation, Rows, State, StepError, StepReport};
 use crate::runs::batches::Batches;
 use crate::runs::checkpoint;
 use crate::runs::decoder_bias;
@@ -298,7 +298,8 @@ impl Run {
         let weights = self.engine.weights()?;
         let record =
             EvaluationRecord::new(self.step, evaluation, rows_of_the_store, weights.decoder_norm_mean());
-        let sparsity = evaluation.feature_densities().into_iter().map(|s| log10_frequency(s) as f32).collect();
+        let sparsity =
+            evaluation.feature_densities().into_iter().map(|s| log10_frequency(s) as f32).collect();
         let sae = self.sae(weights, sparsity);
         self.folder.record(&record)?;
         self.folder.save_sae(&sae)?;

@@ -111,7 +111,8 @@ fn tensor(
 
 fn write_tensors(path: &Path, tensors: &[(&'static str, ArrayViewD<'_, f32>)]) -> Result<(), Error> {
     let error = |source| Error::Safetensors { path: path.into(), source };
-    let row_major: Vec<_> = tensors.iter().map(|(name, tensor)| (name, tensor.as_standard_layout())).collect();
+    let row_major: Vec<_> =
+        tensors.iter().map(|(name, tensor)| (name, tensor.as_standard_layout())).collect();
     let mut views = Vec::new();
     for (name, tensor) in &row_major {
         let numbers = tensor.as_slice().expect("the layout is row-major");

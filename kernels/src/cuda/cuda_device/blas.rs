@@ -6,8 +6,8 @@ use std::sync::Arc;
 use cudarc::cublas::{result, sys};
 
 use super::driver::{Context, CudaBuffer, Stream};
-use crate::error::DeviceError;
 use crate::cuda::device::{Element, Factor, Gemm};
+use crate::error::DeviceError;
 
 /// Memory that cuBLAS works in: what NVIDIA recommends for Hopper. Given, not left to cuBLAS, because products are
 /// recorded in graphs and because it makes results repeatable.

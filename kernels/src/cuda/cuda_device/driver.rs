@@ -9,8 +9,8 @@ use cudarc::driver::result::{self, DriverError};
 use cudarc::driver::sys;
 
 use super::Unavailable;
-use crate::error::DeviceError;
 use crate::cuda::device::Properties;
+use crate::error::DeviceError;
 
 /// The driver must know CUDA 12.0: tensor maps are that old.
 const OLDEST_CUDA: (i32, i32) = (12, 0);

@@ -33,10 +33,10 @@ use upload::Uploads;
 use watch::Watch;
 
 use super::cubin_cache::CubinCache;
-use crate::error::DeviceError;
 use super::device::{Argument, Device, Factor, Gemm, Launch, Properties, Screen};
 use super::libraries::{self, ToolkitLibrary};
 use super::nvrtc::{self, Waits};
+use crate::error::DeviceError;
 
 /// How a [`CudaDevice`] is set up.
 #[derive(Debug, Clone)]

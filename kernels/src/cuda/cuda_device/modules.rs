@@ -9,10 +9,10 @@ use rayon::prelude::*;
 
 use super::driver::{Context, failed};
 use crate::cuda::cubin_cache::{Build, CubinCache};
-use crate::error::DeviceError;
 use crate::cuda::device::Kernel;
 use crate::cuda::nvrtc::{self, Architecture, Waits};
 use crate::cuda::sources::kernels_for;
+use crate::error::DeviceError;
 
 /// Dynamic shared memory that a kernel may use without being asked.
 const PLAIN_SHARED_BYTES: u32 = 48 * 1024;

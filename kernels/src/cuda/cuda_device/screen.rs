@@ -8,9 +8,9 @@ use cudarc::driver::sys;
 use super::driver::{CudaBuffer, failed};
 use super::screen_kernel::ScreenKernel;
 use super::{CudaDevice, check_range};
-use crate::error::DeviceError;
 use crate::cuda::device::{Kernel, Launch, Screen};
 use crate::cuda::launch;
+use crate::error::DeviceError;
 
 /// encode_wgmma: features and rows of a tile, its threads and its shared memory.
 const WGMMA_TILE: (usize, usize) = (128, 256);

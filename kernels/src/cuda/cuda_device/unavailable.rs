@@ -4,8 +4,8 @@ use std::path::PathBuf;
 
 use thiserror::Error;
 
-use crate::error::DeviceError;
 use crate::cuda::libraries::ToolkitLibrary;
+use crate::error::DeviceError;
 
 /// What is missing for training on a GPU, and where it was looked for.
 #[derive(Debug, Clone, PartialEq, Eq, Error)]

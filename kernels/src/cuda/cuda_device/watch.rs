@@ -11,8 +11,8 @@ use cudarc::driver::result;
 
 use super::driver::{Context, Event, Pinned, Stream, failed};
 use super::modules::Modules;
-use crate::error::DeviceError;
 use crate::cuda::device::Kernel;
+use crate::error::DeviceError;
 
 /// Numbers of a record: the block's number plus 1, the thread, the barrier's address, the phase's parity.
 const RECORD: usize = 4;

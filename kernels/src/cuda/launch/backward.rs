@@ -4,9 +4,9 @@ use super::lists::{FeatureStarts, most_segments};
 use super::parameter::{bytes, floats, kind, number, u32s};
 use super::update::{Derived, update_blocks};
 use super::{REPORT_BYTES, RowBlock, SCALARS_BYTES, launch, parameters_length};
-use crate::error::DeviceError;
 use crate::cuda::device::Device;
 use crate::cuda::layout::norm_kind;
+use crate::error::DeviceError;
 use crate::spec::DecoderNorm;
 
 /// Numbers in [`BackwardSegments::sums`] for each segment.

@@ -2,9 +2,9 @@
 
 use super::parameter::{bytes, floats, halves, kind, number, u32s};
 use super::{REPORT_BYTES, SCALARS_BYTES, Slice, launch, stride_of, walk_threads};
-use crate::error::DeviceError;
 use crate::cuda::device::Device;
 use crate::cuda::layout::{ROW_RESULT_BYTES, mse_kind, penalty_kind};
+use crate::error::DeviceError;
 use crate::loss::{Mse, Penalty};
 
 /// What x̂ is summed from.

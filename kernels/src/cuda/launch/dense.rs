@@ -4,9 +4,9 @@ use super::parameter::{bytes, floats, halves, kind, number, u32s};
 use super::{
     REPORT_BYTES, SCALARS_BYTES, SLOPE_ROWS, Slice, dense_line, launch, mask_words, stride_of, walk_threads,
 };
-use crate::error::DeviceError;
 use crate::cuda::device::Device;
 use crate::cuda::layout::{ROW_RESULT_BYTES, mse_kind, penalty_kind};
+use crate::error::DeviceError;
 use crate::loss::{Mse, Penalty};
 
 /// Features of a block of the kernels with a thread for each.

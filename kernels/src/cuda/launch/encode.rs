@@ -2,8 +2,8 @@
 
 use super::parameter::{bytes, floats, number, u32s};
 use super::{REPORT_BYTES, Slice, launch, mask_words};
-use crate::error::DeviceError;
 use crate::cuda::device::Device;
+use crate::error::DeviceError;
 
 /// Rows and features of a block, and its threads.
 const TILE: usize = 64;

@@ -2,9 +2,9 @@
 
 use super::parameter::{bytes, doubles, floats, number, u32s, u64s};
 use super::{REPORT_BYTES, SCALARS_BYTES, Slice, launch};
-use crate::error::DeviceError;
 use crate::cuda::device::Device;
 use crate::cuda::layout::Window;
+use crate::error::DeviceError;
 
 /// Features of a block, a thread each.
 const FEATURES: usize = 256;

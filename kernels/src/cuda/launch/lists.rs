@@ -2,9 +2,9 @@
 
 use super::parameter::{bytes, floats, kind, number, u32s, u64s};
 use super::{REPORT_BYTES, SCALARS_BYTES, SEGMENT, Slice, launch, mask_words, row_mask_words};
-use crate::error::DeviceError;
 use crate::cuda::device::Device;
 use crate::cuda::layout::penalty_kind;
+use crate::error::DeviceError;
 use crate::loss::Penalty;
 
 /// Lines of a mask that a block counts or lists, a warp each.

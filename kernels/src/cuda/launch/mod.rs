@@ -24,9 +24,9 @@ pub mod widen;
 
 pub use parameter::Slice;
 
-use crate::error::DeviceError;
 use super::device::{Device, Kernel, Launch};
 use super::layout::{Report, Scalars};
+use crate::error::DeviceError;
 use parameter::Parameter;
 
 // The sizes that kernels/cuda/types.cuh has too.

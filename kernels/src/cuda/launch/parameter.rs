@@ -1,7 +1,7 @@
 //! What a kernel's parameters are given, and what they need.
 
-use crate::error::DeviceError;
 use crate::cuda::device::{Argument, Device};
+use crate::error::DeviceError;
 
 /// A part of a buffer: from a byte on.
 #[derive(Debug)]

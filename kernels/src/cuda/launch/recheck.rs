@@ -2,8 +2,8 @@
 
 use super::parameter::{Parameter, bytes, floats, halves, number, u32s};
 use super::{REPORT_BYTES, Slice, launch, mask_words};
-use crate::error::DeviceError;
 use crate::cuda::device::Device;
+use crate::error::DeviceError;
 
 /// What products are formed of.
 #[derive(Debug)]

@@ -2,9 +2,9 @@
 
 use super::parameter::{bytes, doubles, flag, floats, kind, number, u32s};
 use super::{REPORT_BYTES, SCALARS_BYTES, Slice, launch, stride_of};
-use crate::error::DeviceError;
 use crate::cuda::device::Device;
 use crate::cuda::layout::{ROW_RESULT_BYTES, Window, mse_kind};
+use crate::error::DeviceError;
 use crate::loss::Mse;
 
 /// Threads of a block, and the most blocks.

@@ -2,9 +2,9 @@
 
 use super::parameter::{bytes, doubles, flag, floats, halves, kind, number, u32s};
 use super::{COLUMNS, REPORT_BYTES, SCALARS_BYTES, SUMMED_ROWS, Slice, launch, stride_of};
-use crate::error::DeviceError;
 use crate::cuda::device::Device;
 use crate::cuda::layout::mse_kind;
+use crate::error::DeviceError;
 use crate::loss::Mse;
 
 /// Threads of a block of `row_norms`, a warp for each row.

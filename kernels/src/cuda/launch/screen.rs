@@ -3,8 +3,8 @@
 
 use super::launch_with_shared_memory;
 use super::parameter::{floats, halves, number, u32s};
-use crate::error::DeviceError;
 use crate::cuda::device::{Device, Screen};
+use crate::error::DeviceError;
 
 /// encode_mma's dynamic shared memory: four stages of 128 rows of both factors, 32 columns each.
 const MMA_SHARED_BYTES: usize = 4 * 2 * 128 * 64;

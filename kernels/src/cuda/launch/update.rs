@@ -6,9 +6,9 @@ use super::{
     FEATURES_OF_BLOCK, REPORT_BYTES, RowBlock, SCALARS_BYTES, SLOPE_ROWS, SUMMED_ROWS, Slice, launch,
     parameters_length,
 };
-use crate::error::DeviceError;
 use crate::cuda::device::Device;
 use crate::cuda::layout::norm_kind;
+use crate::error::DeviceError;
 use crate::spec::DecoderNorm;
 
 /// Blocks of the kernels that update features, each with a line of the pre-bias' gradient.

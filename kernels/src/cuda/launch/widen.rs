@@ -2,8 +2,8 @@
 
 use super::launch;
 use super::parameter::{bytes, floats, long_number};
-use crate::error::DeviceError;
 use crate::cuda::device::Device;
+use crate::error::DeviceError;
 
 /// Threads of a block, and numbers of a thread.
 const THREADS: usize = 256;
