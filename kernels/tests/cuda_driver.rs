@@ -1,9 +1,8 @@
-//! The device of the CUDA engine on an emulated driver (`emulation/driver/README.md`): the code that drives a GPU, as it is.
+//! The device of the CUDA engine on an emulated driver (`kernels/emulation/cpp/driver/README.md`): the code that drives a GPU,
+//! as it is.
 //!
 //! The ignored tests run on that driver, in processes of their own; the other tests start them, in every mode. By hand:
 //! `cargo test -p kernels --test cuda_driver` and, on a machine with a GPU, `-- --ignored`.
-
-mod emulation;
 
 use emulation::{EmulatedDevice, EmulatedDriver};
 use kernels::cpu::Parameters;

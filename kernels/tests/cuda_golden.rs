@@ -1,8 +1,6 @@
 //! The CUDA step, emulated, against PyTorch's autograd: 50 steps of every configuration in
 //! `golden/steps.json` (every penalty, MSE, frequency term and decoder norm), on both paths.
 
-mod emulation;
-
 use std::collections::BTreeMap;
 use std::path::Path as FilePath;
 

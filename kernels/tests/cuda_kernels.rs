@@ -1,7 +1,5 @@
 //! Kernel by kernel, emulated, against the CPU engine's pieces: random, odd-sized, empty and all-active batches.
 
-mod emulation;
-
 use emulation::{Buffer, EmulatedDevice, run_again_sanitized};
 use kernels::cpu::Isa;
 use kernels::cpu::encode::{Encode, EncodeBuffers, Search, encode_dense, encode_sparse};

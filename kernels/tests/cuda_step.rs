@@ -1,7 +1,5 @@
 //! Whole steps on the emulated device: against the float64 definition, and the step's own promises.
 
-mod emulation;
-
 use emulation::{Buffer, EmulatedDevice, EmulatedDriver, on_a_gpu, run_again_sanitized};
 use kernels::cpu::{Parameters, transposed};
 use kernels::cuda::State;

@@ -1,9 +1,6 @@
 //! The engine that drives a GPU, on an emulated one. It follows the CPU engine step by step, with and without a step ahead,
 //! through refused steps, bad batches and changes of engine.
 
-#[path = "../../kernels/tests/emulation/mod.rs"]
-mod emulation;
-
 use emulation::{EmulatedDevice, EmulatedDriver};
 use kernels::cuda::cuda_device::{CudaDevice, CudaOptions};
 use kernels::cuda::device::Device;

@@ -1,9 +1,6 @@
 //! The engine that drives a GPU, on an emulated one, follows the CPU engine step by step in every configuration of losses and
 //! norms, on both paths.
 
-#[path = "../../kernels/tests/emulation/mod.rs"]
-mod emulation;
-
 use emulation::EmulatedDevice;
 use sae::Weights;
 use sae_trainer::engine::{

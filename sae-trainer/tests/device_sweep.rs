@@ -1,9 +1,6 @@
 //! Engines that share an emulated device: each computes what it would compute alone, and a batch is uploaded once for all of
 //! them.
 
-#[path = "../../kernels/tests/emulation/mod.rs"]
-mod emulation;
-
 use emulation::EmulatedDevice;
 use half::f16;
 use kernels::cuda::device::DeviceError;
