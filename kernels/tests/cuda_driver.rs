@@ -5,6 +5,7 @@
 //! `cargo test -p kernels --test cuda_driver` and, on a machine with a GPU, `-- --ignored`.
 
 use emulation::{EmulatedDevice, EmulatedDriver};
+use example_steps::{batch, numbers};
 use kernels::cpu::Parameters;
 use kernels::cuda::State;
 use kernels::cuda::cuda_device::{CudaBuffer, CudaDevice, CudaMailbox, CudaOptions, ScreenKernel};
@@ -12,8 +13,8 @@ use kernels::cuda::device::{Device, DeviceError};
 use kernels::cuda::launch::rows::PadRows;
 use kernels::cuda::plan::{Options, Path, Precision};
 use kernels::cuda::step::{CudaStep, Outcome, Stats};
-use kernels::loss::{FrequencyPenalty, LossSpec, Mse, Penalty};
-use kernels::step::{Adam, DecoderNorm, Schedule, StepSpec};
+use kernels::loss::{LossSpec, Mse, Penalty};
+use kernels::step::{DecoderNorm, Schedule, StepSpec};
 
 /// The driver in each of its modes, and both generations of devices. Nothing may be left over at the end.
 fn drivers() -> Vec<EmulatedDriver> {
@@ -30,19 +31,6 @@ fn in_all_modes(test: &str) {
 
 fn device() -> CudaDevice {
     CudaDevice::new(&CudaOptions { poison: true, ..CudaOptions::default() }).unwrap()
-}
-
-/// Numbers in (-1, 1).
-fn numbers(count: usize, seed: u64) -> Vec<f32> {
-    let mut state = seed.wrapping_add(1).wrapping_mul(0x9E37_79B9_7F4A_7C15) | 1;
-    (0..count)
-        .map(|_| {
-            state ^= state << 13;
-            state ^= state >> 7;
-            state ^= state << 17;
-            (state >> 40) as f32 / (1u64 << 23) as f32 - 1.0
-        })
-        .collect()
 }
 
 /// Copies `rows` rows of 64 numbers from one buffer to another, by a kernel.
@@ -79,7 +67,7 @@ fn batches_in_two_buffers_arrive_in_order() {
         let mut outs = [(); 2].map(|()| device.mailbox(rows * 64 * 4).unwrap());
         let mut waiting = None;
         for step in 0..12 {
-            let (batch, numbers) = (&mut batches[step % 2], numbers(rows * 64, step as u64));
+            let (batch, numbers) = (&mut batches[step % 2], numbers(rows * 64, 1 + step as u64));
             let mut bytes: Vec<u8> = bytemuck::cast_slice(&numbers).to_vec();
             device.upload(batch, 0, &bytes).unwrap();
             bytes.fill(0); // the upload has its own copy
@@ -108,7 +96,7 @@ fn new_memory_is_poisoned_before_it_is_filled() {
     let mut device = device();
     let mut first = buffer(&mut device, LARGE);
     for step in 0..6 {
-        let expected = numbers(LARGE * 64, step);
+        let expected = numbers(LARGE * 64, 1 + step);
         device.upload(&mut first, 0, bytemuck::cast_slice(&expected)).unwrap();
         let mut second = buffer(&mut device, LARGE);
         device.upload(&mut second, 0, bytemuck::cast_slice(&expected)).unwrap();
@@ -137,7 +125,7 @@ fn a_recording_uses_the_present_content() {
         graphs.push(device.end_recording().unwrap());
     }
     for step in 0..10 {
-        let expected = numbers(LARGE * 64, step as u64);
+        let expected = numbers(LARGE * 64, 1 + step as u64);
         device.upload(&mut batches[step % 2], 0, bytemuck::cast_slice(&expected)).unwrap();
         device.replay(&graphs[step % 2]).unwrap();
         device.post(&mut outs[step % 2]).unwrap();
@@ -169,7 +157,7 @@ fn an_address_that_comes_again_is_no_recording_that_comes_again() {
         // Of the same size as the one before it, which is gone.
         let mut batch = buffer(&mut device, LARGE);
         for step in 0..3 {
-            let expected = numbers(LARGE * 64, 10 * number + step);
+            let expected = numbers(LARGE * 64, 1 + 10 * number + step);
             device.upload(&mut batch, 0, bytemuck::cast_slice(&expected)).unwrap();
             let identity = device.identity(&batch);
             graphs.entry(identity).or_insert_with(|| {
@@ -187,27 +175,8 @@ fn an_address_that_comes_again_is_no_recording_that_comes_again() {
     }
 }
 
-/// A spec that uses everything at once.
 fn spec() -> StepSpec {
-    let frequency = |target| Some(FrequencyPenalty { coefficient: 1e-3, target });
-    StepSpec {
-        width: 50,
-        features: 105,
-        batch: 70,
-        pre_bias: true,
-        loss: LossSpec {
-            mse: Mse::Centered,
-            penalty: Penalty::ApproxL0 { epsilon: 0.2 },
-            coefficient: 1e-3,
-            min_sparsity: frequency(0.1),
-            max_sparsity: frequency(0.6),
-            frequency_epsilon: 0.2,
-            weight_by_decoder_norm: true,
-        },
-        decoder_norm: DecoderNorm::Tied,
-        adam: Adam::default(),
-        sparsity_window: 4,
-    }
+    example_steps::spec(50, 105, 70)
 }
 
 /// Other losses and norms.
@@ -232,17 +201,7 @@ fn specs() -> Vec<StepSpec> {
 }
 
 fn weights(spec: &StepSpec) -> Parameters {
-    let matrix = spec.width * spec.features;
-    Parameters {
-        encoder: numbers(matrix, 11),
-        encoder_bias: numbers(spec.features, 12).iter().map(|b| b - 2.0).collect(),
-        decoder: numbers(matrix, 13).iter().map(|w| w / (spec.width as f32).sqrt()).collect(),
-        decoder_bias: numbers(spec.width, 14).iter().map(|b| 0.1 * b).collect(),
-    }
-}
-
-fn batch(spec: &StepSpec, step: u64) -> Vec<f32> {
-    numbers(spec.batch * spec.width, 100 + step)
+    example_steps::weights(spec, 2.0)
 }
 
 /// Trains `steps` steps with two batch buffers and a step ahead, as the engine does; what they report and the end.

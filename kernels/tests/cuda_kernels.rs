@@ -1,6 +1,7 @@
 //! Kernel by kernel, emulated, against the CPU engine's pieces: random, odd-sized, empty and all-active batches.
 
 use emulation::{Buffer, EmulatedDevice, run_again_sanitized};
+use example_steps::numbers;
 use kernels::cpu::Isa;
 use kernels::cpu::encode::{Encode, EncodeBuffers, Search, encode_dense, encode_sparse};
 use kernels::cpu::frequency::FrequencyWindow;
@@ -21,19 +22,6 @@ use kernels::cuda::launch::update::{Derive, Derived};
 use kernels::cuda::launch::widen::Widen;
 use kernels::cuda::launch::{Slice, mask_words, parameters_length, row_mask_words};
 use kernels::loss::{FrequencyPenalty, LossSpec, Mse, Penalty};
-
-/// Numbers in (-1, 1) without a pattern that a wrong index could keep.
-fn numbers(count: usize, seed: u64) -> Vec<f32> {
-    let mut state = seed.wrapping_mul(0x9E37_79B9_7F4A_7C15) | 1;
-    (0..count)
-        .map(|_| {
-            state ^= state << 13;
-            state ^= state >> 7;
-            state ^= state << 17;
-            (state >> 40) as f32 / (1u64 << 23) as f32 - 1.0
-        })
-        .collect()
-}
 
 /// Rows of `width` numbers padded with zeros to `stride`.
 fn padded(numbers: &[f32], width: usize, stride: usize) -> Vec<f32> {

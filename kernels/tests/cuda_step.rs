@@ -1,64 +1,14 @@
 //! Whole steps on the emulated device: against the float64 definition, and the step's own promises.
 
 use emulation::{Buffer, EmulatedDevice, EmulatedDriver, on_a_gpu, run_again_sanitized};
+use example_steps::{batch, numbers, relative_difference, spec, weights, wide};
 use kernels::cpu::{Parameters, transposed};
 use kernels::cuda::State;
 use kernels::cuda::plan::{Options, Path, Precision};
 use kernels::cuda::step::{CudaStep, Outcome, Stats, StepError};
-use kernels::loss::{FrequencyPenalty, LossSpec, Mse, Penalty};
+use kernels::loss::{LossSpec, Mse};
 use kernels::reference;
-use kernels::step::{Adam, DecoderNorm, Schedule, StepSpec};
-
-/// Numbers in (-1, 1) without a pattern that a wrong index could keep.
-fn numbers(count: usize, seed: u64) -> Vec<f32> {
-    let mut state = seed.wrapping_mul(0x9E37_79B9_7F4A_7C15) | 1;
-    (0..count)
-        .map(|_| {
-            state ^= state << 13;
-            state ^= state >> 7;
-            state ^= state << 17;
-            (state >> 40) as f32 / (1u64 << 23) as f32 - 1.0
-        })
-        .collect()
-}
-
-/// A spec that uses everything at once.
-fn spec(width: usize, features: usize, batch: usize) -> StepSpec {
-    let frequency = |target| Some(FrequencyPenalty { coefficient: 1e-3, target });
-    StepSpec {
-        width,
-        features,
-        batch,
-        pre_bias: true,
-        loss: LossSpec {
-            mse: Mse::Centered,
-            penalty: Penalty::ApproxL0 { epsilon: 0.2 },
-            coefficient: 1e-3,
-            min_sparsity: frequency(0.1),
-            max_sparsity: frequency(0.6),
-            frequency_epsilon: 0.2,
-            weight_by_decoder_norm: true,
-        },
-        decoder_norm: DecoderNorm::Tied,
-        adam: Adam::default(),
-        sparsity_window: 4,
-    }
-}
-
-/// Weights whose features are active in few rows (`shift` above 0) or many.
-fn weights(spec: &StepSpec, shift: f32) -> Parameters {
-    let matrix = spec.width * spec.features;
-    Parameters {
-        encoder: numbers(matrix, 11),
-        encoder_bias: numbers(spec.features, 12).iter().map(|b| b - shift).collect(),
-        decoder: numbers(matrix, 13).iter().map(|w| w / (spec.width as f32).sqrt()).collect(),
-        decoder_bias: numbers(spec.width, 14).iter().map(|b| 0.1 * b).collect(),
-    }
-}
-
-fn batch(spec: &StepSpec, step: u64) -> Vec<f32> {
-    numbers(spec.batch * spec.width, 100 + step)
-}
+use kernels::step::{DecoderNorm, Schedule, StepSpec};
 
 fn options(path: Path, precision: Precision) -> Options {
     Options { precision, sparse_density: if path == Path::Sparse { 1.0 } else { 0.0 } }
@@ -99,17 +49,6 @@ impl Run {
     fn trained(&mut self) -> State {
         State { path_choice: None, ..self.state() }
     }
-}
-
-fn wide(numbers: &[f32]) -> Vec<f64> {
-    numbers.iter().map(|v| f64::from(*v)).collect()
-}
-
-fn relative_difference(got: &[f32], expected: &[f64]) -> f64 {
-    assert_eq!(got.len(), expected.len());
-    let squared: f64 = got.iter().zip(expected).map(|(a, b)| (f64::from(*a) - b).powi(2)).sum();
-    let scale: f64 = expected.iter().map(|v| v * v).sum();
-    if scale == 0.0 { squared.sqrt() } else { (squared / scale).sqrt() }
 }
 
 /// Trains a few steps and holds weights and moments against the float64 definition's.

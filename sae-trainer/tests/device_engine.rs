@@ -6,8 +6,8 @@ use kernels::cuda::cuda_device::{CudaDevice, CudaOptions};
 use kernels::cuda::device::Device;
 use sae::Weights;
 use sae_trainer::engine::{
-    Adam, CpuEngine, CpuOptions, DecoderNorm, DeviceEngine, DeviceOptions, Engine, EngineError, EngineState,
-    FrequencyPenalty, LossSpec, Mse, Path, Penalty, Precision, Schedule, StepSpec, StepStats,
+    CpuEngine, CpuOptions, DecoderNorm, DeviceEngine, DeviceOptions, Engine, EngineError, EngineState,
+    LossSpec, Path, Precision, Schedule, StepSpec, StepStats,
 };
 
 const WIDTH: usize = 20;
@@ -15,36 +15,16 @@ const FEATURES: usize = 70;
 const BATCH: usize = 36;
 
 fn spec() -> StepSpec {
-    let frequency = |target| Some(FrequencyPenalty { coefficient: 1e-3, target });
+    let all = example_steps::spec(WIDTH, FEATURES, BATCH);
     StepSpec {
-        width: WIDTH,
-        features: FEATURES,
-        batch: BATCH,
-        pre_bias: true,
-        loss: LossSpec {
-            mse: Mse::Centered,
-            penalty: Penalty::ApproxL0 { epsilon: 0.2 },
-            coefficient: 3e-2,
-            min_sparsity: frequency(0.1),
-            max_sparsity: frequency(0.6),
-            frequency_epsilon: 0.2,
-            weight_by_decoder_norm: false,
-        },
+        loss: LossSpec { coefficient: 3e-2, weight_by_decoder_norm: false, ..all.loss },
         decoder_norm: DecoderNorm::Unit,
-        adam: Adam::default(),
-        sparsity_window: 4,
+        ..all
     }
 }
 
 fn batch(step: u64) -> Vec<f32> {
-    let mut state = (step + 1).wrapping_mul(0x9E37_79B9_7F4A_7C15) | 1;
-    let mut next = || {
-        state ^= state << 13;
-        state ^= state >> 7;
-        state ^= state << 17;
-        (state >> 40) as f32 / (1u64 << 23) as f32 - 1.0
-    };
-    (0..BATCH * WIDTH).map(|_| next()).collect()
+    example_steps::batch(&spec(), step)
 }
 
 fn weights() -> Weights {

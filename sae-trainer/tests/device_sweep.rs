@@ -2,6 +2,7 @@
 //! them.
 
 use emulation::EmulatedDevice;
+use example_steps::numbers;
 use half::f16;
 use kernels::cuda::device::DeviceError;
 use sae::Weights;
@@ -58,14 +59,7 @@ fn weights(spec: &StepSpec) -> Weights {
 }
 
 fn batch(step: u64) -> Vec<f32> {
-    let mut state = (step + 1).wrapping_mul(0x9E37_79B9_7F4A_7C15) | 1;
-    let mut next = || {
-        state ^= state << 13;
-        state ^= state >> 7;
-        state ^= state << 17;
-        (state >> 40) as f32 / (1u64 << 23) as f32 - 1.0
-    };
-    (0..BATCH * WIDTH).map(|_| next()).collect()
+    numbers(BATCH * WIDTH, step + 1)
 }
 
 fn schedule(step: u64) -> Schedule {

@@ -4,6 +4,7 @@ use std::str::FromStr;
 use std::time::Instant;
 
 use anyhow::{Result, bail};
+use example_steps::numbers;
 use half::f16;
 use kernels::cuda::cuda_device::Timings;
 use sae::Weights;
@@ -13,7 +14,7 @@ use sae_trainer::engine::{
 };
 use serde_json::json;
 
-use super::{Size, device, figure, median, numbers};
+use super::{Size, device, figure, median};
 
 /// Active features of a row in the sparse regime.
 const L0: f64 = 20.0;

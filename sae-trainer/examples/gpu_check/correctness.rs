@@ -4,14 +4,15 @@
 use std::str::FromStr;
 
 use anyhow::{Result, bail};
+use example_steps::{batch, numbers};
 use sae::Weights;
 use sae_trainer::engine::{
-    Adam, CpuEngine, CpuOptions, CudaEngine, DecoderNorm, DeviceOptions, Engine, EngineError,
-    FrequencyPenalty, LossSpec, Mse, Parameters, Path, Penalty, Precision, Schedule, StepSpec,
+    CpuEngine, CpuOptions, CudaEngine, DecoderNorm, DeviceOptions, Engine, EngineError, LossSpec, Mse,
+    Parameters, Path, Penalty, Precision, Schedule, StepSpec,
 };
 use serde_json::json;
 
-use super::{device, figure, numbers};
+use super::{device, figure};
 
 /// Optimizer steps of a comparison.
 const STEPS: u64 = 6;
@@ -25,24 +26,13 @@ struct Case {
 }
 
 fn spec((width, features, batch): (usize, usize, usize)) -> StepSpec {
-    let frequency = |target| Some(FrequencyPenalty { coefficient: 1e-3, target });
+    let all = example_steps::spec(width, features, batch);
     StepSpec {
-        width,
-        features,
-        batch,
         pre_bias: false,
-        loss: LossSpec {
-            mse: Mse::Centered,
-            penalty: Penalty::ApproxL0 { epsilon: 0.2 },
-            coefficient: 1e-3,
-            min_sparsity: frequency(0.1),
-            max_sparsity: frequency(0.6),
-            frequency_epsilon: 0.2,
-            weight_by_decoder_norm: false,
-        },
+        loss: LossSpec { weight_by_decoder_norm: false, ..all.loss },
         decoder_norm: DecoderNorm::Unit,
-        adam: Adam::default(),
         sparsity_window: 3,
+        ..all
     }
 }
 
@@ -196,7 +186,7 @@ fn compare(case: &Case, precision: Precision, path: Path) -> Result<Found> {
     };
     let mut crossed = vec![false; spec.features];
     for step in 0..STEPS {
-        let batch = numbers(spec.batch * spec.width, 100 + step);
+        let batch = batch(&spec, step);
         let (got, expected) = (gpu.step(&batch, &schedule)?, cpu.step(&batch, &schedule)?);
         let off = (got.mse - expected.mse).abs() / expected.mse.abs().max(1e-30);
         found.note(off, format!("mse of step {step}"));

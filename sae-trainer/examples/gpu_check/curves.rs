@@ -3,13 +3,14 @@
 use std::time::Instant;
 
 use anyhow::Result;
+use example_steps::numbers;
 use sae::Weights;
 use sae_trainer::engine::{
     Adam, CpuEngine, CpuOptions, CudaEngine, DecoderNorm, DeviceOptions, Engine, FrequencyPenalty, LossSpec,
     Mse, Path, Penalty, Precision, Schedule, StepSpec,
 };
 
-use super::{device, numbers};
+use super::device;
 
 const WIDTH: usize = 64;
 const FEATURES: usize = 1024;

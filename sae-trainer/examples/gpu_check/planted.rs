@@ -12,7 +12,7 @@ use anyhow::Result;
 use rayon::prelude::*;
 use sae::{Config, Metadata, Sae, Weights};
 
-use super::numbers;
+use example_steps::numbers;
 
 const CONTEXT: usize = 128;
 /// Contexts whose rows are made at the same time.
