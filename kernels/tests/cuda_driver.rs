@@ -1,20 +1,24 @@
-//! The device of the CUDA engine on an emulated driver (`emulation/driver/README.md`): the code that drives a GPU, as it is.
+//! The device of the CUDA engine on an emulated driver (`kernels/emulation/cpp/driver/README.md`): the code that drives a GPU,
+//! as it is.
 //!
 //! The ignored tests run on that driver, in processes of their own; the other tests start them, in every mode. By hand:
 //! `cargo test -p kernels --test cuda_driver` and, on a machine with a GPU, `-- --ignored`.
 
-mod emulation;
-
 use emulation::{EmulatedDevice, EmulatedDriver};
-use kernels::cpu::Parameters;
-use kernels::cuda::State;
+use example_steps::{batch, numbers};
 use kernels::cuda::cuda_device::{CudaBuffer, CudaDevice, CudaMailbox, CudaOptions, ScreenKernel};
-use kernels::cuda::device::{Device, DeviceError};
+use kernels::cuda::device::Device;
 use kernels::cuda::launch::rows::PadRows;
-use kernels::cuda::plan::{Options, Path, Precision};
-use kernels::cuda::step::{CudaStep, Outcome, Stats};
-use kernels::loss::{FrequencyPenalty, LossSpec, Mse, Penalty};
-use kernels::spec::{Adam, DecoderNorm, Schedule, StepSpec};
+use kernels::cuda::plan::DeviceOptions;
+use kernels::cuda::step::{CudaStep, Outcome};
+use kernels::error::DeviceError;
+use kernels::loss::{LossSpec, Mse, Penalty};
+use kernels::outcome::StepReport;
+use kernels::parameters::Parameters;
+use kernels::path::Path;
+use kernels::precision::Precision;
+use kernels::spec::{DecoderNorm, Schedule, StepSpec};
+use kernels::state::State;
 
 /// The driver in each of its modes, and both generations of devices. Nothing may be left over at the end.
 fn drivers() -> Vec<EmulatedDriver> {
@@ -31,19 +35,6 @@ fn in_all_modes(test: &str) {
 
 fn device() -> CudaDevice {
     CudaDevice::new(&CudaOptions { poison: true, ..CudaOptions::default() }).unwrap()
-}
-
-/// Numbers in (-1, 1).
-fn numbers(count: usize, seed: u64) -> Vec<f32> {
-    let mut state = seed.wrapping_add(1).wrapping_mul(0x9E37_79B9_7F4A_7C15) | 1;
-    (0..count)
-        .map(|_| {
-            state ^= state << 13;
-            state ^= state >> 7;
-            state ^= state << 17;
-            (state >> 40) as f32 / (1u64 << 23) as f32 - 1.0
-        })
-        .collect()
 }
 
 /// Copies `rows` rows of 64 numbers from one buffer to another, by a kernel.
@@ -80,7 +71,7 @@ fn batches_in_two_buffers_arrive_in_order() {
         let mut outs = [(); 2].map(|()| device.mailbox(rows * 64 * 4).unwrap());
         let mut waiting = None;
         for step in 0..12 {
-            let (batch, numbers) = (&mut batches[step % 2], numbers(rows * 64, step as u64));
+            let (batch, numbers) = (&mut batches[step % 2], numbers(rows * 64, 1 + step as u64));
             let mut bytes: Vec<u8> = bytemuck::cast_slice(&numbers).to_vec();
             device.upload(batch, 0, &bytes).unwrap();
             bytes.fill(0); // the upload has its own copy
@@ -109,7 +100,7 @@ fn new_memory_is_poisoned_before_it_is_filled() {
     let mut device = device();
     let mut first = buffer(&mut device, LARGE);
     for step in 0..6 {
-        let expected = numbers(LARGE * 64, step);
+        let expected = numbers(LARGE * 64, 1 + step);
         device.upload(&mut first, 0, bytemuck::cast_slice(&expected)).unwrap();
         let mut second = buffer(&mut device, LARGE);
         device.upload(&mut second, 0, bytemuck::cast_slice(&expected)).unwrap();
@@ -138,7 +129,7 @@ fn a_recording_uses_the_present_content() {
         graphs.push(device.end_recording().unwrap());
     }
     for step in 0..10 {
-        let expected = numbers(LARGE * 64, step as u64);
+        let expected = numbers(LARGE * 64, 1 + step as u64);
         device.upload(&mut batches[step % 2], 0, bytemuck::cast_slice(&expected)).unwrap();
         device.replay(&graphs[step % 2]).unwrap();
         device.post(&mut outs[step % 2]).unwrap();
@@ -170,7 +161,7 @@ fn an_address_that_comes_again_is_no_recording_that_comes_again() {
         // Of the same size as the one before it, which is gone.
         let mut batch = buffer(&mut device, LARGE);
         for step in 0..3 {
-            let expected = numbers(LARGE * 64, 10 * number + step);
+            let expected = numbers(LARGE * 64, 1 + 10 * number + step);
             device.upload(&mut batch, 0, bytemuck::cast_slice(&expected)).unwrap();
             let identity = device.identity(&batch);
             graphs.entry(identity).or_insert_with(|| {
@@ -188,27 +179,8 @@ fn an_address_that_comes_again_is_no_recording_that_comes_again() {
     }
 }
 
-/// A spec that uses everything at once.
 fn spec() -> StepSpec {
-    let frequency = |target| Some(FrequencyPenalty { coefficient: 1e-3, target });
-    StepSpec {
-        width: 50,
-        features: 105,
-        batch: 70,
-        pre_bias: true,
-        loss: LossSpec {
-            mse: Mse::Centered,
-            penalty: Penalty::ApproxL0 { epsilon: 0.2 },
-            coefficient: 1e-3,
-            min_sparsity: frequency(0.1),
-            max_sparsity: frequency(0.6),
-            frequency_epsilon: 0.2,
-            weight_by_decoder_norm: true,
-        },
-        decoder_norm: DecoderNorm::Tied,
-        adam: Adam::default(),
-        sparsity_window: 4,
-    }
+    example_steps::spec(50, 105, 70)
 }
 
 /// Other losses and norms.
@@ -233,21 +205,16 @@ fn specs() -> Vec<StepSpec> {
 }
 
 fn weights(spec: &StepSpec) -> Parameters {
-    let matrix = spec.width * spec.features;
-    Parameters {
-        encoder: numbers(matrix, 11),
-        encoder_bias: numbers(spec.features, 12).iter().map(|b| b - 2.0).collect(),
-        decoder: numbers(matrix, 13).iter().map(|w| w / (spec.width as f32).sqrt()).collect(),
-        decoder_bias: numbers(spec.width, 14).iter().map(|b| 0.1 * b).collect(),
-    }
-}
-
-fn batch(spec: &StepSpec, step: u64) -> Vec<f32> {
-    numbers(spec.batch * spec.width, 100 + step)
+    example_steps::weights(spec, 2.0)
 }
 
 /// Trains `steps` steps with two batch buffers and a step ahead, as the engine does; what they report and the end.
-fn train<D: Device>(device: &mut D, spec: StepSpec, options: Options, steps: u64) -> (Vec<Stats>, State) {
+fn train<D: Device>(
+    device: &mut D,
+    spec: StepSpec,
+    options: DeviceOptions,
+    steps: u64,
+) -> (Vec<StepReport>, State) {
     let mut step = CudaStep::new(device, spec, options, &weights(&spec)).unwrap();
     let bytes = spec.batch * spec.width * 4;
     let mut batches = [0, 1].map(|_| device.allocate(bytes, "a batch").unwrap());
@@ -297,7 +264,7 @@ fn compare(device: &mut CudaDevice, spec: StepSpec) {
     for precision in [Precision::Exact, Precision::Fp32, Precision::Bf16] {
         for path in [Path::Sparse, Path::Dense] {
             let density = if path == Path::Sparse { 1.0 } else { 0.0 };
-            let options = Options { precision, sparse_density: density };
+            let options = DeviceOptions { precision, sparse_density: density };
             let (expected, end) = train(&mut EmulatedDevice::new(), spec, options, 6);
             let (got, reached) = train(device, spec, options, 6);
             let what = format!("{:?} {precision:?} {path:?}", spec.loss.mse);
@@ -322,7 +289,7 @@ fn several_autoencoders_share_the_device() {
 #[test]
 #[ignore = "started on the emulated driver"]
 fn each_of_several_does_what_it_does_alone() {
-    let options = Options { precision: Precision::Exact, sparse_density: 1.0 };
+    let options = DeviceOptions { precision: Precision::Exact, sparse_density: 1.0 };
     let mut device = device();
     let specs = [specs()[0], specs()[1]];
     let alone = specs.map(|spec| train(&mut device, spec, options, 6));
@@ -360,7 +327,7 @@ fn the_time_of_kernels_is_measured() {
 #[ignore = "started on the emulated driver"]
 fn recorded_steps_are_measured_launch_by_launch() {
     let (mut device, spec) = (device(), spec());
-    let options = Options { precision: Precision::Exact, sparse_density: 1.0 };
+    let options = DeviceOptions { precision: Precision::Exact, sparse_density: 1.0 };
     let mut step = CudaStep::new(&mut device, spec, options, &weights(&spec)).unwrap();
     let mut buffer = device.allocate(spec.batch * spec.width * 4, "a batch").unwrap();
     device.upload(&mut buffer, 0, bytemuck::cast_slice(&batch(&spec, 0))).unwrap();
@@ -421,7 +388,7 @@ fn the_screen_can_be_chosen_from_outside() {
 /// The kernel that screens in a step.
 fn screen_of(mut device: CudaDevice) -> &'static str {
     let spec = spec();
-    let options = Options { precision: Precision::Exact, sparse_density: 1.0 };
+    let options = DeviceOptions { precision: Precision::Exact, sparse_density: 1.0 };
     let mut step = CudaStep::new(&mut device, spec, options, &weights(&spec)).unwrap();
     let mut buffer = device.allocate(spec.batch * spec.width * 4, "a batch").unwrap();
     device.upload(&mut buffer, 0, bytemuck::cast_slice(&batch(&spec, 0))).unwrap();
@@ -497,7 +464,7 @@ fn a_kernel_that_gives_up_waiting_says_what_it_waited_for() {
 #[ignore = "started on the emulated driver"]
 fn a_screen_gives_up() {
     let (mut device, spec) = (device(), spec());
-    let options = Options { precision: Precision::Exact, sparse_density: 1.0 };
+    let options = DeviceOptions { precision: Precision::Exact, sparse_density: 1.0 };
     let mut step = CudaStep::new(&mut device, spec, options, &weights(&spec)).unwrap();
     let mut buffer = device.allocate(spec.batch * spec.width * 4, "a batch").unwrap();
     device.upload(&mut buffer, 0, bytemuck::cast_slice(&batch(&spec, 0))).unwrap();
@@ -573,7 +540,7 @@ fn memory_runs_out() {
     let DeviceError::OutOfMemory { what, wanted, free: left } = error else { panic!("{error}") };
     assert_eq!((what.as_str(), wanted, left), ("the lists", free + 1, free));
     let large = StepSpec { features: 200_000, ..spec() };
-    let error = CudaStep::new(&mut device, large, Options::default(), &weights(&large)).err().unwrap();
+    let error = CudaStep::new(&mut device, large, DeviceOptions::default(), &weights(&large)).err().unwrap();
     assert!(error.to_string().contains("lower the batch size"), "{error}");
     assert_eq!(device.free_memory().unwrap(), free, "all that was allocated is given back");
 }

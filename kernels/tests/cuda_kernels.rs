@@ -1,15 +1,14 @@
 //! Kernel by kernel, emulated, against the CPU engine's pieces: random, odd-sized, empty and all-active batches.
 
-mod emulation;
-
 use emulation::{Buffer, EmulatedDevice, run_again_sanitized};
+use example_steps::numbers;
 use kernels::cpu::Isa;
 use kernels::cpu::encode::{Encode, EncodeBuffers, Search, encode_dense, encode_sparse};
 use kernels::cpu::frequency::FrequencyWindow;
 use kernels::cpu::pairs::ActivePairs;
 use kernels::cpu::rows::{RowNorms, row_norms};
 use kernels::cpu::sparsity::frequency_terms;
-use kernels::cuda::device::{Device, DeviceError};
+use kernels::cuda::device::Device;
 use kernels::cuda::launch;
 use kernels::cuda::launch::dense::{HalvesOrder, Split};
 use kernels::cuda::launch::frequency::{WindowFeatures, frequency_parts};
@@ -22,20 +21,8 @@ use kernels::cuda::launch::rows::{self, BatchColumns, ShiftedInput};
 use kernels::cuda::launch::update::{Derive, Derived};
 use kernels::cuda::launch::widen::Widen;
 use kernels::cuda::launch::{Slice, mask_words, parameters_length, row_mask_words};
+use kernels::error::DeviceError;
 use kernels::loss::{FrequencyPenalty, LossSpec, Mse, Penalty};
-
-/// Numbers in (-1, 1) without a pattern that a wrong index could keep.
-fn numbers(count: usize, seed: u64) -> Vec<f32> {
-    let mut state = seed.wrapping_mul(0x9E37_79B9_7F4A_7C15) | 1;
-    (0..count)
-        .map(|_| {
-            state ^= state << 13;
-            state ^= state >> 7;
-            state ^= state << 17;
-            (state >> 40) as f32 / (1u64 << 23) as f32 - 1.0
-        })
-        .collect()
-}
 
 /// Rows of `width` numbers padded with zeros to `stride`.
 fn padded(numbers: &[f32], width: usize, stride: usize) -> Vec<f32> {

@@ -1,69 +1,21 @@
 //! Whole steps on the emulated device: against the float64 definition, and the step's own promises.
 
-mod emulation;
-
 use emulation::{Buffer, EmulatedDevice, EmulatedDriver, on_a_gpu, run_again_sanitized};
-use kernels::cpu::{Parameters, transposed};
-use kernels::cuda::State;
-use kernels::cuda::plan::{Options, Path, Precision};
-use kernels::cuda::step::{CudaStep, Outcome, Stats, StepError};
-use kernels::loss::{FrequencyPenalty, LossSpec, Mse, Penalty};
+use example_steps::{batch, numbers, relative_difference, spec, weights, wide};
+use kernels::cuda::plan::DeviceOptions;
+use kernels::cuda::step::{CudaStep, Outcome};
+use kernels::error::StepError;
+use kernels::loss::{LossSpec, Mse};
+use kernels::outcome::StepReport;
+use kernels::parameters::{Parameters, transposed};
+use kernels::path::Path;
+use kernels::precision::Precision;
 use kernels::reference;
-use kernels::spec::{Adam, DecoderNorm, Schedule, StepSpec};
+use kernels::spec::{DecoderNorm, Schedule, StepSpec};
+use kernels::state::State;
 
-/// Numbers in (-1, 1) without a pattern that a wrong index could keep.
-fn numbers(count: usize, seed: u64) -> Vec<f32> {
-    let mut state = seed.wrapping_mul(0x9E37_79B9_7F4A_7C15) | 1;
-    (0..count)
-        .map(|_| {
-            state ^= state << 13;
-            state ^= state >> 7;
-            state ^= state << 17;
-            (state >> 40) as f32 / (1u64 << 23) as f32 - 1.0
-        })
-        .collect()
-}
-
-/// A spec that uses everything at once.
-fn spec(width: usize, features: usize, batch: usize) -> StepSpec {
-    let frequency = |target| Some(FrequencyPenalty { coefficient: 1e-3, target });
-    StepSpec {
-        width,
-        features,
-        batch,
-        pre_bias: true,
-        loss: LossSpec {
-            mse: Mse::Centered,
-            penalty: Penalty::ApproxL0 { epsilon: 0.2 },
-            coefficient: 1e-3,
-            min_sparsity: frequency(0.1),
-            max_sparsity: frequency(0.6),
-            frequency_epsilon: 0.2,
-            weight_by_decoder_norm: true,
-        },
-        decoder_norm: DecoderNorm::Tied,
-        adam: Adam::default(),
-        sparsity_window: 4,
-    }
-}
-
-/// Weights whose features are active in few rows (`shift` above 0) or many.
-fn weights(spec: &StepSpec, shift: f32) -> Parameters {
-    let matrix = spec.width * spec.features;
-    Parameters {
-        encoder: numbers(matrix, 11),
-        encoder_bias: numbers(spec.features, 12).iter().map(|b| b - shift).collect(),
-        decoder: numbers(matrix, 13).iter().map(|w| w / (spec.width as f32).sqrt()).collect(),
-        decoder_bias: numbers(spec.width, 14).iter().map(|b| 0.1 * b).collect(),
-    }
-}
-
-fn batch(spec: &StepSpec, step: u64) -> Vec<f32> {
-    numbers(spec.batch * spec.width, 100 + step)
-}
-
-fn options(path: Path, precision: Precision) -> Options {
-    Options { precision, sparse_density: if path == Path::Sparse { 1.0 } else { 0.0 } }
+fn options(path: Path, precision: Precision) -> DeviceOptions {
+    DeviceOptions { precision, sparse_density: if path == Path::Sparse { 1.0 } else { 0.0 } }
 }
 
 /// An autoencoder on its own device.
@@ -73,7 +25,7 @@ struct Run {
 }
 
 impl Run {
-    fn new(spec: StepSpec, options: Options, weights: &Parameters, order: u32) -> Run {
+    fn new(spec: StepSpec, options: DeviceOptions, weights: &Parameters, order: u32) -> Run {
         let mut device = EmulatedDevice::in_order(order);
         let step = CudaStep::new(&mut device, spec, options, weights).unwrap();
         Run { device, step }
@@ -83,12 +35,12 @@ impl Run {
         self.device.holding(batch)
     }
 
-    fn step(&mut self, batch: &[f32]) -> Result<Stats, StepError> {
+    fn step(&mut self, batch: &[f32]) -> Result<StepReport, StepError> {
         let batch = self.upload(batch);
         self.step.step(&mut self.device, &batch, &Schedule::constant(1e-3))
     }
 
-    fn steps(&mut self, steps: std::ops::Range<u64>) -> Vec<Stats> {
+    fn steps(&mut self, steps: std::ops::Range<u64>) -> Vec<StepReport> {
         let spec = *self.step.spec();
         steps.map(|step| self.step(&batch(&spec, step)).unwrap()).collect()
     }
@@ -103,19 +55,8 @@ impl Run {
     }
 }
 
-fn wide(numbers: &[f32]) -> Vec<f64> {
-    numbers.iter().map(|v| f64::from(*v)).collect()
-}
-
-fn relative_difference(got: &[f32], expected: &[f64]) -> f64 {
-    assert_eq!(got.len(), expected.len());
-    let squared: f64 = got.iter().zip(expected).map(|(a, b)| (f64::from(*a) - b).powi(2)).sum();
-    let scale: f64 = expected.iter().map(|v| v * v).sum();
-    if scale == 0.0 { squared.sqrt() } else { (squared / scale).sqrt() }
-}
-
 /// Trains a few steps and holds weights and moments against the float64 definition's.
-fn follow_the_definition(spec: StepSpec, options: Options, shift: f32, steps: u64, tolerance: f64) {
+fn follow_the_definition(spec: StepSpec, options: DeviceOptions, shift: f32, steps: u64, tolerance: f64) {
     println!("biases less {shift}");
     follow_the_definition_from(&weights(&spec, shift), spec, options, steps, tolerance);
 }
@@ -123,7 +64,7 @@ fn follow_the_definition(spec: StepSpec, options: Options, shift: f32, steps: u6
 fn follow_the_definition_from(
     initial: &Parameters,
     spec: StepSpec,
-    options: Options,
+    options: DeviceOptions,
     steps: u64,
     tolerance: f64,
 ) {
@@ -259,7 +200,7 @@ fn dense_products_of_halves_are_float32_within_rounding_and_bfloat16_is_nearby()
 
 const SIZES: (usize, usize, usize) = (35, 150, 130);
 
-fn example(options: Options, order: u32) -> Run {
+fn example(options: DeviceOptions, order: u32) -> Run {
     let spec = spec(SIZES.0, SIZES.1, SIZES.2);
     Run::new(spec, options, &weights(&spec, 2.0), order)
 }
@@ -271,7 +212,7 @@ fn a_screened_run_equals_a_float32_run_bit_for_bit() {
     for (a, b) in screened.steps(0..6).into_iter().zip(plain.steps(0..6)) {
         // The definition's candidates are the active pairs, the screen's a few more.
         assert!((b.rechecked - b.density).abs() < 1e-12 && a.rechecked >= b.rechecked);
-        assert_eq!(Stats { rechecked: 0.0, ..a }, Stats { rechecked: 0.0, ..b });
+        assert_eq!(StepReport { rechecked: 0.0, ..a }, StepReport { rechecked: 0.0, ..b });
     }
     assert!(screened.state() == plain.state());
     let kernels = [screened.device.launched, plain.device.launched];
@@ -321,7 +262,7 @@ fn a_batch_that_does_not_fit_the_lists_is_refused_by_the_device_and_done_on_the_
         let mut run = example(options(Path::Sparse, Precision::Exact), 0);
         run.step(&batch(&spec, 0)).unwrap().rechecked
     };
-    let options = Options { precision: Precision::Exact, sparse_density: 1.3 * density + 1.0 / cells };
+    let options = DeviceOptions { precision: Precision::Exact, sparse_density: 1.3 * density + 1.0 / cells };
     let mut run = example(options, 0);
     assert_eq!(run.step(&batch(&spec, 0)).unwrap().path, Path::Dense, "a run begins dense");
     assert_eq!(
@@ -426,11 +367,11 @@ fn a_resumed_run_continues_bit_for_bit_like_an_uninterrupted_one() {
 fn a_run_with_other_lists_goes_on_dense_and_finds_back() {
     let spec = spec(SIZES.0, SIZES.1, SIZES.2);
     let with_lists = |sparse_density| {
-        let options = Options { precision: Precision::Exact, sparse_density };
+        let options = DeviceOptions { precision: Precision::Exact, sparse_density };
         Run::new(spec, options, &weights(&spec, 4.0), 0)
     };
     let mut first = with_lists(0.5);
-    let paths = |stats: Vec<Stats>| stats.into_iter().map(|stats| stats.path).collect::<Vec<_>>();
+    let paths = |stats: Vec<StepReport>| stats.into_iter().map(|stats| stats.path).collect::<Vec<_>>();
     assert_eq!(paths(first.steps(0..4)), [Path::Dense, Path::Dense, Path::Sparse, Path::Sparse]);
     let state = first.state();
     for (density, expected) in [(0.5, [Path::Sparse; 3]), (0.4, [Path::Dense, Path::Dense, Path::Sparse])] {
@@ -450,7 +391,7 @@ fn states_of_other_sizes_and_too_little_memory_are_refused_with_numbers() {
     let mut device = EmulatedDevice::new();
     device.free = 100_000;
     let spec = spec(SIZES.0, SIZES.1, SIZES.2);
-    let result = CudaStep::new(&mut device, spec, Options::default(), &weights(&spec, 0.0));
+    let result = CudaStep::new(&mut device, spec, DeviceOptions::default(), &weights(&spec, 0.0));
     let error = result.err().expect("there is not enough memory").to_string();
     assert!(error.contains("lower the batch size"), "{error}");
 }
@@ -460,7 +401,7 @@ fn the_memory_that_is_planned_is_what_training_takes() {
     for precision in [Precision::Exact, Precision::Bf16, Precision::Fp32] {
         for (d, f, b) in [(64, 200, 100), (100, 300, 70)] {
             let spec = StepSpec { sparsity_window: 20, ..spec(d, f, b) };
-            let options = Options { precision, sparse_density: 0.05 };
+            let options = DeviceOptions { precision, sparse_density: 0.05 };
             let mut device = EmulatedDevice::new();
             let free = device.free;
             let mut step = CudaStep::new(&mut device, spec, options, &weights(&spec, 0.0)).unwrap();

@@ -1,6 +1,7 @@
 //! The float64 definition's gradients against central differences of the functions that they are the gradients of.
 
-use kernels::loss::{FrequencyPenalty, LossSpec, Mse, Penalty};
+use example_steps::{PENALTIES, numbers_f64};
+use kernels::loss::{FrequencyPenalty, LossSpec, Mse};
 use kernels::reference::{Parameters, forward, frequency_slopes, gradients, surrogate_loss};
 use kernels::spec::{Adam, DecoderNorm, Schedule, StepSpec};
 
@@ -8,27 +9,15 @@ const WIDTH: usize = 5;
 const FEATURES: usize = 9;
 const BATCH: usize = 8;
 
-fn numbers(count: usize, seed: u64) -> Vec<f64> {
-    let mut state = seed.wrapping_mul(0x9E37_79B9_7F4A_7C15) | 1;
-    (0..count)
-        .map(|_| {
-            state ^= state << 13;
-            state ^= state >> 7;
-            state ^= state << 17;
-            (state >> 11) as f64 / (1u64 << 52) as f64 - 1.0
-        })
-        .collect()
-}
-
 /// Weights under which feature 0 is dead, feature 1 dense, and the others on and off.
 fn weights() -> Parameters {
-    let mut b_enc: Vec<f64> = numbers(FEATURES, 1).iter().map(|b| b * 0.2).collect();
+    let mut b_enc: Vec<f64> = numbers_f64(FEATURES, 1).iter().map(|b| b * 0.2).collect();
     (b_enc[0], b_enc[1]) = (-20.0, 20.0);
     Parameters {
-        w_enc: numbers(WIDTH * FEATURES, 2),
+        w_enc: numbers_f64(WIDTH * FEATURES, 2),
         b_enc,
-        w_dec: numbers(FEATURES * WIDTH, 3),
-        b_dec: numbers(WIDTH, 4),
+        w_dec: numbers_f64(FEATURES * WIDTH, 3),
+        b_dec: numbers_f64(WIDTH, 4),
     }
 }
 
@@ -46,17 +35,10 @@ fn spec(loss: LossSpec, pre_bias: bool) -> StepSpec {
 }
 
 fn configurations() -> Vec<StepSpec> {
-    let penalties = [
-        Penalty::None,
-        Penalty::ApproxL0 { epsilon: 0.2 },
-        Penalty::L1,
-        Penalty::Tanh { scale: 0.7 },
-        Penalty::Log { epsilon: 0.3 },
-    ];
     let frequency = |target| Some(FrequencyPenalty { coefficient: 0.05, target });
     let mut all = Vec::new();
     for mse in [Mse::Sum, Mse::Centered, Mse::Uncentered] {
-        for penalty in penalties {
+        for penalty in PENALTIES {
             for variant in 0..4 {
                 let loss = LossSpec {
                     mse,
@@ -77,7 +59,7 @@ fn configurations() -> Vec<StepSpec> {
 #[test]
 fn gradients_equal_central_differences_in_every_configuration() {
     let weights = weights();
-    let x = numbers(BATCH * WIDTH, 5);
+    let x = numbers_f64(BATCH * WIDTH, 5);
     let schedule = Schedule { lr: 0.0, coefficient_scale: 0.8, epsilon_scale: 0.9 };
     for spec in configurations() {
         let pass = forward(&spec, &weights, &x);
@@ -109,7 +91,7 @@ fn gradients_equal_central_differences_in_every_configuration() {
 #[test]
 fn a_dead_feature_gets_no_gradient_and_a_dense_one_its_frequency() {
     let weights = weights();
-    let x = numbers(BATCH * WIDTH, 5);
+    let x = numbers_f64(BATCH * WIDTH, 5);
     let mut spec = spec(LossSpec::reconstruction(Mse::Sum), false);
     let plain = |spec: &StepSpec| {
         let pass = forward(spec, &weights, &x);

@@ -1,16 +1,13 @@
 //! The engine that drives a GPU, on an emulated one. It follows the CPU engine step by step, with and without a step ahead,
 //! through refused steps, bad batches and changes of engine.
 
-#[path = "../../kernels/tests/emulation/mod.rs"]
-mod emulation;
-
 use emulation::{EmulatedDevice, EmulatedDriver};
 use kernels::cuda::cuda_device::{CudaDevice, CudaOptions};
 use kernels::cuda::device::Device;
 use sae::Weights;
 use sae_trainer::engine::{
-    Adam, CpuEngine, CpuOptions, DecoderNorm, DeviceEngine, DeviceOptions, Engine, EngineError, EngineState,
-    FrequencyPenalty, LossSpec, Mse, Path, Penalty, Precision, Schedule, StepSpec, StepStats,
+    CpuEngine, CpuOptions, DecoderNorm, DeviceEngine, DeviceOptions, Engine, LossSpec, Path, Precision,
+    Schedule, State, StepError, StepReport, StepSpec,
 };
 
 const WIDTH: usize = 20;
@@ -18,36 +15,16 @@ const FEATURES: usize = 70;
 const BATCH: usize = 36;
 
 fn spec() -> StepSpec {
-    let frequency = |target| Some(FrequencyPenalty { coefficient: 1e-3, target });
+    let all = example_steps::spec(WIDTH, FEATURES, BATCH);
     StepSpec {
-        width: WIDTH,
-        features: FEATURES,
-        batch: BATCH,
-        pre_bias: true,
-        loss: LossSpec {
-            mse: Mse::Centered,
-            penalty: Penalty::ApproxL0 { epsilon: 0.2 },
-            coefficient: 3e-2,
-            min_sparsity: frequency(0.1),
-            max_sparsity: frequency(0.6),
-            frequency_epsilon: 0.2,
-            weight_by_decoder_norm: false,
-        },
+        loss: LossSpec { coefficient: 3e-2, weight_by_decoder_norm: false, ..all.loss },
         decoder_norm: DecoderNorm::Unit,
-        adam: Adam::default(),
-        sparsity_window: 4,
+        ..all
     }
 }
 
 fn batch(step: u64) -> Vec<f32> {
-    let mut state = (step + 1).wrapping_mul(0x9E37_79B9_7F4A_7C15) | 1;
-    let mut next = || {
-        state ^= state << 13;
-        state ^= state >> 7;
-        state ^= state << 17;
-        (state >> 40) as f32 / (1u64 << 23) as f32 - 1.0
-    };
-    (0..BATCH * WIDTH).map(|_| next()).collect()
+    example_steps::batch(&spec(), step)
 }
 
 fn weights() -> Weights {
@@ -68,7 +45,7 @@ fn schedule(step: u64) -> Schedule {
 }
 
 /// Gives the engine a step ahead, as the training loop does.
-fn train_ahead(engine: &mut dyn Engine, steps: std::ops::Range<u64>) -> Vec<StepStats> {
+fn train_ahead(engine: &mut dyn Engine, steps: std::ops::Range<u64>) -> Vec<StepReport> {
     let mut all = Vec::new();
     for step in steps {
         all.extend(engine.submit(&batch(step), &schedule(step)).unwrap());
@@ -79,11 +56,11 @@ fn train_ahead(engine: &mut dyn Engine, steps: std::ops::Range<u64>) -> Vec<Step
     all
 }
 
-fn train(engine: &mut dyn Engine, steps: std::ops::Range<u64>) -> Vec<StepStats> {
+fn train(engine: &mut dyn Engine, steps: std::ops::Range<u64>) -> Vec<StepReport> {
     steps.map(|step| engine.step(&batch(step), &schedule(step)).unwrap()).collect()
 }
 
-fn assert_alike(got: &[StepStats], expected: &[StepStats]) {
+fn assert_alike(got: &[StepReport], expected: &[StepReport]) {
     assert_eq!(got.len(), expected.len());
     for (got, expected) in got.iter().zip(expected) {
         assert_eq!(got.step, expected.step);
@@ -143,7 +120,7 @@ fn a_bad_batch_stops_only_itself_and_the_steps_behind_it() {
         assert_eq!(engine.submit(&bad, &schedule(3)).unwrap(), None);
         assert_eq!(engine.submit(&batch(4), &schedule(4)).unwrap(), None);
         let error = engine.submit(&batch(5), &schedule(5)).unwrap_err();
-        assert_eq!(error, EngineError::NonFiniteRow { row: 5 });
+        assert_eq!(error, StepError::NonFiniteRow { row: 5 });
         assert_eq!(engine.finish().unwrap(), None);
         assert!(engine.state().unwrap() == before);
         assert_eq!(engine.evaluate(&bad).unwrap_err(), error);
@@ -160,7 +137,7 @@ fn a_run_can_change_its_engine() {
     train(&mut cpu, 0..6);
     let mut device = device_engine(1.0);
     device.restore(cpu.state().unwrap()).unwrap();
-    let same = EngineState { path_choice: None, ..device.state().unwrap() };
+    let same = State { path_choice: None, ..device.state().unwrap() };
     assert!(same == cpu.state().unwrap());
     assert_eq!(device.weights().unwrap(), cpu.weights().unwrap());
     assert_eq!(device.frequencies().unwrap(), cpu.frequencies().unwrap());
@@ -204,7 +181,7 @@ fn large_spec() -> StepSpec {
 }
 
 /// Twelve steps on lists that hold every pair, recorded from the fourth on.
-fn train_on_large_batches<D: Device>(device: D) -> (Vec<StepStats>, EngineState) {
+fn train_on_large_batches<D: Device>(device: D) -> (Vec<StepReport>, State) {
     let (spec, options) = (large_spec(), DeviceOptions { precision: Precision::Fp32, sparse_density: 1.0 });
     let weights = Weights::init(spec.width, spec.features, 7);
     let mut engine = DeviceEngine::new(device, spec, &weights, options).unwrap();

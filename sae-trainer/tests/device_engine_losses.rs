@@ -1,14 +1,12 @@
 //! The engine that drives a GPU, on an emulated one, follows the CPU engine step by step in every configuration of losses and
 //! norms, on both paths.
 
-#[path = "../../kernels/tests/emulation/mod.rs"]
-mod emulation;
-
 use emulation::EmulatedDevice;
+use example_steps::{PENALTIES, numbers};
 use sae::Weights;
 use sae_trainer::engine::{
-    Adam, CpuEngine, CpuOptions, DecoderNorm, DeviceEngine, DeviceOptions, Engine, EngineState,
-    FrequencyPenalty, LossSpec, Mse, Parameters, Path, Penalty, Precision, Schedule, StepSpec,
+    Adam, CpuEngine, CpuOptions, DecoderNorm, DeviceEngine, DeviceOptions, Engine, FrequencyPenalty,
+    LossSpec, Mse, Parameters, Path, Precision, Schedule, State, StepSpec,
 };
 
 const WIDTH: usize = 21;
@@ -16,31 +14,16 @@ const FEATURES: usize = 75;
 const BATCH: usize = 70;
 const STEPS: u64 = 4;
 
-/// Numbers in (-1, 1).
 fn batch(step: u64) -> Vec<f32> {
-    let mut state = (step + 1).wrapping_mul(0x9E37_79B9_7F4A_7C15) | 1;
-    let mut next = || {
-        state ^= state << 13;
-        state ^= state >> 7;
-        state ^= state << 17;
-        (state >> 40) as f32 / (1u64 << 23) as f32 - 1.0
-    };
-    (0..BATCH * WIDTH).map(|_| next()).collect()
+    numbers(BATCH * WIDTH, step + 1)
 }
 
 /// Every penalty, alone and weighted by the decoder's norm, with every decoder norm; every MSE, the pre-bias and
 /// every combination of frequency terms in turns.
 fn configurations() -> Vec<StepSpec> {
-    let penalties = [
-        Penalty::None,
-        Penalty::ApproxL0 { epsilon: 0.2 },
-        Penalty::L1,
-        Penalty::Tanh { scale: 0.7 },
-        Penalty::Log { epsilon: 0.3 },
-    ];
     let frequency = |target| Some(FrequencyPenalty { coefficient: 1e-3, target });
     let mut all = Vec::new();
-    for penalty in penalties {
+    for penalty in PENALTIES {
         for weight_by_decoder_norm in [false, true] {
             for decoder_norm in [DecoderNorm::Unit, DecoderNorm::Tied, DecoderNorm::Free] {
                 let number = all.len();
@@ -127,15 +110,8 @@ fn it_follows_the_cpu_engine_in_every_configuration() {
                     let off = (got - expected).abs();
                     assert!(off <= 1e-5 * expected.abs(), "{name} of {}: {got} {expected}", case());
                 }
-                let EngineState {
-                    step,
-                    weights,
-                    first_moments,
-                    second_moments,
-                    window,
-                    steps_since_fired,
-                    ..
-                } = device.state().unwrap();
+                let State { step, weights, first_moments, second_moments, window, steps_since_fired, .. } =
+                    device.state().unwrap();
                 let state = cpu.state().unwrap();
                 assert_eq!(step, state.step);
                 assert!(window == state.window, "window, {}", case());

@@ -1,17 +1,14 @@
 //! Engines that share an emulated device: each computes what it would compute alone, and a batch is uploaded once for all of
 //! them.
 
-#[path = "../../kernels/tests/emulation/mod.rs"]
-mod emulation;
-
 use emulation::EmulatedDevice;
+use example_steps::numbers;
 use half::f16;
-use kernels::cuda::device::DeviceError;
+use kernels::error::DeviceError;
 use sae::Weights;
 use sae_trainer::engine::{
-    Adam, DecoderNorm, DeviceEngine, DeviceOptions, Engine, EngineError, EngineState, FrequencyPenalty,
-    LossSpec, Mse, Path, Penalty, Precision, Rows, Schedule, SharedDevice, StepSpec, StepStats,
-    device_memory,
+    Adam, DecoderNorm, DeviceEngine, DeviceOptions, Engine, FrequencyPenalty, LossSpec, Mse, Path, Penalty,
+    Precision, Rows, Schedule, SharedDevice, State, StepError, StepReport, StepSpec, device_memory,
 };
 
 const WIDTH: usize = 20;
@@ -61,14 +58,7 @@ fn weights(spec: &StepSpec) -> Weights {
 }
 
 fn batch(step: u64) -> Vec<f32> {
-    let mut state = (step + 1).wrapping_mul(0x9E37_79B9_7F4A_7C15) | 1;
-    let mut next = || {
-        state ^= state << 13;
-        state ^= state >> 7;
-        state ^= state << 17;
-        (state >> 40) as f32 / (1u64 << 23) as f32 - 1.0
-    };
-    (0..BATCH * WIDTH).map(|_| next()).collect()
+    numbers(BATCH * WIDTH, step + 1)
 }
 
 fn schedule(step: u64) -> Schedule {
@@ -80,14 +70,14 @@ fn sharing(device: &SharedDevice<EmulatedDevice>, spec: StepSpec, density: f64) 
 }
 
 /// One step of each engine on one batch.
-fn submit(engines: &mut [Emulated], step: u64, stats: &mut [Vec<StepStats>]) {
+fn submit(engines: &mut [Emulated], step: u64, stats: &mut [Vec<StepReport>]) {
     let rows = batch(step);
     for (engine, stats) in engines.iter_mut().zip(stats) {
         stats.extend(engine.submit_shared(step, Rows::F32(&rows), &schedule(step)).unwrap());
     }
 }
 
-fn settle(engines: &mut [Emulated], stats: &mut [Vec<StepStats>]) {
+fn settle(engines: &mut [Emulated], stats: &mut [Vec<StepReport>]) {
     for (engine, stats) in engines.iter_mut().zip(stats) {
         while let Some(done) = engine.finish().unwrap() {
             stats.push(done);
@@ -96,7 +86,7 @@ fn settle(engines: &mut [Emulated], stats: &mut [Vec<StepStats>]) {
 }
 
 /// The steps of an engine that has the device for itself.
-fn alone(spec: StepSpec, density: f64, steps: std::ops::Range<u64>) -> (Vec<StepStats>, EngineState) {
+fn alone(spec: StepSpec, density: f64, steps: std::ops::Range<u64>) -> (Vec<StepReport>, State) {
     let engine = DeviceEngine::new(EmulatedDevice::new(), spec, &weights(&spec), options(density));
     let (mut engines, mut stats) = ([engine.unwrap()], [Vec::new()]);
     for step in steps {
@@ -250,7 +240,7 @@ fn one_engines_bad_step_leaves_the_others_as_they_are() {
     engines[0].submit_shared(4, Rows::F32(&rows), &schedule(4)).unwrap();
     engines[1].submit_shared(4, Rows::F32(&rows), &schedule(4)).unwrap();
     let error = engines[0].finish().unwrap_err();
-    assert!(matches!(error, EngineError::NonFiniteLoss { step: 5, .. }), "{error}");
+    assert!(matches!(error, StepError::NonFiniteLoss { step: 5, .. }), "{error}");
     drop(engines.remove(0));
     let mut stats = vec![Vec::new()];
     for step in 5..8 {
@@ -276,7 +266,7 @@ fn memory_is_added_up_before_the_first_engine_is_made() {
     device.with(|device| device.free = all - 1);
     device.check_memory(&steps[..2]).unwrap();
     match device.check_memory(&steps).unwrap_err() {
-        EngineError::Device(error @ DeviceError::OutOfMemory { .. }) => {
+        StepError::Device(error @ DeviceError::OutOfMemory { .. }) => {
             let told = error.to_string();
             assert!(told.contains(&all.to_string()) && told.contains(&(all - 1).to_string()), "{told}");
             assert!(told.contains("3 autoencoders") && told.contains("trained at once"), "{told}");

@@ -1,55 +1,13 @@
-//! The CPU engine against PyTorch's 50 steps (`kernels/tests/golden`), and its own promises: one result for any number of
+//! The CPU engine against PyTorch's 50 steps ([`Golden`]), and its own promises: one result for any number of
 //! threads and for either path, exact resume, and weights untouched by a bad batch.
 
-use std::collections::BTreeMap;
-use std::path::Path as FilePath;
-
+use example_steps::{Golden, numbers, relative_difference, single};
 use kernels::cpu::Isa;
 use kernels::cpu::rows::round_to_bf16;
 use sae::Weights;
 use sae_trainer::engine::{
-    Adam, CpuEngine, CpuOptions, DecoderNorm, Engine, EngineError, FrequencyPenalty, LossSpec, Mse, Path,
-    Penalty, Schedule, StepSpec, StepStats, Sums,
+    CpuEngine, CpuOptions, Engine, Mse, Path, Schedule, StepError, StepReport, StepSpec, Sums,
 };
-use safetensors::{Dtype, SafeTensors};
-
-#[derive(serde::Deserialize)]
-struct Case {
-    spec: StepSpec,
-    schedule: Vec<(f64, f64, f64)>,
-}
-
-fn golden(file: &str) -> Vec<u8> {
-    let folder = FilePath::new(env!("CARGO_MANIFEST_DIR")).join("../kernels/tests/golden");
-    let path = folder.join(file);
-    std::fs::read(&path).unwrap_or_else(|error| panic!("{}: {error}", path.display()))
-}
-
-fn tensor(file: &SafeTensors<'_>, name: &str) -> Vec<f64> {
-    let view = file.tensor(name).unwrap_or_else(|error| panic!("{name}: {error}"));
-    let data = view.data();
-    match view.dtype() {
-        Dtype::F32 => data
-            .chunks_exact(4)
-            .map(|bytes| f64::from(f32::from_le_bytes(bytes.try_into().unwrap())))
-            .collect(),
-        Dtype::F64 => {
-            data.chunks_exact(8).map(|bytes| f64::from_le_bytes(bytes.try_into().unwrap())).collect()
-        }
-        other => panic!("{name} is {other:?}"),
-    }
-}
-
-fn single(numbers: Vec<f64>) -> Vec<f32> {
-    numbers.into_iter().map(|v| v as f32).collect()
-}
-
-/// ‖got − expected‖ / ‖expected‖.
-fn relative_difference(got: &[f32], expected: &[f64]) -> f64 {
-    assert_eq!(got.len(), expected.len());
-    let squared: f64 = got.iter().zip(expected).map(|(a, b)| (f64::from(*a) - b).powi(2)).sum();
-    (squared / expected.iter().map(|v| v * v).sum::<f64>()).sqrt()
-}
 
 /// Options that force one path.
 fn only(path: Path) -> CpuOptions {
@@ -59,28 +17,26 @@ fn only(path: Path) -> CpuOptions {
 
 #[test]
 fn fifty_steps_end_at_pytorchs_weights_in_every_configuration() {
-    let bytes = golden("steps.safetensors");
-    let file = SafeTensors::deserialize(&bytes).unwrap();
-    let batches = single(tensor(&file, "batches"));
-    let cases: BTreeMap<String, Case> = serde_json::from_slice(&golden("steps.json")).unwrap();
+    let golden = Golden::read();
+    let batches = single(golden.tensor("batches"));
     let mut worst: (f64, String) = (0.0, String::new());
-    for (name, Case { spec, schedule }) in &cases {
+    for (name, case) in &golden.cases {
+        let spec = &case.spec;
         let initial = Weights {
             d_in: spec.width,
             d_sae: spec.features,
-            w_enc: single(tensor(&file, "initial/W_enc")),
-            b_enc: single(tensor(&file, "initial/b_enc")),
-            w_dec: single(tensor(&file, "initial/W_dec")),
-            b_dec: single(tensor(&file, "initial/b_dec")),
+            w_enc: single(golden.tensor("initial/W_enc")),
+            b_enc: single(golden.tensor("initial/b_enc")),
+            w_dec: single(golden.tensor("initial/W_dec")),
+            b_dec: single(golden.tensor("initial/b_dec")),
         };
-        let losses = tensor(&file, &format!("{name}/loss"));
+        let losses = golden.tensor(&format!("{name}/loss"));
         for path in [Path::Sparse, Path::Dense] {
             let mut engine = CpuEngine::new(*spec, &initial, only(path)).unwrap();
             for ((batch, now), loss) in
-                batches.chunks_exact(spec.batch * spec.width).zip(schedule).zip(&losses)
+                batches.chunks_exact(spec.batch * spec.width).zip(case.schedule()).zip(losses)
             {
-                let (lr, coefficient_scale, epsilon_scale) = *now;
-                let stats = engine.step(batch, &Schedule { lr, coefficient_scale, epsilon_scale }).unwrap();
+                let stats = engine.step(batch, &now).unwrap();
                 assert_eq!(stats.path, path);
                 let off = (stats.loss - loss).abs() / loss.abs();
                 assert!(off < 1e-5, "{name} {path:?} step {}: {} {loss}", stats.step, stats.loss);
@@ -92,8 +48,8 @@ fn fifty_steps_end_at_pytorchs_weights_in_every_configuration() {
                 ("W_dec", &weights.w_dec),
                 ("b_dec", &weights.b_dec),
             ] {
-                let expected = tensor(&file, &format!("{name}/weights/{key}"));
-                let off = relative_difference(got, &expected);
+                let expected = golden.tensor(&format!("{name}/weights/{key}"));
+                let off = relative_difference(got, expected);
                 assert!(off < 1e-5, "{name} {path:?} {key}: {off:e}");
                 if off > worst.0 {
                     worst = (off, format!("{name} {path:?} {key}"));
@@ -108,38 +64,8 @@ const WIDTH: usize = 35;
 const FEATURES: usize = 150;
 const BATCH: usize = 130;
 
-fn numbers(count: usize, seed: u64) -> Vec<f32> {
-    let mut state = seed.wrapping_mul(0x9E37_79B9_7F4A_7C15) | 1;
-    (0..count)
-        .map(|_| {
-            state ^= state << 13;
-            state ^= state >> 7;
-            state ^= state << 17;
-            (state >> 40) as f32 / (1u64 << 23) as f32 - 1.0
-        })
-        .collect()
-}
-
 fn spec() -> StepSpec {
-    let frequency = |target| Some(FrequencyPenalty { coefficient: 1e-3, target });
-    StepSpec {
-        width: WIDTH,
-        features: FEATURES,
-        batch: BATCH,
-        pre_bias: true,
-        loss: LossSpec {
-            mse: Mse::Centered,
-            penalty: Penalty::ApproxL0 { epsilon: 0.2 },
-            coefficient: 1e-3,
-            min_sparsity: frequency(0.1),
-            max_sparsity: frequency(0.6),
-            frequency_epsilon: 0.2,
-            weight_by_decoder_norm: true,
-        },
-        decoder_norm: DecoderNorm::Tied,
-        adam: Adam::default(),
-        sparsity_window: 4,
-    }
+    example_steps::spec(WIDTH, FEATURES, BATCH)
 }
 
 fn engine(options: CpuOptions) -> CpuEngine {
@@ -147,11 +73,11 @@ fn engine(options: CpuOptions) -> CpuEngine {
 }
 
 fn batch(step: u64) -> Vec<f32> {
-    numbers(BATCH * WIDTH, 100 + step)
+    example_steps::batch(&spec(), step)
 }
 
 /// Trains and returns what was reported.
-fn train(engine: &mut CpuEngine, steps: std::ops::Range<u64>) -> Vec<StepStats> {
+fn train(engine: &mut CpuEngine, steps: std::ops::Range<u64>) -> Vec<StepReport> {
     let schedule = Schedule::constant(1e-3);
     steps.map(|step| engine.step(&batch(step), &schedule).unwrap()).collect()
 }
@@ -252,13 +178,13 @@ fn nan_and_infinity_in_a_batch_leave_everything_as_it_was() {
         let mut rows = batch(3);
         rows[57 * WIDTH + 4] = bad;
         let error = engine.step(&rows, &Schedule::constant(1e-3)).unwrap_err();
-        assert_eq!(error, EngineError::NonFiniteRow { row: 57 });
+        assert_eq!(error, StepError::NonFiniteRow { row: 57 });
         assert_eq!(engine.evaluate(&rows).unwrap_err(), error);
     }
     // Finite rows whose squares are not: the loss is infinite.
     let huge: Vec<f32> = batch(3).iter().map(|x| x * 1e30).collect();
     let error = engine.step(&huge, &Schedule::constant(1e-3)).unwrap_err();
-    assert!(matches!(error, EngineError::NonFiniteLoss { step: 4, .. }), "{error}");
+    assert!(matches!(error, StepError::NonFiniteLoss { step: 4, .. }), "{error}");
     assert!(engine.state().unwrap() == before);
 }
 
@@ -268,7 +194,7 @@ fn a_row_at_the_mean_is_named_when_its_distance_divides() {
     let before = engine.state().unwrap();
     let row = numbers(WIDTH, 3);
     let error = engine.step(&row.repeat(BATCH), &Schedule::constant(1e-3)).unwrap_err();
-    assert!(matches!(error, EngineError::ZeroNorm { row: 0, mse: Mse::Centered, .. }), "{error}");
+    assert!(matches!(error, StepError::ZeroNorm { row: 0, mse: Mse::Centered, .. }), "{error}");
     assert!(engine.state().unwrap() == before);
 }
 
@@ -292,7 +218,7 @@ fn wrong_sizes_are_refused_with_both_numbers() {
 fn a_step_that_overflows_the_weights_says_that_they_are_lost() {
     let mut engine = engine(CpuOptions::default());
     let error = engine.step(&batch(0), &Schedule::constant(1e38)).unwrap_err();
-    assert_eq!(error, EngineError::Diverged { step: 1 });
+    assert_eq!(error, StepError::Diverged { step: 1 });
 }
 
 #[test]

@@ -4,6 +4,7 @@ use std::str::FromStr;
 use std::time::Instant;
 
 use anyhow::{Result, bail};
+use example_steps::rows;
 use half::f16;
 use kernels::cuda::cuda_device::Timings;
 use ndarray::Array2;
@@ -14,7 +15,7 @@ use sae_trainer::engine::{
 };
 use serde_json::json;
 
-use super::{Size, device, figure, median, rows};
+use super::{Size, device, figure, median};
 
 /// Active features of a row in the sparse regime.
 const L0: f64 = 20.0;

@@ -1,11 +1,12 @@
 //! What this GPU can do at most, measured: the ceilings that lower bounds on times are computed from.
 
 use anyhow::Result;
+use example_steps::numbers;
 use kernels::cuda::cuda_device::CudaDevice;
 use kernels::cuda::device::{Device, Element, Factor, Gemm};
 use serde_json::json;
 
-use super::{device, figure, median, numbers};
+use super::{device, figure, median};
 
 /// Untimed repetitions, which bring the clocks up, and timed ones.
 const WARM_UP: usize = 3;

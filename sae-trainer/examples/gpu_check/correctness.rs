@@ -4,15 +4,16 @@
 use std::str::FromStr;
 
 use anyhow::{Result, bail};
+use example_steps::{batch, rows};
 use ndarray::{Array2, ArrayView2};
 use sae::Weights;
 use sae_trainer::engine::{
-    Adam, CpuEngine, CpuOptions, CudaEngine, DecoderNorm, DeviceOptions, Engine, Forward, FrequencyPenalty,
-    LossSpec, Mse, Parameters, Path, Penalty, Precision, Schedule, StepError, StepSpec, Sums,
+    CpuEngine, CpuOptions, CudaEngine, DecoderNorm, DeviceOptions, Engine, Forward, LossSpec, Mse,
+    Parameters, Path, Penalty, Precision, Schedule, StepError, StepSpec, Sums,
 };
 use serde_json::json;
 
-use super::{device, figure, rows};
+use super::{device, figure};
 
 /// Optimizer steps of a comparison.
 const STEPS: u64 = 6;
@@ -26,24 +27,13 @@ struct Case {
 }
 
 fn spec((width, features, batch): (usize, usize, usize)) -> StepSpec {
-    let frequency = |target| Some(FrequencyPenalty { coefficient: 1e-3, target });
+    let all = example_steps::spec(width, features, batch);
     StepSpec {
-        width,
-        features,
-        batch,
         pre_bias: false,
-        loss: LossSpec {
-            mse: Mse::Centered,
-            penalty: Penalty::ApproxL0 { epsilon: 0.2 },
-            coefficient: 1e-3,
-            min_sparsity: frequency(0.1),
-            max_sparsity: frequency(0.6),
-            frequency_epsilon: 0.2,
-            weight_by_decoder_norm: false,
-        },
+        loss: LossSpec { weight_by_decoder_norm: false, ..all.loss },
         decoder_norm: DecoderNorm::Unit,
-        adam: Adam::default(),
         sparsity_window: 3,
+        ..all
     }
 }
 
@@ -197,7 +187,7 @@ fn compare(case: &Case, precision: Precision, path: Path) -> Result<Found> {
     };
     let mut crossed = vec![false; spec.features];
     for step in 0..STEPS {
-        let batch = rows(spec.batch, spec.width, 100 + step);
+        let batch = batch(&spec, step);
         let got = gpu.step(batch.view().into(), &schedule)?;
         let expected = cpu.step(batch.view().into(), &schedule)?;
         let off = (got.terms.mse - expected.terms.mse).abs() / expected.terms.mse.abs().max(1e-30);

@@ -3,6 +3,7 @@
 use std::time::Instant;
 
 use anyhow::Result;
+use example_steps::numbers;
 use ndarray::Array2;
 use sae::Weights;
 use sae_trainer::engine::{
@@ -10,7 +11,7 @@ use sae_trainer::engine::{
     Mse, Path, Penalty, Precision, Schedule, StepSpec,
 };
 
-use super::{device, numbers};
+use super::device;
 
 const WIDTH: usize = 64;
 const FEATURES: usize = 1024;

@@ -17,7 +17,6 @@ use std::str::FromStr;
 
 use anyhow::{Context, Result, bail};
 use kernels::cuda::cuda_device::{CudaDevice, CudaOptions};
-use ndarray::Array2;
 use sae_trainer::engine::Precision;
 
 const USAGE: &str = "usage: gpu_check PART
@@ -57,24 +56,6 @@ impl FromStr for Size {
 /// The GPU, its new memory full of NaN if `poison`.
 fn device(poison: bool) -> Result<CudaDevice> {
     Ok(CudaDevice::new(&CudaOptions { poison, ..CudaOptions::default() })?)
-}
-
-/// Numbers in (−1, 1), the same for the same seed.
-fn numbers(count: usize, seed: u64) -> Vec<f32> {
-    let mut state = seed.wrapping_add(1).wrapping_mul(0x9E37_79B9_7F4A_7C15) | 1;
-    (0..count)
-        .map(|_| {
-            state ^= state << 13;
-            state ^= state >> 7;
-            state ^= state << 17;
-            (state >> 40) as f32 / (1u64 << 23) as f32 - 1.0
-        })
-        .collect()
-}
-
-/// The same as rows [count, width].
-fn rows(count: usize, width: usize, seed: u64) -> Array2<f32> {
-    Array2::from_shape_vec((count, width), numbers(count * width, seed)).expect("as many numbers")
 }
 
 fn median(values: &mut [f64]) -> f64 {

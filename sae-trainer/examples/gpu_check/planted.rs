@@ -13,7 +13,7 @@ use ndarray::ArrayView2;
 use rayon::prelude::*;
 use sae::{Config, Metadata, Sae, Weights};
 
-use super::numbers;
+use example_steps::numbers;
 
 const CONTEXT: usize = 128;
 /// Contexts whose rows are made at the same time.

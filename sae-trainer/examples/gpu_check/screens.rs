@@ -2,13 +2,14 @@
 //! that the order of a float32 sum decides.
 
 use anyhow::Result;
+use example_steps::numbers;
 use kernels::cuda::cuda_device::{CudaBuffer, CudaDevice};
 use kernels::cuda::device::{Device, Screen};
 use kernels::cuda::launch;
 
 use serde_json::json;
 
-use super::{Size, device, figure, median, numbers};
+use super::{Size, device, figure, median};
 
 /// All arrays of a screen on the device.
 struct Case {

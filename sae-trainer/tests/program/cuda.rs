@@ -1,4 +1,4 @@
-//! `--device cuda` on an emulated driver (`kernels/tests/emulation/driver/README.md`): the program is the real one, and its
+//! `--device cuda` on an emulated driver (`kernels/emulation/cpp/driver/README.md`): the program is the real one, and its
 //! kernels run on the CPU.
 
 use std::path::Path;
@@ -7,8 +7,8 @@ use std::time::{Duration, Instant};
 
 use serde_json::Value;
 
-use crate::emulation::EmulatedDriver;
 use crate::fixture::{Place, text};
+use emulation::EmulatedDriver;
 
 /// From an autoencoder that few features of which are active in a row: after the first steps the sparse path is taken.
 const RUN: &str = "--store store --batch 128 --lr 1e-3 --l0-coefficient 2e-2 --log-every 1 --steps 30 \

@@ -5,8 +5,8 @@ use std::process::Command;
 
 use serde_json::Value;
 
-use crate::emulation::EmulatedDriver;
 use crate::fixture::text;
+use emulation::EmulatedDriver;
 
 /// A call and what it found.
 struct Call {

@@ -5,8 +5,6 @@ mod compare;
 mod cuda;
 mod damage;
 mod default_store;
-#[path = "../../../kernels/tests/emulation/mod.rs"]
-mod emulation;
 mod endings;
 mod errors;
 mod faults;

@@ -1,19 +1,8 @@
 //! Dense, sparse and screened encodes against the definition and against each other.
 
-use super::*;
+use example_steps::numbers;
 
-/// Numbers in (-1, 1) without a pattern that a wrong index could keep.
-fn numbers(count: usize, seed: u64) -> Vec<f32> {
-    let mut state = seed.wrapping_mul(0x9E37_79B9_7F4A_7C15) | 1;
-    (0..count)
-        .map(|_| {
-            state ^= state << 13;
-            state ^= state >> 7;
-            state ^= state << 17;
-            (state >> 40) as f32 / (1u64 << 23) as f32 - 1.0
-        })
-        .collect()
-}
+use super::*;
 
 /// z by the definition: the bias, then one product after the other, in float32.
 fn definition(input: &Encode<'_>, fused: bool) -> Vec<f32> {

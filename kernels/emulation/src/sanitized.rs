@@ -2,11 +2,11 @@
 
 use std::process::Command;
 
-use super::library::SANITIZED;
+use crate::library::SANITIZED;
 
 /// Runs this binary's other tests in a process with the sanitizer; `own` is the test that calls this. In that
 /// process it does nothing.
-pub(crate) fn run_again_sanitized(own: &str) {
+pub fn run_again_sanitized(own: &str) {
     if std::env::var_os(SANITIZED).is_some() {
         return;
     }

@@ -1,4 +1,4 @@
-//! Builds the emulated CUDA driver (`driver/README.md`) and runs programs on it.
+//! Builds the emulated CUDA driver (`cpp/driver/README.md`) and runs programs on it.
 
 use std::hash::{DefaultHasher, Hash, Hasher};
 use std::path::{Path, PathBuf};
@@ -7,9 +7,9 @@ use std::sync::OnceLock;
 
 use kernels::cuda::sources::{HEADERS, KERNELS};
 
-use super::library::{
-    FLAGS, ONLY_ON_A_GPU, Sanitizer, compile_files, compiled, folder, kernel_names, run_compiler,
-};
+use crate::compiler::{FLAGS, built_folder, compile_files, run_compiler, sources};
+use crate::library::{ONLY_ON_A_GPU, Sanitizer, compiled};
+use crate::signatures::kernel_names;
 
 /// The files of libcuda.so.1, and that of libcublas.so.13.
 const DRIVER: [&str; 7] =
@@ -22,44 +22,44 @@ const TENSOR_CORES: &str = "tensor_cores.h";
 const LIBCUDA: &str = "libcuda.so.1";
 const LIBCUBLAS: &str = "libcublas.so.13";
 
-/// The emulated driver with wishes for its behaviour.
-#[derive(Debug, Clone)]
-pub(crate) struct EmulatedDriver {
+/// The emulated driver with wishes for its behaviour, and the processes that run on it.
+#[derive(Debug, Clone, Default)]
+pub struct EmulatedDriver {
     variables: Vec<(String, String)>,
 }
 
 impl EmulatedDriver {
     /// A device of compute capability 9.0 that does all work at the call.
-    pub(crate) fn new() -> EmulatedDriver {
-        EmulatedDriver { variables: Vec::new() }
+    pub fn new() -> EmulatedDriver {
+        EmulatedDriver::default()
     }
 
-    /// With the variable `CUDA_EMULATION_name` (`driver/README.md` lists them).
-    pub(crate) fn with(mut self, name: &str, value: &str) -> EmulatedDriver {
+    /// With the variable `CUDA_EMULATION_name` (`cpp/driver/README.md` lists them).
+    pub fn with(mut self, name: &str, value: &str) -> EmulatedDriver {
         self.variables.push((format!("CUDA_EMULATION_{name}"), value.to_owned()));
         self
     }
 
     /// With a variable for the program itself.
-    pub(crate) fn asking(mut self, variable: &str, value: &str) -> EmulatedDriver {
+    pub fn asking(mut self, variable: &str, value: &str) -> EmulatedDriver {
         self.variables.push((variable.to_owned(), value.to_owned()));
         self
     }
 
     /// Lets `command` find the emulated driver, and keeps the real one and its devices away. The compiler is the
     /// workspace's.
-    pub(crate) fn prepare(&self, command: &mut Command) {
-        let compiler = Path::new(env!("CARGO_MANIFEST_DIR")).join("../nvrtc");
+    pub fn prepare(&self, command: &mut Command) {
+        let compiler = Path::new(env!("CARGO_MANIFEST_DIR")).join("../../nvrtc");
         let paths = std::env::join_paths([libraries().to_owned(), compiler]).unwrap();
         command.env("LD_LIBRARY_PATH", paths);
         // What this machine's environment asks of a real device.
         command.env_remove("SAE_TRAINER_CUDA_SCREEN").env_remove("SAE_TRAINER_CUDA_BOUNDED_WAITS");
-        command.env("XDG_CACHE_HOME", Path::new(env!("CARGO_TARGET_TMPDIR")).join("cubins"));
+        command.env("XDG_CACHE_HOME", built_folder().join("cubins"));
         command.envs(self.variables.iter().map(|(name, value)| (name, value)));
     }
 
     /// Runs this test binary's test `name`, an ignored one, on the driver.
-    pub(crate) fn run_test(&self, name: &str) -> Output {
+    pub fn run_test(&self, name: &str) -> Output {
         let mut command = Command::new(std::env::current_exe().unwrap());
         command.args(["--ignored", "--exact", name, "--nocapture"]);
         self.prepare(&mut command);
@@ -67,7 +67,7 @@ impl EmulatedDriver {
     }
 
     /// Runs this test binary's test `name`, which has to pass.
-    pub(crate) fn pass_test(&self, name: &str) {
+    pub fn pass_test(&self, name: &str) {
         let output = self.run_test(name);
         let text = |bytes: &[u8]| String::from_utf8_lossy(bytes).into_owned();
         let (out, error) = (text(&output.stdout), text(&output.stderr));
@@ -81,19 +81,19 @@ fn libraries() -> &'static Path {
     static FOLDER: OnceLock<PathBuf> = OnceLock::new();
     FOLDER.get_or_init(|| {
         let kernels = compiled(Sanitizer::None);
-        let source = folder().join("driver");
+        let source = sources().join("driver");
         let read = |path: PathBuf| std::fs::read_to_string(&path).unwrap();
         let mut hash = DefaultHasher::new();
-        (FLAGS, &kernels, read(folder().join(TENSOR_CORES))).hash(&mut hash);
+        (FLAGS, &kernels, read(sources().join(TENSOR_CORES))).hash(&mut hash);
         let files = DRIVER.iter().chain([&BLAS]).map(|name| format!("{name}.cpp"));
         files
             .chain(DRIVER_HEADERS.map(String::from))
             .for_each(|name| read(source.join(name)).hash(&mut hash));
         KERNELS.iter().for_each(|source| source.text.hash(&mut hash));
-        let root = Path::new(env!("CARGO_TARGET_TMPDIR"));
+        let root = built_folder();
         let built = root.join(format!("driver-{:016x}", hash.finish()));
         if !built.exists() {
-            let build = tempfile::Builder::new().prefix("driver-").tempdir_in(root).unwrap();
+            let build = tempfile::Builder::new().prefix("driver-").tempdir_in(&root).unwrap();
             compile(build.path(), &source, &kernels);
             // Another test binary may have been faster.
             let renamed = std::fs::rename(build.path(), &built);

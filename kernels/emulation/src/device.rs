@@ -1,126 +1,48 @@
-//! A [`Device`] for tests that runs the `.cu` files on the CPU: `cuda.h` says how, and what it can find.
-//!
-//! The files are compiled by g++ when a test first asks for them, into one library per set of flags, kept in
-//! cargo's target folder under a hash of all that went into it.
+//! A [`Device`] that runs the `.cu` files on the CPU.
 
-#![allow(dead_code, unused_imports)] // Each test binary uses a part of it.
-
-mod driver;
-mod gpu;
-mod library;
-mod sanitized;
-
-use std::alloc::Layout;
-use std::cell::RefCell;
 use std::collections::BTreeMap;
-use std::ffi::{CStr, c_char, c_void};
-use std::ptr::NonNull;
+use std::ffi::{CStr, c_void};
 
-use kernels::cuda::device::{
-    Argument, Device, DeviceError, Element, Factor, Gemm, Launch, Properties, Screen,
-};
+use kernels::cuda::device::{Argument, Device, Element, Factor, Gemm, Launch, Properties, Screen};
+use kernels::error::DeviceError;
 
-pub(crate) use driver::EmulatedDriver;
-pub(crate) use gpu::on_a_gpu;
-use library::parameters;
-pub(crate) use library::{Kernels, Sanitizer};
-pub(crate) use sanitized::run_again_sanitized;
+use crate::buffer::Buffer;
+use crate::library::{Kernels, Sanitizer};
+use crate::on_gpu::Gpu;
+use crate::signatures::parameters;
 
-/// Memory of the emulated device: exactly as long as asked for, so that the address sanitizer sees the ends.
-#[derive(Debug)]
-pub(crate) struct Buffer {
-    start: NonNull<u8>,
-    layout: Layout,
-    bytes: usize,
-    /// Where tests run on a GPU.
-    on_device: RefCell<Option<gpu::OnDevice>>,
-}
-
-impl Buffer {
-    fn new(bytes: usize) -> Buffer {
-        let layout = Layout::from_size_align(bytes.max(1), 256).unwrap();
-        // SAFETY: the layout's size is not 0.
-        let start = NonNull::new(unsafe { std::alloc::alloc(layout) }).expect("out of memory");
-        // NaN in every float, and huge indices.
-        // SAFETY: `start` points to that many bytes.
-        unsafe { start.as_ptr().write_bytes(0xff, layout.size()) };
-        Buffer { start, layout, bytes, on_device: RefCell::new(None) }
-    }
-
-    fn range(&self, offset: usize, bytes: usize) -> *mut u8 {
-        let end = offset.checked_add(bytes).expect("a range of this size");
-        assert!(end <= self.bytes, "bytes {offset}..{end} of a buffer of {}", self.bytes);
-        // SAFETY: within the allocation, as just checked.
-        unsafe { self.start.as_ptr().add(offset) }
-    }
-
-    /// Its content as numbers.
-    pub(crate) fn numbers<T: bytemuck::Pod>(&self) -> Vec<T> {
-        self.fetch();
-        bytemuck::pod_collect_to_vec(self.host_bytes())
-    }
-
-    fn host_bytes(&self) -> &[u8] {
-        // SAFETY: all bytes were initialised when the buffer was made; no kernel runs meanwhile.
-        unsafe { std::slice::from_raw_parts(self.start.as_ptr(), self.bytes) }
-    }
-
-    /// The host's `bytes` from `offset` on.
-    fn write(&mut self, offset: usize, bytes: &[u8]) {
-        self.host_changes();
-        let to = self.range(offset, bytes.len());
-        // SAFETY: both ranges are that long, and one is memory of ours alone.
-        unsafe { to.copy_from_nonoverlapping(bytes.as_ptr(), bytes.len()) };
-    }
-
-    /// Before the host looks at its bytes.
-    fn fetch(&self) {
-        if let Some(there) = &mut *self.on_device.borrow_mut() {
-            // SAFETY: as above, and nobody looks at them meanwhile.
-            there.fetch(unsafe { std::slice::from_raw_parts_mut(self.start.as_ptr(), self.bytes) });
-        }
-    }
-
-    /// Before the host changes some of its bytes.
-    fn host_changes(&self) {
-        self.fetch();
-        if let Some(there) = &mut *self.on_device.borrow_mut() {
-            there.host_changes();
-        }
-    }
-}
-
-impl Drop for Buffer {
-    fn drop(&mut self) {
-        // SAFETY: allocated with this layout.
-        unsafe { std::alloc::dealloc(self.start.as_ptr(), self.layout) };
-    }
-}
-
-/// The emulated device.
-pub(crate) struct EmulatedDevice {
+/// A device of memory on the host, whose kernels run on the CPU.
+pub struct EmulatedDevice {
     /// Where tests run on a GPU instead.
-    gpu: Option<gpu::Gpu>,
+    gpu: Option<Gpu>,
     properties: Properties,
-    /// In which order blocks and threads run: 0 as numbered, 1 backwards; 2 and 3 the same with
-    /// the first warps as far ahead as they get; others shuffled.
+    /// As [`EmulatedDevice::in_order`] says.
     order: u32,
     /// How often each kernel ran.
-    pub(crate) launched: BTreeMap<&'static str, usize>,
+    pub launched: BTreeMap<&'static str, usize>,
     /// How many uploads of so many bytes there were.
-    pub(crate) uploaded: BTreeMap<usize, usize>,
+    pub uploaded: BTreeMap<usize, usize>,
     /// Bytes that can still be allocated.
-    pub(crate) free: usize,
+    pub free: usize,
+}
+
+impl Default for EmulatedDevice {
+    fn default() -> EmulatedDevice {
+        EmulatedDevice::in_order(0)
+    }
 }
 
 impl EmulatedDevice {
-    pub(crate) fn new() -> EmulatedDevice {
-        EmulatedDevice::in_order(0)
+    /// A device with a gibibyte, whose blocks and threads run as they are numbered.
+    pub fn new() -> EmulatedDevice {
+        EmulatedDevice::default()
     }
 
-    pub(crate) fn in_order(order: u32) -> EmulatedDevice {
+    /// The same, whose blocks and threads run in another order: 1 backwards; 2 and 3 as numbered and backwards with the first
+    /// warps as far ahead as they get; others are seeds of a shuffle.
+    pub fn in_order(order: u32) -> EmulatedDevice {
         EmulatedDevice {
-            gpu: gpu::Gpu::from_environment(),
+            gpu: Gpu::from_environment(),
             properties: Properties {
                 name: "emulation".into(),
                 compute_capability: (0, 0),
@@ -137,14 +59,14 @@ impl EmulatedDevice {
     }
 
     /// A buffer that holds `numbers`.
-    pub(crate) fn holding<T: bytemuck::Pod>(&mut self, numbers: &[T]) -> Buffer {
+    pub fn holding<T: bytemuck::Pod>(&mut self, numbers: &[T]) -> Buffer {
         let mut buffer = self.allocate(size_of_val(numbers), "a test").unwrap();
         self.upload(&mut buffer, 0, bytemuck::cast_slice(numbers)).unwrap();
         buffer
     }
 
     /// A buffer for `count` numbers, poisoned.
-    pub(crate) fn room<T>(&mut self, count: usize) -> Buffer {
+    pub fn room<T>(&mut self, count: usize) -> Buffer {
         self.allocate(count * size_of::<T>(), "a test").unwrap()
     }
 
@@ -195,11 +117,11 @@ impl Device for EmulatedDevice {
     }
 
     fn length(&self, buffer: &Buffer) -> usize {
-        buffer.bytes
+        buffer.len()
     }
 
     fn identity(&self, buffer: &Buffer) -> u64 {
-        buffer.start.as_ptr() as u64
+        buffer.range(0, 0) as u64
     }
 
     fn upload(&mut self, to: &mut Buffer, offset: usize, bytes: &[u8]) -> Result<(), DeviceError> {
@@ -337,10 +259,4 @@ impl Device for EmulatedDevice {
     fn replay(&mut self, _graph: &()) -> Result<(), DeviceError> {
         Err(failed("a replay", "nothing was recorded".into()))
     }
-}
-
-/// A kernel in the library.
-pub(crate) struct EmulatedKernel {
-    launch: unsafe extern "C" fn(*const u32, *const u32, *mut *mut c_void, u32),
-    kinds: unsafe extern "C" fn() -> *const c_char,
 }

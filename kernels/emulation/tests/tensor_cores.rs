@@ -1,4 +1,4 @@
-//! The tensor-core screens run on the CPU: functions replace their instructions (`emulation/tensor_cores.h`), and the rest is
+//! The tensor-core screens run on the CPU: functions replace their instructions (`cpp/tensor_cores.h`), and the rest is
 //! the kernels' own code. These tests cannot show whether those functions do what the hardware does.
 
 use std::path::Path;
@@ -6,17 +6,17 @@ use std::process::Command;
 
 #[test]
 fn the_tensor_core_screens_set_the_bits_of_the_definition() {
-    let crate_folder = Path::new(env!("CARGO_MANIFEST_DIR"));
-    let emulation = crate_folder.join("tests/emulation");
+    let sources = Path::new(env!("CARGO_MANIFEST_DIR")).join("cpp");
+    let kernels = Path::new(env!("CARGO_MANIFEST_DIR")).join("../cuda");
     let folder = tempfile::tempdir().unwrap();
     let program = folder.path().join("screen_check");
     let compiled = Command::new("g++")
         .args(["-std=c++17", "-O1", "-g", "-fsanitize=address", "-Wall", "-Wno-unknown-pragmas"])
         .arg("-I")
-        .arg(&emulation)
+        .arg(&sources)
         .arg("-I")
-        .arg(crate_folder.join("cuda"))
-        .args([emulation.join("screen_check.cpp"), emulation.join("fibers.cpp")])
+        .arg(kernels)
+        .args([sources.join("screen_check.cpp"), sources.join("fibers.cpp")])
         .arg("-o")
         .arg(&program)
         .output()

@@ -1,6 +1,6 @@
 """Makes steps.json and steps.safetensors: 50 steps of the training step in PyTorch, float64.
 
-    python kernels/tests/golden/make.py        (torch and safetensors; rewrites the files beside it)
+    python kernels/example-steps/golden/make.py        (torch and safetensors; rewrites the files beside it)
 
 `steps.json` holds each case's name, spec and schedule. The tensors: `initial/*`, `batches` [50,B,d], and
 per case `<name>/weights/*`, `<name>/gradients/*` (of the first step, the decoder's projected) and `<name>/loss` [50].

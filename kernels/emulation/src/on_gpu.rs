@@ -1,63 +1,17 @@
-//! The same tests on a GPU. With [`ON_A_GPU`] in the environment, every launch, product and screen of a test goes to the real
-//! device. `scripts/gpu-check` uses this.
+//! Launches, products and screens of emulated buffers, done on the process' GPU.
 //!
-//! All tests of a process share one device. A buffer (poison included) is copied there when a launch first uses it, and bytes
-//! travel only where the other side has newer ones. A step's data stays on the device from its first launch to its last.
+//! A buffer (poison included) is copied there when a launch first uses it, and bytes travel only where the other side has newer
+//! ones. A step's data stays on the device from its first launch to its last.
 
-use std::cell::{Ref, RefCell};
+use std::cell::Ref;
 use std::collections::BTreeMap;
-use std::sync::{Mutex, MutexGuard, OnceLock, PoisonError};
 
-use kernels::cuda::cuda_device::{CudaBuffer, CudaDevice, CudaOptions};
-use kernels::cuda::device::{Argument, Device, DeviceError, Factor, Gemm, Launch, Screen};
+use kernels::cuda::cuda_device::{CudaBuffer, CudaDevice};
+use kernels::cuda::device::{Argument, Device, Factor, Gemm, Launch, Screen};
+use kernels::error::DeviceError;
 
-use super::Buffer;
-
-/// The environment variable.
-const ON_A_GPU: &str = "KERNEL_TESTS_ON_A_GPU";
-
-/// The process' device. A test that fails leaves it as it is for the others.
-fn device() -> MutexGuard<'static, CudaDevice> {
-    static DEVICE: OnceLock<Mutex<CudaDevice>> = OnceLock::new();
-    let new = || CudaDevice::new(&CudaOptions::default()).unwrap_or_else(|error| panic!("{error}"));
-    DEVICE.get_or_init(|| Mutex::new(new())).lock().unwrap_or_else(PoisonError::into_inner)
-}
-
-/// Whether tests run on a GPU.
-pub(crate) fn on_a_gpu() -> bool {
-    std::env::var_os(ON_A_GPU).is_some()
-}
-
-/// A buffer's copy on the device.
-#[derive(Debug)]
-pub(super) struct OnDevice {
-    copy: CudaBuffer,
-    newer: Newer,
-}
-
-/// Who has bytes that the other has not.
-#[derive(Debug, Clone, Copy, PartialEq)]
-enum Newer {
-    Neither,
-    Host,
-    Device,
-}
-
-impl OnDevice {
-    /// Brings the device's bytes to `bytes`, the host's, where they are newer.
-    pub(super) fn fetch(&mut self, bytes: &mut [u8]) {
-        if self.newer == Newer::Device {
-            device().download(&self.copy, 0, bytes).unwrap_or_else(|error| panic!("{error}"));
-            self.newer = Newer::Neither;
-        }
-    }
-
-    /// The host is about to change its bytes, which are not older than the device's.
-    pub(super) fn host_changes(&mut self) {
-        assert!(self.newer != Newer::Device, "the device's bytes were not fetched");
-        self.newer = Newer::Host;
-    }
-}
+use crate::buffer::Buffer;
+use crate::gpu::{device, on_a_gpu};
 
 /// Makes the device's bytes of all these buffers the newer ones: they are about to be used there.
 fn send<'a>(
@@ -66,21 +20,7 @@ fn send<'a>(
 ) -> Result<Copies<'a>, DeviceError> {
     let mut copies = Copies::new();
     for buffer in buffers {
-        let mut on_device = buffer.on_device.borrow_mut();
-        let there = match &mut *on_device {
-            Some(there) => there,
-            none => {
-                let copy = device.allocate(buffer.bytes, "a test")?;
-                none.insert(OnDevice { copy, newer: Newer::Host })
-            }
-        };
-        if there.newer == Newer::Host {
-            device.upload(&mut there.copy, 0, buffer.host_bytes())?;
-        }
-        there.newer = Newer::Device;
-        drop(on_device);
-        let copy = Ref::map(buffer.on_device.borrow(), |there| &there.as_ref().expect("just made").copy);
-        copies.insert(buffer.range(0, 0), copy);
+        copies.insert(buffer.range(0, 0), buffer.send(device)?);
     }
     Ok(copies)
 }

@@ -2,8 +2,6 @@
 //!
 //! The ignored tests run on the emulated driver, in processes of their own that the other tests start.
 
-mod emulation;
-
 use cudarc::driver::result::{self, DriverError};
 use cudarc::driver::sys::{
     self, CUevent_flags, CUevent_wait_flags, CUgraphInstantiate_flags, CUresult, CUstream,
