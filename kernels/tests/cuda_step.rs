@@ -1,7 +1,7 @@
 //! Whole steps on the emulated device: against the float64 definition, and the step's own promises.
 
 use emulation::{Buffer, EmulatedDevice, EmulatedDriver, on_a_gpu, run_again_sanitized};
-use example_steps::{batch, numbers, relative_difference, spec, weights, wide};
+use example_steps::{batch, relative_difference, rows, spec, weights, wide};
 use kernels::cuda::plan::DeviceOptions;
 use kernels::cuda::step::{CudaStep, Outcome};
 use kernels::error::StepError;
@@ -13,6 +13,7 @@ use kernels::precision::Precision;
 use kernels::reference;
 use kernels::spec::{DecoderNorm, Schedule, StepSpec};
 use kernels::state::State;
+use ndarray::{Array, Array2, Dimension};
 
 fn options(path: Path, precision: Precision) -> DeviceOptions {
     DeviceOptions { precision, sparse_density: if path == Path::Sparse { 1.0 } else { 0.0 } }
@@ -27,15 +28,15 @@ struct Run {
 impl Run {
     fn new(spec: StepSpec, options: DeviceOptions, weights: &Parameters, order: u32) -> Run {
         let mut device = EmulatedDevice::in_order(order);
-        let step = CudaStep::new(&mut device, spec, options, weights).unwrap();
+        let step = CudaStep::new(&mut device, spec, options, weights.clone()).unwrap();
         Run { device, step }
     }
 
-    fn upload(&mut self, batch: &[f32]) -> Buffer {
-        self.device.holding(batch)
+    fn upload(&mut self, batch: &Array2<f32>) -> Buffer {
+        self.device.holding(batch.as_slice().unwrap())
     }
 
-    fn step(&mut self, batch: &[f32]) -> Result<StepReport, StepError> {
+    fn step(&mut self, batch: &Array2<f32>) -> Result<StepReport, StepError> {
         let batch = self.upload(batch);
         self.step.step(&mut self.device, &batch, &Schedule::constant(1e-3))
     }
@@ -68,23 +69,22 @@ fn follow_the_definition_from(
     steps: u64,
     tolerance: f64,
 ) {
-    let (d, f) = (spec.width, spec.features);
     let mut run = Run::new(spec, options, initial, 0);
     let mut definition = reference::Trainer::new(
         spec,
         reference::Parameters {
-            w_enc: wide(&transposed(&initial.encoder, f, d)),
-            b_enc: wide(&initial.encoder_bias),
-            w_dec: wide(&initial.decoder),
-            b_dec: wide(&initial.decoder_bias),
+            w_enc: wide(numbers(&transposed(initial.encoder.view()))),
+            b_enc: wide(numbers(&initial.encoder_bias)),
+            w_dec: wide(numbers(&initial.decoder)),
+            b_dec: wide(numbers(&initial.decoder_bias)),
         },
     );
     for step in 0..steps {
         let x = batch(&spec, step);
-        let stats = run.step(&x).unwrap();
-        let loss = definition.step(&wide(&x), &Schedule::constant(1e-3)).total();
-        let off = (stats.loss - loss).abs() / loss.abs();
-        assert!(off <= tolerance, "{spec:?} {options:?} step {step}: {} {loss}", stats.loss);
+        let got = run.step(&x).unwrap().terms.loss();
+        let loss = definition.step(&wide(numbers(&x)), &Schedule::constant(1e-3)).total();
+        let off = (got - loss).abs() / loss.abs();
+        assert!(off <= tolerance, "{spec:?} {options:?} step {step}: {got} {loss}");
     }
     let state = run.state();
     for (name, got, expected) in [
@@ -93,15 +93,20 @@ fn follow_the_definition_from(
         ("second moments", &state.second_moments, &definition.second),
     ] {
         for (key, got, expected) in [
-            ("encoder", &transposed(&got.encoder, f, d), &expected.w_enc),
-            ("encoder bias", &got.encoder_bias, &expected.b_enc),
-            ("decoder", &got.decoder, &expected.w_dec),
-            ("decoder bias", &got.decoder_bias, &expected.b_dec),
+            ("encoder", numbers(&transposed(got.encoder.view())), &expected.w_enc),
+            ("encoder bias", numbers(&got.encoder_bias), &expected.b_enc),
+            ("decoder", numbers(&got.decoder), &expected.w_dec),
+            ("decoder bias", numbers(&got.decoder_bias), &expected.b_dec),
         ] {
             let off = relative_difference(got, expected);
             assert!(off <= tolerance, "{spec:?} {options:?}: {name} of {key}: {off:e}");
         }
     }
+}
+
+/// An array's numbers, row by row.
+fn numbers<D: Dimension>(array: &Array<f32, D>) -> &[f32] {
+    array.as_slice().unwrap()
 }
 
 /// A shift of the biases that leaves no, some, many or all activations.
@@ -137,9 +142,10 @@ fn weights_of_density(spec: &StepSpec, density: impl Fn(usize) -> f64) -> Parame
     let mut weights = weights(spec, 0.0);
     let rows = batch(spec, 0);
     for feature in 0..spec.features {
-        let w = &weights.encoder[feature * spec.width..][..spec.width];
+        let w = weights.encoder.row(feature);
         let mut products: Vec<f32> = rows
-            .chunks_exact(spec.width)
+            .rows()
+            .into_iter()
             .map(|row| row.iter().zip(w).zip(&weights.decoder_bias).map(|((x, w), b)| (x - b) * w).sum())
             .collect();
         products.sort_by(|a, b| b.total_cmp(a));
@@ -165,7 +171,8 @@ fn features_of_very_unequal_densities_follow_the_definition() {
         let mut run = Run::new(spec, options, &initial, order);
         let stats = run.steps(0..2);
         let counted: usize = (0..60).map(|feature| (density(feature) * 1200.0).round() as usize).sum();
-        assert!((stats[0].l0 * 1200.0 - counted as f64).abs() < 3.0, "{} {counted}", stats[0].l0 * 1200.0);
+        let active = stats[0].sums.active;
+        assert!((active as f64 - counted as f64).abs() < 3.0, "{active} {counted}");
         (stats, run.state())
     };
     let expected = run(0);
@@ -211,7 +218,7 @@ fn a_screened_run_equals_a_float32_run_bit_for_bit() {
     let mut plain = example(options(Path::Sparse, Precision::Fp32), 0);
     for (a, b) in screened.steps(0..6).into_iter().zip(plain.steps(0..6)) {
         // The definition's candidates are the active pairs, the screen's a few more.
-        assert!((b.rechecked - b.density).abs() < 1e-12 && a.rechecked >= b.rechecked);
+        assert!((b.rechecked - b.sums.density()).abs() < 1e-12 && a.rechecked >= b.rechecked);
         assert_eq!(StepReport { rechecked: 0.0, ..a }, StepReport { rechecked: 0.0, ..b });
     }
     assert!(screened.state() == plain.state());
@@ -244,11 +251,13 @@ fn both_paths_agree_within_rounding() {
         (run.steps(0..10), run.state().weights)
     };
     let ((sparse, weights), (dense, expected)) = (run(Path::Sparse), run(Path::Dense));
-    assert!(relative_difference(&weights.encoder, &wide(&expected.encoder)) < 2e-6);
-    assert!(relative_difference(&weights.decoder, &wide(&expected.decoder)) < 2e-6);
+    assert!(relative_difference(numbers(&weights.encoder), &wide(numbers(&expected.encoder))) < 2e-6);
+    assert!(relative_difference(numbers(&weights.decoder), &wide(numbers(&expected.decoder))) < 2e-6);
     for (sparse, dense) in sparse.iter().zip(&dense) {
-        assert!((sparse.loss - dense.loss).abs() < 1e-5 * dense.loss);
-        assert!((sparse.l0 - dense.l0).abs() < 0.02 && sparse.below_target == dense.below_target);
+        let (terms, expected) = (sparse.terms, dense.terms);
+        assert!((terms.loss() - expected.loss()).abs() < 1e-5 * expected.loss());
+        assert_eq!(terms.below_target, expected.below_target);
+        assert!((sparse.sums.l0() - dense.sums.l0()).abs() < 0.02);
     }
 }
 
@@ -257,7 +266,7 @@ fn a_batch_that_does_not_fit_the_lists_is_refused_by_the_device_and_done_on_the_
     let cells = (SIZES.1 * SIZES.2) as f64;
     // Biases that make the first batches fit and let a later one overflow: rows a hundred times as long.
     let spec = spec(SIZES.0, SIZES.1, SIZES.2);
-    let long: Vec<f32> = batch(&spec, 1).iter().map(|x| 3.0 * x).collect();
+    let long = batch(&spec, 1) * 3.0;
     let density = {
         let mut run = example(options(Path::Sparse, Precision::Exact), 0);
         run.step(&batch(&spec, 0)).unwrap().rechecked
@@ -285,7 +294,7 @@ fn a_batch_that_does_not_fit_the_lists_is_refused_by_the_device_and_done_on_the_
     run.step.clear(&mut run.device).unwrap();
     let stats = run.step(&long).unwrap();
     assert_eq!((stats.path, stats.step), (Path::Dense, 4));
-    assert!(stats.l0 * SIZES.2 as f64 > options.sparse_density * cells);
+    assert!(stats.sums.active as f64 > options.sparse_density * cells);
 }
 
 #[test]
@@ -317,18 +326,19 @@ fn nan_infinity_and_an_infinite_loss_leave_everything_as_it_was() {
         let good = batch(run.step.spec(), 3);
         for bad in [f32::NAN, f32::INFINITY, f32::NEG_INFINITY] {
             let mut rows = good.clone();
-            rows[57 * SIZES.0 + 4] = bad;
-            rows[91 * SIZES.0] = bad;
+            rows[[57, 4]] = bad;
+            rows[[91, 0]] = bad;
             assert_eq!(run.step(&rows).unwrap_err(), StepError::NonFiniteRow { row: 57 });
             let device_rows = run.upload(&rows);
             let error = run.step.evaluate(&mut run.device, &device_rows, 130).unwrap_err();
             assert_eq!(error, StepError::NonFiniteRow { row: 57 });
         }
-        let huge: Vec<f32> = good.iter().map(|x| x * 1e30).collect();
+        let huge = &good * 1e30;
         let error = run.step(&huge).unwrap_err();
         assert!(matches!(error, StepError::NonFiniteLoss { step: 4, .. }), "{error}");
-        let row = numbers(SIZES.0, 3);
-        let error = run.step(&row.repeat(SIZES.2)).unwrap_err();
+        let row = rows(1, SIZES.0, 3);
+        let repeated = row.broadcast((SIZES.2, SIZES.0)).unwrap().to_owned();
+        let error = run.step(&repeated).unwrap_err();
         assert_eq!(error, StepError::ZeroNorm { row: 0, mse: Mse::Centered });
         assert!(run.trained() == before, "{path:?}");
         assert_eq!(run.step(&good).unwrap().step, 4);
@@ -385,13 +395,13 @@ fn a_run_with_other_lists_goes_on_dense_and_finds_back() {
 fn states_of_other_sizes_and_too_little_memory_are_refused_with_numbers() {
     let mut run = example(options(Path::Sparse, Precision::Exact), 0);
     let mut state = run.state();
-    state.weights.encoder.pop();
+    state.weights.encoder = rows(149, 35, 0);
     let error = run.step.restore(&mut run.device, &state).unwrap_err().to_string();
-    assert!(error.contains("encoder has 5249 numbers") && error.contains("5250"), "{error}");
+    assert_eq!(error, "encoder is [149, 35], but [150, 35] was expected");
     let mut device = EmulatedDevice::new();
     device.free = 100_000;
     let spec = spec(SIZES.0, SIZES.1, SIZES.2);
-    let result = CudaStep::new(&mut device, spec, DeviceOptions::default(), &weights(&spec, 0.0));
+    let result = CudaStep::new(&mut device, spec, DeviceOptions::default(), weights(&spec, 0.0));
     let error = result.err().expect("there is not enough memory").to_string();
     assert!(error.contains("lower the batch size"), "{error}");
 }
@@ -404,7 +414,7 @@ fn the_memory_that_is_planned_is_what_training_takes() {
             let options = DeviceOptions { precision, sparse_density: 0.05 };
             let mut device = EmulatedDevice::new();
             let free = device.free;
-            let mut step = CudaStep::new(&mut device, spec, options, &weights(&spec, 0.0)).unwrap();
+            let mut step = CudaStep::new(&mut device, spec, options, weights(&spec, 0.0)).unwrap();
             let always = free - device.free;
             let near = |taken: usize, planned: usize| {
                 let ratio = taken as f64 / planned as f64;
@@ -414,7 +424,7 @@ fn the_memory_that_is_planned_is_what_training_takes() {
                 );
             };
             near(always, step.plan().bytes());
-            let batch = device.holding(&batch(&spec, 0));
+            let batch = device.holding(numbers(&batch(&spec, 0)));
             let before = device.free;
             step.step(&mut device, &batch, &Schedule::constant(1e-3)).unwrap();
             near(before - device.free, step.plan().dense_bytes());
@@ -430,14 +440,14 @@ fn several_autoencoders_share_a_device_and_a_batch() {
     let mut device = EmulatedDevice::new();
     let other = StepSpec { loss: LossSpec { coefficient: 1e-2, ..spec.loss }, ..spec };
     let mut steps =
-        [spec, other].map(|spec| CudaStep::new(&mut device, spec, options, &weights(&spec, 2.0)).unwrap());
+        [spec, other].map(|spec| CudaStep::new(&mut device, spec, options, weights(&spec, 2.0)).unwrap());
     for step in 0..3 {
         let expected = alone.step(&batch(&spec, step)).unwrap();
-        let shared = device.holding(&batch(&spec, step));
+        let shared = device.holding(numbers(&batch(&spec, step)));
         let stats =
             steps.each_mut().map(|run| run.step(&mut device, &shared, &Schedule::constant(1e-3)).unwrap());
         assert_eq!(stats[0], expected);
-        assert_ne!(stats[1].loss, expected.loss);
+        assert_ne!(stats[1].terms, expected.terms);
     }
     assert!(steps[0].state(&mut device).unwrap() == alone.state());
 }

@@ -4,10 +4,11 @@
 use emulation::{EmulatedDevice, EmulatedDriver};
 use kernels::cuda::cuda_device::{CudaDevice, CudaOptions};
 use kernels::cuda::device::Device;
+use ndarray::{Array2, Axis, concatenate, s};
 use sae::Weights;
 use sae_trainer::engine::{
-    CpuEngine, CpuOptions, DecoderNorm, DeviceEngine, DeviceOptions, Engine, LossSpec, Path, Precision,
-    Schedule, State, StepError, StepReport, StepSpec,
+    Batch, CpuEngine, CpuOptions, DecoderNorm, DeviceEngine, DeviceOptions, Engine, Forward, LossSpec, Path,
+    Precision, Schedule, State, StepError, StepReport, StepSpec,
 };
 
 const WIDTH: usize = 20;
@@ -23,7 +24,7 @@ fn spec() -> StepSpec {
     }
 }
 
-fn batch(step: u64) -> Vec<f32> {
+fn batch(step: u64) -> Array2<f32> {
     example_steps::batch(&spec(), step)
 }
 
@@ -48,7 +49,7 @@ fn schedule(step: u64) -> Schedule {
 fn train_ahead(engine: &mut dyn Engine, steps: std::ops::Range<u64>) -> Vec<StepReport> {
     let mut all = Vec::new();
     for step in steps {
-        all.extend(engine.submit(&batch(step), &schedule(step)).unwrap());
+        all.extend(engine.submit(batch(step).view().into(), &schedule(step)).unwrap());
     }
     while let Some(stats) = engine.finish().unwrap() {
         all.push(stats);
@@ -57,7 +58,7 @@ fn train_ahead(engine: &mut dyn Engine, steps: std::ops::Range<u64>) -> Vec<Step
 }
 
 fn train(engine: &mut dyn Engine, steps: std::ops::Range<u64>) -> Vec<StepReport> {
-    steps.map(|step| engine.step(&batch(step), &schedule(step)).unwrap()).collect()
+    steps.map(|step| engine.step(batch(step).view().into(), &schedule(step)).unwrap()).collect()
 }
 
 fn assert_alike(got: &[StepReport], expected: &[StepReport]) {
@@ -66,9 +67,12 @@ fn assert_alike(got: &[StepReport], expected: &[StepReport]) {
         assert_eq!(got.step, expected.step);
         // Not the loss: an activation that rounding moves over 0 changes it by a whole count of L0.
         let near = |a: f64, b: f64| (a - b).abs() <= 1e-3 * b.abs();
-        assert!(near(got.mse, expected.mse), "step {}: {} {}", got.step, got.mse, expected.mse);
-        assert!((got.l0 - expected.l0).abs() <= 3.0 / BATCH as f64, "step {}", got.step);
-        assert!((got.explained_variance - expected.explained_variance).abs() < 1e-3, "step {}", got.step);
+        let step = got.step;
+        let (mse, expected_mse) = (got.terms.mse, expected.terms.mse);
+        assert!(near(mse, expected_mse), "step {step}: {mse} {expected_mse}");
+        let (got, expected) = (got.sums, expected.sums);
+        assert!((got.l0() - expected.l0()).abs() <= 3.0 / BATCH as f64, "step {step}");
+        assert!((got.explained_variance() - expected.explained_variance()).abs() < 1e-3, "step {step}");
     }
 }
 
@@ -76,7 +80,7 @@ fn assert_alike(got: &[StepReport], expected: &[StepReport]) {
 fn it_follows_the_cpu_engine_through_steps_of_every_kind() {
     let expected = train(&mut cpu_engine(), 0..60);
     // Lists for fewer pairs than a batch activates at first and for more than at the end.
-    let densities: Vec<f64> = expected.iter().map(|stats| stats.density).collect();
+    let densities: Vec<f64> = expected.iter().map(|report| report.sums.density()).collect();
     assert!(densities[59] < 0.5 * densities[0], "{densities:?}");
     let mut engine = device_engine(0.7 * densities[0]);
     let got = train_ahead(&mut engine, 0..60);
@@ -93,7 +97,7 @@ fn it_follows_the_cpu_engine_through_steps_of_every_kind() {
 #[test]
 fn a_refused_step_and_the_one_behind_it_are_done_the_other_way() {
     let expected = train(&mut cpu_engine(), 0..40);
-    let mut engine = device_engine(0.7 * expected[0].density);
+    let mut engine = device_engine(0.7 * expected[0].sums.density());
     train_ahead(&mut engine, 0..40);
     // The weights of the start fire too often for the lists, while the engine expects sparse batches.
     let mut start = engine.state().unwrap();
@@ -116,18 +120,18 @@ fn a_bad_batch_stops_only_itself_and_the_steps_behind_it() {
         train_ahead(&mut engine, 0..3);
         let before = engine.state().unwrap();
         let mut bad = batch(3);
-        bad[5 * WIDTH + 2] = f32::NAN;
-        assert_eq!(engine.submit(&bad, &schedule(3)).unwrap(), None);
-        assert_eq!(engine.submit(&batch(4), &schedule(4)).unwrap(), None);
-        let error = engine.submit(&batch(5), &schedule(5)).unwrap_err();
+        bad[[5, 2]] = f32::NAN;
+        assert_eq!(engine.submit(bad.view().into(), &schedule(3)).unwrap(), None);
+        assert_eq!(engine.submit(batch(4).view().into(), &schedule(4)).unwrap(), None);
+        let error = engine.submit(batch(5).view().into(), &schedule(5)).unwrap_err();
         assert_eq!(error, StepError::NonFiniteRow { row: 5 });
         assert_eq!(engine.finish().unwrap(), None);
         assert!(engine.state().unwrap() == before);
-        assert_eq!(engine.evaluate(&bad).unwrap_err(), error);
+        assert_eq!(engine.evaluate(bad.view().into()).unwrap_err(), error);
         let mut other = device_engine(density);
         train_ahead(&mut other, 0..3);
         assert_eq!(train_ahead(&mut engine, 3..5), train_ahead(&mut other, 3..5));
-        assert!(engine.submit(&batch(0)[1..], &schedule(0)).is_err());
+        assert!(engine.submit(batch(0).slice(s![1.., ..]).into(), &schedule(0)).is_err());
     }
 }
 
@@ -152,11 +156,13 @@ fn a_run_can_change_its_engine() {
 #[test]
 fn evaluation_takes_any_number_of_rows() {
     let (mut device, mut cpu) = (device_engine(1.0), cpu_engine());
-    let rows: Vec<f32> = [batch(1), batch(2), batch(3)].concat();
+    let rows = concatenate![Axis(0), batch(1), batch(2), batch(3)];
     for count in [0, 1, BATCH - 1, BATCH] {
-        let part = &rows[..count * WIDTH];
+        let part = Batch::from(rows.slice(s![..count, ..]));
         let (got, expected) = (device.evaluate(part).unwrap(), cpu.evaluate(part).unwrap());
-        assert_eq!((got.rows, got.active, &got.firings), (expected.rows, expected.active, &expected.firings));
+        assert_eq!(got.firings, expected.firings);
+        let (got, expected) = (got.sums, expected.sums);
+        assert_eq!((got.rows, got.active), (expected.rows, expected.active));
         assert!((got.squared_error - expected.squared_error).abs() <= 1e-5 * expected.squared_error);
         let (errors, sum) = (device.squared_errors(part).unwrap(), expected.squared_error);
         assert!((errors.iter().map(|error| f64::from(*error)).sum::<f64>() - sum).abs() <= 1e-5 * sum);
@@ -164,15 +170,29 @@ fn evaluation_takes_any_number_of_rows() {
             assert!((got - expected).abs() <= 1e-4 * expected, "{got} {expected}");
         }
     }
-    let parts = [&rows[..BATCH * WIDTH], &rows[BATCH * WIDTH..2 * BATCH * WIDTH], &rows[2 * BATCH * WIDTH..]];
-    let sum: u64 = parts.iter().map(|part| cpu.evaluate(part).unwrap().active).sum();
-    assert_eq!(device.evaluate(&rows).unwrap().active, sum);
-    let errors = device.squared_errors(&rows).unwrap();
+    let active = |part| cpu.evaluate(Batch::from(part)).unwrap().sums.active;
+    let sum: u64 = rows.axis_chunks_iter(Axis(0), BATCH).map(active).sum();
+    assert_eq!(device.evaluate(rows.view().into()).unwrap().sums.active, sum);
+    let errors = device.squared_errors(rows.view().into()).unwrap();
     assert_eq!(errors.len(), 3 * BATCH);
-    assert_eq!(
-        errors[BATCH..2 * BATCH],
-        device.squared_errors(&rows[BATCH * WIDTH..2 * BATCH * WIDTH]).unwrap()
-    );
+    let second = rows.slice(s![BATCH..2 * BATCH, ..]);
+    assert_eq!(errors.slice(s![BATCH..2 * BATCH]), device.squared_errors(second.into()).unwrap());
+}
+
+#[test]
+fn it_encodes_and_reconstructs_as_the_cpu_engine_does() {
+    // From lists, and from dense activations; more rows than a batch has.
+    for density in [1.0, 0.0] {
+        let (mut device, mut cpu) = (device_engine(density), cpu_engine());
+        let rows = concatenate![Axis(0), batch(1), batch(2), batch(3).slice(s![..5, ..])];
+        let (got, expected) = (device.encode(rows.view()).unwrap(), cpu.encode(rows.view()).unwrap());
+        assert_eq!((got.row_starts, got.features), (expected.row_starts, expected.features));
+        let near = |(got, expected): (&f32, &f32)| (got - expected).abs() <= 1e-5;
+        assert!(got.values.iter().zip(&expected.values).all(near));
+        let (got, expected) =
+            (device.reconstruct(rows.view()).unwrap(), cpu.reconstruct(rows.view()).unwrap());
+        assert!(got.iter().zip(&expected).all(near));
+    }
 }
 
 /// Batches large enough to have a stream of their own: 256 KiB.
@@ -187,9 +207,9 @@ fn train_on_large_batches<D: Device>(device: D) -> (Vec<StepReport>, State) {
     let mut engine = DeviceEngine::new(device, spec, &weights, options).unwrap();
     let mut stats = Vec::new();
     for step in 0..12 {
-        let numbers = (1000 * step..).flat_map(batch);
-        let mut rows: Vec<f32> = numbers.take(spec.batch * spec.width).collect();
-        stats.extend(engine.submit(&rows, &schedule(step)).unwrap());
+        let numbers = (1000 * step..).flat_map(batch).take(spec.batch * spec.width);
+        let mut rows = Array2::from_shape_vec((spec.batch, spec.width), numbers.collect()).unwrap();
+        stats.extend(engine.submit(rows.view().into(), &schedule(step)).unwrap());
         rows.fill(f32::NAN); // the engine has its own copy
     }
     while let Some(done) = engine.finish().unwrap() {

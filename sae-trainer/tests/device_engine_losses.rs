@@ -2,7 +2,8 @@
 //! norms, on both paths.
 
 use emulation::EmulatedDevice;
-use example_steps::{PENALTIES, numbers};
+use example_steps::{PENALTIES, rows};
+use ndarray::Array2;
 use sae::Weights;
 use sae_trainer::engine::{
     Adam, CpuEngine, CpuOptions, DecoderNorm, DeviceEngine, DeviceOptions, Engine, FrequencyPenalty,
@@ -14,8 +15,8 @@ const FEATURES: usize = 75;
 const BATCH: usize = 70;
 const STEPS: u64 = 4;
 
-fn batch(step: u64) -> Vec<f32> {
-    numbers(BATCH * WIDTH, step + 1)
+fn batch(step: u64) -> Array2<f32> {
+    rows(BATCH, WIDTH, step + 1)
 }
 
 /// Every penalty, alone and weighted by the decoder's norm, with every decoder norm; every MSE, the pre-bias and
@@ -51,14 +52,14 @@ fn configurations() -> Vec<StepSpec> {
     all
 }
 
-/// The largest ‖got − expected‖ / ‖expected‖ of the four arrays, with its name.
+/// The largest ‖got − expected‖ / ‖expected‖ of the tensors, with its name.
 fn difference(got: &Parameters, expected: &Parameters) -> (f64, &'static str) {
     let norm =
         |numbers: &mut dyn Iterator<Item = f32>| numbers.map(|v| f64::from(v).powi(2)).sum::<f64>().sqrt();
-    let arrays = got.arrays().into_iter().zip(expected.arrays());
+    let arrays = got.tensors().into_iter().zip(expected.tensors());
     let differences = arrays.map(|((name, got), (_, expected))| {
         assert_eq!(got.len(), expected.len());
-        let off = norm(&mut got.iter().zip(expected).map(|(a, b)| a - b));
+        let off = norm(&mut got.iter().zip(&expected).map(|(a, b)| a - b));
         let scale = norm(&mut expected.iter().copied());
         (if scale > 0.0 { off / scale } else { off }, name)
     });
@@ -85,27 +86,29 @@ fn it_follows_the_cpu_engine_in_every_configuration() {
                 };
                 // Each step from the CPU's state: what differs is this step's arithmetic, not a history.
                 device.restore(cpu.state().unwrap()).unwrap();
-                let expected = cpu.step(&batch(step), &schedule).unwrap();
-                let got = device.step(&batch(step), &schedule).unwrap();
+                let expected = cpu.step(batch(step).view().into(), &schedule).unwrap();
+                let got = device.step(batch(step).view().into(), &schedule).unwrap();
                 let case = || format!("{path:?} step {step} of {spec:?}");
                 assert_eq!((got.path, expected.path), (path, path));
+                let (terms, expected_terms) = (got.terms, expected.terms);
+                let (got, expected) = (got.sums, expected.sums);
                 for (name, got, expected) in [
-                    ("loss", got.loss, expected.loss),
-                    ("mse", got.mse, expected.mse),
-                    ("penalty", got.penalty, expected.penalty),
-                    ("min_sparsity", got.min_sparsity, expected.min_sparsity),
-                    ("max_sparsity", got.max_sparsity, expected.max_sparsity),
-                    ("l0", got.l0, expected.l0),
-                    ("l0_std", got.l0_std, expected.l0_std),
-                    ("l1", got.l1, expected.l1),
-                    ("mse_sum", got.mse_sum, expected.mse_sum),
-                    ("mse_centered", got.mse_centered, expected.mse_centered),
-                    ("mse_uncentered", got.mse_uncentered, expected.mse_uncentered),
-                    ("explained_variance", got.explained_variance, expected.explained_variance),
-                    ("cosine_similarity", got.cosine_similarity, expected.cosine_similarity),
-                    ("l2_ratio", got.l2_ratio, expected.l2_ratio),
-                    ("density", got.density, expected.density),
-                    ("below_target", got.below_target as f64, expected.below_target as f64),
+                    ("loss", terms.loss(), expected_terms.loss()),
+                    ("mse", terms.mse, expected_terms.mse),
+                    ("penalty", terms.penalty, expected_terms.penalty),
+                    ("min_sparsity", terms.min_sparsity, expected_terms.min_sparsity),
+                    ("max_sparsity", terms.max_sparsity, expected_terms.max_sparsity),
+                    ("l0", got.l0(), expected.l0()),
+                    ("l0_std", got.l0_std(), expected.l0_std()),
+                    ("l1", got.l1(), expected.l1()),
+                    ("mse_sum", got.mse_sum(), expected.mse_sum()),
+                    ("mse_centered", got.mse_centered(), expected.mse_centered()),
+                    ("mse_uncentered", got.mse_uncentered(), expected.mse_uncentered()),
+                    ("explained_variance", got.explained_variance(), expected.explained_variance()),
+                    ("cosine_similarity", got.cosine_similarity(), expected.cosine_similarity()),
+                    ("l2_ratio", got.l2_ratio(), expected.l2_ratio()),
+                    ("density", got.density(), expected.density()),
+                    ("below_target", terms.below_target as f64, expected_terms.below_target as f64),
                 ] {
                     let off = (got - expected).abs();
                     assert!(off <= 1e-5 * expected.abs(), "{name} of {}: {got} {expected}", case());

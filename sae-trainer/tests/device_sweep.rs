@@ -2,13 +2,14 @@
 //! them.
 
 use emulation::EmulatedDevice;
-use example_steps::numbers;
+use example_steps::rows;
 use half::f16;
 use kernels::error::DeviceError;
+use ndarray::Array2;
 use sae::Weights;
 use sae_trainer::engine::{
-    Adam, DecoderNorm, DeviceEngine, DeviceOptions, Engine, FrequencyPenalty, LossSpec, Mse, Path, Penalty,
-    Precision, Rows, Schedule, SharedDevice, State, StepError, StepReport, StepSpec, device_memory,
+    Adam, DecoderNorm, DeviceEngine, DeviceOptions, Engine, Forward, FrequencyPenalty, LossSpec, Mse, Path,
+    Penalty, Precision, Rows, Schedule, SharedDevice, State, StepError, StepReport, StepSpec, device_memory,
 };
 
 const WIDTH: usize = 20;
@@ -57,8 +58,8 @@ fn weights(spec: &StepSpec) -> Weights {
     Weights::init(WIDTH, spec.features, 7)
 }
 
-fn batch(step: u64) -> Vec<f32> {
-    numbers(BATCH * WIDTH, step + 1)
+fn batch(step: u64) -> Array2<f32> {
+    rows(BATCH, WIDTH, step + 1)
 }
 
 fn schedule(step: u64) -> Schedule {
@@ -73,7 +74,7 @@ fn sharing(device: &SharedDevice<EmulatedDevice>, spec: StepSpec, density: f64) 
 fn submit(engines: &mut [Emulated], step: u64, stats: &mut [Vec<StepReport>]) {
     let rows = batch(step);
     for (engine, stats) in engines.iter_mut().zip(stats) {
-        stats.extend(engine.submit_shared(step, Rows::F32(&rows), &schedule(step)).unwrap());
+        stats.extend(engine.submit_shared(step, Rows::F32(rows.view()), &schedule(step)).unwrap());
     }
 }
 
@@ -90,7 +91,7 @@ fn alone(spec: StepSpec, density: f64, steps: std::ops::Range<u64>) -> (Vec<Step
     let engine = DeviceEngine::new(EmulatedDevice::new(), spec, &weights(&spec), options(density));
     let (mut engines, mut stats) = ([engine.unwrap()], [Vec::new()]);
     for step in steps {
-        stats[0].extend(engines[0].submit(&batch(step), &schedule(step)).unwrap());
+        stats[0].extend(engines[0].submit(batch(step).view().into(), &schedule(step)).unwrap());
     }
     settle(&mut engines, &mut stats);
     let [stats] = stats;
@@ -99,15 +100,15 @@ fn alone(spec: StepSpec, density: f64, steps: std::ops::Range<u64>) -> (Vec<Step
 
 #[test]
 fn half_precision_batches_are_uploaded_as_they_are() {
-    let halves = |step| batch(step).into_iter().map(f16::from_f32).collect::<Vec<_>>();
-    let wide = |step| halves(step).into_iter().map(f16::to_f32).collect::<Vec<_>>();
+    let halves = |step| batch(step).mapv(f16::from_f32);
+    let wide = |step| halves(step).mapv(f16::to_f32);
     let run = |in_half: bool| {
         let device = SharedDevice::new(EmulatedDevice::new());
         let mut engines = specs().map(|spec| sharing(&device, spec, 0.3));
         let mut stats = [Vec::new(), Vec::new(), Vec::new()];
         for step in 0..20 {
             let (halves, wide) = (halves(step), wide(step));
-            let rows = if in_half { Rows::F16(&halves) } else { Rows::F32(&wide) };
+            let rows = if in_half { Rows::F16(halves.view()) } else { Rows::F32(wide.view()) };
             for (engine, stats) in engines.iter_mut().zip(&mut stats) {
                 stats.extend(engine.submit_shared(step, rows, &schedule(step)).unwrap());
             }
@@ -194,7 +195,7 @@ fn the_errors_of_rows_can_be_asked_for_between_steps() {
             // As before a revival of dead features: no step is under way, and the batch is the next one.
             settle(&mut engines, &mut stats);
             for engine in &mut engines {
-                assert_eq!(engine.squared_errors(&batch(step)).unwrap().len(), BATCH);
+                assert_eq!(engine.squared_errors(batch(step).view().into()).unwrap().len(), BATCH);
             }
         }
         submit(&mut engines, step, &mut stats);
@@ -211,15 +212,15 @@ fn the_errors_of_rows_can_be_asked_for_between_steps() {
 fn a_batch_that_one_engine_still_reads_is_not_written_over() {
     let device = SharedDevice::new(EmulatedDevice::new());
     let mut engines = specs().map(|spec| sharing(&device, spec, 1.0));
-    assert!(engines[0].submit_shared(0, Rows::F32(&batch(0)), &schedule(0)).unwrap().is_none());
+    assert!(engines[0].submit_shared(0, Rows::F32(batch(0).view()), &schedule(0)).unwrap().is_none());
     for step in 0..3 {
-        engines[1].submit_shared(step, Rows::F32(&batch(step)), &schedule(step)).unwrap();
+        engines[1].submit_shared(step, Rows::F32(batch(step).view()), &schedule(step)).unwrap();
     }
     // The first engine has not said what became of its step on batch 0, whose place the fourth would take.
-    let error = engines[1].submit_shared(3, Rows::F32(&batch(3)), &schedule(3)).unwrap_err();
+    let error = engines[1].submit_shared(3, Rows::F32(batch(3).view()), &schedule(3)).unwrap_err();
     assert!(error.to_string().contains("still under way"), "{error}");
     assert_eq!(engines[0].finish().unwrap().map(|stats| stats.step), Some(1));
-    engines[1].submit_shared(3, Rows::F32(&batch(3)), &schedule(3)).unwrap();
+    engines[1].submit_shared(3, Rows::F32(batch(3).view()), &schedule(3)).unwrap();
 }
 
 #[test]
@@ -237,8 +238,8 @@ fn one_engines_bad_step_leaves_the_others_as_they_are() {
     state.weights.decoder.fill(f32::MAX);
     engines[0].restore(state).unwrap();
     let rows = batch(4);
-    engines[0].submit_shared(4, Rows::F32(&rows), &schedule(4)).unwrap();
-    engines[1].submit_shared(4, Rows::F32(&rows), &schedule(4)).unwrap();
+    engines[0].submit_shared(4, Rows::F32(rows.view()), &schedule(4)).unwrap();
+    engines[1].submit_shared(4, Rows::F32(rows.view()), &schedule(4)).unwrap();
     let error = engines[0].finish().unwrap_err();
     assert!(matches!(error, StepError::NonFiniteLoss { step: 5, .. }), "{error}");
     drop(engines.remove(0));
@@ -290,5 +291,5 @@ fn engines_on_one_device_have_batches_of_one_size() {
     let _engine = sharing(&device, first, 1.0);
     let other = StepSpec { batch: BATCH + 1, ..first };
     let error = DeviceEngine::on(&device, other, &weights(&other), options(1.0)).err().unwrap();
-    assert!(error.to_string().contains("the batch has 740 numbers, but 720 were expected"), "{error}");
+    assert!(error.to_string().contains("the batch is [37, 20], but [36, 20] was expected"), "{error}");
 }

@@ -140,7 +140,7 @@ mod tests {
         let mut window = FrequencyWindow::new(3, 40, 2);
         for t in 0..10u32 {
             window.push(&[t % 7 * 5, 3]);
-            let restored = FrequencyWindow::restored(3, 40, 2, &window.counts());
+            let restored = FrequencyWindow::restored(3, 40, window.counts().view());
             assert_eq!(restored, window);
         }
     }

@@ -1,6 +1,7 @@
 //! What a run computes and what it leaves behind.
 
 use activation_store::RowType;
+use ndarray::{Array2, Axis};
 use sae::Sae;
 use serde_json::Value;
 
@@ -49,13 +50,12 @@ fn the_evaluation_is_that_of_the_saved_autoencoder() {
     assert_eq!((number(&evaluation, "rows"), number(&evaluation, "rows_of_the_store")), (4096.0, 4096.0));
 
     let sae = Sae::load(&place.path("run/sae")).unwrap();
-    let x = rows(&place.path("store"));
-    let features = sae.encode(&x);
-    let reconstruction = sae.decode(&features);
-    let mean: Vec<f64> =
-        (0..WIDTH).map(|k| x.chunks(WIDTH).map(|row| f64::from(row[k])).sum::<f64>() / 4096.0).collect();
+    let x = Array2::from_shape_vec((4096, WIDTH), rows(&place.path("store"))).unwrap();
+    let features = sae.encode(x.view());
+    let reconstruction = sae.decode(features.view());
+    let mean = x.mapv(f64::from).sum_axis(Axis(0)) / 4096.0;
     let (mut error, mut variance, mut norm, mut relative) = (0.0, 0.0, 0.0, 0.0);
-    for (row, xhat) in x.chunks(WIDTH).zip(reconstruction.chunks(WIDTH)) {
+    for (row, xhat) in x.rows().into_iter().zip(reconstruction.rows()) {
         let e: f64 = row.iter().zip(xhat).map(|(x, y)| f64::from(y - x).powi(2)).sum();
         let n: f64 = row.iter().map(|x| f64::from(*x).powi(2)).sum();
         error += e;
@@ -65,7 +65,7 @@ fn the_evaluation_is_that_of_the_saved_autoencoder() {
     }
     let l0 = features.iter().filter(|a| **a > 0.0).count() as f64 / 4096.0;
     let l1 = features.iter().map(|a| f64::from(*a)).sum::<f64>() / 4096.0;
-    let dead = (0..64).filter(|j| features.iter().skip(*j).step_by(64).all(|a| *a == 0.0)).count();
+    let dead = features.columns().into_iter().filter(|column| column.iter().all(|a| *a == 0.0)).count();
     for (name, expected) in [
         ("l0", l0),
         ("l1", l1),

@@ -1,0 +1,134 @@
+//! Norms and copies of a batch's rows.
+
+use emulation::Buffer;
+use example_steps::numbers;
+use kernels::cpu::Isa;
+use kernels::cpu::rows::{RowNorms, row_norms};
+use kernels::cuda::launch::rows::{self, BatchColumns, ShiftedInput};
+use kernels::loss::Mse;
+
+use crate::case::{Activity, Case, REPORT_BYTES, SCALAR_BYTES, SIZES, begun, padded};
+
+#[test]
+fn bfloat16_copies_are_rounded_to_nearest_even_and_never_to_infinity() {
+    let mut case = Case::new((2, 6, 1), Activity::Some);
+    let special = [1.0, 1.003_906_2, 1.011_718_8, f32::MAX, -f32::MAX, 1e-40];
+    let row = padded(&[special, [0.0; 6]].concat(), 6, 64);
+    case.device_x = case.device.holding(&row);
+    let [x, ..] = case.row_bounds(true);
+    let bits = &x.numbers::<u16>()[..6];
+    // 1 + 2⁻⁸ is half-way between 1 and 1 + 2⁻⁷: to the even one; 1 + 3·2⁻⁸ likewise, to the one above.
+    assert_eq!(bits, [0x3f80, 0x3f80, 0x3f82, 0x7f7f, 0xff7f, 0x0001]);
+}
+
+#[test]
+fn row_norms_and_the_batchs_mean_equal_the_cpus() {
+    for sizes in SIZES {
+        let mut case = Case::new(sizes, Activity::Some);
+        let (rows, stride) = (case.rows, case.stride);
+        let parts = case.device.room::<f64>(rows.div_ceil(64) * stride);
+        let (sum, mean) = (case.device.room::<f64>(stride), case.device.room::<f32>(stride));
+        let arrived = case.device.holding(&vec![0u32; stride / 64]);
+        let letter: Vec<u32> = (1..=SCALAR_BYTES as u32 / 4).collect();
+        let (sent, scalars) = (case.device.holding(&letter), case.device.room::<u32>(letter.len()));
+        let columns = BatchColumns {
+            letter: Some(&sent),
+            scalars: &scalars,
+            x: &case.device_x,
+            partial: &parts,
+            sum: &sum,
+            mean: &mean,
+            arrived: (&arrived).into(),
+            rows,
+            stride,
+            report: &case.report,
+        };
+        columns.launch(&mut case.device).unwrap();
+        assert!(arrived.numbers::<u32>().iter().all(|count| *count == 0));
+        assert_eq!(scalars.numbers::<u32>(), letter);
+        let bias = case.device.holding(&padded(&numbers(case.width, 9), case.width, stride));
+        let (input, x_bf16) =
+            (case.device.room::<f32>(rows * stride), case.device.room::<u16>(rows * stride));
+        let [squared, centered, length, norm, residual] =
+            std::array::from_fn(|_| case.device.room::<f32>(rows));
+        let norms = rows::RowNorms {
+            x: &case.device_x,
+            mean: &mean,
+            shifted: Some(ShiftedInput { bias: (&bias).into(), input: &input }),
+            x_bf16: &x_bf16,
+            squared: &squared,
+            centered: &centered,
+            length: &length,
+            row_norm: &norm,
+            row_residual: &residual,
+            rows,
+            stride,
+            bounds: true,
+            zero_check: Mse::Sum,
+            report: &case.report,
+        };
+        norms.launch(&mut case.device).unwrap();
+
+        let mut expected = RowNorms::default();
+        row_norms(Isa::detect(), &case.x, case.width, &mut expected);
+        assert_eq!(sum.numbers::<f64>()[..case.width], expected.sum, "{sizes:?}");
+        assert_eq!(mean.numbers::<f32>()[..case.width], expected.mean, "{sizes:?}");
+        let near = |got: &Buffer, expected: &[f32]| {
+            for (got, expected) in got.numbers::<f32>().iter().zip(expected) {
+                assert!((got - expected).abs() <= 1e-6 * expected, "{sizes:?}: {got} {expected}");
+            }
+        };
+        near(&squared, &expected.squared);
+        near(&centered, &expected.centered);
+        // The other arrays are bounds: not below the truth, and not far above it.
+        let (input, half) = (input.numbers::<f32>(), x_bf16.numbers::<u16>());
+        let bias = bias.numbers::<f32>();
+        for row in 0..rows {
+            let range = row * stride..(row + 1) * stride;
+            let x = &padded(&case.x, case.width, stride)[range.clone()];
+            let exact: Vec<f32> = x.iter().zip(&bias).map(|(x, b)| x - b).collect();
+            assert_eq!(input[range.clone()], exact);
+            let halves = half[range].iter().map(|bits| f64::from(f32::from_bits(u32::from(*bits) << 16)));
+            let (mut norms, mut residuals) = (0.0, 0.0);
+            for (half, exact) in halves.zip(&exact) {
+                norms += half * half;
+                residuals += (f64::from(*exact) - half).powi(2);
+            }
+            let got = f64::from(norm.numbers::<f32>()[row]);
+            assert!(got >= norms.sqrt() && got <= 1.001 * norms.sqrt() + 1e-15, "{sizes:?} {got}");
+            assert!(f64::from(residual.numbers::<f32>()[row]) >= residuals.sqrt(), "{sizes:?}");
+        }
+    }
+}
+
+#[test]
+fn rows_with_nan_or_infinity_and_rows_at_the_mean_are_named_by_the_first_of_them() {
+    let mut case = Case::new((40, 5, 3), Activity::Some);
+    let mut x = padded(&case.x, 5, 64);
+    (x[31 * 64 + 2], x[33 * 64 + 4]) = (f32::NAN, f32::NEG_INFINITY);
+    x[17 * 64..18 * 64].fill(0.0);
+    case.device_x = case.device.holding(&x);
+    let report = begun(&mut case.device);
+    let mean = case.device.holding(&vec![0.0f32; 64]);
+    let x_bf16 = case.device.room::<u16>(40 * 64);
+    let [squared, centered, length, norm, residual] = std::array::from_fn(|_| case.device.room::<f32>(40));
+    let norms = rows::RowNorms {
+        x: &case.device_x,
+        mean: &mean,
+        shifted: None,
+        x_bf16: &x_bf16,
+        squared: &squared,
+        centered: &centered,
+        length: &length,
+        row_norm: &norm,
+        row_residual: &residual,
+        rows: 40,
+        stride: 64,
+        bounds: true,
+        zero_check: Mse::Centered,
+        report: &report,
+    };
+    norms.launch(&mut case.device).unwrap();
+    let report = report.numbers::<u32>();
+    assert_eq!(report[REPORT_BYTES / 4 - 2..], [31, 17]);
+}
