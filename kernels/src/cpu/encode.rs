@@ -133,7 +133,7 @@ pub fn encode_sparse(
         Search::Screened if possible => choose_grid(isa, &input, screened),
         Search::ScreenedOn(grid) if possible => {
             screened.choose_columns(&input);
-            screened.round(isa, &input, grid, input.rows(), input.features());
+            screen::round(isa, screened, &input, grid, input.rows(), input.features());
             Some(&*screened)
         }
         _ => None,
@@ -354,14 +354,14 @@ fn choose_grid<'a>(isa: Isa, input: &Encode<'_>, screened: &'a mut Screened) -> 
         return None;
     }
     let grid = if coarse_cost <= fine_cost { coarse } else { fine };
-    screened.round(isa, input, grid, input.rows(), input.features());
+    screen::round(isa, screened, input, grid, input.rows(), input.features());
     Some(screened)
 }
 
 /// The share of the pairs that screening leaves, of the first rows and the first panel.
 fn candidate_share(isa: Isa, input: &Encode<'_>, grid: Grid, screened: &mut Screened) -> f64 {
     let (rows, features) = (input.rows().min(TRIAL_ROWS), input.features().min(input.panel()));
-    screened.round(isa, input, grid, rows, features);
+    screen::round(isa, screened, input, grid, rows, features);
     let mut candidates = Candidates::default();
     let mut left = 0;
     for row in (0..rows).step_by(ROW_GROUP) {

@@ -35,37 +35,84 @@ use super::operands::Encode;
 use super::pairs::ROW_GROUP;
 pub(crate) use candidates::Candidates;
 pub(crate) use operands::Screened;
-use operands::{TILE_HEIGHT, TILE_WIDTH};
+use operands::{BOUND_LANES, Geometry};
 pub(crate) use recheck::{Memory as RecheckMemory, recheck};
 pub use rounding::Grid;
-use strip::{Masks, Strip};
+use strip::Strip;
 
-/// Whether a screening tile exists for the instruction set.
-pub(crate) fn available(isa: Isa) -> bool {
-    match isa.level() {
-        Level::Portable => false,
-        #[cfg(target_arch = "x86_64")]
-        Level::Avx2 | Level::Avx512 => true,
-        // Without it the products of integers would take as long as those of floats.
-        #[cfg(target_arch = "aarch64")]
-        Level::Neon => std::arch::is_aarch64_feature_detected!("dotprod"),
+/// The tiles for which there is code: each brings its own geometry and says which CPUs it runs on.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum TileCode {
+    #[cfg(target_arch = "x86_64")]
+    Avx2,
+    #[cfg(target_arch = "x86_64")]
+    Avx512Vnni,
+    #[cfg(target_arch = "aarch64")]
+    NeonDotprod,
+}
+
+impl TileCode {
+    /// The fastest one that the instruction set allows on this CPU, if there is any.
+    fn of(isa: Isa) -> Option<TileCode> {
+        match isa.level() {
+            Level::Portable => None,
+            #[cfg(target_arch = "x86_64")]
+            Level::Avx512 if isa.has_vnni() => Some(TileCode::Avx512Vnni),
+            #[cfg(target_arch = "x86_64")]
+            Level::Avx2 | Level::Avx512 => Some(TileCode::Avx2),
+            // Without dotprod the products of integers would take as long as those of floats.
+            #[cfg(target_arch = "aarch64")]
+            Level::Neon => {
+                std::arch::is_aarch64_feature_detected!("dotprod").then_some(TileCode::NeonDotprod)
+            }
+        }
+    }
+
+    fn geometry(self) -> Geometry {
+        match self {
+            #[cfg(target_arch = "x86_64")]
+            TileCode::Avx2 => x86::GEOMETRY,
+            #[cfg(target_arch = "x86_64")]
+            TileCode::Avx512Vnni => avx512::GEOMETRY,
+            #[cfg(target_arch = "aarch64")]
+            TileCode::NeonDotprod => neon::GEOMETRY,
+        }
+    }
+
+    /// The masks of each row of the strip's tiles.
+    fn possible(self, strip: &Strip<'_>, masks: &mut [u32]) {
+        match self {
+            // SAFETY: this code is only chosen where the CPU has AVX2 and FMA.
+            #[cfg(target_arch = "x86_64")]
+            TileCode::Avx2 => unsafe { x86::possible(strip, masks) },
+            // SAFETY: this code is only chosen where the CPU has AVX-512 with VNNI.
+            #[cfg(target_arch = "x86_64")]
+            TileCode::Avx512Vnni => unsafe { avx512::possible(strip, masks) },
+            // SAFETY: this code is only chosen where the CPU has `dotprod`.
+            #[cfg(target_arch = "aarch64")]
+            TileCode::NeonDotprod => unsafe { neon::possible(strip, masks) },
+        }
     }
 }
 
-/// The masks of each tile of the strip.
-fn possible(isa: Isa, strip: &Strip<'_>, masks: &mut [Masks]) {
-    match isa.level() {
-        // SAFETY: an Isa of this level is only made where the CPU has AVX-512, and VNNI was just found.
-        #[cfg(target_arch = "x86_64")]
-        Level::Avx512 if isa.has_vnni() => unsafe { avx512::possible(strip, masks) },
-        // SAFETY: an Isa of these levels is only made where the CPU has AVX2 and FMA.
-        #[cfg(target_arch = "x86_64")]
-        Level::Avx2 | Level::Avx512 => unsafe { x86::possible(strip, masks) },
-        // SAFETY: screening asks first whether there is a tile.
-        #[cfg(target_arch = "aarch64")]
-        Level::Neon => unsafe { neon::possible(strip, masks) },
-        Level::Portable => unreachable!("screening asks first whether there is a tile"),
-    }
+/// Whether a screening tile exists for the instruction set.
+pub(crate) fn available(isa: Isa) -> bool {
+    TileCode::of(isa).is_some()
+}
+
+const NO_TILE: &str = "screening asks first whether there is a tile";
+
+/// Rounds the first `rows` rows and the first `features` features to `grid`, in the order in which the tile reads them.
+pub(crate) fn round(
+    isa: Isa,
+    screened: &mut Screened,
+    input: &Encode<'_>,
+    grid: Grid,
+    rows: usize,
+    features: usize,
+) {
+    let tile = TileCode::of(isa).expect(NO_TILE).geometry();
+    screened.round(isa, tile, input, grid, rows, features);
 }
 
 /// Finds the candidates of the rows `group`, at most [`ROW_GROUP`] of them, among `features`, which begin with a tile.
@@ -81,35 +128,35 @@ pub(crate) fn find_candidates(
     features: Range<usize>,
     found: &mut Candidates,
 ) {
-    const TILES_PER_WORD: usize = 64 / TILE_WIDTH;
-    assert!(available(isa), "no screening tile for this instruction set");
-    assert!(group.len() <= ROW_GROUP && group.start.is_multiple_of(TILE_HEIGHT));
-    assert!(features.start.is_multiple_of(TILE_WIDTH) && features.end <= screened.weights.count);
+    let tile = TileCode::of(isa).expect(NO_TILE);
+    let Geometry { height, width } = tile.geometry();
+    assert!(group.len() <= ROW_GROUP && group.start.is_multiple_of(height));
+    assert!(features.start.is_multiple_of(width) && features.end <= screened.weights.count);
     let Screened { grid, rows, weights, .. } = screened;
     let Candidates { stride, bits } = found;
     *stride = features.len().div_ceil(64);
     bits.clear();
     bits.resize(group.len() * *stride, 0);
     let groups = grid.column_groups(input.width);
-    let tiles = group.len().div_ceil(TILE_HEIGHT);
+    let lines = group.len().next_multiple_of(height);
     let x = &input.x[group.start * input.width..group.end * input.width];
-    let mut coming = x.chunks(x.len().div_ceil(features.len().div_ceil(TILE_WIDTH)));
-    let mut masks = [[0; TILE_HEIGHT]; ROW_GROUP / TILE_HEIGHT];
-    for (at, first) in features.clone().step_by(TILE_WIDTH).enumerate() {
+    let mut coming = x.chunks(x.len().div_ceil(features.len().div_ceil(width)));
+    let mut masks = [0; ROW_GROUP];
+    for (at, first) in features.clone().step_by(width).enumerate() {
         let strip = Strip {
             grid: *grid,
             groups,
-            rows: &rows.words[group.start * groups..][..tiles * TILE_HEIGHT * groups],
+            rows: &rows.words[group.start * groups..][..lines * groups],
             row_bounds: &rows.bounds[group.clone()],
-            weights: &weights.words[first * groups..][..TILE_WIDTH * groups],
-            bound: &weights.bounds[first / TILE_WIDTH],
+            weights: &weights.words[first * groups..][..width * groups],
+            bounds: &weights.bounds[first / BOUND_LANES..][..width / BOUND_LANES],
             coming: coming.next().unwrap_or_default(),
         };
-        possible(isa, &strip, &mut masks[..tiles]);
-        let (word, shift) = (at / TILES_PER_WORD, at % TILES_PER_WORD * TILE_WIDTH);
+        tile.possible(&strip, &mut masks[..lines]);
+        let (word, shift) = (at * width / 64, at * width % 64);
         // Not the features that only fill the tile: a bound that is NaN would not rule them out.
-        let existing = u64::MAX >> (64 - TILE_WIDTH.min(features.end - first));
-        for (bits, mask) in bits.chunks_exact_mut(*stride).zip(masks.as_flattened()) {
+        let existing = u64::MAX >> (64 - width.min(features.end - first));
+        for (bits, mask) in bits.chunks_exact_mut(*stride).zip(&masks) {
             bits[word] |= (u64::from(*mask) & existing) << shift;
         }
     }

@@ -3,27 +3,33 @@
 //! In one instruction, VNNI multiplies four bytes or two words per lane and adds the products to a 32-bit sum: bytes at
 //! four times the rate of float32, words at twice the rate. AVX512_BF16 reaches the latter with ten times the residual.
 
-use super::operands::{TILE_HEIGHT, TILE_WIDTH, TileBound};
+use super::operands::{BOUND_LANES, FeatureBounds, Geometry};
 use super::rounding::Grid;
 use super::strip::{Masks, Strip, Tile};
 use std::arch::x86_64::*;
+
+/// Rows of a tile.
+const HEIGHT: usize = 6;
+/// A tile: its features are one vector.
+pub(super) const GEOMETRY: Geometry = Geometry::new(HEIGHT, BOUND_LANES);
 
 /// As [`super::possible`].
 ///
 /// # Safety
 /// The CPU must have AVX-512F with VNNI.
 #[target_feature(enable = "avx512f,avx512vnni")]
-pub(super) unsafe fn possible(strip: &Strip<'_>, masks: &mut [Masks]) {
+pub(super) unsafe fn possible(strip: &Strip<'_>, masks: &mut [u32]) {
     let (groups, weights) = (strip.groups, strip.weights.as_ptr());
     match strip.grid {
         Grid::Bits8 => strip.each_tile(masks, |tile| {
             // SAFETY: the tile's rows and weights have the lengths that the product reads.
-            let sums = unsafe { product::<true>(tile.rows.as_ptr(), groups, weights, &tile.bound.start) };
+            let sums = unsafe { product::<true>(tile.rows.as_ptr(), groups, weights, &tile.bounds[0].start) };
             above_zero(&sums, tile)
         }),
         Grid::Bits16 => strip.each_tile(masks, |tile| {
             // SAFETY: as above.
-            let sums = unsafe { product::<false>(tile.rows.as_ptr(), groups, weights, &tile.bound.start) };
+            let sums =
+                unsafe { product::<false>(tile.rows.as_ptr(), groups, weights, &tile.bounds[0].start) };
             above_zero(&sums, tile)
         }),
     }
@@ -32,20 +38,20 @@ pub(super) unsafe fn possible(strip: &Strip<'_>, masks: &mut [Masks]) {
 /// For each row a bit for each feature: whether its bound is not at or below 0.
 #[inline]
 #[target_feature(enable = "avx512f")]
-fn above_zero(sums: &[__m512i; TILE_HEIGHT], tile: &Tile<'_>) -> Masks {
-    let TileBound { step, norm, residual, base, .. } = tile.bound;
+fn above_zero(sums: &[__m512i; HEIGHT], tile: &Tile<'_, HEIGHT>) -> Masks<HEIGHT> {
+    let FeatureBounds { step, norm, residual, base, .. } = &tile.bounds[0];
     // SAFETY: a tile's features are one vector.
-    let vector = |of: &[f32; TILE_WIDTH]| unsafe { _mm512_loadu_ps(of.as_ptr()) };
+    let vector = |of: &[f32; BOUND_LANES]| unsafe { _mm512_loadu_ps(of.as_ptr()) };
     let (step, norm, residual, base) = (vector(step), vector(norm), vector(residual), vector(base));
-    let mut masks = [0; TILE_HEIGHT];
-    for m in 0..TILE_HEIGHT {
+    let mut masks = [0; HEIGHT];
+    for m in 0..HEIGHT {
         let row = tile.row_bounds[m];
         let scaled = _mm512_mul_ps(_mm512_cvtepi32_ps(sums[m]), step);
         let mut upper = _mm512_fmadd_ps(_mm512_set1_ps(row.step), scaled, base);
         upper = _mm512_fmadd_ps(_mm512_set1_ps(row.residual), norm, upper);
         upper = _mm512_fmadd_ps(_mm512_set1_ps(row.norm), residual, upper);
         // "Not at most 0" and not "above 0": NaN rules nothing out.
-        masks[m] = _mm512_cmp_ps_mask::<_CMP_NLE_UQ>(upper, _mm512_setzero_ps());
+        masks[m] = u32::from(_mm512_cmp_ps_mask::<_CMP_NLE_UQ>(upper, _mm512_setzero_ps()));
     }
     masks
 }
@@ -59,16 +65,16 @@ unsafe fn product<const BYTES: bool>(
     rows: *const u32,
     groups: usize,
     weights: *const u32,
-    start: &[i32; TILE_WIDTH],
-) -> [__m512i; TILE_HEIGHT] {
+    start: &[i32; BOUND_LANES],
+) -> [__m512i; HEIGHT] {
     // SAFETY: sixteen numbers are a vector.
-    let mut sums = [unsafe { _mm512_loadu_si512(start.as_ptr().cast()) }; TILE_HEIGHT];
+    let mut sums = [unsafe { _mm512_loadu_si512(start.as_ptr().cast()) }; HEIGHT];
     for group in 0..groups {
         // SAFETY: each turn reads one word of each row and 16 of the weights.
         unsafe {
-            let w = _mm512_loadu_si512(weights.add(TILE_WIDTH * group).cast());
+            let w = _mm512_loadu_si512(weights.add(BOUND_LANES * group).cast());
             for (m, sum) in sums.iter_mut().enumerate() {
-                let x = _mm512_set1_epi32(*rows.add(TILE_HEIGHT * group + m) as i32);
+                let x = _mm512_set1_epi32(*rows.add(HEIGHT * group + m) as i32);
                 *sum = match BYTES {
                     true => _mm512_dpbusd_epi32(*sum, x, w),
                     false => _mm512_dpwssd_epi32(*sum, x, w),

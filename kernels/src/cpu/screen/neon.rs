@@ -4,29 +4,31 @@
 //! of float32. Before SVE there is no such instruction for words: `smlal` multiplies as many of them as `fmla` does floats,
 //! so the tile for words exists for its results, not for its speed.
 
-use super::operands::{TILE_HEIGHT, TILE_WIDTH, TileBound};
+use super::operands::{BOUND_LANES, FeatureBounds, Geometry};
 use super::rounding::Grid;
 use super::strip::{Masks, Strip, Tile};
 use std::arch::aarch64::*;
 use std::arch::asm;
 
+/// Rows of a tile, whose words are read as one vector of four and one of two.
+const HEIGHT: usize = 6;
 /// Vectors of four features in a tile.
-const VECTORS: usize = TILE_WIDTH / 4;
-
-// Rows' words are read as one vector of four and one of two.
-const _: () = assert!(TILE_HEIGHT == 6);
+const VECTORS: usize = BOUND_LANES / 4;
+/// A tile.
+pub(super) const GEOMETRY: Geometry = Geometry::new(HEIGHT, BOUND_LANES);
 
 /// As [`super::possible`].
 ///
 /// # Safety
 /// The CPU must have `dotprod`.
 #[target_feature(enable = "neon,dotprod")]
-pub(super) unsafe fn possible(strip: &Strip<'_>, masks: &mut [Masks]) {
+pub(super) unsafe fn possible(strip: &Strip<'_>, masks: &mut [u32]) {
     let (groups, weights) = (strip.groups, strip.weights.as_ptr());
     match strip.grid {
         Grid::Bits8 => strip.each_tile(masks, |tile| {
             // SAFETY: the tile's rows and weights have the lengths that the product reads.
-            let sums = unsafe { product_of_bytes(tile.rows.as_ptr(), groups, weights, &tile.bound.start) };
+            let sums =
+                unsafe { product_of_bytes(tile.rows.as_ptr(), groups, weights, &tile.bounds[0].start) };
             above_zero(&sums, tile)
         }),
         Grid::Bits16 => strip.each_tile(masks, |tile| {
@@ -38,7 +40,7 @@ pub(super) unsafe fn possible(strip: &Strip<'_>, masks: &mut [Masks]) {
 }
 
 /// The sums of a tile, four features a vector.
-type Sums = [[int32x4_t; VECTORS]; TILE_HEIGHT];
+type Sums = [[int32x4_t; VECTORS]; HEIGHT];
 
 /// `start` + Σ_k x_q·w_q in 32 bits, of numbers of 8 bits.
 ///
@@ -50,18 +52,18 @@ unsafe fn product_of_bytes(
     rows: *const u32,
     groups: usize,
     weights: *const u32,
-    start: &[i32; TILE_WIDTH],
+    start: &[i32; BOUND_LANES],
 ) -> Sums {
     // 6×4 sums, 4 weights and the rows' words in 2 fill 30 of the 32 registers.
     // SAFETY: sixteen numbers are four vectors.
     let start: [int32x4_t; VECTORS] =
         std::array::from_fn(|v| unsafe { vld1q_s32(start.as_ptr().add(4 * v)) });
-    let mut sums = [start; TILE_HEIGHT];
+    let mut sums = [start; HEIGHT];
     for group in 0..groups {
         // SAFETY: each turn reads one word of each row and 16 of the weights.
         let (four, two, w): (_, _, [uint32x4_t; VECTORS]) = unsafe {
-            let rows = rows.add(TILE_HEIGHT * group);
-            let weights = weights.add(TILE_WIDTH * group);
+            let rows = rows.add(HEIGHT * group);
+            let weights = weights.add(BOUND_LANES * group);
             (vld1q_u32(rows), vld1_u32(rows.add(4)), std::array::from_fn(|v| vld1q_u32(weights.add(4 * v))))
         };
         let two = vcombine_u32(two, vcreate_u32(0));
@@ -103,19 +105,19 @@ fn add_dot_product<const ROW: i32>(mut sum: int32x4_t, weights: uint32x4_t, rows
 #[inline]
 #[target_feature(enable = "neon,dotprod")]
 unsafe fn product_of_words(rows: *const u32, groups: usize, weights: *const u32) -> Sums {
-    let mut sums = [[vdupq_n_s32(0); VECTORS]; TILE_HEIGHT];
+    let mut sums = [[vdupq_n_s32(0); VECTORS]; HEIGHT];
     // Both columns of a group have sums of their own until the end, so that 6×4 of them, of eight features, fill the
     // registers with 2 weights and 1 broadcast.
     for half in 0..2 {
-        let mut split = [[vdupq_n_s32(0); VECTORS]; TILE_HEIGHT];
+        let mut split = [[vdupq_n_s32(0); VECTORS]; HEIGHT];
         for group in 0..groups {
             // SAFETY: each turn reads one word of each row and 8 of the weights.
             unsafe {
-                let weights = weights.add(TILE_WIDTH * group + 8 * half);
+                let weights = weights.add(BOUND_LANES * group + 8 * half);
                 let w: [int16x8_t; 2] =
                     std::array::from_fn(|v| vreinterpretq_s16_u32(vld1q_u32(weights.add(4 * v))));
-                for m in 0..TILE_HEIGHT {
-                    let x = vreinterpretq_s16_u32(vld1q_dup_u32(rows.add(TILE_HEIGHT * group + m)));
+                for m in 0..HEIGHT {
+                    let x = vreinterpretq_s16_u32(vld1q_dup_u32(rows.add(HEIGHT * group + m)));
                     for v in 0..2 {
                         let sums = &mut split[m][2 * v..][..2];
                         sums[0] = vmlal_s16(sums[0], vget_low_s16(x), vget_low_s16(w[v]));
@@ -124,7 +126,7 @@ unsafe fn product_of_words(rows: *const u32, groups: usize, weights: *const u32)
                 }
             }
         }
-        for m in 0..TILE_HEIGHT {
+        for m in 0..HEIGHT {
             for v in 0..2 {
                 sums[m][2 * half + v] = vpaddq_s32(split[m][2 * v], split[m][2 * v + 1]);
             }
@@ -136,14 +138,14 @@ unsafe fn product_of_words(rows: *const u32, groups: usize, weights: *const u32)
 /// For each row a bit for each feature: whether its bound is not at or below 0.
 #[inline]
 #[target_feature(enable = "neon,dotprod")]
-fn above_zero(sums: &Sums, tile: &Tile<'_>) -> Masks {
-    let TileBound { step, norm, residual, base, .. } = tile.bound;
-    let mut masks = [0; TILE_HEIGHT];
+fn above_zero(sums: &Sums, tile: &Tile<'_, HEIGHT>) -> Masks<HEIGHT> {
+    let FeatureBounds { step, norm, residual, base, .. } = &tile.bounds[0];
+    let mut masks = [0; HEIGHT];
     for v in 0..VECTORS {
         // SAFETY: a tile has VECTORS vectors of features.
-        let vector = |of: &[f32; TILE_WIDTH]| unsafe { vld1q_f32(of.as_ptr().add(4 * v)) };
+        let vector = |of: &[f32; BOUND_LANES]| unsafe { vld1q_f32(of.as_ptr().add(4 * v)) };
         let (step, norm, residual, base) = (vector(step), vector(norm), vector(residual), vector(base));
-        for m in 0..TILE_HEIGHT {
+        for m in 0..HEIGHT {
             let row = tile.row_bounds[m];
             let scaled = vmulq_f32(vcvtq_f32_s32(sums[m][v]), step);
             let mut upper = vfmaq_n_f32(base, scaled, row.step);
@@ -159,8 +161,8 @@ fn above_zero(sums: &Sums, tile: &Tile<'_>) -> Masks {
 /// A bit for each lane, of lanes that are all ones or all zeros.
 #[inline]
 #[target_feature(enable = "neon")]
-fn mask(lanes: uint32x4_t) -> u16 {
+fn mask(lanes: uint32x4_t) -> u32 {
     const BITS: [u32; 4] = [1, 2, 4, 8];
     // SAFETY: an array of four is read.
-    vaddvq_u32(vandq_u32(lanes, unsafe { vld1q_u32(BITS.as_ptr()) })) as u16
+    vaddvq_u32(vandq_u32(lanes, unsafe { vld1q_u32(BITS.as_ptr()) }))
 }

@@ -8,12 +8,26 @@ use crate::cpu::operands::Encode;
 use crate::cpu::pairs::ROW_GROUP;
 use crate::cpu::vector::dot_inline;
 
-/// Features of a tile.
-pub(super) const TILE_WIDTH: usize = 16;
-/// Rows of a tile.
-pub(super) const TILE_HEIGHT: usize = 6;
+/// The shape of an instruction set's tile.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) struct Geometry {
+    /// Rows, a divisor of [`ROW_GROUP`].
+    pub(super) height: usize,
+    /// Features, a multiple of [`BOUND_LANES`] and at most 32.
+    pub(super) width: usize,
+}
 
-const _: () = assert!(ROW_GROUP.is_multiple_of(TILE_HEIGHT));
+impl Geometry {
+    /// A tile of this shape.
+    pub(super) const fn new(height: usize, width: usize) -> Geometry {
+        assert!(ROW_GROUP.is_multiple_of(height));
+        assert!(width.is_multiple_of(BOUND_LANES) && width <= 32);
+        Geometry { height, width }
+    }
+}
+
+/// Features whose shares of the bound lie side by side.
+pub(super) const BOUND_LANES: usize = 16;
 
 /// The batch and the encoder, rounded.
 #[derive(Debug, Default)]
@@ -40,7 +54,7 @@ pub(super) struct Columns {
 /// The batch, rounded.
 #[derive(Debug, Default)]
 pub(super) struct Rows {
-    /// x_q in steps: for each [`TILE_HEIGHT`] rows (what lies beyond the last one counts for nothing), for each group of
+    /// x_q in steps: for each tile's rows (what lies beyond the last one counts for nothing), for each group of
     /// columns, the rows' words side by side.
     pub(super) words: Vec<u32>,
     /// What each row contributes to the bound, [B].
@@ -65,27 +79,27 @@ pub(super) struct RowBound {
 pub(super) struct Weights {
     /// F.
     pub(super) count: usize,
-    /// w_q in steps: for each [`TILE_WIDTH`] features (what lies beyond the last one counts for nothing), for each group
+    /// w_q in steps: for each tile's features (what lies beyond the last one counts for nothing), for each group
     /// of columns, the features' words side by side.
     pub(super) words: Vec<u32>,
-    /// What each tile's features contribute to the bound.
-    pub(super) bounds: Vec<TileBound>,
+    /// What each [`BOUND_LANES`] features contribute to the bound.
+    pub(super) bounds: Vec<FeatureBounds>,
 }
 
-/// The shares of a tile's features of the bound.
+/// The shares of [`BOUND_LANES`] features of the bound.
 #[derive(Debug, Clone, Copy, Default)]
 #[repr(align(64))]
-pub(super) struct TileBound {
+pub(super) struct FeatureBounds {
     /// What a sum begins with.
-    pub(super) start: [i32; TILE_WIDTH],
+    pub(super) start: [i32; BOUND_LANES],
     /// One step of w_q.
-    pub(super) step: [f32; TILE_WIDTH],
+    pub(super) step: [f32; BOUND_LANES],
     /// ‖w'‖.
-    pub(super) norm: [f32; TILE_WIDTH],
+    pub(super) norm: [f32; BOUND_LANES],
     /// ‖w' − w_q‖.
-    pub(super) residual: [f32; TILE_WIDTH],
+    pub(super) residual: [f32; BOUND_LANES],
     /// m·w + b and the slack of both.
-    pub(super) base: [f32; TILE_WIDTH],
+    pub(super) base: [f32; BOUND_LANES],
 }
 
 /// How far rounding can move a float32 sum of d products, relative to the product of the norms; generous
@@ -165,20 +179,28 @@ impl Screened {
         self.columns.choose(input);
     }
 
-    /// Rounds the first `rows` rows and the first `features` features to `grid`.
-    pub(crate) fn round(&mut self, isa: Isa, input: &Encode<'_>, grid: Grid, rows: usize, features: usize) {
+    /// Rounds the first `rows` rows and the first `features` features to `grid`, in the order that tiles of a shape read.
+    pub(super) fn round(
+        &mut self,
+        isa: Isa,
+        tile: Geometry,
+        input: &Encode<'_>,
+        grid: Grid,
+        rows: usize,
+        features: usize,
+    ) {
         self.grid = grid;
-        self.rows.round(isa, &self.columns, grid, &input.x[..rows * input.width]);
-        self.weights.round(isa, &self.columns, grid, input, features);
+        self.rows.round(isa, tile.height, &self.columns, grid, &input.x[..rows * input.width]);
+        self.weights.round(isa, tile.width, &self.columns, grid, input, features);
     }
 }
 
 impl Rows {
-    fn round(&mut self, isa: Isa, columns: &Columns, grid: Grid, x: &[f32]) {
+    fn round(&mut self, isa: Isa, tile_height: usize, columns: &Columns, grid: Grid, x: &[f32]) {
         let width = columns.scale.len();
         let groups = grid.column_groups(width);
         let count = x.len() / width;
-        self.words.resize(count.next_multiple_of(TILE_HEIGHT) * groups, 0);
+        self.words.resize(count.next_multiple_of(tile_height) * groups, 0);
         self.bounds.resize(count, RowBound::default());
         let row_groups =
             self.words.par_chunks_mut(ROW_GROUP * groups).zip(self.bounds.par_chunks_mut(ROW_GROUP));
@@ -188,7 +210,7 @@ impl Rows {
             for (at, (bound, x)) in bounds.iter_mut().zip(x.chunks_exact(width)).enumerate() {
                 turn_row(isa, x, &columns.centre, &columns.inverse_scale, &mut turned);
                 let rounded = rounder.row(isa, &turned);
-                interleave(rounder.words(), at, TILE_HEIGHT, words);
+                interleave(rounder.words(), at, tile_height, words);
                 let rounding = rounding(width) * (rounded.norm + columns.centre_norm);
                 *bound = RowBound {
                     step: rounded.step,
@@ -202,29 +224,39 @@ impl Rows {
 }
 
 impl Weights {
-    fn round(&mut self, isa: Isa, columns: &Columns, grid: Grid, input: &Encode<'_>, features: usize) {
+    fn round(
+        &mut self,
+        isa: Isa,
+        tile_width: usize,
+        columns: &Columns,
+        grid: Grid,
+        input: &Encode<'_>,
+        features: usize,
+    ) {
         let width = input.width;
         let groups = grid.column_groups(width);
-        let tiles = features.div_ceil(TILE_WIDTH);
+        let tiles = features.div_ceil(tile_width);
         self.count = features;
-        self.words.resize(tiles * TILE_WIDTH * groups, 0);
-        self.bounds.resize(tiles, TileBound::default());
-        let tiles = self.words.par_chunks_mut(TILE_WIDTH * groups).zip(&mut self.bounds);
+        self.words.resize(tiles * tile_width * groups, 0);
+        self.bounds.resize(tiles * tile_width / BOUND_LANES, FeatureBounds::default());
+        let bounds = self.bounds.par_chunks_mut(tile_width / BOUND_LANES);
+        let tiles = self.words.par_chunks_mut(tile_width * groups).zip(bounds);
         let memory = || (vec![0.0; width], Rounder::new(isa, grid, width));
-        tiles.enumerate().for_each_init(memory, |(turned, rounder), (tile, (words, bound))| {
-            for at in 0..TILE_WIDTH.min(features - tile * TILE_WIDTH) {
-                let feature = tile * TILE_WIDTH + at;
+        tiles.enumerate().for_each_init(memory, |(turned, rounder), (tile, (words, bounds))| {
+            for at in 0..tile_width.min(features - tile * tile_width) {
+                let feature = tile * tile_width + at;
                 let w = &input.weights[feature * width..][..width];
                 let bias = input.bias[feature];
                 let centre = turn_weights(isa, w, &columns.centre, &columns.scale, turned);
                 let rounded = rounder.weights(isa, turned);
-                interleave(rounder.words(), at, TILE_WIDTH, words);
-                bound.start[at] = rounder.start();
-                bound.step[at] = rounded.step;
-                bound.norm[at] = rounded.norm;
-                bound.residual[at] = rounded.residual;
+                interleave(rounder.words(), at, tile_width, words);
+                let (bound, lane) = (&mut bounds[at / BOUND_LANES], at % BOUND_LANES);
+                bound.start[lane] = rounder.start();
+                bound.step[lane] = rounded.step;
+                bound.norm[lane] = rounded.norm;
+                bound.residual[lane] = rounded.residual;
                 // The last term covers products of two numbers too small for their squares.
-                bound.base[at] = centre + bias + rounding(width) * (centre.abs() + bias.abs()) + 1e-35;
+                bound.base[lane] = centre + bias + rounding(width) * (centre.abs() + bias.abs()) + 1e-35;
             }
         });
     }

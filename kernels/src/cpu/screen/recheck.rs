@@ -6,7 +6,7 @@
 use std::ops::Range;
 
 use super::candidates::{Candidate, Candidates};
-use super::operands::{Screened, TILE_WIDTH, rounding};
+use super::operands::{BOUND_LANES, Screened, rounding};
 use crate::cpu::isa::{Isa, Level, PORTABLE_FMA, madd, per_isa};
 use crate::cpu::operands::Encode;
 use crate::cpu::pairs::Pair;
@@ -173,7 +173,7 @@ pub(crate) fn recheck(
     let weights = &input.weights[features.start * width..features.end * width];
     let biases = &input.bias[features.clone()];
     let row_bounds = &screened.rows.bounds[group.clone()];
-    let tile_bounds = &screened.weights.bounds[features.start / TILE_WIDTH..];
+    let bounds = &screened.weights.bounds[features.start / BOUND_LANES..];
     let Memory { candidates, products: sums } = memory;
     found.list(candidates);
     products(isa, x, weights, width, candidates, sums);
@@ -183,7 +183,7 @@ pub(crate) fn recheck(
     for (candidate, product) in candidates.iter().zip(&*sums) {
         let (row, feature) = (candidate.row as usize, candidate.feature as usize);
         let bias = biases[feature];
-        let norm = tile_bounds[feature / TILE_WIDTH].norm[feature % TILE_WIDTH];
+        let norm = bounds[feature / BOUND_LANES].norm[feature % BOUND_LANES];
         let uncertain = row_bounds[row].rounding * norm + rounding(width) * bias.abs() + 1e-35;
         let mut value = product + bias;
         let certain = value.abs() > uncertain;

@@ -1,24 +1,29 @@
 //! The screening tiles on AVX2.
 
-use super::operands::{TILE_HEIGHT, TILE_WIDTH, TileBound};
+use super::operands::{BOUND_LANES, FeatureBounds, Geometry};
 use super::rounding::{BYTE_BLOCK, Grid};
 use super::strip::{Masks, Strip, Tile};
 use std::arch::x86_64::*;
 
+/// Rows of a tile.
+const HEIGHT: usize = 6;
 /// Vectors of eight features in a tile.
-const VECTORS: usize = TILE_WIDTH / 8;
+const VECTORS: usize = BOUND_LANES / 8;
+/// A tile.
+pub(super) const GEOMETRY: Geometry = Geometry::new(HEIGHT, BOUND_LANES);
 
 /// As [`super::possible`].
 ///
 /// # Safety
 /// The CPU must have AVX2 and FMA.
 #[target_feature(enable = "avx2,fma")]
-pub(super) unsafe fn possible(strip: &Strip<'_>, masks: &mut [Masks]) {
+pub(super) unsafe fn possible(strip: &Strip<'_>, masks: &mut [u32]) {
     let (groups, weights) = (strip.groups, strip.weights.as_ptr());
     match strip.grid {
         Grid::Bits8 => strip.each_tile(masks, |tile| {
             // SAFETY: the tile's rows and weights have the lengths that the product reads.
-            let sums = unsafe { product_of_bytes(tile.rows.as_ptr(), groups, weights, &tile.bound.start) };
+            let sums =
+                unsafe { product_of_bytes(tile.rows.as_ptr(), groups, weights, &tile.bounds[0].start) };
             above_zero(&sums, tile)
         }),
         Grid::Bits16 => strip.each_tile(masks, |tile| {
@@ -30,7 +35,7 @@ pub(super) unsafe fn possible(strip: &Strip<'_>, masks: &mut [Masks]) {
 }
 
 /// The sums of a tile, eight features a vector.
-type Sums = [[__m256i; VECTORS]; TILE_HEIGHT];
+type Sums = [[__m256i; VECTORS]; HEIGHT];
 
 /// Σ_k x_q·w_q in 32 bits, of numbers of 16 bits.
 ///
@@ -40,20 +45,20 @@ type Sums = [[__m256i; VECTORS]; TILE_HEIGHT];
 #[target_feature(enable = "avx2,fma")]
 unsafe fn product_of_words(rows: *const u32, groups: usize, weights: *const u32) -> Sums {
     // 6×2 sums, 2 weights, 1 broadcast and 1 product fill the 16 registers.
-    let mut sums = [[_mm256_setzero_si256(); VECTORS]; TILE_HEIGHT];
+    let mut sums = [[_mm256_setzero_si256(); VECTORS]; HEIGHT];
     let (mut rows, mut weights) = (rows.cast::<i32>(), weights.cast::<__m256i>());
     for _ in 0..groups {
         // SAFETY: each turn reads one word of each row and 16 of the weights.
         unsafe {
             let w: [__m256i; VECTORS] = std::array::from_fn(|v| _mm256_loadu_si256(weights.add(v)));
             weights = weights.add(VECTORS);
-            for m in 0..TILE_HEIGHT {
+            for m in 0..HEIGHT {
                 let x = _mm256_set1_epi32(*rows.add(m));
                 for v in 0..VECTORS {
                     sums[m][v] = _mm256_add_epi32(sums[m][v], _mm256_madd_epi16(x, w[v]));
                 }
             }
-            rows = rows.add(TILE_HEIGHT);
+            rows = rows.add(HEIGHT);
         }
     }
     sums
@@ -69,7 +74,7 @@ unsafe fn product_of_bytes(
     rows: *const u32,
     groups: usize,
     weights: *const u32,
-    start: &[i32; TILE_WIDTH],
+    start: &[i32; BOUND_LANES],
 ) -> Sums {
     // Not a constant for the compiler: unrolled, the turns need more registers than there are.
     let more_turns = std::hint::black_box(BYTE_BLOCK / 4 - 1);
@@ -78,7 +83,7 @@ unsafe fn product_of_bytes(
     let start: [__m256i; VECTORS] =
         std::array::from_fn(|v| unsafe { _mm256_loadu_si256(start.as_ptr().cast::<__m256i>().add(v)) });
     // In memory: the registers hold the sums of 16 bits.
-    let mut sums = [start; TILE_HEIGHT];
+    let mut sums = [start; HEIGHT];
     let (mut rows, mut weights) = (rows.cast::<i32>(), weights.cast::<__m256i>());
     for _ in 0..groups / (BYTE_BLOCK / 4) {
         // SAFETY: each turn reads one word of each row and 16 of the weights.
@@ -86,13 +91,13 @@ unsafe fn product_of_bytes(
         for _ in 0..more_turns {
             // SAFETY: as above.
             unsafe {
-                (rows, weights) = (rows.add(TILE_HEIGHT), weights.add(VECTORS));
+                (rows, weights) = (rows.add(HEIGHT), weights.add(VECTORS));
                 short = turn_of_bytes(rows, weights, |m, v, product| _mm256_add_epi16(short[m][v], product));
             }
         }
         // SAFETY: the next block's, or the end.
-        (rows, weights) = unsafe { (rows.add(TILE_HEIGHT), weights.add(VECTORS)) };
-        for m in 0..TILE_HEIGHT {
+        (rows, weights) = unsafe { (rows.add(HEIGHT), weights.add(VECTORS)) };
+        for m in 0..HEIGHT {
             for v in 0..VECTORS {
                 sums[m][v] = _mm256_add_epi32(sums[m][v], _mm256_madd_epi16(short[m][v], ones));
             }
@@ -115,8 +120,8 @@ unsafe fn turn_of_bytes(
     // SAFETY: the caller's promise.
     unsafe {
         let w: [__m256i; VECTORS] = std::array::from_fn(|v| _mm256_loadu_si256(weights.add(v)));
-        let mut sums = [[_mm256_setzero_si256(); VECTORS]; TILE_HEIGHT];
-        for m in 0..TILE_HEIGHT {
+        let mut sums = [[_mm256_setzero_si256(); VECTORS]; HEIGHT];
+        for m in 0..HEIGHT {
             let x = _mm256_set1_epi32(*rows.add(m));
             for v in 0..VECTORS {
                 sums[m][v] = sum(m, v, _mm256_maddubs_epi16(x, w[v]));
@@ -129,14 +134,14 @@ unsafe fn turn_of_bytes(
 /// For each row a bit for each feature: whether its bound is not at or below 0.
 #[inline]
 #[target_feature(enable = "avx2,fma")]
-fn above_zero(sums: &Sums, tile: &Tile<'_>) -> Masks {
-    let TileBound { step, norm, residual, base, .. } = tile.bound;
-    let mut masks = [0; TILE_HEIGHT];
+fn above_zero(sums: &Sums, tile: &Tile<'_, HEIGHT>) -> Masks<HEIGHT> {
+    let FeatureBounds { step, norm, residual, base, .. } = &tile.bounds[0];
+    let mut masks = [0; HEIGHT];
     for v in 0..VECTORS {
         // SAFETY: a tile has VECTORS vectors of features.
-        let vector = |of: &[f32; TILE_WIDTH]| unsafe { _mm256_loadu_ps(of.as_ptr().add(8 * v)) };
+        let vector = |of: &[f32; BOUND_LANES]| unsafe { _mm256_loadu_ps(of.as_ptr().add(8 * v)) };
         let (step, norm, residual, base) = (vector(step), vector(norm), vector(residual), vector(base));
-        for m in 0..TILE_HEIGHT {
+        for m in 0..HEIGHT {
             let row = tile.row_bounds[m];
             let scaled = _mm256_mul_ps(_mm256_cvtepi32_ps(sums[m][v]), step);
             let mut upper = _mm256_fmadd_ps(_mm256_set1_ps(row.step), scaled, base);
@@ -144,7 +149,7 @@ fn above_zero(sums: &Sums, tile: &Tile<'_>) -> Masks {
             upper = _mm256_fmadd_ps(_mm256_set1_ps(row.norm), residual, upper);
             // "Not at most 0" and not "above 0": NaN rules nothing out.
             let possible = _mm256_cmp_ps::<_CMP_NLE_UQ>(upper, _mm256_setzero_ps());
-            masks[m] |= (_mm256_movemask_ps(possible) as u16) << (8 * v);
+            masks[m] |= (_mm256_movemask_ps(possible) as u32) << (8 * v);
         }
     }
     masks
