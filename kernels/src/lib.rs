@@ -4,7 +4,7 @@
 //! d input width, F features, i a row, j a feature.
 //!
 //! What a step is, once for all backends:
-//! - [`spec`], [`loss`] and [`precision`]: what is computed, as data.
+//! - [`spec`], [`activation`], [`loss`] and [`precision`]: what is computed, as data.
 //! - [`parameters`] and [`state`]: the tensors by name, and everything that a run resumes from.
 //! - [`batch`]: what a step reads. [`activations`]: what an encoder finds. [`outcome`], [`stats`] and [`error`]: what it reports. [`path`]: which way it took.
 //!
@@ -14,6 +14,7 @@
 //! - [`cpu`]: the float32 step on CPU threads.
 //! - [`cuda`]: the same step on a GPU.
 
+pub mod activation;
 pub mod activations;
 pub mod batch;
 pub mod cpu;

@@ -3,6 +3,7 @@
 //!
 //! Shapes are the public ones: X [B,d], W_enc [d,F], b_enc [F], W_dec [F,d], b_dec [d].
 
+use crate::activation::Activation;
 use crate::loss::{LossSpec, Mse, Penalty};
 use crate::spec::{DecoderNorm, Schedule, StepSpec};
 use crate::stats::{FREQUENCY_FLOOR, log10_frequency};
@@ -51,7 +52,7 @@ impl Parameters {
 pub struct Forward {
     /// z = X W_enc + b_enc, [B,F].
     pub preactivations: Vec<f64>,
-    /// a = ReLU(z), [B,F].
+    /// a, [B,F].
     pub activations: Vec<f64>,
     /// x̂ = a W_dec + b_dec, [B,d].
     pub reconstruction: Vec<f64>,
@@ -91,7 +92,14 @@ pub fn encoder_input(spec: &StepSpec, weights: &Parameters, x: &[f64]) -> Vec<f6
     x.iter().enumerate().map(|(at, v)| v - subtracted * weights.b_dec[at % spec.width]).collect()
 }
 
-/// z = X W_enc + b_enc, a = ReLU(z), x̂ = a W_dec + b_dec.
+/// a of one row, from its z [F].
+pub fn select(activation: Activation, z: &[f64]) -> Vec<f64> {
+    match activation {
+        Activation::Relu => z.iter().map(|z| z.max(0.0)).collect(),
+    }
+}
+
+/// z = X W_enc + b_enc, a = [`select`] (z), x̂ = a W_dec + b_dec.
 pub fn forward(spec: &StepSpec, weights: &Parameters, x: &[f64]) -> Forward {
     let (d, f) = (spec.width, spec.features);
     let rows = x.len() / d;
@@ -106,15 +114,16 @@ pub fn forward(spec: &StepSpec, weights: &Parameters, x: &[f64]) -> Forward {
                 z[j] += input[i * d + k] * weights.w_enc[k * f + j];
             }
         }
+        let a = select(spec.activation, z);
         let xhat = &mut reconstruction[i * d..][..d];
         xhat.copy_from_slice(&weights.b_dec);
         for j in 0..f {
             for k in 0..d {
-                xhat[k] += z[j].max(0.0) * weights.w_dec[j * d + k];
+                xhat[k] += a[j] * weights.w_dec[j * d + k];
             }
         }
     }
-    let activations = preactivations.iter().map(|z| z.max(0.0)).collect();
+    let activations = preactivations.chunks_exact(f).flat_map(|z| select(spec.activation, z)).collect();
     Forward { preactivations, activations, reconstruction }
 }
 

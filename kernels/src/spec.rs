@@ -3,6 +3,7 @@
 use serde::{Deserialize, Serialize};
 use thiserror::Error;
 
+use crate::activation::Activation;
 use crate::loss::{FrequencyPenalty, LossSpec, Penalty};
 
 /// How the decoder's rows W_dec_j [d] are treated around the optimizer step.
@@ -47,6 +48,9 @@ pub struct StepSpec {
     pub batch: usize,
     /// Whether the encoder reads x − b_dec instead of x.
     pub pre_bias: bool,
+    /// Which features of a row are active.
+    #[serde(default, skip_serializing_if = "Activation::is_relu")]
+    pub activation: Activation,
     /// The loss.
     pub loss: LossSpec,
     /// The decoder's norm.

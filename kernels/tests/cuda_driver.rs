@@ -6,6 +6,7 @@
 
 use emulation::{EmulatedDevice, EmulatedDriver};
 use example_steps::{batch, numbers};
+use kernels::activation::Activation;
 use kernels::cuda::cuda_device::{CudaBuffer, CudaDevice, CudaMailbox, CudaOptions, ScreenKernel};
 use kernels::cuda::device::Device;
 use kernels::cuda::launch::rows::PadRows;
@@ -191,6 +192,7 @@ fn specs() -> Vec<StepSpec> {
         all,
         StepSpec {
             pre_bias: false,
+            activation: Activation::Relu,
             loss: LossSpec { penalty: Penalty::L1, ..plain },
             decoder_norm: DecoderNorm::Unit,
             ..all

@@ -1,6 +1,7 @@
 //! The float64 definition's gradients against central differences of the functions that they are the gradients of.
 
 use example_steps::{PENALTIES, numbers_f64};
+use kernels::activation::Activation;
 use kernels::loss::{FrequencyPenalty, LossSpec, Mse};
 use kernels::reference::{Parameters, forward, frequency_slopes, gradients, surrogate_loss};
 use kernels::spec::{Adam, DecoderNorm, Schedule, StepSpec};
@@ -27,6 +28,7 @@ fn spec(loss: LossSpec, pre_bias: bool) -> StepSpec {
         features: FEATURES,
         batch: BATCH,
         pre_bias,
+        activation: Activation::Relu,
         loss,
         decoder_norm: DecoderNorm::Free,
         adam: Adam::default(),

@@ -9,8 +9,8 @@ use terminal::foreign_path;
 
 use crate::command::arguments::BenchArguments;
 use crate::engine::{
-    self, Adam, BenchReport, Bound, CpuOptions, DecoderNorm, FrequencyPenalty, LossSpec, Mse, Penalty,
-    StepSpec,
+    self, Activation, Adam, BenchReport, Bound, CpuOptions, DecoderNorm, FrequencyPenalty, LossSpec, Mse,
+    Penalty, StepSpec,
 };
 use crate::report::table;
 
@@ -58,6 +58,7 @@ fn reference_step(width: usize, features: usize, batch: usize) -> StepSpec {
         features,
         batch,
         pre_bias: false,
+        activation: Activation::Relu,
         loss,
         decoder_norm: DecoderNorm::Unit,
         adam: Adam::default(),

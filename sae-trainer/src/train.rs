@@ -20,7 +20,7 @@ use crate::evaluate::{evaluate, stream_options};
 use crate::report::announce;
 use crate::report::progress::Progress;
 use crate::runs::batches::Batches;
-use crate::runs::plan::Plan;
+use crate::runs::plan::RunPlan;
 use crate::runs::record::Summary;
 use crate::runs::run::{ReadyRun, Run};
 use crate::sweep::SweepFolder;
@@ -28,7 +28,7 @@ use crate::sweep::SweepFolder;
 /// Trains one run, and returns the process' exit code: 0, or 130 after Ctrl-C.
 pub(crate) fn train(arguments: TrainArguments) -> Result<u8> {
     let interrupt = Interrupt::listen().context("cannot listen for Ctrl-C")?;
-    let plan = Plan::new(&arguments, terminal::command_line())?;
+    let plan = RunPlan::new(&arguments, terminal::command_line())?;
     let json = arguments.run.json;
     let ready = Ready::new(vec![plan], arguments.run, interrupt, |plans, batches, compute| {
         announce::settings(&plans[0], batches, compute)
@@ -63,10 +63,10 @@ impl Ready {
     /// Opens the stream that all of `plans` train on (they agree on what it depends on), says with `announce` what is
     /// about to be done, and makes the engines.
     pub(crate) fn new(
-        plans: Vec<Plan>,
+        plans: Vec<RunPlan>,
         flags: RunArguments,
         interrupt: Interrupt,
-        announce: impl FnOnce(&[Plan], &Batches, &Compute) -> Result<()>,
+        announce: impl FnOnce(&[RunPlan], &Batches, &Compute) -> Result<()>,
     ) -> Result<Ready> {
         let settings = plans[0].settings();
         let threads = threads(&flags);
@@ -86,7 +86,7 @@ impl Ready {
             .context("cannot read the store in batches")?;
         enough(batches.rows_per_epoch())?;
         announce(&plans, &batches, &compute)?;
-        let all: Vec<&Settings> = plans.iter().map(Plan::settings).collect();
+        let all: Vec<&Settings> = plans.iter().map(RunPlan::settings).collect();
         compute.check_memory(&all)?;
 
         let resumed = plans.iter().any(|plan| plan.resumed);

@@ -6,8 +6,8 @@ use example_steps::{PENALTIES, rows};
 use ndarray::Array2;
 use sae::Weights;
 use sae_trainer::engine::{
-    Adam, CpuEngine, CpuOptions, DecoderNorm, DeviceEngine, DeviceOptions, Engine, FrequencyPenalty,
-    LossSpec, Mse, Parameters, Path, Precision, Schedule, State, StepSpec,
+    Activation, Adam, CpuEngine, CpuOptions, DecoderNorm, DeviceEngine, DeviceOptions, Engine,
+    FrequencyPenalty, LossSpec, Mse, Parameters, Path, Precision, Schedule, State, StepSpec,
 };
 
 const WIDTH: usize = 21;
@@ -33,6 +33,7 @@ fn configurations() -> Vec<StepSpec> {
                     features: FEATURES,
                     batch: BATCH,
                     pre_bias: number % 2 == 1,
+                    activation: Activation::Relu,
                     loss: LossSpec {
                         mse: [Mse::Sum, Mse::Centered, Mse::Uncentered, Mse::Centered][number % 4],
                         penalty,

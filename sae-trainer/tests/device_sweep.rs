@@ -8,8 +8,9 @@ use kernels::error::DeviceError;
 use ndarray::Array2;
 use sae::Weights;
 use sae_trainer::engine::{
-    Adam, DecoderNorm, DeviceEngine, DeviceOptions, Engine, Forward, FrequencyPenalty, LossSpec, Mse, Path,
-    Penalty, Precision, Rows, Schedule, SharedDevice, State, StepError, StepReport, StepSpec, device_memory,
+    Activation, Adam, DecoderNorm, DeviceEngine, DeviceOptions, Engine, Forward, FrequencyPenalty, LossSpec,
+    Mse, Path, Penalty, Precision, Rows, Schedule, SharedDevice, State, StepError, StepReport, StepSpec,
+    device_memory,
 };
 
 const WIDTH: usize = 20;
@@ -25,6 +26,7 @@ fn specs() -> [StepSpec; 3] {
         features: 70,
         batch: BATCH,
         pre_bias: false,
+        activation: Activation::Relu,
         loss: LossSpec {
             min_sparsity: Some(FrequencyPenalty { coefficient: 1e-3, target: 0.1 }),
             penalty: Penalty::ApproxL0 { epsilon: 0.2 },
@@ -39,6 +41,7 @@ fn specs() -> [StepSpec; 3] {
     let third = StepSpec {
         features: 45,
         pre_bias: true,
+        activation: Activation::Relu,
         loss: LossSpec {
             penalty: Penalty::L1,
             coefficient: 2e-3,

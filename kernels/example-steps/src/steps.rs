@@ -1,5 +1,6 @@
 //! A spec, weights and batches.
 
+use kernels::activation::Activation;
 use kernels::loss::{FrequencyPenalty, LossSpec, Mse, Penalty};
 use kernels::parameters::Parameters;
 use kernels::spec::{Adam, DecoderNorm, StepSpec};
@@ -26,6 +27,7 @@ pub fn spec(width: usize, features: usize, batch: usize) -> StepSpec {
         features,
         batch,
         pre_bias: true,
+        activation: Activation::Relu,
         loss: LossSpec {
             mse: Mse::Centered,
             penalty: Penalty::ApproxL0 { epsilon: 0.2 },

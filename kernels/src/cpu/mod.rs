@@ -3,8 +3,9 @@
 //! ```text
 //! step      the pieces in their order, and what lies between steps
 //! rows      x̄, ‖x_i‖, ‖x_i − x̄‖; the encoder's input
-//! encode    a = ReLU(X·W_enc + b_enc), only the active pairs (or all, when they are many)
+//! encode    z = X·W_enc + b_enc, only the pairs above 0 (or all, when they are many)
 //! screen    an integer product that rules most pairs out beforehand
+//! select    which of them are active
 //! sparsity  penalties and their derivatives; frequency: the running frequency s_j
 //! decode    x̂; then losses, g = dL/dx̂
 //! backward  gradients of one feature's weights        \  one visit of each weight row,
@@ -25,6 +26,7 @@ pub mod isa;
 pub mod pairs;
 pub mod rows;
 pub mod screen;
+pub mod select;
 pub mod sparsity;
 pub mod step;
 pub mod train;

@@ -20,8 +20,8 @@ use super::dense::{count_active, decode_dense};
 use super::encode::{Encode, EncodeBuffers, Search, encode_dense, encode_dense_bf16, encode_sparse};
 use super::frequency::FrequencyWindow;
 use super::isa::Isa;
-use super::pairs::ActivePairs;
 use super::rows::{RowNorms, first_non_finite_row, round_to_bf16, row_norms, subtract_bias};
+use super::select::{Selected, select_dense};
 use super::sparsity::{Sparsity, frequency_terms};
 use super::train::{Activations, Train, train};
 use super::update::AdamStep;
@@ -88,7 +88,7 @@ struct Buffers {
     /// The encode's factors in bfloat16, where that is asked for: [B,d], [F,d].
     rounded: (Vec<f32>, Vec<f32>),
     encode: EncodeBuffers,
-    pairs: ActivePairs,
+    selected: Selected,
     /// [B,F], only while steps are dense.
     activations: Vec<f32>,
     /// x̂, then g, [B,d].
@@ -172,7 +172,7 @@ impl CpuStep {
             sum_of_g: &sum_of_g,
         };
         let activations = match found.path {
-            Path::Sparse => Activations::Sparse(&buffers.pairs),
+            Path::Sparse => Activations::Sparse(&buffers.selected.kept),
             Path::Dense => Activations::Dense(&buffers.activations),
         };
         let finite = train(isa, backward, activations, &mut self.parameters);
@@ -234,12 +234,13 @@ impl CpuStep {
         let mut forward = self.forward(&sparsity);
         forward.check_rows(numbers)?;
         let (path, _) = forward.encode(numbers);
-        let Buffers { pairs, activations, .. } = &self.buffers;
+        forward.select(path);
+        let Buffers { selected: Selected { kept, .. }, activations, .. } = &self.buffers;
         Ok(match path {
             Path::Sparse => SparseActivations {
-                row_starts: pairs.row_starts.clone(),
-                features: pairs.features.clone(),
-                values: pairs.row_values.clone(),
+                row_starts: kept.row_starts.clone(),
+                features: kept.features.clone(),
+                values: kept.row_values.clone(),
             },
             Path::Dense => SparseActivations::of_dense(activations, features),
         })
@@ -256,6 +257,7 @@ impl CpuStep {
             let mut forward = self.forward(&sparsity);
             forward.check_rows(numbers)?;
             let (path, _) = forward.encode(numbers);
+            forward.select(path);
             forward.decode(path, input.nrows());
         }
         let reconstruction = self.buffers.gradient[..numbers.len()].to_vec();
@@ -349,10 +351,11 @@ impl Forward<'_> {
         }
         row_norms(self.options.isa, target, self.spec.width, &mut self.buffers.norms);
         let (path, rechecked) = self.encode(input);
+        self.select(path);
         self.decode(path, input.len() / self.spec.width);
         self.finish(target);
         let counts = match path {
-            Path::Sparse => self.buffers.pairs.counts(),
+            Path::Sparse => self.buffers.selected.kept.counts(),
             Path::Dense => count_active(&self.buffers.activations, self.spec.features),
         };
         Ok(Found { path, counts, rechecked })
@@ -370,7 +373,8 @@ impl Forward<'_> {
     /// `expected` only says what to try first. Also returns how many pairs screening left to recompute.
     fn encode(&mut self, input: &[f32]) -> (Path, usize) {
         let (isa, spec, weights) = (self.options.isa, self.spec, self.weights);
-        let Buffers { shifted, rounded, encode, pairs, activations, .. } = &mut *self.buffers;
+        let Buffers { shifted, rounded, encode, selected, activations, .. } = &mut *self.buffers;
+        let pairs = &mut selected.kept;
         if spec.pre_bias {
             subtract_bias(input, numbers(&weights.decoder_bias), shifted);
         }
@@ -408,11 +412,20 @@ impl Forward<'_> {
         }
     }
 
+    /// Leaves the active ones of what the encode found.
+    fn select(&mut self, path: Path) {
+        let Buffers { selected, activations, .. } = &mut *self.buffers;
+        match path {
+            Path::Sparse => selected.select(self.spec.activation),
+            Path::Dense => select_dense(self.spec.activation, activations),
+        }
+    }
+
     /// x̂ of `rows` rows from the activations: the decode's first half.
     fn decode(&mut self, path: Path, rows: usize) {
         let (isa, spec, weights) = (self.options.isa, self.spec, self.weights);
         let decoder = numbers(&weights.decoder);
-        let Buffers { pairs, activations, gradient, activity, decoder_norms, .. } = &mut *self.buffers;
+        let Buffers { selected, activations, gradient, activity, decoder_norms, .. } = &mut *self.buffers;
         if spec.loss.weight_by_decoder_norm {
             let rows = decoder.chunks_exact(spec.width);
             *decoder_norms = rows.map(|row| vector::dot(isa, row, row).sqrt()).collect();
@@ -426,7 +439,7 @@ impl Forward<'_> {
         gradient.resize(rows * spec.width, 0.0);
         activity.resize(rows, RowActivity::default());
         match path {
-            Path::Sparse => decode_sparse(isa, decode, pairs, gradient, activity),
+            Path::Sparse => decode_sparse(isa, decode, &selected.kept, gradient, activity),
             Path::Dense => decode_dense(decode, activations, gradient, activity),
         }
     }

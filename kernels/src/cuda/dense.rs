@@ -1,5 +1,7 @@
 //! The dense path: products of whole matrices, and the kernels between them.
 
+use crate::activation::Activation;
+
 use super::buffers::DenseBuffers;
 use super::device::{Device, Element, Factor, Gemm};
 use super::halves::{Halves, Matrix};
@@ -157,6 +159,10 @@ impl<D: Device> CudaStep<D> {
             report: &b.report,
         };
         activate.launch(device)?;
+        match self.spec.activation {
+            // The kernel has made a of z.
+            Activation::Relu => {}
+        }
         self.count_features(device, rows, Path::Dense)?;
 
         self.split(device, Matrix::Decoder, batch, features)?;

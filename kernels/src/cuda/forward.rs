@@ -11,6 +11,7 @@ use super::launch::recheck::{Operands, Recheck};
 use super::launch::report::ReportRows;
 use super::launch::rows::{BatchColumns, ColumnSums, PadRows, RowNorms, ShiftedInput};
 use super::resident::CudaStep;
+use crate::activation::Activation;
 use crate::error::DeviceError;
 use crate::loss::Mse;
 use crate::path::Path;
@@ -195,6 +196,10 @@ impl<D: Device> CudaStep<D> {
         self.find_candidates(device, batch, rows)?;
         self.list_candidates(device, rows)?;
         self.recheck(device, batch, rows)?;
+        match self.spec.activation {
+            // The recheck has left out what is not above 0.
+            Activation::Relu => {}
+        }
         self.count_features(device, rows, Path::Sparse)?;
         self.decode(device, batch, rows)
     }

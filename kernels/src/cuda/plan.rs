@@ -141,6 +141,7 @@ impl DevicePlan {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::activation::Activation;
     use crate::loss::{LossSpec, Mse};
     use crate::spec::{Adam, DecoderNorm};
 
@@ -150,6 +151,7 @@ mod tests {
             features,
             batch,
             pre_bias: false,
+            activation: Activation::Relu,
             loss: LossSpec::reconstruction(Mse::Sum),
             decoder_norm: DecoderNorm::Unit,
             adam: Adam::default(),

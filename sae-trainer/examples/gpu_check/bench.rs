@@ -10,8 +10,8 @@ use kernels::cuda::cuda_device::Timings;
 use ndarray::Array2;
 use sae::Weights;
 use sae_trainer::engine::{
-    Adam, CudaEngine, DecoderNorm, DeviceOptions, Engine, Forward, FrequencyPenalty, LossSpec, Mse, Path,
-    Penalty, Precision, Rows, Schedule, StepReport, StepSpec, synthetic,
+    Activation, Adam, CudaEngine, DecoderNorm, DeviceOptions, Engine, Forward, FrequencyPenalty, LossSpec,
+    Mse, Path, Penalty, Precision, Rows, Schedule, StepReport, StepSpec, synthetic,
 };
 use serde_json::json;
 
@@ -52,6 +52,7 @@ pub(crate) fn spec(size: Size) -> StepSpec {
         features: size.features,
         batch: size.rows,
         pre_bias: false,
+        activation: Activation::Relu,
         loss: LossSpec {
             penalty: Penalty::ApproxL0 { epsilon: 0.2 },
             coefficient: 7e-5,

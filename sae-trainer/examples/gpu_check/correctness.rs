@@ -8,8 +8,8 @@ use example_steps::{batch, rows};
 use ndarray::{Array2, ArrayView2};
 use sae::Weights;
 use sae_trainer::engine::{
-    CpuEngine, CpuOptions, CudaEngine, DecoderNorm, DeviceOptions, Engine, Forward, LossSpec, Mse,
-    Parameters, Path, Penalty, Precision, Schedule, StepError, StepSpec, Sums,
+    Activation, CpuEngine, CpuOptions, CudaEngine, DecoderNorm, DeviceOptions, Engine, Forward, LossSpec,
+    Mse, Parameters, Path, Penalty, Precision, Schedule, StepError, StepSpec, Sums,
 };
 use serde_json::json;
 
@@ -30,6 +30,7 @@ fn spec((width, features, batch): (usize, usize, usize)) -> StepSpec {
     let all = example_steps::spec(width, features, batch);
     StepSpec {
         pre_bias: false,
+        activation: Activation::Relu,
         loss: LossSpec { weight_by_decoder_norm: false, ..all.loss },
         decoder_norm: DecoderNorm::Unit,
         sparsity_window: 3,

@@ -7,8 +7,8 @@ use example_steps::numbers;
 use ndarray::Array2;
 use sae::Weights;
 use sae_trainer::engine::{
-    Adam, CpuEngine, CpuOptions, CudaEngine, DecoderNorm, DeviceOptions, Engine, FrequencyPenalty, LossSpec,
-    Mse, Path, Penalty, Precision, Schedule, StepSpec,
+    Activation, Adam, CpuEngine, CpuOptions, CudaEngine, DecoderNorm, DeviceOptions, Engine,
+    FrequencyPenalty, LossSpec, Mse, Path, Penalty, Precision, Schedule, StepSpec,
 };
 
 use super::device;
@@ -26,6 +26,7 @@ fn spec() -> StepSpec {
         features: FEATURES,
         batch: BATCH,
         pre_bias: false,
+        activation: Activation::Relu,
         loss: LossSpec {
             penalty: Penalty::ApproxL0 { epsilon: 0.2 },
             coefficient: 2e-4,

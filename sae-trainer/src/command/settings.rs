@@ -12,7 +12,7 @@ use crate::command::arguments::{
     DecoderBias, DecoderNormChoice, LossArguments, MseChoice, PenaltyChoice, PrecisionChoice, ReviveChoice,
     SettingArguments,
 };
-use crate::engine::{Adam, DecoderNorm, FrequencyPenalty, LossSpec, Mse, Penalty, StepSpec};
+use crate::engine::{Activation, Adam, DecoderNorm, FrequencyPenalty, LossSpec, Mse, Penalty, StepSpec};
 
 /// The penalty without `--loss`.
 const DEFAULT_PENALTY: PenaltyChoice = PenaltyChoice::ApproxL0;
@@ -114,6 +114,7 @@ impl Settings {
             features: usize::try_from(features)?,
             batch: usize::try_from(batch)?,
             pre_bias: initial.map_or(model.pre_bias, |initial| initial.pre_bias),
+            activation: Activation::Relu,
             loss,
             decoder_norm: match model.decoder_norm.unwrap_or(DecoderNormChoice::Unit) {
                 DecoderNormChoice::Unit => DecoderNorm::Unit,

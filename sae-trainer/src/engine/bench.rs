@@ -316,7 +316,7 @@ impl<'a> Parts<'a> {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::engine::{Adam, DecoderNorm, Forward, LossSpec, Mse};
+    use crate::engine::{Activation, Adam, DecoderNorm, Forward, LossSpec, Mse};
 
     fn spec() -> StepSpec {
         StepSpec {
@@ -324,6 +324,7 @@ mod tests {
             features: 400,
             batch: 128,
             pre_bias: false,
+            activation: Activation::Relu,
             loss: LossSpec::reconstruction(Mse::Sum),
             decoder_norm: DecoderNorm::Unit,
             adam: Adam::default(),

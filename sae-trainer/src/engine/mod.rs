@@ -13,6 +13,7 @@ pub use cpu::{CpuEngine, CpuThreads};
 pub use device::{CudaEngine, DeviceEngine, SharedDevice, device_memory};
 pub use rows::Rows;
 
+pub use kernels::activation::Activation;
 pub use kernels::activations::SparseActivations;
 pub use kernels::batch::Batch;
 pub use kernels::cpu::encode::Search;

@@ -14,11 +14,11 @@ use crate::engine::compute::Compute;
 use crate::report::table::{columns, grouped, number, pairs, share};
 use crate::runs::batches::Batches;
 use crate::runs::folder::program;
-use crate::runs::plan::Plan;
+use crate::runs::plan::RunPlan;
 use crate::runs::record::Summary;
 
 /// Prints what will be trained, on which data and on which hardware.
-pub(crate) fn settings(plan: &Plan, batches: &Batches, compute: &Compute) -> Result<()> {
+pub(crate) fn settings(plan: &RunPlan, batches: &Batches, compute: &Compute) -> Result<()> {
     let settings = plan.settings();
     let [store, activations] = data(plan);
     let mut lines = vec![
@@ -41,9 +41,9 @@ pub(crate) fn settings(plan: &Plan, batches: &Batches, compute: &Compute) -> Res
 type Describe = fn(&Settings) -> String;
 
 /// The same for the points of the sweep in `out`: what they share, then how they differ.
-pub(crate) fn sweep(out: &Path, plans: &[Plan], batches: &Batches, compute: &Compute) -> Result<()> {
+pub(crate) fn sweep(out: &Path, plans: &[RunPlan], batches: &Batches, compute: &Compute) -> Result<()> {
     let first = &plans[0];
-    let all: Vec<&Settings> = plans.iter().map(Plan::settings).collect();
+    let all: Vec<&Settings> = plans.iter().map(RunPlan::settings).collect();
     let descriptions: [(&str, Describe); 3] =
         [("autoencoder", autoencoder), ("loss", loss), ("lr", |settings| short(settings.lr))];
     let (shared, differing): (Vec<_>, Vec<_>) = descriptions
@@ -72,7 +72,7 @@ pub(crate) fn sweep(out: &Path, plans: &[Plan], batches: &Batches, compute: &Com
 }
 
 /// The store, and what is in it.
-fn data(plan: &Plan) -> [(&'static str, String); 2] {
+fn data(plan: &RunPlan) -> [(&'static str, String); 2] {
     let provenance = plan.stores[0].provenance();
     let rows: u64 = plan.stores.iter().map(|store| store.rows()).sum();
     let paths: Vec<String> = plan.stores.iter().map(|store| foreign_path(store.path()).to_string()).collect();

@@ -18,7 +18,7 @@ use crate::runs::folder::{RunConfig, RunFolder, checkpoints};
 
 /// A run that can start.
 #[derive(Debug)]
-pub(crate) struct Plan {
+pub(crate) struct RunPlan {
     pub(crate) config: RunConfig,
     pub(crate) stores: Vec<Store>,
     pub(crate) out: PathBuf,
@@ -30,14 +30,14 @@ pub(crate) struct Plan {
     pub(crate) resumed: bool,
 }
 
-impl Plan {
+impl RunPlan {
     pub(crate) fn settings(&self) -> &Settings {
         &self.config.settings
     }
 
     /// Checks everything that can be checked before the first step.
     /// `command_line` is the one that `config.json` records for the run.
-    pub(crate) fn new(arguments: &TrainArguments, command_line: String) -> Result<Plan> {
+    pub(crate) fn new(arguments: &TrainArguments, command_line: String) -> Result<RunPlan> {
         let given = &arguments.settings;
         let stored = match &arguments.run.out {
             Some(out) if arguments.run.resume => RunConfig::read(out)?,
@@ -111,7 +111,7 @@ impl Plan {
             (_, initial, _) => initial,
         };
         let resumed = stored.is_some();
-        let plan = Plan { config, stores, out, initial, checkpoints: found, resumed };
+        let plan = RunPlan { config, stores, out, initial, checkpoints: found, resumed };
         check_space(&plan.out, plan.needed_space(u64::from(arguments.run.keep_checkpoints)))?;
         Ok(plan)
     }

@@ -17,7 +17,7 @@ use crate::runs::batches::Batches;
 use crate::runs::checkpoint;
 use crate::runs::decoder_bias;
 use crate::runs::folder::{RunFolder, checkpoints, program};
-use crate::runs::plan::Plan;
+use crate::runs::plan::RunPlan;
 use crate::runs::record::{EvaluationRecord, Session, StepRecord, Summary, Timing};
 use crate::runs::revive;
 use crate::runs::sae_config;
@@ -25,7 +25,7 @@ use crate::runs::schedule;
 
 /// A run whose engine is ready, and whose folder is not yet touched.
 pub(crate) struct ReadyRun {
-    plan: Plan,
+    plan: RunPlan,
     engine: Box<dyn Engine>,
     step: u64,
     /// Checkpoints of later steps that cannot be read.
@@ -34,7 +34,7 @@ pub(crate) struct ReadyRun {
 
 /// A run under way.
 pub(crate) struct Run {
-    pub(crate) plan: Plan,
+    pub(crate) plan: RunPlan,
     pub(crate) engine: Box<dyn Engine>,
     folder: RunFolder,
     /// Steps that the engine has reported as done.
@@ -92,7 +92,7 @@ impl Clock {
 impl ReadyRun {
     /// The engine with the weights that the run starts or continues from. Batches taken from `batches` to find them are
     /// those of its beginning, where it is.
-    pub(crate) fn new(plan: Plan, compute: &Compute, batches: &mut Batches) -> Result<ReadyRun> {
+    pub(crate) fn new(plan: RunPlan, compute: &Compute, batches: &mut Batches) -> Result<ReadyRun> {
         let settings = plan.settings();
         let mut folders: Vec<PathBuf> = plan.checkpoints.iter().map(|(_, folder)| folder.clone()).collect();
         let mut state = None;

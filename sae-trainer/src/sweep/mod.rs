@@ -17,7 +17,7 @@ use crate::command::default_store::default_store;
 use crate::compare;
 use crate::report::announce;
 use crate::runs::folder::RunConfig;
-use crate::runs::plan::{Plan, check_space, merge};
+use crate::runs::plan::{RunPlan, check_space, merge};
 use crate::train::{End, Ready};
 
 /// Trains the points of a sweep, and returns the process' exit code: 0, 1 if a point diverged, or 130 after Ctrl-C.
@@ -54,7 +54,7 @@ pub(crate) fn sweep(arguments: SweepArguments) -> Result<u8> {
 }
 
 /// The sweep's folder, what its `sweep.json` is to be, and the plans of the points that are still to be trained.
-fn plan(mut grid: Grid, run: &RunArguments) -> Result<(PathBuf, SweepRecord, Vec<Plan>)> {
+fn plan(mut grid: Grid, run: &RunArguments) -> Result<(PathBuf, SweepRecord, Vec<RunPlan>)> {
     let there = match &run.out {
         Some(out) if run.resume => SweepRecord::read(out)?,
         None if run.resume => bail!("--resume needs --out, the folder of the sweep to continue"),
@@ -132,7 +132,7 @@ fn point_plan(
     words: &[std::ffi::OsString],
     folder: &Path,
     run: &RunArguments,
-) -> Result<Plan> {
+) -> Result<RunPlan> {
     let mut line = vec!["sae-trainer".to_owned()];
     match words {
         [] => line.push("--resume".to_owned()),
@@ -140,12 +140,12 @@ fn point_plan(
     }
     line.extend(["--out".to_owned(), folder.to_string_lossy().into_owned()]);
     let run = RunArguments { out: Some(folder.to_path_buf()), ..run.clone() };
-    Plan::new(&TrainArguments { settings, run }, line.join(" "))
+    RunPlan::new(&TrainArguments { settings, run }, line.join(" "))
 }
 
 /// An error unless all points train on the same batches for the same time. The command line ensures that; a folder may
 /// have been put together by hand.
-fn check_common(plans: &[Plan]) -> Result<()> {
+fn check_common(plans: &[RunPlan]) -> Result<()> {
     let first = plans[0].settings();
     for plan in plans {
         let settings = plan.settings();
