@@ -1,15 +1,14 @@
 //! Small stores with known content.
-#![allow(dead_code, unreachable_pub)]
 
 use std::collections::BTreeMap;
 use std::path::Path;
 
 use activation_store::{Layout, RowType, StoreSpec, StoreSummary, StoreWriter, WriterOptions};
 
-pub const BOS: u32 = 1;
+pub(crate) const BOS: u32 = 1;
 
 /// A specification whose windows, shards and chunks are small and not multiples of a context.
-pub fn small_spec(contexts: u64) -> StoreSpec {
+pub(crate) fn small_spec(contexts: u64) -> StoreSpec {
     let mut spec = StoreSpec::new(12, 10, contexts);
     spec.bos_token = BOS;
     spec.vocabulary = 500;
@@ -21,7 +20,7 @@ pub fn small_spec(contexts: u64) -> StoreSpec {
 }
 
 /// Contexts `first..first + n`: BOS first, another BOS in every third context.
-pub fn tokens(spec: &StoreSpec, first: u64, n: u64) -> Vec<u32> {
+pub(crate) fn tokens(spec: &StoreSpec, first: u64, n: u64) -> Vec<u32> {
     let length = spec.context_length as u64;
     (first * length..(first + n) * length)
         .map(|index| {
@@ -33,7 +32,7 @@ pub fn tokens(spec: &StoreSpec, first: u64, n: u64) -> Vec<u32> {
 }
 
 /// The rows of the same contexts: reproducible, all different, with awkward values.
-pub fn rows(spec: &StoreSpec, first: u64, n: u64) -> Vec<f32> {
+pub(crate) fn rows(spec: &StoreSpec, first: u64, n: u64) -> Vec<f32> {
     let per_context = (spec.context_length * spec.width) as u64;
     (first * per_context..(first + n) * per_context).map(|index| value(spec, index)).collect()
 }
@@ -51,7 +50,11 @@ fn value(spec: &StoreSpec, index: u64) -> f32 {
 }
 
 /// Appends the contexts from `writer.contexts_done()` to the specification's end, `batch` at a time.
-pub fn append_all(writer: &mut StoreWriter, spec: &StoreSpec, batch: u64) -> activation_store::Result<()> {
+pub(crate) fn append_all(
+    writer: &mut StoreWriter,
+    spec: &StoreSpec,
+    batch: u64,
+) -> activation_store::Result<()> {
     let mut context = writer.contexts_done();
     while context < spec.contexts {
         let n = batch.min(spec.contexts - context);
@@ -61,7 +64,7 @@ pub fn append_all(writer: &mut StoreWriter, spec: &StoreSpec, batch: u64) -> act
     Ok(())
 }
 
-pub fn write_store(dir: &Path, spec: &StoreSpec, batch: u64) -> StoreSummary {
+pub(crate) fn write_store(dir: &Path, spec: &StoreSpec, batch: u64) -> StoreSummary {
     let options = WriterOptions { threads: 2, ..WriterOptions::default() };
     let mut writer = StoreWriter::open(dir, spec, &options).unwrap();
     append_all(&mut writer, spec, batch).unwrap();
@@ -69,7 +72,7 @@ pub fn write_store(dir: &Path, spec: &StoreSpec, batch: u64) -> StoreSummary {
 }
 
 /// What the store makes of a value.
-pub fn stored(spec: &StoreSpec, value: f32) -> f32 {
+pub(crate) fn stored(spec: &StoreSpec, value: f32) -> f32 {
     match spec.row_type {
         RowType::F16 => half::f16::from_f32(value).to_f32(),
         RowType::F32 => value,
@@ -77,7 +80,7 @@ pub fn stored(spec: &StoreSpec, value: f32) -> f32 {
 }
 
 /// Every file below `dir`, by its relative name.
-pub fn files(dir: &Path) -> BTreeMap<String, Vec<u8>> {
+pub(crate) fn files(dir: &Path) -> BTreeMap<String, Vec<u8>> {
     let mut found = BTreeMap::new();
     let mut folders = vec![dir.to_path_buf()];
     while let Some(folder) = folders.pop() {
@@ -95,7 +98,7 @@ pub fn files(dir: &Path) -> BTreeMap<String, Vec<u8>> {
 }
 
 /// The first difference of two folders, for a message that can be read.
-pub fn assert_same_files(left: &Path, right: &Path) {
+pub(crate) fn assert_same_files(left: &Path, right: &Path) {
     let (left, right) = (files(left), files(right));
     let names = |files: &BTreeMap<String, Vec<u8>>| files.keys().cloned().collect::<Vec<_>>();
     assert_eq!(names(&left), names(&right));

@@ -1,7 +1,5 @@
 //! However a dump is interrupted, resuming it ends with the same bytes.
 
-mod support;
-
 use std::collections::BTreeMap;
 use std::fs;
 use std::io;
@@ -11,10 +9,10 @@ use std::sync::atomic::{AtomicUsize, Ordering};
 use std::sync::{Arc, Mutex};
 use std::time::{Duration, Instant};
 
+use crate::small_stores::*;
 use activation_store::{
     DiskHook, DiskStep, Layout, RowType, Store, StoreError, StoreSpec, StoreWriter, WriterOptions,
 };
-use support::*;
 
 /// A temporary folder in memory where the system has one: these tests flush thousands of files.
 fn fast_tempdir() -> tempfile::TempDir {
@@ -430,7 +428,7 @@ fn child() {
 
 fn spawn_child(dir: &Path, step: Option<usize>) -> std::process::Child {
     let mut command = Command::new(std::env::current_exe().unwrap());
-    command.args(["--exact", "child", "--ignored"]).env(CHILD_FOLDER, dir);
+    command.args(["--exact", "interruption::child", "--ignored"]).env(CHILD_FOLDER, dir);
     if let Some(step) = step {
         command.env(CHILD_STEP, step.to_string());
     }

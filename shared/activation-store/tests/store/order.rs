@@ -1,13 +1,11 @@
 //! The order of a stream: every row once per epoch, the same however a step is reached and for any number of threads.
 
-mod support;
-
 use std::collections::HashMap;
 use std::sync::LazyLock;
 
+use crate::small_stores::*;
 use activation_store::{BatchStream, Layout, Store, StoreError, StoreSpec, StreamOptions, bf16, f16};
 use proptest::prelude::*;
-use support::*;
 
 /// Three stores of one width, with different lengths, layouts and row types.
 static STORES: LazyLock<(tempfile::TempDir, Vec<StoreSpec>)> = LazyLock::new(|| {

@@ -1,12 +1,10 @@
 //! The tiny models of `tests/data` against what `transformers` computed for them in float64
 //! (`tests/peers/make_tiny_models.py`).
 
-mod models;
-
+use crate::models::{Golden, NAMES, all_hooks, copy, folder, runtime, worst_difference};
 use language_model::{
     Checkpoint, Device, HookPoint, Precision, PrefixModel, SessionOptions, Site, self_check,
 };
-use models::{Golden, NAMES, all_hooks, copy, folder, runtime, worst_difference};
 
 const CPU: SessionOptions =
     SessionOptions { device: Device::Cpu, threads: 1, center: false, precision: None };

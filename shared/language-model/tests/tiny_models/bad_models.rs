@@ -1,14 +1,12 @@
 //! Models, hooks and inputs that cannot work, and the errors they produce.
 
-mod models;
-
 use std::fs;
 use std::path::Path;
 
+use crate::models::{copy, folder, runtime};
 use language_model::{
     Checkpoint, Device, Error, HookPoint, Precision, PrefixModel, SessionOptions, Site, prefix_graph,
 };
-use models::{copy, folder, runtime};
 
 fn open_error(folder: &Path) -> String {
     Checkpoint::open(folder).expect_err("it should not open").to_string()

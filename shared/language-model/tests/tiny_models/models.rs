@@ -1,31 +1,29 @@
-//! The tiny models of `tests/data` and the library that runs them, for the tests beside this folder.
-
-// Each test file is a crate of its own and uses its own part of this.
-#![allow(dead_code, unreachable_pub)]
+//! The tiny models of `tests/data` and the library that runs them.
 
 use std::path::{Path, PathBuf};
 
 use language_model::{Checkpoint, HookPoint, Runtime, Site};
 use safetensors::SafeTensors;
 
-pub const NAMES: [&str; 5] = ["gpt2", "gpt2-bare-f16-shards", "llama", "llama-bf16-rope-scaled", "gpt-neox"];
+pub(crate) const NAMES: [&str; 5] =
+    ["gpt2", "gpt2-bare-f16-shards", "llama", "llama-bf16-rope-scaled", "gpt-neox"];
 
-pub fn folder(name: &str) -> PathBuf {
+pub(crate) fn folder(name: &str) -> PathBuf {
     Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/data").join(name)
 }
 
-pub fn runtime() -> Runtime {
+pub(crate) fn runtime() -> Runtime {
     Runtime::load(None).unwrap_or_else(|error| panic!("{error}"))
 }
 
-pub fn all_hooks(checkpoint: &Checkpoint) -> Vec<HookPoint> {
+pub(crate) fn all_hooks(checkpoint: &Checkpoint) -> Vec<HookPoint> {
     let layers = 0..checkpoint.config().layers;
     let hooks = layers.flat_map(|layer| Site::ALL.map(|site| HookPoint { layer, site }));
     hooks.filter(|hook| !checkpoint.config().parallel || hook.site != Site::ResidMid).collect()
 }
 
 /// A copy of a model that a test may damage.
-pub fn copy(name: &str) -> tempfile::TempDir {
+pub(crate) fn copy(name: &str) -> tempfile::TempDir {
     let copy = tempfile::tempdir().unwrap();
     for entry in std::fs::read_dir(folder(name)).unwrap() {
         let file = entry.unwrap().path();
@@ -35,21 +33,21 @@ pub fn copy(name: &str) -> tempfile::TempDir {
 }
 
 /// What `transformers` computed: token ids `[contexts, length]` and each hook's rows.
-pub struct Golden(Vec<u8>);
+pub(crate) struct Golden(Vec<u8>);
 
 impl Golden {
-    pub fn read(name: &str) -> Golden {
+    pub(crate) fn read(name: &str) -> Golden {
         Golden(std::fs::read(folder(name).join("golden.safetensors")).unwrap())
     }
 
-    pub fn ids(&self) -> (Vec<i64>, usize, usize) {
+    pub(crate) fn ids(&self) -> (Vec<i64>, usize, usize) {
         let file = SafeTensors::deserialize(&self.0).unwrap();
         let ids = file.tensor("ids").unwrap();
         let values = ids.data().chunks_exact(8).map(|b| i64::from_le_bytes(b.try_into().unwrap())).collect();
         (values, ids.shape()[0], ids.shape()[1])
     }
 
-    pub fn rows(&self, hook: HookPoint) -> Vec<f32> {
+    pub(crate) fn rows(&self, hook: HookPoint) -> Vec<f32> {
         let file = SafeTensors::deserialize(&self.0).unwrap();
         let rows = file.tensor(&hook.to_string()).unwrap();
         rows.data().chunks_exact(4).map(|b| f32::from_le_bytes(b.try_into().unwrap())).collect()
@@ -57,7 +55,7 @@ impl Golden {
 }
 
 /// The largest absolute difference; NaN counts as infinitely far.
-pub fn worst_difference(found: &[f32], expected: &[f32]) -> f32 {
+pub(crate) fn worst_difference(found: &[f32], expected: &[f32]) -> f32 {
     assert_eq!(found.len(), expected.len());
     let differences = found.iter().zip(expected).map(|(a, b)| (a - b).abs());
     differences.fold(0.0, |worst, d| if d.is_nan() { f32::INFINITY } else { worst.max(d) })

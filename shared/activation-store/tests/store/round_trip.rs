@@ -1,11 +1,9 @@
 //! What is written is what is read.
 
-mod support;
-
+use crate::small_stores::*;
 use activation_store::{
     BatchStream, RowType, Store, StoreError, StoreSpec, StoreWriter, StreamOptions, WriterOptions,
 };
-use support::*;
 
 /// Reads the whole store and holds every row against the value that was appended.
 fn check_every_row(store: &Store, spec: &StoreSpec) {

@@ -1,14 +1,12 @@
 //! Bad input is refused with what, where and what to do, and never damages what is there.
 
-mod support;
-
 use std::fs;
 
+use crate::small_stores::*;
 use activation_store::{
     BatchStream, ExportFormat, Layout, Store, StoreError, StoreSpec, StoreWriter, StreamOptions,
     WriterOptions, export,
 };
-use support::*;
 
 fn open(dir: &std::path::Path, spec: &StoreSpec) -> Result<StoreWriter, StoreError> {
     StoreWriter::open(dir, spec, &WriterOptions::default())

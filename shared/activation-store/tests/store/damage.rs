@@ -1,16 +1,14 @@
 //! No damage goes unnoticed: not one bit, nor a missing, shortened or swapped file.
 
-mod support;
-
 use std::fs;
 use std::path::Path;
 use std::sync::LazyLock;
 
+use crate::small_stores::*;
 use activation_store::{
     BatchStream, RowType, Store, StoreError, StoreWriter, StreamOptions, WriterOptions, verify,
 };
 use proptest::prelude::*;
-use support::*;
 
 /// A copy of one store: copying is much faster than writing, which waits for the disk.
 fn sound_store() -> tempfile::TempDir {

@@ -1,0 +1,8 @@
+//! Stores as a dump writes them and a trainer reads them.
+
+mod damage;
+mod interruption;
+mod order;
+mod refusals;
+mod round_trip;
+mod small_stores;

@@ -1,0 +1,5 @@
+//! Graphs of the tiny models of `tests/data`.
+
+mod bad_models;
+mod golden;
+mod models;
