@@ -291,7 +291,7 @@ fn a_file_that_lies_about_its_size_is_counted() {
     assert!(run.stderr.contains("b.npy") && run.stderr.contains("4611686018427387904"), "{}", run.stderr);
     let store = activation_store::Store::open(&setting.at("store")).unwrap();
     assert_eq!(store.contexts(), 8);
-    assert_eq!(store.context_tokens(7..8).unwrap(), [3; 16]);
+    assert!(store.context_tokens(7..8).unwrap().iter().eq(&[3; 16]));
     let other = setting.at("other").display().to_string();
     let strict = ["--dataset", &tokens, "--strict", "--out", &other];
     run_fails("activation-dump", setting.dump(&strict), &["b.npy", "shape"]);

@@ -485,8 +485,8 @@ fn nasty_texts_have_the_ids_that_hugging_faces_tokenizers_give() {
     let store = setting.store("store");
     let tokens = store.context_tokens(0..store.contexts()).unwrap();
     // Without the BOS tokens, which packing adds, the contexts are the documents one after another.
-    let ids = |tokens: &[u32]| tokens.iter().copied().filter(|&token| token != bos).collect::<Vec<_>>();
-    let (tokens, expected) = (ids(&tokens), ids(&expected));
+    let tokens: Vec<u32> = tokens.into_iter().filter(|&token| token != bos).collect();
+    let expected: Vec<u32> = expected.into_iter().filter(|&token| token != bos).collect();
     assert!(tokens.len() + 64 > expected.len());
     assert_eq!(tokens, expected[..tokens.len()]);
 }

@@ -13,6 +13,7 @@ use std::sync::mpsc::SyncSender;
 use std::time::{Duration, Instant};
 
 use anyhow::{Context, Result, anyhow, bail};
+use ndarray::Array2;
 use workers::{Answer, Next, Source};
 
 use crate::cutting::{self, Pieces};
@@ -146,7 +147,7 @@ impl Contexts {
     ///
     /// # Errors
     /// If reading fails for reasons outside the text; with `strict`, also if a document has no tokens.
-    pub(crate) fn take(&mut self, count: usize, stopping: &dyn Fn() -> bool) -> Result<Vec<u32>> {
+    pub(crate) fn take(&mut self, count: usize, stopping: &dyn Fn() -> bool) -> Result<Array2<u32>> {
         let mut taken = Vec::new();
         while taken.len() < count * self.length {
             let Some(context) = self.packed.get(self.looked_at..self.looked_at + self.length) else {
@@ -165,7 +166,7 @@ impl Contexts {
             self.counts.contexts += 1;
             self.looked_at += self.length;
         }
-        Ok(taken)
+        Ok(Array2::from_shape_vec((taken.len() / self.length, self.length), taken)?)
     }
 
     /// What was read for the contexts taken so far.

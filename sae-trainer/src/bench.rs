@@ -76,7 +76,7 @@ fn first_batch(store: &std::path::Path, spec: &StepSpec) -> Result<Vec<f32>> {
     }
     let options = StreamOptions { batch: spec.batch, ..StreamOptions::default() };
     let mut stream = BatchStream::new(vec![store], options)?;
-    Ok(stream.next_batch().context("reading a batch")?.to_vec())
+    Ok(stream.next_batch().context("reading a batch")?.iter().copied().collect())
 }
 
 fn print(spec: &StepSpec, weights: &Weights, report: &BenchReport) {

@@ -33,7 +33,7 @@ pub(crate) fn evaluate(
         if interrupt.requested().is_some() {
             return Ok(None);
         }
-        let rows = stream.next_batch()?;
+        let rows = stream.next_batch()?.to_slice().expect("the rows of a batch lie side by side");
         for (engine, sums) in engines.iter_mut().zip(&mut sums) {
             sums.merge(&engine.evaluate(rows)?);
         }

@@ -17,6 +17,8 @@ pub(crate) enum Batches {
     F16(BatchStream<f16>),
 }
 
+const SIDE_BY_SIDE: &str = "the rows of a batch lie side by side";
+
 impl Batches {
     /// Batches of float32, or of half precision if `as_stored` and all stores keep that.
     pub(crate) fn new(stores: Vec<Store>, options: StreamOptions, as_stored: bool) -> Result<Batches> {
@@ -30,8 +32,8 @@ impl Batches {
     /// The next batch, [B, d].
     pub(crate) fn next(&mut self) -> Result<Rows<'_>> {
         Ok(match self {
-            Batches::F32(stream) => Rows::F32(stream.next_batch()?),
-            Batches::F16(stream) => Rows::F16(stream.next_batch()?),
+            Batches::F32(stream) => Rows::F32(stream.next_batch()?.to_slice().expect(SIDE_BY_SIDE)),
+            Batches::F16(stream) => Rows::F16(stream.next_batch()?.to_slice().expect(SIDE_BY_SIDE)),
         })
     }
 

@@ -5,6 +5,7 @@ use std::collections::BTreeMap;
 use std::path::Path;
 
 use activation_store::{Layout, RowType, StoreSpec, StoreSummary, StoreWriter, WriterOptions};
+use ndarray::{Array2, Array3};
 
 pub const BOS: u32 = 1;
 
@@ -20,22 +21,23 @@ pub fn small_spec(contexts: u64) -> StoreSpec {
     spec
 }
 
-/// Contexts `first..first + n`: BOS first, another BOS in every third context.
-pub fn tokens(spec: &StoreSpec, first: u64, n: u64) -> Vec<u32> {
+/// Contexts `first..first + n`, `[n, T]`: BOS first, another BOS in every third context.
+pub fn tokens(spec: &StoreSpec, first: u64, n: u64) -> Array2<u32> {
     let length = spec.context_length as u64;
-    (first * length..(first + n) * length)
-        .map(|index| {
-            let (context, position) = (index / length, index % length);
-            let bos = position == 0 || (context % 3 == 1 && position == 4);
-            if bos { BOS } else { (index * 31 % 498 + 2) as u32 }
-        })
-        .collect()
+    Array2::from_shape_fn((n as usize, spec.context_length), |(context, position)| {
+        let (context, position) = (first + context as u64, position as u64);
+        let bos = position == 0 || (context % 3 == 1 && position == 4);
+        if bos { BOS } else { ((context * length + position) * 31 % 498 + 2) as u32 }
+    })
 }
 
-/// The rows of the same contexts: reproducible, all different, with awkward values.
-pub fn rows(spec: &StoreSpec, first: u64, n: u64) -> Vec<f32> {
-    let per_context = (spec.context_length * spec.width) as u64;
-    (first * per_context..(first + n) * per_context).map(|index| value(spec, index)).collect()
+/// The rows of the same contexts, `[n, T, d]`: reproducible, all different, with awkward values.
+pub fn rows(spec: &StoreSpec, first: u64, n: u64) -> Array3<f32> {
+    let (length, width) = (spec.context_length, spec.width);
+    Array3::from_shape_fn((n as usize, length, width), |(context, position, channel)| {
+        let row = (first as usize + context) * length + position;
+        value(spec, (row * width + channel) as u64)
+    })
 }
 
 fn value(spec: &StoreSpec, index: u64) -> f32 {
@@ -55,7 +57,7 @@ pub fn append_all(writer: &mut StoreWriter, spec: &StoreSpec, batch: u64) -> act
     let mut context = writer.contexts_done();
     while context < spec.contexts {
         let n = batch.min(spec.contexts - context);
-        writer.append(&tokens(spec, context, n), &rows(spec, context, n))?;
+        writer.append(tokens(spec, context, n).view(), rows(spec, context, n).view())?;
         context += n;
     }
     Ok(())

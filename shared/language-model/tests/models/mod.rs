@@ -6,6 +6,7 @@
 use std::path::{Path, PathBuf};
 
 use language_model::{Checkpoint, HookPoint, Runtime, Site};
+use ndarray::Array2;
 use safetensors::SafeTensors;
 
 pub const NAMES: [&str; 5] = ["gpt2", "gpt2-bare-f16-shards", "llama", "llama-bf16-rope-scaled", "gpt-neox"];
@@ -42,11 +43,11 @@ impl Golden {
         Golden(std::fs::read(folder(name).join("golden.safetensors")).unwrap())
     }
 
-    pub fn ids(&self) -> (Vec<i64>, usize, usize) {
+    pub fn ids(&self) -> Array2<i64> {
         let file = SafeTensors::deserialize(&self.0).unwrap();
         let ids = file.tensor("ids").unwrap();
         let values = ids.data().chunks_exact(8).map(|b| i64::from_le_bytes(b.try_into().unwrap())).collect();
-        (values, ids.shape()[0], ids.shape()[1])
+        Array2::from_shape_vec((ids.shape()[0], ids.shape()[1]), values).unwrap()
     }
 
     pub fn rows(&self, hook: HookPoint) -> Vec<f32> {
@@ -57,8 +58,12 @@ impl Golden {
 }
 
 /// The largest absolute difference; NaN counts as infinitely far.
-pub fn worst_difference(found: &[f32], expected: &[f32]) -> f32 {
+pub fn worst_difference<'a>(
+    found: impl IntoIterator<Item = &'a f32, IntoIter: ExactSizeIterator>,
+    expected: impl IntoIterator<Item = &'a f32, IntoIter: ExactSizeIterator>,
+) -> f32 {
+    let (found, expected) = (found.into_iter(), expected.into_iter());
     assert_eq!(found.len(), expected.len());
-    let differences = found.iter().zip(expected).map(|(a, b)| (a - b).abs());
+    let differences = found.zip(expected).map(|(a, b)| (a - b).abs());
     differences.fold(0.0, |worst, d| if d.is_nan() { f32::INFINITY } else { worst.max(d) })
 }
