@@ -1,5 +1,7 @@
 //! What the end-to-end tests share: the built programs, a tiny language model, some text.
 
+mod setting;
+
 use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
 use std::process::{Command, Output, Stdio};
@@ -13,6 +15,8 @@ use rand_chacha::ChaCha8Rng;
 use safetensors::Dtype;
 use safetensors::tensor::TensorView;
 use serde_json::json;
+
+pub use setting::{LENGTH, Setting};
 
 /// The repository's root.
 pub fn repository() -> PathBuf {
