@@ -25,6 +25,7 @@
 mod agreement;
 mod assignment;
 mod attention;
+mod block;
 mod checkpoint;
 mod config;
 mod cuda;
@@ -42,6 +43,7 @@ mod inside;
 mod lane;
 mod limits;
 mod llama;
+mod norm;
 mod onnx;
 mod onnx_file;
 mod precision;
