@@ -1,96 +1,17 @@
 //! Every way in which text reaches a store, as a user runs `activation-dump`: the rows are always the same.
 
 use std::io::Write;
-use std::path::{Path, PathBuf};
+use std::path::Path;
 use std::process::{Command, Stdio};
 
 use activation_store::Store;
 use end_to_end::{
-    Run, differing_files, files_below, gibberish, hearing_hangups, interrupted, program, rows_in_text_order,
-    run_fails, run_ok, tiny_gpt2,
+    LENGTH, Run, Setting, differing_files, files_below, hearing_hangups, interrupted, run_fails, run_ok,
 };
 use serde_json::{Value, json};
 
-/// Tokens of a context in these tests.
-const LENGTH: usize = 16;
 /// The tiny model's BOS.
 const BOS: u32 = 256;
-
-/// A folder with the tiny model and 400 documents of text.
-struct Setting {
-    folder: tempfile::TempDir,
-}
-
-impl Setting {
-    fn new() -> Setting {
-        let setting = Setting { folder: tempfile::tempdir().unwrap() };
-        tiny_gpt2(&setting.at("model"));
-        gibberish(&setting.at("text.jsonl"), 400);
-        setting
-    }
-
-    fn at(&self, name: &str) -> PathBuf {
-        self.folder.path().join(name)
-    }
-
-    /// A dump of `contexts` contexts of the model into `out`, of the text unless `more` names another; float32, so that
-    /// every bit counts.
-    fn command(&self, out: &str, contexts: usize, more: &[&str]) -> Command {
-        let mut command = program("activation-dump");
-        command.args(["--context", "16", "--device", "cpu", "--json"]);
-        if !more.contains(&"--dtype") {
-            command.args(["--dtype", "f32"]);
-        }
-        command.arg("--tokens").arg((contexts * LENGTH).to_string());
-        command.arg("--out").arg(self.at(out));
-        if !more.contains(&"--onnx") {
-            command.arg("--model").arg(self.at("model"));
-        }
-        if !more.contains(&"--dataset") {
-            command.arg("--dataset").arg(self.at("text.jsonl"));
-        }
-        command.args(more);
-        for (rank, size) in [("RANK", "WORLD_SIZE"), ("SLURM_PROCID", "SLURM_NTASKS")] {
-            command.env_remove(rank).env_remove(size);
-        }
-        command
-    }
-
-    /// Runs such a dump; returns its summary.
-    fn dump(&self, out: &str, contexts: usize, more: &[&str]) -> Value {
-        let run: Run = self.command(out, contexts, more).output().unwrap().into();
-        assert_eq!(run.code, Some(0), "{}", run.stderr);
-        serde_json::from_str(&run.stdout).expect("--json prints JSON")
-    }
-
-    /// Runs such a dump, which must fail with a message that contains `words`.
-    fn dump_fails(&self, out: &str, contexts: usize, more: &[&str], words: &[&str]) {
-        let run: Run = self.command(out, contexts, more).output().unwrap().into();
-        assert_eq!(run.code, Some(1), "{}", run.stderr);
-        for word in words {
-            assert!(run.stderr.contains(word), "the message does not say {word:?}:\n{}", run.stderr);
-        }
-    }
-
-    fn path(&self, name: &str) -> String {
-        self.at(name).display().to_string()
-    }
-
-    fn store(&self, name: &str) -> Store {
-        Store::open(&self.at(name)).unwrap()
-    }
-
-    fn rows(&self, name: &str) -> Vec<(u64, Vec<f32>)> {
-        rows_in_text_order(&self.store(name))
-    }
-
-    /// The texts of the documents.
-    fn texts(&self) -> Vec<String> {
-        let lines = std::fs::read_to_string(self.at("text.jsonl")).unwrap();
-        let text = |line: &str| -> Value { serde_json::from_str(line).unwrap() };
-        lines.lines().map(|line| text(line)["text"].as_str().unwrap().to_owned()).collect()
-    }
-}
 
 /// Files of a store that say with which command it was written; the manifest has their checksums.
 fn says_the_command(name: &String) -> bool {
@@ -99,7 +20,7 @@ fn says_the_command(name: &String) -> bool {
 
 #[test]
 fn several_hooks_in_one_pass_write_the_stores_of_single_dumps() {
-    let setting = Setting::new();
+    let setting = Setting::new(400);
     let hooks = [
         "blocks.0.hook_attn_out",
         "blocks.0.hook_mlp_out",
@@ -125,7 +46,7 @@ fn several_hooks_in_one_pass_write_the_stores_of_single_dumps() {
 
 #[test]
 fn interrupted_dumps_of_several_hooks_end_with_the_same_bytes() {
-    let setting = Setting::new();
+    let setting = Setting::new(400);
     let command = || {
         let more =
             ["--layer", "0,1", "--hook", "resid_pre,mlp_out", "--batch", "3", "--shuffle-memory", "128KiB"];
@@ -144,7 +65,7 @@ fn interrupted_dumps_of_several_hooks_end_with_the_same_bytes() {
 
 #[test]
 fn stores_that_are_differently_far_go_on_together() {
-    let setting = Setting::new();
+    let setting = Setting::new(400);
     let more = ["--hook", "blocks.0.hook_mlp_out,blocks.1.hook_resid_pre", "--shuffle-memory", "128KiB"];
     setting.dump("whole", 1500, &more);
     std::fs::create_dir(setting.at("stores")).unwrap();
@@ -163,7 +84,7 @@ fn stores_that_are_differently_far_go_on_together() {
 
 #[test]
 fn the_parts_of_a_text_are_disjoint_and_together_the_whole() {
-    let setting = Setting::new();
+    let setting = Setting::new(400);
     setting.dump("whole", 501, &[]);
     let whole = setting.rows("whole");
     assert_eq!(whole.len(), 501 * LENGTH);
@@ -194,7 +115,7 @@ fn the_parts_of_a_text_are_disjoint_and_together_the_whole() {
 
 #[test]
 fn launchers_deal_the_parts_unless_the_flag_says_otherwise() {
-    let setting = Setting::new();
+    let setting = Setting::new(400);
     let run = |out: &str, more: &[&str]| -> (Value, String) {
         let mut command = setting.command(out, 100, more);
         let run: Run = command.env("SLURM_PROCID", "1").env("SLURM_NTASKS", "4").output().unwrap().into();
@@ -212,7 +133,7 @@ fn launchers_deal_the_parts_unless_the_flag_says_otherwise() {
 
 #[test]
 fn tokens_can_be_skipped() {
-    let setting = Setting::new();
+    let setting = Setting::new(400);
     setting.dump("whole", 300, &[]);
     setting.dump("later", 100, &["--skip-tokens", "3190"]); // of the 200th context, 10 tokens are left out
     let whole = setting.rows("whole");
@@ -237,7 +158,7 @@ fn feed(mut command: Command, input: &[u8]) -> Run {
 
 #[test]
 fn standard_input_is_read_like_a_file() {
-    let setting = Setting::new();
+    let setting = Setting::new(400);
     let lines = std::fs::read(setting.at("text.jsonl")).unwrap();
     setting.dump("file", 200, &[]);
     let run = feed(setting.command("stdin", 200, &["--dataset", "-"]), &lines);
@@ -255,7 +176,7 @@ fn standard_input_is_read_like_a_file() {
 
 #[test]
 fn a_dump_does_not_go_on_with_another_text() {
-    let setting = Setting::new();
+    let setting = Setting::new(400);
     let lines = std::fs::read_to_string(setting.at("text.jsonl")).unwrap();
     let command =
         || setting.command("store", 4000, &["--dataset", "-", "--shuffle-memory", "64KiB", "--batch", "4"]);
@@ -300,7 +221,7 @@ fn npy(shape: &str, tokens: impl IntoIterator<Item = u32>) -> Vec<u8> {
 
 #[test]
 fn files_of_tokens_give_the_rows_of_the_text() {
-    let setting = Setting::new();
+    let setting = Setting::new(400);
     setting.dump("text", 500, &[]);
     let rows = setting.rows("text");
     // The tiny tokenizer's ids are the bytes.
@@ -339,7 +260,7 @@ fn files_of_tokens_give_the_rows_of_the_text() {
 
 #[test]
 fn documents_that_cannot_be_read_are_counted_and_named() {
-    let setting = Setting::new();
+    let setting = Setting::new(400);
     let good = setting.texts();
     let line = |text: &str| json!({ "text": text }).to_string().into_bytes();
     let mut lines: Vec<Vec<u8>> = good.iter().map(|text| line(text)).collect();
@@ -379,7 +300,7 @@ fn documents_that_cannot_be_read_are_counted_and_named() {
 
 #[test]
 fn damaged_pages_of_parquet_are_counted_and_the_rest_is_read() {
-    let setting = Setting::new();
+    let setting = Setting::new(400);
     let mut bytes =
         std::fs::read(end_to_end::repository().join("tests/data/public-domain-english.parquet")).unwrap();
     let middle = bytes.len() / 2;
@@ -405,11 +326,11 @@ fn damaged_pages_of_parquet_are_counted_and_the_rest_is_read() {
 
 #[test]
 fn a_dry_run_says_what_it_would_take_and_writes_nothing() {
-    let setting = Setting::new();
-    let before = files_below(setting.folder.path());
+    let setting = Setting::new(400);
+    let before = files_below(&setting.at(""));
     let more = ["--dry-run", "--hook", "blocks.0.hook_mlp_out,blocks.1.hook_resid_pre", "--part", "1/2"];
     let plan = setting.dump("a/b/store", 2000, &more);
-    assert_eq!(files_below(setting.folder.path()), before);
+    assert_eq!(files_below(&setting.at("")), before);
     assert!(!setting.at("a").exists());
     assert_eq!((plan["contexts"].as_u64(), plan["tokens"].as_u64()), (Some(1000), Some(16_000)));
     assert_eq!(plan["stores"].as_array().unwrap().len(), 2);
@@ -429,7 +350,7 @@ fn a_dry_run_says_what_it_would_take_and_writes_nothing() {
 
 #[test]
 fn an_onnx_file_gives_the_rows_of_the_model_it_was_made_from() {
-    let setting = Setting::new();
+    let setting = Setting::new(400);
     let (model, hook, onnx) =
         (setting.path("model"), "blocks.1.hook_resid_pre", setting.path("model/graph.onnx"));
     run_ok("examples/prefix_graph", [&model, hook, &onnx]);
@@ -447,7 +368,7 @@ fn an_onnx_file_gives_the_rows_of_the_model_it_was_made_from() {
 
 #[test]
 fn a_device_is_held_against_the_cpu_where_that_is_asked_for() {
-    let setting = Setting::new();
+    let setting = Setting::new(400);
     let summary = setting.dump("checked", 100, &["--self-check", "on"]);
     assert!(
         summary["self_check"]["difference"].as_f64().unwrap()
@@ -464,7 +385,7 @@ fn a_device_is_held_against_the_cpu_where_that_is_asked_for() {
 /// tests/peers/nasty_texts.py made the ids.
 #[test]
 fn nasty_texts_have_the_ids_that_hugging_faces_tokenizers_give() {
-    let setting = Setting::new();
+    let setting = Setting::new(400);
     let model = end_to_end::repository().join("models/smollm2-135m");
     assert!(model.is_dir(), "there is no {}: run scripts/fetch-smollm2", model.display());
     let golden = end_to_end::repository().join("tests/golden/nasty-texts.jsonl");
@@ -485,15 +406,15 @@ fn nasty_texts_have_the_ids_that_hugging_faces_tokenizers_give() {
     let store = setting.store("store");
     let tokens = store.context_tokens(0..store.contexts()).unwrap();
     // Without the BOS tokens, which packing adds, the contexts are the documents one after another.
-    let ids = |tokens: &[u32]| tokens.iter().copied().filter(|&token| token != bos).collect::<Vec<_>>();
-    let (tokens, expected) = (ids(&tokens), ids(&expected));
+    let tokens: Vec<u32> = tokens.into_iter().filter(|&token| token != bos).collect();
+    let expected: Vec<u32> = expected.into_iter().filter(|&token| token != bos).collect();
     assert!(tokens.len() + 64 > expected.len());
     assert_eq!(tokens, expected[..tokens.len()]);
 }
 
 #[test]
 fn signals_end_a_dump_with_the_codes_that_shells_know() {
-    let setting = Setting::new();
+    let setting = Setting::new(400);
     for (signal, code) in [("-INT", 130), ("-TERM", 143), ("-HUP", 129)] {
         // More text than there is time for: it waits for standard input, which stays open.
         let mut command = hearing_hangups(setting.command("store", 1000, &["--dataset", "-"]));
@@ -516,7 +437,7 @@ fn signals_end_a_dump_with_the_codes_that_shells_know() {
 
 #[test]
 fn a_damaged_shard_of_an_interrupted_dump_is_rewritten() {
-    let setting = Setting::new();
+    let setting = Setting::new(400);
     let command = || {
         let mut command = setting.command("store", 3000, &["--batch", "3", "--shuffle-memory", "128KiB"]);
         command.stdout(Stdio::null());
@@ -548,7 +469,7 @@ fn a_damaged_shard_of_an_interrupted_dump_is_rewritten() {
 
 #[test]
 fn a_long_text_takes_little_memory_and_packs_like_documents() {
-    let setting = Setting::new();
+    let setting = Setting::new(400);
     let line: String = setting.texts().concat().repeat(300);
     assert!(line.len() > 20 << 20, "longer than what is in memory of a text at once");
     std::fs::write(setting.at("long.txt"), &line).unwrap();
@@ -565,7 +486,7 @@ fn a_long_text_takes_little_memory_and_packs_like_documents() {
 
 #[test]
 fn a_line_that_is_too_long_is_counted_and_the_next_one_read() {
-    let setting = Setting::new();
+    let setting = Setting::new(400);
     let mut encoder = flate2::write::GzEncoder::new(Vec::new(), flate2::Compression::fast());
     encoder.write_all(b"{\"text\": \"").unwrap();
     for _ in 0..300 {

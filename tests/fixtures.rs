@@ -1,5 +1,7 @@
 //! What the end-to-end tests share: the built programs, a tiny language model, some text.
 
+mod setting;
+
 use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
 use std::process::{Command, Output, Stdio};
@@ -7,11 +9,14 @@ use std::sync::OnceLock;
 use std::time::Duration;
 
 use activation_store::Store;
+use ndarray::Array2;
 use rand::{RngExt, SeedableRng};
 use rand_chacha::ChaCha8Rng;
 use safetensors::Dtype;
 use safetensors::tensor::TensorView;
 use serde_json::json;
+
+pub use setting::{LENGTH, Setting};
 
 /// The repository's root.
 pub fn repository() -> PathBuf {
@@ -212,11 +217,9 @@ pub fn gibberish(path: &Path, count: usize) {
     std::fs::write(path, lines).expect("the file can be written");
 }
 
-/// All rows of a store, in its order.
-pub fn all_rows(store: &Store) -> Vec<f32> {
-    let mut rows = vec![0.0; store.rows() as usize * store.width()];
-    store.read_rows(0..store.rows(), &mut rows).expect("the store is whole");
-    rows
+/// All rows of a store, in its order, `[rows, d]`.
+pub fn all_rows(store: &Store) -> Array2<f32> {
+    store.read_rows(0..store.rows()).expect("the store is whole")
 }
 
 /// The store's rows in the order of the text: sorted by their origins.
@@ -224,7 +227,7 @@ pub fn rows_in_text_order(store: &Store) -> Vec<(u64, Vec<f32>)> {
     let rows = all_rows(store);
     let origins = store.origin(0..store.rows()).expect("the store is whole");
     let mut sorted: Vec<_> =
-        origins.into_iter().zip(rows.chunks(store.width()).map(<[f32]>::to_vec)).collect();
+        origins.into_iter().zip(rows.rows().into_iter().map(|row| row.to_vec())).collect();
     sorted.sort_by_key(|(origin, _)| *origin);
     sorted
 }

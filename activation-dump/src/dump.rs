@@ -9,6 +9,7 @@ use activation_store::{Store, StoreError, StoreSummary, StoreWriter};
 use anyhow::{Context, Result, bail};
 use human_units::{format_bytes, format_count};
 use language_model::{Device, Precision, PrefixModel, Runtime, SelfCheck, SessionOptions, self_check};
+use ndarray::ArrayView2;
 use terminal::{Interrupt, foreign, foreign_path};
 
 use crate::arguments::DumpArguments;
@@ -72,7 +73,7 @@ pub(crate) fn dump(arguments: &DumpArguments) -> Result<ExitCode> {
     let contexts = Contexts::start(documents, prepared.tokenizer.as_ref(), &prepared.text)?;
     let tokenizer = prepared.tokenizer.as_deref();
     let mut watch = |stores: &[_]| progress.update(stores);
-    let check = |ids: &[i64], contexts: usize| prepared.check_against_cpu(ids, contexts);
+    let check = |ids: ArrayView2<'_, i64>| prepared.check_against_cpu(ids);
     let check: &pipeline::Check<'_> = &check;
     let check = arguments.machine.self_check.checks(prepared.model.provider()).then_some(check);
     let ran = pipeline::run(
@@ -198,15 +199,16 @@ fn dry_run(prepared: &Prepared, json: bool, interrupt: &Interrupt) -> Result<Exi
 
 impl Prepared {
     /// Compares the model on its device with itself on the CPU in float32, on some contexts of a first batch.
-    fn check_against_cpu(&self, ids: &[i64], contexts: usize) -> Result<()> {
+    fn check_against_cpu(&self, ids: ArrayView2<'_, i64>) -> Result<()> {
         let options =
             SessionOptions { device: Device::Cpu, precision: Some(Precision::Full), ..self.options };
         let reference = self.source.load(&self.runtime, &options)?;
-        let check = self_check(&self.model, &reference, ids, contexts, self.plan.length)?;
+        let check = self_check(&self.model, &reference, ids)?;
         terminal::say!(
-            "  check    {} agrees with the CPU in float32 on {contexts} contexts: rows differ by at most {:.1e} at {} \
+            "  check    {} agrees with the CPU in float32 on {} contexts: rows differ by at most {:.1e} at {} \
              ({:.0e} counts as rounding)",
             self.model.provider(),
+            ids.nrows(),
             check.difference,
             check.hook,
             check.tolerance

@@ -64,6 +64,7 @@ fn hint(error: &anyhow::Error) -> Option<&'static str> {
                 false => "--out names another folder",
             })
         }
+        StoreError::Memory(_) => Some("--shuffle-memory makes the window smaller"),
         StoreError::NoSpace { .. } => {
             Some("--tokens asks for fewer tokens, --mantissa-bits for smaller ones")
         }

@@ -11,7 +11,6 @@
 //! different places resume together: the text is run again from the least advanced store onwards, and each store takes
 //! what it lacks.
 
-use std::borrow::Cow;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::mpsc::{Receiver, SyncSender, sync_channel};
 use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError};
@@ -20,6 +19,7 @@ use std::time::{Duration, Instant};
 use activation_store::{StoreError, StoreWriter, WriteProgress};
 use anyhow::{Context, Error, Result, bail};
 use language_model::{Activations, PrefixModel};
+use ndarray::{Array2, ArrayView2, CowArray, Ix3, s};
 use workers::ScopedWorker;
 
 use crate::plan::Plan;
@@ -78,7 +78,7 @@ struct Batch {
     /// Index of the first context in the dump.
     first: u64,
     /// `[n, T]`.
-    tokens: Vec<u32>,
+    tokens: Array2<u32>,
 }
 
 /// What the pipeline asks of a language model.
@@ -87,20 +87,18 @@ pub(crate) trait Model: Sync {
     type Activations: Rows;
     /// The hooks' names.
     fn names(&self) -> &[String];
-    /// Components of a row at a hook.
-    fn width(&self, hook: usize) -> usize;
     /// Batches that it runs at once.
     fn lanes(&self) -> usize;
     /// Contexts of every batch, if it takes no others.
     fn fixed_contexts(&self) -> Option<usize>;
     /// Runs on `ids` `[contexts, length]`.
-    fn run(&self, ids: &[i64], contexts: usize, length: usize) -> Result<Self::Activations>;
+    fn run(&self, ids: ArrayView2<'_, i64>) -> Result<Self::Activations>;
 }
 
 /// Activations at all hooks.
 pub(crate) trait Rows: Send + Sync {
-    /// `[contexts * length, width]`.
-    fn rows(&self, hook: usize) -> Cow<'_, [f32]>;
+    /// `[contexts, length, width]`.
+    fn rows(&self, hook: usize) -> CowArray<'_, f32, Ix3>;
 }
 
 impl Model for PrefixModel {
@@ -108,10 +106,6 @@ impl Model for PrefixModel {
 
     fn names(&self) -> &[String] {
         PrefixModel::names(self)
-    }
-
-    fn width(&self, hook: usize) -> usize {
-        PrefixModel::width(self, hook)
     }
 
     fn lanes(&self) -> usize {
@@ -122,13 +116,13 @@ impl Model for PrefixModel {
         PrefixModel::fixed_contexts(self)
     }
 
-    fn run(&self, ids: &[i64], contexts: usize, length: usize) -> Result<Activations> {
-        Ok(PrefixModel::run(self, ids, contexts, length)?)
+    fn run(&self, ids: ArrayView2<'_, i64>) -> Result<Activations> {
+        Ok(PrefixModel::run(self, ids)?)
     }
 }
 
 impl Rows for Activations {
-    fn rows(&self, hook: usize) -> Cow<'_, [f32]> {
+    fn rows(&self, hook: usize) -> CowArray<'_, f32, Ix3> {
         Activations::rows(self, hook)
     }
 }
@@ -138,13 +132,13 @@ struct Ran<A> {
     /// Index of the first context in the dump.
     first: u64,
     /// `[n, T]`.
-    tokens: Vec<u32>,
-    /// `[n·T, d]` for each hook, where ONNX Runtime wrote them.
+    tokens: Array2<u32>,
+    /// `[n, T, d]` for each hook, where ONNX Runtime wrote them; of a padded batch more contexts than `n`.
     activations: A,
 }
 
 /// Inspects the ids of the first contexts, `[contexts, T]`, before they are run; an error stops everything.
-pub(crate) type Check<'a> = dyn Fn(&[i64], usize) -> Result<()> + Sync + 'a;
+pub(crate) type Check<'a> = dyn Fn(ArrayView2<'_, i64>) -> Result<()> + Sync + 'a;
 
 /// Receives each store's progress after each of its batches.
 pub(crate) type Watch<'a> = dyn FnMut(&[WriteProgress]) + Send + 'a;
@@ -196,14 +190,14 @@ pub(crate) fn run<M: Model>(
                     all[hook] = progress;
                     watch(all);
                 };
-                store_stage(writer, (hook, model.width(hook)), plan.length, &rows, &place, &mut seen)
+                store_stage(writer, hook, &rows, &place, &mut seen)
             });
             stores.push(Ok(store
                 .context("starting a thread")
                 .inspect_err(|_| over.store(true, Ordering::Relaxed))?));
         }
 
-        let model_ends = model_stage(model, check, plan.length, batches, to_stores);
+        let model_ends = model_stage(model, check, batches, to_stores);
         // Whatever ended it: nobody waits for more text.
         over.store(true, Ordering::Relaxed);
 
@@ -263,22 +257,21 @@ struct Known {
     /// Contexts.
     done: u64,
     /// Tokens of the last of them, `[n, T]`.
-    tail: Vec<u32>,
+    tail: Array2<u32>,
 }
 
 impl Known {
     fn of(writer: &StoreWriter) -> Known {
-        Known { done: writer.contexts_done(), tail: writer.resumed_tokens().to_vec() }
+        Known { done: writer.contexts_done(), tail: writer.resumed_tokens().to_owned() }
     }
 
     /// Refuses a batch that differs from what the store holds in its place.
-    fn check(&self, first: u64, tokens: &[u32], length: usize) -> Result<()> {
-        let tail_first = self.done - (self.tail.len() / length) as u64;
-        for (index, context) in tokens.chunks_exact(length).enumerate() {
+    fn check(&self, first: u64, tokens: ArrayView2<'_, u32>) -> Result<()> {
+        let tail_first = self.done - self.tail.nrows() as u64;
+        for (index, context) in tokens.rows().into_iter().enumerate() {
             let context_number = first + index as u64;
             let Some(place) = context_number.checked_sub(tail_first) else { continue };
-            let stored = self.tail.get(place as usize * length..(place as usize + 1) * length);
-            if stored.is_some_and(|stored| stored != context) {
+            if (place as usize) < self.tail.nrows() && self.tail.row(place as usize) != context {
                 bail!(
                     "this is not the text that the dump was begun with: context {context_number} has other tokens in \
                      the store; give the same text, or another --out"
@@ -313,10 +306,10 @@ fn text_stage(
         if stopping() {
             break; // a batch may have been cut short
         }
-        let count = tokens.len() / plan.length;
+        let count = tokens.nrows();
         exhausted = count < wanted;
         for store in &known {
-            store.check(next, &tokens, plan.length)?;
+            store.check(next, tokens.view())?;
         }
         let first = next;
         next += count as u64;
@@ -373,7 +366,6 @@ impl Turns {
 fn model_stage<M: Model>(
     model: &M,
     check: Option<&Check<'_>>,
-    length: usize,
     batches: Receiver<Batch>,
     to_stores: Vec<SyncSender<Arc<Ran<M::Activations>>>>,
 ) -> Result<(u64, Duration)> {
@@ -385,18 +377,18 @@ fn model_stage<M: Model>(
             let received = lock(&batches).recv();
             let Ok(Batch { turn, first, tokens }) = received else { return Ok((run, busy)) };
             let started = Instant::now();
-            let count = tokens.len() / length;
-            let mut ids: Vec<i64> = tokens.iter().map(|&token| i64::from(token)).collect();
+            let count = tokens.nrows();
+            let mut ids = tokens.mapv(i64::from);
             // If the model takes only whole batches, the last one is padded; the results of the padding are not stored.
             let whole = model.fixed_contexts().unwrap_or(count).max(count);
-            while ids.len() < whole * length {
-                ids.extend_from_within(..length);
+            for _ in count..whole {
+                ids.push_row(tokens.row(0).mapv(i64::from).view())?;
             }
             if let Some(check) = check.filter(|_| turn == 0) {
                 let some = model.fixed_contexts().unwrap_or(CHECKED.min(whole));
-                check(&ids[..some * length], some)?;
+                check(ids.slice(s![..some, ..]))?;
             }
-            let ran = model.run(&ids, whole, length).with_context(|| {
+            let ran = model.run(ids.view()).with_context(|| {
                 format!("running the language model on contexts {first}..{}", first + count as u64)
             });
             let activations = ran?;
@@ -456,11 +448,10 @@ struct StoreEnd {
     failure: Option<Error>,
 }
 
-/// Appends each batch to the store of hook number `hook`, whose rows have `width` components.
+/// Appends each batch to the store of hook number `hook`.
 fn store_stage<A: Rows>(
     mut writer: StoreWriter,
-    (hook, width): (usize, usize),
-    length: usize,
+    hook: usize,
     batches: &Receiver<Arc<Ran<A>>>,
     place: &dyn Fn(&[u32], u64) -> String,
     seen: &mut dyn FnMut(WriteProgress),
@@ -469,15 +460,16 @@ fn store_stage<A: Rows>(
     for batch in batches {
         let started = Instant::now();
         let Ran { first, tokens, activations } = &*batch;
-        let skip = length * done.saturating_sub(*first).min((tokens.len() / length) as u64) as usize;
+        let skip = done.saturating_sub(*first).min(tokens.nrows() as u64) as usize;
         let rows = activations.rows(hook);
-        let appended = writer.append(&tokens[skip..], &rows[skip * width..tokens.len() * width]);
+        let appended =
+            writer.append(tokens.slice(s![skip.., ..]), rows.slice(s![skip..tokens.nrows(), .., ..]));
         busy += started.elapsed();
         if let Err(error) = appended {
             let cause = match &error {
                 StoreError::NotFinite { context, .. } | StoreError::Overflow { context, .. } => {
-                    let start = (context - first) as usize * length;
-                    Some(place(&tokens[start..start + length], *context))
+                    let tokens = tokens.row((context - first) as usize);
+                    Some(place(&tokens.to_vec(), *context))
                 }
                 _ => None,
             };
@@ -498,6 +490,7 @@ mod tests {
     use super::*;
 
     use activation_store::{Store, StoreSpec, WriterOptions};
+    use ndarray::Array3;
 
     use crate::documents::{Content, Document, Place, ReadOptions};
     use crate::share::Share;
@@ -514,21 +507,17 @@ mod tests {
         names: Vec<String>,
     }
 
-    impl Rows for Vec<f32> {
-        fn rows(&self, _: usize) -> Cow<'_, [f32]> {
-            Cow::Borrowed(self)
+    impl Rows for Array3<f32> {
+        fn rows(&self, _: usize) -> CowArray<'_, f32, Ix3> {
+            self.view().into()
         }
     }
 
     impl Model for Fake {
-        type Activations = Vec<f32>;
+        type Activations = Array3<f32>;
 
         fn names(&self) -> &[String] {
             &self.names
-        }
-
-        fn width(&self, _: usize) -> usize {
-            2
         }
 
         fn lanes(&self) -> usize {
@@ -539,9 +528,13 @@ mod tests {
             None
         }
 
-        fn run(&self, ids: &[i64], _: usize, _: usize) -> Result<Vec<f32>> {
+        fn run(&self, ids: ArrayView2<'_, i64>) -> Result<Array3<f32>> {
             assert!(!ids.iter().any(|id| Some(*id) == self.dies), "the model died");
-            Ok(ids.iter().flat_map(|&id| [id as f32, -(id as f32)]).collect())
+            let (contexts, length) = ids.dim();
+            Ok(Array3::from_shape_fn((contexts, length, 2), |(context, position, component)| {
+                let id = ids[[context, position]] as f32;
+                if component == 0 { id } else { -id }
+            }))
         }
     }
 

@@ -10,13 +10,11 @@ use language_model::PrefixModel;
 use serde::Serialize;
 
 use crate::plan::Plan;
-use crate::stores::{Target, free_bytes};
+use crate::stores::Target;
 use crate::text::Contexts;
 
 /// Time that the probe runs the model for, after a first batch that is not counted.
 const PROBE: Duration = Duration::from_secs(2);
-/// What a writer keeps for one row in the window besides its elements.
-const ROW_OVERHEAD: u64 = 40;
 
 /// The estimate of a dump; the field names carry the units.
 #[derive(Debug, Serialize)]
@@ -72,7 +70,7 @@ pub(crate) fn estimate(
     let (mut tokens_run, mut running, mut taken, mut ended) = (0_u64, Duration::ZERO, 0_u64, false);
     while !stopping() && !ended && taken < plan.contexts && running < PROBE {
         let tokens = contexts.take(plan.batch, stopping)?;
-        let count = tokens.len() / plan.length;
+        let count = tokens.nrows();
         ended = count < plan.batch;
         if count == 0 {
             break;
@@ -80,12 +78,12 @@ pub(crate) fn estimate(
         if model.fixed_contexts().is_some_and(|fixed| fixed != count) {
             break;
         }
-        let ids: Vec<i64> = tokens.iter().map(|&token| i64::from(token)).collect();
+        let ids = tokens.mapv(i64::from);
         if taken == 0 {
-            model.run(&ids, count, plan.length)?; // what the first run prepares, later ones find
+            model.run(ids.view())?; // what the first run prepares, later ones find
         }
         let began = Instant::now();
-        model.run(&ids, count, plan.length)?;
+        model.run(ids.view())?;
         running += began.elapsed();
         tokens_run += tokens.len() as u64;
         taken += count as u64;
@@ -108,10 +106,7 @@ pub(crate) fn estimate(
         0.0 => 0.0,
         _ => (to_run / model_rate).max(tokenizer_rate.map_or(0.0, |rate| to_read / rate)),
     };
-    let window = |target: &Target| {
-        let rows = (target.spec.layout.window_rows + 2 * target.spec.layout.shard_rows) as u64;
-        rows.min(plan.tokens()).saturating_mul(target.spec.row_bytes() as u64 + ROW_OVERHEAD)
-    };
+    let rows = targets.iter().map(|target| target.spec.writer_memory());
     Ok(Estimate {
         provider: model.provider().to_owned(),
         contexts: plan.contexts,
@@ -119,8 +114,8 @@ pub(crate) fn estimate(
         part: plan.part.as_ref().map(|(part, _)| part.to_string()),
         model_batch: plan.batch,
         disk_bytes: stores.iter().map(|store| store.disk_bytes).fold(0, u64::saturating_add),
-        free_bytes: targets.first().and_then(|target| free_bytes(&target.path)),
-        memory_bytes: targets.iter().map(window).fold(resident_bytes(), u64::saturating_add),
+        free_bytes: targets.first().and_then(|target| durable_files::available_space(&target.path).ok()),
+        memory_bytes: rows.fold(resident_bytes(), u64::saturating_add),
         stores,
         model_tokens_per_second: model_rate,
         tokenizer_tokens_per_second: tokenizer_rate,

@@ -136,20 +136,12 @@ fn check_space(targets: &[Target]) -> Result<()> {
         .iter()
         .map(|target| estimated_bytes(&target.spec).saturating_sub(bytes_below(&target.path)))
         .fold(0, u64::saturating_add);
-    if let Some(available) = free_bytes(&first.path)
-        && needed > available
-    {
+    let available = durable_files::available_space(&first.path)?;
+    if needed > available {
         let dir = first.path.parent().unwrap_or(&first.path).to_owned();
         return Err(StoreError::NoSpace { dir, needed, available }.into());
     }
     Ok(())
-}
-
-/// Bytes free on the file system that `path` is or will be on, where the system tells.
-pub(crate) fn free_bytes(path: &Path) -> Option<u64> {
-    let absolute = std::path::absolute(path).ok()?;
-    let nearest = absolute.ancestors().find(|folder| folder.exists())?;
-    fs4::available_space(nearest).ok()
 }
 
 /// Bytes of all files below a folder; what cannot be read has none.

@@ -13,6 +13,7 @@ use std::sync::mpsc::SyncSender;
 use std::time::{Duration, Instant};
 
 use anyhow::{Context, Result, anyhow, bail};
+use ndarray::Array2;
 use workers::{Answer, Next, Source};
 
 use crate::cutting::{self, Pieces};
@@ -28,28 +29,8 @@ const TASK_BYTES: usize = 64 << 10;
 /// How long to wait for text before checking whether the dump should stop.
 const PATIENCE: Duration = Duration::from_millis(100);
 
-/// A document with its tokens.
-struct Encoded {
-    place: Place,
-    tokens: Tokens,
-}
-
-enum Tokens {
-    /// Of a whole document, without BOS.
-    Document(Vec<u32>),
-    /// Of a part of a long document.
-    Part {
-        tokens: Vec<u32>,
-        begins: bool,
-        ends: bool,
-    },
-    Stream {
-        tokens: Vec<u32>,
-        begins: bool,
-    },
-    Context(Vec<u32>),
-    Damaged(Damage),
-}
+/// A document whose text is tokenized.
+type Encoded = Document<Vec<u32>>;
 
 type Task = Answer<Result<Vec<Encoded>>>;
 
@@ -146,7 +127,7 @@ impl Contexts {
     ///
     /// # Errors
     /// If reading fails for reasons outside the text; with `strict`, also if a document has no tokens.
-    pub(crate) fn take(&mut self, count: usize, stopping: &dyn Fn() -> bool) -> Result<Vec<u32>> {
+    pub(crate) fn take(&mut self, count: usize, stopping: &dyn Fn() -> bool) -> Result<Array2<u32>> {
         let mut taken = Vec::new();
         while taken.len() < count * self.length {
             let Some(context) = self.packed.get(self.looked_at..self.looked_at + self.length) else {
@@ -165,7 +146,7 @@ impl Contexts {
             self.counts.contexts += 1;
             self.looked_at += self.length;
         }
-        Ok(taken)
+        Ok(Array2::from_shape_vec((taken.len() / self.length, self.length), taken)?)
     }
 
     /// What was read for the contexts taken so far.
@@ -214,27 +195,27 @@ impl Contexts {
     }
 
     fn pack(&mut self, document: Encoded) -> Result<()> {
-        let Encoded { place, tokens } = document;
-        let (documents, tokens) = match tokens {
-            Tokens::Document(tokens) if tokens.is_empty() => {
+        let Encoded { place, content } = document;
+        let (documents, tokens) = match content {
+            Content::Text(tokens) if tokens.is_empty() => {
                 return self.skip(&place, &Damage::new(DamageKind::Empty, "an empty document"));
             }
-            Tokens::Damaged(damage) => return self.skip(&place, &damage),
-            Tokens::Document(tokens) => {
+            Content::Damaged(damage) => return self.skip(&place, &damage),
+            Content::Text(tokens) => {
                 self.packer.push(&tokens, &mut self.packed);
                 (1, tokens.len())
             }
-            Tokens::Part { tokens, begins, ends } => {
+            Content::Part { text: tokens, begins, ends } => {
                 let first = self.packer.push_part(&tokens, begins, &mut self.packed);
                 if ends && self.packer.is_at_start() {
                     return self.skip(&place, &Damage::new(DamageKind::Empty, "an empty document"));
                 }
                 (u64::from(first), tokens.len())
             }
-            Tokens::Stream { tokens, begins } => {
+            Content::Stream { tokens, begins } => {
                 (self.packer.push_stream(&tokens, begins, &mut self.packed), tokens.len())
             }
-            Tokens::Context(tokens) => {
+            Content::Context(tokens) => {
                 self.packed.extend_from_slice(&tokens);
                 (1, tokens.len())
             }
@@ -284,8 +265,8 @@ fn read(
                 let started = Instant::now();
                 let encoded: Result<Vec<Encoded>> =
                     batch.into_iter().map(|document| encode(document, tokenizer.as_deref())).collect();
-                let tokens = |document: &Encoded| match &document.tokens {
-                    Tokens::Document(tokens) | Tokens::Part { tokens, .. } => tokens.len() as u64,
+                let tokens = |document: &Encoded| match &document.content {
+                    Content::Text(tokens) | Content::Part { text: tokens, .. } => tokens.len() as u64,
                     _ => 0,
                 };
                 let tokens: u64 = encoded.iter().flatten().map(tokens).sum();
@@ -325,12 +306,12 @@ fn encode(document: Document, tokenizer: Option<&Tokenizer>) -> Result<Encoded> 
             tokenizer.ok_or_else(|| anyhow!("{place} is text, and there is no tokenizer for it"))?;
         tokenizer.encode(text).map_err(|error| error.context(place.to_string()))
     };
-    let tokens = match content {
-        Content::Text(text) => Tokens::Document(encode(&text)?),
-        Content::Part { text, begins, ends } => Tokens::Part { tokens: encode(&text)?, begins, ends },
-        Content::Stream { tokens, begins } => Tokens::Stream { tokens, begins },
-        Content::Context(tokens) => Tokens::Context(tokens),
-        Content::Damaged(damage) => Tokens::Damaged(damage),
+    let content = match content {
+        Content::Text(text) => Content::Text(encode(&text)?),
+        Content::Part { text, begins, ends } => Content::Part { text: encode(&text)?, begins, ends },
+        Content::Stream { tokens, begins } => Content::Stream { tokens, begins },
+        Content::Context(tokens) => Content::Context(tokens),
+        Content::Damaged(damage) => Content::Damaged(damage),
     };
-    Ok(Encoded { place, tokens })
+    Ok(Encoded { place, content })
 }

@@ -40,7 +40,7 @@ fn main() -> Result<()> {
         (EncodeBuffers::default(), ActivePairs::default(), ActivePairs::default());
     let (mut compared, mut active, mut worst) = (0, 0, 0.0_f64);
     while compared < rows {
-        let x = stream.next_batch()?;
+        let x = stream.next_batch()?.to_slice().expect("the rows of a batch lie side by side");
         let input = Encode { x, weights: encoder, bias, width: d };
         let limit = BATCH * f;
         let find = |search, buffers: &mut EncodeBuffers, pairs: &mut ActivePairs| {

@@ -78,8 +78,7 @@ fn first_batch(store: &std::path::Path, spec: &StepSpec) -> Result<Array2<f32>> 
     }
     let options = StreamOptions { batch: spec.batch, ..StreamOptions::default() };
     let mut stream = BatchStream::new(vec![store], options)?;
-    let numbers = stream.next_batch().context("reading a batch")?.to_vec();
-    Ok(Array2::from_shape_vec((spec.batch, spec.width), numbers)?)
+    Ok(stream.next_batch().context("reading a batch")?.to_owned())
 }
 
 fn print(spec: &StepSpec, weights: &Weights, report: &BenchReport) {

@@ -4,6 +4,7 @@ use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::path::Path;
 
 use activation_store::{Store, StoreError};
+use ndarray::Array2;
 use rand::RngExt;
 use rand_chacha::ChaCha8Rng;
 
@@ -110,13 +111,11 @@ pub(crate) fn flip_of_a_store(
 }
 
 /// The bit patterns of the rows, their origins, and the tokens.
-type Everything = (Vec<u32>, Vec<u64>, Vec<u32>);
+type Everything = (Array2<u32>, Vec<u64>, Array2<u32>);
 
 fn everything(folder: &Path) -> Result<Everything, StoreError> {
     let store = Store::open(folder)?;
-    let mut rows = vec![0.0; store.rows() as usize * store.width()];
-    store.read_rows(0..store.rows(), &mut rows)?;
-    let bits = rows.into_iter().map(f32::to_bits).collect();
+    let bits = store.read_rows(0..store.rows())?.mapv(f32::to_bits);
     Ok((bits, store.origin(0..store.rows())?, store.context_tokens(0..store.contexts())?))
 }
 

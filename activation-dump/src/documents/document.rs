@@ -13,21 +13,21 @@ pub(super) const LONGEST: usize = 256 << 20;
 /// The documents of one file, in its order.
 pub(crate) type Documents = Box<dyn Iterator<Item = Result<Document>> + Send>;
 
-/// A document and where it stands.
+/// A document and where it stands. Its text is a `String`, once it is tokenized the tokens, without BOS.
 #[derive(Debug)]
-pub(crate) struct Document {
+pub(crate) struct Document<Text = String> {
     pub(crate) place: Place,
-    pub(crate) content: Content,
+    pub(crate) content: Content<Text>,
 }
 
 /// What a document is made of.
 #[derive(Debug, Clone, PartialEq, Eq)]
-pub(crate) enum Content {
-    /// Text to be tokenized.
-    Text(String),
+pub(crate) enum Content<Text = String> {
+    /// A whole text.
+    Text(Text),
     /// A part of a text that is too long to be in memory as a whole; its parts follow one another.
     Part {
-        text: String,
+        text: Text,
         /// It is the document's first part.
         begins: bool,
         /// It is the document's last part.

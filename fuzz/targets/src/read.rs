@@ -13,10 +13,9 @@ pub(crate) fn store(ground: &Path) {
     let _ = activation_store::verify(&folder, &|_| {});
     let Ok(store) = Store::open(&folder) else { return };
     let rows = store.rows().min(ROWS);
-    if let Some(length) = usize::try_from(rows).ok().and_then(|rows| rows.checked_mul(store.width()))
-        && length < 1 << 20
-    {
-        let _ = store.read_rows(0..rows, &mut vec![0.0; length]);
+    // Of rows of an invented width there would be much memory to clear.
+    if rows.checked_mul(store.width() as u64).is_some_and(|numbers| numbers < 1 << 20) {
+        let _ = store.read_rows(0..rows);
     }
     let _ = store.origin(0..rows);
     let _ = store.context_tokens(0..store.contexts().min(20));

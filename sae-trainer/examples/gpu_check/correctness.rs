@@ -4,7 +4,7 @@
 use std::str::FromStr;
 
 use anyhow::{Result, bail};
-use example_steps::{batch, rows};
+use example_steps::rows;
 use ndarray::{Array2, ArrayView2};
 use sae::Weights;
 use sae_trainer::engine::{
@@ -188,7 +188,7 @@ fn compare(case: &Case, precision: Precision, path: Path) -> Result<Found> {
     };
     let mut crossed = vec![false; spec.features];
     for step in 0..STEPS {
-        let batch = batch(&spec, step);
+        let batch = rows(spec.batch, spec.width, 101 + step);
         let got = gpu.step(batch.view().into(), &schedule)?;
         let expected = cpu.step(batch.view().into(), &schedule)?;
         let off = (got.terms.mse - expected.terms.mse).abs() / expected.terms.mse.abs().max(1e-30);
@@ -231,7 +231,7 @@ fn compare(case: &Case, precision: Precision, path: Path) -> Result<Found> {
             "window / 10".to_owned(),
         );
     }
-    let rows = rows(spec.batch / 2 + 1, spec.width, 999);
+    let rows = rows(spec.batch / 2 + 1, spec.width, 1000);
     let got = gpu.evaluate(rows.view().into())?.sums;
     let expected = cpu.evaluate(rows.view().into())?.sums;
     found.note(

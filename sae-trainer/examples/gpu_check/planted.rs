@@ -9,7 +9,7 @@ use std::path::Path;
 
 use activation_store::{Layout, Provenance, RowType, StoreSpec, StoreWriter, WriterOptions};
 use anyhow::Result;
-use ndarray::ArrayView2;
+use ndarray::{ArrayView2, ArrayView3};
 use rayon::prelude::*;
 use sae::{Config, Metadata, Sae, Weights};
 
@@ -97,7 +97,9 @@ fn write_store(folder: &Path, contexts: usize, width: usize, directions: &[f32])
         let rows: Vec<f32> =
             some.par_iter().flat_map_iter(|context| context_rows(*context, width, directions)).collect();
         let tokens: Vec<u32> = some.iter().flat_map(|_| 0..CONTEXT as u32).collect();
-        writer.append(&tokens, &rows)?;
+        let tokens = ArrayView2::from_shape((some.len(), CONTEXT), &tokens)?;
+        let rows = ArrayView3::from_shape((some.len(), CONTEXT, width), &rows)?;
+        writer.append(tokens, rows)?;
     }
     writer.finish()?;
     Ok(())

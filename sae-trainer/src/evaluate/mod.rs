@@ -2,7 +2,6 @@
 
 use activation_store::{BatchStream, Store, StreamOptions};
 use anyhow::Result;
-use ndarray::ArrayView2;
 use terminal::Interrupt;
 
 use crate::command::settings::Settings;
@@ -35,7 +34,6 @@ pub(crate) fn evaluate(
             return Ok(None);
         }
         let rows = stream.next_batch()?;
-        let rows = ArrayView2::from_shape((settings.step.batch, settings.step.width), rows)?;
         for (engine, evaluation) in engines.iter_mut().zip(&mut evaluations) {
             evaluation.merge(&engine.evaluate(rows.into())?);
         }

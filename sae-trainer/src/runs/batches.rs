@@ -8,7 +8,6 @@ use std::time::Duration;
 use activation_store::{BatchStream, RowType, Store, StreamOptions};
 use anyhow::Result;
 use half::f16;
-use ndarray::ArrayView2;
 
 use crate::engine::Rows;
 
@@ -31,14 +30,8 @@ impl Batches {
     /// The next batch, [B, d].
     pub(crate) fn next(&mut self) -> Result<Rows<'_>> {
         Ok(match self {
-            Batches::F32(stream) => {
-                let shape = (stream.batch(), stream.width());
-                Rows::F32(ArrayView2::from_shape(shape, stream.next_batch()?)?)
-            }
-            Batches::F16(stream) => {
-                let shape = (stream.batch(), stream.width());
-                Rows::F16(ArrayView2::from_shape(shape, stream.next_batch()?)?)
-            }
+            Batches::F32(stream) => Rows::F32(stream.next_batch()?),
+            Batches::F16(stream) => Rows::F16(stream.next_batch()?),
         })
     }
 

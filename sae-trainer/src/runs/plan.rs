@@ -199,15 +199,12 @@ fn default_folder(store: &Store, settings: &Settings) -> PathBuf {
 
 /// Checks that the file system of `out`, which may not exist yet, has space for `needed` bytes.
 pub(crate) fn check_space(out: &Path, needed: u64) -> Result<()> {
-    let absolute = std::path::absolute(out)?;
-    let Some(existing) = absolute.ancestors().find(|folder| folder.exists()) else { return Ok(()) };
-    let free = fs4::available_space(existing)
-        .with_context(|| format!("cannot find the free space of {}", foreign_path(existing)))?;
+    let free = durable_files::available_space(out)?;
     ensure!(
         free >= needed,
-        "{} has {} free, and the run's checkpoints need {}: choose another --out, fewer features or a lower \
+        "the file system of {} has {} free, and the run's checkpoints need {}: choose another --out, fewer features or a lower \
          --keep-checkpoints",
-        foreign_path(existing),
+        foreign_path(out),
         format_bytes(free),
         format_bytes(needed)
     );

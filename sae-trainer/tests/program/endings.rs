@@ -88,19 +88,24 @@ fn a_reader_that_goes_away_or_a_full_device_ends_no_run() {
 }
 
 #[test]
-fn a_closed_terminal_ends_a_run_with_a_checkpoint() {
+fn signals_end_a_run_with_a_checkpoint_and_the_shells_codes() {
     let place = Place::new();
-    let run = format!("{RUN} --steps 200k");
-    let mut child = start(&place, &format!("{run} --out run"));
-    wait_for(&mut child, "some steps", || lines(&place.path("run/metrics.jsonl")) > 3);
-    signal(&child, "-HUP");
-    let output = child.wait_with_output().unwrap();
-    assert_eq!(output.status.code(), Some(129), "{}", text(&output.stderr));
-    assert_eq!(fs::read_dir(place.path("run/checkpoints")).unwrap().count(), 1);
-    Sae::load(&place.path("run/sae")).unwrap();
+    for (sent, code) in [("-INT", 130), ("-TERM", 143), ("-HUP", 129)] {
+        let run = format!("run{sent}");
+        let mut child = start(&place, &format!("{RUN} --steps 200k --out {run}"));
+        wait_for(&mut child, "some steps", || lines(&place.path(&run).join("metrics.jsonl")) > 3);
+        signal(&child, sent);
+        let output = child.wait_with_output().unwrap();
+        assert_eq!(output.status.code(), Some(code), "{sent}: {}", text(&output.stderr));
+        assert_eq!(fs::read_dir(place.path(&run).join("checkpoints")).unwrap().count(), 1);
+        Sae::load(&place.path(&run).join("sae")).unwrap();
+    }
+}
 
-    // Under nohup a run outlives its terminal.
-    let program = place.command(&format!("{run} --out nohup"));
+#[test]
+fn under_nohup_a_run_outlives_its_terminal() {
+    let place = Place::new();
+    let program = place.command(&format!("{RUN} --steps 200k --out nohup"));
     let mut nohup = std::process::Command::new("nohup");
     nohup.current_dir(place.path("")).arg(program.get_program()).args(program.get_args());
     let mut child = nohup.stdout(Stdio::piped()).stderr(Stdio::piped()).spawn().unwrap();

@@ -5,6 +5,7 @@ use std::process::{Child, Command, Output, Stdio};
 use std::time::{Duration, Instant};
 
 use activation_store::{Layout, Provenance, RowType, Store, StoreSpec, StoreWriter, WriterOptions};
+use ndarray::{Array2, ArrayView3};
 use serde_json::Value;
 
 pub(crate) const WIDTH: usize = 16;
@@ -156,9 +157,7 @@ pub(crate) fn text(bytes: &[u8]) -> String {
 /// All rows of a store, [rows, d].
 pub(crate) fn rows(store: &Path) -> Vec<f32> {
     let store = Store::open(store).unwrap();
-    let mut rows = vec![0.0; store.rows() as usize * store.width()];
-    store.read_rows(0..store.rows(), &mut rows).unwrap();
-    rows
+    store.read_rows(0..store.rows()).unwrap().into_iter().collect()
 }
 
 /// Rows of `contexts` contexts, [contexts · 8, 16].
@@ -209,7 +208,8 @@ pub(crate) fn write_store(path: &Path, width: usize, rows: &[f32], row_type: Row
     };
     let mut writer = StoreWriter::open(path, &spec, &WriterOptions::default()).unwrap();
     // Every context begins with BOS, token 0.
-    let tokens: Vec<u32> = (0..contexts * CONTEXT).map(|i| (i % CONTEXT) as u32).collect();
-    writer.append(&tokens, rows).unwrap();
+    let tokens = Array2::from_shape_fn((contexts, CONTEXT), |(_, position)| position as u32);
+    let rows = ArrayView3::from_shape((contexts, CONTEXT, width), rows).unwrap();
+    writer.append(tokens.view(), rows).unwrap();
     writer.finish().unwrap();
 }

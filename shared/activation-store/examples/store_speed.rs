@@ -18,6 +18,7 @@ use activation_store::{
     BatchElement, BatchStream, Layout, RowType, Store, StoreSpec, StoreSummary, StoreWriter, StreamOptions,
     WriterOptions, bf16, f16,
 };
+use ndarray::{Array2, Array3, Axis, s};
 use serde_json::{Value, json};
 
 type Outcome<T> = Result<T, Box<dyn std::error::Error>>;
@@ -53,24 +54,26 @@ fn main() {
 /// The rows of a store in the order of its text.
 struct Rows {
     spec: StoreSpec,
-    tokens: Vec<u32>,
-    rows: Vec<f32>,
+    /// `[contexts, T]`
+    tokens: Array2<u32>,
+    /// `[contexts, T, d]`
+    rows: Array3<f32>,
 }
 
 fn load(store: &str) -> Outcome<Rows> {
     let store = Store::open(Path::new(store))?;
-    let width = store.width();
     let mut spec = store.spec().clone();
     // Contexts of which some rows were left out cannot be appended again.
     if spec.drop_bos {
         return Err("the store has no BOS rows".into());
     }
     spec.contexts = store.contexts();
-    let mut shuffled = vec![0.0; store.rows() as usize * width];
-    store.read_rows(0..store.rows(), &mut shuffled)?;
-    let mut rows = vec![0.0; shuffled.len()];
-    for (row, origin) in shuffled.chunks_exact(width).zip(store.origin(0..store.rows())?) {
-        rows[origin as usize * width..][..width].copy_from_slice(row);
+    let (length, contexts) = (store.context_length(), store.contexts() as usize);
+    let mut rows = Array3::zeros((contexts, length, store.width()));
+    for (row, origin) in
+        store.read_rows(0..store.rows())?.rows().into_iter().zip(store.origin(0..store.rows())?)
+    {
+        rows.slice_mut(s![origin as usize / length, origin as usize % length, ..]).assign(&row);
     }
     let tokens = store.context_tokens(0..store.contexts())?;
     Ok(Rows { spec, tokens, rows })
@@ -78,14 +81,14 @@ fn load(store: &str) -> Outcome<Rows> {
 
 fn memcpy(store: &str) -> Outcome<Value> {
     let rows = load(store)?.rows;
-    let mut copy = vec![0.0; rows.len()];
-    copy.copy_from_slice(&rows);
+    let rows = rows.as_slice().ok_or("the rows do not lie side by side")?;
+    let mut copy = rows.to_vec();
     let clock = Clock::start();
     let mut copied = 0;
     while copied < 2 * READ_BYTES {
-        copy.copy_from_slice(std::hint::black_box(&rows));
+        copy.copy_from_slice(std::hint::black_box(rows));
         std::hint::black_box(&mut copy);
-        copied += size_of_val(&rows[..]) as u64;
+        copied += size_of_val(rows) as u64;
     }
     Ok(clock.speed(copied))
 }
@@ -129,9 +132,9 @@ fn write(source: &Rows, spec: &StoreSpec, times: u64, folder: &Path) -> Outcome<
     spec.contexts *= times;
     let options = WriterOptions { threads: 1, ..WriterOptions::default() };
     let mut writer = StoreWriter::open(folder, &spec, &options)?;
-    let contexts = 16 * spec.context_length;
+    let (tokens, rows) = (&source.tokens, &source.rows);
     for _ in 0..times {
-        for (tokens, rows) in source.tokens.chunks(contexts).zip(source.rows.chunks(contexts * spec.width)) {
+        for (tokens, rows) in tokens.axis_chunks_iter(Axis(0), 16).zip(rows.axis_chunks_iter(Axis(0), 16)) {
             writer.append(tokens, rows)?;
         }
     }
@@ -192,7 +195,8 @@ fn mixing(store: &str, choice: [&str; 3]) -> Outcome<Value> {
     let folder = tempfile::tempdir()?;
     let mut writer = StoreWriter::open(folder.path(), &spec, &WriterOptions::default())?;
     for context in 0..contexts {
-        writer.append(&vec![0; length], &vec![context as f32; length])?;
+        let rows = Array3::from_elem((1, length, 1), context as f32);
+        writer.append(Array2::zeros((1, length)).view(), rows.view())?;
     }
     writer.finish()?;
     // The default K of such a store.
@@ -206,7 +210,7 @@ fn mixing(store: &str, choice: [&str; 3]) -> Outcome<Value> {
     let mut pairs = 0_u64;
     for _ in 0..batches {
         let mut of_context: HashMap<u32, u64> = HashMap::new();
-        for &context in stream.next_batch()? {
+        for &context in stream.next_batch()?.column(0) {
             *of_context.entry(context as u32).or_default() += 1;
         }
         pairs += of_context.values().map(|n| n * (n - 1) / 2).sum::<u64>();

@@ -9,6 +9,7 @@ use std::path::{Path, PathBuf};
 use std::{env, fs, process};
 
 use activation_store::{StoreSpec, StoreWriter, WriterOptions};
+use ndarray::{ArrayView2, ArrayView3, s};
 
 fn main() {
     let arguments: Vec<PathBuf> = env::args_os().skip(1).map(PathBuf::from).collect();
@@ -32,8 +33,12 @@ fn write(
     let tokens: Vec<u32> = bytemuck::pod_collect_to_vec(&fs::read(tokens)?);
     let rows: Vec<f32> = bytemuck::pod_collect_to_vec(&fs::read(rows)?);
     let mut writer = StoreWriter::open(folder, &spec, &WriterOptions::default())?;
-    let done = writer.contexts_done() as usize * spec.context_length;
-    writer.append(&tokens[done..], &rows[done * spec.width..])?;
+    let (length, width) = (spec.context_length, spec.width);
+    let contexts = tokens.len() / length;
+    let tokens = ArrayView2::from_shape((contexts, length), &tokens)?;
+    let rows = ArrayView3::from_shape((contexts, length, width), &rows)?;
+    let done = writer.contexts_done() as usize;
+    writer.append(tokens.slice(s![done.., ..]), rows.slice(s![done.., .., ..]))?;
     let summary = writer.finish()?;
     println!("{} rows, {} bytes", summary.rows, summary.stored_bytes);
     Ok(())

@@ -79,16 +79,6 @@ pub enum StoreError {
         /// The value found.
         value: f32,
     },
-    /// A slice's length does not match its shape.
-    #[error("{what} has {found} elements, expected {expected}")]
-    Length {
-        /// Which slice.
-        what: &'static str,
-        /// Its length.
-        found: usize,
-        /// The length that the shape requires.
-        expected: usize,
-    },
     /// A token does not belong to the vocabulary that the specification states.
     #[error(
         "token {token} of context {context}, position {position} is outside the vocabulary of {vocabulary}"
@@ -109,6 +99,9 @@ pub enum StoreError {
         /// The specification's `contexts`.
         planned: u64,
     },
+    /// Contexts for a store that was complete when it was opened.
+    #[error("{} is complete, and more contexts were appended", foreign_path(.0))]
+    Complete(PathBuf),
     /// The writer has already reported an error.
     #[error("the writer of {} stopped at an earlier error; open the store again to continue", foreign_path(.0))]
     Stopped(PathBuf),
@@ -165,10 +158,10 @@ pub enum StoreError {
         /// What is different.
         what: String,
     },
-    /// A foreign file lies where the writer keeps its unfinished files.
+    /// A foreign file lies where the writer keeps its unfinished files or its lock.
     #[error("{} is in the way and is not the store's; move it elsewhere", foreign_path(.0))]
     InTheWay(PathBuf),
-    /// A folder cannot be written.
+    /// A folder cannot be written as a whole, or the space on its file system is unknown.
     #[error(transparent)]
     Durable(#[from] durable_files::Error),
     /// Rows or contexts beyond the end.
@@ -189,9 +182,32 @@ pub enum StoreError {
     /// A thread of the writer or the stream panicked; what is on disk is unaffected.
     #[error(transparent)]
     Died(#[from] workers::Died),
+    /// The system has no memory for a large buffer.
+    #[error("there is no memory for {0}")]
+    Memory(String),
+    /// The system does not start another thread.
+    #[error("cannot start a thread for {what}")]
+    Thread {
+        /// What it was to do.
+        what: &'static str,
+        /// The system's error.
+        source: std::io::Error,
+    },
+    /// zstd cannot be set up, or refuses to compress.
+    #[error("zstd failed")]
+    Zstd(#[source] std::io::Error),
     /// The stores or options of a batch stream do not fit together.
     #[error("cannot make a batch stream: {0}")]
     Stream(String),
+    /// A step whose rows cannot be counted.
+    #[error("step {0} of a batch stream is beyond what can be counted")]
+    Step(u64),
+    /// A stored value does not fit the element type of a stream's batches.
+    #[error("a row has a value beyond the range of {element}: read it in batches of float32")]
+    BatchOverflow {
+        /// The type's name.
+        element: &'static str,
+    },
 }
 
 impl StoreError {
@@ -199,6 +215,11 @@ impl StoreError {
     pub(crate) fn io(action: &'static str, path: &Path) -> impl FnOnce(std::io::Error) -> Self {
         let path = path.to_path_buf();
         move |source| StoreError::Io { action, path, source }
+    }
+
+    /// For `map_err` where a thread for `what` is started.
+    pub(crate) fn thread(what: &'static str) -> impl FnOnce(std::io::Error) -> Self {
+        move |source| StoreError::Thread { what, source }
     }
 
     pub(crate) fn damaged(file: &Path, what: impl Into<String>) -> Self {

@@ -116,8 +116,7 @@ pub(crate) struct Decoder {
 
 impl Decoder {
     pub(crate) fn new() -> Result<Decoder> {
-        let decompressor = zstd::bulk::Decompressor::new()
-            .map_err(|error| StoreError::Specification(format!("zstd cannot start: {error}")))?;
+        let decompressor = zstd::bulk::Decompressor::new().map_err(StoreError::Zstd)?;
         Ok(Decoder { decompressor, stored: Vec::new() })
     }
 }

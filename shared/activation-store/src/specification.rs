@@ -43,6 +43,9 @@ impl RowType {
     }
 }
 
+/// Bytes that the writer keeps for a row in the window besides its elements.
+const ROW_OVERHEAD: u64 = 40;
+
 /// How rows are cut into windows, shards and chunks, and how hard they are compressed.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
@@ -62,8 +65,6 @@ impl Layout {
     /// chunks of at most 2048 rows and 4 MiB raw, 16 chunks per shard, as many shards per window as fit
     /// (at least one; smaller shards when the memory is small).
     pub fn for_memory(width: usize, row_type: RowType, shuffle_memory: u64) -> Layout {
-        // What the writer keeps for one row in the window besides its elements.
-        const ROW_OVERHEAD: u64 = 40;
         let raw_row = (width.max(1) * row_type.bytes()) as u64;
         let fitting = (4 << 20) / raw_row;
         let chunk_rows = if fitting == 0 { 1 } else { 1_u64 << fitting.ilog2() }.clamp(16, 2048);
@@ -167,6 +168,13 @@ impl StoreSpec {
     /// Bytes of one stored row before compression.
     pub fn row_bytes(&self) -> usize {
         self.width * self.row_type.bytes()
+    }
+
+    /// Bytes of memory that a writer takes for rows: those of a full window, and of two shards on their way to the disk.
+    pub fn writer_memory(&self) -> u64 {
+        let planned = self.contexts.saturating_mul(self.context_length as u64);
+        let rows = (self.layout.window_rows + 2 * self.layout.shard_rows) as u64;
+        rows.min(planned).saturating_mul(self.row_bytes() as u64 + ROW_OVERHEAD)
     }
 
     /// Bytes of one token.

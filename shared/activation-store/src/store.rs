@@ -4,6 +4,7 @@ use std::ops::Range;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
+use ndarray::Array2;
 use rayon::prelude::*;
 
 use crate::catalog::{self, Catalog};
@@ -136,16 +137,13 @@ impl Store {
         }
     }
 
-    /// Decodes rows `range` into `out` `[range.len(), d]`, the chunks in parallel.
-    pub fn read_rows(&self, range: Range<u64>, out: &mut [f32]) -> Result<()> {
+    /// Decodes rows `range`, `[range.len(), d]`, the chunks in parallel.
+    pub fn read_rows(&self, range: Range<u64>) -> Result<Array2<f32>> {
         self.check_range("rows", &range, self.rows())?;
         let (width, row_type) = (self.width(), self.row_type());
-        let expected = (range.end - range.start) as usize * width;
-        if out.len() != expected {
-            return Err(StoreError::Length { what: "the slice for the rows", found: out.len(), expected });
-        }
+        let mut out = Array2::zeros(((range.end - range.start) as usize, width));
         let mut pieces = Vec::new();
-        let mut rest = out;
+        let mut rest = out.as_slice_mut().expect("a new array is in row-major order");
         for (chunk, rows) in self.chunks_of(range) {
             let (piece, after) = rest.split_at_mut(rows.len() * width);
             pieces.push((chunk, rows, piece));
@@ -157,8 +155,9 @@ impl Store {
             for (row, out) in rows.zip(piece.chunks_exact_mut(width)) {
                 widen_row(&planes, row_type, row, out);
             }
-            Ok(())
-        })
+            Ok::<(), StoreError>(())
+        })?;
+        Ok(out)
     }
 
     /// The stored bytes of rows `range`, little-endian, `[range.len(), d]` elements of [`Store::row_type`].
@@ -205,11 +204,12 @@ impl Store {
     }
 
     /// Tokens of the contexts of `range`, `[range.len(), context_length]`.
-    pub fn context_tokens(&self, range: Range<u64>) -> Result<Vec<u32>> {
+    pub fn context_tokens(&self, range: Range<u64>) -> Result<Array2<u32>> {
         self.check_range("contexts", &range, self.contexts())?;
         let (spec, length) = (self.spec(), self.context_length());
         let per_chunk = spec.token_chunk_contexts() as u64;
-        let mut tokens = Vec::with_capacity((range.end - range.start) as usize * length);
+        let contexts = (range.end - range.start) as usize;
+        let mut tokens = Vec::with_capacity(contexts * length);
         let mut context = range.start;
         while context < range.end {
             let chunk = context / per_chunk;
@@ -218,7 +218,7 @@ impl Store {
             tokens.extend(codec::read_token_chunk(&self.0.dir, spec, chunk, within(context)..within(end))?);
             context = end;
         }
-        Ok(tokens)
+        Ok(Array2::from_shape_vec((contexts, length), tokens).expect("each context has T tokens"))
     }
 
     /// Inner chunks with rows, counted through all shards.

@@ -11,6 +11,7 @@ mod error;
 mod file;
 mod folder;
 mod sealed;
+mod space;
 mod sums;
 
 use std::ffi::OsString;
@@ -21,6 +22,7 @@ pub use error::Error;
 pub use file::replace_file;
 pub use folder::{MARKER, create_folder, remove_folder, replace_folder, tidy};
 pub use sealed::{BrokenSeal, check_seal, sealed_document, sealed_line};
+pub use space::available_space;
 pub use sums::{CheckedFolder, Condition, SUMS_FILE, check_folder, write_sums};
 
 /// Where the content of `path` lies until it is complete: `/a/name` → `/a/.name.unfinished`.

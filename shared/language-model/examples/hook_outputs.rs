@@ -9,6 +9,7 @@ use std::error::Error;
 use std::path::Path;
 
 use language_model::{Checkpoint, HookPoint, Precision, PrefixModel, Runtime, SessionOptions, Site};
+use ndarray::Array2;
 use safetensors::SafeTensors;
 use safetensors::tensor::{Dtype, TensorView, serialize_to_file};
 
@@ -25,8 +26,8 @@ fn main() -> Result<(), Box<dyn Error>> {
     let file = SafeTensors::deserialize(&bytes)?;
     let ids = file.tensor("ids")?;
     let [contexts, length] = ids.shape() else { return Err("ids must be [contexts, length]".into()) };
-    let tokens: Vec<i64> =
-        ids.data().chunks_exact(8).map(|b| i64::from_le_bytes(b.try_into().unwrap())).collect();
+    let tokens = ids.data().chunks_exact(8).map(|b| i64::from_le_bytes(b.try_into().unwrap())).collect();
+    let tokens = Array2::from_shape_vec((*contexts, *length), tokens)?;
 
     let checkpoint = Checkpoint::open(Path::new(model))?;
     let config = checkpoint.config();
@@ -38,7 +39,7 @@ fn main() -> Result<(), Box<dyn Error>> {
     let options =
         SessionOptions { center: flag("--center"), precision: Some(precision), ..SessionOptions::default() };
     let model = PrefixModel::load(&Runtime::load(None)?, &checkpoint, &hooks, &options)?;
-    let activations = model.run(&tokens, *contexts, *length)?;
+    let activations = model.run(tokens.view())?;
 
     let shape = vec![contexts * length, checkpoint.config().d_model];
     let rows: Vec<Vec<u8>> = (0..hooks.len())

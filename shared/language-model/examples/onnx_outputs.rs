@@ -9,6 +9,7 @@ use std::error::Error;
 use std::path::Path;
 
 use language_model::{OnnxFile, PrefixModel, Runtime, SessionOptions};
+use ndarray::Array2;
 use safetensors::SafeTensors;
 use safetensors::tensor::{Dtype, TensorView, serialize_to_file};
 
@@ -25,14 +26,14 @@ fn main() -> Result<(), Box<dyn Error>> {
     let stored = SafeTensors::deserialize(&bytes)?;
     let ids = stored.tensor("ids")?;
     let [contexts, length] = *ids.shape() else { return Err("ids must be [contexts, length]".into()) };
-    let tokens: Vec<i64> =
-        ids.data().chunks_exact(8).map(|b| i64::from_le_bytes(b.try_into().unwrap())).collect();
+    let tokens = ids.data().chunks_exact(8).map(|b| i64::from_le_bytes(b.try_into().unwrap())).collect();
+    let tokens = Array2::from_shape_vec((contexts, length), tokens)?;
 
     let file = OnnxFile::open(Path::new(file))?;
     let tensors: Vec<&str> = tensors.iter().map(String::as_str).collect();
     let options = SessionOptions { center, ..SessionOptions::default() };
     let model = PrefixModel::from_onnx(&Runtime::load(None)?, &file, &tensors, &options)?;
-    let activations = model.run(&tokens, contexts, length)?;
+    let activations = model.run(tokens.view())?;
 
     let rows: Vec<Vec<u8>> = (0..tensors.len())
         .map(|tensor| activations.rows(tensor).iter().flat_map(|x| x.to_le_bytes()).collect())

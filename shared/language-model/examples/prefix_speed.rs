@@ -13,6 +13,7 @@ use std::path::Path;
 use std::time::Instant;
 
 use language_model::{Checkpoint, PrefixModel, Runtime, SessionOptions};
+use ndarray::ArrayView2;
 use safetensors::SafeTensors;
 
 fn main() -> Result<(), Box<dyn Error>> {
@@ -34,7 +35,8 @@ fn main() -> Result<(), Box<dyn Error>> {
         let ids: Vec<i64> = given.clone().unwrap_or_else(made);
         let start = Instant::now();
         for batch in ids.chunks(contexts * length) {
-            let activations = model.run(batch, batch.len() / length, length)?;
+            let batch = ArrayView2::from_shape((batch.len() / length, length), batch)?;
+            let activations = model.run(batch)?;
             assert!(activations.rows(0).iter().all(|x| x.is_finite()));
         }
         println!("{}", start.elapsed().as_secs_f64());

@@ -147,7 +147,7 @@ pub enum Error {
     /// A model needs at least one hook to be cut at.
     #[error("no hook point was asked for")]
     NoHooks,
-    /// The token ids do not form whole contexts, or the context does not fit the model.
+    /// There are no token ids, or they do not fit the model.
     #[error("{0}")]
     Input(String),
     /// The ONNX Runtime library was not found.

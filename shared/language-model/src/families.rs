@@ -1,10 +1,12 @@
-//! What differs between families, each of which is a file of its own: how `config.json` reads, and the graph.
+//! What differs between families, each of which is a file of its own: how `config.json` reads, and the blocks.
 
 use std::path::Path;
 
 use serde::Deserialize;
 
+use crate::attention::Contexts;
 use crate::family::MODEL_TYPES;
+use crate::graph::Graph;
 use crate::{Checkpoint, Error, Family, HookPoint, ModelConfig, Precision, gpt_neox, gpt2, llama};
 
 impl ModelConfig {
@@ -73,9 +75,13 @@ pub(crate) fn graph(
     center: bool,
     precision: Precision,
 ) -> Result<Vec<u8>, Error> {
+    let mut graph = Graph::new(checkpoint, precision);
+    let contexts = Contexts::new(&mut graph);
+    let last = hooks.iter().map(|hook| hook.layer).max().unwrap_or(0);
     match checkpoint.config().family {
-        Family::Gpt2 => gpt2::graph(checkpoint, hooks, center, precision),
-        Family::GptNeox => gpt_neox::graph(checkpoint, hooks, center, precision),
-        Family::Llama => llama::graph(checkpoint, hooks, center, precision),
+        Family::Gpt2 => gpt2::blocks(&mut graph, checkpoint, &contexts, last)?,
+        Family::GptNeox => gpt_neox::blocks(&mut graph, checkpoint, &contexts, last)?,
+        Family::Llama => llama::blocks(&mut graph, checkpoint, &contexts, last)?,
     }
+    graph.finish(hooks, center)
 }

@@ -1,5 +1,6 @@
 //! The inputs that an ONNX file is fed.
 
+use ndarray::ArrayView2;
 use ort::memory::Allocator;
 use ort::value::{DynTensor, Tensor, TensorElementType};
 
@@ -101,12 +102,13 @@ impl Input {
         [self.dims.first().copied().flatten(), self.dims.get(1).copied().flatten()]
     }
 
-    /// The input's tensor for `contexts` contexts of `length` tokens.
-    pub(crate) fn tensor(&self, ids: &[i64], contexts: usize, length: usize) -> ort::Result<DynTensor> {
+    /// The input's tensor for the ids `[contexts, length]`.
+    pub(crate) fn tensor(&self, ids: ArrayView2<'_, i64>) -> ort::Result<DynTensor> {
+        let (contexts, length) = ids.dim();
         let positions = || (0..length).map(|position| position as i64);
         let grid = vec![contexts, length];
         let (shape, values): (Vec<usize>, Vec<i64>) = match self.feed {
-            Feed::Ids => (grid, ids.to_vec()),
+            Feed::Ids => (grid, ids.iter().copied().collect()),
             Feed::Ones => (grid, vec![1; contexts * length]),
             Feed::Zeros => (grid, vec![0; contexts * length]),
             Feed::Positions => {

@@ -6,9 +6,11 @@
 use serde::Deserialize;
 
 use crate::attention::Contexts;
+use crate::block::block;
 use crate::config::{activation, even_split};
-use crate::graph::{Graph, INPUT, Value, float, int};
-use crate::{Checkpoint, Error, Family, HookPoint, ModelConfig, NormKind, Precision, Site};
+use crate::graph::{Graph, INPUT, Value, int};
+use crate::norm::layer_norm;
+use crate::{Checkpoint, Error, Family, ModelConfig, NormKind};
 
 /// Reads `config.json`.
 pub(crate) fn config(text: &str) -> Result<ModelConfig, String> {
@@ -57,25 +59,34 @@ impl Json {
     }
 }
 
-/// The serialized graph of `checkpoint` up to `hooks`.
-pub(crate) fn graph(
+/// The blocks 0 to `last`, with their hooks.
+pub(crate) fn blocks(
+    g: &mut Graph<'_>,
     checkpoint: &Checkpoint,
-    hooks: &[HookPoint],
-    center: bool,
-    precision: Precision,
-) -> Result<Vec<u8>, Error> {
+    contexts: &Contexts,
+    last: usize,
+) -> Result<(), Error> {
     let config = checkpoint.config();
     let prefix = if checkpoint.has("transformer.wte.weight") { "transformer." } else { "" };
-    let mut graph = Graph::new(checkpoint, precision);
-    let g = &mut graph;
-    let contexts = Contexts::new(g);
-    let last = hooks.iter().map(|hook| hook.layer).max().unwrap_or(0);
-
-    let mut resid = embed(g, config, prefix, &contexts)?;
+    let mut resid = embed(g, config, prefix, contexts)?;
     for layer in 0..=last {
-        resid = block(g, config, &format!("{prefix}h.{layer}"), layer, &contexts, resid)?;
+        let name = |part: &str| format!("{prefix}h.{layer}.{part}");
+        resid = block(
+            g,
+            config,
+            layer,
+            resid,
+            |g, resid| {
+                let x = layer_norm(g, config, &name("ln_1"), resid)?;
+                attention(g, config, &name("attn"), contexts, &x)
+            },
+            |g, resid| {
+                let x = layer_norm(g, config, &name("ln_2"), resid)?;
+                mlp(g, config, &name("mlp"), &x)
+            },
+        )?;
     }
-    graph.finish(hooks, center)
+    Ok(())
 }
 
 /// wte[ids] + wpe[positions], `[rows, d_model]`.
@@ -86,41 +97,6 @@ fn embed(g: &mut Graph<'_>, config: &ModelConfig, prefix: &str, contexts: &Conte
         g.embedding(&format!("{prefix}wpe.weight"), &[config.max_positions, d], &contexts.positions)?;
     let sum = g.op("Add", &[&tokens, &positions], &[]);
     Ok(g.rows(&sum, d))
-}
-
-/// One block; returns the residual stream after it.
-fn block(
-    g: &mut Graph<'_>,
-    config: &ModelConfig,
-    name: &str,
-    layer: usize,
-    contexts: &Contexts,
-    resid_pre: Value,
-) -> Result<Value, Error> {
-    g.hook(layer, Site::ResidPre, &resid_pre);
-    let normed = layer_norm(g, config, &format!("{name}.ln_1"), &resid_pre)?;
-    let attn_out = attention(g, config, &format!("{name}.attn"), contexts, &normed)?;
-    let attn_out = g.residual(attn_out);
-    g.hook(layer, Site::AttnOut, &attn_out);
-
-    let resid_mid = g.op("Add", &[&resid_pre, &attn_out], &[]);
-    g.hook(layer, Site::ResidMid, &resid_mid);
-    let normed = layer_norm(g, config, &format!("{name}.ln_2"), &resid_mid)?;
-    let mlp_out = mlp(g, config, &format!("{name}.mlp"), &normed)?;
-    let mlp_out = g.residual(mlp_out);
-    g.hook(layer, Site::MlpOut, &mlp_out);
-
-    let resid_post = g.op("Add", &[&resid_mid, &mlp_out], &[]);
-    g.hook(layer, Site::ResidPost, &resid_post);
-    Ok(resid_post)
-}
-
-fn layer_norm(g: &mut Graph<'_>, config: &ModelConfig, name: &str, x: &str) -> Result<Value, Error> {
-    let weight = g.weight(&format!("{name}.weight"), &[config.d_model])?;
-    let bias = g.weight(&format!("{name}.bias"), &[config.d_model])?;
-    let attributes = [int("axis", -1), float("epsilon", config.norm_epsilon)];
-    let normed = g.op("LayerNormalization", &[x, &weight, &bias], &attributes);
-    Ok(g.product_input(normed))
 }
 
 fn attention(

@@ -8,11 +8,13 @@
 use serde::Deserialize;
 
 use crate::attention::Contexts;
+use crate::block::block;
 use crate::config::{activation, even_split};
-use crate::graph::{Graph, INPUT, Value, float, int};
+use crate::graph::{Graph, INPUT, Value, int};
+use crate::norm::layer_norm;
 use crate::rope::RopeJson;
 use crate::rotation::Rotation;
-use crate::{Checkpoint, Error, Family, HookPoint, ModelConfig, NormKind, Precision, Site};
+use crate::{Checkpoint, Error, Family, ModelConfig, NormKind};
 
 /// Reads `config.json`.
 pub(crate) fn config(text: &str) -> Result<ModelConfig, String> {
@@ -64,70 +66,39 @@ impl Json {
     }
 }
 
-/// The serialized graph of `checkpoint` up to `hooks`.
-pub(crate) fn graph(
+/// The blocks 0 to `last`, with their hooks.
+pub(crate) fn blocks(
+    g: &mut Graph<'_>,
     checkpoint: &Checkpoint,
-    hooks: &[HookPoint],
-    center: bool,
-    precision: Precision,
-) -> Result<Vec<u8>, Error> {
+    contexts: &Contexts,
+    last: usize,
+) -> Result<(), Error> {
     let config = checkpoint.config();
     let prefix = if checkpoint.has("gpt_neox.embed_in.weight") { "gpt_neox." } else { "" };
-    let mut graph = Graph::new(checkpoint, precision);
-    let g = &mut graph;
-    let contexts = Contexts::new(g);
-    let last = hooks.iter().map(|hook| hook.layer).max().unwrap_or(0);
-
     let tokens =
         g.embedding(&format!("{prefix}embed_in.weight"), &[config.vocabulary, config.d_model], INPUT)?;
     let mut resid = g.rows(&tokens, config.d_model);
     // The table of angles is as wide as config.json says; by now a weight has said so, too: a head is a part of a row.
-    let rotation = config.rope.map(|rope| Rotation::new(g, rope, &contexts));
+    let rotation = config.rope.map(|rope| Rotation::new(g, rope, contexts));
     let rotation = rotation.ok_or_else(|| g.impossible("a GPT-NeoX has rotary positions"))?;
     for layer in 0..=last {
-        resid = block(g, config, &format!("{prefix}layers.{layer}"), layer, &contexts, &rotation, resid)?;
+        let name = |part: &str| format!("{prefix}layers.{layer}.{part}");
+        resid = block(
+            g,
+            config,
+            layer,
+            resid,
+            |g, resid| {
+                let x = layer_norm(g, config, &name("input_layernorm"), resid)?;
+                attention(g, config, &name("attention"), contexts, &rotation, &x)
+            },
+            |g, resid| {
+                let x = layer_norm(g, config, &name("post_attention_layernorm"), resid)?;
+                mlp(g, config, &name("mlp"), &x)
+            },
+        )?;
     }
-    graph.finish(hooks, center)
-}
-
-/// One block; returns the residual stream after it.
-fn block(
-    g: &mut Graph<'_>,
-    config: &ModelConfig,
-    name: &str,
-    layer: usize,
-    contexts: &Contexts,
-    rotation: &Rotation,
-    resid_pre: Value,
-) -> Result<Value, Error> {
-    g.hook(layer, Site::ResidPre, &resid_pre);
-    let normed = layer_norm(g, config, &format!("{name}.input_layernorm"), &resid_pre)?;
-    let attn_out = attention(g, config, &format!("{name}.attention"), contexts, rotation, &normed)?;
-    let attn_out = g.residual(attn_out);
-    g.hook(layer, Site::AttnOut, &attn_out);
-
-    // Where the two are parallel, there is no residual stream between them, and no hook.
-    let resid_mid = g.op("Add", &[&resid_pre, &attn_out], &[]);
-    if !config.parallel {
-        g.hook(layer, Site::ResidMid, &resid_mid);
-    }
-    let mlp_input = if config.parallel { &resid_pre } else { &resid_mid };
-    let normed = layer_norm(g, config, &format!("{name}.post_attention_layernorm"), mlp_input)?;
-    let mlp_out = mlp(g, config, &format!("{name}.mlp"), &normed)?;
-    let mlp_out = g.residual(mlp_out);
-    g.hook(layer, Site::MlpOut, &mlp_out);
-
-    let resid_post = g.op("Add", &[&resid_mid, &mlp_out], &[]);
-    g.hook(layer, Site::ResidPost, &resid_post);
-    Ok(resid_post)
-}
-
-fn layer_norm(g: &mut Graph<'_>, config: &ModelConfig, name: &str, x: &str) -> Result<Value, Error> {
-    let weight = g.weight(&format!("{name}.weight"), &[config.d_model])?;
-    let bias = g.weight(&format!("{name}.bias"), &[config.d_model])?;
-    let attributes = [int("axis", -1), float("epsilon", config.norm_epsilon)];
-    let normed = g.op("LayerNormalization", &[x, &weight, &bias], &attributes);
-    Ok(g.product_input(normed))
+    Ok(())
 }
 
 fn attention(

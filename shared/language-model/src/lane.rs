@@ -2,6 +2,7 @@
 
 use half::f16;
 use half::slice::HalfFloatSliceExt;
+use ndarray::{Array3, ArrayView2, ArrayView3, CowArray, Ix3};
 use ort::memory::{AllocationDevice, Allocator, AllocatorType, MemoryInfo, MemoryType};
 use ort::session::{IoBinding, Session};
 use ort::value::{DynTensor, DynValue, Outlet, Shape, Tensor, TensorElementType};
@@ -9,7 +10,7 @@ use ort::value::{DynTensor, DynValue, Outlet, Shape, Tensor, TensorElementType};
 use crate::Error;
 use crate::feed::Input;
 
-/// The activations at one hook, row-major, where ONNX Runtime wrote them.
+/// The activations at one hook, row-major, where ONNX Runtime wrote them. Its dimensions are [`OutputShape`]'s.
 #[derive(Debug)]
 pub(crate) enum Rows {
     Full(Tensor<f32>),
@@ -24,31 +25,39 @@ impl Rows {
         }
     }
 
-    pub(crate) fn full(&self) -> Option<&[f32]> {
+    /// The rows as `[contexts, length, width]`: those in half precision are converted.
+    pub(crate) fn wide(&self, shape: [usize; 3]) -> CowArray<'_, f32, Ix3> {
         match self {
-            Rows::Full(tensor) => Some(tensor.extract_tensor().1),
-            Rows::Half(_) => None,
+            Rows::Full(tensor) => {
+                ArrayView3::from_shape(shape, tensor.extract_tensor().1).expect(COUNTED).into()
+            }
+            Rows::Half(tensor) => {
+                let wide = tensor.extract_tensor().1.to_f32_vec();
+                Array3::from_shape_vec(shape, wide).expect(COUNTED).into()
+            }
         }
     }
 
-    pub(crate) fn half(&self) -> Option<&[f16]> {
+    /// Rows in half precision as they are, `[contexts, length, width]`.
+    pub(crate) fn half(&self, shape: [usize; 3]) -> Option<ArrayView3<'_, f16>> {
         match self {
-            Rows::Half(tensor) => Some(tensor.extract_tensor().1),
+            Rows::Half(tensor) => {
+                Some(ArrayView3::from_shape(shape, tensor.extract_tensor().1).expect(COUNTED))
+            }
             Rows::Full(_) => None,
         }
     }
 
-    pub(crate) fn widened(&self) -> Vec<f32> {
-        match self.half() {
-            Some(rows) => rows.to_f32_vec(),
-            None => self.full().unwrap_or_default().to_vec(),
+    /// Numbers of all rows together.
+    pub(crate) fn len(&self) -> usize {
+        match self {
+            Rows::Full(tensor) => tensor.shape().num_elements(),
+            Rows::Half(tensor) => tensor.shape().num_elements(),
         }
     }
-
-    pub(crate) fn len(&self) -> usize {
-        self.full().map(<[f32]>::len).or_else(|| self.half().map(<[f16]>::len)).unwrap_or(0)
-    }
 }
+
+const COUNTED: &str = "the numbers were counted when the model had run";
 
 /// A session with its inputs and, where its results go to memory of a certain kind, that memory's source.
 #[derive(Debug)]
@@ -136,30 +145,25 @@ impl Lane {
     }
 
     /// Runs on ids `[contexts, length]`; returns the rows of each output.
-    pub(crate) fn run(&mut self, ids: &[i64], contexts: usize, length: usize) -> Result<Vec<Rows>, Error> {
+    pub(crate) fn run(&mut self, ids: ArrayView2<'_, i64>) -> Result<Vec<Rows>, Error> {
         let feeds = (self.inputs.iter())
-            .map(|input| Ok((input.name.clone(), input.tensor(ids, contexts, length)?)))
+            .map(|input| Ok((input.name.clone(), input.tensor(ids)?)))
             .collect::<ort::Result<Vec<_>>>()
             .map_err(Error::onnx("preparing the inputs"))?;
         match &mut self.bound {
             None => run_plain(&mut self.session, feeds, &self.outputs),
-            Some(bound) => bound.run(&mut self.session, &feeds, &self.outputs, [contexts, length]),
+            Some(bound) => bound.run(&mut self.session, &feeds, &self.outputs, ids.dim().into()),
         }
     }
 
     /// The dimensions of the outputs of one run, as ONNX Runtime gives them.
-    pub(crate) fn output_dims(
-        &mut self,
-        ids: &[i64],
-        contexts: usize,
-        length: usize,
-    ) -> Result<Vec<Vec<usize>>, Error> {
+    pub(crate) fn output_dims(&mut self, ids: ArrayView2<'_, i64>) -> Result<Vec<Vec<usize>>, Error> {
         let sizes = |shape: &Shape| shape.iter().map(|&size| size as usize).collect();
         let dims = |rows: &Rows| match rows {
             Rows::Full(tensor) => sizes(tensor.shape()),
             Rows::Half(tensor) => sizes(tensor.shape()),
         };
-        Ok(self.run(ids, contexts, length)?.iter().map(dims).collect())
+        Ok(self.run(ids)?.iter().map(dims).collect())
     }
 }
 
@@ -249,22 +253,26 @@ mod tests {
             for (contexts, length) in [(3, 5), (3, 5), (2, 6), (1, 15), (3, 5)] {
                 for first in [0, 15] {
                     let ids = &ids[first..first + contexts * length];
-                    let expected = plain.run(ids, contexts, length).unwrap();
-                    let found = bound.run(ids, contexts, length).unwrap();
+                    let ids = ArrayView2::from_shape((contexts, length), ids).unwrap();
+                    let expected = plain.run(ids).unwrap();
+                    let found = bound.run(ids).unwrap();
+                    let shape = [contexts, length, 12];
                     for (found, expected) in found.iter().zip(&expected) {
                         assert_eq!(found.len(), contexts * length * 12);
-                        assert_eq!(found.full(), expected.full());
-                        assert_eq!(found.half(), expected.half());
-                        assert_eq!(found.half().is_some(), precision == Precision::Half);
+                        assert_eq!(found.wide(shape), expected.wide(shape));
+                        assert_eq!(found.half(shape), expected.half(shape));
+                        assert_eq!(found.half(shape).is_some(), precision == Precision::Half);
                     }
-                    held.push((found, expected));
+                    held.push((shape, found, expected));
                 }
             }
             // No run wrote to memory that an earlier one had handed on, nor does it need the session.
             drop(bound);
-            for (found, expected) in held.iter().flat_map(|(found, expected)| found.iter().zip(expected)) {
-                assert_eq!(found.full(), expected.full());
-                assert_eq!(found.half(), expected.half());
+            for (shape, found, expected) in held {
+                for (found, expected) in found.iter().zip(&expected) {
+                    assert_eq!(found.wide(shape), expected.wide(shape));
+                    assert_eq!(found.half(shape), expected.half(shape));
+                }
             }
         }
     }

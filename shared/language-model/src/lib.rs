@@ -13,8 +13,8 @@
 //! let checkpoint = Checkpoint::open("models/smollm2-135m".as_ref())?;
 //! let hooks = [HookPoint::resid_pre(1)];
 //! let model = PrefixModel::load(&runtime, &checkpoint, &hooks, &SessionOptions::default())?;
-//! let activations = model.run(&[0, 504, 3575, 282], 1, 4)?;
-//! assert_eq!(activations.rows(0).len(), 4 * checkpoint.config().d_model);
+//! let activations = model.run(ndarray::aview2(&[[0, 504, 3575, 282]]))?;
+//! assert_eq!(activations.rows(0).dim(), (1, 4, checkpoint.config().d_model));
 //! # Ok(())
 //! # }
 //! ```
@@ -25,6 +25,7 @@
 mod agreement;
 mod assignment;
 mod attention;
+mod block;
 mod checkpoint;
 mod config;
 mod cuda;
@@ -42,6 +43,7 @@ mod inside;
 mod lane;
 mod limits;
 mod llama;
+mod norm;
 mod onnx;
 mod onnx_file;
 mod precision;

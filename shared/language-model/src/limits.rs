@@ -1,5 +1,7 @@
 //! Limits on a model's input.
 
+use ndarray::ArrayView2;
+
 use crate::Error;
 
 /// Limits on a model's input; `None` if a limit is unknown or does not exist.
@@ -12,13 +14,11 @@ pub(crate) struct Limits {
 }
 
 impl Limits {
-    /// Refuses ids that do not form whole contexts or that the model does not accept.
-    pub(crate) fn check(&self, ids: &[i64], contexts: usize, length: usize) -> Result<(), Error> {
-        if contexts == 0 || length == 0 || contexts.checked_mul(length) != Some(ids.len()) {
-            return Err(Error::Input(format!(
-                "{} token ids do not make {contexts} contexts of {length} tokens",
-                ids.len()
-            )));
+    /// Refuses ids `[contexts, length]` that the model does not accept.
+    pub(crate) fn check(&self, ids: ArrayView2<'_, i64>) -> Result<(), Error> {
+        let (contexts, length) = ids.dim();
+        if ids.is_empty() {
+            return Err(Error::Input(format!("{contexts} contexts of {length} tokens have no token")));
         }
         if let Some(positions) = self.positions.filter(|positions| length > *positions) {
             return Err(Error::Input(format!(
@@ -37,12 +37,10 @@ impl Limits {
         }
         let vocabulary = self.vocabulary.unwrap_or(usize::MAX);
         let outside = |id: &i64| usize::try_from(*id).map_or(true, |id| id >= vocabulary);
-        if let Some(index) = ids.iter().position(outside) {
+        if let Some(((context, position), id)) = ids.indexed_iter().find(|(_, id)| outside(id)) {
             return Err(Error::Input(format!(
-                "token id {} (context {}, position {}) is not in the model's vocabulary of {vocabulary}",
-                ids[index],
-                index / length,
-                index % length,
+                "token id {id} (context {context}, position {position}) is not in the model's vocabulary of \
+                 {vocabulary}"
             )));
         }
         Ok(())

@@ -7,11 +7,13 @@
 use serde::Deserialize;
 
 use crate::attention::Contexts;
+use crate::block::block;
 use crate::config::{activation, even_split};
-use crate::graph::{Graph, INPUT, Value, float, int};
+use crate::graph::{Graph, INPUT, Value};
+use crate::norm::rms_norm;
 use crate::rope::RopeJson;
 use crate::rotation::Rotation;
-use crate::{Checkpoint, Error, Family, HookPoint, ModelConfig, NormKind, Precision, Site};
+use crate::{Checkpoint, Error, Family, ModelConfig, NormKind};
 
 /// Reads `config.json`. Mistral's and Qwen2's attention can be over a window.
 pub(crate) fn config(text: &str) -> Result<ModelConfig, String> {
@@ -90,30 +92,39 @@ impl Json {
     }
 }
 
-/// The serialized graph of `checkpoint` up to `hooks`.
-pub(crate) fn graph(
+/// The blocks 0 to `last`, with their hooks.
+pub(crate) fn blocks(
+    g: &mut Graph<'_>,
     checkpoint: &Checkpoint,
-    hooks: &[HookPoint],
-    center: bool,
-    precision: Precision,
-) -> Result<Vec<u8>, Error> {
+    contexts: &Contexts,
+    last: usize,
+) -> Result<(), Error> {
     let config = checkpoint.config();
     let prefix = if checkpoint.has("model.embed_tokens.weight") { "model." } else { "" };
-    let mut graph = Graph::new(checkpoint, precision);
-    let g = &mut graph;
-    let contexts = Contexts::new(g);
-    let last = hooks.iter().map(|hook| hook.layer).max().unwrap_or(0);
-
     let mut resid = embed(g, config, prefix)?;
     // The table of angles is as wide as config.json says, so the weights have to say so first.
     let queries = [config.heads * config.head_dim, config.d_model];
     checkpoint.tensor(&format!("{prefix}layers.0.self_attn.q_proj.weight"), &queries)?;
-    let rotation = config.rope.map(|rope| Rotation::new(g, rope, &contexts));
+    let rotation = config.rope.map(|rope| Rotation::new(g, rope, contexts));
     let rotation = rotation.ok_or_else(|| g.impossible("a Llama has rotary positions"))?;
     for layer in 0..=last {
-        resid = block(g, config, &format!("{prefix}layers.{layer}"), layer, &contexts, &rotation, resid)?;
+        let name = |part: &str| format!("{prefix}layers.{layer}.{part}");
+        resid = block(
+            g,
+            config,
+            layer,
+            resid,
+            |g, resid| {
+                let x = rms_norm(g, config, &name("input_layernorm"), resid)?;
+                attention(g, config, &name("self_attn"), contexts, &rotation, &x)
+            },
+            |g, resid| {
+                let x = rms_norm(g, config, &name("post_attention_layernorm"), resid)?;
+                mlp(g, config, &name("mlp"), &x)
+            },
+        )?;
     }
-    graph.finish(hooks, center)
+    Ok(())
 }
 
 /// embed_tokens[ids], `[rows, d_model]`.
@@ -121,42 +132,6 @@ fn embed(g: &mut Graph<'_>, config: &ModelConfig, prefix: &str) -> Result<Value,
     let shape = [config.vocabulary, config.d_model];
     let tokens = g.embedding(&format!("{prefix}embed_tokens.weight"), &shape, INPUT)?;
     Ok(g.rows(&tokens, config.d_model))
-}
-
-/// One block; returns the residual stream after it.
-fn block(
-    g: &mut Graph<'_>,
-    config: &ModelConfig,
-    name: &str,
-    layer: usize,
-    contexts: &Contexts,
-    rotation: &Rotation,
-    resid_pre: Value,
-) -> Result<Value, Error> {
-    g.hook(layer, Site::ResidPre, &resid_pre);
-    let normed = rms_norm(g, config, &format!("{name}.input_layernorm"), &resid_pre)?;
-    let attn_out = attention(g, config, &format!("{name}.self_attn"), contexts, rotation, &normed)?;
-    let attn_out = g.residual(attn_out);
-    g.hook(layer, Site::AttnOut, &attn_out);
-
-    let resid_mid = g.op("Add", &[&resid_pre, &attn_out], &[]);
-    g.hook(layer, Site::ResidMid, &resid_mid);
-    let normed = rms_norm(g, config, &format!("{name}.post_attention_layernorm"), &resid_mid)?;
-    let mlp_out = mlp(g, config, &format!("{name}.mlp"), &normed)?;
-    let mlp_out = g.residual(mlp_out);
-    g.hook(layer, Site::MlpOut, &mlp_out);
-
-    let resid_post = g.op("Add", &[&resid_mid, &mlp_out], &[]);
-    g.hook(layer, Site::ResidPost, &resid_post);
-    Ok(resid_post)
-}
-
-/// x / sqrt(mean(x²) + epsilon) · weight.
-fn rms_norm(g: &mut Graph<'_>, config: &ModelConfig, name: &str, x: &str) -> Result<Value, Error> {
-    let weight = g.weight(&format!("{name}.weight"), &[config.d_model])?;
-    let attributes = [int("axis", -1), float("epsilon", config.norm_epsilon)];
-    let normed = g.op("SimplifiedLayerNormalization", &[x, &weight], &attributes);
-    Ok(g.product_input(normed))
 }
 
 fn attention(

@@ -2,6 +2,8 @@
 
 use std::fs;
 
+use ndarray::{arr3, aview2};
+
 use crate::graph::int;
 use crate::onnx::{
     AttributeProto, DataType, Dimension, GraphProto, ModelProto, TensorProto, TensorShapeProto, TensorType,
@@ -104,7 +106,7 @@ fn load(file: &OnnxFile, tensors: &[&str]) -> Result<PrefixModel, Error> {
 
 /// What `tensor` is for the ids 4, 2.
 fn rows(file: &OnnxFile, tensor: &str) -> Vec<f32> {
-    load(file, &[tensor]).unwrap().run(&[4, 2], 1, 2).unwrap().rows(0).to_vec()
+    load(file, &[tensor]).unwrap().run(aview2(&[[4, 2]])).unwrap().rows(0).iter().copied().collect()
 }
 
 fn assert_says(error: impl std::fmt::Display, parts: &[&str]) {
@@ -136,10 +138,10 @@ fn several_tensors_come_in_the_order_asked_for() {
     let model = load(&file, &["later", "embedded", "later"]).unwrap();
     assert_eq!(model.names(), ["later", "embedded", "later"]);
     assert_eq!((model.width(0), model.vocabulary(), model.max_length()), (WIDTH, Some(VOCABULARY), None));
-    let found = model.run(&[4, 2], 2, 1).unwrap();
-    assert_eq!(*found.rows(1), EMBEDDED);
+    let found = model.run(aview2(&[[4], [2]])).unwrap();
+    assert_eq!(found.rows(1), arr3(&[[[12.0, 13.0, 14.0]], [[6.0, 7.0, 8.0]]]));
     assert_eq!(found.rows(0), found.rows(2));
-    assert_says(model.run(&[4, 7], 2, 1).unwrap_err(), &["token id 7", "vocabulary of 7"]);
+    assert_says(model.run(aview2(&[[4], [7]])).unwrap_err(), &["token id 7", "vocabulary of 7"]);
 }
 
 #[test]
@@ -151,8 +153,8 @@ fn centring_takes_the_mean_in_old_and_new_operator_versions() {
         let options = SessionOptions { center: true, threads: 1, ..SessionOptions::default() };
         let file = save(&model).open().unwrap();
         let model = PrefixModel::from_onnx(&runtime, &file, &["embedded"], &options).unwrap();
-        let expected = [-1.0, 0.0, 1.0, -1.0, 0.0, 1.0];
-        assert_eq!(*model.run(&[4, 2], 1, 2).unwrap().rows(0), expected, "opset {version}");
+        let expected = arr3(&[[[-1.0, 0.0, 1.0], [-1.0, 0.0, 1.0]]]);
+        assert_eq!(model.run(aview2(&[[4, 2]])).unwrap().rows(0), expected, "opset {version}");
     }
 }
 
@@ -251,9 +253,9 @@ fn masks_positions_and_an_empty_cache_are_filled_in() {
     ]);
     let file = save(&model).open().unwrap();
     let model = load(&file, &["filled"]).unwrap();
-    let found = model.run(&[4, 2, 2, 4], 2, 2).unwrap();
-    let expected = [13.0, 14.0, 15.0, 8.0, 9.0, 10.0, 7.0, 8.0, 9.0, 14.0, 15.0, 16.0];
-    assert_eq!(*found.rows(0), expected);
+    let found = model.run(aview2(&[[4, 2], [2, 4]])).unwrap();
+    let expected = arr3(&[[[13.0, 14.0, 15.0], [8.0, 9.0, 10.0]], [[7.0, 8.0, 9.0], [14.0, 15.0, 16.0]]]);
+    assert_eq!(found.rows(0), expected);
 }
 
 #[test]
@@ -278,9 +280,9 @@ fn a_file_for_one_batch_size_says_so() {
     let file = save(&model).open().unwrap();
     let model = load(&file, &["embedded"]).unwrap();
     assert_eq!((model.fixed_contexts(), model.max_length()), (Some(1), Some(2)));
-    assert_eq!(*model.run(&[4, 2], 1, 2).unwrap().rows(0), EMBEDDED);
-    assert_says(model.run(&[4, 2, 4, 2], 2, 2).unwrap_err(), &["1 contexts at a time only, not 2"]);
-    assert_says(model.run(&[4], 1, 1).unwrap_err(), &["2 tokens only, not of 1"]);
+    assert!(model.run(aview2(&[[4, 2]])).unwrap().rows(0).iter().eq(&EMBEDDED));
+    assert_says(model.run(aview2(&[[4, 2], [4, 2]])).unwrap_err(), &["1 contexts at a time only, not 2"]);
+    assert_says(model.run(aview2(&[[4]])).unwrap_err(), &["2 tokens only, not of 1"]);
 }
 
 #[test]

@@ -1,8 +1,9 @@
 //! A running model prefix: token ids in, activations out.
 
-use std::borrow::Cow;
 use std::path::Path;
 use std::sync::{Mutex, TryLockError};
+
+use ndarray::{Array2, ArrayView2, ArrayView3, CowArray, Ix3};
 
 use crate::assignment::{self, Assignment, CPU, CUDA};
 use crate::feed::{self, Input};
@@ -61,21 +62,20 @@ pub struct PrefixModel {
 #[derive(Debug)]
 pub struct Activations {
     hooks: Vec<Rows>,
+    /// Of each hook `[contexts, length, width]`.
+    shapes: Vec<[usize; 3]>,
 }
 
 impl Activations {
-    /// The activations at the hook with this index in the list that the model was made with: row-major
-    /// `[contexts * length, width]`. Those of a model in half precision are converted.
-    pub fn rows(&self, hook: usize) -> Cow<'_, [f32]> {
-        match self.hooks[hook].full() {
-            Some(rows) => Cow::Borrowed(rows),
-            None => Cow::Owned(self.hooks[hook].widened()),
-        }
+    /// The activations at the hook with this index in the list that the model was made with,
+    /// `[contexts, length, width]`, row-major. Those of a model in half precision are converted.
+    pub fn rows(&self, hook: usize) -> CowArray<'_, f32, Ix3> {
+        self.hooks[hook].wide(self.shapes[hook])
     }
 
     /// The same as [`Activations::rows`] for a model in half precision, as they are; `None` for others.
-    pub fn half_rows(&self, hook: usize) -> Option<&[f16]> {
-        self.hooks[hook].half()
+    pub fn half_rows(&self, hook: usize) -> Option<ArrayView3<'_, f16>> {
+        self.hooks[hook].half(self.shapes[hook])
     }
 }
 
@@ -253,18 +253,20 @@ impl PrefixModel {
         }
     }
 
-    /// Runs the model on `contexts` contexts of `length` tokens each; `ids` is row-major
-    /// `[contexts, length]`. Contexts are independent of each other, and a token sees those before it. Threads can
-    /// call this at the same time; more than [`PrefixModel::lanes`] of them wait for each other.
+    /// Runs the model on the token ids `[contexts, length]`. Contexts are independent of each other, and a token sees
+    /// those before it. Threads can call this at the same time; more than [`PrefixModel::lanes`] of them wait for each
+    /// other.
     ///
     /// # Errors
-    /// When `ids` has another length or holds an id outside the vocabulary, a context is longer
-    /// than the model's positions, or ONNX Runtime fails.
-    pub fn run(&self, ids: &[i64], contexts: usize, length: usize) -> Result<Activations, Error> {
-        self.limits.check(ids, contexts, length)?;
-        let hooks = self.with_lane(|lane| lane.run(ids, contexts, length))?;
-        for (rows, (name, shape)) in hooks.iter().zip(self.names.iter().zip(&self.shapes)) {
-            let expected = contexts * length * shape.width();
+    /// When there is no id or one outside the vocabulary, a context is longer than the model's positions, or ONNX
+    /// Runtime fails.
+    pub fn run(&self, ids: ArrayView2<'_, i64>) -> Result<Activations, Error> {
+        self.limits.check(ids)?;
+        let (contexts, length) = ids.dim();
+        let hooks = self.with_lane(|lane| lane.run(ids))?;
+        let shapes: Vec<_> = self.shapes.iter().map(|shape| [contexts, length, shape.width()]).collect();
+        for (rows, (name, shape)) in hooks.iter().zip(self.names.iter().zip(&shapes)) {
+            let expected = shape.iter().product::<usize>();
             if rows.len() != expected {
                 return Err(Error::Onnx {
                     doing: "running the graph",
@@ -272,7 +274,7 @@ impl PrefixModel {
                 });
             }
         }
-        Ok(Activations { hooks })
+        Ok(Activations { hooks, shapes })
     }
 
     /// Calls `use_it` with a lane that is free, or waits for the first.
@@ -295,7 +297,7 @@ fn probe(lane: &mut Lane, names: &[String], limits: Limits) -> Result<Vec<Output
     let mut found: Option<Vec<OutputShape>> = None;
     for (contexts, length) in [(2, 3), (3, 2)] {
         let size = [limits.contexts.unwrap_or(contexts), limits.length.unwrap_or(length)];
-        let outputs = lane.output_dims(&vec![0; size[0] * size[1]], size[0], size[1])?;
+        let outputs = lane.output_dims(Array2::zeros(size).view())?;
         let shapes = outputs.iter().map(|dims| OutputShape::of(dims, size)).collect::<Vec<_>>();
         for (index, name) in names.iter().enumerate() {
             let same = found.as_ref().is_none_or(|found| Some(&found[index]) == shapes[index].as_ref());

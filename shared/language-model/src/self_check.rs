@@ -1,5 +1,7 @@
 //! Checks whether a model on a device computes what the same model computes on the CPU.
 
+use ndarray::{ArrayView2, ArrayView3};
+
 use crate::{Error, Precision, PrefixModel, SelfCheck};
 
 /// The largest [`SelfCheck::difference`] that counts as rounding. Half precision rounds each factor and
@@ -23,19 +25,17 @@ pub fn tolerance(precision: Precision) -> f32 {
 pub fn self_check(
     model: &PrefixModel,
     reference: &PrefixModel,
-    ids: &[i64],
-    contexts: usize,
-    length: usize,
+    ids: ArrayView2<'_, i64>,
 ) -> Result<SelfCheck, Error> {
     if model.names() != reference.names() {
         return Err(Error::Input("the model and its reference have different hooks".to_string()));
     }
-    let (found, expected) = (model.run(ids, contexts, length)?, reference.run(ids, contexts, length)?);
+    let (found, expected) = (model.run(ids)?, reference.run(ids)?);
     let half = (0..model.names().len()).any(|hook| found.half_rows(hook).is_some());
     let tolerance = tolerance(if half { Precision::Half } else { Precision::Full });
     let mut worst = SelfCheck { hook: String::new(), difference: 0.0, tolerance };
     for (hook, name) in model.names().iter().enumerate() {
-        let difference = farthest_row(&found.rows(hook), &expected.rows(hook), model.width(hook));
+        let difference = farthest_row(found.rows(hook).view(), expected.rows(hook).view());
         if worst.hook.is_empty() || difference > worst.difference {
             worst = SelfCheck { hook: name.clone(), difference, tolerance };
         }
@@ -47,13 +47,13 @@ pub fn self_check(
 }
 
 /// The largest difference of a row; infinite where one is not a number.
-fn farthest_row(found: &[f32], expected: &[f32], width: usize) -> f32 {
-    if found.len() != expected.len() {
+fn farthest_row(found: ArrayView3<'_, f32>, expected: ArrayView3<'_, f32>) -> f32 {
+    if found.dim() != expected.dim() {
         return f32::INFINITY;
     }
-    let mut norms: Vec<f32> = expected.chunks_exact(width).map(|row| norm(row.iter().copied())).collect();
-    let rows = found.chunks_exact(width).zip(expected.chunks_exact(width));
-    let differences: Vec<f32> = rows.map(|(a, b)| norm(a.iter().zip(b).map(|(a, b)| a - b))).collect();
+    let mut norms: Vec<f32> = expected.rows().into_iter().map(|row| norm(row.iter().copied())).collect();
+    let rows = found.rows().into_iter().zip(expected.rows());
+    let differences: Vec<f32> = rows.map(|(a, b)| norm(a.iter().zip(&b).map(|(a, b)| a - b))).collect();
     let row_norms = norms.clone();
     let middle = norms.len() / 2;
     let median = *norms.select_nth_unstable_by(middle, f32::total_cmp).1;
@@ -71,22 +71,24 @@ fn norm(numbers: impl Iterator<Item = f32>) -> f32 {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use ndarray::arr3;
 
     #[test]
     fn differences_are_relative_to_the_norm_or_the_median_norm() {
-        let expected = [3.0, 4.0, 0.0, 0.01, 300.0, 400.0];
-        let mut found = expected;
-        found[4] += 5.0; // of 500
-        assert!((farthest_row(&found, &expected, 2) - 0.01).abs() < 1e-6);
-        found[3] += 0.25; // of the median norm, 5
-        assert!((farthest_row(&found, &expected, 2) - 0.05).abs() < 1e-6);
-        assert_eq!(farthest_row(&expected, &expected, 2), 0.0);
+        let expected = arr3(&[[[3.0, 4.0], [0.0, 0.01], [300.0, 400.0]]]);
+        let mut found = expected.clone();
+        found[[0, 2, 0]] += 5.0; // of 500
+        assert!((farthest_row(found.view(), expected.view()) - 0.01).abs() < 1e-6);
+        found[[0, 1, 1]] += 0.25; // of the median norm, 5
+        assert!((farthest_row(found.view(), expected.view()) - 0.05).abs() < 1e-6);
+        assert_eq!(farthest_row(expected.view(), expected.view()), 0.0);
     }
 
     #[test]
     fn what_is_not_a_number_is_infinitely_far() {
-        assert_eq!(farthest_row(&[f32::NAN, 1.0], &[1.0, 1.0], 2), f32::INFINITY);
-        assert_eq!(farthest_row(&[f32::INFINITY, 1.0], &[1.0, 1.0], 2), f32::INFINITY);
-        assert_eq!(farthest_row(&[1.0], &[1.0, 1.0], 1), f32::INFINITY);
+        let ones = arr3(&[[[1.0, 1.0]]]);
+        for found in [arr3(&[[[f32::NAN, 1.0]]]), arr3(&[[[f32::INFINITY, 1.0]]]), arr3(&[[[1.0]]])] {
+            assert_eq!(farthest_row(found.view(), ones.view()), f32::INFINITY);
+        }
     }
 }

@@ -170,7 +170,8 @@ fn tokens_of_rows(store: &Store, rows: std::ops::Range<u64>) -> Result<Vec<i32>>
     let first = origins.iter().min().map_or(0, |origin| origin / length);
     let last = origins.iter().max().map_or(0, |origin| origin / length);
     let tokens = store.context_tokens(first..last + 1)?;
-    Ok(origins.iter().map(|origin| tokens[(origin - first * length) as usize] as i32).collect())
+    let token = |origin: u64| tokens[[(origin / length - first) as usize, (origin % length) as usize]];
+    Ok(origins.into_iter().map(|origin| token(origin) as i32).collect())
 }
 
 /// Sixteen hexadecimal digits that differ between stores, as `datasets` keys its caches by them.

@@ -7,6 +7,7 @@ mod planes;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
+use ndarray::ArrayView2;
 use order::Sources;
 use pipeline::{Pipeline, Settings};
 
@@ -97,7 +98,7 @@ impl<T: BatchElement> BatchStream<T> {
     /// Makes the next batch that of `step` (from 0), without replaying the ones before.
     pub fn seek(&mut self, step: u64) -> Result<()> {
         if step.checked_mul(self.settings.batch as u64).is_none() {
-            return Err(StoreError::Stream(format!("step {step} is too large")));
+            return Err(StoreError::Step(step));
         }
         if step != self.step {
             self.pipeline = None;
@@ -115,7 +116,7 @@ impl<T: BatchElement> BatchStream<T> {
     ///
     /// # Errors
     /// Damage, with file and chunk; a value beyond `T`. The step stays the same.
-    pub fn next_batch(&mut self) -> Result<&[T]> {
+    pub fn next_batch(&mut self) -> Result<ArrayView2<'_, T>> {
         let result = self.advance();
         if result.is_err() {
             // The threads have stopped; a further call starts new ones, and meets the same damage.
@@ -123,7 +124,8 @@ impl<T: BatchElement> BatchStream<T> {
         }
         result?;
         self.step += 1;
-        Ok(&self.current)
+        let shape = (self.settings.batch, self.sources.width());
+        Ok(ArrayView2::from_shape(shape, &self.current).expect("a batch has its rows"))
     }
 
     fn advance(&mut self) -> Result<()> {
@@ -168,6 +170,8 @@ impl<T: BatchElement> BatchStream<T> {
 
 #[cfg(test)]
 mod tests {
+    use ndarray::{Array3, aview2};
+
     use super::*;
     use crate::widen::Dying;
     use crate::{StoreSpec, StoreWriter, WriterOptions};
@@ -177,7 +181,7 @@ mod tests {
         let dir = tempfile::tempdir().unwrap();
         let spec = StoreSpec::new(2, 4, 8);
         let mut writer = StoreWriter::open(dir.path(), &spec, &WriterOptions::default()).unwrap();
-        writer.append(&[0; 32], &[1.0; 64]).unwrap();
+        writer.append(aview2(&[[0; 4]; 8]), Array3::ones((8, 4, 2)).view()).unwrap();
         writer.finish().unwrap();
         for threads in [1, 3] {
             let options = StreamOptions { batch: 4, threads, ..StreamOptions::default() };

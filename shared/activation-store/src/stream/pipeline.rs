@@ -120,9 +120,7 @@ enum Task<T> {
 impl<T: BatchElement> Pipeline<T> {
     /// Starts the threads; the first batch will be that of `step`.
     pub(super) fn start(sources: &Arc<Sources>, settings: &Settings, step: u64) -> Result<Pipeline<T>> {
-        let position = step
-            .checked_mul(settings.batch as u64)
-            .ok_or_else(|| StoreError::Stream(format!("step {step} is too large")))?;
+        let position = step.checked_mul(settings.batch as u64).ok_or(StoreError::Step(step))?;
         let (number, offset) = (position / sources.rows(), position % sources.rows());
         let epoch = Epoch::new(sources, settings.seed, number, settings.mixing_chunks);
         let next_block = epoch.block_at(offset);
@@ -146,10 +144,10 @@ impl<T: BatchElement> Pipeline<T> {
             ready: Condvar::new(),
         });
         let mut pipeline = Pipeline { shared, threads: Vec::new() };
-        for number in 0..settings.threads {
+        for _ in 0..settings.threads {
             let shared = pipeline.shared.clone();
             let thread = workers::spawn("store-read", move || shared.run())
-                .map_err(|error| StoreError::Stream(format!("thread {number} cannot start: {error}")))?;
+                .map_err(StoreError::thread("the reading of a store"))?;
             pipeline.threads.push(thread);
         }
         Ok(pipeline)
@@ -287,10 +285,7 @@ impl<T: BatchElement> Shared<T> {
             }
             let (slot, row) = place(rows[index]);
             if !T::join_row(&content.planes[slot], content.row_types[slot], row, out) {
-                let name = T::NAME;
-                return Err(StoreError::Stream(format!(
-                    "a row has a value beyond the range of {name}: read it in batches of float32"
-                )));
+                return Err(StoreError::BatchOverflow { element: T::NAME });
             }
         }
         Ok(())

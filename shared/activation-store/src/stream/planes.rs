@@ -16,7 +16,7 @@ impl Planes {
     pub(super) fn resize(&mut self, length: usize) -> Result<()> {
         if self.len() != length {
             let map = MmapMut::map_anon(length).map_err(|error| {
-                StoreError::Stream(format!("no memory for a decoded chunk of {length} bytes ({error})"))
+                StoreError::Memory(format!("a decoded chunk of {length} bytes ({error})"))
             })?;
             #[cfg(target_os = "linux")]
             {

@@ -1,5 +1,6 @@
 //! The thread that turns windows of rows into encoded shards.
 
+use std::io;
 use std::sync::mpsc::{Receiver, Sender, SyncSender};
 use std::sync::{Arc, Mutex};
 
@@ -52,14 +53,14 @@ pub(super) fn run(
     returned: &Sender<Vec<RowBits>>,
     commits: &SyncSender<Commit>,
 ) -> Result<RunningStatistics> {
-    let compressor = || zstd::bulk::Compressor::new(spec.layout.zstd_level).map_err(zstd_failed);
-    let mut token_compressor = compressor()?;
+    let compressor = || zstd::bulk::Compressor::new(spec.layout.zstd_level);
+    let mut token_compressor = compressor().map_err(StoreError::Zstd)?;
     let mut shard = first_shard;
     while let Ok(work) = work.recv() {
         let sent = match work {
             Work::Tokens { chunk, tokens } => {
                 let encoded =
-                    codec::encode_tokens(&mut token_compressor, spec, &tokens).map_err(zstd_failed)?;
+                    codec::encode_tokens(&mut token_compressor, spec, &tokens).map_err(StoreError::Zstd)?;
                 commits.send(Commit::Tokens { chunk, encoded })
             }
             Work::Window { window, mut rows, from, to, clipped } => {
@@ -107,11 +108,11 @@ pub(super) fn run(
 
 fn encode(
     spec: &StoreSpec,
-    scratch: std::result::Result<&mut Scratch, &mut StoreError>,
+    scratch: Result<&mut Scratch, &mut io::Error>,
     rows: Vec<Row>,
 ) -> Result<EncodedChunk> {
-    let Scratch { compressor, planes, returned } = scratch
-        .map_err(|error| StoreError::Specification(format!("the compressor cannot start: {error}")))?;
+    let Scratch { compressor, planes, returned } =
+        scratch.map_err(|error| StoreError::Zstd(io::Error::new(error.kind(), error.to_string())))?;
 
     let (size, origin_size) = (spec.row_type.bytes(), spec.origin_bytes());
     // The last chunk is padded with zeros, as Zarr wants.
@@ -121,7 +122,7 @@ fn encode(
         let bytes = row.origin.to_le_bytes();
         codec::shuffle_into(&bytes[..origin_size], origin_size, planes, number);
     }
-    let origin = codec::encode_chunk(compressor, planes).map_err(zstd_failed)?;
+    let origin = codec::encode_chunk(compressor, planes).map_err(StoreError::Zstd)?;
 
     planes.clear();
     planes.resize(spec.layout.chunk_rows * spec.row_bytes(), 0);
@@ -132,12 +133,8 @@ fn encode(
     // The writer can fill these rows anew while this chunk is being compressed. Nobody listens once it has finished.
     let _ = returned.send(rows.into_iter().map(|row| row.bits).collect());
     let statistics = RunningStatistics::of(spec.row_type, spec.width, planes, count);
-    let activations = codec::encode_chunk(compressor, planes).map_err(zstd_failed)?;
+    let activations = codec::encode_chunk(compressor, planes).map_err(StoreError::Zstd)?;
     Ok(EncodedChunk { activations, origin, statistics })
-}
-
-fn zstd_failed(error: std::io::Error) -> StoreError {
-    StoreError::Specification(format!("zstd refuses to compress: {error}"))
 }
 
 /// The first error of the background threads, for whoever asks next.

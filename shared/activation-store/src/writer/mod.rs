@@ -14,6 +14,7 @@ use std::sync::Arc;
 use std::sync::atomic::Ordering;
 
 use compress::{Row, Work};
+use ndarray::{ArrayView1, ArrayView2, ArrayView3};
 use pipeline::Pipeline;
 use space::check_space;
 pub use space::estimated_bytes;
@@ -184,8 +185,10 @@ impl StoreWriter {
     /// The tokens of the last contexts before [`StoreWriter::contexts_done`], `[n, T]` (up to half a million, none at
     /// the beginning and where a chunk of tokens ends). Before the first [`StoreWriter::append`], they show whether the
     /// text to be continued is the one that the store began with.
-    pub fn resumed_tokens(&self) -> &[u32] {
-        &self.tokens
+    pub fn resumed_tokens(&self) -> ArrayView2<'_, u32> {
+        let length = self.spec.context_length;
+        ArrayView2::from_shape((self.tokens.len() / length, length), &self.tokens)
+            .expect("contexts are taken in whole")
     }
 
     /// What was damaged in the resumed part of the store, one sentence for each file. The contexts from there
@@ -199,13 +202,17 @@ impl StoreWriter {
         self.pipeline.is_none()
     }
 
-    /// Appends whole contexts: `tokens` `[n, T]`, `rows` `[n·T, d]`. BOS rows are left out if the specification says
+    /// Appends whole contexts: `tokens` `[n, T]`, `rows` `[n, T, d]`. BOS rows are left out if the specification says
     /// so; their tokens are stored nevertheless.
     ///
     /// # Errors
     /// An activation that cannot be stored (its context and position are named), contexts beyond the planned ones, an
     /// error of the background threads. After an error the writer accepts nothing more; what the journal records stays.
-    pub fn append(&mut self, tokens: &[u32], rows: &[f32]) -> Result<()> {
+    ///
+    /// # Panics
+    /// If T or d is not the specification's, `rows` has other contexts than `tokens`, or the components of a row do not lie
+    /// side by side in memory.
+    pub fn append(&mut self, tokens: ArrayView2<'_, u32>, rows: ArrayView3<'_, f32>) -> Result<()> {
         if self.stopped {
             return Err(StoreError::Stopped(self.dir.clone()));
         }
@@ -214,16 +221,18 @@ impl StoreWriter {
         result
     }
 
-    fn take_in(&mut self, tokens: &[u32], rows: &[f32]) -> Result<()> {
-        let (length, width) = (self.spec.context_length, self.spec.width);
-        let contexts = tokens.len().div_ceil(length);
-        check_length("the slice of tokens", tokens.len(), contexts * length)?;
-        check_length("the slice of rows", rows.len(), tokens.len() * width)?;
-        if self.contexts + contexts as u64 > self.spec.contexts || (self.is_complete() && contexts > 0) {
+    fn take_in(&mut self, tokens: ArrayView2<'_, u32>, rows: ArrayView3<'_, f32>) -> Result<()> {
+        let (contexts, length) = (tokens.nrows(), self.spec.context_length);
+        assert_eq!(tokens.ncols(), length, "tokens of a context");
+        assert_eq!(rows.dim(), (contexts, length, self.spec.width), "rows for contexts of {length} tokens");
+        if self.is_complete() && contexts > 0 {
+            return Err(StoreError::Complete(self.dir.clone()));
+        }
+        if self.contexts + contexts as u64 > self.spec.contexts {
             return Err(StoreError::TooManyContexts { planned: self.spec.contexts });
         }
         self.check_tokens(tokens)?;
-        for (tokens, rows) in tokens.chunks_exact(length).zip(rows.chunks_exact(length * width)) {
+        for (tokens, rows) in tokens.outer_iter().zip(rows.outer_iter()) {
             self.take_in_tokens(tokens)?;
             let stored_positions =
                 if self.contexts == self.resumed.contexts { self.resumed.positions } else { 0 };
@@ -231,27 +240,30 @@ impl StoreWriter {
                 if self.spec.drop_bos && tokens[position] == self.spec.bos_token {
                     continue;
                 }
-                self.take_in_row(position, &rows[position * width..][..width])?;
+                let row = rows.row(position);
+                self.take_in_row(
+                    position,
+                    row.as_slice().expect("the components of a row lie side by side"),
+                )?;
             }
             self.contexts += 1;
         }
         Ok(())
     }
 
-    fn check_tokens(&self, tokens: &[u32]) -> Result<()> {
-        match tokens.iter().position(|&token| u64::from(token) >= self.spec.vocabulary) {
+    fn check_tokens(&self, tokens: ArrayView2<'_, u32>) -> Result<()> {
+        let vocabulary = self.spec.vocabulary;
+        match tokens.indexed_iter().find(|&(_, &token)| u64::from(token) >= vocabulary) {
             None => Ok(()),
-            Some(index) => Err(StoreError::Token {
-                token: tokens[index],
-                context: self.contexts + (index / self.spec.context_length) as u64,
-                position: index % self.spec.context_length,
-                vocabulary: self.spec.vocabulary,
-            }),
+            Some(((context, position), &token)) => {
+                let context = self.contexts + context as u64;
+                Err(StoreError::Token { token, context, position, vocabulary })
+            }
         }
     }
 
-    fn take_in_tokens(&mut self, tokens: &[u32]) -> Result<()> {
-        self.tokens.extend_from_slice(tokens);
+    fn take_in_tokens(&mut self, tokens: ArrayView1<'_, u32>) -> Result<()> {
+        self.tokens.extend(tokens);
         if self.tokens.len() == self.spec.token_chunk_contexts() * self.spec.context_length {
             let tokens = std::mem::take(&mut self.tokens);
             self.send(Work::Tokens {
@@ -370,7 +382,7 @@ fn empty_window(spec: &StoreSpec) -> Result<Vec<Row>> {
     let planned = spec.contexts.saturating_mul(spec.context_length as u64);
     let rows = spec.layout.window_rows.min(usize::try_from(planned).unwrap_or(usize::MAX));
     let mut window = Vec::new();
-    let full = |_| StoreError::Specification(format!("there is no memory for a window of {rows} rows"));
+    let full = |_| StoreError::Memory(format!("a window of {rows} rows"));
     window.try_reserve_exact(rows).map_err(full)?;
     Ok(window)
 }
@@ -378,10 +390,6 @@ fn empty_window(spec: &StoreSpec) -> Result<Vec<Row>> {
 fn rounding(spec: &StoreSpec) -> Rounding {
     let bits = spec.mantissa_bits.unwrap_or(spec.row_type.mantissa_bits());
     Rounding { row_type: spec.row_type, bits, clip: spec.clip }
-}
-
-fn check_length(what: &'static str, found: usize, expected: usize) -> Result<()> {
-    if found == expected { Ok(()) } else { Err(StoreError::Length { what, found, expected }) }
 }
 
 /// The attributes of the store in `dir`, if there is one and it is of this dump. One of another dump that was stopped before
@@ -402,6 +410,8 @@ fn matching_attributes(dir: &Path, spec: &StoreSpec) -> Result<Option<Attributes
 
 #[cfg(test)]
 mod tests {
+    use ndarray::{Array3, aview2};
+
     use super::*;
 
     #[test]
@@ -409,7 +419,7 @@ mod tests {
         let dir = tempfile::tempdir().unwrap();
         let spec = StoreSpec::new(2, 4, 8);
         let mut writer = StoreWriter::open(dir.path(), &spec, &WriterOptions::default()).unwrap();
-        writer.append(&[0; 16], &[1.0; 32]).unwrap();
+        writer.append(aview2(&[[0; 4]; 4]), Array3::ones((4, 4, 2)).view()).unwrap();
         // A row of another width than the store's.
         writer.window[3].bits = vec![0; 1 << 20].into_boxed_slice();
         let error = writer.finish().unwrap_err();
@@ -417,7 +427,7 @@ mod tests {
         assert!(matches!(Store::open(dir.path()), Err(StoreError::Incomplete { .. })));
 
         let mut writer = StoreWriter::open(dir.path(), &spec, &WriterOptions::default()).unwrap();
-        writer.append(&[0; 32], &[1.0; 64]).unwrap();
+        writer.append(aview2(&[[0; 4]; 8]), Array3::ones((8, 4, 2)).view()).unwrap();
         assert_eq!(writer.finish().unwrap().rows, 32);
     }
 }

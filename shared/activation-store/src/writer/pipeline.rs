@@ -1,5 +1,6 @@
 //! The two threads behind a writer, and the buffers that circulate between them.
 
+use std::io;
 use std::path::Path;
 use std::sync::mpsc::{self, Receiver, Sender};
 use std::sync::{Arc, MutexGuard, PoisonError};
@@ -41,25 +42,27 @@ impl Pipeline {
             .num_threads(threads)
             .thread_name(|number| format!("store-compress-{number}"))
             .build()
-            .map_err(|error| StoreError::Specification(format!("{threads} compression threads: {error}")))?;
+            .map_err(|error| StoreError::thread("compression")(io::Error::other(error)))?;
 
         let committing = {
             let (spec, counters, failure, mut files) =
                 (spec.clone(), counters.clone(), failure.clone(), files);
-            spawn("store-commit", move || {
+            let worker = workers::spawn("store-commit", move || {
                 let run = || commit::run(&spec, &mut files, &commits_received, &counters);
                 note(&failure, workers::catch("committing of shards", run));
                 files
-            })?
+            });
+            worker.map_err(StoreError::thread("the committing of shards"))?
         };
         let compressing = {
             let (spec, failure) = (spec.clone(), failure.clone());
             let (statistics, shards) = (resumption.statistics.clone(), resumption.shards);
-            spawn("store-shuffle", move || {
+            let worker = workers::spawn("store-shuffle", move || {
                 let run =
                     || compress::run(&spec, &pool, statistics, shards, &work_received, &returned, &commits);
                 note(&failure, workers::catch("compressing of shards", run))
-            })?
+            });
+            worker.map_err(StoreError::thread("the compressing of shards"))?
         };
         let rows = RowPool {
             free: Vec::new(),
@@ -83,11 +86,6 @@ impl Pipeline {
         let statistics = statistics?.ok_or_else(|| StoreError::Stopped(dir.to_path_buf()))?;
         Ok((files?, statistics))
     }
-}
-
-fn spawn<T: Send + 'static>(name: &str, body: impl FnOnce() -> T + Send + 'static) -> Result<Worker<T>> {
-    let failed = |error| StoreError::Specification(format!("the thread {name} cannot start: {error}"));
-    workers::spawn(name, body).map_err(failed)
 }
 
 /// Keeps the first error for whoever asks. It is noted before the thread hangs up: whoever finds nobody there looks here.

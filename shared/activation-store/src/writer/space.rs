@@ -7,11 +7,7 @@ use crate::{Result, StoreError, StoreSpec};
 /// Refuses a dump whose estimated size, less what is `kept` on disk already, is more than the file system has free.
 pub(super) fn check_space(dir: &Path, spec: &StoreSpec, kept: u64) -> Result<()> {
     let needed = estimated_bytes(spec).saturating_sub(kept);
-    // The folder may not exist yet.
-    let absolute = std::path::absolute(dir).map_err(StoreError::io("find", dir))?;
-    let nearest = absolute.ancestors().find(|folder| folder.exists()).unwrap_or(dir);
-    let available =
-        fs4::available_space(nearest).map_err(StoreError::io("find the free space of", nearest))?;
+    let available = durable_files::available_space(dir)?;
     if needed > available {
         return Err(StoreError::NoSpace { dir: dir.to_path_buf(), needed, available });
     }

@@ -8,6 +8,7 @@ use crate::small_stores::*;
 use activation_store::{
     BatchStream, RowType, Store, StoreError, StoreWriter, StreamOptions, WriterOptions, verify,
 };
+use ndarray::{Array2, Array3};
 use proptest::prelude::*;
 
 /// A copy of one store: copying is much faster than writing, which waits for the disk.
@@ -32,14 +33,16 @@ fn problems(dir: &Path) -> Vec<(String, Option<usize>)> {
 }
 
 /// Rows, origins, tokens.
-type Everything = (Vec<f32>, Vec<u64>, Vec<u32>);
+type Everything = (Array2<f32>, Vec<u64>, Array2<u32>);
 
 /// Reads every row, origin and token as a training run does.
 fn read_everything(dir: &Path) -> Result<Everything, StoreError> {
     let store = Store::open(dir)?;
-    let mut rows = vec![0.0; store.rows() as usize * store.width()];
-    store.read_rows(0..store.rows(), &mut rows)?;
-    Ok((rows, store.origin(0..store.rows())?, store.context_tokens(0..store.contexts())?))
+    Ok((
+        store.read_rows(0..store.rows())?,
+        store.origin(0..store.rows())?,
+        store.context_tokens(0..store.contexts())?,
+    ))
 }
 
 #[test]
@@ -110,9 +113,8 @@ fn verify_reads_and_training_name_a_damaged_chunk() {
     fs::write(dir.path().join(name), content).unwrap();
     assert_eq!(problems(dir.path()), [(name.to_owned(), Some(0)), (name.to_owned(), Some(2))]);
     let store = Store::open(dir.path()).unwrap();
-    let mut rows = vec![0.0; 16 * 12];
-    store.read_rows(80..96, &mut rows).unwrap();
-    let error = store.read_rows(96..112, &mut rows).unwrap_err().to_string();
+    store.read_rows(80..96).unwrap();
+    let error = store.read_rows(96..112).unwrap_err().to_string();
     assert!(
         error.starts_with("chunk 2 of ") && error.contains("activations/c/1/0 is damaged: its crc32c"),
         "{error}"
@@ -180,9 +182,8 @@ fn a_shard_that_changes_under_an_open_store_is_named() {
         let store = Store::open(dir.path()).unwrap();
         let mut stream = BatchStream::new(vec![store.clone()], options.clone()).unwrap();
         change();
-        let mut rows = vec![0.0; 16 * store.width()];
-        store.read_rows(0..16, &mut rows).unwrap();
-        for error in [store.read_rows(80..96, &mut rows).unwrap_err(), stream.next_batch().unwrap_err()] {
+        store.read_rows(0..16).unwrap();
+        for error in [store.read_rows(80..96).unwrap_err(), stream.next_batch().unwrap_err()] {
             assert!(matches!(&error, StoreError::Changed { file, .. } if *file == path), "{error}");
             assert!(error.to_string().contains(word), "{error}");
         }
@@ -196,14 +197,12 @@ fn shards_of_equal_sizes_are_told_apart() {
     let mut spec = small_spec(64);
     spec.row_type = RowType::F32;
     let mut random = 1_u64;
-    let noise: Vec<f32> = (0..64 * 120)
-        .map(|_| {
-            random = random.wrapping_mul(6_364_136_223_846_793_005).wrapping_add(1);
-            f32::from_bits((random >> 32) as u32 & !(1 << 29)) // never infinite
-        })
-        .collect();
+    let noise = Array3::from_shape_simple_fn((64, 10, 12), || {
+        random = random.wrapping_mul(6_364_136_223_846_793_005).wrapping_add(1);
+        f32::from_bits((random >> 32) as u32 & !(1 << 29)) // never infinite
+    });
     let mut writer = StoreWriter::open(dir.path(), &spec, &WriterOptions::default()).unwrap();
-    writer.append(&tokens(&spec, 0, 64), &noise).unwrap();
+    writer.append(tokens(&spec, 0, 64).view(), noise.view()).unwrap();
     writer.finish().unwrap();
     let files = files(dir.path());
     let (first, second) = (&files["activations/c/2/0"], &files["activations/c/5/0"]);
@@ -282,8 +281,7 @@ proptest! {
         };
         forge(dir.path(), name, changed.as_bytes());
         if let Ok(store) = Store::open(dir.path()) {
-            let mut rows = vec![0.0; store.width()];
-            let _ = store.read_rows(0..1, &mut rows);
+            let _ = store.read_rows(0..1);
             let _ = store.origin(0..store.rows().min(100));
             let _ = store.context_tokens(0..store.contexts().min(10));
             let options = StreamOptions { batch: 8, threads: 1, drop_bos: true, ..StreamOptions::default() };

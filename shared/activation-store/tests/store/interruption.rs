@@ -111,7 +111,7 @@ fn after_a_dead_commit_thread_a_dump_ends_with_the_same_bytes() {
 fn unfinished(spec: &StoreSpec) -> BTreeMap<String, Vec<u8>> {
     let dir = fast_tempdir();
     let mut writer = StoreWriter::open(dir.path(), spec, &WriterOptions::default()).unwrap();
-    writer.append(&tokens(spec, 0, 50), &rows(spec, 0, 50)).unwrap();
+    writer.append(tokens(spec, 0, 50).view(), rows(spec, 0, 50).view()).unwrap();
     drop(writer);
     files(dir.path())
 }
@@ -308,7 +308,7 @@ fn a_journal_torn_at_any_byte_is_taken_up_before_the_tear() {
     let reference = reference(&spec);
     let unfinished = fast_tempdir();
     let mut writer = StoreWriter::open(unfinished.path(), &spec, &WriterOptions::default()).unwrap();
-    writer.append(&tokens(&spec, 0, 50), &rows(&spec, 0, 50)).unwrap();
+    writer.append(tokens(&spec, 0, 50).view(), rows(&spec, 0, 50).view()).unwrap();
     drop(writer);
     let before = files(unfinished.path());
     let journal = &before["journal"];
@@ -343,7 +343,7 @@ fn a_dump_can_end_early_and_a_long_context_can_span_windows() {
     for sent in 1..8 {
         let dir = fast_tempdir();
         let mut writer = StoreWriter::open(dir.path(), &spec, &WriterOptions::default()).unwrap();
-        writer.append(&tokens(&spec, 0, sent), &rows(&spec, 0, sent)).unwrap();
+        writer.append(tokens(&spec, 0, sent).view(), rows(&spec, 0, sent).view()).unwrap();
         drop(writer);
         go_on(dir.path(), &spec, 1, None).unwrap();
         assert_same_files(whole.path(), dir.path());
@@ -353,12 +353,12 @@ fn a_dump_can_end_early_and_a_long_context_can_span_windows() {
         let dir = fast_tempdir();
         let mut writer = StoreWriter::open(dir.path(), &spec, &WriterOptions::default()).unwrap();
         if interrupted {
-            writer.append(&tokens(&spec, 0, 5), &rows(&spec, 0, 5)).unwrap();
+            writer.append(tokens(&spec, 0, 5).view(), rows(&spec, 0, 5).view()).unwrap();
             drop(writer);
             writer = StoreWriter::open(dir.path(), &spec, &WriterOptions::default()).unwrap();
         }
         let done = writer.contexts_done();
-        writer.append(&tokens(&spec, done, 7 - done), &rows(&spec, done, 7 - done)).unwrap();
+        writer.append(tokens(&spec, done, 7 - done).view(), rows(&spec, done, 7 - done).view()).unwrap();
         assert_eq!(writer.finish().unwrap().contexts, 7);
         dir
     };
@@ -374,7 +374,7 @@ fn bos_rows_dropped_at_a_windows_end_do_not_disturb_resuming() {
         for sent in (1..spec.contexts).step_by(11) {
             let dir = fast_tempdir();
             let mut writer = StoreWriter::open(dir.path(), &spec, &WriterOptions::default()).unwrap();
-            writer.append(&tokens(&spec, 0, sent), &rows(&spec, 0, sent)).unwrap();
+            writer.append(tokens(&spec, 0, sent).view(), rows(&spec, 0, sent).view()).unwrap();
             drop(writer);
             go_on(dir.path(), &spec, 13, None).unwrap();
             assert_same_files(reference.path(), dir.path());
@@ -397,7 +397,7 @@ fn shared_token_chunks_are_recorded_alike_after_interruption() {
     for sent in 1..11 {
         let dir = fast_tempdir();
         let mut writer = StoreWriter::open(dir.path(), &spec, &WriterOptions::default()).unwrap();
-        writer.append(&tokens(&spec, 0, sent), &rows(&spec, 0, sent)).unwrap();
+        writer.append(tokens(&spec, 0, sent).view(), rows(&spec, 0, sent).view()).unwrap();
         drop(writer);
         go_on(dir.path(), &spec, 1, None).unwrap();
         assert_same_files(reference.path(), dir.path());

@@ -7,6 +7,7 @@ use activation_store::{
     BatchStream, ExportFormat, Layout, Store, StoreError, StoreSpec, StoreWriter, StreamOptions,
     WriterOptions, export,
 };
+use ndarray::{Array2, aview2};
 
 fn open(dir: &std::path::Path, spec: &StoreSpec) -> Result<StoreWriter, StoreError> {
     StoreWriter::open(dir, spec, &WriterOptions::default())
@@ -22,12 +23,13 @@ fn an_unstorable_value_is_named_by_context_and_position() {
         let dir = tempfile::tempdir().unwrap();
         let spec = small_spec(40);
         let mut writer = open(dir.path(), &spec).unwrap();
-        writer.append(&tokens(&spec, 0, 20), &rows(&spec, 0, 20)).unwrap();
+        writer.append(tokens(&spec, 0, 20).view(), rows(&spec, 0, 20).view()).unwrap();
         let mut bad = rows(&spec, 20, 20);
-        bad[(3 * 10 + 4) * 12 + 5] = value;
-        let error = writer.append(&tokens(&spec, 20, 20), &bad).unwrap_err();
+        bad[[3, 4, 5]] = value;
+        let error = writer.append(tokens(&spec, 20, 20).view(), bad.view()).unwrap_err();
         assert!(error.to_string().starts_with(text), "{error}");
-        assert!(matches!(writer.append(&[], &[]), Err(StoreError::Stopped(_))));
+        let nothing = writer.append(tokens(&spec, 20, 0).view(), rows(&spec, 20, 0).view());
+        assert!(matches!(nothing, Err(StoreError::Stopped(_))));
         assert!(matches!(writer.finish(), Err(StoreError::Stopped(_))));
         // What came before it is safe, and the dump can go on.
         write_store(dir.path(), &spec, 10);
@@ -43,14 +45,13 @@ fn clipped_values_are_counted_and_recorded() {
     let mut spec = small_spec(40);
     spec.clip = true;
     let mut bad = rows(&spec, 0, 40);
-    (bad[17], bad[2000]) = (1e9, f32::NEG_INFINITY);
+    (bad[[0, 1, 5]], bad[[16, 6, 8]]) = (1e9, f32::NEG_INFINITY);
     let mut writer = open(dir.path(), &spec).unwrap();
-    writer.append(&tokens(&spec, 0, 40), &bad).unwrap();
+    writer.append(tokens(&spec, 0, 40).view(), bad.view()).unwrap();
     assert_eq!(writer.finish().unwrap().clipped, 2);
     let store = Store::open(dir.path()).unwrap();
     assert_eq!(store.clipped(), 2);
-    let mut all = vec![0.0; 400 * 12];
-    store.read_rows(0..400, &mut all).unwrap();
+    let all = store.read_rows(0..400).unwrap();
     assert_eq!(all.iter().filter(|value| value.abs() == 65504.0).count(), 2);
 }
 
@@ -138,7 +139,7 @@ fn an_unfinished_store_is_not_read() {
     let dir = tempfile::tempdir().unwrap();
     let spec = small_spec(100);
     let mut writer = open(dir.path(), &spec).unwrap();
-    writer.append(&tokens(&spec, 0, 50), &rows(&spec, 0, 50)).unwrap();
+    writer.append(tokens(&spec, 0, 50).view(), rows(&spec, 0, 50).view()).unwrap();
     drop(writer);
     // Two windows of 192 rows, 10 rows a context.
     let error = Store::open(dir.path()).unwrap_err();
@@ -167,22 +168,31 @@ fn what_the_system_refuses_names_the_file() {
 }
 
 #[test]
-fn slices_of_the_wrong_length_and_foreign_tokens_are_refused() {
+fn foreign_tokens_and_contexts_beyond_the_plan_are_refused() {
     let spec = small_spec(4);
-    let attempt = |tokens: &[u32], rows: &[f32]| {
+    let attempt = |tokens: &Array2<u32>, n| {
         let dir = tempfile::tempdir().unwrap();
-        open(dir.path(), &spec).unwrap().append(tokens, rows).unwrap_err().to_string()
+        let mut writer = open(dir.path(), &spec).unwrap();
+        writer.append(tokens.view(), rows(&spec, 0, n).view()).unwrap_err().to_string()
     };
-    let (good_tokens, good_rows) = (tokens(&spec, 0, 4), rows(&spec, 0, 4));
-    assert!(attempt(&good_tokens[..39], &good_rows).contains("tokens has 39 elements, expected 40"));
-    assert!(attempt(&good_tokens, &good_rows[1..]).contains("rows has 479 elements, expected 480"));
-    let mut foreign = good_tokens.clone();
-    foreign[25] = 500;
-    assert!(attempt(&foreign, &good_rows).contains("token 500 of context 2, position 5"));
-    let five = [&good_tokens[..], &good_tokens[..10]].concat();
-    assert!(attempt(&five, &[&good_rows[..], &good_rows[..120]].concat()).contains("planned for 4 contexts"));
+    let mut foreign = tokens(&spec, 0, 4);
+    foreign[[2, 5]] = 500;
+    assert!(attempt(&foreign, 4).contains("token 500 of context 2, position 5"));
+    assert!(attempt(&tokens(&spec, 0, 5), 5).contains("planned for 4 contexts"));
+    let complete = tempfile::tempdir().unwrap();
+    write_store(complete.path(), &spec, 4);
+    let mut writer = open(complete.path(), &spec).unwrap();
+    let error = writer.append(tokens(&spec, 0, 1).view(), rows(&spec, 0, 1).view()).unwrap_err();
+    assert!(matches!(&error, StoreError::Complete(dir) if dir == complete.path()), "{error}");
     let dir = tempfile::tempdir().unwrap();
     assert!(matches!(open(dir.path(), &spec).unwrap().finish(), Err(StoreError::Empty(_))));
+}
+
+#[test]
+#[should_panic(expected = "rows for contexts of 10 tokens")]
+fn rows_of_another_shape_are_the_callers_mistake() {
+    let (dir, spec) = (tempfile::tempdir().unwrap(), small_spec(4));
+    let _ = open(dir.path(), &spec).unwrap().append(tokens(&spec, 0, 4).view(), rows(&spec, 0, 3).view());
 }
 
 #[test]
@@ -243,7 +253,7 @@ fn streams_that_cannot_be_are_refused() {
         &WriterOptions::default(),
     )
     .unwrap();
-    only_bos.append(&[BOS; 10], &rows(&spec, 0, 1)).unwrap();
+    only_bos.append(aview2(&[[BOS; 10]]), rows(&spec, 0, 1).view()).unwrap();
     only_bos.finish().unwrap();
     let all_bos = Store::open(&narrow.path().join("bos")).unwrap();
     let options = StreamOptions { drop_bos: true, ..StreamOptions::default() };

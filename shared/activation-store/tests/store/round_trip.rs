@@ -4,16 +4,15 @@ use crate::small_stores::*;
 use activation_store::{
     BatchStream, RowType, Store, StoreError, StoreSpec, StoreWriter, StreamOptions, WriterOptions,
 };
+use ndarray::s;
 
 /// Reads the whole store and holds every row against the value that was appended.
 fn check_every_row(store: &Store, spec: &StoreSpec) {
-    let width = spec.width;
     let expected = rows(spec, 0, spec.contexts);
-    let mut read = vec![f32::NAN; store.rows() as usize * width];
-    store.read_rows(0..store.rows(), &mut read).unwrap();
+    let read = store.read_rows(0..store.rows()).unwrap();
     let origins = store.origin(0..store.rows()).unwrap();
-    for (row, &origin) in read.chunks_exact(width).zip(&origins) {
-        let original = &expected[origin as usize * width..][..width];
+    for (row, &origin) in read.rows().into_iter().zip(&origins) {
+        let original = expected.rows().into_iter().nth(origin as usize).unwrap();
         for (found, &value) in row.iter().zip(original) {
             assert_eq!(found.to_bits(), stored(spec, value).to_bits(), "row from {origin}");
         }
@@ -21,7 +20,7 @@ fn check_every_row(store: &Store, spec: &StoreSpec) {
     let all = tokens(spec, 0, spec.contexts);
     let mut seen: Vec<u64> = origins.clone();
     seen.sort_unstable();
-    let kept = |origin: &u64| !spec.drop_bos || all[*origin as usize] != BOS;
+    let kept = |origin: &u64| !spec.drop_bos || all.as_slice().unwrap()[*origin as usize] != BOS;
     assert_eq!(seen, (0..all.len() as u64).filter(kept).collect::<Vec<_>>());
     assert_ne!(seen, origins, "the rows are shuffled");
     assert_eq!(store.context_tokens(0..spec.contexts).unwrap(), all);
@@ -55,13 +54,11 @@ fn parts_of_rows_and_contexts_can_be_read() {
     let spec = small_spec(50);
     write_store(dir.path(), &spec, 50);
     let store = Store::open(dir.path()).unwrap();
-    let mut all = vec![0.0; 500 * 12];
-    store.read_rows(0..500, &mut all).unwrap();
+    let all = store.read_rows(0..500).unwrap();
     let raw = store.read_raw_rows(0..500).unwrap();
     for (start, end) in [(0, 0), (0, 1), (15, 17), (63, 65), (100, 400), (499, 500)] {
-        let mut part = vec![0.0; (end - start) * 12];
-        store.read_rows(start as u64..end as u64, &mut part).unwrap();
-        assert_eq!(part, all[start * 12..end * 12]);
+        let part = store.read_rows(start as u64..end as u64).unwrap();
+        assert_eq!(part, all.slice(s![start..end, ..]));
         let raw_part = store.read_raw_rows(start as u64..end as u64).unwrap();
         assert_eq!(raw_part, raw[start * 24..end * 24]);
         let halves =
@@ -73,8 +70,7 @@ fn parts_of_rows_and_contexts_can_be_read() {
         );
     }
     assert_eq!(store.context_tokens(7..9).unwrap(), tokens(&spec, 7, 2));
-    assert!(matches!(store.read_rows(499..501, &mut [0.0; 24]), Err(StoreError::OutOfRange { .. })));
-    assert!(matches!(store.read_rows(0..2, &mut [0.0; 23]), Err(StoreError::Length { .. })));
+    assert!(matches!(store.read_rows(499..501), Err(StoreError::OutOfRange { .. })));
     assert!(matches!(store.origin(500..501), Err(StoreError::OutOfRange { .. })));
     assert!(matches!(store.context_tokens(50..51), Err(StoreError::OutOfRange { .. })));
 }
@@ -87,8 +83,8 @@ fn large_vocabularies_and_long_dumps_take_wider_integers() {
     let options = WriterOptions { skip_space_check: true, ..WriterOptions::default() };
     let mut writer = StoreWriter::open(dir.path(), &spec, &options).unwrap();
     let mut tokens = tokens(&spec, 0, 3);
-    tokens[29] = (1 << 17) - 1;
-    writer.append(&tokens, &rows(&spec, 0, 3)).unwrap();
+    tokens[[2, 9]] = (1 << 17) - 1;
+    writer.append(tokens.view(), rows(&spec, 0, 3).view()).unwrap();
     writer.finish().unwrap();
     let store = Store::open(dir.path()).unwrap();
     assert_eq!(store.context_tokens(0..3).unwrap(), tokens);
@@ -152,14 +148,14 @@ fn an_epoch_of_the_stream_has_every_row_once() {
         };
         let mut stream = BatchStream::new(vec![store], options).unwrap();
         let expected: Vec<f32> = (0..1070)
-            .filter(|&row| !drop_bos || tokens(&spec, 0, 107)[row] != BOS)
+            .filter(|&row| !drop_bos || tokens(&spec, 0, 107)[[row / 10, row % 10]] != BOS)
             .map(|row| stored(&spec, row as f32))
             .collect();
         assert_eq!(stream.rows_per_epoch(), expected.len() as u64);
         let mut seen = Vec::new();
         while seen.len() < expected.len() * 2 {
             // Component 0 names the row.
-            seen.extend(stream.next_batch().unwrap().chunks_exact(12).map(|row| row[0]));
+            seen.extend(stream.next_batch().unwrap().column(0));
         }
         let mut epochs = seen.chunks_exact(expected.len());
         let (first, second) = (epochs.next().unwrap(), epochs.next().unwrap());

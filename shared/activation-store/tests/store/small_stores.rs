@@ -4,6 +4,7 @@ use std::collections::BTreeMap;
 use std::path::Path;
 
 use activation_store::{Layout, RowType, StoreSpec, StoreSummary, StoreWriter, WriterOptions};
+use ndarray::{Array2, Array3};
 
 pub(crate) const BOS: u32 = 1;
 
@@ -19,22 +20,23 @@ pub(crate) fn small_spec(contexts: u64) -> StoreSpec {
     spec
 }
 
-/// Contexts `first..first + n`: BOS first, another BOS in every third context.
-pub(crate) fn tokens(spec: &StoreSpec, first: u64, n: u64) -> Vec<u32> {
+/// Contexts `first..first + n`, `[n, T]`: BOS first, another BOS in every third context.
+pub(crate) fn tokens(spec: &StoreSpec, first: u64, n: u64) -> Array2<u32> {
     let length = spec.context_length as u64;
-    (first * length..(first + n) * length)
-        .map(|index| {
-            let (context, position) = (index / length, index % length);
-            let bos = position == 0 || (context % 3 == 1 && position == 4);
-            if bos { BOS } else { (index * 31 % 498 + 2) as u32 }
-        })
-        .collect()
+    Array2::from_shape_fn((n as usize, spec.context_length), |(context, position)| {
+        let (context, position) = (first + context as u64, position as u64);
+        let bos = position == 0 || (context % 3 == 1 && position == 4);
+        if bos { BOS } else { ((context * length + position) * 31 % 498 + 2) as u32 }
+    })
 }
 
-/// The rows of the same contexts: reproducible, all different, with awkward values.
-pub(crate) fn rows(spec: &StoreSpec, first: u64, n: u64) -> Vec<f32> {
-    let per_context = (spec.context_length * spec.width) as u64;
-    (first * per_context..(first + n) * per_context).map(|index| value(spec, index)).collect()
+/// The rows of the same contexts, `[n, T, d]`: reproducible, all different, with awkward values.
+pub(crate) fn rows(spec: &StoreSpec, first: u64, n: u64) -> Array3<f32> {
+    let (length, width) = (spec.context_length, spec.width);
+    Array3::from_shape_fn((n as usize, length, width), |(context, position, channel)| {
+        let row = (first as usize + context) * length + position;
+        value(spec, (row * width + channel) as u64)
+    })
 }
 
 fn value(spec: &StoreSpec, index: u64) -> f32 {
@@ -58,7 +60,7 @@ pub(crate) fn append_all(
     let mut context = writer.contexts_done();
     while context < spec.contexts {
         let n = batch.min(spec.contexts - context);
-        writer.append(&tokens(spec, context, n), &rows(spec, context, n))?;
+        writer.append(tokens(spec, context, n).view(), rows(spec, context, n).view())?;
         context += n;
     }
     Ok(())

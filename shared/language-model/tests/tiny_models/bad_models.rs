@@ -7,6 +7,7 @@ use crate::models::{copy, folder, runtime};
 use language_model::{
     Checkpoint, Device, Error, HookPoint, Precision, PrefixModel, SessionOptions, Site, prefix_graph,
 };
+use ndarray::{ArrayView2, aview2};
 
 fn open_error(folder: &Path) -> String {
     Checkpoint::open(folder).expect_err("it should not open").to_string()
@@ -187,16 +188,16 @@ fn unfit_ids_and_contexts_are_refused_before_the_model_runs() {
     let checkpoint = Checkpoint::open(&folder("gpt2")).unwrap();
     let options = SessionOptions { device: Device::Cpu, threads: 1, center: false, precision: None };
     let model = PrefixModel::load(&runtime(), &checkpoint, &[HookPoint::resid_pre(1)], &options).unwrap();
-    let message = |ids: &[i64], contexts, length| model.run(ids, contexts, length).unwrap_err().to_string();
-    assert_says(&message(&[1; 13], 1, 13), &["13 tokens", "12 positions"]);
-    assert_says(&message(&[1; 5], 2, 3), &["5 token ids", "2 contexts of 3"]);
-    assert_says(&message(&[], 0, 3), &["0 contexts"]);
+    let message = |ids: ArrayView2<'_, i64>| model.run(ids).unwrap_err().to_string();
+    assert_says(&message(aview2(&[[1; 13]])), &["13 tokens", "12 positions"]);
+    assert_says(&message(aview2::<_, 3>(&[])), &["0 contexts of 3"]);
+    assert_says(&message(aview2(&[[]; 2])), &["2 contexts of 0"]);
     assert_says(
-        &message(&[1, 2, 3, 37], 2, 2),
+        &message(aview2(&[[1, 2], [3, 37]])),
         &["token id 37", "context 1, position 1", "vocabulary of 37"],
     );
-    assert_says(&message(&[-1], 1, 1), &["token id -1"]);
-    assert!(model.run(&[1; 12], 1, 12).is_ok());
+    assert_says(&message(aview2(&[[-1]])), &["token id -1"]);
+    assert!(model.run(aview2(&[[1; 12]])).is_ok());
 }
 
 #[test]
@@ -228,7 +229,7 @@ fn weights_are_found_through_links_as_in_the_hub_cache() {
     let checkpoint = Checkpoint::open(&snapshot).unwrap();
     let options = SessionOptions { device: Device::Cpu, threads: 1, center: false, precision: None };
     let model = PrefixModel::load(&runtime(), &checkpoint, &[HookPoint::resid_pre(1)], &options).unwrap();
-    assert!(model.run(&[1, 2, 3], 1, 3).is_ok());
+    assert!(model.run(aview2(&[[1, 2, 3]])).is_ok());
 }
 
 #[test]

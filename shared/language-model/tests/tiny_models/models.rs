@@ -3,6 +3,7 @@
 use std::path::{Path, PathBuf};
 
 use language_model::{Checkpoint, HookPoint, Runtime, Site};
+use ndarray::Array2;
 use safetensors::SafeTensors;
 
 pub(crate) const NAMES: [&str; 5] =
@@ -40,11 +41,11 @@ impl Golden {
         Golden(std::fs::read(folder(name).join("golden.safetensors")).unwrap())
     }
 
-    pub(crate) fn ids(&self) -> (Vec<i64>, usize, usize) {
+    pub(crate) fn ids(&self) -> Array2<i64> {
         let file = SafeTensors::deserialize(&self.0).unwrap();
         let ids = file.tensor("ids").unwrap();
         let values = ids.data().chunks_exact(8).map(|b| i64::from_le_bytes(b.try_into().unwrap())).collect();
-        (values, ids.shape()[0], ids.shape()[1])
+        Array2::from_shape_vec((ids.shape()[0], ids.shape()[1]), values).unwrap()
     }
 
     pub(crate) fn rows(&self, hook: HookPoint) -> Vec<f32> {
@@ -55,8 +56,12 @@ impl Golden {
 }
 
 /// The largest absolute difference; NaN counts as infinitely far.
-pub(crate) fn worst_difference(found: &[f32], expected: &[f32]) -> f32 {
+pub(crate) fn worst_difference<'a>(
+    found: impl IntoIterator<Item = &'a f32, IntoIter: ExactSizeIterator>,
+    expected: impl IntoIterator<Item = &'a f32, IntoIter: ExactSizeIterator>,
+) -> f32 {
+    let (found, expected) = (found.into_iter(), expected.into_iter());
     assert_eq!(found.len(), expected.len());
-    let differences = found.iter().zip(expected).map(|(a, b)| (a - b).abs());
+    let differences = found.zip(expected).map(|(a, b)| (a - b).abs());
     differences.fold(0.0, |worst, d| if d.is_nan() { f32::INFINITY } else { worst.max(d) })
 }
