@@ -61,6 +61,16 @@ pub(crate) fn begun(device: &mut EmulatedDevice) -> Buffer {
     device.holding(&report)
 }
 
+/// What `row_norms` writes.
+pub(crate) struct Norms {
+    pub(crate) x_bf16: Buffer,
+    pub(crate) squared: Buffer,
+    pub(crate) centered: Buffer,
+    pub(crate) length: Buffer,
+    pub(crate) row_norm: Buffer,
+    pub(crate) row_residual: Buffer,
+}
+
 impl Case {
     pub(crate) fn new((rows, width, features): (usize, usize, usize), activity: Activity) -> Case {
         let (x, weights) = (numbers(rows * width, 1), numbers(features * width, 2));
@@ -120,31 +130,43 @@ impl Case {
         self.mask(|row, feature| activations[row * self.features + feature] > 0.0)
     }
 
-    /// Runs `row_norms` without bias; returns x_bf16, length, row_norm and row_residual.
-    pub(crate) fn row_bounds(&mut self, bounds: bool) -> [Buffer; 4] {
+    /// Runs `row_norms` on the batch, whose mean is `mean`.
+    pub(crate) fn row_norms(
+        &mut self,
+        mean: &Buffer,
+        shifted: Option<rows::ShiftedInput<'_, Buffer>>,
+        bounds: bool,
+        zero_check: Mse,
+    ) -> Norms {
         let (rows, stride) = (self.rows, self.stride);
-        let mean = self.device.holding(&vec![0.0f32; stride]);
         let x_bf16 = self.device.room::<u16>(rows * stride);
-        let [squared, centered, length, norm, residual] =
+        let [squared, centered, length, row_norm, row_residual] =
             std::array::from_fn(|_| self.device.room::<f32>(rows));
         let norms = rows::RowNorms {
             x: &self.device_x,
-            mean: &mean,
-            shifted: None,
+            mean,
+            shifted,
             x_bf16: &x_bf16,
             squared: &squared,
             centered: &centered,
             length: &length,
-            row_norm: &norm,
-            row_residual: &residual,
+            row_norm: &row_norm,
+            row_residual: &row_residual,
             rows,
             stride,
             bounds,
-            zero_check: Mse::Sum,
+            zero_check,
             report: &self.report,
         };
         norms.launch(&mut self.device).unwrap();
-        [x_bf16, length, norm, residual]
+        Norms { x_bf16, squared, centered, length, row_norm, row_residual }
+    }
+
+    /// Runs `row_norms` without bias; returns x_bf16, length, row_norm and row_residual.
+    pub(crate) fn row_bounds(&mut self, bounds: bool) -> [Buffer; 4] {
+        let mean = self.device.holding(&vec![0.0f32; self.stride]);
+        let norms = self.row_norms(&mean, None, bounds, Mse::Sum);
+        [norms.x_bf16, norms.length, norms.row_norm, norms.row_residual]
     }
 
     /// The same sizes with other numbers.

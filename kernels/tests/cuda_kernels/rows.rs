@@ -4,7 +4,7 @@ use emulation::Buffer;
 use example_steps::numbers;
 use kernels::cpu::Isa;
 use kernels::cpu::rows::{RowNorms, row_norms};
-use kernels::cuda::launch::rows::{self, BatchColumns, ShiftedInput};
+use kernels::cuda::launch::rows::{BatchColumns, ShiftedInput};
 use kernels::loss::Mse;
 
 use crate::case::{Activity, Case, REPORT_BYTES, SCALAR_BYTES, SIZES, begun, padded};
@@ -47,27 +47,9 @@ fn row_norms_and_the_batchs_mean_equal_the_cpus() {
         assert!(arrived.numbers::<u32>().iter().all(|count| *count == 0));
         assert_eq!(scalars.numbers::<u32>(), letter);
         let bias = case.device.holding(&padded(&numbers(case.width, 9), case.width, stride));
-        let (input, x_bf16) =
-            (case.device.room::<f32>(rows * stride), case.device.room::<u16>(rows * stride));
-        let [squared, centered, length, norm, residual] =
-            std::array::from_fn(|_| case.device.room::<f32>(rows));
-        let norms = rows::RowNorms {
-            x: &case.device_x,
-            mean: &mean,
-            shifted: Some(ShiftedInput { bias: (&bias).into(), input: &input }),
-            x_bf16: &x_bf16,
-            squared: &squared,
-            centered: &centered,
-            length: &length,
-            row_norm: &norm,
-            row_residual: &residual,
-            rows,
-            stride,
-            bounds: true,
-            zero_check: Mse::Sum,
-            report: &case.report,
-        };
-        norms.launch(&mut case.device).unwrap();
+        let input = case.device.room::<f32>(rows * stride);
+        let shifted = ShiftedInput { bias: (&bias).into(), input: &input };
+        let got = case.row_norms(&mean, Some(shifted), true, Mse::Sum);
 
         let mut expected = RowNorms::default();
         row_norms(Isa::detect(), &case.x, case.width, &mut expected);
@@ -78,10 +60,11 @@ fn row_norms_and_the_batchs_mean_equal_the_cpus() {
                 assert!((got - expected).abs() <= 1e-6 * expected, "{sizes:?}: {got} {expected}");
             }
         };
-        near(&squared, &expected.squared);
-        near(&centered, &expected.centered);
+        near(&got.squared, &expected.squared);
+        near(&got.centered, &expected.centered);
         // The other arrays are bounds: not below the truth, and not far above it.
-        let (input, half) = (input.numbers::<f32>(), x_bf16.numbers::<u16>());
+        let (input, half) = (input.numbers::<f32>(), got.x_bf16.numbers::<u16>());
+        let (norm, residual) = (got.row_norm.numbers::<f32>(), got.row_residual.numbers::<f32>());
         let bias = bias.numbers::<f32>();
         for row in 0..rows {
             let range = row * stride..(row + 1) * stride;
@@ -94,9 +77,9 @@ fn row_norms_and_the_batchs_mean_equal_the_cpus() {
                 norms += half * half;
                 residuals += (f64::from(*exact) - half).powi(2);
             }
-            let got = f64::from(norm.numbers::<f32>()[row]);
+            let got = f64::from(norm[row]);
             assert!(got >= norms.sqrt() && got <= 1.001 * norms.sqrt() + 1e-15, "{sizes:?} {got}");
-            assert!(f64::from(residual.numbers::<f32>()[row]) >= residuals.sqrt(), "{sizes:?}");
+            assert!(f64::from(residual[row]) >= residuals.sqrt(), "{sizes:?}");
         }
     }
 }
@@ -108,27 +91,9 @@ fn rows_with_nan_or_infinity_and_rows_at_the_mean_are_named_by_the_first_of_them
     (x[31 * 64 + 2], x[33 * 64 + 4]) = (f32::NAN, f32::NEG_INFINITY);
     x[17 * 64..18 * 64].fill(0.0);
     case.device_x = case.device.holding(&x);
-    let report = begun(&mut case.device);
+    case.report = begun(&mut case.device);
     let mean = case.device.holding(&vec![0.0f32; 64]);
-    let x_bf16 = case.device.room::<u16>(40 * 64);
-    let [squared, centered, length, norm, residual] = std::array::from_fn(|_| case.device.room::<f32>(40));
-    let norms = rows::RowNorms {
-        x: &case.device_x,
-        mean: &mean,
-        shifted: None,
-        x_bf16: &x_bf16,
-        squared: &squared,
-        centered: &centered,
-        length: &length,
-        row_norm: &norm,
-        row_residual: &residual,
-        rows: 40,
-        stride: 64,
-        bounds: true,
-        zero_check: Mse::Centered,
-        report: &report,
-    };
-    norms.launch(&mut case.device).unwrap();
-    let report = report.numbers::<u32>();
+    case.row_norms(&mean, None, true, Mse::Centered);
+    let report = case.report.numbers::<u32>();
     assert_eq!(report[REPORT_BYTES / 4 - 2..], [31, 17]);
 }

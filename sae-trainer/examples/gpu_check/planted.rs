@@ -7,7 +7,7 @@
 
 use std::path::Path;
 
-use activation_store::{Layout, Provenance, RowType, StoreSpec, StoreWriter, WriterOptions};
+use activation_store::{Layout, Provenance, StoreSpec, StoreWriter, WriterOptions};
 use anyhow::Result;
 use ndarray::{ArrayView2, ArrayView3};
 use rayon::prelude::*;
@@ -73,16 +73,7 @@ fn autoencoder(directions: &[f32], width: usize, features: usize) -> Weights {
 
 fn write_store(folder: &Path, contexts: usize, width: usize, directions: &[f32]) -> Result<()> {
     let spec = StoreSpec {
-        width,
-        context_length: CONTEXT,
-        contexts: contexts as u64,
-        row_type: RowType::F16,
-        mantissa_bits: None,
-        clip: false,
-        drop_bos: false,
-        bos_token: 0,
         vocabulary: 50_257,
-        seed: 0,
         layout: Layout { window_rows: 65_536, shard_rows: 65_536, chunk_rows: 2048, zstd_level: 1 },
         provenance: Provenance {
             model: "none".into(),
@@ -90,6 +81,7 @@ fn write_store(folder: &Path, contexts: usize, width: usize, directions: &[f32])
             dataset: vec!["random sums of directions".into()],
             ..Provenance::default()
         },
+        ..StoreSpec::new(width, CONTEXT, contexts as u64)
     };
     let mut writer = StoreWriter::open(folder, &spec, &WriterOptions::default())?;
     let numbers: Vec<usize> = (0..contexts).collect();

@@ -11,18 +11,10 @@ const FLAGS: &str = "--features 64 --batch 128 --steps 20";
 /// A dump that was begun, and did nothing yet.
 fn begin_store(place: &Place, name: &str) {
     let spec = StoreSpec {
-        width: WIDTH,
-        context_length: 8,
-        contexts: 100,
         row_type: RowType::F32,
-        mantissa_bits: None,
-        clip: false,
-        drop_bos: false,
-        bos_token: 0,
         vocabulary: 50_257,
-        seed: 0,
         layout: Layout { window_rows: 1024, shard_rows: 512, chunk_rows: 128, zstd_level: 1 },
-        provenance: Default::default(),
+        ..StoreSpec::new(WIDTH, 8, 100)
     };
     drop(StoreWriter::open(&place.path(name), &spec, &WriterOptions::default()).unwrap());
 }

@@ -185,16 +185,8 @@ pub(crate) fn mixtures(contexts: usize, seed: u64) -> Vec<f32> {
 pub(crate) fn write_store(path: &Path, width: usize, rows: &[f32], row_type: RowType) {
     let contexts = rows.len() / (CONTEXT * width);
     let spec = StoreSpec {
-        width,
-        context_length: CONTEXT,
-        contexts: contexts as u64,
         row_type,
-        mantissa_bits: None,
-        clip: false,
-        drop_bos: false,
-        bos_token: 0,
         vocabulary: 50_257,
-        seed: 0,
         layout: Layout { window_rows: 1024, shard_rows: 512, chunk_rows: 128, zstd_level: 1 },
         provenance: Provenance {
             model: "gpt2-small".into(),
@@ -205,6 +197,7 @@ pub(crate) fn write_store(path: &Path, width: usize, rows: &[f32], row_type: Row
             dataset: vec!["openwebtext".into()],
             ..Provenance::default()
         },
+        ..StoreSpec::new(width, CONTEXT, contexts as u64)
     };
     let mut writer = StoreWriter::open(path, &spec, &WriterOptions::default()).unwrap();
     // Every context begins with BOS, token 0.
