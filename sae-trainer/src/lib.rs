@@ -46,3 +46,8 @@ pub fn main() -> ExitCode {
     });
     terminal::exit_code(code)
 }
+
+/// The example of the README, run as a test.
+#[cfg(doctest)]
+#[doc = include_str!("../README.md")]
+struct ReadmeExamples;
