@@ -10,19 +10,7 @@
 // A block owns a row, a thread four neighbouring components of it (and every blockDim·4th after them). The pairs are read
 // by all threads at the same address, one transaction a warp; four decoder rows are in flight at a time.
 #include "decode.cuh"
-
-__device__ __forceinline__ float4 weights_at(const float *weights, u64 at) {
-    return *(const float4 *)(weights + at);
-}
-__device__ __forceinline__ float4 weights_at(const bf16 *weights, u64 at) {
-    uint2 pairs = *(const uint2 *)(weights + at);
-    float4 four;
-    four.x = __uint_as_float(pairs.x << 16);
-    four.y = __uint_as_float(pairs.x & 0xffff0000u);
-    four.z = __uint_as_float(pairs.y << 16);
-    four.w = __uint_as_float(pairs.y & 0xffff0000u);
-    return four;
-}
+#include "four.cuh"
 
 template <class T>
 __device__ void decode_row(const float *x, const float *squared, const float *centered, const T *decoder,
@@ -45,7 +33,7 @@ __device__ void decode_row(const float *x, const float *squared, const float *ce
             float a[4];
 #pragma unroll
             for (u32 n = 0; n < 4; n++) {
-                w[n] = weights_at(decoder, (u64)features[at + n] * stride + column);
+                w[n] = four_at(decoder, (u64)features[at + n] * stride + column);
                 a[n] = values[at + n];
             }
 #pragma unroll
@@ -57,7 +45,7 @@ __device__ void decode_row(const float *x, const float *squared, const float *ce
             }
         }
         for (; at < count; at++) {
-            float4 w = weights_at(decoder, (u64)features[at] * stride + column);
+            float4 w = four_at(decoder, (u64)features[at] * stride + column);
             float a = values[at];
             xhat.x = fmaf(a, w.x, xhat.x);
             xhat.y = fmaf(a, w.y, xhat.y);

@@ -11,6 +11,7 @@
 // Cost per candidate: 2·stride operations, 4·stride bytes of W_enc from L2 (300 MB at 25 candidates a row, B = 4096,
 // d = 768). A block owns a row, which it keeps in shared memory up to 1024 numbers; a warp takes 4 candidates at a time,
 // which share the reading of x_i.
+#include "four.cuh"
 #include "reduce.cuh"
 
 constexpr u32 TOGETHER = 128;  // candidates between two barriers: one per thread of the block
@@ -30,19 +31,6 @@ __device__ __forceinline__ float uncertainty(u32 stride, float length, float fea
     const float roundings = (float)(stride + stride / 32 + 16);
     // The last term covers products too small for float32, also where the norms' squares are.
     return roundings * 5.9604644775390625e-8f * (length * feature_norm + fabsf(bias)) + 1e-35f;
-}
-
-__device__ __forceinline__ float4 four_at(const float *numbers, u64 at) {
-    return *(const float4 *)(numbers + at);
-}
-__device__ __forceinline__ float4 four_at(const bf16 *numbers, u64 at) {
-    uint2 pairs = *(const uint2 *)(numbers + at);
-    float4 four;
-    four.x = __uint_as_float(pairs.x << 16);
-    four.y = __uint_as_float(pairs.x & 0xffff0000u);
-    four.z = __uint_as_float(pairs.y << 16);
-    four.w = __uint_as_float(pairs.y & 0xffff0000u);
-    return four;
 }
 
 __device__ __forceinline__ void copy_four(float *to, const float *from) {

@@ -37,6 +37,37 @@ impl Default for Adam {
     }
 }
 
+/// The constants of Adam at one step, as every backend uses them.
+#[derive(Debug, Clone, Copy, PartialEq)]
+pub struct AdamStep {
+    /// lr / (1 − β₁^t).
+    pub(crate) rate: f32,
+    pub(crate) beta1: f32,
+    pub(crate) beta2: f32,
+    /// 1 − β₁, 1 − β₂: from float64, where the difference is exact.
+    pub(crate) rest1: f32,
+    pub(crate) rest2: f32,
+    /// 1 / √(1 − β₂^t).
+    pub(crate) root_correction: f32,
+    pub(crate) epsilon: f32,
+}
+
+impl AdamStep {
+    /// Step number t = `step`, counted from 1.
+    pub fn new(adam: &Adam, lr: f64, step: u64) -> AdamStep {
+        let t = step as f64;
+        AdamStep {
+            rate: (lr / (1.0 - adam.beta1.powf(t))) as f32,
+            beta1: adam.beta1 as f32,
+            beta2: adam.beta2 as f32,
+            rest1: (1.0 - adam.beta1) as f32,
+            rest2: (1.0 - adam.beta2) as f32,
+            root_correction: (1.0 / (1.0 - adam.beta2.powf(t)).sqrt()) as f32,
+            epsilon: adam.epsilon as f32,
+        }
+    }
+}
+
 /// Everything constant over a training run that a step needs to know.
 #[derive(Debug, Clone, Copy, PartialEq, Serialize, Deserialize)]
 pub struct StepSpec {

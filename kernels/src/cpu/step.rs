@@ -10,7 +10,7 @@ use crate::outcome::{StepReport, Terms};
 use crate::parameters::{Parameters, numbers};
 use crate::path::Path;
 use crate::precision::Precision;
-use crate::spec::{Schedule, StepSpec};
+use crate::spec::{AdamStep, Schedule, StepSpec};
 use crate::state::State;
 use crate::stats::{Evaluation, Sums};
 
@@ -24,7 +24,6 @@ use super::rows::{RowNorms, first_non_finite_row, round_to_bf16, row_norms, subt
 use super::select::{Selected, select_dense};
 use super::sparsity::{Sparsity, frequency_terms};
 use super::train::{Activations, Train, train};
-use super::update::AdamStep;
 use super::vector;
 
 /// How a [`CpuStep`] runs. Only `bf16` changes results beyond rounding; `threads` does not change them at all.

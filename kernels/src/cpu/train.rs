@@ -4,7 +4,7 @@
 
 use rayon::prelude::*;
 
-use crate::spec::{DecoderNorm, StepSpec};
+use crate::spec::{AdamStep, DecoderNorm, StepSpec};
 
 use super::backward::{decoder_gradient, encoder_gradient};
 use super::blocks::{FeatureBlock, TrainedParameters};
@@ -12,7 +12,7 @@ use super::dense::{Panel, PanelGradient, backward_panel};
 use super::isa::{Isa, per_isa};
 use super::pairs::ActivePairs;
 use super::sparsity::Sparsity;
-use super::update::{AdamStep, update_decoder, update_encoder};
+use super::update::{update_decoder, update_encoder};
 use super::vector::{add_scaled_inline, dot};
 
 /// Features of a task on the sparse path: few, because their numbers of pairs differ by orders of magnitude.

@@ -2,7 +2,7 @@
 //!
 //! Cost: 24 bytes of memory traffic per weight (weight and two moments, read and written).
 
-use crate::spec::{Adam, DecoderNorm};
+use crate::spec::{AdamStep, DecoderNorm};
 
 use super::blocks::{FeatureBlock, Trained};
 use super::isa::{Isa, madd, per_isa};
@@ -14,37 +14,6 @@ use super::vector::dot;
 const SMALLEST_FIRST: f32 = 1e-30;
 /// The same for second moments: the root of it, 1e-18, vanishes beside ε.
 const SMALLEST_SECOND: f32 = 1e-36;
-
-/// The constants of Adam at one step.
-#[derive(Debug, Clone, Copy, PartialEq)]
-pub struct AdamStep {
-    /// lr / (1 − β₁^t).
-    rate: f32,
-    beta1: f32,
-    beta2: f32,
-    /// 1 − β₁, 1 − β₂: from float64, where the difference is exact.
-    rest1: f32,
-    rest2: f32,
-    /// 1 / √(1 − β₂^t).
-    root_correction: f32,
-    epsilon: f32,
-}
-
-impl AdamStep {
-    /// Step number t = `step`, counted from 1.
-    pub fn new(adam: &Adam, lr: f64, step: u64) -> AdamStep {
-        let t = step as f64;
-        AdamStep {
-            rate: (lr / (1.0 - adam.beta1.powf(t))) as f32,
-            beta1: adam.beta1 as f32,
-            beta2: adam.beta2 as f32,
-            rest1: (1.0 - adam.beta1) as f32,
-            rest2: (1.0 - adam.beta2) as f32,
-            root_correction: (1.0 / (1.0 - adam.beta2.powf(t)).sqrt()) as f32,
-            epsilon: adam.epsilon as f32,
-        }
-    }
-}
 
 per_isa! {
     /// One Adam step of `weights` with the gradient `g`; all slices have one length.
@@ -143,6 +112,7 @@ pub(crate) fn update_encoder(
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::spec::Adam;
 
     #[test]
     fn adam_steps_by_the_learning_rate_against_the_gradient() {

@@ -3,7 +3,7 @@
 use bytemuck::{Pod, Zeroable};
 
 use crate::loss::{LossSpec, Mse, Penalty};
-use crate::spec::{Adam, DecoderNorm, Schedule};
+use crate::spec::{Adam, AdamStep, DecoderNorm, Schedule};
 
 /// What changes from step to step.
 #[repr(C)]
@@ -27,7 +27,7 @@ impl Scalars {
     /// Those of step number `step`, counted from 1, on batches of `rows`; as the CPU forms them in
     /// `cpu::update` and `cpu::sparsity`.
     pub(crate) fn new(loss: &LossSpec, adam: &Adam, schedule: &Schedule, rows: usize, step: u64) -> Scalars {
-        let t = step as f64;
+        let adam = AdamStep::new(adam, schedule.lr, step);
         let coefficient = loss.coefficient * schedule.coefficient_scale;
         let scale = schedule.epsilon_scale as f32;
         let penalty_parameter = match loss.penalty.with_epsilon_scaled(scale) {
@@ -41,13 +41,13 @@ impl Scalars {
             penalty_coefficient: (coefficient / rows as f64) as f32,
             penalty_parameter,
             frequency_epsilon: loss.frequency_epsilon * scale,
-            rate: (schedule.lr / (1.0 - adam.beta1.powf(t))) as f32,
-            beta1: adam.beta1 as f32,
-            beta2: adam.beta2 as f32,
-            rest1: (1.0 - adam.beta1) as f32,
-            rest2: (1.0 - adam.beta2) as f32,
-            root_correction: (1.0 / (1.0 - adam.beta2.powf(t)).sqrt()) as f32,
-            epsilon: adam.epsilon as f32,
+            rate: adam.rate,
+            beta1: adam.beta1,
+            beta2: adam.beta2,
+            rest1: adam.rest1,
+            rest2: adam.rest2,
+            root_correction: adam.root_correction,
+            epsilon: adam.epsilon,
         }
     }
 }

@@ -39,6 +39,7 @@ pub const HEADERS: &[Source] = sources!(".cuh":
     "ampere"
     "decode"
     "feature"
+    "four"
     "hopper"
     "last"
     "reduce"

@@ -16,11 +16,10 @@ use kernels::cpu::pairs::ActivePairs;
 use kernels::cpu::rows::{RowNorms, row_norms};
 use kernels::cpu::sparsity::Sparsity;
 use kernels::cpu::train::{Activations, Train, train};
-use kernels::cpu::update::AdamStep;
 use kernels::error::StepError;
 use kernels::parameters::Parameters;
 use kernels::path::Path;
-use kernels::spec::{Schedule, StepSpec};
+use kernels::spec::{AdamStep, Schedule, StepSpec};
 use ndarray::{Array2, ArrayView2};
 use sae::Weights;
 
