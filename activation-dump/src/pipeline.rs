@@ -197,55 +197,50 @@ pub(crate) fn run<M: Model>(
                 .inspect_err(|_| over.store(true, Ordering::Relaxed))?));
         }
 
-        let model_ends = model_stage(model, check, batches, to_stores);
+        let ran = model_stage(model, check, batches, to_stores);
         // Whatever ended it: nobody waits for more text.
         over.store(true, Ordering::Relaxed);
 
-        let mut failures = Vec::new();
-        let mut busy = Busy::default();
-        let mut writers = Vec::new();
-        for store in stores {
-            match store.map(ScopedWorker::join) {
-                Err(complete) => writers.push(complete),
-                Ok(Ok(end)) => {
-                    failures.extend(end.failure);
-                    busy.store = busy.store.max(end.busy);
-                    writers.push(end.writer);
-                }
-                // Its writer is gone too; what the journal records is there when the store is opened again.
-                Ok(Err(died)) => failures.push(died.into()),
-            }
-        }
-        let text = text.join().map_err(Error::new).flatten();
-        let (contexts_run, model_busy) = match model_ends {
-            Ok(ran) => ran,
-            Err(error) => {
-                failures.push(error);
-                (0, Duration::ZERO)
-            }
-        };
         // A stage that loses its neighbour ends quietly, so the first error downstream is the cause.
-        let text = match text {
-            Ok(text) => Some(text),
-            Err(error) => {
-                failures.push(error);
-                None
-            }
-        };
+        let mut failures = Vec::new();
+        let (writers, store) = join_stores(stores, &mut failures);
+        let ran = ran.map_err(|error| failures.push(error)).ok();
+        let text = text.join().map_err(Error::new).flatten().map_err(|error| failures.push(error)).ok();
         if !failures.is_empty() {
             return Err(failures.swap_remove(0));
         }
+        let (contexts_run, model) = ran.context("the model stage ended without a result")?;
         let text = text.context("the text stage ended without a result")?;
         let end = match () {
             () if stop.load(Ordering::Relaxed) => End::Interrupted,
             () if text.exhausted => End::TextExhausted,
             () => End::Planned,
         };
-        busy.model = model_busy;
-        busy.reading = text.reading;
-        busy.tokenizing = text.tokenizing / threads.max(1) as u32;
+        let tokenizing = text.tokenizing / threads.max(1) as u32;
+        let busy = Busy { reading: text.reading, tokenizing, model, store };
         Ok((writers, Outcome { end, text: text.counts, contexts_run, busy, elapsed: started.elapsed() }))
     })
+}
+
+/// Waits for the stores: their writers, with those of the complete ones in their places, and the time of the busiest.
+fn join_stores(
+    stores: Vec<Result<ScopedWorker<'_, StoreEnd>, StoreWriter>>,
+    failures: &mut Vec<Error>,
+) -> (Vec<StoreWriter>, Duration) {
+    let (mut writers, mut busy) = (Vec::new(), Duration::ZERO);
+    for store in stores {
+        match store.map(ScopedWorker::join) {
+            Err(complete) => writers.push(complete),
+            Ok(Ok(end)) => {
+                failures.extend(end.failure);
+                busy = busy.max(end.busy);
+                writers.push(end.writer);
+            }
+            // Its writer is gone too; what the journal records is there when the store is opened again.
+            Ok(Err(died)) => failures.push(died.into()),
+        }
+    }
+    (writers, busy)
 }
 
 fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
