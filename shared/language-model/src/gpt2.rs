@@ -9,7 +9,6 @@ use crate::attention::Contexts;
 use crate::block::block;
 use crate::config::{activation, even_split};
 use crate::graph::{Graph, INPUT, Value, int};
-use crate::norm::layer_norm;
 use crate::{Checkpoint, Error, Family, ModelConfig, NormKind};
 
 /// Reads `config.json`.
@@ -76,14 +75,9 @@ pub(crate) fn blocks(
             config,
             layer,
             resid,
-            |g, resid| {
-                let x = layer_norm(g, config, &name("ln_1"), resid)?;
-                attention(g, config, &name("attn"), contexts, &x)
-            },
-            |g, resid| {
-                let x = layer_norm(g, config, &name("ln_2"), resid)?;
-                mlp(g, config, &name("mlp"), &x)
-            },
+            [name("ln_1"), name("ln_2")],
+            |g, x| attention(g, config, &name("attn"), contexts, x),
+            |g, x| mlp(g, config, &name("mlp"), x),
         )?;
     }
     Ok(())

@@ -11,7 +11,6 @@ use crate::attention::Contexts;
 use crate::block::block;
 use crate::config::{activation, even_split};
 use crate::graph::{Graph, INPUT, Value, int};
-use crate::norm::layer_norm;
 use crate::rope::RopeJson;
 use crate::rotation::Rotation;
 use crate::{Checkpoint, Error, Family, ModelConfig, NormKind};
@@ -88,14 +87,9 @@ pub(crate) fn blocks(
             config,
             layer,
             resid,
-            |g, resid| {
-                let x = layer_norm(g, config, &name("input_layernorm"), resid)?;
-                attention(g, config, &name("attention"), contexts, &rotation, &x)
-            },
-            |g, resid| {
-                let x = layer_norm(g, config, &name("post_attention_layernorm"), resid)?;
-                mlp(g, config, &name("mlp"), &x)
-            },
+            [name("input_layernorm"), name("post_attention_layernorm")],
+            |g, x| attention(g, config, &name("attention"), contexts, &rotation, x),
+            |g, x| mlp(g, config, &name("mlp"), x),
         )?;
     }
     Ok(())

@@ -43,7 +43,6 @@ mod inside;
 mod lane;
 mod limits;
 mod llama;
-mod norm;
 mod onnx;
 mod onnx_file;
 mod precision;

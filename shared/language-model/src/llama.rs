@@ -10,7 +10,6 @@ use crate::attention::Contexts;
 use crate::block::block;
 use crate::config::{activation, even_split};
 use crate::graph::{Graph, INPUT, Value};
-use crate::norm::rms_norm;
 use crate::rope::RopeJson;
 use crate::rotation::Rotation;
 use crate::{Checkpoint, Error, Family, ModelConfig, NormKind};
@@ -114,14 +113,9 @@ pub(crate) fn blocks(
             config,
             layer,
             resid,
-            |g, resid| {
-                let x = rms_norm(g, config, &name("input_layernorm"), resid)?;
-                attention(g, config, &name("self_attn"), contexts, &rotation, &x)
-            },
-            |g, resid| {
-                let x = rms_norm(g, config, &name("post_attention_layernorm"), resid)?;
-                mlp(g, config, &name("mlp"), &x)
-            },
+            [name("input_layernorm"), name("post_attention_layernorm")],
+            |g, x| attention(g, config, &name("self_attn"), contexts, &rotation, x),
+            |g, x| mlp(g, config, &name("mlp"), x),
         )?;
     }
     Ok(())
