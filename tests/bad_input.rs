@@ -293,10 +293,10 @@ fn arguments_that_are_no_text_are_refused_or_taken_as_paths() {
         );
     }
     let mut command = end_to_end::program("activation-dump");
-    command.args(setting.arguments(&["--out"])).arg(setting.folder.path().join(odd));
+    command.args(setting.arguments(&["--out"])).arg(setting.at(odd));
     let run: end_to_end::Run = command.output().unwrap().into();
     assert_eq!(run.code, Some(0), "{}", run.stderr);
-    activation_store::Store::open(&setting.folder.path().join(odd)).unwrap();
+    activation_store::Store::open(&setting.at(odd)).unwrap();
 }
 
 #[test]

@@ -327,10 +327,10 @@ fn damaged_pages_of_parquet_are_counted_and_the_rest_is_read() {
 #[test]
 fn a_dry_run_says_what_it_would_take_and_writes_nothing() {
     let setting = Setting::new(400);
-    let before = files_below(setting.folder.path());
+    let before = files_below(&setting.at(""));
     let more = ["--dry-run", "--hook", "blocks.0.hook_mlp_out,blocks.1.hook_resid_pre", "--part", "1/2"];
     let plan = setting.dump("a/b/store", 2000, &more);
-    assert_eq!(files_below(setting.folder.path()), before);
+    assert_eq!(files_below(&setting.at("")), before);
     assert!(!setting.at("a").exists());
     assert_eq!((plan["contexts"].as_u64(), plan["tokens"].as_u64()), (Some(1000), Some(16_000)));
     assert_eq!(plan["stores"].as_array().unwrap().len(), 2);

@@ -1,6 +1,6 @@
 //! A folder with the tiny model and some text, and dumps of them.
 
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::process::Command;
 
 use activation_store::Store;
@@ -26,7 +26,7 @@ impl Setting {
     }
 
     /// A path in the folder.
-    pub fn at(&self, name: &str) -> PathBuf {
+    pub fn at(&self, name: impl AsRef<Path>) -> PathBuf {
         self.folder.path().join(name)
     }
 
