@@ -108,7 +108,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn a_run_turns_sparse_when_the_pairs_fit_with_room_and_back_when_the_device_refuses() {
+    fn a_run_turns_sparse_when_pairs_fit_and_back_when_refused() {
         let mut choice = PathChoice::new(1000, 100_000);
         assert_eq!(choice.next(), Path::Dense);
         choice.after_dense(900);

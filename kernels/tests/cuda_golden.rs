@@ -10,7 +10,7 @@ use kernels::precision::Precision;
 use ndarray::Array2;
 
 #[test]
-fn fifty_steps_end_at_pytorchs_weights_in_every_configuration_on_both_paths() {
+fn fifty_steps_end_at_pytorchs_weights_on_both_paths() {
     let golden = Golden::read();
     let batches = single(golden.tensor("batches"));
     let mut worst: (f64, String) = (0.0, String::new());

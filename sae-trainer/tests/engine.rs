@@ -20,7 +20,7 @@ fn only(path: Path) -> CpuOptions {
 }
 
 #[test]
-fn fifty_steps_end_at_pytorchs_weights_in_every_configuration() {
+fn fifty_steps_end_at_pytorchs_weights() {
     let golden = Golden::read();
     let batches = single(golden.tensor("batches"));
     let mut worst: (f64, String) = (0.0, String::new());

@@ -13,7 +13,7 @@ use kernels::outcome::Terms;
 use crate::case::{REPORT_BYTES, SCALAR_BYTES, begun};
 
 #[test]
-fn frequencies_and_slopes_equal_the_cpus_while_batches_enter_leave_and_fall_out() {
+fn frequencies_and_slopes_equal_the_cpus_as_batches_come_and_go() {
     const FEATURES: usize = 300;
     const LENGTH: usize = 4;
     let rows = 40;

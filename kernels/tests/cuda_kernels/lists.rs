@@ -10,7 +10,7 @@ use kernels::loss::Penalty;
 use crate::case::{ACTIVITIES, Activity, Case, SCALAR_BYTES, SIZES};
 
 #[test]
-fn lists_hold_the_bits_of_a_mask_in_order_and_the_recheck_leaves_exactly_the_active_pairs() {
+fn lists_hold_a_masks_bits_and_the_recheck_leaves_the_active_pairs() {
     for sizes in SIZES {
         for activity in ACTIVITIES {
             // Every pair is a candidate: the worst that a screen could do.

@@ -22,7 +22,7 @@ fn both_sums(x: &[f32], w: &[f32], bias: f32) -> (f32, f32) {
 }
 
 #[test]
-fn the_recheck_decides_as_the_definition_where_orders_of_summation_differ() {
+fn the_recheck_decides_where_orders_of_summation_differ() {
     let mut worst = 0.0f64;
     for width in [64, 300, 768, 1024, 1100] {
         // Rows of equal numbers, and features whose third quarter undoes the first two: the definition's sum climbs to d/2 and

@@ -85,7 +85,7 @@ fn row_norms_and_the_batchs_mean_equal_the_cpus() {
 }
 
 #[test]
-fn rows_with_nan_or_infinity_and_rows_at_the_mean_are_named_by_the_first_of_them() {
+fn the_first_row_with_nan_and_the_first_at_the_mean_are_named() {
     let mut case = Case::new((40, 5, 3), Activity::Some);
     let mut x = padded(&case.x, 5, 64);
     (x[31 * 64 + 2], x[33 * 64 + 4]) = (f32::NAN, f32::NEG_INFINITY);

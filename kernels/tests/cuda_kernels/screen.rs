@@ -18,7 +18,7 @@ fn the_screen_lets_every_active_pair_pass_and_few_others() {
 }
 
 #[test]
-fn without_bounds_the_screen_decides_by_the_sign_of_the_bfloat16_product() {
+fn without_bounds_the_bfloat16_products_sign_decides() {
     for sizes in SIZES {
         let mut case = Case::new(sizes, Activity::Some);
         let mask = case.screen(false);
