@@ -9,6 +9,13 @@ pub enum Activation {
     /// a = max(z, 0).
     #[default]
     Relu,
+    /// a = max(z, 0) of the k features of a row with the largest z, the lower feature where two are equal; 0 elsewhere
+    /// (L. Gao et al., "Scaling and evaluating sparse autoencoders", 2024). The gradient reaches active features alone.
+    #[serde(rename = "topk")]
+    TopK {
+        /// At most so many features of a row are active.
+        k: usize,
+    },
 }
 
 impl Activation {

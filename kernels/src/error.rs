@@ -22,6 +22,12 @@ pub enum StepError {
         /// The largest one possible.
         most: usize,
     },
+    /// The CUDA kernels do not compute this.
+    #[error("the CUDA kernels do not compute {what} yet: train with --device cpu")]
+    Unsupported {
+        /// What was asked for.
+        what: String,
+    },
     /// An array has another shape than the step's sizes ask for.
     #[error("{array} is {found}, but {expected} was expected")]
     Shape {

@@ -96,6 +96,13 @@ pub fn encoder_input(spec: &StepSpec, weights: &Parameters, x: &[f64]) -> Vec<f6
 pub fn select(activation: Activation, z: &[f64]) -> Vec<f64> {
     match activation {
         Activation::Relu => z.iter().map(|z| z.max(0.0)).collect(),
+        Activation::TopK { k } => {
+            let mut order: Vec<usize> = (0..z.len()).collect();
+            order.sort_by(|a, b| z[*b].total_cmp(&z[*a]));
+            let mut a = vec![0.0; z.len()];
+            order.into_iter().take(k).for_each(|j| a[j] = z[j].max(0.0));
+            a
+        }
     }
 }
 

@@ -161,6 +161,14 @@ impl StepSpec {
         ] {
             require(product <= most, name, product, rule)?;
         }
+        if let Activation::TopK { k } = self.activation {
+            require(
+                (1..=features).contains(&k),
+                "k",
+                k,
+                "it must be at least 1 and at most the number of features",
+            )?;
+        }
         self.loss.validate()?;
         self.adam.validate()
     }

@@ -60,11 +60,6 @@ pub struct ActivePairs {
 }
 
 impl ActivePairs {
-    /// Forgets all pairs.
-    pub fn clear(&mut self) {
-        *self = ActivePairs::default();
-    }
-
     /// The number of pairs.
     pub fn len(&self) -> usize {
         self.features.len()

@@ -21,7 +21,7 @@ use super::encode::{Encode, EncodeBuffers, Search, encode_dense, encode_dense_bf
 use super::frequency::FrequencyWindow;
 use super::isa::Isa;
 use super::rows::{RowNorms, first_non_finite_row, round_to_bf16, row_norms, subtract_bias};
-use super::select::{Selected, select_dense};
+use super::select::Selected;
 use super::sparsity::{Sparsity, frequency_terms};
 use super::train::{Activations, Train, train};
 use super::vector;
@@ -72,7 +72,7 @@ pub struct CpuStep {
     frequencies: Array1<f32>,
     steps_since_fired: Array1<u64>,
     steps: u64,
-    /// The path to try first: that of the previous step. Which one is taken depends on the batch alone.
+    /// The path to encode on first: that of the previous step. Which one is taken depends on the batch alone.
     expected: Path,
     buffers: Buffers,
 }
@@ -177,7 +177,7 @@ impl CpuStep {
         let finite = train(isa, backward, activations, &mut self.parameters);
 
         self.steps += 1;
-        self.expected = found.path;
+        self.expected = found.encoded;
         for (feature, count) in found.counts.iter().enumerate() {
             self.frequencies[feature] = self.window.frequency(feature) as f32;
             let since = &mut self.steps_since_fired[feature];
@@ -232,8 +232,8 @@ impl CpuStep {
         let sparsity = Sparsity::new(&self.spec.loss, &Schedule::constant(0.0), input.nrows());
         let mut forward = self.forward(&sparsity);
         forward.check_rows(numbers)?;
-        let (path, _) = forward.encode(numbers);
-        forward.select(path);
+        let (encoded, _) = forward.encode(numbers);
+        let path = forward.select(encoded);
         let Buffers { selected: Selected { kept, .. }, activations, .. } = &self.buffers;
         Ok(match path {
             Path::Sparse => SparseActivations {
@@ -255,8 +255,8 @@ impl CpuStep {
             let sparsity = Sparsity::new(&self.spec.loss, &Schedule::constant(0.0), input.nrows());
             let mut forward = self.forward(&sparsity);
             forward.check_rows(numbers)?;
-            let (path, _) = forward.encode(numbers);
-            forward.select(path);
+            let (encoded, _) = forward.encode(numbers);
+            let path = forward.select(encoded);
             forward.decode(path, input.nrows());
         }
         let reconstruction = self.buffers.gradient[..numbers.len()].to_vec();
@@ -324,7 +324,10 @@ impl CpuStep {
 
 /// What the forward pass found, besides what lies in the buffers.
 struct Found {
+    /// Where the active pairs are.
     path: Path,
+    /// The path that the encode took.
+    encoded: Path,
     /// In how many rows each feature is active, [F].
     counts: Vec<u32>,
     /// Pairs that screening left to recompute.
@@ -349,15 +352,15 @@ impl Forward<'_> {
             self.check_rows(target)?;
         }
         row_norms(self.options.isa, target, self.spec.width, &mut self.buffers.norms);
-        let (path, rechecked) = self.encode(input);
-        self.select(path);
+        let (encoded, rechecked) = self.encode(input);
+        let path = self.select(encoded);
         self.decode(path, input.len() / self.spec.width);
         self.finish(target);
         let counts = match path {
             Path::Sparse => self.buffers.selected.kept.counts(),
             Path::Dense => count_active(&self.buffers.activations, self.spec.features),
         };
-        Ok(Found { path, counts, rechecked })
+        Ok(Found { path, encoded, counts, rechecked })
     }
 
     /// An error if a row holds what is not a number.
@@ -411,13 +414,10 @@ impl Forward<'_> {
         }
     }
 
-    /// Leaves the active ones of what the encode found.
-    fn select(&mut self, path: Path) {
+    /// Leaves the active ones of what the encode found; says where they are.
+    fn select(&mut self, found: Path) -> Path {
         let Buffers { selected, activations, .. } = &mut *self.buffers;
-        match path {
-            Path::Sparse => selected.select(self.spec.activation),
-            Path::Dense => select_dense(self.spec.activation, activations),
-        }
+        selected.select(self.spec.activation, found, activations, self.spec.features)
     }
 
     /// x̂ of `rows` rows from the activations: the decode's first half.

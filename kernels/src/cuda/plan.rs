@@ -1,5 +1,6 @@
 //! What can be decided without a device: the sizes of a step.
 
+use crate::activation::Activation;
 use crate::error::StepError;
 use crate::precision::Precision;
 use crate::spec::StepSpec;
@@ -81,6 +82,9 @@ impl DevicePlan {
     /// A spec out of range, or sizes that the kernels are not written for.
     pub fn new(spec: &StepSpec, options: &DeviceOptions) -> Result<DevicePlan, StepError> {
         spec.validate()?;
+        if spec.activation != Activation::Relu {
+            return Err(StepError::Unsupported { what: format!("the activation {:?}", spec.activation) });
+        }
         at_most("width", spec.width, RowBlock::LONGEST)?;
         // Words of the mask are a dimension of a grid.
         at_most("batch", spec.batch, LARGEST_GRID_Y / 4 * 4 * 32)?;
@@ -141,7 +145,6 @@ impl DevicePlan {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::activation::Activation;
     use crate::loss::{LossSpec, Mse};
     use crate::spec::{Adam, DecoderNorm};
 

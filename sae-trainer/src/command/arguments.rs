@@ -135,6 +135,14 @@ pub(crate) struct ModelArguments {
     #[arg(long, value_name = "TIMES")]
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub(crate) expansion: Option<u64>,
+    /// Which features of a row are active: those above 0 (relu), or of these the k largest (topk) [default: relu]
+    #[arg(long, value_enum, value_name = "KIND", hide_possible_values = true)]
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub(crate) activation: Option<ActivationChoice>,
+    /// The k of topk [default: 100]
+    #[arg(long, value_name = "K", value_parser = parse_count)]
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub(crate) k: Option<u64>,
     /// Subtract the decoder bias from the encoder's input
     #[arg(long)]
     #[serde(default, skip_serializing_if = "is_false")]
@@ -159,7 +167,7 @@ pub(crate) struct ModelArguments {
 #[derive(Debug, Clone, Default, PartialEq, Args, Serialize, Deserialize)]
 #[command(next_help_heading = "Loss")]
 pub(crate) struct LossArguments {
-    /// Sparsity penalty: approx-l0, l1, tanh, log, or none [default: approx-l0]
+    /// Sparsity penalty: approx-l0, l1, tanh, log, or none [default: approx-l0 with relu, none with topk]
     #[arg(long, value_enum, value_name = "PENALTY", hide_possible_values = true)]
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub(crate) loss: Option<PenaltyChoice>,
@@ -302,6 +310,15 @@ pub(crate) struct RunArguments {
     /// Print the summary as one JSON object on standard output
     #[arg(long)]
     pub(crate) json: bool,
+}
+
+/// Which features of a row are active.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum, Serialize, Deserialize)]
+#[serde(rename_all = "lowercase")]
+#[value(rename_all = "lowercase")]
+pub(crate) enum ActivationChoice {
+    Relu,
+    TopK,
 }
 
 #[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum, Serialize, Deserialize)]

@@ -9,13 +9,20 @@ use anyhow::{Context, Result, bail, ensure};
 use serde::{Deserialize, Serialize};
 
 use crate::command::arguments::{
-    DecoderBias, DecoderNormChoice, LossArguments, MseChoice, PenaltyChoice, PrecisionChoice, ReviveChoice,
-    SettingArguments,
+    ActivationChoice, DecoderBias, DecoderNormChoice, LossArguments, MseChoice, PenaltyChoice,
+    PrecisionChoice, ReviveChoice, SettingArguments,
 };
 use crate::engine::{Activation, Adam, DecoderNorm, FrequencyPenalty, LossSpec, Mse, Penalty, StepSpec};
 
 /// The penalty without `--loss`.
-const DEFAULT_PENALTY: PenaltyChoice = PenaltyChoice::ApproxL0;
+/// The penalty where none is asked for: the k largest need none.
+fn penalty_of(arguments: &SettingArguments) -> PenaltyChoice {
+    let default = match arguments.model.activation {
+        Some(ActivationChoice::TopK) => PenaltyChoice::None,
+        Some(ActivationChoice::Relu) | None => PenaltyChoice::ApproxL0,
+    };
+    arguments.loss.loss.unwrap_or(default)
+}
 
 /// Rows that a run trains on: a number that JSON and float64 hold exactly.
 const MOST_ROWS: u64 = 1 << 53;
@@ -76,6 +83,7 @@ pub(crate) enum Revive {
 /// The settings that the autoencoder named by `--init-from` fixes.
 #[derive(Debug, Clone, Copy)]
 pub(crate) struct Initial {
+    pub(crate) activation: Activation,
     pub(crate) features: usize,
     pub(crate) pre_bias: bool,
 }
@@ -108,13 +116,19 @@ impl Settings {
             );
         }
         refuse_flags_without_effect(arguments)?;
-        let (loss, epsilon_scales) = resolve_loss(loss);
+        let (loss, epsilon_scales) = resolve_loss(loss, penalty_of(arguments));
         let step = StepSpec {
             width,
             features: usize::try_from(features)?,
             batch: usize::try_from(batch)?,
             pre_bias: initial.map_or(model.pre_bias, |initial| initial.pre_bias),
-            activation: Activation::Relu,
+            activation: match (model.activation, initial) {
+                (Some(ActivationChoice::TopK), _) => {
+                    Activation::TopK { k: usize::try_from(model.k.unwrap_or(100))? }
+                }
+                (None, Some(initial)) => initial.activation,
+                (Some(ActivationChoice::Relu), _) | (None, None) => Activation::Relu,
+            },
             loss,
             decoder_norm: match model.decoder_norm.unwrap_or(DecoderNormChoice::Unit) {
                 DecoderNormChoice::Unit => DecoderNorm::Unit,
@@ -199,6 +213,15 @@ impl Settings {
         }
     }
 
+    /// What makes the activations sparse: the penalty's name, or `topk-100`, or both.
+    pub(crate) fn loss_name(&self) -> String {
+        match (self.step.activation, self.step.loss.penalty) {
+            (Activation::Relu, _) => self.penalty_name().to_owned(),
+            (Activation::TopK { k }, Penalty::None) => format!("topk-{k}"),
+            (Activation::TopK { k }, _) => format!("topk-{k}-{}", self.penalty_name()),
+        }
+    }
+
     /// Where `other` differs, one sentence for each value; what may differ between the parts of a resumed
     /// run is left out.
     pub(crate) fn differences(&self, other: &Settings) -> Vec<String> {
@@ -248,8 +271,7 @@ fn compare(
 }
 
 /// The loss, and epsilon in equal parts of the run as multiples of the loss's.
-fn resolve_loss(flags: &LossArguments) -> (LossSpec, Vec<f64>) {
-    let choice = flags.loss.unwrap_or(DEFAULT_PENALTY);
+fn resolve_loss(flags: &LossArguments, choice: PenaltyChoice) -> (LossSpec, Vec<f64>) {
     let epsilons = if flags.epsilon.is_empty() { vec![0.2] } else { flags.epsilon.clone() };
     let epsilon = epsilons[0] as f32;
     let (penalty, coefficient) = match choice {
@@ -262,7 +284,7 @@ fn resolve_loss(flags: &LossArguments) -> (LossSpec, Vec<f64>) {
         PenaltyChoice::Log => (Penalty::Log { epsilon }, flags.log_coefficient.unwrap_or(7e-5)),
         PenaltyChoice::None => (Penalty::None, 0.0),
     };
-    let (min, max) = frequency_coefficients(flags);
+    let (min, max) = frequency_coefficients(flags, choice);
     let frequency_penalty =
         |coefficient, target| (coefficient != 0.0).then_some(FrequencyPenalty { coefficient, target });
     let loss = LossSpec {
@@ -291,9 +313,10 @@ fn refuse_flags_without_effect(arguments: &SettingArguments) -> Result<()> {
         "--max-sparsity-target" => {
             bail!("--max-sparsity-target has no effect without --max-sparsity-coefficient")
         }
+        "--k" => bail!("--k has no effect without --activation topk"),
         "--revive-every" => bail!("--revive-every has no effect without --revive resample"),
         flag => {
-            let choice = arguments.loss.loss.unwrap_or(DEFAULT_PENALTY);
+            let choice = penalty_of(arguments);
             let name = clap::ValueEnum::to_possible_value(&choice).expect("every penalty has a name");
             bail!("{flag} has no effect with --loss {}; leave it out or choose another loss", name.get_name())
         }
@@ -302,10 +325,10 @@ fn refuse_flags_without_effect(arguments: &SettingArguments) -> Result<()> {
 
 /// The flags that have no effect next to the others, such as `--l1-coefficient` with `--loss tanh`.
 pub(crate) fn flags_without_effect(arguments: &SettingArguments) -> Vec<&'static str> {
-    let (flags, length) = (&arguments.loss, &arguments.length);
+    let (flags, model, length) = (&arguments.loss, &arguments.model, &arguments.length);
     use PenaltyChoice::{ApproxL0, L1, Log, None, Tanh};
-    let choice = flags.loss.unwrap_or(DEFAULT_PENALTY);
-    let (min, max) = frequency_coefficients(flags);
+    let choice = penalty_of(arguments);
+    let (min, max) = frequency_coefficients(flags, choice);
     let checks = [
         ("--l0-coefficient", flags.l0_coefficient.is_some(), choice == ApproxL0),
         ("--l1-coefficient", flags.l1_coefficient.is_some(), choice == L1),
@@ -321,15 +344,16 @@ pub(crate) fn flags_without_effect(arguments: &SettingArguments) -> Vec<&'static
         ("--weight-by-decoder-norm", flags.weight_by_decoder_norm, choice != None),
         ("--min-sparsity-target", flags.min_sparsity_target.is_some(), min != 0.0),
         ("--max-sparsity-target", flags.max_sparsity_target.is_some(), max != 0.0),
+        ("--k", model.k.is_some(), model.activation == Some(ActivationChoice::TopK)),
         ("--revive-every", length.revive_every.is_some(), length.revive == Some(ReviveChoice::Resample)),
     ];
     checks.into_iter().filter(|(_, given, used)| *given && !used).map(|(flag, ..)| flag).collect()
 }
 
 /// The coefficients of min- and max-sparsity; 0 turns them off.
-fn frequency_coefficients(flags: &LossArguments) -> (f64, f64) {
+fn frequency_coefficients(flags: &LossArguments, choice: PenaltyChoice) -> (f64, f64) {
     use PenaltyChoice::{ApproxL0, Log, Tanh};
-    let protects = matches!(flags.loss.unwrap_or(DEFAULT_PENALTY), ApproxL0 | Tanh | Log);
+    let protects = matches!(choice, ApproxL0 | Tanh | Log);
     let min = flags.min_sparsity_coefficient.unwrap_or(if protects { 1e-6 } else { 0.0 });
     (min, flags.max_sparsity_coefficient.unwrap_or(0.0))
 }
@@ -369,6 +393,24 @@ mod tests {
         assert_eq!(step.decoder_norm, DecoderNorm::Unit);
         assert_eq!(step.adam, Adam { beta1: 0.9, beta2: 0.999, epsilon: 1e-8 });
         assert!(!step.pre_bias && !settings.drop_bos);
+    }
+
+    #[test]
+    fn topk_has_a_k_and_no_penalty_unless_asked_for() {
+        let settings = resolve(&["--activation", "topk"]).unwrap();
+        assert_eq!(settings.step.activation, Activation::TopK { k: 100 });
+        assert_eq!(settings.step.loss.penalty, Penalty::None);
+        assert_eq!((settings.step.loss.min_sparsity, settings.loss_name()), (None, "topk-100".to_owned()));
+        let settings = resolve(&["--activation", "topk", "--k", "32", "--loss", "l1"]).unwrap();
+        assert_eq!(settings.loss_name(), "topk-32-l1");
+        assert_eq!(error(&["--k", "32"]), "--k has no effect without --activation topk");
+        let told = error(&["--activation", "topk", "--features", "64"]);
+        assert!(told.contains("k is 100") && told.contains("at most the number of features"), "{told}");
+        assert!(error(&["--activation", "topk", "--k", "0"]).contains("at least 1"));
+        // An autoencoder goes on as what it is.
+        let initial = Initial { activation: Activation::TopK { k: 7 }, features: 99, pre_bias: false };
+        let settings = Settings::resolve(&arguments(&[]), 768, Some(initial)).unwrap();
+        assert_eq!(settings.step.activation, Activation::TopK { k: 7 });
     }
 
     #[test]
@@ -521,10 +563,10 @@ mod tests {
 
     #[test]
     fn an_initial_autoencoder_decides_size_and_pre_bias() {
-        let initial = Some(Initial { features: 99, pre_bias: true });
+        let initial = Some(Initial { activation: Activation::Relu, features: 99, pre_bias: true });
         let settings = Settings::resolve(&arguments(&["--init-from", "x"]), 768, initial).unwrap();
         assert_eq!((settings.step.features, settings.step.pre_bias), (99, true));
-        let initial = Some(Initial { features: 99, pre_bias: false });
+        let initial = Some(Initial { activation: Activation::Relu, features: 99, pre_bias: false });
         assert!(Settings::resolve(&arguments(&["--init-from", "x", "--pre-bias"]), 768, initial).is_err());
     }
 

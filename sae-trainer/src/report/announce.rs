@@ -9,6 +9,7 @@ use human_units::{format_count, format_duration};
 use terminal::{foreign, foreign_path};
 
 use crate::command::settings::{Revive, Settings};
+use crate::engine::Activation;
 use crate::engine::Penalty;
 use crate::engine::compute::Compute;
 use crate::report::table::{columns, grouped, number, pairs, share};
@@ -92,8 +93,12 @@ fn autoencoder(settings: &Settings) -> String {
             format!(", dead features resampled every {} steps", grouped(every))
         }
     };
+    let activation = match step.activation {
+        Activation::Relu => String::new(),
+        Activation::TopK { k } => format!(", the {k} largest of a row"),
+    };
     format!(
-        "{} -> {} features, decoder norm {}{}{revival}",
+        "{} -> {} features{activation}, decoder norm {}{}{revival}",
         step.width,
         grouped(step.features as u64),
         json_name(&step.decoder_norm),

@@ -6,13 +6,14 @@ use std::path::{Path, PathBuf};
 use activation_store::Store;
 use anyhow::{Context, Result, bail, ensure};
 use human_units::format_bytes;
-use sae::Sae;
+use sae::{Config, Sae};
 use serde_json::{Map, Value};
 use terminal::foreign_path;
 
 use crate::command::arguments::{SettingArguments, TrainArguments};
 use crate::command::default_store::default_store;
 use crate::command::settings::{Initial, Settings};
+use crate::engine::Activation;
 use crate::runs::checkpoint;
 use crate::runs::folder::{RunConfig, RunFolder, checkpoints};
 
@@ -71,11 +72,14 @@ impl RunPlan {
         };
         let decided = match (&merged.model.init_from, &stored, &initial) {
             (Some(_), Some(stored), _) => Some(Initial {
+                activation: stored.settings.step.activation,
                 features: stored.settings.step.features,
                 pre_bias: stored.settings.step.pre_bias,
             }),
             (_, _, Some(sae)) => {
-                Some(Initial { features: sae.config.d_sae, pre_bias: sae.config.apply_b_dec_to_input })
+                let activation = sae.config.k.map_or(Activation::Relu, |k| Activation::TopK { k });
+                let Config { d_sae: features, apply_b_dec_to_input: pre_bias, .. } = sae.config;
+                Some(Initial { activation, features, pre_bias })
             }
             _ => None,
         };
@@ -189,7 +193,7 @@ fn check_paths(out: &Path, config: &RunConfig) -> Result<()> {
 fn default_folder(store: &Store, settings: &Settings) -> PathBuf {
     let path = std::fs::canonicalize(store.path()).unwrap_or_else(|_| store.path().to_path_buf());
     let store = path.file_name().unwrap_or_default().to_string_lossy().into_owned();
-    let loss = settings.penalty_name();
+    let loss = settings.loss_name();
     let name = match settings.step.loss.coefficient {
         0.0 => format!("{store}-{loss}"),
         coefficient => format!("{store}-{loss}-{coefficient:e}"),

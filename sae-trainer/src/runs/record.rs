@@ -243,7 +243,7 @@ pub(crate) struct Summary {
     /// The run's folder.
     pub(crate) run: std::path::PathBuf,
     pub(crate) program: String,
-    /// The penalty's name.
+    /// What makes the activations sparse: the penalty's name, or `topk-100`.
     pub(crate) loss: String,
     pub(crate) coefficient: f64,
     pub(crate) width: usize,

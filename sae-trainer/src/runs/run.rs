@@ -341,7 +341,7 @@ impl Run {
         Summary {
             run: self.folder.path().to_path_buf(),
             program: program(),
-            loss: settings.penalty_name().to_owned(),
+            loss: settings.loss_name(),
             coefficient: settings.step.loss.coefficient,
             width: settings.step.width,
             features: settings.step.features,

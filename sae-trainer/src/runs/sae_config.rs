@@ -6,6 +6,7 @@ use activation_store::Store;
 use sae::{Config, Metadata};
 
 use crate::command::settings::Settings;
+use crate::engine::Activation;
 use crate::runs::folder::program;
 
 /// The configuration of an autoencoder trained with `settings` on `tokens` rows of `stores`.
@@ -24,7 +25,7 @@ pub(crate) fn config(settings: &Settings, stores: &[Store], tokens: u64) -> Conf
     let further = [
         ("trained_with".to_owned(), program().into()),
         ("training_tokens".to_owned(), tokens.into()),
-        ("loss".to_owned(), settings.penalty_name().into()),
+        ("loss".to_owned(), settings.loss_name().into()),
         ("coefficient".to_owned(), settings.step.loss.coefficient.into()),
         ("residual_centered".to_owned(), provenance.centered.into()),
         ("model".to_owned(), provenance.model.as_str().into()),
@@ -41,7 +42,12 @@ pub(crate) fn config(settings: &Settings, stores: &[Store], tokens: u64) -> Conf
         further: BTreeMap::from(further),
         ..Metadata::default()
     };
-    Config::standard(settings.step.width, settings.step.features, settings.step.pre_bias, metadata)
+    let step = &settings.step;
+    let config = Config::standard(step.width, step.features, step.pre_bias, metadata);
+    match step.activation {
+        Activation::Relu => config,
+        Activation::TopK { k } => config.topk(k),
+    }
 }
 
 /// TransformerLens uses the names that the GPT-2 models had before the hub sorted models by owner.

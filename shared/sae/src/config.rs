@@ -27,9 +27,15 @@ pub struct Config {
     /// Whether the input is the heads of an attention layer side by side; "none".
     #[serde(default = "none")]
     pub reshape_activations: String,
-    /// The kind of autoencoder; "standard" is encode, ReLU, decode.
+    /// The kind of autoencoder: "standard" is encode, ReLU, decode; "topk" keeps the k largest z of a row before the ReLU.
     #[serde(default = "standard")]
     pub architecture: String,
+    /// With "topk": how many features of a row can be active.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub k: Option<usize>,
+    /// With "topk": whether z is multiplied by the norm of its decoder row; not supported.
+    #[serde(default, skip_serializing_if = "is_false")]
+    pub rescale_acts_by_decoder_norm: bool,
     /// Where the training data came from.
     #[serde(default)]
     pub metadata: Metadata,
@@ -80,8 +86,15 @@ impl Config {
             normalize_activations: none(),
             reshape_activations: none(),
             architecture: standard(),
+            k: None,
+            rescale_acts_by_decoder_norm: false,
             metadata,
         }
+    }
+
+    /// The same with only the `k` largest z of a row.
+    pub fn topk(self, k: usize) -> Config {
+        Config { architecture: "topk".into(), k: Some(k), ..self }
     }
 }
 
@@ -103,6 +116,10 @@ impl Default for Metadata {
             further: BTreeMap::new(),
         }
     }
+}
+
+fn is_false(value: &bool) -> bool {
+    !value
 }
 
 fn float32() -> String {

@@ -66,8 +66,14 @@ impl Sae {
 fn parse_config(path: &Path, text: &[u8]) -> Result<Config, Error> {
     let config: Config =
         serde_json::from_slice(text).map_err(|source| Error::Json { path: path.into(), source })?;
+    let architecture = match (&*config.architecture, config.k) {
+        ("topk", Some(_)) => "topk",
+        _ => "standard",
+    };
+    let rescaled = config.rescale_acts_by_decoder_norm.to_string();
     for (key, expected, found) in [
-        ("architecture", "standard", &config.architecture),
+        ("architecture", architecture, &config.architecture),
+        ("rescale_acts_by_decoder_norm", "false", &rescaled),
         ("normalize_activations", "none", &config.normalize_activations),
         ("reshape_activations", "none", &config.reshape_activations),
     ] {
@@ -282,10 +288,10 @@ mod tests {
     #[test]
     fn other_architectures_are_refused() {
         let mut sae = sample();
-        sae.config.architecture = "topk".into();
+        sae.config.architecture = "gated".into();
         let (_dir, folder) = saved(&sae);
         let message = Sae::load(&folder).unwrap_err().to_string();
-        assert!(message.contains("`architecture` is \"topk\", expected \"standard\""), "{message}");
+        assert!(message.contains("`architecture` is \"gated\", expected \"standard\""), "{message}");
     }
 
     #[test]

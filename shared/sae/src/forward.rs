@@ -5,7 +5,8 @@ use ndarray::{Array2, ArrayView2};
 use crate::Sae;
 
 impl Sae {
-    /// Features of `rows` [n, d] → [n, F]: ReLU(x W_enc + b_enc), of x - b_dec with the pre-bias.
+    /// Features of `rows` [n, d] → [n, F]: ReLU(x W_enc + b_enc), of x - b_dec with the pre-bias; with a `k` only of the k
+    /// largest of a row, the first where two are equal.
     ///
     /// # Panics
     /// If the rows have another width.
@@ -18,6 +19,11 @@ impl Sae {
             for (k, &x) in row.iter().enumerate() {
                 let x = if self.config.apply_b_dec_to_input { x - weights.b_dec[k] } else { x };
                 z.zip_mut_with(&weights.w_enc.row(k), |z, &w| *z += x * w);
+            }
+            if let Some(k) = self.config.k {
+                let mut order: Vec<usize> = (0..z.len()).collect();
+                order.sort_by(|a, b| z[*b].total_cmp(&z[*a]));
+                order.into_iter().skip(k).for_each(|j| z[j] = 0.0);
             }
             z.mapv_inplace(|z| z.max(0.0));
         }
@@ -67,6 +73,13 @@ mod tests {
         let features = sae.encode(aview2(&[[1.0, 2.0], [-1.0, 0.0]]));
         assert_eq!(features, array![[1.5, 3.0, 1.0], [0.0, 0.0, 1.0]]);
         assert_eq!(sae.decode(features.view()), array![[0.75, 10.5], [-0.75, 1.5]]);
+    }
+
+    #[test]
+    fn a_k_keeps_the_largest_of_each_row() {
+        let mut sae = hand_made(false);
+        sae.config = sae.config.topk(2);
+        assert_eq!(sae.encode(aview2(&[[1.0, 2.0], [-1.0, 0.0]])), array![[1.5, 3.0, 0.0], [0.0, 0.0, 1.0]]);
     }
 
     #[test]
