@@ -9,8 +9,8 @@ use kernels::cpu::rows::round_to_bf16;
 use ndarray::{Array2, ArrayView2, Axis, s};
 use sae::Weights;
 use sae_trainer::engine::{
-    Batch, CpuEngine, CpuOptions, Engine, Evaluation, Forward, Mse, Path, Schedule, StepError, StepReport,
-    StepSpec,
+    Activation, Batch, CpuEngine, CpuOptions, Engine, Evaluation, Forward, Mse, Path, Schedule, StepError,
+    StepReport, StepSpec,
 };
 
 /// Options that force one path.
@@ -320,6 +320,36 @@ fn the_forward_face_encodes_and_reconstructs_as_the_definition_does() {
         }
         assert_eq!(engine.encode(rows.slice(s![..0, ..])).unwrap().rows(), 0);
         assert_eq!(engine.reconstruct(rows.slice(s![..0, ..])).unwrap().dim(), (0, WIDTH));
+    }
+}
+
+#[test]
+fn topk_keeps_k_features_of_a_row_whichever_way_they_are_found() {
+    let topk = StepSpec { activation: Activation::TopK { k: 7 }, ..spec() };
+    let run = |options: CpuOptions| {
+        let mut engine = CpuEngine::new(topk, &Weights::init(WIDTH, FEATURES, 7), options).unwrap();
+        let reports = train(&mut engine, 0..12);
+        let found = engine.encode(batch(99).view()).unwrap();
+        (reports, found, engine.state().unwrap())
+    };
+    // Found by a dense product, and by screening.
+    let (dense, dense_found, state) = run(only(Path::Dense));
+    for threads in [1, 3] {
+        assert!(run(CpuOptions { threads, ..only(Path::Dense) }).2 == state, "{threads} threads");
+    }
+    let (sparse, sparse_found, _) = run(only(Path::Sparse));
+    for report in dense.iter().chain(&sparse) {
+        assert_eq!(report.path, Path::Sparse, "what is kept is sparse, however it was found");
+        assert!(report.sums.l0() > 6.0 && report.sums.l0() <= 7.0, "{}", report.sums.l0());
+    }
+    for (dense, sparse) in dense.iter().zip(&sparse) {
+        assert!((dense.terms.mse - sparse.terms.mse).abs() < 1e-4 * dense.terms.mse);
+    }
+    for row in 0..BATCH {
+        let ((dense, _), (sparse, _)) = (dense_found.of_row(row), sparse_found.of_row(row));
+        assert!(dense.len() <= 7 && sparse.len() <= 7);
+        let shared = dense.iter().filter(|feature| sparse.contains(feature)).count();
+        assert!(shared + 1 >= dense.len(), "row {row}: {dense:?} {sparse:?}");
     }
 }
 

@@ -26,6 +26,7 @@ def make_spec(
     decoder_norm="unit",
     pre_bias=False,
     window=5,
+    k=None,
 ):
     """A step's description in the engines' own JSON form."""
     return {
@@ -33,6 +34,7 @@ def make_spec(
         "features": features,
         "batch": batch,
         "pre_bias": pre_bias,
+        "activation": {"topk": {"k": k}} if k else "relu",
         "loss": {
             "mse": mse,
             "penalty": penalty or {"kind": "none"},
@@ -104,6 +106,14 @@ def preactivations(spec, weights, x):
     return (x - b_dec if spec["pre_bias"] else x) @ w_enc + b_enc
 
 
+def activate(spec, z):
+    """ReLU of z, or of its k largest in each row."""
+    if spec["activation"] == "relu":
+        return torch.relu(z)
+    values, indices = torch.topk(z, spec["activation"]["topk"]["k"], dim=1)
+    return torch.zeros_like(z).scatter(1, indices, torch.relu(values))
+
+
 # Float32 makes an error of about 1e-6 of what activations are before the ReLU.
 MARGIN = 1e-4
 
@@ -111,11 +121,18 @@ MARGIN = 1e-4
 @torch.no_grad()
 def decided(spec, weights, rows):
     """The first B of more rows of which it does not depend on rounding which features are active in them: none is
-    so near to 0 that float32 could put it on the other side, from where training takes another course."""
+    so near to 0, or to the k-th largest, that float32 could put it on the other side, from where training takes another course."""
     if len(rows) == spec["batch"]:
         return rows
-    z = preactivations(spec, weights, rows).abs()
-    chosen = rows[(z > MARGIN * z.median()).all(1)][: spec["batch"]]
+    z = preactivations(spec, weights, rows)
+    margin = MARGIN * z.abs().median()
+    apart = (z.abs() > margin).all(1)
+    if spec["activation"] != "relu":
+        # The last one that is kept and the first one that is not.
+        k = spec["activation"]["topk"]["k"]
+        largest = z.topk(k + 1, dim=1).values
+        apart &= (largest[:, k - 1] - largest[:, k] > margin) | (largest[:, k] < 0)
+    chosen = rows[apart][: spec["batch"]]
     assert len(chosen) == spec["batch"], "too few rows to choose from"
     return chosen
 
@@ -125,7 +142,7 @@ def loss_terms(spec, schedule, weights, x, window):
     _, coefficient_scale, epsilon_scale = schedule
     loss = spec["loss"]
     _, _, w_dec, b_dec = weights
-    a = torch.relu(preactivations(spec, weights, x))
+    a = activate(spec, preactivations(spec, weights, x))
     xhat = a @ w_dec + b_dec
     mse = mse_loss(loss["mse"], x, xhat)
     inside = a * w_dec.norm(dim=1) if loss["weight_by_decoder_norm"] else a
@@ -256,5 +273,7 @@ def cases(width, features, batch, steps, lr, coefficient):
     add("min-sparsity", min_sparsity=low)
     add("max-sparsity", max_sparsity=high, penalty=kinds["l1"])
     add("both frequencies", min_sparsity=low, max_sparsity=high, penalty=kinds["none"], pre_bias=True)
+    add("topk", penalty=kinds["none"], k=features // 20)
+    add("topk pre-bias", penalty=kinds["l1"], k=features // 50, pre_bias=True, decoder_norm="free")
     add("epsilon schedule", min_sparsity=low, epsilon_scale=0.5, frequency_epsilon=0.1)
     return found

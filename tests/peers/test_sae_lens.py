@@ -87,6 +87,28 @@ def counts(active):
     )
 
 
+def test_sae_lens_keeps_the_k_largest_of_a_topk_autoencoder(example, program, tmp_path):
+    x = write_store(example, tmp_path / "store", centered=False)
+    run = tmp_path / "run"
+    printed = program("sae-trainer", "--store", tmp_path / "store", "--out", run, "--features", 200, "--batch", 256,
+                      "--steps", 300, "--lr", "3e-3", "--activation", "topk", "--k", 6, "--json")  # fmt: skip
+    summary = json.loads(printed)
+    sae, x = SAE.load_from_disk(run / "sae", dtype="float64"), x.double()
+    assert sae.cfg.architecture() == "topk" and sae.cfg.k == 6 and not sae.cfg.rescale_acts_by_decoder_norm
+    with torch.no_grad():
+        features = sae.encode(x)
+        reconstruction = sae.decode(features)
+    l0 = (features > 0).sum(1).double()
+    assert l0.max() == 6
+    found = summary["evaluation"]
+    assert found["explained_variance"] > 0.5, "it has learnt something"
+    # Where the sixth and the seventh are equal within rounding, either may be kept.
+    assert found["l0"] == pytest.approx(float(l0.mean()), rel=1e-4)
+    assert found["l1"] == pytest.approx(float(features.sum(1).mean()), rel=1e-4)
+    assert found["mse_sum"] == pytest.approx(float((reconstruction - x).pow(2).sum(1).mean()), rel=1e-3)
+    assert summary["loss"] == "topk-6"
+
+
 @pytest.mark.filterwarnings("ignore:.*non-empty model_from_pretrained_kwargs")
 @pytest.mark.parametrize("centered", [True, False])
 @pytest.mark.parametrize("flags", [["--loss", "approx-l0"], ["--loss", "l1", "--pre-bias", "--b-dec-init", "mean"]])

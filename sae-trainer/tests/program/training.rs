@@ -300,3 +300,25 @@ fn old_checkpoints_make_room_for_new_ones() {
     names.sort();
     assert_eq!(names, ["step-00000020", "step-00000030", "step-00000040"]);
 }
+
+#[test]
+fn a_topk_run_resumes_sweeps_and_goes_on_from_its_autoencoder() {
+    let place = Place::new();
+    let topk = "--store store --features 64 --batch 128 --lr 2e-3 --activation topk";
+    place.run(&format!("{topk} --k 4 --steps 60 --log-every 20 --out whole"));
+    place.run(&format!("{topk} --k 4 --steps 30 --log-every 20 --out parts"));
+    place.run("--resume --steps 60 --log-every 20 --out parts");
+    assert_eq!(place.sae_bytes("whole"), place.sae_bytes("parts"));
+    let evaluation = place.metrics("whole").pop().unwrap();
+    assert!(number(&evaluation, "l0") <= 4.0 && number(&evaluation, "l0") > 3.0);
+    let summary = json(&place.path("whole/summary.json"));
+    assert_eq!((&summary["loss"], number(&summary, "coefficient")), (&"topk-4".into(), 0.0));
+    // What goes on from it has its k, unless another is asked for.
+    place.run("--store store --batch 128 --steps 1 --lr 1e-12 --init-from whole/sae --out same");
+    let config = json(&place.path("same/sae/cfg.json"));
+    assert_eq!((&config["architecture"], &config["k"]), (&"topk".into(), &4.into()));
+    place.run(&format!("sweep {topk} --k 2,8 --steps 20 --out sweep"));
+    for k in [2, 8] {
+        assert_eq!(json(&place.path(&format!("sweep/k-{k}/summary.json")))["loss"], format!("topk-{k}"));
+    }
+}
