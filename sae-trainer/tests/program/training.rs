@@ -5,7 +5,7 @@ use ndarray::{Array2, Axis};
 use sae::Sae;
 use serde_json::Value;
 
-use crate::fixture::{Place, WIDTH, mixtures, rows, text, write_store};
+use crate::fixture::{Place, WIDTH, json, mixtures, rows, text, write_store};
 
 const SMALL: &str = "--store store --features 64 --batch 128 --lr 3e-3 --log-every 10";
 
