@@ -2,7 +2,7 @@
 //!
 //! ```text
 //! z    = x W_enc + b_enc        (x - b_dec in place of x with the pre-bias)
-//! a    = ReLU(z)
+//! a    = ReLU(z)                (with a k, of the k largest z of a row)
 //! xhat = a W_dec + b_dec
 //! ```
 //!
@@ -28,7 +28,7 @@ const _: () = assert!(cfg!(target_endian = "little"), "big-endian machines are n
 /// A sparse autoencoder with what is needed to use it.
 #[derive(Clone, Debug, PartialEq)]
 pub struct Sae {
-    /// The four parameter arrays.
+    /// The tensors.
     pub weights: Weights,
     /// How they are applied, and where they come from.
     pub config: Config,
