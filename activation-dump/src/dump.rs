@@ -8,7 +8,7 @@ use std::time::{Duration, Instant};
 use activation_store::{Store, StoreError, StoreSummary, StoreWriter};
 use anyhow::{Context, Result, bail};
 use human_units::{format_bytes, format_count};
-use language_model::{Device, Precision, PrefixModel, Runtime, SelfCheck, SessionOptions, self_check};
+use language_model::{Device, ModelPrecision, PrefixModel, Runtime, SelfCheck, SessionOptions, self_check};
 use ndarray::ArrayView2;
 use terminal::{Interrupt, foreign, foreign_path};
 
@@ -17,7 +17,7 @@ use crate::dataset::Dataset;
 use crate::documents::ReadOptions;
 use crate::model::Model;
 use crate::pipeline::{self, End, Outcome};
-use crate::plan::{self, Plan};
+use crate::plan::{self, DumpPlan};
 use crate::probe;
 use crate::progress::Progress;
 use crate::share::Share;
@@ -31,7 +31,7 @@ const INTERRUPTED: u8 = 130;
 
 /// Everything a dump needs, opened.
 struct Prepared {
-    plan: Plan,
+    plan: DumpPlan,
     /// What `model` was loaded from, and how.
     source: Model,
     runtime: Runtime,
@@ -101,7 +101,7 @@ pub(crate) fn dump(arguments: &DumpArguments) -> Result<ExitCode> {
 fn prepare(arguments: &DumpArguments, threads: usize) -> Result<Prepared> {
     let source = &arguments.source;
     let model = Model::open(arguments)?;
-    let mut plan = Plan::new(arguments, model.max_length())?;
+    let mut plan = DumpPlan::new(arguments, model.max_length())?;
     let dataset = Dataset::find(&source.dataset)?;
     let tokenizer = model.tokenizer(source, !dataset.is_tokens())?;
     let bos = model.bos(source, tokenizer.as_deref())?;
@@ -201,7 +201,7 @@ impl Prepared {
     /// Compares the model on its device with itself on the CPU in float32, on some contexts of a first batch.
     fn check_against_cpu(&self, ids: ArrayView2<'_, i64>) -> Result<()> {
         let options =
-            SessionOptions { device: Device::Cpu, precision: Some(Precision::Full), ..self.options };
+            SessionOptions { device: Device::Cpu, precision: Some(ModelPrecision::Full), ..self.options };
         let reference = self.source.load(&self.runtime, &options)?;
         let check = self_check(&self.model, &reference, ids)?;
         terminal::say!(

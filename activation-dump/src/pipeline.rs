@@ -22,7 +22,7 @@ use language_model::{Activations, PrefixModel};
 use ndarray::{Array2, ArrayView2, CowArray, Ix3, s};
 use workers::ScopedWorker;
 
-use crate::plan::Plan;
+use crate::plan::DumpPlan;
 use crate::text::{Contexts, TextCounts};
 use crate::tokenizer::Tokenizer;
 
@@ -151,7 +151,7 @@ pub(crate) fn run<M: Model>(
     model: &M,
     check: Option<&Check<'_>>,
     writers: Vec<StoreWriter>,
-    plan: &Plan,
+    plan: &DumpPlan,
     threads: usize,
     stop: &AtomicBool,
     watch: &mut Watch<'_>,
@@ -288,7 +288,7 @@ struct TextEnd {
 /// Takes batches of contexts from the text and sends those that some store lacks.
 fn text_stage(
     mut contexts: Contexts,
-    plan: &Plan,
+    plan: &DumpPlan,
     known: Vec<Known>,
     stopping: &(dyn Fn() -> bool + Sync),
     to_model: SyncSender<Batch>,
@@ -425,7 +425,7 @@ fn model_stage<M: Model>(
 
 /// Where in the text a context is: what a person would look for. All of it is shown, since one bad token spoils what comes
 /// before it too: attention gives a later token the weight 0, and 0 times NaN is NaN.
-fn place_in_text(tokenizer: Option<&Tokenizer>, plan: &Plan, tokens: &[u32], context: u64) -> String {
+fn place_in_text(tokenizer: Option<&Tokenizer>, plan: &DumpPlan, tokens: &[u32], context: u64) -> String {
     let snippet = match tokenizer {
         Some(tokenizer) => format!("in the text {:?}", tokenizer.snippet(tokens)),
         None => format!("at the tokens {tokens:?}"),
@@ -549,7 +549,7 @@ mod tests {
         watch: &mut Watch<'_>,
     ) -> Result<End> {
         let share = Share::new(0, None);
-        let plan = Plan { length: LENGTH, contexts: CONTEXTS, batch: 2, share, part: None };
+        let plan = DumpPlan { length: LENGTH, contexts: CONTEXTS, batch: 2, share, part: None };
         let read = ReadOptions { column: String::new(), format: None, vocabulary: 100, context: LENGTH };
         let text = TextOptions { read, length: LENGTH, bos: 0, share, strict: false, threads: 2 };
         let contexts = Contexts::start(documents, None, &text)?;

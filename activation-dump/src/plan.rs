@@ -13,7 +13,7 @@ const LONGEST_CONTEXT: usize = 1 << 24;
 
 /// The contexts of a dump.
 #[derive(Debug, Clone, PartialEq, Eq)]
-pub(crate) struct Plan {
+pub(crate) struct DumpPlan {
     /// T, tokens of a context.
     pub(crate) length: usize,
     /// Contexts that this process runs; a text can end earlier.
@@ -26,10 +26,10 @@ pub(crate) struct Plan {
     pub(crate) part: Option<(Part, String)>,
 }
 
-impl Plan {
+impl DumpPlan {
     /// The plan that the command line and the environment ask for. `max_length` is the model's longest context, where
     /// it is known.
-    pub(crate) fn new(arguments: &DumpArguments, max_length: Option<usize>) -> Result<Plan> {
+    pub(crate) fn new(arguments: &DumpArguments, max_length: Option<usize>) -> Result<DumpPlan> {
         let length = arguments.what.context;
         check_length(length, max_length)?;
         for (flag, tokens) in
@@ -53,7 +53,7 @@ impl Plan {
             );
         }
         let skipped = arguments.source.skip_tokens.div_ceil(length as u64);
-        Ok(Plan { length, contexts, batch: 1, share: Share::new(skipped, number), part })
+        Ok(DumpPlan { length, contexts, batch: 1, share: Share::new(skipped, number), part })
     }
 
     /// Tokens of all contexts, BOS included.

@@ -9,7 +9,7 @@ use human_units::{format_bytes, format_count, format_duration};
 use language_model::PrefixModel;
 use serde::Serialize;
 
-use crate::plan::Plan;
+use crate::plan::DumpPlan;
 use crate::stores::Target;
 use crate::text::Contexts;
 
@@ -63,7 +63,7 @@ pub(crate) fn estimate(
     model: &PrefixModel,
     mut contexts: Contexts,
     targets: &[Target],
-    plan: &Plan,
+    plan: &DumpPlan,
     threads: usize,
     stopping: &dyn Fn() -> bool,
 ) -> Result<Estimate> {
@@ -124,7 +124,7 @@ pub(crate) fn estimate(
     })
 }
 
-fn store_estimate(target: &Target, plan: &Plan) -> StoreEstimate {
+fn store_estimate(target: &Target, plan: &DumpPlan) -> StoreEstimate {
     let (complete, contexts_done, problem) = match Store::open(&target.path) {
         Ok(store) => (true, store.contexts(), None),
         Err(StoreError::Incomplete { contexts_done, .. }) => (false, contexts_done, None),

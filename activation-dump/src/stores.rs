@@ -9,7 +9,7 @@ use anyhow::Result;
 
 use crate::arguments::{DumpArguments, StoreArguments};
 use crate::model::{Hook, Model};
-use crate::plan::Plan;
+use crate::plan::DumpPlan;
 use crate::share::Part;
 
 /// A store to be written.
@@ -37,7 +37,7 @@ pub(crate) struct Common<'a> {
 /// The stores of the model's hooks, whose rows have these `widths`.
 pub(crate) fn targets(
     arguments: &DumpArguments,
-    plan: &Plan,
+    plan: &DumpPlan,
     common: &Common<'_>,
     widths: &[usize],
 ) -> Vec<Target> {
@@ -51,7 +51,13 @@ pub(crate) fn targets(
     hooks.iter().zip(widths).map(target).collect()
 }
 
-fn spec(arguments: &DumpArguments, plan: &Plan, common: &Common<'_>, hook: &Hook, width: usize) -> StoreSpec {
+fn spec(
+    arguments: &DumpArguments,
+    plan: &DumpPlan,
+    common: &Common<'_>,
+    hook: &Hook,
+    width: usize,
+) -> StoreSpec {
     let row_type = RowType::from(arguments.store.dtype);
     let mut provenance = Provenance {
         model: common.model.name.clone(),

@@ -9,7 +9,7 @@ use serde::Serialize;
 
 use crate::damage::Skipped;
 use crate::pipeline::{Busy, End, Outcome};
-use crate::plan::Plan;
+use crate::plan::DumpPlan;
 
 /// Everything `--json` prints; the field names carry the units.
 #[derive(Debug, Serialize)]
@@ -96,7 +96,7 @@ impl Summary {
         stores: &[(String, StoreSummary)],
         model: &PrefixModel,
         checked: Option<&SelfCheck>,
-        plan: &Plan,
+        plan: &DumpPlan,
     ) -> Summary {
         let elapsed = outcome.map_or(Duration::ZERO, |outcome| outcome.elapsed);
         let seconds = (elapsed + finishing).as_secs_f64().max(1e-9);

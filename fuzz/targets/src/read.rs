@@ -3,7 +3,7 @@
 use std::path::Path;
 
 use activation_store::{BatchStream, Store, StoreWriter, StreamOptions, WriterOptions};
-use language_model::{Checkpoint, HookPoint, OnnxFile, Precision, prefix_graph};
+use language_model::{Checkpoint, HookPoint, ModelPrecision, OnnxFile, prefix_graph};
 
 /// Rows that are read of a store, the ground's has 120.
 const ROWS: u64 = 200;
@@ -41,7 +41,7 @@ pub(crate) fn sharded_model(ground: &Path) {
 
 fn checkpoint(folder: &Path) {
     let Ok(checkpoint) = Checkpoint::open(folder) else { return };
-    for precision in [Precision::Full, Precision::Half] {
+    for precision in [ModelPrecision::Full, ModelPrecision::Half] {
         let _ = prefix_graph(&checkpoint, &[HookPoint::resid_pre(0)], true, precision);
         let _ = "blocks.0.hook_resid_post"
             .parse()

@@ -8,7 +8,7 @@
 use std::error::Error;
 use std::path::Path;
 
-use language_model::{Checkpoint, HookPoint, Precision, PrefixModel, Runtime, SessionOptions, Site};
+use language_model::{Checkpoint, HookPoint, ModelPrecision, PrefixModel, Runtime, SessionOptions, Site};
 use ndarray::Array2;
 use safetensors::SafeTensors;
 use safetensors::tensor::{Dtype, TensorView, serialize_to_file};
@@ -35,7 +35,7 @@ fn main() -> Result<(), Box<dyn Error>> {
         .flat_map(|layer| Site::ALL.map(|site| HookPoint { layer, site }))
         .filter(|hook| !config.parallel || hook.site != Site::ResidMid)
         .collect();
-    let precision = if flag("--half") { Precision::Half } else { Precision::Full };
+    let precision = if flag("--half") { ModelPrecision::Half } else { ModelPrecision::Full };
     let options =
         SessionOptions { center: flag("--center"), precision: Some(precision), ..SessionOptions::default() };
     let model = PrefixModel::load(&Runtime::load(None)?, &checkpoint, &hooks, &options)?;

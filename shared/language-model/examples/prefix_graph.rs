@@ -8,7 +8,7 @@
 use std::error::Error;
 use std::path::Path;
 
-use language_model::{Checkpoint, Precision, prefix_graph};
+use language_model::{Checkpoint, ModelPrecision, prefix_graph};
 
 fn main() -> Result<(), Box<dyn Error>> {
     let arguments: Vec<String> = std::env::args().skip(1).collect();
@@ -16,7 +16,7 @@ fn main() -> Result<(), Box<dyn Error>> {
         return Err("usage: prefix_graph MODEL_FOLDER HOOK OUT.onnx".into());
     };
     let checkpoint = Checkpoint::open(Path::new(model))?;
-    let graph = prefix_graph(&checkpoint, &[hook.parse()?], false, Precision::Full)?;
+    let graph = prefix_graph(&checkpoint, &[hook.parse()?], false, ModelPrecision::Full)?;
     std::fs::write(out, &graph)?;
     println!("{} bytes; weights in {}", graph.len(), checkpoint.weights_folder().display());
     Ok(())

@@ -7,7 +7,7 @@ use serde::Deserialize;
 use crate::attention::Contexts;
 use crate::family::MODEL_TYPES;
 use crate::graph::Graph;
-use crate::{Checkpoint, Error, Family, HookPoint, ModelConfig, Precision, gpt_neox, gpt2, llama};
+use crate::{Checkpoint, Error, Family, HookPoint, ModelConfig, ModelPrecision, gpt_neox, gpt2, llama};
 
 impl ModelConfig {
     /// Reads `config.json`.
@@ -73,7 +73,7 @@ pub(crate) fn graph(
     checkpoint: &Checkpoint,
     hooks: &[HookPoint],
     center: bool,
-    precision: Precision,
+    precision: ModelPrecision,
 ) -> Result<Vec<u8>, Error> {
     let mut graph = Graph::new(checkpoint, precision);
     let contexts = Contexts::new(&mut graph);

@@ -10,7 +10,7 @@ use crate::onnx::{
     OperatorSetIdProto, StringStringEntryProto, TensorProto, TensorShapeProto, TensorType, TypeProto,
     ValueInfoProto,
 };
-use crate::{Activation, Checkpoint, Error, HookPoint, Precision, Site};
+use crate::{Activation, Checkpoint, Error, HookPoint, ModelPrecision, Site};
 
 /// The graph's input, token ids int64 `[contexts, length]`.
 pub(crate) const INPUT: &str = "ids";
@@ -26,7 +26,7 @@ pub(crate) type Value = String;
 /// An ONNX graph under construction.
 pub(crate) struct Graph<'c> {
     checkpoint: &'c Checkpoint,
-    precision: Precision,
+    precision: ModelPrecision,
     nodes: Vec<NodeProto>,
     initializers: HashMap<Value, TensorProto>,
     hooks: HashMap<HookPoint, Value>,
@@ -36,7 +36,7 @@ impl<'c> Graph<'c> {
     /// An empty graph. In half precision the factors and results of matrix products, and what is between
     /// them, are float16; the residual stream and the norms stay float32, so that nothing rounds or
     /// overflows there. Families say where that is with [`Graph::product_input`] and [`Graph::residual`].
-    pub(crate) fn new(checkpoint: &'c Checkpoint, precision: Precision) -> Graph<'c> {
+    pub(crate) fn new(checkpoint: &'c Checkpoint, precision: ModelPrecision) -> Graph<'c> {
         let (nodes, initializers, hooks) = (Vec::new(), HashMap::new(), HashMap::new());
         Graph { checkpoint, precision, nodes, initializers, hooks }
     }
@@ -234,8 +234,8 @@ impl<'c> Graph<'c> {
 
     fn product_type(&self) -> DataType {
         match self.precision {
-            Precision::Full => DataType::Float,
-            Precision::Half => DataType::Float16,
+            ModelPrecision::Full => DataType::Float,
+            ModelPrecision::Half => DataType::Float16,
         }
     }
 
@@ -318,7 +318,7 @@ impl<'c> Graph<'c> {
 pub(crate) fn file_outputs(
     tensors: &[&str],
     center: bool,
-    precision: Precision,
+    precision: ModelPrecision,
     opset: i64,
 ) -> (Vec<NodeProto>, Vec<ValueInfoProto>) {
     let mut nodes = Vec::new();

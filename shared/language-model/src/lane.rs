@@ -228,9 +228,9 @@ mod tests {
 
     use super::*;
     use crate::session::session;
-    use crate::{Checkpoint, HookPoint, Precision, Runtime, Site, feed, graph, prefix_graph};
+    use crate::{Checkpoint, HookPoint, ModelPrecision, Runtime, Site, feed, graph, prefix_graph};
 
-    fn lane(precision: Precision) -> Lane {
+    fn lane(precision: ModelPrecision) -> Lane {
         let folder = Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/data/llama");
         let checkpoint = Checkpoint::open(&folder).unwrap();
         let hooks = [HookPoint::resid_pre(1), HookPoint { layer: 0, site: Site::AttnOut }];
@@ -243,7 +243,7 @@ mod tests {
     /// What runs on CUDA, with ordinary memory in place of page-locked memory.
     #[test]
     fn bound_memory_gives_the_same_results_as_onnx_runtimes_own() {
-        for precision in [Precision::Full, Precision::Half] {
+        for precision in [ModelPrecision::Full, ModelPrecision::Half] {
             let (mut plain, mut bound) = (lane(precision), lane(precision));
             let shapes = vec![OutputShape { grid: false, components: vec![12] }; 2];
             bound.bind(MemoryInfo::default(), &shapes).unwrap();
@@ -261,7 +261,7 @@ mod tests {
                         assert_eq!(found.len(), contexts * length * 12);
                         assert_eq!(found.wide(shape), expected.wide(shape));
                         assert_eq!(found.half(shape), expected.half(shape));
-                        assert_eq!(found.half(shape).is_some(), precision == Precision::Half);
+                        assert_eq!(found.half(shape).is_some(), precision == ModelPrecision::Half);
                     }
                     held.push((shape, found, expected));
                 }

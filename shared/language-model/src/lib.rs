@@ -62,7 +62,7 @@ pub use error::Error;
 pub use family::Family;
 pub use hook::{HookPoint, Site};
 pub use onnx_file::OnnxFile;
-pub use precision::Precision;
+pub use precision::ModelPrecision;
 pub use prefix::{Activations, Device, PrefixModel, SessionOptions, prefix_graph};
 pub use rope::{Rope, RopeScaling};
 pub use runtime::Runtime;

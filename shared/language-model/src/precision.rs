@@ -4,7 +4,7 @@ use crate::onnx::DataType;
 
 /// The floating-point type that a model computes in.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Precision {
+pub enum ModelPrecision {
     /// float32.
     Full,
     /// float16 for the factors and results of matrix products and for the activations that come out;
@@ -12,12 +12,12 @@ pub enum Precision {
     Half,
 }
 
-impl Precision {
+impl ModelPrecision {
     /// The type of the activations.
     pub(crate) fn output_type(self) -> DataType {
         match self {
-            Precision::Full => DataType::Float,
-            Precision::Half => DataType::Float16,
+            ModelPrecision::Full => DataType::Float,
+            ModelPrecision::Half => DataType::Float16,
         }
     }
 }

@@ -12,7 +12,7 @@ use crate::limits::Limits;
 use crate::onnx_file::OnnxFile;
 use crate::session::session;
 use crate::work::Work;
-use crate::{Checkpoint, Error, HookPoint, Precision, Runtime, cuda, families, graph};
+use crate::{Checkpoint, Error, HookPoint, ModelPrecision, Runtime, cuda, families, graph};
 use half::f16;
 
 /// Where a model runs.
@@ -42,7 +42,7 @@ pub struct SessionOptions {
     /// What a checkpoint computes in, and the type in which activations leave the device; an ONNX file
     /// computes in what it was exported in. By default half precision on CUDA and full on the CPU,
     /// where half gains nothing.
-    pub precision: Option<Precision>,
+    pub precision: Option<ModelPrecision>,
 }
 
 /// The part of a model that its hooks depend on, ready to run.
@@ -323,8 +323,8 @@ fn room_for_another(before: Option<u64>, after: Option<u64>) -> bool {
     }
 }
 
-fn precision(options: &SessionOptions, cuda: bool) -> Precision {
-    options.precision.unwrap_or(if cuda { Precision::Half } else { Precision::Full })
+fn precision(options: &SessionOptions, cuda: bool) -> ModelPrecision {
+    options.precision.unwrap_or(if cuda { ModelPrecision::Half } else { ModelPrecision::Full })
 }
 
 /// The ONNX graph of `checkpoint` up to `hooks`, serialized: input `ids` int64 `[contexts, length]`,
@@ -339,7 +339,7 @@ pub fn prefix_graph(
     checkpoint: &Checkpoint,
     hooks: &[HookPoint],
     center: bool,
-    precision: Precision,
+    precision: ModelPrecision,
 ) -> Result<Vec<u8>, Error> {
     let layers = checkpoint.config().layers;
     if hooks.is_empty() {
@@ -376,7 +376,7 @@ mod tests {
     fn graph_of(name: &str, hooks: &[HookPoint]) -> (Checkpoint, GraphProto) {
         let folder: PathBuf = [env!("CARGO_MANIFEST_DIR"), "tests/data", name].iter().collect();
         let checkpoint = Checkpoint::open(&folder).unwrap();
-        let bytes = prefix_graph(&checkpoint, hooks, false, Precision::Full).unwrap();
+        let bytes = prefix_graph(&checkpoint, hooks, false, ModelPrecision::Full).unwrap();
         (checkpoint, ModelProto::decode(&bytes[..]).unwrap().graph.unwrap())
     }
 

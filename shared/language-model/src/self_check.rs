@@ -2,16 +2,16 @@
 
 use ndarray::{ArrayView2, ArrayView3};
 
-use crate::{Error, Precision, PrefixModel, SelfCheck};
+use crate::{Error, ModelPrecision, PrefixModel, SelfCheck};
 
 /// The largest [`SelfCheck::difference`] that counts as rounding. Half precision rounds each factor and
 /// result to 11 bits (5e-4), a dozen times a block, and a row that is a small difference of large terms shows
 /// it magnified: up to 2e-2 in SmolLM2. float32 has 24 bits, but sums over thousands of terms come in another
 /// order. A wrong mask, position or layout is off by more than 0.1.
-pub fn tolerance(precision: Precision) -> f32 {
+pub fn tolerance(precision: ModelPrecision) -> f32 {
     match precision {
-        Precision::Full => 1e-3,
-        Precision::Half => 5e-2,
+        ModelPrecision::Full => 1e-3,
+        ModelPrecision::Half => 5e-2,
     }
 }
 
@@ -32,7 +32,7 @@ pub fn self_check(
     }
     let (found, expected) = (model.run(ids)?, reference.run(ids)?);
     let half = (0..model.names().len()).any(|hook| found.half_rows(hook).is_some());
-    let tolerance = tolerance(if half { Precision::Half } else { Precision::Full });
+    let tolerance = tolerance(if half { ModelPrecision::Half } else { ModelPrecision::Full });
     let mut worst = SelfCheck { hook: String::new(), difference: 0.0, tolerance };
     for (hook, name) in model.names().iter().enumerate() {
         let difference = farthest_row(found.rows(hook).view(), expected.rows(hook).view());

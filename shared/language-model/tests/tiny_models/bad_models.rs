@@ -5,7 +5,7 @@ use std::path::Path;
 
 use crate::models::{copy, folder, runtime};
 use language_model::{
-    Checkpoint, Device, Error, HookPoint, Precision, PrefixModel, SessionOptions, Site, prefix_graph,
+    Checkpoint, Device, Error, HookPoint, ModelPrecision, PrefixModel, SessionOptions, Site, prefix_graph,
 };
 use ndarray::{ArrayView2, aview2};
 
@@ -15,7 +15,7 @@ fn open_error(folder: &Path) -> String {
 
 fn graph_error(folder: &Path) -> Error {
     let checkpoint = Checkpoint::open(folder).unwrap();
-    prefix_graph(&checkpoint, &[HookPoint::resid_pre(1)], false, Precision::Full)
+    prefix_graph(&checkpoint, &[HookPoint::resid_pre(1)], false, ModelPrecision::Full)
         .expect_err("it should not build")
 }
 
@@ -149,16 +149,16 @@ fn a_tensor_of_another_shape_is_named_with_both_shapes() {
 fn a_layer_out_of_range_is_refused_with_the_range() {
     let checkpoint = Checkpoint::open(&folder("gpt2")).unwrap();
     let hook = HookPoint { layer: 2, site: Site::MlpOut };
-    let error = prefix_graph(&checkpoint, &[hook], false, Precision::Full).unwrap_err();
+    let error = prefix_graph(&checkpoint, &[hook], false, ModelPrecision::Full).unwrap_err();
     assert_says(&error.to_string(), &["blocks.2.hook_mlp_out", "layers 0 to 1"]);
-    assert!(matches!(prefix_graph(&checkpoint, &[], false, Precision::Full), Err(Error::NoHooks)));
+    assert!(matches!(prefix_graph(&checkpoint, &[], false, ModelPrecision::Full), Err(Error::NoHooks)));
 }
 
 #[test]
 fn a_site_that_a_parallel_block_does_not_have_is_refused() {
     let checkpoint = Checkpoint::open(&folder("gpt-neox")).unwrap();
     let hook = HookPoint { layer: 1, site: Site::ResidMid };
-    let error = prefix_graph(&checkpoint, &[hook], false, Precision::Full).unwrap_err();
+    let error = prefix_graph(&checkpoint, &[hook], false, ModelPrecision::Full).unwrap_err();
     assert_says(&error.to_string(), &["blocks.1.hook_resid_mid", "side by side", "resid_post"]);
 }
 

@@ -3,7 +3,7 @@
 
 use crate::models::{Golden, NAMES, all_hooks, copy, folder, runtime, worst_difference};
 use language_model::{
-    Checkpoint, Device, HookPoint, Precision, PrefixModel, SessionOptions, Site, self_check,
+    Checkpoint, Device, HookPoint, ModelPrecision, PrefixModel, SessionOptions, Site, self_check,
 };
 use ndarray::{Array2, aview2, s};
 
@@ -137,7 +137,7 @@ fn activations_outlive_the_model_and_cross_threads() {
 
 #[test]
 fn half_precision_differs_by_the_rounding_of_float16() {
-    let options = SessionOptions { precision: Some(Precision::Half), ..CPU };
+    let options = SessionOptions { precision: Some(ModelPrecision::Half), ..CPU };
     for name in NAMES {
         let (checkpoint, golden) = (Checkpoint::open(&folder(name)).unwrap(), Golden::read(name));
         let hooks = all_hooks(&checkpoint);
@@ -166,10 +166,10 @@ fn the_self_check_tells_the_same_model_from_another() {
         let options = SessionOptions { precision: Some(precision), ..CPU };
         PrefixModel::load(&runtime(), &checkpoint, &all_hooks(&checkpoint), &options).unwrap()
     };
-    let reference = load(&folder("gpt2"), Precision::Full);
+    let reference = load(&folder("gpt2"), ModelPrecision::Full);
     let same = self_check(&reference, &reference, ids.view()).unwrap();
     assert_eq!((same.difference, same.tolerance), (0.0, 1e-3));
-    let half = self_check(&load(&folder("gpt2"), Precision::Half), &reference, ids.view()).unwrap();
+    let half = self_check(&load(&folder("gpt2"), ModelPrecision::Half), &reference, ids.view()).unwrap();
     assert!(half.difference > 1e-4 && half.difference < half.tolerance, "{half:?}");
 
     // Another GELU: a model that is nearly right.
@@ -177,7 +177,7 @@ fn the_self_check_tells_the_same_model_from_another() {
     let path = wrong.path().join("config.json");
     let config = std::fs::read_to_string(&path).unwrap().replace("gelu_new", "relu");
     std::fs::write(&path, config).unwrap();
-    for precision in [Precision::Full, Precision::Half] {
+    for precision in [ModelPrecision::Full, ModelPrecision::Half] {
         let error = self_check(&load(wrong.path(), precision), &reference, ids.view()).unwrap_err();
         let message = error.to_string();
         assert!(message.contains("CPUExecutionProvider does not compute what the CPU computes"), "{message}");
