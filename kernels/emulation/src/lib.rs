@@ -22,3 +22,8 @@ pub use device::EmulatedDevice;
 pub use driver::EmulatedDriver;
 pub use gpu::on_a_gpu;
 pub use sanitized::run_again_sanitized;
+
+/// The example of the README, compiled as a test.
+#[cfg(doctest)]
+#[doc = include_str!("../README.md")]
+struct ReadmeExamples;

@@ -8,3 +8,8 @@ mod steps;
 pub use golden::{Golden, GoldenCase};
 pub use numbers::{numbers, numbers_f64, relative_difference, rows, single, wide};
 pub use steps::{PENALTIES, batch, spec, weights};
+
+/// The example of the README, run as a test.
+#[cfg(doctest)]
+#[doc = include_str!("../README.md")]
+struct ReadmeExamples;
