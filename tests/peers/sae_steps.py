@@ -273,7 +273,7 @@ def cases(width, features, batch, steps, lr, coefficient):
     add("min-sparsity", min_sparsity=low)
     add("max-sparsity", max_sparsity=high, penalty=kinds["l1"])
     add("both frequencies", min_sparsity=low, max_sparsity=high, penalty=kinds["none"], pre_bias=True)
-    add("topk", penalty=kinds["none"], k=features // 20)
-    add("topk pre-bias", penalty=kinds["l1"], k=features // 50, pre_bias=True, decoder_norm="free")
+    add("topk", penalty=kinds["none"], k=max(1, features // 20))
+    add("topk pre-bias", penalty=kinds["l1"], k=max(1, features // 50), pre_bias=True, decoder_norm="free")
     add("epsilon schedule", min_sparsity=low, epsilon_scale=0.5, frequency_epsilon=0.1)
     return found
