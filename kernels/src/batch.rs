@@ -28,7 +28,7 @@ impl<'a> Batch<'a> {
     }
 
     /// Whether the decoder is to reconstruct other rows than the encoder reads.
-    pub fn is_transcoders(&self) -> bool {
+    pub fn has_its_own_target(&self) -> bool {
         self.input.as_ptr() != self.target.as_ptr()
     }
 

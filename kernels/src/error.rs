@@ -26,7 +26,7 @@ pub enum StepError {
     #[error("the CUDA kernels do not compute {what} yet: train with --device cpu")]
     Unsupported {
         /// What was asked for.
-        what: String,
+        what: &'static str,
     },
     /// An array has another shape than the step's sizes ask for.
     #[error("{array} is {found}, but {expected} was expected")]

@@ -82,8 +82,9 @@ impl DevicePlan {
     /// A spec out of range, or sizes that the kernels are not written for.
     pub fn new(spec: &StepSpec, options: &DeviceOptions) -> Result<DevicePlan, StepError> {
         spec.validate()?;
-        if spec.activation != Activation::Relu {
-            return Err(StepError::Unsupported { what: format!("the activation {:?}", spec.activation) });
+        match spec.activation {
+            Activation::Relu => {}
+            Activation::TopK { .. } => return Err(StepError::Unsupported { what: "topk activations" }),
         }
         at_most("width", spec.width, RowBlock::LONGEST)?;
         // Words of the mask are a dimension of a grid.
@@ -182,6 +183,13 @@ mod tests {
         let error = DevicePlan::new(&spec(8_193, 33, 1), &DeviceOptions::default()).unwrap_err().to_string();
         assert!(error.contains("8193") && error.contains("8192"), "{error}");
         assert!(DevicePlan::new(&spec(0, 33, 1), &DeviceOptions::default()).is_err());
+    }
+
+    #[test]
+    fn what_the_kernels_do_not_compute_is_refused_with_the_way_out() {
+        let topk = StepSpec { activation: Activation::TopK { k: 3 }, ..spec(8, 33, 4) };
+        let error = DevicePlan::new(&topk, &DeviceOptions::default()).unwrap_err().to_string();
+        assert_eq!(error, "the CUDA kernels do not compute topk activations yet: train with --device cpu");
     }
 
     #[test]

@@ -317,9 +317,8 @@ impl<D: Device> Drop for DeviceEngine<D> {
 
 /// The rows that an autoencoder reads and reconstructs.
 fn reconstructed<'a>(batch: &Batch<'a>) -> Result<ArrayView2<'a, f32>, StepError> {
-    if batch.is_transcoders() {
-        let reason = "a GPU trains autoencoders; a target of its own needs --device cpu".to_owned();
-        return Err(DeviceError::Failed { operation: "placing a batch".to_owned(), reason }.into());
+    if batch.has_its_own_target() {
+        return Err(StepError::Unsupported { what: "targets other than the input" });
     }
     Ok(batch.input)
 }

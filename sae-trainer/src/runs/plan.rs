@@ -77,7 +77,7 @@ impl RunPlan {
                 pre_bias: stored.settings.step.pre_bias,
             }),
             (_, _, Some(sae)) => {
-                let activation = sae.config.k.map_or(Activation::Relu, |k| Activation::TopK { k });
+                let activation = sae.config.largest().map_or(Activation::Relu, |k| Activation::TopK { k });
                 let Config { d_sae: features, apply_b_dec_to_input: pre_bias, .. } = sae.config;
                 Some(Initial { activation, features, pre_bias })
             }

@@ -316,7 +316,7 @@ fn a_topk_run_resumes_sweeps_and_goes_on_from_its_autoencoder() {
     // What goes on from it has its k, unless another is asked for.
     place.run("--store store --batch 128 --steps 1 --lr 1e-12 --init-from whole/sae --out same");
     let config = Sae::load(&place.path("same/sae")).unwrap().config;
-    assert_eq!((&*config.architecture, config.k), ("topk", Some(4)));
+    assert_eq!(config.largest(), Some(4));
     place.run(&format!("sweep {topk} --k 2,8 --steps 20 --out sweep"));
     for k in [2, 8] {
         assert_eq!(json(&place.path(&format!("sweep/k-{k}/summary.json")))["loss"], format!("topk-{k}"));

@@ -92,6 +92,11 @@ impl Config {
         }
     }
 
+    /// How many features of a row can be active, with "topk"; a `k` beside another architecture means nothing.
+    pub fn largest(&self) -> Option<usize> {
+        self.k.filter(|_| self.architecture == "topk")
+    }
+
     /// The same with only the `k` largest z of a row.
     pub fn topk(self, k: usize) -> Config {
         Config { architecture: "topk".into(), k: Some(k), ..self }

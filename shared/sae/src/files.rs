@@ -66,10 +66,11 @@ impl Sae {
 fn parse_config(path: &Path, text: &[u8]) -> Result<Config, Error> {
     let config: Config =
         serde_json::from_slice(text).map_err(|source| Error::Json { path: path.into(), source })?;
-    let architecture = match (&*config.architecture, config.k) {
-        ("topk", Some(_)) => "topk",
-        _ => "standard",
-    };
+    let architecture = if config.architecture == "topk" { "topk" } else { "standard" };
+    if architecture == "topk" && config.k.is_none_or(|k| k == 0 || k > config.d_sae) {
+        let found = config.k.map_or("absent".to_owned(), |k| k.to_string());
+        return Err(Error::Unsupported { path: path.into(), key: "k", expected: "1 to d_sae", found });
+    }
     let rescaled = config.rescale_acts_by_decoder_norm.to_string();
     for (key, expected, found) in [
         ("architecture", architecture, &config.architecture),
@@ -292,6 +293,23 @@ mod tests {
         let (_dir, folder) = saved(&sae);
         let message = Sae::load(&folder).unwrap_err().to_string();
         assert!(message.contains("`architecture` is \"gated\", expected \"standard\""), "{message}");
+    }
+
+    #[test]
+    fn a_topk_autoencoder_needs_its_k_and_others_ignore_one() {
+        let mut sae = sample();
+        sae.config = sae.config.topk(3);
+        let (_dir, folder) = saved(&sae);
+        assert_eq!(Sae::load(&folder).unwrap().config.largest(), Some(3));
+        for (k, told) in [(None, "absent"), (Some(0), "0"), (Some(8), "8")] {
+            sae.config.k = k;
+            let (_dir, folder) = saved(&sae);
+            let message = Sae::load(&folder).unwrap_err().to_string();
+            assert!(message.contains(&format!("`k` is \"{told}\", expected \"1 to d_sae\"")), "{message}");
+        }
+        sae.config.architecture = "standard".into();
+        let (_dir, folder) = saved(&sae);
+        assert_eq!(Sae::load(&folder).unwrap().config.largest(), None);
     }
 
     #[test]

@@ -20,7 +20,7 @@ impl Sae {
                 let x = if self.config.apply_b_dec_to_input { x - weights.b_dec[k] } else { x };
                 z.zip_mut_with(&weights.w_enc.row(k), |z, &w| *z += x * w);
             }
-            if let Some(k) = self.config.k {
+            if let Some(k) = self.config.largest() {
                 let mut order: Vec<usize> = (0..z.len()).collect();
                 order.sort_by(|a, b| z[*b].total_cmp(&z[*a]));
                 order.into_iter().skip(k).for_each(|j| z[j] = 0.0);
