@@ -38,6 +38,12 @@ pub enum StepError {
         /// The shape asked for.
         expected: String,
     },
+    /// A state's θ is NaN or infinite.
+    #[error("the state's threshold is {threshold}, which no run can continue from")]
+    NonFiniteThreshold {
+        /// θ.
+        threshold: f64,
+    },
     /// A row of the batch holds NaN or infinity.
     #[error("row {row} of the batch holds NaN or an infinite value; the weights are unchanged")]
     NonFiniteRow {

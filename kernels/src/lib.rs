@@ -4,7 +4,7 @@
 //! d input width, F features, i a row, j a feature.
 //!
 //! What a step is, once for all backends:
-//! - [`spec`], [`activation`], [`loss`] and [`precision`]: what is computed, as data.
+//! - [`spec`], [`activation`], [`loss`], [`prefixes`], [`dead`] and [`precision`]: what is computed, as data.
 //! - [`parameters`] and [`state`]: the tensors by name, and everything that a run resumes from.
 //! - [`batch`]: what a step reads. [`activations`]: what an encoder finds. [`outcome`], [`stats`] and [`error`]: what it reports. [`path`]: which way it took.
 //!
@@ -19,12 +19,14 @@ pub mod activations;
 pub mod batch;
 pub mod cpu;
 pub mod cuda;
+pub mod dead;
 pub mod error;
 pub mod loss;
 pub mod outcome;
 pub mod parameters;
 pub mod path;
 pub mod precision;
+pub mod prefixes;
 pub mod reference;
 pub mod spec;
 pub mod state;

@@ -1,7 +1,8 @@
-//! A loss as data: a reconstruction term, a sparsity penalty and two frequency penalties, each with its coefficient.
+//! A loss as data: a reconstruction term, a sparsity penalty and penalties on how often features fire, each with its
+//! coefficient.
 //!
 //! ```text
-//! loss = mse + coefficient · (1/B) Σ_i Σ_j p(a_ij) + min-sparsity + max-sparsity
+//! loss = mse + coefficient · (1/B) Σ_i Σ_j p(a_ij) + min-sparsity + max-sparsity + mean density + log density
 //! ```
 //!
 //! The formulas are in [`mod@crate::reference`] (float64, the definition) and
@@ -46,9 +47,21 @@ pub enum Penalty {
         /// ε > 0, in units of the activation.
         epsilon: f32,
     },
+    /// The true L0, Σ_j H(z_ij − θ_j), with JumpReLU's pseudo-derivative.
+    Step,
+    /// (2/L0*)·(L0_i − L0*)² of each row with L0's pseudo-derivative (Gemma Scope 2, 2025).
+    Quadratic {
+        /// L0* > 0.
+        target: f32,
+    },
 }
 
 impl Penalty {
+    /// Whether it is a function of how many features are active: only trained thresholds have a gradient by it.
+    pub fn counts(self) -> bool {
+        matches!(self, Penalty::Step | Penalty::Quadratic { .. })
+    }
+
     /// The penalty with its ε multiplied by `scale` (a schedule of ε); penalties without an ε are
     /// returned as they are.
     pub fn with_epsilon_scaled(self, scale: f32) -> Penalty {
@@ -83,6 +96,12 @@ pub struct LossSpec {
     pub min_sparsity: Option<FrequencyPenalty>,
     /// Penalises features that fire too often (s_j > τ).
     pub max_sparsity: Option<FrequencyPenalty>,
+    /// δ₁ ≥ 0, of the mean density δ₁ · (1/F) Σ_j s_j.
+    #[serde(default, skip_serializing_if = "is_zero")]
+    pub mean_density: f64,
+    /// δ₂ ≥ 0, of the mean logarithmic density δ₂ · (1/F) Σ_j log10(s_j + 1e-10).
+    #[serde(default, skip_serializing_if = "is_zero")]
+    pub log_density: f64,
     /// ε of the surrogate s̃_j = (1/B) Σ_i a/(a+ε) through which the frequency penalties' gradient
     /// flows (straight-through).
     pub frequency_epsilon: f32,
@@ -91,7 +110,19 @@ pub struct LossSpec {
     pub weight_by_decoder_norm: bool,
 }
 
+fn is_zero(number: &f64) -> bool {
+    *number == 0.0
+}
+
 impl LossSpec {
+    /// Whether a term depends on the running frequencies.
+    pub fn uses_frequencies(&self) -> bool {
+        self.min_sparsity.is_some()
+            || self.max_sparsity.is_some()
+            || self.mean_density != 0.0
+            || self.log_density != 0.0
+    }
+
     /// The reconstruction term alone.
     pub fn reconstruction(mse: Mse) -> LossSpec {
         LossSpec {
@@ -100,6 +131,8 @@ impl LossSpec {
             coefficient: 0.0,
             min_sparsity: None,
             max_sparsity: None,
+            mean_density: 0.0,
+            log_density: 0.0,
             frequency_epsilon: 0.2,
             weight_by_decoder_norm: false,
         }

@@ -6,7 +6,7 @@ use crate::stats::Sums;
 /// The loss' terms, each with its coefficient as scheduled.
 #[derive(Debug, Clone, Copy, PartialEq, Default)]
 pub struct Terms {
-    /// The trained reconstruction term.
+    /// The trained reconstruction term; with prefixes, theirs together.
     pub mse: f64,
     /// The sparsity penalty; for `approx-l0` of the true L0.
     pub penalty: f64,
@@ -14,6 +14,10 @@ pub struct Terms {
     pub min_sparsity: f64,
     /// The max-sparsity term.
     pub max_sparsity: f64,
+    /// The terms of the mean density and of the mean logarithmic density.
+    pub density: f64,
+    /// The term for dead features.
+    pub dead: f64,
     /// Features with s_j + 1e-10 below the min-sparsity target; 0 without that penalty.
     pub below_target: usize,
 }
@@ -21,7 +25,7 @@ pub struct Terms {
 impl Terms {
     /// The sum of all terms.
     pub fn loss(&self) -> f64 {
-        self.mse + self.penalty + self.min_sparsity + self.max_sparsity
+        self.mse + self.penalty + self.min_sparsity + self.max_sparsity + self.density + self.dead
     }
 }
 

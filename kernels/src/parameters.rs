@@ -16,20 +16,25 @@ pub struct Parameters {
     pub decoder: Array2<f32>,
     /// b_dec, [d].
     pub decoder_bias: Array1<f32>,
+    /// θ of JumpReLU, [F].
+    pub threshold: Option<Array1<f32>>,
 }
 
 /// A tensor's name and shape.
 pub type Shape = (&'static str, Vec<usize>);
 
 impl Parameters {
-    /// The names and shapes of all tensors, in the order in which they lie in a file.
-    pub fn shapes(width: usize, features: usize) -> [Shape; 4] {
-        [
+    /// The names and shapes of all tensors of such a step, in the order in which they lie in a file.
+    pub fn shapes(spec: &StepSpec) -> Vec<Shape> {
+        let (width, features) = (spec.width, spec.features);
+        let mut shapes = vec![
             ("encoder", vec![features, width]),
             ("encoder_bias", vec![features]),
             ("decoder", vec![features, width]),
             ("decoder_bias", vec![width]),
-        ]
+        ];
+        shapes.extend(spec.activation.has_thresholds().then(|| ("threshold", vec![features])));
+        shapes
     }
 
     /// Takes each tensor's numbers, row-major, from `numbers`, which is told its name and shape.
@@ -40,42 +45,47 @@ impl Parameters {
     /// # Panics
     /// If it returns another count of numbers than the shape has.
     pub fn from_numbers<E>(
-        width: usize,
-        features: usize,
+        spec: &StepSpec,
         mut numbers: impl FnMut(&'static str, &[usize]) -> Result<Vec<f32>, E>,
     ) -> Result<Parameters, E> {
-        let [encoder, encoder_bias, decoder, decoder_bias] = Parameters::shapes(width, features);
-        let mut tensor = |(name, shape): Shape| -> Result<ArrayD<f32>, E> {
+        let mut tensors = Parameters::shapes(spec).into_iter().map(|(name, shape)| {
             let numbers = numbers(name, &shape)?;
             Ok(ArrayD::from_shape_vec(shape, numbers).expect("as many numbers as the shape has"))
-        };
-        let of_rank = "a shape has its own rank";
+        });
+        let mut next = || tensors.next().transpose();
+        let (present, of_rank) = ("every step has these four", "a shape has its own rank");
         Ok(Parameters {
-            encoder: tensor(encoder)?.into_dimensionality().expect(of_rank),
-            encoder_bias: tensor(encoder_bias)?.into_dimensionality().expect(of_rank),
-            decoder: tensor(decoder)?.into_dimensionality().expect(of_rank),
-            decoder_bias: tensor(decoder_bias)?.into_dimensionality().expect(of_rank),
+            encoder: next()?.expect(present).into_dimensionality().expect(of_rank),
+            encoder_bias: next()?.expect(present).into_dimensionality().expect(of_rank),
+            decoder: next()?.expect(present).into_dimensionality().expect(of_rank),
+            decoder_bias: next()?.expect(present).into_dimensionality().expect(of_rank),
+            threshold: next()?.map(|tensor| tensor.into_dimensionality().expect(of_rank)),
         })
     }
 
-    /// All zeros.
-    pub fn zeros(width: usize, features: usize) -> Parameters {
+    /// Zeros in the same shapes.
+    pub fn zeros_like(&self) -> Parameters {
+        let (features, width) = self.decoder.dim();
         Parameters {
             encoder: Array2::zeros((features, width)),
             encoder_bias: Array1::zeros(features),
             decoder: Array2::zeros((features, width)),
             decoder_bias: Array1::zeros(width),
+            threshold: self.threshold.as_ref().map(|_| Array1::zeros(features)),
         }
     }
 
     /// The tensors with their names, in the order of [`Parameters::shapes`].
-    pub fn tensors(&self) -> [(&'static str, ArrayViewD<'_, f32>); 4] {
-        [
+    pub fn tensors(&self) -> Vec<(&'static str, ArrayViewD<'_, f32>)> {
+        let mut tensors = vec![
             ("encoder", self.encoder.view().into_dyn()),
             ("encoder_bias", self.encoder_bias.view().into_dyn()),
             ("decoder", self.decoder.view().into_dyn()),
             ("decoder_bias", self.decoder_bias.view().into_dyn()),
-        ]
+        ];
+        let threshold = self.threshold.as_ref();
+        tensors.extend(threshold.map(|threshold| ("threshold", threshold.view().into_dyn())));
+        tensors
     }
 
     /// Checks that these are the tensors of such a step.
@@ -83,9 +93,14 @@ impl Parameters {
     /// # Errors
     /// Names the first one of another shape or order.
     pub fn check(&self, spec: &StepSpec) -> Result<(), StepError> {
-        for ((name, tensor), (_, expected)) in
-            self.tensors().into_iter().zip(Parameters::shapes(spec.width, spec.features))
-        {
+        let (tensors, shapes) = (self.tensors(), Parameters::shapes(spec));
+        if tensors.len() != shapes.len() {
+            let count = |threshold| if threshold { "[F]" } else { "absent" };
+            let (found, expected) = (tensors.len() > shapes.len(), shapes.len() > tensors.len());
+            let (found, expected) = (count(found).to_owned(), count(expected).to_owned());
+            return Err(StepError::Shape { array: "threshold", found, expected });
+        }
+        for ((name, tensor), (_, expected)) in tensors.into_iter().zip(shapes) {
             if tensor.shape() != expected || !tensor.is_standard_layout() {
                 return Err(StepError::shape(name, tensor.shape(), &expected));
             }
@@ -130,6 +145,8 @@ pub fn transposed(matrix: ArrayView2<'_, f32>) -> Array2<f32> {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::activation::Activation;
+    use crate::loss::{LossSpec, Mse};
 
     #[test]
     fn transposing_gives_the_transpose_and_twice_the_matrix() {
@@ -145,18 +162,25 @@ mod tests {
 
     #[test]
     fn tensors_shapes_and_numbers_agree_by_name() {
-        let filled = Parameters::from_numbers(3, 5, |name, shape| {
-            Ok::<_, ()>(vec![name.len() as f32; shape.iter().product()])
-        })
-        .unwrap();
-        for ((name, tensor), (expected, shape)) in filled.tensors().into_iter().zip(Parameters::shapes(3, 5))
-        {
-            assert_eq!((name, tensor.shape()), (expected, &shape[..]));
-            assert!(tensor.iter().all(|number| *number == name.len() as f32));
+        let relu = StepSpec::new(3, 5, 1, LossSpec::reconstruction(Mse::Sum));
+        let activation = Activation::JumpRelu { bandwidth: 0.1, to_input: false };
+        let jump = StepSpec { activation, ..relu };
+        for (spec, count) in [(relu, 4), (jump, 5)] {
+            let filled = Parameters::from_numbers(&spec, |name, shape| {
+                Ok::<_, ()>(vec![name.len() as f32; shape.iter().product()])
+            })
+            .unwrap();
+            filled.check(&spec).unwrap();
+            filled.zeros_like().check(&spec).unwrap();
+            assert_eq!(filled.tensors().len(), count);
+            for ((name, tensor), (expected, shape)) in
+                filled.tensors().into_iter().zip(Parameters::shapes(&spec))
+            {
+                assert_eq!((name, tensor.shape()), (expected, &shape[..]));
+                assert!(tensor.iter().all(|number| *number == name.len() as f32));
+            }
+            let other = if count == 4 { jump } else { relu };
+            assert!(filled.check(&other).unwrap_err().to_string().contains("threshold"));
         }
-        assert_eq!(
-            Parameters::zeros(3, 5).tensors().map(|(_, t)| t.len()),
-            filled.tensors().map(|(_, t)| t.len())
-        );
     }
 }

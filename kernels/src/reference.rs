@@ -4,8 +4,9 @@
 //! Shapes are the public ones: X [B,d], W_enc [d,F], b_enc [F], W_dec [F,d], b_dec [d].
 
 use crate::activation::Activation;
+use crate::dead::DeadLossKind;
 use crate::loss::{LossSpec, Mse, Penalty};
-use crate::spec::{DecoderNorm, Schedule, StepSpec};
+use crate::spec::{CLIP_FLOOR, DecoderNorm, Schedule, StepSpec};
 use crate::stats::{FREQUENCY_FLOOR, log10_frequency};
 
 /// An autoencoder's weights, or anything of their shapes (gradients, Adam's moments).
@@ -19,27 +20,26 @@ pub struct Parameters {
     pub w_dec: Vec<f64>,
     /// b_dec, [d].
     pub b_dec: Vec<f64>,
+    /// θ of JumpReLU, [F]; empty without it.
+    pub threshold: Vec<f64>,
 }
 
 impl Parameters {
-    /// All zeros.
-    pub fn zeros(width: usize, features: usize) -> Parameters {
-        Parameters {
-            w_enc: vec![0.0; width * features],
-            b_enc: vec![0.0; features],
-            w_dec: vec![0.0; features * width],
-            b_dec: vec![0.0; width],
-        }
+    /// Zeros in the same shapes.
+    pub fn zeros_like(&self) -> Parameters {
+        let mut zeros = self.clone();
+        zeros.tensors_mut().into_iter().for_each(|tensor| tensor.fill(0.0));
+        zeros
     }
 
-    /// The four tensors, in the order W_enc, b_enc, W_dec, b_dec.
-    pub fn tensors(&self) -> [&[f64]; 4] {
-        [&self.w_enc, &self.b_enc, &self.w_dec, &self.b_dec]
+    /// The tensors, in the order W_enc, b_enc, W_dec, b_dec, θ.
+    pub fn tensors(&self) -> [&[f64]; 5] {
+        [&self.w_enc, &self.b_enc, &self.w_dec, &self.b_dec, &self.threshold]
     }
 
-    /// The four tensors, in the order W_enc, b_enc, W_dec, b_dec.
-    pub fn tensors_mut(&mut self) -> [&mut Vec<f64>; 4] {
-        [&mut self.w_enc, &mut self.b_enc, &mut self.w_dec, &mut self.b_dec]
+    /// The tensors, in the order W_enc, b_enc, W_dec, b_dec, θ.
+    pub fn tensors_mut(&mut self) -> [&mut Vec<f64>; 5] {
+        [&mut self.w_enc, &mut self.b_enc, &mut self.w_dec, &mut self.b_dec, &mut self.threshold]
     }
 
     fn decoder_row(&self, feature: usize, width: usize) -> &[f64] {
@@ -56,6 +56,8 @@ pub struct Forward {
     pub activations: Vec<f64>,
     /// x̂ = a W_dec + b_dec, [B,d].
     pub reconstruction: Vec<f64>,
+    /// x̂ of each prefix of the features, all of them last: [B,d] each.
+    pub prefixes: Vec<Vec<f64>>,
 }
 
 /// The terms of a loss, each with its coefficient, and their sum.
@@ -69,12 +71,16 @@ pub struct Loss {
     pub min_sparsity: f64,
     /// The max-sparsity term.
     pub max_sparsity: f64,
+    /// The terms of the mean density and of the mean logarithmic density.
+    pub density: f64,
+    /// The term for dead features.
+    pub dead: f64,
 }
 
 impl Loss {
     /// The sum of all terms.
     pub fn total(&self) -> f64 {
-        self.mse + self.penalty + self.min_sparsity + self.max_sparsity
+        self.mse + self.penalty + self.min_sparsity + self.max_sparsity + self.density + self.dead
     }
 }
 
@@ -92,16 +98,25 @@ pub fn encoder_input(spec: &StepSpec, weights: &Parameters, x: &[f64]) -> Vec<f6
     x.iter().enumerate().map(|(at, v)| v - subtracted * weights.b_dec[at % spec.width]).collect()
 }
 
-/// a of one row, from its z [F].
-pub fn select(activation: Activation, z: &[f64]) -> Vec<f64> {
+/// max(z, 0) of the `count` largest of z [B,F], the lower feature and then the lower row where two are equal; 0 elsewhere.
+fn largest(z: &[f64], features: usize, count: usize) -> Vec<f64> {
+    let mut order: Vec<usize> = (0..z.len()).collect();
+    order.sort_by_key(|at| (at % features, at / features));
+    order.sort_by(|a, b| z[*b].total_cmp(&z[*a]));
+    let mut a = vec![0.0; z.len()];
+    order.into_iter().take(count).for_each(|at| a[at] = z[at].max(0.0));
+    a
+}
+
+/// a [B,F] in training, from z [B,F]; `threshold` [F] is JumpReLU's.
+pub fn select(activation: Activation, z: &[f64], features: usize, threshold: &[f64]) -> Vec<f64> {
     match activation {
         Activation::Relu => z.iter().map(|z| z.max(0.0)).collect(),
-        Activation::TopK { k } => {
-            let mut order: Vec<usize> = (0..z.len()).collect();
-            order.sort_by(|a, b| z[*b].total_cmp(&z[*a]));
-            let mut a = vec![0.0; z.len()];
-            order.into_iter().take(k).for_each(|j| a[j] = z[j].max(0.0));
-            a
+        Activation::TopK { k } => z.chunks_exact(features).flat_map(|z| largest(z, features, k)).collect(),
+        Activation::BatchTopK { k, .. } => largest(z, features, k * z.len() / features),
+        Activation::JumpRelu { .. } => {
+            let above = |(at, z): (usize, &f64)| if *z > threshold[at % features] { *z } else { 0.0 };
+            z.iter().enumerate().map(above).collect()
         }
     }
 }
@@ -112,7 +127,6 @@ pub fn forward(spec: &StepSpec, weights: &Parameters, x: &[f64]) -> Forward {
     let rows = x.len() / d;
     let input = encoder_input(spec, weights, x);
     let mut preactivations = vec![0.0; rows * f];
-    let mut reconstruction = vec![0.0; rows * d];
     for i in 0..rows {
         let z = &mut preactivations[i * f..][..f];
         z.copy_from_slice(&weights.b_enc);
@@ -121,17 +135,22 @@ pub fn forward(spec: &StepSpec, weights: &Parameters, x: &[f64]) -> Forward {
                 z[j] += input[i * d + k] * weights.w_enc[k * f + j];
             }
         }
-        let a = select(spec.activation, z);
-        let xhat = &mut reconstruction[i * d..][..d];
-        xhat.copy_from_slice(&weights.b_dec);
-        for j in 0..f {
-            for k in 0..d {
-                xhat[k] += a[j] * weights.w_dec[j * d + k];
+    }
+    let activations = select(spec.activation, &preactivations, f, &weights.threshold);
+    let decode = |end: usize| {
+        let mut xhat = weights.b_dec.repeat(rows);
+        for (xhat, a) in xhat.chunks_exact_mut(d).zip(activations.chunks_exact(f)) {
+            for j in 0..end {
+                for k in 0..d {
+                    xhat[k] += a[j] * weights.w_dec[j * d + k];
+                }
             }
         }
-    }
-    let activations = preactivations.chunks_exact(f).flat_map(|z| select(spec.activation, z)).collect();
-    Forward { preactivations, activations, reconstruction }
+        xhat
+    };
+    let prefixes: Vec<Vec<f64>> = spec.prefixes.ends(f).map(decode).collect();
+    let reconstruction = prefixes.last().expect("all features are the last prefix").clone();
+    Forward { preactivations, activations, reconstruction, prefixes }
 }
 
 /// The denominator of each row's squared error, [B]: B·1 for `sum` (so that the loss is the plain
@@ -181,24 +200,36 @@ pub fn penalty(kind: Penalty, a: f64) -> f64 {
         Penalty::L1 => a,
         Penalty::Tanh { scale } => (f64::from(scale) * a).tanh(),
         Penalty::Log { epsilon } => (a / f64::from(epsilon)).ln_1p(),
+        Penalty::Step => 1.0,
+        Penalty::Quadratic { .. } => 0.0,
     }
 }
 
-/// The value that is logged: p(a), except that `approx-l0` counts a > 0.
-pub fn logged_penalty(kind: Penalty, a: f64) -> f64 {
+/// The value that is logged for a row: Σ_j p(a), except that `approx-l0` counts a > 0.
+pub fn logged_penalty(kind: Penalty, a: impl Iterator<Item = f64>) -> f64 {
     match kind {
-        Penalty::ApproxL0 { .. } => f64::from(a > 0.0),
-        other => penalty(other, a),
+        Penalty::ApproxL0 { .. } | Penalty::Step => a.filter(|a| *a > 0.0).count() as f64,
+        Penalty::Quadratic { target } => {
+            let count = a.filter(|a| *a > 0.0).count() as f64;
+            2.0 / f64::from(target) * (count - f64::from(target)).powi(2)
+        }
+        other => a.map(|a| penalty(other, a)).sum(),
     }
 }
 
-/// p'(a) for a > 0, and 0 at a ≤ 0.
+/// The derivative of a row's penalty by how many features are active.
+pub fn penalty_by_count(kind: Penalty, active: usize) -> f64 {
+    match kind {
+        Penalty::Step => 1.0,
+        Penalty::Quadratic { target } => 4.0 / f64::from(target) * (active as f64 - f64::from(target)),
+        _ => 0.0,
+    }
+}
+
+/// p'(a) for a ≥ 0, at 0 that from the right.
 pub fn penalty_derivative(kind: Penalty, a: f64) -> f64 {
-    if a <= 0.0 {
-        return 0.0;
-    }
     match kind {
-        Penalty::None => 0.0,
+        Penalty::None | Penalty::Step | Penalty::Quadratic { .. } => 0.0,
         Penalty::ApproxL0 { epsilon } => f64::from(epsilon) / (a + f64::from(epsilon)).powi(2),
         Penalty::L1 => 1.0,
         Penalty::Tanh { scale } => {
@@ -249,6 +280,14 @@ impl FrequencyWindow {
     }
 }
 
+/// The terms of the mean density and of the mean logarithmic density at the running frequencies s [F].
+pub fn density_penalties(loss: &LossSpec, frequencies: &[f64]) -> f64 {
+    let features = frequencies.len() as f64;
+    let (sum, logs) =
+        frequencies.iter().fold((0.0, 0.0), |(sum, logs), s| (sum + s, logs + log10_frequency(*s)));
+    (loss.mean_density * sum + loss.log_density * logs) / features
+}
+
 /// The min- and max-sparsity terms at the running frequencies s [F].
 pub fn frequency_penalties(loss: &LossSpec, frequencies: &[f64]) -> (f64, f64) {
     let log = |s: &f64| log10_frequency(*s);
@@ -261,7 +300,7 @@ pub fn frequency_penalties(loss: &LossSpec, frequencies: &[f64]) -> (f64, f64) {
     (min, max)
 }
 
-/// d (min + max sparsity) / d s̃_j at the running frequencies, [F]. The straight-through gradient of
+/// The derivative of all terms of the frequencies by s̃_j at the running frequencies, [F]. The straight-through gradient of
 /// feature j is that of this constant times s̃_j = (1/B) Σ_i a_ij/(a_ij + ε).
 pub fn frequency_slopes(loss: &LossSpec, frequencies: &[f64]) -> Vec<f64> {
     frequencies
@@ -270,7 +309,9 @@ pub fn frequency_slopes(loss: &LossSpec, frequencies: &[f64]) -> Vec<f64> {
             let s = s + FREQUENCY_FLOOR;
             let too_low = loss.min_sparsity.filter(|p| s < p.target).map_or(0.0, |p| p.coefficient);
             let too_high = loss.max_sparsity.filter(|p| s > p.target).map_or(0.0, |p| p.coefficient);
-            (too_high - too_low) / (std::f64::consts::LN_10 * s)
+            let log_density = loss.log_density / frequencies.len() as f64;
+            let mean_density = loss.mean_density / frequencies.len() as f64;
+            mean_density + (too_high - too_low + log_density) / (std::f64::consts::LN_10 * s)
         })
         .collect()
 }
@@ -292,7 +333,13 @@ fn penalty_weights(spec: &StepSpec, weights: &Parameters) -> Vec<f64> {
         .collect()
 }
 
-/// The loss as it is logged. `frequencies` [F] are the running frequencies, this batch included.
+/// The reconstruction term: that of x̂, or those of all prefixes together.
+pub fn reconstruction_loss(spec: &StepSpec, x: &[f64], forward: &Forward) -> f64 {
+    let terms = forward.prefixes.iter().map(|xhat| mse(spec.loss.mse, spec.width, x, xhat));
+    spec.prefixes.weight() * terms.sum::<f64>()
+}
+
+/// The loss as it is logged, but for dead features. `frequencies` [F] are the running frequencies, this batch included.
 pub fn loss(
     spec: &StepSpec,
     schedule: &Schedule,
@@ -306,16 +353,17 @@ pub fn loss(
     let factors = penalty_weights(spec, weights);
     let sum: f64 = forward
         .activations
-        .iter()
-        .enumerate()
-        .map(|(at, a)| logged_penalty(kind, a * factors[at % spec.features]))
+        .chunks_exact(spec.features)
+        .map(|a| logged_penalty(kind, a.iter().zip(&factors).map(|(a, factor)| a * factor)))
         .sum();
     let (min_sparsity, max_sparsity) = frequency_penalties(&spec.loss, frequencies);
     Loss {
-        mse: mse(spec.loss.mse, spec.width, x, &forward.reconstruction),
+        mse: reconstruction_loss(spec, x, forward),
         penalty: coefficient * sum / rows,
         min_sparsity,
         max_sparsity,
+        density: density_penalties(&spec.loss, frequencies),
+        dead: 0.0,
     }
 }
 
@@ -342,10 +390,10 @@ pub fn surrogate_loss(
             coefficient * penalty(kind, a * factors[j]) + slopes[j] * a / (a + epsilon)
         })
         .sum();
-    mse(spec.loss.mse, spec.width, x, &pass.reconstruction) + penalties / rows
+    reconstruction_loss(spec, x, &pass) + penalties / rows
 }
 
-/// The gradient of [`surrogate_loss`] for all weights, written out by hand.
+/// The gradient of [`surrogate_loss`] for all weights, written out by hand; with JumpReLU its pseudo-derivatives.
 pub fn gradients(
     spec: &StepSpec,
     schedule: &Schedule,
@@ -359,21 +407,50 @@ pub fn gradients(
     let (kind, coefficient, epsilon) = scheduled(spec, schedule);
     let factors = penalty_weights(spec, weights);
     let input = encoder_input(spec, weights, x);
-    let g = mse_gradient(spec.loss.mse, d, x, &forward.reconstruction);
-    let mut gradient = Parameters::zeros(d, f);
-    for i in 0..rows {
-        let g_i = &g[i * d..][..d];
-        for k in 0..d {
-            gradient.b_dec[k] += g_i[k];
+    // For each group of features the sum over the prefixes that it is part of.
+    let mut g: Vec<Vec<f64>> = Vec::new();
+    for xhat in forward.prefixes.iter().rev() {
+        let mut of_group = mse_gradient(spec.loss.mse, d, x, xhat);
+        of_group.iter_mut().for_each(|g| *g *= spec.prefixes.weight());
+        if let Some(wider) = g.last() {
+            of_group.iter_mut().zip(wider).for_each(|(g, wider)| *g += wider);
         }
+        g.push(of_group);
+    }
+    g.reverse();
+    let group_of =
+        |feature: usize| spec.prefixes.ends(f).position(|end| feature < end).expect("the last end is F");
+    let mut gradient = weights.zeros_like();
+    for i in 0..rows {
+        for k in 0..d {
+            gradient.b_dec[k] += g[0][i * d + k];
+        }
+        let active = forward.activations[i * f..][..f].iter().filter(|a| **a > 0.0).count();
+        let by_count = coefficient * penalty_by_count(kind, active) / rows as f64;
         for j in 0..f {
+            let g_i = &g[group_of(j)][i * d..][..d];
             let a = forward.activations[i * f + j];
-            if a <= 0.0 {
+            // Those that a threshold's pseudo-derivative sees take part though they are 0.
+            let jump = match spec.activation {
+                Activation::JumpRelu { bandwidth, to_input } => {
+                    let (z, width) = (forward.preactivations[i * f + j], f64::from(bandwidth));
+                    ((z - weights.threshold[j]).abs() < width / 2.0).then_some((width, to_input))
+                }
+                _ => None,
+            };
+            if a <= 0.0 && jump.is_none() {
                 continue;
             }
             let slope = coefficient * penalty_derivative(kind, a * factors[j]) / rows as f64;
             let frequency = slopes[j] * epsilon / (a + epsilon).powi(2) / rows as f64;
             let da = dot(g_i, weights.decoder_row(j, d)) + slope * factors[j] + frequency;
+            let by_threshold = jump.map_or(0.0, |(width, _)| (weights.threshold[j] * da + by_count) / width);
+            if jump.is_some() {
+                gradient.threshold[j] -= by_threshold;
+            }
+            let to_input = jump.is_some_and(|(_, to_input)| to_input);
+            // From here on dL/dz.
+            let da = if a > 0.0 { da } else { 0.0 } + if to_input { by_threshold } else { 0.0 };
             for k in 0..d {
                 gradient.w_dec[j * d + k] += a * g_i[k];
                 if spec.loss.weight_by_decoder_norm && factors[j] > 0.0 {
@@ -404,6 +481,14 @@ pub fn project_decoder_gradient(spec: &StepSpec, weights: &Parameters, gradient:
     }
 }
 
+/// Scales the gradient of all weights down to the norm that it is allowed, as torch's `clip_grad_norm_` does.
+pub fn clip_gradient(spec: &StepSpec, gradient: &mut Parameters) {
+    if let Some(most) = spec.gradient_clip {
+        let scale = (most / (norm(&gradient.tensors().concat()) + CLIP_FLOOR)).min(1.0);
+        gradient.tensors_mut().into_iter().flatten().for_each(|g| *g *= scale);
+    }
+}
+
 /// Normalises the decoder's rows as [`DecoderNorm`] says; a row of zeros stays one.
 pub fn normalise_decoder(spec: &StepSpec, weights: &mut Parameters) {
     if spec.decoder_norm == DecoderNorm::Free {
@@ -419,8 +504,110 @@ pub fn normalise_decoder(spec: &StepSpec, weights: &mut Parameters) {
         if spec.decoder_norm == DecoderNorm::Tied {
             (0..spec.width).for_each(|k| weights.w_enc[k * spec.features + j] *= removed);
             weights.b_enc[j] *= removed;
+            weights.threshold.get_mut(j).into_iter().for_each(|threshold| *threshold *= removed);
         }
     }
+}
+
+/// The loss over the features that are `dead` [F], and its gradient.
+pub fn dead_loss(
+    spec: &StepSpec,
+    weights: &Parameters,
+    x: &[f64],
+    forward: &Forward,
+    dead: &[bool],
+) -> (f64, Parameters) {
+    let (d, f) = (spec.width, spec.features);
+    let rows = x.len() / d;
+    let mut gradient = weights.zeros_like();
+    let features: Vec<usize> = (0..f).filter(|j| dead[*j]).collect();
+    let Some(loss) = spec.dead.filter(|_| !features.is_empty()) else { return (0.0, gradient) };
+    let input = encoder_input(spec, weights, x);
+    let z = |i: usize, j: usize| forward.preactivations[i * f + j];
+    // dL/dz of a pair reaches the encoder and no further.
+    let add_encoder = |gradient: &mut Parameters, i: usize, j: usize, dz: f64| {
+        gradient.b_enc[j] += dz;
+        (0..d).for_each(|k| gradient.w_enc[k * f + j] += dz * input[i * d + k]);
+        if spec.pre_bias {
+            (0..d).for_each(|k| gradient.b_dec[k] -= dz * weights.w_enc[k * f + j]);
+        }
+    };
+    if let DeadLossKind::PreActivation { coefficient } = loss.kind {
+        let scale = coefficient / rows as f64;
+        let mut value = 0.0;
+        for &j in &features {
+            let norm = norm(weights.decoder_row(j, d));
+            for i in 0..rows {
+                let missing = (weights.threshold[j] - z(i, j)).max(0.0);
+                value += scale * missing * norm;
+                if missing > 0.0 {
+                    gradient.threshold[j] += scale * norm;
+                    add_encoder(&mut gradient, i, j, -scale * norm);
+                    let by_norm = if norm > 0.0 { scale * missing / norm } else { 0.0 };
+                    (0..d).for_each(|k| gradient.w_dec[j * d + k] += by_norm * weights.w_dec[j * d + k]);
+                }
+            }
+        }
+        return (value, gradient);
+    }
+    let residual: Vec<f64> = x.iter().zip(&forward.reconstruction).map(|(x, xhat)| x - xhat).collect();
+    let mean: Vec<f64> =
+        (0..d).map(|k| (0..rows).map(|i| residual[i * d + k]).sum::<f64>() / rows as f64).collect();
+    let deviation = |i: usize| norm(&(0..d).map(|k| residual[i * d + k] - mean[k]).collect::<Vec<_>>());
+    let spread: f64 = (0..rows).map(|i| deviation(i).powi(2)).sum();
+    let denominators = mse_denominators(spec.loss.mse, d, x);
+    let mut value = 0.0;
+    for i in 0..rows {
+        // What each dead feature contributes, and how that follows z.
+        let mut a: Vec<(usize, f64, f64)> = match loss.kind {
+            DeadLossKind::Ghost => features.iter().map(|&j| (j, z(i, j).exp(), z(i, j).exp())).collect(),
+            DeadLossKind::AuxK { .. } => {
+                features.iter().map(|&j| (j, z(i, j).max(0.0), f64::from(z(i, j) > 0.0))).collect()
+            }
+            _ => features.iter().map(|&j| (j, z(i, j), 1.0)).collect(),
+        };
+        if let DeadLossKind::AuxK { k, .. } | DeadLossKind::AuxKSum { k, .. } = loss.kind {
+            a.sort_by(|left, right| right.1.total_cmp(&left.1));
+            a.truncate(k);
+        }
+        let mut e = vec![0.0; d];
+        for (j, a, _) in &a {
+            (0..d).for_each(|k| e[k] += a * weights.w_dec[j * d + k]);
+        }
+        let r = &residual[i * d..][..d];
+        // The row's part of the loss, and dL/de.
+        let h: Vec<f64> = match loss.kind {
+            DeadLossKind::Ghost => {
+                let scale = norm(r) / (1e-6 + 2.0 * norm(&e));
+                let deviation = deviation(i);
+                let parts = e.iter().zip(r).map(|(e, r)| {
+                    let error = (scale * e - r).powi(2) / deviation;
+                    let rescaled = r * r / denominators[i] / (error + 1e-6);
+                    value += rescaled * error;
+                    rescaled * 2.0 * (scale * e - r) / deviation * scale
+                });
+                parts.collect()
+            }
+            DeadLossKind::AuxK { coefficient, .. } | DeadLossKind::AuxKSum { coefficient, .. } => {
+                let scale = match loss.kind {
+                    DeadLossKind::AuxKSum { k, .. } => {
+                        (features.len() as f64 / k as f64).min(1.0) / rows as f64
+                    }
+                    _ if spread > 0.0 => 1.0 / spread,
+                    _ => 0.0,
+                };
+                let errors = e.iter().zip(r).map(|(e, r)| e - r);
+                value += coefficient * scale * errors.clone().map(|error| error * error).sum::<f64>();
+                errors.map(|error| coefficient * scale * 2.0 * error).collect()
+            }
+            DeadLossKind::PreActivation { .. } => unreachable!("it has returned"),
+        };
+        for (j, a, by_z) in a {
+            (0..d).for_each(|k| gradient.w_dec[j * d + k] += a * h[k]);
+            add_encoder(&mut gradient, i, j, by_z * dot(&h, weights.decoder_row(j, d)));
+        }
+    }
+    (value, gradient)
 }
 
 /// A training run in float64: weights, Adam's moments and the frequency window.
@@ -436,6 +623,10 @@ pub struct Trainer {
     pub second: Parameters,
     /// The frequency window.
     pub window: FrequencyWindow,
+    /// Steps since each feature was last active, [F].
+    pub steps_since_fired: Vec<u64>,
+    /// BatchTopK's θ.
+    pub threshold: Option<f64>,
     /// Steps done.
     pub steps: u64,
 }
@@ -443,22 +634,43 @@ pub struct Trainer {
 impl Trainer {
     /// A run that has done no step.
     pub fn new(spec: StepSpec, weights: Parameters) -> Trainer {
-        let zeros = Parameters::zeros(spec.width, spec.features);
+        let zeros = weights.zeros_like();
         let window = FrequencyWindow::new(spec.sparsity_window);
-        Trainer { spec, weights, first: zeros.clone(), second: zeros, window, steps: 0 }
+        let steps_since_fired = vec![0; spec.features];
+        let (first, threshold) = (zeros.clone(), None);
+        Trainer { spec, weights, first, second: zeros, window, steps_since_fired, threshold, steps: 0 }
     }
 
-    /// One step on the batch x [B,d]: forward, running frequency, loss, backward, projection, Adam,
+    /// One step on the batch x [B,d]: forward, running frequency, loss, backward, projection, clipping, Adam,
     /// decoder norm. Returns the loss before the step.
     pub fn step(&mut self, x: &[f64], schedule: &Schedule) -> Loss {
         let spec = &self.spec;
         let pass = forward(spec, &self.weights, x);
         let frequencies = self.window.push(spec.features, &pass.activations);
-        let value = loss(spec, schedule, &self.weights, x, &pass, &frequencies);
+        let mut value = loss(spec, schedule, &self.weights, x, &pass, &frequencies);
         let slopes = frequency_slopes(&spec.loss, &frequencies);
         let mut gradient = gradients(spec, schedule, &self.weights, x, &pass, &slopes);
+        let fires = |j: usize| (0..spec.batch).any(|i| pass.activations[i * spec.features + j] > 0.0);
+        let fired: Vec<bool> = (0..spec.features).map(fires).collect();
+        if let Some(loss) = &spec.dead {
+            let since = self.steps_since_fired.iter().zip(&fired);
+            let dead: Vec<bool> = since.map(|(since, fired)| loss.is_dead(*since, *fired)).collect();
+            let (term, more) = dead_loss(spec, &self.weights, x, &pass, &dead);
+            value.dead = term;
+            for (gradient, more) in gradient.tensors_mut().into_iter().zip(more.tensors()) {
+                gradient.iter_mut().zip(more).for_each(|(gradient, more)| *gradient += more);
+            }
+        }
         project_decoder_gradient(spec, &self.weights, &mut gradient);
+        clip_gradient(spec, &mut gradient);
         self.steps += 1;
+        if let Activation::BatchTopK { threshold, .. } = spec.activation {
+            let positive = pass.activations.iter().filter(|a| **a > 0.0).map(|a| *a as f32);
+            self.threshold = threshold.after(self.steps, self.threshold, positive.reduce(f32::min));
+        }
+        for (since, fired) in self.steps_since_fired.iter_mut().zip(&fired) {
+            *since = if *fired { 0 } else { *since + 1 };
+        }
         self.adam(&gradient, schedule.lr);
         normalise_decoder(&self.spec, &mut self.weights);
         value
@@ -478,5 +690,6 @@ impl Trainer {
                 w[at] -= lr * (m[at] / correction1) / root;
             }
         }
+        self.weights.threshold.iter_mut().for_each(|threshold| *threshold = threshold.max(0.0));
     }
 }

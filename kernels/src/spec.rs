@@ -4,7 +4,9 @@ use serde::{Deserialize, Serialize};
 use thiserror::Error;
 
 use crate::activation::Activation;
+use crate::dead::DeadLoss;
 use crate::loss::{FrequencyPenalty, LossSpec, Penalty};
+use crate::prefixes::Prefixes;
 
 /// How the decoder's rows W_dec_j [d] are treated around the optimizer step.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
@@ -90,6 +92,38 @@ pub struct StepSpec {
     pub adam: Adam,
     /// n, the number of batches over which the running frequency s_j is taken.
     pub sparsity_window: usize,
+    /// The prefixes of the features that reconstruct by themselves.
+    #[serde(default, skip_serializing_if = "Prefixes::is_empty")]
+    pub prefixes: Prefixes,
+    /// What trains features that have stopped firing.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub dead: Option<DeadLoss>,
+    /// The largest norm of the gradient of all weights together, the decoder's projected before; a longer one is scaled down.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub gradient_clip: Option<f64>,
+}
+
+/// Added to a gradient's norm before it divides, as torch's `clip_grad_norm_` does.
+pub(crate) const CLIP_FLOOR: f64 = 1e-6;
+
+impl StepSpec {
+    /// A ReLU autoencoder with unit decoder rows, without a pre-bias, trained by `loss` alone; n = 300.
+    pub fn new(width: usize, features: usize, batch: usize, loss: LossSpec) -> StepSpec {
+        StepSpec {
+            width,
+            features,
+            batch,
+            pre_bias: false,
+            activation: Activation::Relu,
+            loss,
+            decoder_norm: DecoderNorm::Unit,
+            adam: Adam::default(),
+            sparsity_window: 300,
+            prefixes: Prefixes::default(),
+            dead: None,
+            gradient_clip: None,
+        }
+    }
 }
 
 /// The values that may change from step to step.
@@ -161,33 +195,61 @@ impl StepSpec {
         ] {
             require(product <= most, name, product, rule)?;
         }
-        if let Activation::TopK { k } = self.activation {
-            require(
+        match self.activation {
+            Activation::Relu => {}
+            Activation::TopK { k } | Activation::BatchTopK { k, .. } => require(
                 (1..=features).contains(&k),
                 "k",
                 k,
                 "it must be at least 1 and at most the number of features",
-            )?;
+            )?,
+            Activation::JumpRelu { bandwidth, .. } => positive("bandwidth", bandwidth)?,
+        }
+        if let Activation::BatchTopK { threshold, .. } = self.activation {
+            let fits = threshold.rate > 0.0 && threshold.rate <= 1.0;
+            require(fits, "threshold rate", threshold.rate, "it must be above 0 and at most 1")?;
+        }
+        require(
+            !self.loss.penalty.counts() || self.activation.has_thresholds(),
+            "penalty",
+            format!("{:?}", self.loss.penalty),
+            "only jump-relu's thresholds have a gradient by the number of active features",
+        )?;
+        if let Some(clip) = self.gradient_clip {
+            require(clip.is_finite() && clip > 0.0, "gradient_clip", clip, "it must be a positive number")?;
+        }
+        require(
+            self.prefixes.fit(features),
+            "prefixes",
+            format!("{:?}", self.prefixes.widths()),
+            "each must be wider than the one before, the first at least 1 wide and the last below the number of features",
+        )?;
+        if let Some(dead) = &self.dead {
+            dead.check(self).map_err(|(name, value, rule)| SpecError { name, value, rule })?;
         }
         self.loss.validate()?;
         self.adam.validate()
     }
 }
 
+fn positive(name: &'static str, value: f32) -> Result<(), SpecError> {
+    require(value.is_finite() && value > 0.0, name, value, "it must be a positive number")
+}
+
 impl LossSpec {
     fn validate(&self) -> Result<(), SpecError> {
-        let positive = |name, value: f32| {
-            require(value.is_finite() && value > 0.0, name, value, "it must be a positive number")
-        };
         match self.penalty {
             Penalty::ApproxL0 { epsilon } | Penalty::Log { epsilon } => positive("epsilon", epsilon)?,
             Penalty::Tanh { scale } => positive("tanh scale", scale)?,
-            Penalty::None | Penalty::L1 => {}
+            Penalty::Quadratic { target } => positive("target L0", target)?,
+            Penalty::None | Penalty::L1 | Penalty::Step => {}
         }
         let coefficient = |name, value: f64| {
             require(value.is_finite() && value >= 0.0, name, value, "it must be a number of at least 0")
         };
         coefficient("coefficient", self.coefficient)?;
+        coefficient("mean density coefficient", self.mean_density)?;
+        coefficient("log density coefficient", self.log_density)?;
         positive("frequency_epsilon", self.frequency_epsilon)?;
         for FrequencyPenalty { coefficient: value, target } in
             [self.min_sparsity, self.max_sparsity].into_iter().flatten()

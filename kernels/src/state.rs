@@ -23,6 +23,8 @@ pub struct State {
     pub window: Array2<u32>,
     /// Steps since each feature was last active, [F].
     pub steps_since_fired: Array1<u64>,
+    /// θ of [`Activation::BatchTopK`](crate::activation::Activation::BatchTopK), once it has a value.
+    pub threshold: Option<f64>,
     /// How steps choose their path, where that depends on the steps before. A run that goes on without it makes the same
     /// steps within rounding.
     pub path_choice: Option<PathChoice>,
@@ -31,14 +33,15 @@ pub struct State {
 impl State {
     /// The state of a run that begins with these weights.
     pub fn new(weights: Parameters) -> State {
-        let (features, width) = weights.decoder.dim();
+        let features = weights.decoder.nrows();
         State {
             step: 0,
+            first_moments: weights.zeros_like(),
+            second_moments: weights.zeros_like(),
             weights,
-            first_moments: Parameters::zeros(width, features),
-            second_moments: Parameters::zeros(width, features),
             window: Array2::zeros((0, features)),
             steps_since_fired: Array1::zeros(features),
+            threshold: None,
             path_choice: None,
         }
     }
@@ -54,6 +57,9 @@ impl State {
         let f = spec.features;
         if self.steps_since_fired.len() != f {
             return Err(StepError::shape("steps_since_fired", &[self.steps_since_fired.len()], &[f]));
+        }
+        if let Some(threshold) = self.threshold.filter(|threshold| !threshold.is_finite()) {
+            return Err(StepError::NonFiniteThreshold { threshold });
         }
         let batches = self.window.nrows().min(spec.sparsity_window);
         if self.window.dim() != (batches, f) || !self.window.is_standard_layout() {

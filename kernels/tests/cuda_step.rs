@@ -77,6 +77,7 @@ fn follow_the_definition_from(
             b_enc: wide(numbers(&initial.encoder_bias)),
             w_dec: wide(numbers(&initial.decoder)),
             b_dec: wide(numbers(&initial.decoder_bias)),
+            threshold: Vec::new(),
         },
     );
     for step in 0..steps {

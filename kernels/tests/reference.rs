@@ -19,6 +19,7 @@ fn weights() -> Parameters {
         b_enc,
         w_dec: numbers_f64(FEATURES * WIDTH, 3),
         b_dec: numbers_f64(WIDTH, 4),
+        threshold: Vec::new(),
     }
 }
 
@@ -33,6 +34,9 @@ fn spec(loss: LossSpec, pre_bias: bool) -> StepSpec {
         decoder_norm: DecoderNorm::Free,
         adam: Adam::default(),
         sparsity_window: 1,
+        prefixes: Default::default(),
+        dead: None,
+        gradient_clip: None,
     }
 }
 
@@ -48,6 +52,8 @@ fn configurations() -> Vec<StepSpec> {
                     coefficient: 0.3,
                     min_sparsity: frequency(0.4).filter(|_| variant % 2 == 1),
                     max_sparsity: frequency(0.6).filter(|_| variant % 2 == 1),
+                    mean_density: 0.0,
+                    log_density: 0.0,
                     frequency_epsilon: 0.25,
                     weight_by_decoder_norm: variant >= 2,
                 };

@@ -3,7 +3,7 @@
 //!     engine_steps CASE.json INPUT.safetensors OUTPUT.safetensors [SPARSE_DENSITY]
 //!
 //! CASE.json: `{"spec": StepSpec, "schedule": [[lr, coefficient scale, epsilon scale], …]}`. INPUT: `W_enc`
-//! [d,F], `b_enc` [F], `W_dec` [F,d], `b_dec` [d] and `batches` [steps,B,d], float32. OUTPUT: the trained
+//! [d,F], `b_enc` [F], `W_dec` [F,d], `b_dec` [d], for jump-relu `threshold` [F], and `batches` [steps,B,d], float32. OUTPUT: the trained
 //! weights under the same names, the gradients of the first step as `gradient/W_enc` … (from Adam's first
 //! moments), and the metrics of each step under the names that metrics.jsonl gives them, [steps].
 
@@ -35,7 +35,8 @@ fn main() -> Result<()> {
     let input = read(&arguments[1])?;
     let input = SafeTensors::deserialize(&input)?;
     let (d, f) = (case.spec.width, case.spec.features);
-    let weights = Weights::from_numbers(d, f, |name, _| numbers(&input, name))?;
+    let thresholds = case.spec.activation.has_thresholds();
+    let weights = Weights::from_numbers(d, f, thresholds, |name, _| numbers(&input, name))?;
     let mut options = CpuOptions::default();
     if let Some(density) = arguments.get(3) {
         options.sparse_density = density.parse()?;
@@ -59,10 +60,12 @@ fn main() -> Result<()> {
             output.insert("gradient/b_enc", scaled(moments.encoder_bias.into_dyn(), scale));
             output.insert("gradient/W_dec", scaled(moments.decoder.into_dyn(), scale));
             output.insert("gradient/b_dec", scaled(moments.decoder_bias.into_dyn(), scale));
+            let threshold = moments.threshold.map(|threshold| scaled(threshold.into_dyn(), scale));
+            output.extend(threshold.map(|threshold| ("gradient/threshold", threshold)));
         }
     }
     let weights = engine.weights()?;
-    output.extend(weights.tensors().map(|(name, tensor)| (name, tensor.to_owned())));
+    output.extend(weights.tensors().into_iter().map(|(name, tensor)| (name, tensor.to_owned())));
     output.extend(curves.into_iter().map(|(name, curve)| (name, Array1::from(curve).into_dyn())));
     let views = output
         .iter()

@@ -7,10 +7,11 @@ use sae::{Sae, Weights};
 use serde_json::json;
 use terminal::foreign_path;
 
-use crate::command::arguments::BenchArguments;
+use crate::command::arguments::{ActivationChoice, BenchArguments};
+use crate::command::selection::DEFAULT_BANDWIDTH;
 use crate::engine::{
     self, Activation, Adam, BenchReport, Bound, CpuOptions, DecoderNorm, FrequencyPenalty, LossSpec, Mse,
-    Penalty, StepSpec,
+    Penalty, StepSpec, ThresholdAverage,
 };
 use crate::report::table;
 
@@ -19,8 +20,13 @@ pub(crate) fn bench(arguments: &BenchArguments) -> Result<()> {
     let batch = usize::try_from(arguments.batch)?;
     let (spec, weights, rows) = match (&arguments.from, &arguments.store) {
         (Some(from), Some(store)) => {
-            let weights = Sae::load(from)?.weights;
-            let spec = reference_step(weights.d_in(), weights.d_sae(), batch);
+            let Sae { weights, config, .. } = Sae::load(from)?;
+            let activation = match (config.largest(), &weights.threshold) {
+                (Some(k), _) => Activation::TopK { k },
+                (None, Some(_)) => Activation::JumpRelu { bandwidth: DEFAULT_BANDWIDTH, to_input: false },
+                (None, None) => Activation::Relu,
+            };
+            let spec = with_activation(reference_step(weights.d_in(), weights.d_sae(), batch), activation);
             spec.validate()?;
             let rows = first_batch(store, &spec)?;
             (spec, weights, rows)
@@ -31,7 +37,24 @@ pub(crate) fn bench(arguments: &BenchArguments) -> Result<()> {
             if !(0.0..=spec.features as f64).contains(&arguments.l0) {
                 bail!("--l0 {}: a row has 0 to {} active features", arguments.l0, spec.features);
             }
-            let (weights, rows) = engine::synthetic(&spec, arguments.l0, 0);
+            let (mut weights, rows) = engine::synthetic(&spec, arguments.l0, 0);
+            let k = (arguments.l0.round() as usize).max(1);
+            let activation = match arguments.activation {
+                ActivationChoice::Relu => Activation::Relu,
+                ActivationChoice::TopK => Activation::TopK { k },
+                ActivationChoice::BatchTopK => {
+                    Activation::BatchTopK { k, threshold: ThresholdAverage::default() }
+                }
+                ActivationChoice::JumpRelu => {
+                    Activation::JumpRelu { bandwidth: engine::with_thresholds(&mut weights), to_input: false }
+                }
+            };
+            if matches!(activation, Activation::TopK { .. } | Activation::BatchTopK { .. }) {
+                // Which of them are active is not the bias' business.
+                weights.b_enc.fill(0.0);
+            }
+            let spec = with_activation(spec, activation);
+            spec.validate()?;
             (spec, weights, rows)
         }
     };
@@ -63,7 +86,20 @@ fn reference_step(width: usize, features: usize, batch: usize) -> StepSpec {
         decoder_norm: DecoderNorm::Unit,
         adam: Adam::default(),
         sparsity_window: 300,
+        prefixes: Default::default(),
+        dead: None,
+        gradient_clip: None,
     }
+}
+
+/// The same with another activation, and the penalty that it has by default.
+fn with_activation(spec: StepSpec, activation: Activation) -> StepSpec {
+    let loss = match activation {
+        Activation::Relu => spec.loss,
+        Activation::TopK { .. } | Activation::BatchTopK { .. } => LossSpec::reconstruction(spec.loss.mse),
+        Activation::JumpRelu { .. } => LossSpec { penalty: Penalty::Step, min_sparsity: None, ..spec.loss },
+    };
+    StepSpec { activation, loss, ..spec }
 }
 
 fn first_batch(store: &std::path::Path, spec: &StepSpec) -> Result<Array2<f32>> {

@@ -40,12 +40,17 @@ fn configurations() -> Vec<StepSpec> {
                         coefficient: 1e-2,
                         min_sparsity: frequency(0.45).filter(|_| number % 3 != 0),
                         max_sparsity: frequency(0.55).filter(|_| number % 5 < 2),
+                        mean_density: 0.0,
+                        log_density: 0.0,
                         frequency_epsilon: 0.25,
                         weight_by_decoder_norm,
                     },
                     decoder_norm,
                     adam: Adam { beta1: 0.9, beta2: 0.99, epsilon: 1e-8 },
                     sparsity_window: 3,
+                    prefixes: Default::default(),
+                    dead: None,
+                    gradient_clip: None,
                 });
             }
         }

@@ -36,6 +36,9 @@ fn specs() -> [StepSpec; 3] {
         decoder_norm: DecoderNorm::Unit,
         adam: Adam::default(),
         sparsity_window: 4,
+        prefixes: Default::default(),
+        dead: None,
+        gradient_clip: None,
     };
     let second = StepSpec { loss: LossSpec { coefficient: 1e-2, ..first.loss }, ..first };
     let third = StepSpec {

@@ -34,12 +34,17 @@ pub fn spec(width: usize, features: usize, batch: usize) -> StepSpec {
             coefficient: 1e-3,
             min_sparsity: frequency(0.1),
             max_sparsity: frequency(0.6),
+            mean_density: 0.0,
+            log_density: 0.0,
             frequency_epsilon: 0.2,
             weight_by_decoder_norm: true,
         },
         decoder_norm: DecoderNorm::Tied,
         adam: Adam::default(),
         sparsity_window: 4,
+        prefixes: Default::default(),
+        dead: None,
+        gradient_clip: None,
     }
 }
 
@@ -51,6 +56,7 @@ pub fn weights(spec: &StepSpec, shift: f32) -> Parameters {
         encoder_bias: numbers(f, 12).iter().map(|b| b - shift).collect(),
         decoder: rows(f, d, 13).mapv(|w| w / (d as f32).sqrt()),
         decoder_bias: numbers(d, 14).iter().map(|b| 0.1 * b).collect(),
+        threshold: None,
     }
 }
 

@@ -46,6 +46,24 @@ per_isa! {
 }
 
 per_isa! {
+    /// Adds g_i·W_dec_j to each of `by_value`, for the given rows of g [B,d].
+    pub(crate) fn add_dots(rows: &[u32], g: &[f32], decoder_row: &[f32], by_value: &mut [f32]) {
+        let width = decoder_row.len();
+        let (row_chunks, row_rest) = rows.as_chunks::<4>();
+        let (by_value_chunks, by_value_rest) = by_value.as_chunks_mut::<4>();
+        for (rows, by_value) in row_chunks.iter().zip(by_value_chunks) {
+            let dots = four_dots_inline::<FMA>(rows.map(|row| line(g, row, width)), decoder_row);
+            for (by_value, dot) in by_value.iter_mut().zip(dots) {
+                *by_value += dot;
+            }
+        }
+        for (row, by_value) in row_rest.iter().zip(by_value_rest) {
+            *by_value += dot_inline::<FMA>(line(g, *row, width), decoder_row);
+        }
+    }
+}
+
+per_isa! {
     /// Adds Σ_i da_i x_i, da being `by_value`, to dW_enc_j, `gradient` [d]; returns Σ_i da_i. `x` [B,d] is the
     /// encoder's input.
     pub(crate) fn encoder_gradient(rows: &[u32], by_value: &[f32], x: &[f32], gradient: &mut [f32]) -> f32 {

@@ -63,9 +63,14 @@ unsafe impl Lanes for SumsOfPairs {
         unsafe { SumsOfPairs(self.0.relu()) }
     }
     #[inline(always)]
-    unsafe fn positive(self) -> u32 {
+    unsafe fn above(self, other: Self) -> u32 {
         // SAFETY: the trait's contract.
-        unsafe { self.0.positive() }
+        unsafe { self.0.above(other.0) }
+    }
+    #[inline(always)]
+    unsafe fn times(self, other: Self) -> Self {
+        // SAFETY: the trait's contract.
+        unsafe { SumsOfPairs(self.0.times(other.0)) }
     }
     #[inline(always)]
     unsafe fn store(self, to: *mut f32) {

@@ -4,6 +4,8 @@
 //! A task owns a block of rows. It adds the decoder rows of i's active features to x̂_i, four at a time.
 //! Cost: 2·d operations and 4·d bytes read per active pair; 12·d bytes per row for the second half.
 
+use std::ops::Range;
+
 use ndarray::Array2;
 use rayon::prelude::*;
 
@@ -75,14 +77,19 @@ impl Decode<'_> {
 }
 
 impl Finish<'_> {
-    /// The factor from x̂_i − x_i to g_i; 0 where the MSE's denominator is 0.
-    fn gradient_scale(&self, row: usize, width: usize) -> f32 {
+    /// What the squared errors of a row are divided by in the reconstruction term; 0 where the norm is.
+    pub(crate) fn denominator(&self, row: usize, width: usize) -> f32 {
         let rows = self.norms.squared.len() as f32;
-        let denominator = match self.mse {
+        match self.mse {
             Mse::Sum => rows,
             Mse::Centered => rows * width as f32 * self.norms.centered[row],
             Mse::Uncentered => rows * width as f32 * self.norms.squared[row].sqrt(),
-        };
+        }
+    }
+
+    /// The factor from x̂_i − x_i to g_i; 0 where the MSE's denominator is 0.
+    fn gradient_scale(&self, row: usize, width: usize) -> f32 {
+        let denominator = self.denominator(row, width);
         if denominator > 0.0 { 2.0 / denominator } else { 0.0 }
     }
 }
@@ -162,6 +169,31 @@ pub fn decode_sparse(
             add_decoder_rows(isa, values, features, activations, input.weights);
             *activity = input.activity(features, activations);
         }
+    });
+}
+
+/// Adds to x̂ [B,d] the decoder rows of the active features of a group.
+pub(crate) fn decode_sparse_group(
+    isa: Isa,
+    input: Decode<'_>,
+    pairs: &ActivePairs,
+    group: Range<usize>,
+    reconstruction: &mut [f32],
+) {
+    let width = input.bias.len();
+    reconstruction.par_chunks_mut(width).enumerate().for_each(|(row, values)| {
+        let (features, activations) = pairs.of_row(row);
+        let before = |end: usize| features.partition_point(|feature| (*feature as usize) < end);
+        let of_group = before(group.start)..before(group.end);
+        add_decoder_rows(isa, values, &features[of_group.clone()], &activations[of_group], input.weights);
+    });
+}
+
+/// What is active in each row, into `activity` [B].
+pub(crate) fn sparse_activity(input: Decode<'_>, pairs: &ActivePairs, activity: &mut [RowActivity]) {
+    activity.par_iter_mut().enumerate().for_each(|(row, activity)| {
+        let (features, activations) = pairs.of_row(row);
+        *activity = input.activity(features, activations);
     });
 }
 

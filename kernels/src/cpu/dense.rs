@@ -8,6 +8,7 @@ use rayon::prelude::*;
 
 use super::decode::{Decode, RowActivity};
 use super::isa::{Isa, per_isa};
+use super::jump::Jump;
 use super::sparsity::Sparsity;
 
 /// Most rows of a decode task: each task packs all of W_dec anew for its product.
@@ -22,18 +23,19 @@ fn row_block(rows: usize) -> usize {
 
 /// A matrix in memory: element (i, j) lies at i·row_stride + j·column_stride.
 #[derive(Debug, Clone, Copy)]
-struct Matrix<'a> {
+pub(crate) struct Matrix<'a> {
     numbers: &'a [f32],
     row_stride: usize,
     column_stride: usize,
 }
 
 impl<'a> Matrix<'a> {
-    fn rows(numbers: &'a [f32], row_stride: usize) -> Matrix<'a> {
+    /// A matrix whose rows lie `row_stride` numbers apart.
+    pub(crate) fn rows(numbers: &'a [f32], row_stride: usize) -> Matrix<'a> {
         Matrix { numbers, row_stride, column_stride: 1 }
     }
 
-    fn transposed(self) -> Matrix<'a> {
+    pub(crate) fn transposed(self) -> Matrix<'a> {
         Matrix { row_stride: self.column_stride, column_stride: self.row_stride, ..self }
     }
 
@@ -45,7 +47,12 @@ impl<'a> Matrix<'a> {
 }
 
 /// out [m,n] = a [m,k] · b [k,n].
-fn multiply(a: Matrix<'_>, b: Matrix<'_>, (m, k, n): (usize, usize, usize), out: &mut [f32]) {
+pub(crate) fn multiply(a: Matrix<'_>, b: Matrix<'_>, sizes: (usize, usize, usize), out: &mut [f32]) {
+    multiply_onto(0.0, a, b, sizes, out);
+}
+
+/// out [m,n] = beta·out + a [m,k] · b [k,n].
+fn multiply_onto(beta: f32, a: Matrix<'_>, b: Matrix<'_>, (m, k, n): (usize, usize, usize), out: &mut [f32]) {
     assert!(a.holds(m, k) && b.holds(k, n) && out.len() == m * n, "product of matrices of other sizes");
     // SAFETY: all elements that the three strides reach lie within their slices, as just checked.
     unsafe {
@@ -60,7 +67,7 @@ fn multiply(a: Matrix<'_>, b: Matrix<'_>, (m, k, n): (usize, usize, usize), out:
             b.numbers.as_ptr(),
             b.row_stride as isize,
             b.column_stride as isize,
-            0.0,
+            beta,
             out.as_mut_ptr(),
             n as isize,
             1,
@@ -88,6 +95,52 @@ pub fn count_active(activations: &[f32], features: usize) -> Vec<u32> {
     counts
 }
 
+/// Adds to x̂ [B,d] the decoder rows of the features of a group, from `activations` [B,F].
+pub(crate) fn decode_dense_group(
+    input: Decode<'_>,
+    activations: &[f32],
+    group: std::ops::Range<usize>,
+    reconstruction: &mut [f32],
+) {
+    let width = input.bias.len();
+    let features = input.weights.len() / width;
+    let size = row_block(reconstruction.len() / width);
+    let blocks = reconstruction.par_chunks_mut(size * width).zip(activations.par_chunks(size * features));
+    blocks.for_each(|(reconstruction, activations)| {
+        let sizes = (reconstruction.len() / width, group.len(), width);
+        let a = Matrix::rows(&activations[group.start..], features);
+        let weights = Matrix::rows(&input.weights[group.start * width..], width);
+        multiply_onto(1.0, a, weights, sizes, reconstruction);
+    });
+}
+
+/// What is active in each row of `activations` [B,F], into `activity` [B].
+pub(crate) fn dense_activity(input: Decode<'_>, activations: &[f32], activity: &mut [RowActivity]) {
+    let features = input.weights.len() / input.bias.len();
+    activity.par_iter_mut().zip(activations.par_chunks(features)).for_each(|(activity, row)| {
+        let (mut active, mut values) = (Vec::new(), Vec::new());
+        activity_of_row(input, row, (&mut active, &mut values), activity);
+    });
+}
+
+/// What is active in a row; the lists are memory.
+fn activity_of_row(
+    input: Decode<'_>,
+    row: &[f32],
+    (active, values): (&mut Vec<u32>, &mut Vec<f32>),
+    activity: &mut RowActivity,
+) {
+    active.clear();
+    values.clear();
+    for (feature, a) in row.iter().enumerate() {
+        if *a > 0.0 {
+            active.push(feature as u32);
+            values.push(*a);
+        }
+    }
+    *activity = input.activity(active, values);
+}
+
 /// As [`decode_sparse`](super::decode::decode_sparse), from `activations` [B,F].
 pub fn decode_dense(
     input: Decode<'_>,
@@ -110,15 +163,7 @@ pub fn decode_dense(
         let rows = reconstruction.chunks_exact_mut(width).zip(activations.chunks_exact(features));
         for ((values, activations), activity) in rows.zip(activity) {
             values.iter_mut().zip(input.bias).for_each(|(value, bias)| *value += bias);
-            active.clear();
-            active_values.clear();
-            for (feature, a) in activations.iter().enumerate() {
-                if *a > 0.0 {
-                    active.push(feature as u32);
-                    active_values.push(*a);
-                }
-            }
-            *activity = input.activity(&active, &active_values);
+            activity_of_row(input, activations, (&mut active, &mut active_values), activity);
         }
     });
 }
@@ -134,8 +179,12 @@ pub(crate) struct PanelGradient {
     pub(crate) decoder: Vec<f32>,
     /// Σ_i coefficient/B · p'(a·norm) · a of each feature: the derivative by its norm, [panel].
     pub(crate) by_norm: Vec<f32>,
-    /// da, [panel,B].
+    /// dL/dθ of each feature, 0 without thresholds: [panel].
+    pub(crate) by_threshold: Vec<f32>,
+    /// dL/da, then dL/dz, [panel,B].
     by_value: Vec<f32>,
+    /// z, where thresholds are trained, [panel,B].
+    z: Vec<f32>,
     /// The panel's activations, [panel,B].
     activations: Vec<f32>,
 }
@@ -155,6 +204,18 @@ pub(crate) struct Panel<'a> {
     pub(crate) x: &'a [f32],
     /// The panel's rows of W_dec, [panel,d].
     pub(crate) decoder: &'a [f32],
+    /// Where thresholds are trained.
+    pub(crate) jump: Option<JumpPanel<'a>>,
+}
+
+/// What the thresholds' pseudo-derivatives in a panel need.
+#[derive(Debug, Clone, Copy)]
+pub(crate) struct JumpPanel<'a> {
+    pub(crate) jump: Jump<'a>,
+    /// z, [B,F].
+    pub(crate) z: &'a [f32],
+    /// θ of the panel's features.
+    pub(crate) thresholds: &'a [f32],
 }
 
 per_isa! {
@@ -208,14 +269,30 @@ pub(crate) fn backward_panel(
 
     out.activations.resize(count * rows, 0.0);
     transpose_columns(input.activations, input.total_features, first, rows, &mut out.activations);
+    if let Some(jump) = input.jump {
+        out.z.resize(count * rows, 0.0);
+        transpose_columns(jump.z, input.total_features, first, rows, &mut out.z);
+    }
     out.encoder_bias.clear();
     out.by_norm.clear();
+    out.by_threshold.clear();
     let mut penalties = Vec::new();
     let columns = out.activations.chunks_exact(rows);
     for (at, (by_value, column)) in out.by_value.chunks_exact_mut(rows).zip(columns).enumerate() {
         let feature = first + at;
         out.by_norm.push(sparsity.derivatives(column, norm(feature), slope(feature), &mut penalties));
-        out.encoder_bias.push(mask(isa, by_value, column, &penalties));
+        let Some(JumpPanel { jump, thresholds, .. }) = input.jump else {
+            out.encoder_bias.push(mask(isa, by_value, column, &penalties));
+            out.by_threshold.push(0.0);
+            continue;
+        };
+        let at_zero = sparsity.derivative_at_zero(norm(feature), slope(feature));
+        for ((by_value, a), penalty) in by_value.iter_mut().zip(column).zip(&penalties) {
+            *by_value += if *a > 0.0 { *penalty } else { at_zero };
+        }
+        let z = out.z[at * rows..][..rows].iter().copied().enumerate();
+        out.by_threshold.push(jump.derivatives(thresholds[at], z, by_value));
+        out.encoder_bias.push(by_value.iter().sum());
     }
 
     out.encoder.resize(count * width, 0.0);

@@ -1,6 +1,6 @@
-//! `encode`: a = ReLU(X·W_enc + b_enc), X [B,d], W_enc stored as [F,d].
+//! `encode`: z = X·W_enc + b_enc where it is above a cutoff, 0 for ReLU; X [B,d], W_enc stored as [F,d].
 //!
-//! The product stays in registers: bias, ReLU and compaction happen before anything is written, so a sparse batch never
+//! The product stays in registers: bias, comparison and compaction happen before anything is written, so a sparse batch never
 //! makes a B×F array. One task computes a block of rows × a panel of features. It packs its panel (feature-interleaved, for
 //! the tile) once for all its rows, into a buffer that fits the second cache level. (With screening, it reads weights that
 //! were rounded and packed once for all tasks.) Cost: 2·B·F·d operations, and one reading of W_enc per block of rows.
@@ -11,8 +11,8 @@ use std::sync::atomic::{AtomicUsize, Ordering};
 use rayon::prelude::*;
 
 use super::isa::{Isa, Level};
-pub use super::operands::Encode;
-use super::pairs::{ActivePairs, Block, Pair, ROW_GROUP};
+pub use super::operands::{Cutoff, Encode};
+use super::pairs::{ActivePairs, Block, Pair, ROW_GROUP, RowPairs};
 use super::screen::{self, Candidates, RecheckMemory, Screened};
 
 pub use super::screen::Grid;
@@ -51,6 +51,8 @@ pub enum Search {
 pub struct Found {
     /// Pairs that screening could not rule out and that were recomputed in float32.
     pub rechecked: usize,
+    /// Whether there was a screening; without one, z are the plain product's bit for bit.
+    pub screened: bool,
 }
 
 /// What an encode costs with each grid besides the candidates, in units of the plain product: measured with AVX2; on
@@ -70,12 +72,24 @@ const LARGEST_SCREENED_WIDTH: usize = 1 << 17;
 /// Rows on which screening is tried, to see whether it pays; a multiple of [`ROW_GROUP`].
 const TRIAL_ROWS: usize = 2 * ROW_GROUP;
 
+impl EncodeBuffers {
+    /// By how much at most each row's z, as the search that reports `found` left them, differ from the plain product's: [B].
+    pub(crate) fn margins(&self, input: &Encode<'_>, found: Found, margins: &mut Vec<f32>) {
+        margins.clear();
+        if found.screened {
+            self.screened.margins(input, margins);
+        } else {
+            margins.resize(input.rows(), 0.0);
+        }
+    }
+}
+
 impl Encode<'_> {
-    fn rows(&self) -> usize {
+    pub(crate) fn rows(&self) -> usize {
         self.x.len() / self.width
     }
 
-    fn features(&self) -> usize {
+    pub(crate) fn features(&self) -> usize {
         self.bias.len()
     }
 
@@ -117,7 +131,7 @@ struct Packed {
     bias: Vec<f32>,
 }
 
-/// Puts the active pairs of the batch into `pairs`. If there are more than `limit`, returns None, and
+/// Puts the pairs of the batch that are above 0 into `pairs`. If there are more than `limit`, returns None, and
 /// `pairs` holds nothing of use.
 pub fn encode_sparse(
     isa: Isa,
@@ -127,13 +141,43 @@ pub fn encode_sparse(
     buffers: &mut EncodeBuffers,
     pairs: &mut ActivePairs,
 ) -> Option<Found> {
+    let found = find(isa, input, Cutoff::Zero, search, limit, buffers)?;
+    pairs.sort(&buffers.blocks, input.rows(), input.features(), ROW_BLOCK, input.panel());
+    Some(found)
+}
+
+/// Puts the pairs of the batch whose z is above its cutoff into `pairs`. If there are more than `limit`, returns None, and
+/// `pairs` holds nothing of use.
+pub fn encode_above(
+    isa: Isa,
+    input: Encode<'_>,
+    above: Cutoff<'_>,
+    search: Search,
+    limit: usize,
+    buffers: &mut EncodeBuffers,
+    pairs: &mut RowPairs,
+) -> Option<Found> {
+    let found = find(isa, input, above, search, limit, buffers)?;
+    pairs.sort(&buffers.blocks, input.rows(), ROW_BLOCK);
+    Some(found)
+}
+
+/// Finds pairs block by block.
+fn find(
+    isa: Isa,
+    input: Encode<'_>,
+    above: Cutoff<'_>,
+    search: Search,
+    limit: usize,
+    buffers: &mut EncodeBuffers,
+) -> Option<Found> {
     let EncodeBuffers { blocks, screened } = buffers;
     let possible = screen::available(isa) && input.width <= LARGEST_SCREENED_WIDTH;
     let screened = match search {
-        Search::Screened if possible => choose_grid(isa, &input, screened),
+        Search::Screened if possible => choose_grid(isa, &input, above, screened),
         Search::ScreenedOn(grid) if possible => {
             screened.choose_columns(&input);
-            screen::round(isa, screened, &input, grid, input.rows(), input.features());
+            screen::round(isa, screened, &input, above, grid, input.rows(), input.features());
             Some(&*screened)
         }
         _ => None,
@@ -150,7 +194,7 @@ pub fn encode_sparse(
             block.clear();
             if found.load(Ordering::Relaxed) <= limit {
                 let lines = r * ROW_BLOCK..((r + 1) * ROW_BLOCK).min(rows);
-                find_pairs(isa, &input, screened, lines, columns.clone(), block);
+                find_pairs(isa, &input, above, screened, lines, columns.clone(), block);
                 found.fetch_add(block.pairs.len(), Ordering::Relaxed);
             }
         });
@@ -159,29 +203,34 @@ pub fn encode_sparse(
         blocks.clear();
         return None;
     }
-    pairs.sort(blocks, rows, features, ROW_BLOCK, panel);
-    Some(Found { rechecked: blocks.iter().flatten().map(|block| block.rechecked).sum() })
+    let rechecked = blocks.iter().flatten().map(|block| block.rechecked).sum();
+    Some(Found { rechecked, screened: screened.is_some() })
 }
 
-/// Fills `activations` [B,F], zeros included.
-pub fn encode_dense(isa: Isa, input: Encode<'_>, activations: &mut [f32]) {
-    write_activations(isa, input, Factors::Float32, activations);
+/// Fills `out` [B,F] with max(z, 0).
+pub fn encode_dense(isa: Isa, input: Encode<'_>, out: &mut [f32]) {
+    write_dense(isa, input, Factors::Float32, true, out);
+}
+
+/// Fills `out` [B,F] with z.
+pub fn preactivations(isa: Isa, input: Encode<'_>, out: &mut [f32]) {
+    write_dense(isa, input, Factors::Float32, false, out);
 }
 
 /// As [`encode_dense`], of rows and weights that are bfloat16 numbers: only their upper halves count.
 ///
 /// Where the CPU has AVX512_BF16 its products take half the time, and z is within rounding of the other function's: the
 /// same products are added up in float32 in another order, and subnormal numbers count as 0. Elsewhere it is the same.
-pub fn encode_dense_bf16(isa: Isa, input: Encode<'_>, activations: &mut [f32]) {
+pub fn encode_dense_bf16(isa: Isa, input: Encode<'_>, out: &mut [f32]) {
     #[cfg(target_arch = "x86_64")]
     if super::bf16::available(isa) {
         let pairs = |numbers| super::bf16::pairs(numbers, input.width);
         let (x, weights) = (pairs(input.x), pairs(input.weights));
         let width = input.width.div_ceil(2);
         let input = Encode { x: &x, weights: &weights, bias: input.bias, width };
-        return write_activations(isa, input, Factors::PairsOfBf16, activations);
+        return write_dense(isa, input, Factors::PairsOfBf16, true, out);
     }
-    encode_dense(isa, input, activations);
+    encode_dense(isa, input, out);
 }
 
 /// What a float's place in an encode's rows and weights holds.
@@ -193,16 +242,17 @@ enum Factors {
     PairsOfBf16,
 }
 
-fn write_activations(isa: Isa, input: Encode<'_>, factors: Factors, activations: &mut [f32]) {
+/// Fills `out` [B,F] with z, or with max(z, 0) if only what is `positive` is asked for.
+fn write_dense(isa: Isa, input: Encode<'_>, factors: Factors, positive: bool, out: &mut [f32]) {
     let (rows, features, panel) = (input.rows(), input.features(), input.panel());
-    assert_eq!(activations.len(), rows * features, "activations are [B,F]");
+    assert_eq!(out.len(), rows * features, "the output is [B,F]");
     let panels = features.div_ceil(panel);
-    let out = Output(activations.as_mut_ptr());
+    let out = Output(out.as_mut_ptr());
     (0..panels * rows.div_ceil(ROW_BLOCK)).into_par_iter().for_each(|task| {
         let (r, p) = (task / panels, task % panels);
         let lines = r * ROW_BLOCK..((r + 1) * ROW_BLOCK).min(rows);
         let columns = p * panel..((p + 1) * panel).min(features);
-        let mut write = Write { out: &out, stride: features };
+        let mut write = Write { out: &out, stride: features, positive };
         product_of_block(isa, factors, &input, lines, columns, &mut write);
     });
 }
@@ -215,9 +265,14 @@ unsafe impl Sync for Output {}
 
 /// What to do with the finished tiles.
 trait Epilogue {
+    /// Before a panel of features, in tiles of `tile_width`.
+    fn begin_panel(&mut self, features: &std::ops::Range<usize>, tile_width: usize) {
+        let _ = (features, tile_width);
+    }
     /// Before a strip of rows.
     fn begin_strip(&mut self, first_row: usize);
-    /// Takes MR×NV vectors that begin at (row, feature); only `rows` rows and `features` features count.
+    /// Takes MR×NV vectors that begin at (row, feature) and at `column` of the panel; only `rows` rows and `features`
+    /// features count.
     ///
     /// # Safety
     /// The CPU must have V's instruction set.
@@ -225,16 +280,27 @@ trait Epilogue {
         &mut self,
         sums: &[[V; NV]; MR],
         at: (usize, usize),
+        column: usize,
         rows: usize,
         features: usize,
     );
 }
 
 struct Collect<'a> {
+    above: Cutoff<'a>,
+    /// The features' factors of the cutoff, padded to whole tiles.
+    cutoffs: Vec<f32>,
     block: &'a mut Block,
 }
 
 impl Epilogue for Collect<'_> {
+    fn begin_panel(&mut self, features: &std::ops::Range<usize>, tile_width: usize) {
+        self.cutoffs.clear();
+        self.cutoffs.extend(features.clone().map(|feature| self.above.of_feature(feature)));
+        // What only fills the tile is never found.
+        self.cutoffs.resize(features.len().next_multiple_of(tile_width), f32::NAN);
+    }
+
     #[inline(always)]
     fn begin_strip(&mut self, first_row: usize) {
         // Blocks begin at multiples of a group.
@@ -248,14 +314,19 @@ impl Epilogue for Collect<'_> {
         &mut self,
         sums: &[[V; NV]; MR],
         (row, feature): (usize, usize),
+        column: usize,
         rows: usize,
         _features: usize,
     ) {
         let mut values = [0.0; 16];
         for m in 0..rows.min(MR) {
+            let of_row = self.above.of_row(row + m);
             for v in 0..NV {
-                // SAFETY: the caller's promise; sixteen numbers hold any vector.
-                let mut mask = unsafe { sums[m][v].positive() };
+                // SAFETY: the caller's promise; sixteen numbers hold any vector, and a panel has cutoffs for whole tiles.
+                let mut mask = unsafe {
+                    let cutoff = V::load(self.cutoffs.as_ptr().add(column + v * V::COUNT));
+                    sums[m][v].above(cutoff.times(V::splat(of_row)))
+                };
                 if mask != 0 {
                     // SAFETY: as above.
                     unsafe { sums[m][v].store(values.as_mut_ptr()) };
@@ -277,6 +348,8 @@ impl Epilogue for Collect<'_> {
 struct Write<'a> {
     out: &'a Output,
     stride: usize,
+    /// Whether max(z, 0) is written, not z.
+    positive: bool,
 }
 
 impl Epilogue for Write<'_> {
@@ -288,6 +361,7 @@ impl Epilogue for Write<'_> {
         &mut self,
         sums: &[[V; NV]; MR],
         (row, feature): (usize, usize),
+        _column: usize,
         rows: usize,
         features: usize,
     ) {
@@ -300,10 +374,11 @@ impl Epilogue for Write<'_> {
                 // the task's own part of the output.
                 unsafe {
                     let to = self.out.0.add((row + m) * self.stride + feature + first);
+                    let vector = if self.positive { sums[m][v].relu() } else { sums[m][v] };
                     if count == V::COUNT {
-                        sums[m][v].relu().store(to);
+                        vector.store(to);
                     } else {
-                        sums[m][v].relu().store(values.as_mut_ptr());
+                        vector.store(values.as_mut_ptr());
                         std::ptr::copy_nonoverlapping(values.as_ptr(), to, count);
                     }
                 }
@@ -315,15 +390,17 @@ impl Epilogue for Write<'_> {
 fn find_pairs(
     isa: Isa,
     input: &Encode<'_>,
+    above: Cutoff<'_>,
     screened: Option<&Screened>,
     rows: std::ops::Range<usize>,
     features: std::ops::Range<usize>,
     block: &mut Block,
 ) {
     if let Some(screened) = screened {
-        screen_block(isa, input, screened, rows, features, block);
+        screen_block(isa, input, above, screened, rows, features, block);
     } else {
-        product_of_block(isa, Factors::Float32, input, rows, features, &mut Collect { block });
+        let mut collect = Collect { above, cutoffs: Vec::new(), block };
+        product_of_block(isa, Factors::Float32, input, rows, features, &mut collect);
     }
     block.begin_group();
 }
@@ -343,10 +420,15 @@ struct Screening {
 ///
 /// The shares of pairs that the grids leave are tried on the first rows and the first panel: a function of the inputs
 /// alone, as all results are.
-fn choose_grid<'a>(isa: Isa, input: &Encode<'_>, screened: &'a mut Screened) -> Option<&'a Screened> {
+fn choose_grid<'a>(
+    isa: Isa,
+    input: &Encode<'_>,
+    above: Cutoff<'_>,
+    screened: &'a mut Screened,
+) -> Option<&'a Screened> {
     screened.choose_columns(input);
     let [(coarse, coarse_cost), (fine, fine_cost)] = GRID_COSTS;
-    let mut cost = |(grid, cost)| cost + RECHECK_COST * candidate_share(isa, input, grid, screened);
+    let mut cost = |(grid, cost)| cost + RECHECK_COST * candidate_share(isa, input, above, grid, screened);
     let coarse_cost = cost((coarse, coarse_cost));
     // No grid leaves fewer than none.
     let fine_cost = if coarse_cost > fine_cost { cost((fine, fine_cost)) } else { f64::INFINITY };
@@ -354,14 +436,20 @@ fn choose_grid<'a>(isa: Isa, input: &Encode<'_>, screened: &'a mut Screened) -> 
         return None;
     }
     let grid = if coarse_cost <= fine_cost { coarse } else { fine };
-    screen::round(isa, screened, input, grid, input.rows(), input.features());
+    screen::round(isa, screened, input, above, grid, input.rows(), input.features());
     Some(screened)
 }
 
 /// The share of the pairs that screening leaves, of the first rows and the first panel.
-fn candidate_share(isa: Isa, input: &Encode<'_>, grid: Grid, screened: &mut Screened) -> f64 {
+fn candidate_share(
+    isa: Isa,
+    input: &Encode<'_>,
+    above: Cutoff<'_>,
+    grid: Grid,
+    screened: &mut Screened,
+) -> f64 {
     let (rows, features) = (input.rows().min(TRIAL_ROWS), input.features().min(input.panel()));
-    screen::round(isa, screened, input, grid, rows, features);
+    screen::round(isa, screened, input, above, grid, rows, features);
     let mut candidates = Candidates::default();
     let mut left = 0;
     for row in (0..rows).step_by(ROW_GROUP) {
@@ -376,6 +464,7 @@ fn candidate_share(isa: Isa, input: &Encode<'_>, grid: Grid, screened: &mut Scre
 fn screen_block(
     isa: Isa,
     input: &Encode<'_>,
+    above: Cutoff<'_>,
     screened: &Screened,
     rows: std::ops::Range<usize>,
     features: std::ops::Range<usize>,
@@ -388,7 +477,17 @@ fn screen_block(
         let group = row..(row + ROW_GROUP).min(rows.end);
         screen::find_candidates(isa, input, screened, group.clone(), features.clone(), candidates);
         block.rechecked += candidates.count();
-        screen::recheck(isa, input, screened, group, features.clone(), candidates, recheck, &mut block.pairs);
+        screen::recheck(
+            isa,
+            input,
+            above,
+            screened,
+            group,
+            features.clone(),
+            candidates,
+            recheck,
+            &mut block.pairs,
+        );
     }
     SCREENING.set(memory);
 }
@@ -477,6 +576,7 @@ unsafe fn tiles<V: Lanes, E: Epilogue, const MR: usize, const NV: usize>(
     let (tile_width, depth) = (NV * V::COUNT, input.width);
     let mut packed = PACKED.take();
     input.pack(features.clone(), tile_width, &mut packed);
+    epilogue.begin_panel(&features, tile_width);
     for row in rows.clone().step_by(MR) {
         epilogue.begin_strip(row);
         // A short last strip computes its last row several times and drops the copies.
@@ -494,7 +594,7 @@ unsafe fn tiles<V: Lanes, E: Epilogue, const MR: usize, const NV: usize>(
                     packed.bias.as_ptr().add(first),
                 );
                 let at = (row, features.start + first);
-                epilogue.tile(&sums, at, height, features.len() - first);
+                epilogue.tile(&sums, at, first, height, features.len() - first);
             }
         }
     }

@@ -5,9 +5,10 @@
 //! rows      x̄, ‖x_i‖, ‖x_i − x̄‖; the encoder's input
 //! encode    z = X·W_enc + b_enc, only the pairs above 0 (or all, when they are many)
 //! screen    an integer product that rules most pairs out beforehand
-//! select    which of them are active
+//! select    which of them are active: largest, the k largest; jump, those above a trained threshold
 //! sparsity  penalties and their derivatives; frequency: the running frequency s_j
 //! decode    x̂; then losses, g = dL/dx̂
+//! dead      a loss over features that have stopped firing
 //! backward  gradients of one feature's weights        \  one visit of each weight row,
 //! update    projection, Adam, decoder norm            /  driven by train
 //! dense     decode and backward with dense products
@@ -18,11 +19,14 @@
 
 mod blocks;
 pub mod ceiling;
+pub mod dead;
 pub mod decode;
 pub mod dense;
 pub mod encode;
 pub mod frequency;
 pub mod isa;
+pub mod jump;
+pub mod largest;
 pub mod pairs;
 pub mod rows;
 pub mod screen;
@@ -39,5 +43,5 @@ mod bf16;
 mod operands;
 mod tile;
 
-pub use blocks::TrainedParameters;
+pub use blocks::{TrainedParameters, Waiting};
 pub use isa::Isa;

@@ -98,7 +98,35 @@ impl ActivePairs {
         panel: usize,
     ) {
         self.sort_by_feature(blocks, features, panel);
-        self.sort_by_row(blocks, rows, row_block);
+        sort_by_row(
+            blocks,
+            (rows, row_block),
+            (&mut self.row_starts, &mut self.features, &mut self.row_values),
+        );
+    }
+
+    /// Takes those of `found` for which `keep` says so of their place.
+    pub(crate) fn sort_some(
+        &mut self,
+        found: &RowPairs,
+        features: usize,
+        keep: impl Fn(usize) -> bool + Sync,
+    ) {
+        let rows = found.rows();
+        let group = |group: usize| {
+            let mut block = Block::default();
+            block.begin_group();
+            for row in group * ROW_GROUP..((group + 1) * ROW_GROUP).min(rows) {
+                let kept = (found.starts[row]..found.starts[row + 1]).filter(|at| keep(*at));
+                let pair =
+                    |at| Pair { row: row as u32, feature: found.features[at], value: found.values[at] };
+                block.pairs.extend(kept.map(pair));
+            }
+            block.begin_group();
+            block
+        };
+        let groups: Vec<Block> = (0..rows.div_ceil(ROW_GROUP)).into_par_iter().map(group).collect();
+        self.sort(&[groups], rows, features, ROW_GROUP, features);
     }
 
     fn sort_by_feature(&mut self, blocks: &[Vec<Block>], features: usize, panel: usize) {
@@ -131,42 +159,75 @@ impl ActivePairs {
             }
         });
     }
+}
 
-    fn sort_by_row(&mut self, blocks: &[Vec<Block>], rows: usize, row_block: usize) {
-        // The pairs of row group g in every panel, panels (so features) ascending.
-        let of_group = |g: usize| {
-            let (block, group) = (g * ROW_GROUP / row_block, g * ROW_GROUP % row_block / ROW_GROUP);
-            blocks.iter().flat_map(move |panel| {
-                let block = &panel[block];
-                &block.pairs[block.group_starts[group]..block.group_starts[group + 1]]
-            })
-        };
-        self.row_starts.clear();
-        self.row_starts.resize(rows + 1, 0);
-        self.row_starts[1..].par_chunks_mut(ROW_GROUP).enumerate().for_each(|(g, counts)| {
-            for pair in of_group(g) {
-                counts[pair.row as usize - g * ROW_GROUP] += 1;
-            }
-        });
-        running_sum(&mut self.row_starts);
-        let starts = &self.row_starts;
-        set_lengths(&mut self.features, &mut self.row_values, starts[rows]);
-        let groups = rows.div_ceil(ROW_GROUP);
-        let ends = (0..groups).map(|g| starts[((g + 1) * ROW_GROUP).min(rows)]);
-        let parts = split_at_ends(&mut self.features, &mut self.row_values, ends);
-        parts.into_par_iter().enumerate().for_each(|(g, (features, values))| {
-            let first = g * ROW_GROUP;
-            let base = starts[first];
-            let mut next: Vec<usize> =
-                starts[first..(first + ROW_GROUP).min(rows)].iter().map(|start| start - base).collect();
-            for pair in of_group(g) {
-                let at = &mut next[pair.row as usize - first];
-                features[*at] = pair.feature;
-                values[*at] = pair.value;
-                *at += 1;
-            }
-        });
+/// Pairs of a batch sorted by row alone: what an encode finds before it is decided which of them are active.
+#[derive(Debug, Default)]
+pub struct RowPairs {
+    /// Where row i's pairs begin in the lists below; [B+1].
+    pub starts: Vec<usize>,
+    /// The features of each row, ascending.
+    pub features: Vec<u32>,
+    /// Their z.
+    pub values: Vec<f32>,
+}
+
+impl RowPairs {
+    /// Features and z of row i.
+    pub fn of_row(&self, row: usize) -> (&[u32], &[f32]) {
+        let range = self.starts[row]..self.starts[row + 1];
+        (&self.features[range.clone()], &self.values[range])
     }
+
+    /// B.
+    pub fn rows(&self) -> usize {
+        self.starts.len().saturating_sub(1)
+    }
+
+    /// As [`ActivePairs::sort`].
+    pub(crate) fn sort(&mut self, blocks: &[Vec<Block>], rows: usize, row_block: usize) {
+        sort_by_row(blocks, (rows, row_block), (&mut self.starts, &mut self.features, &mut self.values));
+    }
+}
+
+/// Fills `starts`, `features` and `values` of `rows` rows from blocks of `row_block` rows.
+fn sort_by_row(
+    blocks: &[Vec<Block>],
+    (rows, row_block): (usize, usize),
+    (starts, features, values): (&mut Vec<usize>, &mut Vec<u32>, &mut Vec<f32>),
+) {
+    // The pairs of row group g in every panel, panels (so features) ascending.
+    let of_group = |g: usize| {
+        let (block, group) = (g * ROW_GROUP / row_block, g * ROW_GROUP % row_block / ROW_GROUP);
+        blocks.iter().flat_map(move |panel| {
+            let block = &panel[block];
+            &block.pairs[block.group_starts[group]..block.group_starts[group + 1]]
+        })
+    };
+    starts.clear();
+    starts.resize(rows + 1, 0);
+    starts[1..].par_chunks_mut(ROW_GROUP).enumerate().for_each(|(g, counts)| {
+        for pair in of_group(g) {
+            counts[pair.row as usize - g * ROW_GROUP] += 1;
+        }
+    });
+    running_sum(starts);
+    set_lengths(features, values, starts[rows]);
+    let groups = rows.div_ceil(ROW_GROUP);
+    let ends = (0..groups).map(|g| starts[((g + 1) * ROW_GROUP).min(rows)]);
+    let parts = split_at_ends(features, values, ends);
+    parts.into_par_iter().enumerate().for_each(|(g, (features, values))| {
+        let first = g * ROW_GROUP;
+        let base = starts[first];
+        let mut next: Vec<usize> =
+            starts[first..(first + ROW_GROUP).min(rows)].iter().map(|start| start - base).collect();
+        for pair in of_group(g) {
+            let at = &mut next[pair.row as usize - first];
+            features[*at] = pair.feature;
+            values[*at] = pair.value;
+            *at += 1;
+        }
+    });
 }
 
 /// counts → starts: each number becomes the sum of itself and all before it.

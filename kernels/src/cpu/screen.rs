@@ -8,9 +8,9 @@
 //! |x'·w' − x_q·w_q| ≤ ‖x' − x_q‖·‖w'‖ + ‖x_q‖·‖w' − w_q‖        (Cauchy–Schwarz, with the actual residuals)
 //! ```
 //!
-//! and only pairs with x_q·w_q + (m·w + b) + that bound + the float32 rounding bounds > 0 can be active. They
-//! are [recomputed](recheck) in float32 from x and w. So the set of active pairs is that of the plain product, bit for bit,
-//! and values differ only by rounding.
+//! and only pairs with x_q·w_q + (m·w + b) + that bound + the float32 rounding bounds > c can have a z above the cutoff c, which
+//! is 0 for ReLU. They are [recomputed](recheck) in float32 from x and w. So the set of pairs that are found is that of the plain
+//! product, bit for bit, and values differ only by rounding.
 //!
 //! Two grids of integers are available ([`Grid`]). The 8-bit product is faster and leaves more pairs to recompute; the
 //! 16-bit product leaves hardly more than the active ones. Which is better depends on how sparse the activations are, so
@@ -31,12 +31,12 @@ mod x86;
 use std::ops::Range;
 
 use super::isa::{Isa, Level};
-use super::operands::Encode;
+use super::operands::{Cutoff, Encode};
 use super::pairs::ROW_GROUP;
 pub(crate) use candidates::Candidates;
 pub(crate) use operands::Screened;
 use operands::{BOUND_LANES, Geometry};
-pub(crate) use recheck::{Memory as RecheckMemory, recheck};
+pub(crate) use recheck::{Memory as RecheckMemory, recheck, z_in_order};
 pub use rounding::Grid;
 use strip::Strip;
 
@@ -107,12 +107,13 @@ pub(crate) fn round(
     isa: Isa,
     screened: &mut Screened,
     input: &Encode<'_>,
+    above: Cutoff<'_>,
     grid: Grid,
     rows: usize,
     features: usize,
 ) {
     let tile = TileCode::of(isa).expect(NO_TILE).geometry();
-    screened.round(isa, tile, input, grid, rows, features);
+    screened.round(isa, tile, input, above, grid, rows, features);
 }
 
 /// Finds the candidates of the rows `group`, at most [`ROW_GROUP`] of them, among `features`, which begin with a tile.

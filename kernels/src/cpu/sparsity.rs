@@ -26,14 +26,16 @@ fn logged(penalty: Penalty, a: f32) -> f32 {
         Penalty::L1 => a,
         Penalty::Tanh { scale } => (scale * a).tanh(),
         Penalty::Log { epsilon } => (a / epsilon).ln_1p(),
+        Penalty::Step => 1.0,
+        Penalty::Quadratic { .. } => unreachable!("it is a function of the row, not of an activation"),
     }
 }
 
-/// p'(a), a > 0.
+/// p'(a), a ≥ 0, at 0 that from the right.
 #[inline(always)]
 fn derivative(penalty: Penalty, a: f32) -> f32 {
     match penalty {
-        Penalty::None => 0.0,
+        Penalty::None | Penalty::Step | Penalty::Quadratic { .. } => 0.0,
         Penalty::ApproxL0 { epsilon } => epsilon / ((a + epsilon) * (a + epsilon)),
         Penalty::L1 => 1.0,
         Penalty::Tanh { scale } => {
@@ -62,7 +64,11 @@ impl Sparsity {
         let l1: f64 = values.iter().map(|a| f64::from(*a)).sum();
         let penalty = match (self.penalty, norms) {
             (Penalty::None, _) => 0.0,
-            (Penalty::ApproxL0 { .. }, None) => values.len() as f64,
+            (Penalty::ApproxL0 { .. }, None) | (Penalty::Step, _) => values.len() as f64,
+            (Penalty::Quadratic { target }, _) => {
+                let over = values.len() as f64 - f64::from(target);
+                2.0 / f64::from(target) * over * over
+            }
             (Penalty::L1, None) => l1,
             (kind, None) => values.iter().map(|a| f64::from(logged(kind, *a))).sum(),
             (kind, Some(norms)) => features
@@ -74,6 +80,22 @@ impl Sparsity {
                 .sum(),
         };
         (l1, penalty)
+    }
+
+    /// The derivative of the penalty by how many features are active in a row, of which `active` are.
+    pub fn by_count(&self, active: u32) -> f32 {
+        match self.penalty {
+            Penalty::Step => self.coefficient,
+            Penalty::Quadratic { target } => self.coefficient * 4.0 / target * (active as f32 - target),
+            _ => 0.0,
+        }
+    }
+
+    /// The derivative of the penalties by an activation of 0 from the right, as [`Sparsity::derivatives`]: what a pair near its
+    /// threshold would begin with.
+    pub fn derivative_at_zero(&self, norm: f32, slope: f32) -> f32 {
+        let surrogate = if slope == 0.0 { 0.0 } else { slope / self.frequency_epsilon };
+        self.coefficient * derivative(self.penalty, 0.0) * norm + surrogate
     }
 
     /// The derivative of the penalties by each activation a of one feature, into `out`: that of
@@ -105,12 +127,15 @@ pub fn frequency_terms(
     terms: &mut Terms,
     slopes: &mut [f32],
 ) {
-    if loss.min_sparsity.is_none() && loss.max_sparsity.is_none() {
+    if !loss.uses_frequencies() {
         return slopes.fill(0.0);
     }
+    let features = slopes.len() as f64;
+    let (mean_density, log_density) = (loss.mean_density / features, loss.log_density / features);
     for (feature, slope) in slopes.iter_mut().enumerate() {
         let s = window.frequency(feature) + FREQUENCY_FLOOR;
-        let mut coefficient = 0.0;
+        terms.density += mean_density * (s - FREQUENCY_FLOOR) + log_density * s.log10();
+        let mut coefficient = log_density;
         if let Some(min) = loss.min_sparsity.filter(|min| s < min.target) {
             terms.min_sparsity += min.coefficient * (min.target.log10() - s.log10());
             terms.below_target += 1;
@@ -120,7 +145,8 @@ pub fn frequency_terms(
             terms.max_sparsity += max.coefficient * (s.log10() - max.target.log10());
             coefficient += max.coefficient;
         }
-        *slope = (coefficient / (std::f64::consts::LN_10 * s * rows as f64)) as f32;
+        let by_log = coefficient / (std::f64::consts::LN_10 * s * rows as f64);
+        *slope = (by_log + mean_density / rows as f64) as f32;
     }
 }
 
@@ -146,7 +172,7 @@ mod tests {
                 let got = f64::from(derivative(penalty, a));
                 // Where exp underflows to 0 the definition's own 1 − tanh² is 0 as well.
                 assert!((got - exact).abs() <= 1e-5 * exact.abs() + 1e-15, "{penalty:?} {a}: {got} {exact}");
-                let exact = reference::logged_penalty(penalty, f64::from(a));
+                let exact = reference::logged_penalty(penalty, [f64::from(a)].into_iter());
                 let got = f64::from(logged(penalty, a));
                 assert!((got - exact).abs() <= 1e-5 * exact.abs(), "{penalty:?} {a}: {got} {exact}");
             }

@@ -1,7 +1,9 @@
 //! A whole training step on the current rayon thread pool, and the forward pass alone.
 
 use ndarray::{Array1, Array2, ArrayView2};
+use rayon::prelude::*;
 
+use crate::activation::Activation;
 use crate::activations::SparseActivations;
 use crate::batch::Batch;
 use crate::error::StepError;
@@ -14,16 +16,25 @@ use crate::spec::{AdamStep, Schedule, StepSpec};
 use crate::state::State;
 use crate::stats::{Evaluation, Sums};
 
-use super::blocks::TrainedParameters;
-use super::decode::{Decode, Finish, RowActivity, RowError, decode_sparse, finish, sum_of_rows};
-use super::dense::{count_active, decode_dense};
-use super::encode::{Encode, EncodeBuffers, Search, encode_dense, encode_dense_bf16, encode_sparse};
+use super::blocks::{TrainedParameters, Waiting};
+use super::dead::{Dead, DeadGradient};
+use super::decode::{
+    Decode, Finish, RowActivity, RowError, decode_sparse, decode_sparse_group, finish, sparse_activity,
+    sum_of_rows,
+};
+use super::dense::{count_active, decode_dense, decode_dense_group, dense_activity};
+use super::encode::{
+    Cutoff, Encode, EncodeBuffers, Search, encode_above, encode_dense, encode_dense_bf16, encode_sparse,
+    preactivations,
+};
 use super::frequency::FrequencyWindow;
 use super::isa::Isa;
+use super::jump::Jump;
+use super::largest::{Among, Largest};
 use super::rows::{RowNorms, first_non_finite_row, round_to_bf16, row_norms, subtract_bias};
-use super::select::Selected;
+use super::select::{Selected, activations_above};
 use super::sparsity::{Sparsity, frequency_terms};
-use super::train::{Activations, Train, train};
+use super::train::{Activations, GroupGradient, Train, train};
 use super::vector;
 
 /// How a [`CpuStep`] runs. Only `bf16` changes results beyond rounding; `threads` does not change them at all.
@@ -71,6 +82,8 @@ pub struct CpuStep {
     window: FrequencyWindow,
     frequencies: Array1<f32>,
     steps_since_fired: Array1<u64>,
+    /// θ of BatchTopK, once it has a value.
+    threshold: Option<f64>,
     steps: u64,
     /// The path to encode on first: that of the previous step. Which one is taken depends on the batch alone.
     expected: Path,
@@ -90,8 +103,20 @@ struct Buffers {
     selected: Selected,
     /// [B,F], only while steps are dense.
     activations: Vec<f32>,
+    /// z [B,F], only while steps are dense and a threshold is trained.
+    preactivations: Vec<f32>,
+    /// The cutoffs of features or rows, where they are no tensor: [F] or [B].
+    cutoffs: Vec<f32>,
     /// x̂, then g, [B,d].
     gradient: Vec<f32>,
+    /// The same of the prefixes, but for the last: [B,d] each. In the end each holds the sum over all that are as wide or wider.
+    prefixes: Vec<Vec<f32>>,
+    /// x − x̂ [B,d], where dead features have a loss.
+    residual: Vec<f32>,
+    dead: DeadGradient,
+    /// dL/dH_ij, the same for all features of a row: [B].
+    by_count: Vec<f32>,
+    waiting: Waiting,
     activity: Vec<RowActivity>,
     errors: Vec<RowError>,
     decoder_norms: Vec<f32>,
@@ -115,6 +140,7 @@ impl CpuStep {
             window,
             frequencies: Array1::default(0),
             steps_since_fired: Array1::default(0),
+            threshold: None,
             steps: 0,
             expected: Path::Dense,
             buffers: Buffers::default(),
@@ -137,18 +163,19 @@ impl CpuStep {
         let (input, target) = batch.numbers(self.spec.batch, self.spec.width)?;
         let (isa, spec) = (self.options.isa, self.spec);
         let sparsity = Sparsity::new(&spec.loss, schedule, spec.batch);
-        let mut forward = self.forward(&sparsity);
+        let mut forward = self.forward(&sparsity, Purpose::Training);
         let found = forward.run(input, target)?;
         forward.check_denominators()?;
 
         let sums = forward.sums();
         let mut terms = Terms {
-            mse: match spec.loss.mse {
+            mse: found.prefixes.unwrap_or(match spec.loss.mse {
                 Mse::Sum => sums.mse_sum(),
                 Mse::Centered => sums.mse_centered(),
                 Mse::Uncentered => sums.mse_uncentered(),
-            },
+            }),
             penalty: spec.loss.coefficient * schedule.coefficient_scale * sums.penalty(),
+            dead: forward.dead_loss(input, found.dead),
             ..Terms::default()
         };
         // The frequency terms are finite by their form; nothing has changed up to here.
@@ -160,24 +187,44 @@ impl CpuStep {
         buffers.slopes.resize(spec.features, 0.0);
         frequency_terms(&spec.loss, &self.window, spec.batch, &mut terms, &mut buffers.slopes);
 
-        let sum_of_g = sum_of_rows(&buffers.gradient, spec.width);
+        let narrower = spec.prefixes.widths().iter().zip(&buffers.prefixes);
+        let mut groups: Vec<GroupGradient<'_>> =
+            narrower.map(|(end, g)| GroupGradient { end: *end, g }).collect();
+        groups.push(GroupGradient { end: spec.features, g: &buffers.gradient });
+        let jump = match spec.activation {
+            Activation::JumpRelu { bandwidth, to_input } => {
+                let of_row = |row: &RowActivity| sparsity.by_count(row.active);
+                buffers.by_count = buffers.activity.iter().map(of_row).collect();
+                Some(Jump { bandwidth, to_input, by_count: &buffers.by_count })
+            }
+            _ => None,
+        };
         let backward = Train {
             spec: &spec,
             sparsity: &sparsity,
             adam: &AdamStep::new(&spec.adam, schedule.lr, self.steps + 1),
             slopes: &buffers.slopes,
             x: if spec.pre_bias { &buffers.shifted } else { input },
-            g: &buffers.gradient,
-            sum_of_g: &sum_of_g,
+            groups: &groups,
+            sum_of_g: &sum_of_rows(groups[0].g, spec.width),
+            jump,
+            dead: (!buffers.dead.features.is_empty()).then_some(&buffers.dead),
         };
         let activations = match found.path {
-            Path::Sparse => Activations::Sparse(&buffers.selected.kept),
-            Path::Dense => Activations::Dense(&buffers.activations),
+            Path::Sparse => Activations::Sparse(&buffers.selected),
+            Path::Dense => Activations::Dense {
+                activations: &buffers.activations,
+                preactivations: jump.map(|_| &buffers.preactivations[..]),
+            },
         };
-        let finite = train(isa, backward, activations, &mut self.parameters);
+        let finite = train(isa, backward, activations, &mut self.parameters, &mut buffers.waiting);
 
         self.steps += 1;
         self.expected = found.encoded;
+        if let Activation::BatchTopK { threshold, .. } = spec.activation {
+            let smallest = buffers.selected.kept.row_values.iter().copied().reduce(f32::min);
+            self.threshold = threshold.after(self.steps, self.threshold, smallest);
+        }
         for (feature, count) in found.counts.iter().enumerate() {
             self.frequencies[feature] = self.window.frequency(feature) as f32;
             let since = &mut self.steps_since_fired[feature];
@@ -201,7 +248,7 @@ impl CpuStep {
             return Ok(Evaluation::new(width, features));
         }
         let sparsity = Sparsity::new(&self.spec.loss, &Schedule::constant(0.0), batch.rows());
-        let mut forward = self.forward(&sparsity);
+        let mut forward = self.forward(&sparsity, Purpose::Reading);
         let found = forward.run(input, target)?;
         Ok(Evaluation {
             sums: forward.sums(),
@@ -230,10 +277,9 @@ impl CpuStep {
         }
         let features = self.spec.features;
         let sparsity = Sparsity::new(&self.spec.loss, &Schedule::constant(0.0), input.nrows());
-        let mut forward = self.forward(&sparsity);
+        let mut forward = self.forward(&sparsity, Purpose::Reading);
         forward.check_rows(numbers)?;
-        let (encoded, _) = forward.encode(numbers);
-        let path = forward.select(encoded);
+        let (path, _, _) = forward.activate(numbers);
         let Buffers { selected: Selected { kept, .. }, activations, .. } = &self.buffers;
         Ok(match path {
             Path::Sparse => SparseActivations {
@@ -245,6 +291,23 @@ impl CpuStep {
         })
     }
 
+    /// Finds the active pairs of B rows as a step does, and returns how many there are: the part of a step that differs
+    /// most between activations, for measurements.
+    ///
+    /// # Errors
+    /// As [`CpuStep::step`].
+    pub fn select(&mut self, input: ArrayView2<'_, f32>) -> Result<usize, StepError> {
+        let (numbers, _) = Batch::from(input).numbers(self.spec.batch, self.spec.width)?;
+        let sparsity = Sparsity::new(&self.spec.loss, &Schedule::constant(0.0), self.spec.batch);
+        let mut forward = self.forward(&sparsity, Purpose::Training);
+        forward.check_rows(numbers)?;
+        let (path, _, _) = forward.activate(numbers);
+        Ok(match path {
+            Path::Sparse => self.buffers.selected.kept.len(),
+            Path::Dense => self.buffers.activations.iter().filter(|a| **a > 0.0).count(),
+        })
+    }
+
     /// x̂ of each row of `input` [rows,d].
     ///
     /// # Errors
@@ -253,10 +316,9 @@ impl CpuStep {
         let (numbers, _) = Batch::from(input).numbers(input.nrows(), self.spec.width)?;
         if !numbers.is_empty() {
             let sparsity = Sparsity::new(&self.spec.loss, &Schedule::constant(0.0), input.nrows());
-            let mut forward = self.forward(&sparsity);
+            let mut forward = self.forward(&sparsity, Purpose::Reading);
             forward.check_rows(numbers)?;
-            let (encoded, _) = forward.encode(numbers);
-            let path = forward.select(encoded);
+            let (path, _, _) = forward.activate(numbers);
             forward.decode(path, input.nrows());
         }
         let reconstruction = self.buffers.gradient[..numbers.len()].to_vec();
@@ -278,6 +340,11 @@ impl CpuStep {
         &self.steps_since_fired
     }
 
+    /// θ of BatchTopK, once it has a value.
+    pub fn threshold(&self) -> Option<f64> {
+        self.threshold
+    }
+
     /// Everything a run needs to continue bit for bit.
     pub fn state(&self) -> State {
         State {
@@ -287,6 +354,7 @@ impl CpuStep {
             second_moments: self.parameters.second.clone(),
             window: self.window.counts(),
             steps_since_fired: self.steps_since_fired.clone(),
+            threshold: self.threshold,
             path_choice: None,
         }
     }
@@ -306,20 +374,33 @@ impl CpuStep {
             second: state.second_moments,
         };
         self.steps_since_fired = state.steps_since_fired;
+        self.threshold = state.threshold;
         self.steps = state.step;
         Ok(())
     }
 
-    fn forward<'a>(&'a mut self, sparsity: &'a Sparsity) -> Forward<'a> {
+    fn forward<'a>(&'a mut self, sparsity: &'a Sparsity, purpose: Purpose) -> Forward<'a> {
         Forward {
             spec: &self.spec,
             options: &self.options,
             weights: &self.parameters.weights,
+            steps_since_fired: &self.steps_since_fired,
+            threshold: self.threshold,
             expected: self.expected,
+            purpose,
             sparsity,
             buffers: &mut self.buffers,
         }
     }
+}
+
+/// What a forward pass is for.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Purpose {
+    /// A step follows.
+    Training,
+    /// The autoencoder is used: a row's activations do not depend on the rows beside it.
+    Reading,
 }
 
 /// What the forward pass found, besides what lies in the buffers.
@@ -332,6 +413,45 @@ struct Found {
     counts: Vec<u32>,
     /// Pairs that screening left to recompute.
     rechecked: usize,
+    /// The reconstruction term of all prefixes together, where there are any and a step follows.
+    prefixes: Option<f64>,
+    /// The features that a loss over dead features sees.
+    dead: Vec<u32>,
+}
+
+/// What the encode multiplies, from the batch `input` [B,d]; `shifted` and `rounded` are memory for it.
+fn factors<'a>(
+    options: &CpuOptions,
+    spec: &StepSpec,
+    weights: &'a Parameters,
+    input: &'a [f32],
+    shifted: &'a mut Vec<f32>,
+    rounded: &'a mut (Vec<f32>, Vec<f32>),
+) -> Encode<'a> {
+    if spec.pre_bias {
+        subtract_bias(input, numbers(&weights.decoder_bias), shifted);
+    }
+    let mut factors = Encode {
+        x: if spec.pre_bias { shifted } else { input },
+        weights: numbers(&weights.encoder),
+        bias: numbers(&weights.encoder_bias),
+        width: spec.width,
+    };
+    if options.bf16 {
+        round_to_bf16(factors.x, &mut rounded.0);
+        round_to_bf16(factors.weights, &mut rounded.1);
+        (factors.x, factors.weights) = (&rounded.0, &rounded.1);
+    }
+    factors
+}
+
+/// How many of z [B,F] are above their cutoffs.
+fn count_above(z: &[f32], above: Cutoff<'_>, features: usize) -> usize {
+    let in_row = |(row, z): (usize, &[f32])| {
+        let of_row = above.of_row(row);
+        z.iter().enumerate().filter(|(feature, z)| **z > of_row * above.of_feature(*feature)).count()
+    };
+    z.par_chunks(features).enumerate().map(in_row).sum()
 }
 
 /// One forward pass over a batch.
@@ -339,7 +459,10 @@ struct Forward<'a> {
     spec: &'a StepSpec,
     options: &'a CpuOptions,
     weights: &'a Parameters,
+    steps_since_fired: &'a Array1<u64>,
+    threshold: Option<f64>,
     expected: Path,
+    purpose: Purpose,
     sparsity: &'a Sparsity,
     buffers: &'a mut Buffers,
 }
@@ -352,15 +475,136 @@ impl Forward<'_> {
             self.check_rows(target)?;
         }
         row_norms(self.options.isa, target, self.spec.width, &mut self.buffers.norms);
-        let (encoded, rechecked) = self.encode(input);
-        let path = self.select(encoded);
-        self.decode(path, input.len() / self.spec.width);
-        self.finish(target);
+        let (path, encoded, rechecked) = self.activate(input);
         let counts = match path {
             Path::Sparse => self.buffers.selected.kept.counts(),
             Path::Dense => count_active(&self.buffers.activations, self.spec.features),
         };
-        Ok(Found { path, encoded, counts, rechecked })
+        let dead = self.dead_features(&counts);
+        let prefixes = if self.purpose == Purpose::Training && !self.spec.prefixes.is_empty() {
+            Some(self.decode_prefixes(path, target, !dead.is_empty()))
+        } else {
+            self.decode(path, input.len() / self.spec.width);
+            if !dead.is_empty() {
+                self.keep_residual(target);
+            }
+            self.finish(target);
+            None
+        };
+        Ok(Found { path, encoded, counts, rechecked, prefixes, dead })
+    }
+
+    /// Fills the active pairs, or the dense activations. Says where they are, which path the encode took, and how many pairs
+    /// screening left to recompute.
+    fn activate(&mut self, input: &[f32]) -> (Path, Path, usize) {
+        let Forward { options, spec, weights, purpose, .. } = *self;
+        let (isa, search) = (options.isa, options.search);
+        if let Activation::Relu = spec.activation {
+            let (path, rechecked) = self.encode(input);
+            return (path, path, rechecked);
+        }
+        let threshold = self.threshold.unwrap_or(0.0) as f32;
+        let Buffers {
+            shifted, rounded, encode, selected, activations, preactivations: dense_z, cutoffs, ..
+        } = &mut *self.buffers;
+        let factors = factors(options, spec, weights, input, shifted, rounded);
+        // What is below the cutoffs is neither active nor near; what is above the thresholds is active.
+        let thresholds: &[f32] = match (spec.activation, purpose) {
+            (Activation::TopK { k }, _) | (Activation::BatchTopK { k, .. }, Purpose::Training) => {
+                let among =
+                    if let Activation::TopK { .. } = spec.activation { Among::Row } else { Among::Batch };
+                let largest = Largest { isa, input: factors, search, k, among };
+                let Selected { kept, largest: memory, .. } = selected;
+                let rechecked = largest.find(encode, memory, kept);
+                return (Path::Sparse, Path::Sparse, rechecked);
+            }
+            (Activation::BatchTopK { .. }, Purpose::Reading) => {
+                cutoffs.clear();
+                cutoffs.resize(spec.features, threshold);
+                cutoffs
+            }
+            _ => numbers(weights.threshold.as_ref().expect("JumpReLU's weights have thresholds")),
+        };
+        let lowest: Vec<f32>;
+        let above = match (spec.activation, purpose) {
+            (Activation::JumpRelu { bandwidth, to_input }, Purpose::Training) => {
+                let jump = Jump { bandwidth, to_input, by_count: &[] };
+                lowest = thresholds.iter().map(|threshold| jump.lowest(*threshold)).collect();
+                &lowest[..]
+            }
+            _ => thresholds,
+        };
+        let cells = input.len() / spec.width * spec.features;
+        let limit = (cells as f64 * options.sparse_density) as usize;
+        let found = &mut selected.found;
+        let above = Cutoff::OfFeatures(above);
+        let mut sparse =
+            || encode_above(isa, factors, above, search, limit, encode, found).map(|found| found.rechecked);
+        let mut rechecked = if self.expected == Path::Sparse { sparse() } else { None };
+        if rechecked.is_none() {
+            dense_z.resize(cells, 0.0);
+            preactivations(isa, factors, dense_z);
+            let few = count_above(dense_z, above, spec.features) <= limit;
+            rechecked = if few { sparse() } else { None };
+        }
+        match rechecked {
+            Some(rechecked) => {
+                for memory in [dense_z, activations] {
+                    memory.clear();
+                    memory.shrink_to_fit();
+                }
+                selected.above(thresholds);
+                (Path::Sparse, Path::Sparse, rechecked)
+            }
+            None => {
+                activations.resize(cells, 0.0);
+                activations_above(thresholds, dense_z, activations);
+                (Path::Dense, Path::Dense, 0)
+            }
+        }
+    }
+
+    /// The features that a loss over dead features sees in this step, ascending.
+    fn dead_features(&self, counts: &[u32]) -> Vec<u32> {
+        let Some(loss) = self.spec.dead.filter(|_| self.purpose == Purpose::Training) else {
+            return Vec::new();
+        };
+        let features = self.steps_since_fired.iter().zip(counts).enumerate();
+        let dead = features.filter(|(_, (since, count))| loss.is_dead(**since, **count > 0));
+        dead.map(|(feature, _)| feature as u32).collect()
+    }
+
+    /// The loss over the `dead` features; its gradient stays in the buffers.
+    fn dead_loss(&mut self, input: &[f32], dead: Vec<u32>) -> f64 {
+        self.buffers.dead.features.clear();
+        let Some(loss) = self.spec.dead.filter(|_| !dead.is_empty()) else { return 0.0 };
+        let (spec, weights) = (self.spec, self.weights);
+        let Buffers { norms, shifted, residual, dead: gradient, .. } = &mut *self.buffers;
+        let mse = Finish { target: input, norms, mse: spec.loss.mse };
+        let denominators: Vec<f32> = (0..spec.batch).map(|row| mse.denominator(row, spec.width)).collect();
+        let loss = Dead {
+            isa: self.options.isa,
+            loss,
+            input: Encode {
+                x: if spec.pre_bias { shifted } else { input },
+                weights: numbers(&weights.encoder),
+                bias: numbers(&weights.encoder_bias),
+                width: spec.width,
+            },
+            decoder: numbers(&weights.decoder),
+            threshold: weights.threshold.as_ref().map(numbers),
+            residual,
+            denominators: &denominators,
+            sparsity: self.sparsity,
+        };
+        loss.loss(dead, gradient)
+    }
+
+    /// x − x̂ into the buffers.
+    fn keep_residual(&mut self, target: &[f32]) {
+        let Buffers { gradient, residual, .. } = &mut *self.buffers;
+        residual.clear();
+        residual.extend(target.iter().zip(gradient).map(|(x, xhat)| x - *xhat));
     }
 
     /// An error if a row holds what is not a number.
@@ -371,28 +615,15 @@ impl Forward<'_> {
         }
     }
 
-    /// Fills the pairs or, if there are too many of them, the dense activations. The density decides;
+    /// Fills the pairs above 0 or, if there are too many of them, the dense activations. The density decides;
     /// `expected` only says what to try first. Also returns how many pairs screening left to recompute.
     fn encode(&mut self, input: &[f32]) -> (Path, usize) {
         let (isa, spec, weights) = (self.options.isa, self.spec, self.weights);
         let Buffers { shifted, rounded, encode, selected, activations, .. } = &mut *self.buffers;
         let pairs = &mut selected.kept;
-        if spec.pre_bias {
-            subtract_bias(input, numbers(&weights.decoder_bias), shifted);
-        }
         let cells = input.len() / spec.width * spec.features;
         let limit = (cells as f64 * self.options.sparse_density) as usize;
-        let mut factors = Encode {
-            x: if spec.pre_bias { shifted } else { input },
-            weights: numbers(&weights.encoder),
-            bias: numbers(&weights.encoder_bias),
-            width: spec.width,
-        };
-        if self.options.bf16 {
-            round_to_bf16(factors.x, &mut rounded.0);
-            round_to_bf16(factors.weights, &mut rounded.1);
-            (factors.x, factors.weights) = (&rounded.0, &rounded.1);
-        }
+        let factors = factors(self.options, spec, weights, input, shifted, rounded);
         let search = self.options.search;
         let mut sparse =
             || encode_sparse(isa, factors, search, limit, encode, pairs).map(|found| found.rechecked);
@@ -414,20 +645,15 @@ impl Forward<'_> {
         }
     }
 
-    /// Leaves the active ones of what the encode found; says where they are.
-    fn select(&mut self, found: Path) -> Path {
-        let Buffers { selected, activations, .. } = &mut *self.buffers;
-        selected.select(self.spec.activation, found, activations, self.spec.features)
-    }
-
-    /// x̂ of `rows` rows from the activations: the decode's first half.
-    fn decode(&mut self, path: Path, rows: usize) {
+    /// Calls `work` with what the decode's first half reads.
+    fn with_decode<R>(&mut self, work: impl FnOnce(Decode<'_>, &mut Buffers) -> R) -> R {
         let (isa, spec, weights) = (self.options.isa, self.spec, self.weights);
         let decoder = numbers(&weights.decoder);
-        let Buffers { selected, activations, gradient, activity, decoder_norms, .. } = &mut *self.buffers;
+        let mut decoder_norms = std::mem::take(&mut self.buffers.decoder_norms);
         if spec.loss.weight_by_decoder_norm {
             let rows = decoder.chunks_exact(spec.width);
-            *decoder_norms = rows.map(|row| vector::dot(isa, row, row).sqrt()).collect();
+            decoder_norms.clear();
+            decoder_norms.extend(rows.map(|row| vector::dot(isa, row, row).sqrt()));
         }
         let decode = Decode {
             weights: decoder,
@@ -435,12 +661,93 @@ impl Forward<'_> {
             decoder_norms: spec.loss.weight_by_decoder_norm.then_some(&decoder_norms[..]),
             sparsity: self.sparsity,
         };
-        gradient.resize(rows * spec.width, 0.0);
-        activity.resize(rows, RowActivity::default());
-        match path {
-            Path::Sparse => decode_sparse(isa, decode, &selected.kept, gradient, activity),
-            Path::Dense => decode_dense(decode, activations, gradient, activity),
+        let result = work(decode, self.buffers);
+        self.buffers.decoder_norms = decoder_norms;
+        result
+    }
+
+    /// x̂ of `rows` rows from the activations: the decode's first half.
+    fn decode(&mut self, path: Path, rows: usize) {
+        let (isa, width) = (self.options.isa, self.spec.width);
+        self.with_decode(|decode, buffers| {
+            let Buffers { selected, activations, gradient, activity, .. } = buffers;
+            gradient.resize(rows * width, 0.0);
+            activity.resize(rows, RowActivity::default());
+            match path {
+                Path::Sparse => decode_sparse(isa, decode, &selected.kept, gradient, activity),
+                Path::Dense => decode_dense(decode, activations, gradient, activity),
+            }
+        });
+    }
+
+    /// Both halves of the decode for all prefixes: each one's x̂ is the one before and its own group's part. Leaves the sums of
+    /// g, and of the last the residual if that is asked for; returns the reconstruction term of all together.
+    fn decode_prefixes(&mut self, path: Path, target: &[f32], residual: bool) -> f64 {
+        let (isa, spec) = (self.options.isa, *self.spec);
+        let rows = target.len() / spec.width;
+        self.with_decode(|decode, buffers| {
+            let Buffers { selected, activations, gradient, prefixes, activity, .. } = buffers;
+            activity.resize(rows, RowActivity::default());
+            match path {
+                Path::Sparse => sparse_activity(decode, &selected.kept, activity),
+                Path::Dense => dense_activity(decode, activations, activity),
+            }
+            prefixes.resize_with(spec.prefixes.widths().len(), Vec::new);
+            gradient.clear();
+            gradient.extend((0..rows).flat_map(|_| decode.bias));
+            let mut start = 0;
+            for (at, end) in spec.prefixes.ends(spec.features).enumerate() {
+                match path {
+                    Path::Sparse => decode_sparse_group(isa, decode, &selected.kept, start..end, gradient),
+                    Path::Dense => decode_dense_group(decode, activations, start..end, gradient),
+                }
+                if let Some(prefix) = prefixes.get_mut(at) {
+                    prefix.clone_from(gradient);
+                }
+                start = end;
+            }
+        });
+        if residual {
+            self.keep_residual(target);
         }
+        let weight = spec.prefixes.weight();
+        let mut prefixes = std::mem::take(&mut self.buffers.prefixes);
+        let mut term = 0.0;
+        // The last reconstruction's errors are those that stay.
+        for prefix in &mut prefixes {
+            std::mem::swap(prefix, &mut self.buffers.gradient);
+            self.finish(target);
+            term += self.reconstruction_term();
+            std::mem::swap(prefix, &mut self.buffers.gradient);
+        }
+        self.finish(target);
+        term += self.reconstruction_term();
+
+        // From the widest to the narrowest.
+        let mut wider: Option<&[f32]> = None;
+        let all = prefixes.iter_mut().chain([&mut self.buffers.gradient]).rev();
+        for g in all {
+            match wider {
+                Some(wider) => {
+                    g.par_iter_mut().zip(wider).for_each(|(g, wider)| *g = weight as f32 * *g + wider)
+                }
+                None => g.par_iter_mut().for_each(|g| *g *= weight as f32),
+            }
+            wider = Some(g);
+        }
+        self.buffers.prefixes = prefixes;
+        weight * term
+    }
+
+    /// The trained error of the reconstruction whose errors lie in the buffers.
+    fn reconstruction_term(&self) -> f64 {
+        let Buffers { norms, errors, .. } = &*self.buffers;
+        let mse = Finish { target: &[], norms, mse: self.spec.loss.mse };
+        let rows = errors.iter().enumerate().map(|(row, error)| {
+            let denominator = f64::from(mse.denominator(row, self.spec.width));
+            if denominator > 0.0 { f64::from(error.squared_error) / denominator } else { 0.0 }
+        });
+        rows.sum()
     }
 
     /// From x̂ to g and the rows' errors: the decode's second half.

@@ -22,8 +22,10 @@ pub(crate) unsafe trait Lanes: Copy {
     unsafe fn add_product(self, a: Self, b: Self) -> Self;
     /// max(self, 0), and 0 for NaN.
     unsafe fn relu(self) -> Self;
-    /// Bit l tells whether lane l is above 0.
-    unsafe fn positive(self) -> u32;
+    /// The lanes' products.
+    unsafe fn times(self, other: Self) -> Self;
+    /// Bit l tells whether lane l is above that of `other`; not if one of them is NaN.
+    unsafe fn above(self, other: Self) -> u32;
     /// Writes a vector.
     unsafe fn store(self, to: *mut f32);
 }
@@ -57,8 +59,12 @@ unsafe impl Lanes for Plain {
         Plain(self.0.map(|value| value.max(0.0)))
     }
     #[inline(always)]
-    unsafe fn positive(self) -> u32 {
-        (0..8).fold(0, |mask, at| mask | u32::from(self.0[at] > 0.0) << at)
+    unsafe fn times(self, other: Self) -> Self {
+        Plain(std::array::from_fn(|at| self.0[at] * other.0[at]))
+    }
+    #[inline(always)]
+    unsafe fn above(self, other: Self) -> u32 {
+        (0..8).fold(0, |mask, at| mask | u32::from(self.0[at] > other.0[at]) << at)
     }
     #[inline(always)]
     unsafe fn store(self, to: *mut f32) {
@@ -97,10 +103,15 @@ mod x86 {
             unsafe { _mm256_max_ps(self, _mm256_setzero_ps()) }
         }
         #[inline(always)]
-        unsafe fn positive(self) -> u32 {
+        unsafe fn times(self, other: Self) -> Self {
+            // SAFETY: the trait's contract.
+            unsafe { _mm256_mul_ps(self, other) }
+        }
+        #[inline(always)]
+        unsafe fn above(self, other: Self) -> u32 {
             // SAFETY: the trait's contract.
             unsafe {
-                let above = _mm256_cmp_ps::<_CMP_GT_OQ>(self, _mm256_setzero_ps());
+                let above = _mm256_cmp_ps::<_CMP_GT_OQ>(self, other);
                 _mm256_movemask_ps(above) as u32
             }
         }
@@ -136,9 +147,14 @@ mod x86 {
             unsafe { _mm512_max_ps(self, _mm512_setzero_ps()) }
         }
         #[inline(always)]
-        unsafe fn positive(self) -> u32 {
+        unsafe fn times(self, other: Self) -> Self {
             // SAFETY: the trait's contract.
-            unsafe { u32::from(_mm512_cmp_ps_mask::<_CMP_GT_OQ>(self, _mm512_setzero_ps())) }
+            unsafe { _mm512_mul_ps(self, other) }
+        }
+        #[inline(always)]
+        unsafe fn above(self, other: Self) -> u32 {
+            // SAFETY: the trait's contract.
+            unsafe { u32::from(_mm512_cmp_ps_mask::<_CMP_GT_OQ>(self, other)) }
         }
         #[inline(always)]
         unsafe fn store(self, to: *mut f32) {
@@ -178,10 +194,15 @@ mod neon {
             unsafe { vreinterpretq_f32_u32(vandq_u32(vreinterpretq_u32_f32(self), vcgtzq_f32(self))) }
         }
         #[inline(always)]
-        unsafe fn positive(self) -> u32 {
+        unsafe fn times(self, other: Self) -> Self {
+            // SAFETY: the trait's contract.
+            unsafe { vmulq_f32(self, other) }
+        }
+        #[inline(always)]
+        unsafe fn above(self, other: Self) -> u32 {
             const BITS: [u32; 4] = [1, 2, 4, 8];
             // SAFETY: the trait's contract; an array of four is read.
-            unsafe { vaddvq_u32(vandq_u32(vcgtzq_f32(self), vld1q_u32(BITS.as_ptr()))) }
+            unsafe { vaddvq_u32(vandq_u32(vcgtq_f32(self, other), vld1q_u32(BITS.as_ptr()))) }
         }
         #[inline(always)]
         unsafe fn store(self, to: *mut f32) {

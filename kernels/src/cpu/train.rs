@@ -1,18 +1,21 @@
 //! The second half of a step, one block of features at a time: gradients from the active pairs (or a dense panel), then the
 //! update of the same rows while they are in the cache. Each weight row is read and written once per step. On the sparse
-//! path all decoders come first, then all encoders.
+//! path all decoders come first, then all encoders. Only where the gradient is clipped all of it waits in memory until its norm is
+//! known.
 
 use rayon::prelude::*;
 
-use crate::spec::{AdamStep, DecoderNorm, StepSpec};
+use crate::spec::{AdamStep, CLIP_FLOOR, DecoderNorm, StepSpec};
 
-use super::backward::{decoder_gradient, encoder_gradient};
-use super::blocks::{FeatureBlock, TrainedParameters};
-use super::dense::{Panel, PanelGradient, backward_panel};
+use super::backward::{add_dots, decoder_gradient, encoder_gradient};
+use super::blocks::{FeatureBlock, TrainedParameters, Waiting};
+use super::dead::DeadGradient;
+use super::dense::{JumpPanel, Panel, PanelGradient, backward_panel};
 use super::isa::{Isa, per_isa};
-use super::pairs::ActivePairs;
+use super::jump::Jump;
+use super::select::Selected;
 use super::sparsity::Sparsity;
-use super::update::{update_decoder, update_encoder};
+use super::update::{EncoderGradient, project, update_decoder, update_encoder};
 use super::vector::{add_scaled_inline, dot};
 
 /// Features of a task on the sparse path: few, because their numbers of pairs differ by orders of magnitude.
@@ -25,10 +28,24 @@ const DENSE_TASKS: usize = 32;
 /// The activations that a step found.
 #[derive(Debug, Clone, Copy)]
 pub enum Activations<'a> {
-    /// The active pairs.
-    Sparse(&'a ActivePairs),
-    /// All of them, [B,F].
-    Dense(&'a [f32]),
+    /// The active pairs, and those near a threshold.
+    Sparse(&'a Selected),
+    /// All of them.
+    Dense {
+        /// a, [B,F].
+        activations: &'a [f32],
+        /// z [B,F], where a threshold is trained.
+        preactivations: Option<&'a [f32]>,
+    },
+}
+
+/// dL/dx̂ as a group of features sees it: the sum over the reconstructions that the group is part of.
+#[derive(Debug, Clone, Copy)]
+pub struct GroupGradient<'a> {
+    /// Where the group ends; the next one begins there.
+    pub end: usize,
+    /// [B,d].
+    pub g: &'a [f32],
 }
 
 /// What the second half of a step reads.
@@ -44,45 +61,60 @@ pub struct Train<'a> {
     pub slopes: &'a [f32],
     /// The encoder's input, [B,d].
     pub x: &'a [f32],
-    /// dL/dx̂, [B,d].
-    pub g: &'a [f32],
-    /// Σ_i g_i, [d].
+    /// dL/dx̂, the last group's end being F.
+    pub groups: &'a [GroupGradient<'a>],
+    /// Σ_i g_i of the first group, [d].
     pub sum_of_g: &'a [f64],
+    /// The thresholds' pseudo-derivatives, where they are trained.
+    pub jump: Option<Jump<'a>>,
+    /// What a loss over dead features adds to their gradients.
+    pub dead: Option<&'a DeadGradient>,
 }
 
-/// Trains all weights. Returns whether they are still finite.
+/// Trains all weights. Returns whether they are still finite. `waiting` is memory for the gradients, where they are clipped.
 pub fn train(
     isa: Isa,
     input: Train<'_>,
     activations: Activations<'_>,
     parameters: &mut TrainedParameters,
+    waiting: &mut Waiting,
 ) -> bool {
     let size = match activations {
         Activations::Sparse(_) => SPARSE_BLOCK,
         // A function of the sizes alone, so that no sum depends on the threads.
-        Activations::Dense(_) => {
+        Activations::Dense { .. } => {
             let fair = input.spec.features.div_ceil(DENSE_TASKS).next_multiple_of(16);
             fair.clamp(64, LARGEST_DENSE_BLOCK)
         }
     };
-    let (mut blocks, mut decoder_bias) = parameters.split(size);
-    let outcomes: Vec<BlockOutcome> = match activations {
-        Activations::Sparse(pairs) => {
+    let clip = input.spec.gradient_clip;
+    let (mut blocks, mut decoder_bias) = parameters.split(size, clip.is_some().then_some(waiting));
+    let mut outcomes: Vec<BlockOutcome> = match activations {
+        Activations::Sparse(selected) => {
             let decoders: Vec<_> =
-                blocks.par_iter_mut().map(|block| train_decoders(isa, &input, pairs, block)).collect();
+                blocks.par_iter_mut().map(|block| train_decoders(isa, &input, selected, block)).collect();
             let encoders = blocks.par_iter_mut().zip(decoders);
-            encoders.map(|(block, decoders)| train_encoders(isa, &input, pairs, block, &decoders)).collect()
+            encoders.map(|(block, decoders)| train_encoders(isa, &input, selected, block, decoders)).collect()
         }
-        Activations::Dense(dense) => {
-            blocks.par_iter_mut().map(|block| train_dense_block(isa, &input, dense, block)).collect()
-        }
+        Activations::Dense { activations, preactivations } => blocks
+            .par_iter_mut()
+            .map(|block| train_dense_block(isa, &input, activations, preactivations, block))
+            .collect(),
     };
 
     let mut gradient = input.sum_of_g.to_vec();
     for part in outcomes.iter().filter_map(|outcome| outcome.pre_bias.as_ref()) {
         gradient.iter_mut().zip(part).for_each(|(gradient, part)| *gradient -= f64::from(*part));
     }
-    let gradient: Vec<f32> = gradient.into_iter().map(|g| g as f32).collect();
+    let mut gradient: Vec<f32> = gradient.into_iter().map(|g| g as f32).collect();
+    if let Some(most) = clip {
+        let squares: f64 = outcomes.iter().map(|outcome| outcome.squares).sum();
+        let of_bias: f64 = gradient.iter().map(|g| f64::from(*g) * f64::from(*g)).sum();
+        let scale = (most / ((squares + of_bias).sqrt() + CLIP_FLOOR)).min(1.0) as f32;
+        gradient.iter_mut().for_each(|g| *g *= scale);
+        let trained = blocks.par_iter_mut().map(|block| train_waiting(isa, &input, block, scale));
+        trained.zip(&mut outcomes).for_each(|(finite, outcome)| outcome.finite &= finite);
+    }
     decoder_bias.adam(isa, input.adam, &gradient);
     let bias_is_finite = decoder_bias.weights.iter().all(|b| b.is_finite());
     bias_is_finite && outcomes.iter().all(|outcome| outcome.finite)
@@ -91,6 +123,8 @@ pub fn train(
 /// What a task hands back.
 struct BlockOutcome {
     finite: bool,
+    /// The sum of the squares of the gradients that wait.
+    squares: f64,
     /// Σ_j db_enc_j W_enc_j over the block, [d]: what the pre-bias takes from the gradient of b_dec.
     pre_bias: Option<Vec<f32>>,
 }
@@ -105,7 +139,13 @@ per_isa! {
 impl Train<'_> {
     fn start(&self) -> BlockOutcome {
         let pre_bias = self.spec.pre_bias.then(|| vec![0.0; self.spec.width]);
-        BlockOutcome { finite: true, pre_bias }
+        BlockOutcome { finite: true, squares: 0.0, pre_bias }
+    }
+
+    /// g as a feature sees it, [B,d].
+    fn g_of(&self, feature: usize) -> &[f32] {
+        let group = self.groups.partition_point(|group| group.end <= feature);
+        self.groups[group].g
     }
 
     /// ‖W_dec_j‖ if the penalty is weighted by it, otherwise 1.
@@ -113,7 +153,8 @@ impl Train<'_> {
         if self.spec.loss.weight_by_decoder_norm { dot(isa, decoder_row, decoder_row).sqrt() } else { 1.0 }
     }
 
-    /// Updates a feature's decoder from its gradient; `by_norm` is that of ‖W_dec_j‖. Returns as [`update_decoder`].
+    /// Updates a feature's decoder from its gradient, or lets it wait; `by_norm` is that of ‖W_dec_j‖. Returns as
+    /// [`update_decoder`].
     fn finish_decoder(
         &self,
         isa: Isa,
@@ -122,41 +163,87 @@ impl Train<'_> {
         gradient: &mut [f32],
         by_norm: f32,
     ) -> f32 {
+        let (width, norm_kind) = (self.spec.width, self.spec.decoder_norm);
         // The norm's gradient points along W_dec_j: the projection would take it out again.
-        if self.spec.loss.weight_by_decoder_norm && self.spec.decoder_norm == DecoderNorm::Free {
-            let row = &block.decoder.weights[at * self.spec.width..][..self.spec.width];
+        if self.spec.loss.weight_by_decoder_norm && norm_kind == DecoderNorm::Free {
+            let row = &block.decoder.weights[at * width..][..width];
             let norm = self.penalty_norm(isa, row);
             if norm > 0.0 {
                 add_scaled(isa, gradient, by_norm / norm, row);
             }
         }
-        update_decoder(isa, self.spec.decoder_norm, self.adam, block, at, gradient)
+        if let Some((dead, place)) = self.dead.and_then(|dead| dead.of(block.first + at)) {
+            add_scaled(isa, gradient, 1.0, &dead.decoder[place * width..][..width]);
+        }
+        project(isa, norm_kind, block, at, gradient);
+        match &mut block.waiting {
+            Some(waiting) => {
+                waiting.decoder[at * width..][..width].copy_from_slice(gradient);
+                1.0
+            }
+            None => update_decoder(isa, norm_kind, self.adam, block, at, gradient),
+        }
     }
 
-    /// Updates a feature's encoder from its gradients, its decoder being updated.
+    /// Updates a feature's encoder from its gradients, its decoder being updated, or lets them wait.
     fn finish_encoder(
         &self,
         isa: Isa,
         block: &mut FeatureBlock<'_>,
         at: usize,
-        gradients: (&[f32], f32),
+        (weights, mut bias, mut threshold): (&mut [f32], f32, f32),
         removed: f32,
         outcome: &mut BlockOutcome,
     ) {
-        if let Some(sum) = &mut outcome.pre_bias {
-            let width = self.spec.width;
-            add_scaled(isa, sum, gradients.1, &block.encoder.weights[at * width..][..width]);
+        let width = self.spec.width;
+        if let Some((dead, place)) = self.dead.and_then(|dead| dead.of(block.first + at)) {
+            add_scaled(isa, weights, 1.0, &dead.encoder[place * width..][..width]);
+            bias += dead.bias[place];
+            threshold += dead.threshold[place];
         }
+        if let Some(sum) = &mut outcome.pre_bias {
+            add_scaled(isa, sum, bias, &block.encoder.weights[at * width..][..width]);
+        }
+        if let Some(waiting) = &mut block.waiting {
+            waiting.encoder[at * width..][..width].copy_from_slice(weights);
+            (waiting.encoder_bias[at], waiting.threshold[at]) = (bias, threshold);
+            let decoder = &waiting.decoder[at * width..][..width];
+            let squares = dot(isa, weights, weights) + dot(isa, decoder, decoder);
+            outcome.squares += f64::from(squares + bias * bias + threshold * threshold);
+            return;
+        }
+        let gradient = EncoderGradient { weights, bias, threshold };
         let norm = self.spec.decoder_norm;
         outcome.finite &= removed.is_finite();
-        outcome.finite &= update_encoder(isa, norm, self.adam, block, at, gradients, removed);
+        outcome.finite &= update_encoder(isa, norm, self.adam, block, at, gradient, removed);
     }
+}
+
+/// Updates a block from the gradients that waited, each times `scale`. Returns whether its weights are finite.
+fn train_waiting(isa: Isa, input: &Train<'_>, block: &mut FeatureBlock<'_>, scale: f32) -> bool {
+    let (width, norm) = (input.spec.width, input.spec.decoder_norm);
+    let Some(waiting) = block.waiting.take() else { return true };
+    waiting.encoder.iter_mut().chain(&mut *waiting.decoder).for_each(|g| *g *= scale);
+    let rows = waiting.encoder.chunks_exact(width).zip(waiting.decoder.chunks_exact(width));
+    let mut finite = true;
+    for (at, (encoder, decoder)) in rows.enumerate() {
+        let removed = update_decoder(isa, norm, input.adam, block, at, decoder);
+        let (bias, threshold) = (waiting.encoder_bias[at] * scale, waiting.threshold[at] * scale);
+        let gradient = EncoderGradient { weights: encoder, bias, threshold };
+        finite &= removed.is_finite();
+        finite &= update_encoder(isa, norm, input.adam, block, at, gradient, removed);
+    }
+    finite
 }
 
 /// What training a block's decoders leaves for its encoders.
 struct Decoders {
-    /// da of each of the block's pairs, feature by feature.
+    /// dL/dz of each of the block's active pairs, feature by feature.
     by_value: Vec<f32>,
+    /// The same of the pairs near a threshold.
+    near_by_value: Vec<f32>,
+    /// dL/dθ_j of each feature, 0 without thresholds.
+    by_threshold: Vec<f32>,
     /// The norm that was divided out of each W_dec_j, NaN if it is not finite.
     removed: Vec<f32>,
 }
@@ -164,23 +251,45 @@ struct Decoders {
 fn train_decoders(
     isa: Isa,
     input: &Train<'_>,
-    pairs: &ActivePairs,
+    selected: &Selected,
     block: &mut FeatureBlock<'_>,
 ) -> Decoders {
+    let Selected { kept: pairs, near, .. } = selected;
     let width = input.spec.width;
     let features = block.first..block.first + block.encoder_bias.weights.len();
     let count = pairs.feature_starts[features.end] - pairs.feature_starts[features.start];
-    let mut decoders =
-        Decoders { by_value: Vec::with_capacity(count), removed: Vec::with_capacity(features.len()) };
+    let mut decoders = Decoders {
+        by_value: Vec::with_capacity(count),
+        near_by_value: Vec::new(),
+        by_threshold: Vec::with_capacity(features.len()),
+        removed: Vec::with_capacity(features.len()),
+    };
     let (mut penalties, mut gradient) = (Vec::new(), vec![0.0; width]);
     for (at, feature) in features.enumerate() {
         let (rows, values) = pairs.of_feature(feature);
+        let (g, slope) = (input.g_of(feature), input.slopes[feature]);
         let decoder_row = &block.decoder.weights[at * width..][..width];
         let norm = input.penalty_norm(isa, decoder_row);
-        let by_norm = input.sparsity.derivatives(values, norm, input.slopes[feature], &mut penalties);
+        let by_norm = input.sparsity.derivatives(values, norm, slope, &mut penalties);
         gradient.fill(0.0);
-        decoder_gradient(isa, rows, values, input.g, decoder_row, &mut penalties, &mut gradient);
+        decoder_gradient(isa, rows, values, g, decoder_row, &mut penalties, &mut gradient);
+        let mut by_threshold = 0.0;
+        if let (Some(jump), Some(thresholds)) = (&input.jump, &block.threshold) {
+            let threshold = thresholds.weights[at];
+            let pairs = |rows: &'_ [u32], z: &'_ [f32]| -> Vec<(usize, f32)> {
+                rows.iter().zip(z).map(|(row, z)| (*row as usize, *z)).collect()
+            };
+            by_threshold = jump.derivatives(threshold, pairs(rows, values).into_iter(), &mut penalties);
+            let (near_rows, near_z) = near.of_feature(feature);
+            let begun = decoders.near_by_value.len();
+            let at_zero = input.sparsity.derivative_at_zero(norm, slope);
+            decoders.near_by_value.resize(begun + near_rows.len(), at_zero);
+            let by_value = &mut decoders.near_by_value[begun..];
+            add_dots(isa, near_rows, g, decoder_row, by_value);
+            by_threshold += jump.derivatives(threshold, pairs(near_rows, near_z).into_iter(), by_value);
+        }
         decoders.by_value.extend_from_slice(&penalties);
+        decoders.by_threshold.push(by_threshold);
         decoders.removed.push(input.finish_decoder(isa, block, at, &mut gradient, by_norm));
     }
     decoders
@@ -189,19 +298,27 @@ fn train_decoders(
 fn train_encoders(
     isa: Isa,
     input: &Train<'_>,
-    pairs: &ActivePairs,
+    selected: &Selected,
     block: &mut FeatureBlock<'_>,
-    decoders: &Decoders,
+    decoders: Decoders,
 ) -> BlockOutcome {
     let mut outcome = input.start();
     let mut gradient = vec![0.0; input.spec.width];
     let mut by_value = &decoders.by_value[..];
+    let mut near_by_value = &decoders.near_by_value[..];
+    let to_input = input.jump.is_some_and(|jump| jump.to_input);
     for (at, removed) in decoders.removed.iter().enumerate() {
-        let (rows, _) = pairs.of_feature(block.first + at);
+        let (rows, _) = selected.kept.of_feature(block.first + at);
         let own = by_value.split_off(..rows.len()).expect("as many as the feature has pairs");
         gradient.fill(0.0);
-        let bias = encoder_gradient(isa, rows, own, input.x, &mut gradient);
-        input.finish_encoder(isa, block, at, (&gradient, bias), *removed, &mut outcome);
+        let mut bias = encoder_gradient(isa, rows, own, input.x, &mut gradient);
+        if to_input {
+            let (rows, _) = selected.near.of_feature(block.first + at);
+            let own = near_by_value.split_off(..rows.len()).expect("as many as the feature has near pairs");
+            bias += encoder_gradient(isa, rows, own, input.x, &mut gradient);
+        }
+        let gradients = (&mut gradient[..], bias, decoders.by_threshold[at]);
+        input.finish_encoder(isa, block, at, gradients, *removed, &mut outcome);
     }
     outcome
 }
@@ -210,29 +327,42 @@ fn train_dense_block(
     isa: Isa,
     input: &Train<'_>,
     activations: &[f32],
+    preactivations: Option<&[f32]>,
     block: &mut FeatureBlock<'_>,
 ) -> BlockOutcome {
     let width = input.spec.width;
     let mut outcome = input.start();
     let count = block.encoder_bias.weights.len();
     let mut gradient = PanelGradient::default();
-    let panel = Panel {
-        activations,
-        features: (block.first, count),
-        total_features: input.spec.features,
-        g: input.g,
-        x: input.x,
-        decoder: block.decoder.weights,
-    };
-    let norm =
-        |feature: usize| input.penalty_norm(isa, &panel.decoder[(feature - block.first) * width..][..width]);
-    let slope = |feature: usize| input.slopes[feature];
-    backward_panel(isa, panel, input.sparsity, norm, slope, &mut gradient);
-    let rows = gradient.encoder.chunks_exact(width).zip(gradient.decoder.chunks_exact_mut(width));
-    for (at, (encoder, decoder)) in rows.enumerate() {
-        let removed = input.finish_decoder(isa, block, at, decoder, gradient.by_norm[at]);
-        let gradients = (encoder, gradient.encoder_bias[at]);
-        input.finish_encoder(isa, block, at, gradients, removed, &mut outcome);
+    // The block's part of each group.
+    let mut start = 0;
+    while start < count {
+        let first = block.first + start;
+        let group = input.groups[input.groups.partition_point(|group| group.end <= first)];
+        let end = (group.end - block.first).min(count);
+        let thresholds = block.threshold.as_ref().map(|thresholds| &thresholds.weights[start..end]);
+        let jump = input.jump.zip(preactivations).zip(thresholds);
+        let panel = Panel {
+            activations,
+            features: (first, end - start),
+            total_features: input.spec.features,
+            g: group.g,
+            x: input.x,
+            decoder: &block.decoder.weights[start * width..end * width],
+            jump: jump.map(|((jump, z), thresholds)| JumpPanel { jump, z, thresholds }),
+        };
+        let norm =
+            |feature: usize| input.penalty_norm(isa, &panel.decoder[(feature - first) * width..][..width]);
+        let slope = |feature: usize| input.slopes[feature];
+        backward_panel(isa, panel, input.sparsity, norm, slope, &mut gradient);
+        let PanelGradient { encoder, encoder_bias, decoder, by_norm, by_threshold, .. } = &mut gradient;
+        let rows = encoder.chunks_exact_mut(width).zip(decoder.chunks_exact_mut(width));
+        for (at, (encoder, decoder)) in rows.enumerate() {
+            let removed = input.finish_decoder(isa, block, start + at, decoder, by_norm[at]);
+            let gradients = (encoder, encoder_bias[at], by_threshold[at]);
+            input.finish_encoder(isa, block, start + at, gradients, removed, &mut outcome);
+        }
+        start = end;
     }
     outcome
 }

@@ -56,7 +56,25 @@ impl Trained<'_> {
     }
 }
 
-/// Updates the decoder of feature `at` of the block from dW_dec_j [d], which is projected in place. Returns the norm
+/// Removes from dW_dec_j [d] of feature `at` of the block its component along W_dec_j, unless the norm is free.
+pub(crate) fn project(
+    isa: Isa,
+    norm: DecoderNorm,
+    block: &FeatureBlock<'_>,
+    at: usize,
+    gradient: &mut [f32],
+) {
+    if norm != DecoderNorm::Free {
+        let row = &block.decoder.weights[at * gradient.len()..][..gradient.len()];
+        let squared = dot(isa, row, row);
+        if squared > 0.0 {
+            let along = dot(isa, row, gradient) / squared;
+            subtract_scaled(isa, gradient, along, row);
+        }
+    }
+}
+
+/// Updates the decoder of feature `at` of the block from dW_dec_j [d], which is projected. Returns the norm
 /// that was divided out of W_dec_j (1 if none was), NaN if the new weights are not finite.
 pub(crate) fn update_decoder(
     isa: Isa,
@@ -64,16 +82,9 @@ pub(crate) fn update_decoder(
     step: &AdamStep,
     block: &mut FeatureBlock<'_>,
     at: usize,
-    gradient: &mut [f32],
+    gradient: &[f32],
 ) -> f32 {
     let mut decoder = block.decoder.row(at, gradient.len());
-    if norm != DecoderNorm::Free {
-        let squared = dot(isa, decoder.weights, decoder.weights);
-        if squared > 0.0 {
-            let along = dot(isa, decoder.weights, gradient) / squared;
-            subtract_scaled(isa, gradient, along, decoder.weights);
-        }
-    }
     decoder.adam(isa, step, gradient);
     let squared = dot(isa, decoder.weights, decoder.weights);
     if !squared.is_finite() {
@@ -87,7 +98,18 @@ pub(crate) fn update_decoder(
     removed
 }
 
-/// Updates the encoder and its bias of feature `at` of the block from dW_enc_j [d] and db_enc_j; `removed` is the norm
+/// The gradient of what belongs to a feature's encoder.
+#[derive(Debug, Clone, Copy)]
+pub(crate) struct EncoderGradient<'a> {
+    /// dW_enc_j, [d].
+    pub(crate) weights: &'a [f32],
+    /// db_enc_j.
+    pub(crate) bias: f32,
+    /// dθ_j; of no interest without thresholds.
+    pub(crate) threshold: f32,
+}
+
+/// Updates the encoder of feature `at` of the block, its bias and its threshold; `removed` is the norm
 /// that was divided out of W_dec_j. Returns whether the new weights are finite.
 pub(crate) fn update_encoder(
     isa: Isa,
@@ -95,18 +117,27 @@ pub(crate) fn update_encoder(
     step: &AdamStep,
     block: &mut FeatureBlock<'_>,
     at: usize,
-    (gradient, bias_gradient): (&[f32], f32),
+    gradient: EncoderGradient<'_>,
     removed: f32,
 ) -> bool {
-    let mut encoder = block.encoder.row(at, gradient.len());
+    let mut encoder = block.encoder.row(at, gradient.weights.len());
     let mut bias = block.encoder_bias.row(at, 1);
-    encoder.adam(isa, step, gradient);
-    bias.adam(isa, step, &[bias_gradient]);
+    encoder.adam(isa, step, gradient.weights);
+    bias.adam(isa, step, &[gradient.bias]);
+    let mut threshold = block.threshold.as_mut().map(|threshold| threshold.row(at, 1));
+    if let Some(threshold) = &mut threshold {
+        threshold.adam(isa, step, &[gradient.threshold]);
+        // A negative one would let negative z through. NaN stays NaN, for the check below.
+        let value = &mut threshold.weights[0];
+        *value = if *value < 0.0 { 0.0 } else { *value };
+    }
     if norm == DecoderNorm::Tied {
         multiply(isa, encoder.weights, removed);
         bias.weights[0] *= removed;
+        threshold.as_mut().into_iter().for_each(|threshold| threshold.weights[0] *= removed);
     }
-    (dot(isa, encoder.weights, encoder.weights) + bias.weights[0]).is_finite()
+    let others = bias.weights[0] + threshold.map_or(0.0, |threshold| threshold.weights[0]);
+    (dot(isa, encoder.weights, encoder.weights) + others).is_finite()
 }
 
 #[cfg(test)]

@@ -199,7 +199,7 @@ impl<D: Device> CudaStep<D> {
         match self.spec.activation {
             // The recheck has left out what is not above 0.
             Activation::Relu => {}
-            Activation::TopK { .. } => unreachable!("the plan refuses it"),
+            _ => unreachable!("the plan refuses it"),
         }
         self.count_features(device, rows, Path::Sparse)?;
         self.decode(device, batch, rows)

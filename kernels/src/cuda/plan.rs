@@ -71,6 +71,24 @@ pub struct DevicePlan {
     pub precision: Precision,
 }
 
+/// The first thing in a step that the kernels do not compute.
+fn unsupported(spec: &StepSpec) -> Option<&'static str> {
+    let activation = match spec.activation {
+        Activation::Relu => None,
+        Activation::TopK { .. } => Some("topk activations"),
+        Activation::BatchTopK { .. } => Some("batch-topk activations"),
+        Activation::JumpRelu { .. } => Some("jump-relu activations"),
+    };
+    let others = [
+        (!spec.prefixes.is_empty(), "prefixes (matryoshka)"),
+        (spec.dead.is_some(), "a loss over dead features"),
+        (spec.gradient_clip.is_some(), "gradient clipping"),
+        (spec.loss.mean_density != 0.0, "the mean density"),
+        (spec.loss.log_density != 0.0, "the logarithmic density"),
+    ];
+    activation.or_else(|| others.into_iter().find_map(|(asked, what)| asked.then_some(what)))
+}
+
 fn at_most(name: &'static str, value: usize, most: usize) -> Result<(), StepError> {
     if value <= most { Ok(()) } else { Err(StepError::TooLarge { name, value, most }) }
 }
@@ -82,9 +100,8 @@ impl DevicePlan {
     /// A spec out of range, or sizes that the kernels are not written for.
     pub fn new(spec: &StepSpec, options: &DeviceOptions) -> Result<DevicePlan, StepError> {
         spec.validate()?;
-        match spec.activation {
-            Activation::Relu => {}
-            Activation::TopK { .. } => return Err(StepError::Unsupported { what: "topk activations" }),
+        if let Some(what) = unsupported(spec) {
+            return Err(StepError::Unsupported { what });
         }
         at_most("width", spec.width, RowBlock::LONGEST)?;
         // Words of the mask are a dimension of a grid.
@@ -146,21 +163,12 @@ impl DevicePlan {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::dead::{DeadLoss, DeadLossKind};
     use crate::loss::{LossSpec, Mse};
-    use crate::spec::{Adam, DecoderNorm};
+    use crate::prefixes::Prefixes;
 
     fn spec(width: usize, features: usize, batch: usize) -> StepSpec {
-        StepSpec {
-            width,
-            features,
-            batch,
-            pre_bias: false,
-            activation: Activation::Relu,
-            loss: LossSpec::reconstruction(Mse::Sum),
-            decoder_norm: DecoderNorm::Unit,
-            adam: Adam::default(),
-            sparsity_window: 300,
-        }
+        StepSpec::new(width, features, batch, LossSpec::reconstruction(Mse::Sum))
     }
 
     #[test]
@@ -187,9 +195,20 @@ mod tests {
 
     #[test]
     fn what_the_kernels_do_not_compute_is_refused_with_the_way_out() {
-        let topk = StepSpec { activation: Activation::TopK { k: 3 }, ..spec(8, 33, 4) };
-        let error = DevicePlan::new(&topk, &DeviceOptions::default()).unwrap_err().to_string();
-        assert_eq!(error, "the CUDA kernels do not compute topk activations yet: train with --device cpu");
+        let plain = spec(8, 33, 4);
+        let dead = DeadLoss { after_steps: 1, kind: DeadLossKind::Ghost };
+        let loss = LossSpec { log_density: 0.1, ..plain.loss };
+        for (spec, what) in [
+            (StepSpec { activation: Activation::TopK { k: 3 }, ..plain }, "topk activations"),
+            (StepSpec { gradient_clip: Some(1.0), ..plain }, "gradient clipping"),
+            (StepSpec { dead: Some(dead), ..plain }, "a loss over dead features"),
+            (StepSpec { prefixes: Prefixes::new(&[4], 1.0).unwrap(), ..plain }, "prefixes (matryoshka)"),
+            (StepSpec { loss, ..plain }, "the logarithmic density"),
+        ] {
+            let error = DevicePlan::new(&spec, &DeviceOptions::default()).unwrap_err().to_string();
+            let expected = format!("the CUDA kernels do not compute {what} yet: train with --device cpu");
+            assert_eq!(error, expected);
+        }
     }
 
     #[test]

@@ -63,6 +63,7 @@ impl<D: Device> CudaStep<D> {
             second_moments: self.download_parameters(device, 2)?,
             window: Array2::from_shape_vec((lines, features), counts).expect("a count per batch and feature"),
             steps_since_fired: self.steps_since_fired(device)?,
+            threshold: None,
             path_choice: Some(self.choice.clone()),
         })
     }
@@ -193,7 +194,7 @@ impl<D: Device> CudaStep<D> {
         let mut packed = vec![0.0f32; self.plan.parameters()];
         let offset = 4 * copy * self.plan.parameters();
         device.download(&self.buffers.parameters, offset, bytemuck::cast_slice_mut(&mut packed))?;
-        Parameters::from_numbers(d, f, |name, shape| {
+        Parameters::from_numbers(&self.spec, |name, shape| {
             let from = &packed[self.plan.tensor_at(name)..];
             Ok(match *shape {
                 [length] => from[..length].to_vec(),

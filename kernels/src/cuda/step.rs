@@ -382,6 +382,7 @@ impl<D: Device> CudaStep<D> {
                 min_sparsity: report.min_sparsity,
                 max_sparsity: report.max_sparsity,
                 below_target: report.below_target as usize,
+                ..Terms::default()
             },
             sums: self.sums(report, self.plan.rows),
             path,

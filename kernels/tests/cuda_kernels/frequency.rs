@@ -21,6 +21,8 @@ fn frequencies_and_slopes_equal_the_cpus_as_batches_come_and_go() {
     let loss = LossSpec {
         min_sparsity: frequency(1e-3, 0.1),
         max_sparsity: frequency(2e-3, 0.6),
+        mean_density: 0.0,
+        log_density: 0.0,
         ..LossSpec::reconstruction(Mse::Sum)
     };
     let mut device = EmulatedDevice::new();

@@ -62,6 +62,9 @@ pub(crate) fn spec(size: Size) -> StepSpec {
         decoder_norm: DecoderNorm::Unit,
         adam: Adam::default(),
         sparsity_window: 300,
+        prefixes: Default::default(),
+        dead: None,
+        gradient_clip: None,
     }
 }
 

@@ -36,6 +36,9 @@ fn spec() -> StepSpec {
         decoder_norm: DecoderNorm::Unit,
         adam: Adam::default(),
         sparsity_window: 50,
+        prefixes: Default::default(),
+        dead: None,
+        gradient_clip: None,
     }
 }
 

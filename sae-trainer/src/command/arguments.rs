@@ -62,6 +62,16 @@ pub(crate) struct BenchArguments {
     /// Take the weights, and so the density, from a run's sae/ or one of its checkpoints
     #[arg(long, value_name = "FOLDER", requires = "store")]
     pub(crate) from: Option<PathBuf>,
+    /// The activation: relu, topk, batch-topk or jump-relu, whose k or thresholds follow from --l0
+    #[arg(
+        long,
+        value_enum,
+        value_name = "KIND",
+        hide_possible_values = true,
+        default_value = "relu",
+        conflicts_with = "from"
+    )]
+    pub(crate) activation: ActivationChoice,
     /// Timings of each part, of which the median is reported
     #[arg(long, value_name = "N", default_value_t = 7, value_parser = clap::value_parser!(u16).range(1..))]
     pub(crate) repeats: u16,
@@ -92,7 +102,13 @@ pub(crate) struct SettingArguments {
     pub(crate) model: ModelArguments,
     #[command(flatten)]
     #[serde(flatten)]
+    pub(crate) selection: SelectionArguments,
+    #[command(flatten)]
+    #[serde(flatten)]
     pub(crate) loss: LossArguments,
+    #[command(flatten)]
+    #[serde(flatten)]
+    pub(crate) dead: DeadArguments,
     #[command(flatten)]
     #[serde(flatten)]
     pub(crate) length: LengthArguments,
@@ -135,11 +151,12 @@ pub(crate) struct ModelArguments {
     #[arg(long, value_name = "TIMES")]
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub(crate) expansion: Option<u64>,
-    /// Which features of a row are active: those above 0 (relu), or of these the k largest (topk) [default: relu]
+    /// Which features of a row are active: those above 0 (relu), of these the k largest of a row (topk) or the k x rows
+    /// largest of a batch (batch-topk), or those above a trained threshold (jump-relu) [default: relu]
     #[arg(long, value_enum, value_name = "KIND", hide_possible_values = true)]
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub(crate) activation: Option<ActivationChoice>,
-    /// The k of topk [default: 100]
+    /// The k of topk and of batch-topk [default: 100]
     #[arg(long, value_name = "K", value_parser = parse_count)]
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub(crate) k: Option<u64>,
@@ -164,14 +181,80 @@ pub(crate) struct ModelArguments {
     pub(crate) init_from: Option<PathBuf>,
 }
 
+/// How active features are selected, beyond the activation's name.
+#[derive(Debug, Clone, Default, PartialEq, Args, Serialize, Deserialize)]
+#[command(next_help_heading = "Selection of active features")]
+pub(crate) struct SelectionArguments {
+    /// Width of the rectangle through which jump-relu's thresholds get a gradient, in units of pre-activations
+    /// [default: 0.05]
+    #[arg(long, value_name = "X", allow_negative_numbers = true, value_parser = parse_positive)]
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub(crate) bandwidth: Option<f64>,
+    /// jump-relu's thresholds at the start [default: 0.01]
+    #[arg(long, value_name = "X", allow_negative_numbers = true, value_parser = parse_coefficient)]
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub(crate) threshold_init: Option<f64>,
+    /// Let jump-relu's pseudo-gradient reach the encoder too, as Anthropic does, and not the thresholds alone
+    #[arg(long)]
+    #[serde(default, skip_serializing_if = "is_false")]
+    pub(crate) jump_to_input: bool,
+    /// How fast batch-topk's threshold, with which the autoencoder is used, follows the smallest activation of each batch
+    /// [default: 0.01]
+    #[arg(long, value_name = "X", allow_negative_numbers = true, value_parser = parse_fraction)]
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub(crate) threshold_rate: Option<f64>,
+    /// Steps before that threshold begins [default: 0]
+    #[arg(long, value_name = "STEPS", value_parser = parse_count)]
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub(crate) threshold_after: Option<u64>,
+    /// Let that threshold begin as 0, as SAELens does, and not as the first smallest activation
+    #[arg(long)]
+    #[serde(default, skip_serializing_if = "is_false")]
+    pub(crate) threshold_from_zero: bool,
+    /// Let prefixes of the features reconstruct by themselves too (Matryoshka): their widths, or their shares of all
+    /// features, as in 0.0625,0.125,0.25,0.5
+    #[arg(long, value_name = "WIDTH,…", value_delimiter = ',', value_parser = parse_width)]
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub(crate) matryoshka: Vec<Width>,
+    /// Factor of the sum of all reconstruction errors, those of the prefixes and of all features [default: 1]
+    #[arg(long, value_name = "X", allow_negative_numbers = true, value_parser = parse_positive)]
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub(crate) matryoshka_weight: Option<f64>,
+}
+
+/// What trains features that have stopped firing.
+#[derive(Debug, Clone, Default, PartialEq, Args, Serialize, Deserialize)]
+#[command(next_help_heading = "Dead features")]
+pub(crate) struct DeadArguments {
+    /// Let the K dead features with the largest pre-activations reconstruct the error (AuxK); "half" is half the row width
+    #[arg(long, value_name = "K", value_parser = parse_aux_k)]
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub(crate) aux_k: Option<AuxK>,
+    /// Coefficient of that loss [default: 1/32 for normalised, 1 for sum]
+    #[arg(long, value_name = "X", allow_negative_numbers = true, value_parser = parse_coefficient)]
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub(crate) aux_coefficient: Option<f64>,
+    /// That loss: the squared error divided by the error's variance, of activations above 0 (normalised: Gao et al. and
+    /// dictionary_learning), or the squared error of pre-activations (sum: SAELens) [default: normalised]
+    #[arg(long, value_enum, value_name = "KIND", hide_possible_values = true)]
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub(crate) aux_loss: Option<AuxLossChoice>,
+    /// With jump-relu: coefficient of a loss that brings the pre-activations of dead features up to their thresholds; 0
+    /// turns it off [default: 0]
+    #[arg(long, value_name = "X", allow_negative_numbers = true, value_parser = parse_coefficient)]
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub(crate) pre_activation_coefficient: Option<f64>,
+}
+
 #[derive(Debug, Clone, Default, PartialEq, Args, Serialize, Deserialize)]
 #[command(next_help_heading = "Loss")]
 pub(crate) struct LossArguments {
-    /// Sparsity penalty: approx-l0, l1, tanh, log, or none [default: approx-l0 with relu, none with topk]
+    /// Sparsity penalty: approx-l0, l1, tanh, log, or none; with jump-relu also the true L0 (step) or its squared distance from
+    /// --target-l0 (quadratic) [default: approx-l0 with relu, step with jump-relu, none with topk and batch-topk]
     #[arg(long, value_enum, value_name = "PENALTY", hide_possible_values = true)]
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub(crate) loss: Option<PenaltyChoice>,
-    /// Coefficient of approx-l0 [default: 7e-5]
+    /// Coefficient of approx-l0, step and quadratic [default: 7e-5]
     #[arg(long, value_name = "X", allow_negative_numbers = true, value_parser = parse_coefficient)]
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub(crate) l0_coefficient: Option<f64>,
@@ -191,6 +274,10 @@ pub(crate) struct LossArguments {
     #[arg(long, value_name = "X", allow_negative_numbers = true, value_parser = parse_positive)]
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub(crate) tanh_scale: Option<f64>,
+    /// The L0 that quadratic aims at
+    #[arg(long, value_name = "L0", allow_negative_numbers = true, value_parser = parse_positive)]
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub(crate) target_l0: Option<f64>,
     /// The epsilon of a/(a+epsilon), of log(1+a/epsilon) and of the frequency penalties' gradient. Several
     /// values, as in 0.2,0.1,0.05, apply to equal parts of the run in turn [default: 0.2]
     #[arg(long, value_name = "X,…", value_delimiter = ',', allow_negative_numbers = true, value_parser = parse_positive)]
@@ -226,6 +313,14 @@ pub(crate) struct LossArguments {
     #[arg(long, value_name = "FRACTION", allow_negative_numbers = true, value_parser = parse_fraction)]
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub(crate) max_sparsity_target: Option<f64>,
+    /// Coefficient of the mean firing frequency [default: 0]
+    #[arg(long, value_name = "X", allow_negative_numbers = true, value_parser = parse_coefficient)]
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub(crate) mean_density_coefficient: Option<f64>,
+    /// Coefficient of the mean of the firing frequencies' logarithms to base 10 [default: 0]
+    #[arg(long, value_name = "X", allow_negative_numbers = true, value_parser = parse_coefficient)]
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub(crate) log_density_coefficient: Option<f64>,
     /// Number of batches over which a feature's running frequency is averaged [default: 300]
     #[arg(long, value_name = "BATCHES")]
     #[serde(default, skip_serializing_if = "Option::is_none")]
@@ -262,8 +357,12 @@ pub(crate) struct LengthArguments {
     #[arg(long, value_enum, value_name = "KIND", hide_possible_values = true)]
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub(crate) precision: Option<PrecisionChoice>,
-    /// What happens to dead features: nothing (none), or new weights from badly reconstructed rows (resample)
-    /// [default: none]
+    /// Scale the gradient of all weights together down to this norm where it is longer
+    #[arg(long, value_name = "NORM", allow_negative_numbers = true, value_parser = parse_positive)]
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub(crate) clip_gradient: Option<f64>,
+    /// What happens to dead features: nothing (none), new weights from badly reconstructed rows (resample), or gradients
+    /// towards the error in every step (ghost) [default: none]
     #[arg(long, value_enum, value_name = "KIND", hide_possible_values = true)]
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub(crate) revive: Option<ReviveChoice>,
@@ -315,10 +414,62 @@ pub(crate) struct RunArguments {
 /// Which features of a row are active.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum, Serialize, Deserialize)]
 #[serde(rename_all = "lowercase")]
-#[value(rename_all = "lowercase")]
 pub(crate) enum ActivationChoice {
     Relu,
+    #[value(name = "topk")]
+    #[serde(rename = "topk")]
     TopK,
+    #[value(name = "batch-topk")]
+    #[serde(rename = "batch-topk")]
+    BatchTopK,
+    #[value(name = "jump-relu")]
+    #[serde(rename = "jump-relu")]
+    JumpRelu,
+}
+
+/// Which loss AuxK is.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum, Serialize, Deserialize)]
+#[serde(rename_all = "kebab-case")]
+pub(crate) enum AuxLossChoice {
+    Normalised,
+    Sum,
+}
+
+/// How many dead features AuxK takes.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "kebab-case")]
+pub(crate) enum AuxK {
+    /// d/2.
+    Half,
+    /// This many.
+    #[serde(untagged)]
+    Count(u64),
+}
+
+fn parse_aux_k(text: &str) -> Result<AuxK, String> {
+    match text {
+        "half" => Ok(AuxK::Half),
+        count => parse_count(count).map(AuxK::Count).map_err(|error| format!("{error}, or half")),
+    }
+}
+
+/// The width of a prefix.
+#[derive(Debug, Clone, Copy, PartialEq, Serialize, Deserialize)]
+#[serde(untagged)]
+pub(crate) enum Width {
+    /// So many features.
+    Features(u64),
+    /// This share of all.
+    Share(f64),
+}
+
+fn parse_width(text: &str) -> Result<Width, String> {
+    match text.parse::<f64>() {
+        Ok(share) if share > 0.0 && share < 1.0 => Ok(Width::Share(share)),
+        _ => parse_count(text)
+            .map(Width::Features)
+            .map_err(|_| "it must be a number of features or a share of them, as in 512 or 0.125".to_owned()),
+    }
 }
 
 #[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum, Serialize, Deserialize)]
@@ -330,6 +481,8 @@ pub(crate) enum PenaltyChoice {
     L1,
     Tanh,
     Log,
+    Step,
+    Quadratic,
     None,
 }
 
@@ -375,6 +528,7 @@ impl From<PrecisionChoice> for Precision {
 pub(crate) enum ReviveChoice {
     None,
     Resample,
+    Ghost,
 }
 
 /// The decoder bias before the first step.

@@ -12,14 +12,15 @@ use crate::command::arguments::{
     ActivationChoice, DecoderBias, DecoderNormChoice, LossArguments, MseChoice, PenaltyChoice,
     PrecisionChoice, ReviveChoice, SettingArguments,
 };
+use crate::command::selection;
 use crate::engine::{Activation, Adam, DecoderNorm, FrequencyPenalty, LossSpec, Mse, Penalty, StepSpec};
 
-/// The penalty without `--loss`.
 /// The penalty where none is asked for: the k largest need none.
-fn penalty_of(arguments: &SettingArguments) -> PenaltyChoice {
-    let default = match arguments.model.activation {
-        Some(ActivationChoice::TopK) => PenaltyChoice::None,
-        Some(ActivationChoice::Relu) | None => PenaltyChoice::ApproxL0,
+fn penalty_of(arguments: &SettingArguments, initial: Option<Initial>) -> PenaltyChoice {
+    let default = match selection::activation_choice(arguments, initial) {
+        ActivationChoice::TopK | ActivationChoice::BatchTopK => PenaltyChoice::None,
+        ActivationChoice::JumpRelu => PenaltyChoice::Step,
+        ActivationChoice::Relu => PenaltyChoice::ApproxL0,
     };
     arguments.loss.loss.unwrap_or(default)
 }
@@ -60,6 +61,9 @@ pub(crate) struct Settings {
     /// What becomes of dead features.
     #[serde(default)]
     pub(crate) revive: Revive,
+    /// JumpReLU's thresholds at the start.
+    #[serde(default, skip_serializing_if = "is_zero")]
+    pub(crate) threshold_init: f64,
     /// A feature that has not fired in this many rows counts as dead.
     pub(crate) dead_rows: u64,
     /// Rows of the evaluation at the end.
@@ -95,7 +99,7 @@ impl Settings {
         width: usize,
         initial: Option<Initial>,
     ) -> Result<Settings> {
-        let SettingArguments { data, model, loss, length } = arguments;
+        let SettingArguments { data, model, loss, length, .. } = arguments;
         let batch = data.batch.unwrap_or(4096);
         ensure!(batch >= 1, "--batch must be at least 1");
         let features = match (initial, model.features) {
@@ -115,20 +119,16 @@ impl Settings {
                 "--pre-bias does not fit --init-from: that autoencoder was trained without it"
             );
         }
-        refuse_flags_without_effect(arguments)?;
-        let (loss, epsilon_scales) = resolve_loss(loss, penalty_of(arguments));
+        refuse_flags_without_effect(arguments, initial)?;
+        let (loss, epsilon_scales) = resolve_loss(loss, penalty_of(arguments, initial))?;
+        let features = usize::try_from(features)?;
+        let dead_rows = length.dead_rows.unwrap_or(1_000_000);
         let step = StepSpec {
             width,
-            features: usize::try_from(features)?,
+            features,
             batch: usize::try_from(batch)?,
             pre_bias: initial.map_or(model.pre_bias, |initial| initial.pre_bias),
-            activation: match (model.activation, initial) {
-                (Some(ActivationChoice::TopK), _) => {
-                    Activation::TopK { k: usize::try_from(model.k.unwrap_or(100))? }
-                }
-                (None, Some(initial)) => initial.activation,
-                (Some(ActivationChoice::Relu), _) | (None, None) => Activation::Relu,
-            },
+            activation: selection::activation(arguments, initial)?,
             loss,
             decoder_norm: match model.decoder_norm.unwrap_or(DecoderNormChoice::Unit) {
                 DecoderNormChoice::Unit => DecoderNorm::Unit,
@@ -137,6 +137,9 @@ impl Settings {
             },
             adam: Adam::default(),
             sparsity_window: arguments.loss.sparsity_window.unwrap_or(300),
+            prefixes: selection::prefixes(&arguments.selection, features)?,
+            dead: selection::dead_loss(arguments, width, dead_rows.div_ceil(batch))?,
+            gradient_clip: length.clip_gradient,
         };
         step.validate()?;
         let steps = match (length.steps, length.tokens.unwrap_or(300_000_000)) {
@@ -158,12 +161,16 @@ impl Settings {
             mixing_chunks: data.mixing_chunks,
             precision: length.precision.unwrap_or_default(),
             revive: match length.revive {
-                None | Some(ReviveChoice::None) => Revive::None,
+                None | Some(ReviveChoice::None | ReviveChoice::Ghost) => Revive::None,
                 Some(ReviveChoice::Resample) => {
                     Revive::Resample { every: length.revive_every.unwrap_or(25_000) }
                 }
             },
-            dead_rows: length.dead_rows.unwrap_or(1_000_000),
+            threshold_init: match step.activation {
+                Activation::JumpRelu { .. } => arguments.selection.threshold_init.unwrap_or(0.01),
+                _ => 0.0,
+            },
+            dead_rows,
             eval_rows: length.eval_rows.unwrap_or(1_000_000),
         };
         settings.check()?;
@@ -210,16 +217,23 @@ impl Settings {
             Penalty::L1 => "l1",
             Penalty::Tanh { .. } => "tanh",
             Penalty::Log { .. } => "log",
+            Penalty::Step => "step",
+            Penalty::Quadratic { .. } => "quadratic",
         }
     }
 
     /// What makes the activations sparse: the penalty's name, or `topk-100`, or both.
     pub(crate) fn loss_name(&self) -> String {
-        match (self.step.activation, self.step.loss.penalty) {
-            (Activation::Relu, _) => self.penalty_name().to_owned(),
-            (Activation::TopK { k }, Penalty::None) => format!("topk-{k}"),
-            (Activation::TopK { k }, _) => format!("topk-{k}-{}", self.penalty_name()),
-        }
+        let selection = match self.step.activation {
+            Activation::Relu => None,
+            Activation::TopK { k } => Some(format!("topk-{k}")),
+            Activation::BatchTopK { k, .. } => Some(format!("batch-topk-{k}")),
+            Activation::JumpRelu { .. } => Some("jump-relu".to_owned()),
+        };
+        let penalty = Some(self.penalty_name()).filter(|name| *name != "none" || selection.is_none());
+        let prefixes = (!self.step.prefixes.is_empty()).then_some("matryoshka");
+        let names = [prefixes, selection.as_deref(), penalty].into_iter().flatten();
+        names.collect::<Vec<_>>().join("-")
     }
 
     /// Where `other` differs, one sentence for each value; what may differ between the parts of a resumed
@@ -271,7 +285,7 @@ fn compare(
 }
 
 /// The loss, and epsilon in equal parts of the run as multiples of the loss's.
-fn resolve_loss(flags: &LossArguments, choice: PenaltyChoice) -> (LossSpec, Vec<f64>) {
+fn resolve_loss(flags: &LossArguments, choice: PenaltyChoice) -> Result<(LossSpec, Vec<f64>)> {
     let epsilons = if flags.epsilon.is_empty() { vec![0.2] } else { flags.epsilon.clone() };
     let epsilon = epsilons[0] as f32;
     let (penalty, coefficient) = match choice {
@@ -282,6 +296,12 @@ fn resolve_loss(flags: &LossArguments, choice: PenaltyChoice) -> (LossSpec, Vec<
             (Penalty::Tanh { scale }, flags.tanh_coefficient.unwrap_or(7e-5))
         }
         PenaltyChoice::Log => (Penalty::Log { epsilon }, flags.log_coefficient.unwrap_or(7e-5)),
+        PenaltyChoice::Step => (Penalty::Step, flags.l0_coefficient.unwrap_or(7e-5)),
+        PenaltyChoice::Quadratic => {
+            let target =
+                flags.target_l0.context("--loss quadratic needs the L0 to aim at: give --target-l0")?;
+            (Penalty::Quadratic { target: target as f32 }, flags.l0_coefficient.unwrap_or(7e-5))
+        }
         PenaltyChoice::None => (Penalty::None, 0.0),
     };
     let (min, max) = frequency_coefficients(flags, choice);
@@ -297,15 +317,21 @@ fn resolve_loss(flags: &LossArguments, choice: PenaltyChoice) -> (LossSpec, Vec<
         coefficient,
         min_sparsity: frequency_penalty(min, flags.min_sparsity_target.unwrap_or(1e-5)),
         max_sparsity: frequency_penalty(max, flags.max_sparsity_target.unwrap_or(0.1)),
+        mean_density: flags.mean_density_coefficient.unwrap_or(0.0),
+        log_density: flags.log_density_coefficient.unwrap_or(0.0),
         frequency_epsilon: epsilon,
         weight_by_decoder_norm: flags.weight_by_decoder_norm,
     };
-    (loss, epsilons.iter().map(|e| e / epsilons[0]).collect())
+    Ok((loss, epsilons.iter().map(|e| e / epsilons[0]).collect()))
+}
+
+fn is_zero(number: &f64) -> bool {
+    *number == 0.0
 }
 
 /// A flag of another loss is a mistake, and is not ignored.
-fn refuse_flags_without_effect(arguments: &SettingArguments) -> Result<()> {
-    let Some(flag) = flags_without_effect(arguments).into_iter().next() else { return Ok(()) };
+fn refuse_flags_without_effect(arguments: &SettingArguments, initial: Option<Initial>) -> Result<()> {
+    let Some(flag) = flags_without_effect(arguments, initial).into_iter().next() else { return Ok(()) };
     match flag {
         "--min-sparsity-target" => {
             bail!("--min-sparsity-target has no effect without --min-sparsity-coefficient")
@@ -313,10 +339,18 @@ fn refuse_flags_without_effect(arguments: &SettingArguments) -> Result<()> {
         "--max-sparsity-target" => {
             bail!("--max-sparsity-target has no effect without --max-sparsity-coefficient")
         }
-        "--k" => bail!("--k has no effect without --activation topk"),
+        "--k" => bail!("--k has no effect without --activation topk or batch-topk"),
+        "--bandwidth" | "--threshold-init" | "--jump-to-input" | "--pre-activation-coefficient" => {
+            bail!("{flag} has no effect without --activation jump-relu")
+        }
+        "--threshold-rate" | "--threshold-after" | "--threshold-from-zero" => {
+            bail!("{flag} has no effect without --activation batch-topk")
+        }
+        "--matryoshka-weight" => bail!("--matryoshka-weight has no effect without --matryoshka"),
+        "--aux-coefficient" | "--aux-loss" => bail!("{flag} has no effect without --aux-k"),
         "--revive-every" => bail!("--revive-every has no effect without --revive resample"),
         flag => {
-            let choice = penalty_of(arguments);
+            let choice = penalty_of(arguments, initial);
             let name = clap::ValueEnum::to_possible_value(&choice).expect("every penalty has a name");
             bail!("{flag} has no effect with --loss {}; leave it out or choose another loss", name.get_name())
         }
@@ -324,13 +358,22 @@ fn refuse_flags_without_effect(arguments: &SettingArguments) -> Result<()> {
 }
 
 /// The flags that have no effect next to the others, such as `--l1-coefficient` with `--loss tanh`.
-pub(crate) fn flags_without_effect(arguments: &SettingArguments) -> Vec<&'static str> {
-    let (flags, model, length) = (&arguments.loss, &arguments.model, &arguments.length);
-    use PenaltyChoice::{ApproxL0, L1, Log, None, Tanh};
-    let choice = penalty_of(arguments);
+pub(crate) fn flags_without_effect(
+    arguments: &SettingArguments,
+    initial: Option<Initial>,
+) -> Vec<&'static str> {
+    let SettingArguments { model, selection, loss: flags, dead, length, .. } = arguments;
+    use PenaltyChoice::{ApproxL0, L1, Log, None, Quadratic, Step, Tanh};
+    let choice = penalty_of(arguments, initial);
+    let activation = selection::activation_choice(arguments, initial);
+    let (jump, batch_topk) =
+        (activation == ActivationChoice::JumpRelu, activation == ActivationChoice::BatchTopK);
+    let given = |coefficient: Option<f64>| coefficient.is_some_and(|coefficient| coefficient != 0.0);
+    let densities = given(flags.mean_density_coefficient) || given(flags.log_density_coefficient);
     let (min, max) = frequency_coefficients(flags, choice);
     let checks = [
-        ("--l0-coefficient", flags.l0_coefficient.is_some(), choice == ApproxL0),
+        ("--l0-coefficient", flags.l0_coefficient.is_some(), matches!(choice, ApproxL0 | Step | Quadratic)),
+        ("--target-l0", flags.target_l0.is_some(), choice == Quadratic),
         ("--l1-coefficient", flags.l1_coefficient.is_some(), choice == L1),
         ("--tanh-coefficient", flags.tanh_coefficient.is_some(), choice == Tanh),
         ("--tanh-scale", flags.tanh_scale.is_some(), choice == Tanh),
@@ -338,13 +381,27 @@ pub(crate) fn flags_without_effect(arguments: &SettingArguments) -> Vec<&'static
         (
             "--epsilon",
             !flags.epsilon.is_empty(),
-            matches!(choice, ApproxL0 | Log) || min != 0.0 || max != 0.0,
+            matches!(choice, ApproxL0 | Log) || min != 0.0 || max != 0.0 || densities,
         ),
         ("--coefficient-warmup-steps", flags.coefficient_warmup_steps.is_some(), choice != None),
-        ("--weight-by-decoder-norm", flags.weight_by_decoder_norm, choice != None),
+        (
+            "--weight-by-decoder-norm",
+            flags.weight_by_decoder_norm,
+            !matches!(choice, None | Step | Quadratic),
+        ),
         ("--min-sparsity-target", flags.min_sparsity_target.is_some(), min != 0.0),
         ("--max-sparsity-target", flags.max_sparsity_target.is_some(), max != 0.0),
-        ("--k", model.k.is_some(), model.activation == Some(ActivationChoice::TopK)),
+        ("--k", model.k.is_some(), activation == ActivationChoice::TopK || batch_topk),
+        ("--bandwidth", selection.bandwidth.is_some(), jump),
+        ("--threshold-init", selection.threshold_init.is_some(), jump),
+        ("--jump-to-input", selection.jump_to_input, jump),
+        ("--threshold-rate", selection.threshold_rate.is_some(), batch_topk),
+        ("--threshold-after", selection.threshold_after.is_some(), batch_topk),
+        ("--threshold-from-zero", selection.threshold_from_zero, batch_topk),
+        ("--matryoshka-weight", selection.matryoshka_weight.is_some(), !selection.matryoshka.is_empty()),
+        ("--aux-coefficient", dead.aux_coefficient.is_some(), dead.aux_k.is_some()),
+        ("--aux-loss", dead.aux_loss.is_some(), dead.aux_k.is_some()),
+        ("--pre-activation-coefficient", given(dead.pre_activation_coefficient), jump),
         ("--revive-every", length.revive_every.is_some(), length.revive == Some(ReviveChoice::Resample)),
     ];
     checks.into_iter().filter(|(_, given, used)| *given && !used).map(|(flag, ..)| flag).collect()
@@ -403,7 +460,7 @@ mod tests {
         assert_eq!((settings.step.loss.min_sparsity, settings.loss_name()), (None, "topk-100".to_owned()));
         let settings = resolve(&["--activation", "topk", "--k", "32", "--loss", "l1"]).unwrap();
         assert_eq!(settings.loss_name(), "topk-32-l1");
-        assert_eq!(error(&["--k", "32"]), "--k has no effect without --activation topk");
+        assert_eq!(error(&["--k", "32"]), "--k has no effect without --activation topk or batch-topk");
         let told = error(&["--activation", "topk", "--features", "64"]);
         assert!(told.contains("k is 100") && told.contains("at most the number of features"), "{told}");
         assert!(error(&["--activation", "topk", "--k", "0"]).contains("at least 1"));

@@ -7,17 +7,17 @@
 
 use std::time::Instant;
 
-use kernels::cpu::TrainedParameters;
 use kernels::cpu::ceiling::{copy_rate, multiply_add_rate};
 use kernels::cpu::decode::{Decode, Finish, RowActivity, RowError, decode_sparse, finish, sum_of_rows};
 use kernels::cpu::dense::decode_dense;
 use kernels::cpu::encode::{Encode, EncodeBuffers, encode_dense, encode_sparse};
 use kernels::cpu::pairs::ActivePairs;
 use kernels::cpu::rows::{RowNorms, row_norms};
+use kernels::cpu::select::Selected;
 use kernels::cpu::sparsity::Sparsity;
-use kernels::cpu::train::{Activations, Train, train};
+use kernels::cpu::train::{Activations, GroupGradient, Train, train};
+use kernels::cpu::{TrainedParameters, Waiting};
 use kernels::error::StepError;
-use kernels::parameters::Parameters;
 use kernels::path::Path;
 use kernels::spec::{AdamStep, Schedule, StepSpec};
 use ndarray::{Array2, ArrayView2};
@@ -116,8 +116,18 @@ pub fn synthetic(spec: &StepSpec, l0: f64, seed: u64) -> (Weights, Array2<f32>) 
     (weights, batch)
 }
 
+/// Gives weights of [`synthetic`] thresholds in place of their bias, and returns a bandwidth for them: a tenth of a threshold.
+pub fn with_thresholds(weights: &mut Weights) -> f32 {
+    let threshold = weights.b_enc.mapv(|bias| -bias);
+    weights.b_enc.fill(0.0);
+    let bandwidth = 0.1 * threshold[0].abs().max(f32::MIN_POSITIVE);
+    weights.threshold = Some(threshold.mapv(|threshold| threshold.max(0.0)));
+    bandwidth
+}
+
 /// Times the parts of a step and the whole step on `batch` [B,d], `repeats` times each; medians count. The
-/// parts run without the subtraction of the pre-bias, on the path that follows from the batch's density.
+/// parts run without the subtraction of the pre-bias, on the path that follows from the batch's density. Of an activation other
+/// than ReLU, two parts are told apart: how the active pairs are found, and all the rest.
 ///
 /// # Errors
 /// As [`CpuEngine::new`] and [`Engine::step`].
@@ -139,16 +149,27 @@ pub fn bench(
             failure = Some(error);
         }
     });
+    let work = Work::of(spec, report.sums.active as f64, report.path);
+    let ceilings = engine.run(|| (multiply_add_rate(options.isa), copy_rate()));
+    let mut rows = if spec.activation.is_relu() {
+        let parts = || Parts::new(spec, weights, batch, options, report.path).time(repeats, &work, ceilings);
+        engine.run(parts)
+    } else {
+        let selection = median(repeats, || {
+            if let Err(error) = engine.select(batch) {
+                failure = Some(error);
+            }
+        });
+        let (operations, bytes) = (work.decode.0 + work.train.0, work.decode.1 + work.train.1);
+        let rest = (whole - selection).max(f64::MIN_POSITIVE);
+        vec![
+            BenchRow::new("encode and selection", selection, work.encode.0, work.encode.1, ceilings),
+            BenchRow::new("the rest", rest, operations, bytes, ceilings),
+        ]
+    };
     if let Some(error) = failure {
         return Err(error);
     }
-    let run = || {
-        let ceilings = (multiply_add_rate(options.isa), copy_rate());
-        let parts = Parts::new(spec, weights, batch, options, report.path);
-        let work = Work::of(spec, report.sums.active as f64, report.path);
-        (parts.time(repeats, &work, ceilings), work, ceilings)
-    };
-    let (mut rows, work, ceilings) = engine.run(run);
     rows.push(BenchRow::new("whole step", whole, work.operations(), work.bytes(), ceilings));
     Ok(BenchReport {
         rows,
@@ -233,15 +254,13 @@ impl<'a> Parts<'a> {
         options: CpuOptions,
         path: Path,
     ) -> Parts<'a> {
-        let (d, f) = (spec.width, spec.features);
+        let d = spec.width;
         let batch = batch.to_slice().expect("a step on this batch was done");
         let mut norms = RowNorms::default();
         row_norms(options.isa, batch, d, &mut norms);
-        let parameters = TrainedParameters {
-            weights: layout::parameters(weights),
-            first: Parameters::zeros(d, f),
-            second: Parameters::zeros(d, f),
-        };
+        let weights = layout::parameters(weights);
+        let (first, second) = (weights.zeros_like(), weights.zeros_like());
+        let parameters = TrainedParameters { weights, first, second };
         let sparsity = Sparsity::new(&spec.loss, &Schedule::constant(0.0), spec.batch);
         Parts { spec, options, path, batch, norms, parameters, sparsity }
     }
@@ -287,22 +306,27 @@ impl<'a> Parts<'a> {
         let slopes = vec![0.0; f];
         let sum_of_g = sum_of_rows(&g, d);
         let adam = AdamStep::new(&spec.adam, 0.0, 1);
+        let groups = [GroupGradient { end: f, g: &g }];
         let input = Train {
             spec,
             sparsity: &self.sparsity,
             adam: &adam,
             slopes: &slopes,
             x: self.batch,
-            g: &g,
+            groups: &groups,
             sum_of_g: &sum_of_g,
+            jump: None,
+            dead: None,
         };
+        let mut selected = Selected::default();
+        selected.kept = pairs;
         let activations = match self.path {
-            Path::Sparse => Activations::Sparse(&pairs),
-            Path::Dense => Activations::Dense(&dense),
+            Path::Sparse => Activations::Sparse(&selected),
+            Path::Dense => Activations::Dense { activations: &dense, preactivations: None },
         };
-        let parameters = &mut self.parameters;
+        let (parameters, mut waiting) = (&mut self.parameters, Waiting::default());
         let train = median(repeats, || {
-            train(isa, input, activations, parameters);
+            train(isa, input, activations, parameters, &mut waiting);
         });
         vec![
             BenchRow::new("encode", encode, work.encode.0, work.encode.1, ceilings),
@@ -328,6 +352,9 @@ mod tests {
             decoder_norm: DecoderNorm::Unit,
             adam: Adam::default(),
             sparsity_window: 3,
+            prefixes: Default::default(),
+            dead: None,
+            gradient_clip: None,
         }
     }
 

@@ -3,6 +3,7 @@
 use std::borrow::Cow;
 use std::sync::Arc;
 
+use kernels::activation::Activation;
 use kernels::activations::SparseActivations;
 use kernels::batch::Batch;
 use kernels::cpu::step::{CpuOptions, CpuStep};
@@ -70,6 +71,14 @@ impl CpuEngine {
         self.pool.current_num_threads()
     }
 
+    /// As [`CpuStep::select`].
+    ///
+    /// # Errors
+    /// As [`Engine::step`].
+    pub fn select(&mut self, input: ArrayView2<'_, f32>) -> Result<usize, StepError> {
+        self.pool.install(|| self.step.select(input))
+    }
+
     /// Runs `work` on the engine's threads.
     pub(crate) fn run<R: Send>(&self, work: impl FnOnce() -> R + Send) -> R {
         self.pool.install(work)
@@ -98,7 +107,13 @@ impl Forward for CpuEngine {
     }
 
     fn weights(&self) -> Result<sae::Weights, StepError> {
-        Ok(layout::weights(self.step.weights()))
+        let mut weights = layout::weights(self.step.weights());
+        // BatchTopK is used with one threshold for all features.
+        if let Activation::BatchTopK { .. } = self.step.spec().activation {
+            let threshold = self.step.threshold().unwrap_or(0.0) as f32;
+            weights.threshold = Some(Array1::from_elem(self.step.spec().features, threshold));
+        }
+        Ok(weights)
     }
 }
 

@@ -11,6 +11,7 @@ pub(crate) fn parameters(weights: &Weights) -> Parameters {
         encoder_bias: weights.b_enc.clone(),
         decoder: weights.w_dec.clone(),
         decoder_bias: weights.b_dec.clone(),
+        threshold: weights.threshold.clone(),
     }
 }
 
@@ -21,5 +22,6 @@ pub(crate) fn weights(parameters: &Parameters) -> Weights {
         b_enc: parameters.encoder_bias.clone(),
         w_dec: parameters.decoder.clone(),
         b_dec: parameters.decoder_bias.clone(),
+        threshold: parameters.threshold.clone(),
     }
 }

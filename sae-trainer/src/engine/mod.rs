@@ -8,23 +8,25 @@ mod device;
 pub(crate) mod layout;
 mod rows;
 
-pub use bench::{BenchReport, BenchRow, Bound, bench, synthetic};
+pub use bench::{BenchReport, BenchRow, Bound, bench, synthetic, with_thresholds};
 pub use cpu::{CpuEngine, CpuThreads};
 pub use device::{CudaEngine, DeviceEngine, SharedDevice, device_memory};
 pub use rows::Rows;
 
-pub use kernels::activation::Activation;
+pub use kernels::activation::{Activation, ThresholdAverage};
 pub use kernels::activations::SparseActivations;
 pub use kernels::batch::Batch;
 pub use kernels::cpu::encode::Search;
 pub use kernels::cpu::step::CpuOptions;
 pub use kernels::cuda::plan::DeviceOptions;
+pub use kernels::dead::{DeadLoss, DeadLossKind};
 pub use kernels::error::{DeviceError, StepError};
 pub use kernels::loss::{FrequencyPenalty, LossSpec, Mse, Penalty};
 pub use kernels::outcome::{StepReport, Terms};
 pub use kernels::parameters::Parameters;
 pub use kernels::path::{Path, PathChoice};
 pub use kernels::precision::Precision;
+pub use kernels::prefixes::Prefixes;
 pub use kernels::spec::{Adam, DecoderNorm, Schedule, SpecError, StepSpec};
 pub use kernels::state::State;
 pub use kernels::stats::{Evaluation, Sums};

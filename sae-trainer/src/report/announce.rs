@@ -9,9 +9,8 @@ use human_units::{format_count, format_duration};
 use terminal::{foreign, foreign_path};
 
 use crate::command::settings::{Revive, Settings};
-use crate::engine::Activation;
-use crate::engine::Penalty;
 use crate::engine::compute::Compute;
+use crate::engine::{Activation, DeadLoss, DeadLossKind, Penalty};
 use crate::report::table::{columns, grouped, number, pairs, share};
 use crate::runs::batches::Batches;
 use crate::runs::folder::program;
@@ -96,9 +95,21 @@ fn autoencoder(settings: &Settings) -> String {
     let activation = match step.activation {
         Activation::Relu => String::new(),
         Activation::TopK { k } => format!(", the {k} largest of a row"),
+        Activation::BatchTopK { k, .. } => format!(", the {k} x rows largest of a batch"),
+        Activation::JumpRelu { bandwidth, to_input } => {
+            let input = if to_input { " and the encoder" } else { "" };
+            format!(", thresholds trained{input} through a bandwidth of {}", short(short_f32(bandwidth)))
+        }
+    };
+    let prefixes = match step.prefixes.widths() {
+        [] => String::new(),
+        widths => {
+            let widths: Vec<String> = widths.iter().map(|width| grouped(*width as u64)).collect();
+            format!(", prefixes of {}", widths.join(", "))
+        }
     };
     format!(
-        "{} -> {} features{activation}, decoder norm {}{}{revival}",
+        "{} -> {} features{activation}{prefixes}, decoder norm {}{}{revival}",
         step.width,
         grouped(step.features as u64),
         json_name(&step.decoder_norm),
@@ -137,7 +148,8 @@ fn loss(settings: &Settings) -> String {
             format!(" (epsilon {})", epsilons.collect::<Vec<_>>().join(", "))
         }
         Penalty::Tanh { scale } => format!(" (scale {})", short(short_f32(scale))),
-        Penalty::L1 | Penalty::None => String::new(),
+        Penalty::Quadratic { target } => format!(" (target L0 {})", short(short_f32(target))),
+        Penalty::L1 | Penalty::None | Penalty::Step => String::new(),
     };
     let mut text = match loss.penalty {
         Penalty::None => "none".to_owned(),
@@ -148,6 +160,25 @@ fn loss(settings: &Settings) -> String {
     }
     if let Some(penalty) = &loss.max_sparsity {
         text += &format!(", max-sparsity {} over {}", short(penalty.coefficient), short(penalty.target));
+    }
+    for (name, coefficient) in [("mean density", loss.mean_density), ("log density", loss.log_density)] {
+        if coefficient != 0.0 {
+            text += &format!(", {name} {}", short(coefficient));
+        }
+    }
+    if let Some(DeadLoss { after_steps, kind }) = settings.step.dead {
+        let kind = match kind {
+            DeadLossKind::AuxK { k, coefficient } => format!("aux-k {k} with {}", short(coefficient)),
+            DeadLossKind::AuxKSum { k, coefficient } => {
+                format!("aux-k {k} (sum) with {}", short(coefficient))
+            }
+            DeadLossKind::Ghost => "ghost gradients".to_owned(),
+            DeadLossKind::PreActivation { coefficient } => format!("pre-activations {}", short(coefficient)),
+        };
+        text += &format!(", {kind} for features silent for {} steps", grouped(after_steps));
+    }
+    if let Some(clip) = settings.step.gradient_clip {
+        text += &format!(", gradient at most {}", short(clip));
     }
     text + &format!(", {} MSE", json_name(&loss.mse))
 }

@@ -34,6 +34,9 @@ struct Training {
     logged_lines: Option<u64>,
     #[serde(default, skip_serializing_if = "Option::is_none")]
     path_choice: Option<PathChoice>,
+    /// BatchTopK's, of which the autoencoder's own are rounded.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    threshold: Option<f64>,
 }
 
 /// Writes the checkpoint `folder`, whole or not at all. `sae` holds the weights of `state`; the log beside it, if there is
@@ -43,7 +46,8 @@ pub(crate) fn save(folder: &Path, sae: &Sae, state: &State, logged_lines: Option
         sae.write_into(new)?;
         write_tensors(&new.join(TENSORS_FILE), state)?;
         let path_choice = state.path_choice.clone();
-        let training = Training { step: state.step, logged_lines, path_choice };
+        let (step, threshold) = (state.step, state.threshold);
+        let training = Training { step, logged_lines, path_choice, threshold };
         let training = serde_json::to_vec(&training).expect("numbers are plain data");
         let path = new.join(STEP_FILE);
         fs::write(&path, training).map_err(sae::Error::io("write", path))?;
@@ -93,7 +97,7 @@ fn load(folder: &Path, spec: &StepSpec) -> Result<State> {
     let files = CheckedFolder::open(folder)?;
     let path = folder.join(STEP_FILE);
     let text = files.read(STEP_FILE)?;
-    let Training { step, path_choice, .. } =
+    let Training { step, path_choice, threshold, .. } =
         serde_json::from_slice(&text).with_context(|| format!("{} is damaged", foreign_path(&path)))?;
 
     let Sae { weights, .. } = Sae::load(folder)?;
@@ -104,7 +108,8 @@ fn load(folder: &Path, spec: &StepSpec) -> Result<State> {
         weights.d_in(),
         weights.d_sae()
     );
-    let weights = layout::parameters(&weights);
+    let mut weights = layout::parameters(&weights);
+    weights.threshold = weights.threshold.filter(|_| spec.activation.has_thresholds());
 
     let path = folder.join(TENSORS_FILE);
     let bytes = files.read(TENSORS_FILE)?;
@@ -116,8 +121,8 @@ fn load(folder: &Path, spec: &StepSpec) -> Result<State> {
         Ok(State {
             step,
             weights,
-            first_moments: read_moments(&file, "first", d, f)?,
-            second_moments: read_moments(&file, "second", d, f)?,
+            first_moments: read_moments(&file, "first", spec)?,
+            second_moments: read_moments(&file, "second", spec)?,
             window: Array2::from_shape_vec(
                 (batches, f),
                 bytemuck::pod_collect_to_vec(data(&file, "window", Dtype::U32, &[batches, f])?),
@@ -129,14 +134,15 @@ fn load(folder: &Path, spec: &StepSpec) -> Result<State> {
                 &[f],
             )?)
             .into(),
+            threshold,
             path_choice,
         })
     };
     state().with_context(|| format!("{} is damaged", foreign_path(&path)))
 }
 
-fn read_moments(file: &SafeTensors<'_>, order: &str, d: usize, f: usize) -> Result<Parameters> {
-    Parameters::from_numbers(d, f, |name, shape| {
+fn read_moments(file: &SafeTensors<'_>, order: &str, spec: &StepSpec) -> Result<Parameters> {
+    Parameters::from_numbers(spec, |name, shape| {
         let name = format!("{order}.{name}");
         let values: Vec<f32> = bytemuck::pod_collect_to_vec(data(file, &name, Dtype::F32, shape)?);
         if let Some(index) = values.iter().position(|v| !v.is_finite()) {

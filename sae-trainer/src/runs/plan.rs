@@ -12,6 +12,7 @@ use terminal::foreign_path;
 
 use crate::command::arguments::{SettingArguments, TrainArguments};
 use crate::command::default_store::default_store;
+use crate::command::selection::DEFAULT_BANDWIDTH;
 use crate::command::settings::{Initial, Settings};
 use crate::engine::Activation;
 use crate::runs::checkpoint;
@@ -77,7 +78,13 @@ impl RunPlan {
                 pre_bias: stored.settings.step.pre_bias,
             }),
             (_, _, Some(sae)) => {
-                let activation = sae.config.largest().map_or(Activation::Relu, |k| Activation::TopK { k });
+                let activation = match sae.config.largest() {
+                    Some(k) => Activation::TopK { k },
+                    None if sae.config.has_thresholds() => {
+                        Activation::JumpRelu { bandwidth: DEFAULT_BANDWIDTH, to_input: false }
+                    }
+                    None => Activation::Relu,
+                };
                 let Config { d_sae: features, apply_b_dec_to_input: pre_bias, .. } = sae.config;
                 Some(Initial { activation, features, pre_bias })
             }

@@ -148,12 +148,14 @@ mod tests {
     /// After 50 steps: features 1 and 3 have been silent for 10 steps and more.
     fn state() -> State {
         let filled = |from: f32| Parameters {
+            threshold: None,
             encoder: Array2::from_shape_fn((4, 2), |(j, k)| from + (2 * j + k) as f32),
             encoder_bias: Array1::from_elem(4, from),
             decoder: Array2::from_shape_fn((4, 2), |(j, k)| from - (2 * j + k) as f32),
             decoder_bias: array![1.0, 2.0],
         };
         State {
+            threshold: None,
             step: 50,
             weights: filled(1.0),
             first_moments: filled(2.0),

@@ -5,7 +5,7 @@ use std::time::{Duration, Instant};
 
 use anyhow::{Context, Result, bail};
 use kernels::stats::log10_frequency;
-use ndarray::{Array2, Axis};
+use ndarray::{Array1, Array2, Axis};
 use sae::{Sae, Weights};
 use terminal::foreign_path;
 
@@ -101,11 +101,15 @@ impl ReadyRun {
             folders.drain(..=at);
             state = Some(newest);
         }
-        let weights = match (&state, &plan.initial) {
+        let mut weights = match (&state, &plan.initial) {
             (Some(_), _) => Weights::init(settings.step.width, settings.step.features, 0),
             (None, Some(sae)) => sae.weights.clone(),
             (None, None) => initial_weights(settings, batches)?,
         };
+        weights.threshold = settings.step.activation.has_thresholds().then(|| {
+            let initial = Array1::from_elem(settings.step.features, settings.threshold_init as f32);
+            weights.threshold.unwrap_or(initial)
+        });
         let mut engine = compute.engine(settings, &weights)?;
         drop(weights);
         let step = state.as_ref().map_or(0, |state| state.step);

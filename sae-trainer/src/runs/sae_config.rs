@@ -47,6 +47,8 @@ pub(crate) fn config(settings: &Settings, stores: &[Store], tokens: u64) -> Conf
     match step.activation {
         Activation::Relu => config,
         Activation::TopK { k } => config.topk(k),
+        // A row is not encoded together with the rows of a batch: one threshold stands for the k largest.
+        Activation::BatchTopK { .. } | Activation::JumpRelu { .. } => config.jumprelu(),
     }
 }
 

@@ -75,7 +75,7 @@ enum Variation {
 fn variation(id: &str) -> Variation {
     match id {
         "store" | "batch" | "mixing_chunks" | "seed" | "tokens" | "steps" | "eval_rows" => Variation::Common,
-        "epsilon" | "init_from" => Variation::Repeats,
+        "epsilon" | "init_from" | "matryoshka" => Variation::Repeats,
         _ => Variation::Commas,
     }
 }
@@ -231,7 +231,7 @@ impl Grid {
         };
         let ineffective = combinations
             .iter()
-            .map(|choices| Ok(flags_without_effect(&read(&words(choices))?)))
+            .map(|choices| Ok(flags_without_effect(&read(&words(choices))?, None)))
             .collect::<Result<Vec<Vec<&str>>>>()?;
         // One that has no effect anywhere stays, and is refused as in a single run.
         let somewhere = |flag: &str| ineffective.iter().any(|all| !all.contains(&flag));

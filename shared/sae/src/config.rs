@@ -27,7 +27,8 @@ pub struct Config {
     /// Whether the input is the heads of an attention layer side by side; "none".
     #[serde(default = "none")]
     pub reshape_activations: String,
-    /// The kind of autoencoder: "standard" is encode, ReLU, decode; "topk" keeps the k largest z of a row before the ReLU.
+    /// The kind of autoencoder: "standard" is encode, ReLU, decode; "topk" keeps the k largest z of a row before the ReLU;
+    /// "jumprelu" keeps z where it is above its feature's threshold.
     #[serde(default = "standard")]
     pub architecture: String,
     /// With "topk": how many features of a row can be active.
@@ -95,6 +96,16 @@ impl Config {
     /// How many features of a row can be active, with "topk"; a `k` beside another architecture means nothing.
     pub fn largest(&self) -> Option<usize> {
         self.k.filter(|_| self.architecture == "topk")
+    }
+
+    /// Whether there is a threshold for each feature.
+    pub fn has_thresholds(&self) -> bool {
+        self.architecture == "jumprelu"
+    }
+
+    /// The same with a threshold for each feature.
+    pub fn jumprelu(self) -> Config {
+        Config { architecture: "jumprelu".into(), k: None, ..self }
     }
 
     /// The same with only the `k` largest z of a row.

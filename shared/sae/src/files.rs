@@ -13,7 +13,7 @@ use crate::{Config, Error, Sae, Weights};
 
 /// The configuration.
 pub const CONFIG_FILE: &str = "cfg.json";
-/// `W_enc` [d, F], `b_enc` [F], `W_dec` [F, d], `b_dec` [d].
+/// `W_enc` [d, F], `b_enc` [F], `W_dec` [F, d], `b_dec` [d], and with "jumprelu" `threshold` [F].
 pub const WEIGHTS_FILE: &str = "sae_weights.safetensors";
 /// `sparsity` [F]: log10(firing frequency + 1e-10). May be absent.
 pub const SPARSITY_FILE: &str = "sparsity.safetensors";
@@ -42,7 +42,7 @@ impl Sae {
     }
 
     /// Reads a folder of SAELens' format: one that [`Sae::save`] wrote, or one of SAELens' own with the
-    /// standard architecture in float32. Checks names, types, shapes, that all numbers are finite, and the files'
+    /// standard, topk or jumprelu architecture in float32. Checks names, types, shapes, that all numbers are finite, and the files'
     /// checksums if the folder has them.
     pub fn load(folder: &Path) -> Result<Sae, Error> {
         let files = CheckedFolder::open(folder)?;
@@ -51,7 +51,9 @@ impl Sae {
         let path = folder.join(WEIGHTS_FILE);
         let bytes = files.read(WEIGHTS_FILE)?;
         let file = parse(&path, &bytes)?;
-        let weights = Weights::from_numbers(d, f, |name, shape| tensor(&path, &file, name, shape))?;
+        let thresholds = config.has_thresholds();
+        let weights =
+            Weights::from_numbers(d, f, thresholds, |name, shape| tensor(&path, &file, name, shape))?;
         let path = folder.join(SPARSITY_FILE);
         let log_sparsity = if files.has(SPARSITY_FILE) {
             let bytes = files.read(SPARSITY_FILE)?;
@@ -66,7 +68,11 @@ impl Sae {
 fn parse_config(path: &Path, text: &[u8]) -> Result<Config, Error> {
     let config: Config =
         serde_json::from_slice(text).map_err(|source| Error::Json { path: path.into(), source })?;
-    let architecture = if config.architecture == "topk" { "topk" } else { "standard" };
+    let architecture = match &*config.architecture {
+        "topk" => "topk",
+        "jumprelu" => "jumprelu",
+        _ => "standard",
+    };
     if architecture == "topk" && config.k.is_none_or(|k| k == 0 || k > config.d_sae) {
         let found = config.k.map_or("absent".to_owned(), |k| k.to_string());
         return Err(Error::Unsupported { path: path.into(), key: "k", expected: "1 to d_sae", found });
@@ -310,6 +316,19 @@ mod tests {
         sae.config.architecture = "standard".into();
         let (_dir, folder) = saved(&sae);
         assert_eq!(Sae::load(&folder).unwrap().config.largest(), None);
+    }
+
+    #[test]
+    fn a_jumprelu_autoencoder_has_thresholds() {
+        let mut sae = sample();
+        sae.config = sae.config.jumprelu();
+        sae.weights.threshold = Some(vec![0.25; 7].into());
+        let (_dir, folder) = saved(&sae);
+        assert_eq!(Sae::load(&folder).unwrap(), sae);
+        sae.weights.threshold = None;
+        let (_dir, folder) = saved(&sae);
+        let message = Sae::load(&folder).unwrap_err().to_string();
+        assert!(message.contains("has no tensor `threshold`"), "{message}");
     }
 
     #[test]

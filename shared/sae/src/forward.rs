@@ -6,7 +6,7 @@ use crate::Sae;
 
 impl Sae {
     /// Features of `rows` [n, d] → [n, F]: ReLU(x W_enc + b_enc), of x - b_dec with the pre-bias; with a `k` only of the k
-    /// largest of a row, the first where two are equal.
+    /// largest of a row, the first where two are equal, with thresholds only of those above theirs.
     ///
     /// # Panics
     /// If the rows have another width.
@@ -24,6 +24,9 @@ impl Sae {
                 let mut order: Vec<usize> = (0..z.len()).collect();
                 order.sort_by(|a, b| z[*b].total_cmp(&z[*a]));
                 order.into_iter().skip(k).for_each(|j| z[j] = 0.0);
+            }
+            if let Some(threshold) = &weights.threshold {
+                z.zip_mut_with(threshold, |z, threshold| *z = if *z > *threshold { *z } else { 0.0 });
             }
             z.mapv_inplace(|z| z.max(0.0));
         }
@@ -61,6 +64,7 @@ mod tests {
             b_enc: array![0.5, -1.0, 0.0],
             w_dec: array![[1.0, 0.0], [0.0, 3.0], [-1.0, 2.0]],
             b_dec: array![0.25, -0.5],
+            threshold: None,
         };
         let config = Config::standard(2, 3, pre_bias, Metadata::default());
         Sae { weights, config, log_sparsity: None }
@@ -80,6 +84,14 @@ mod tests {
         let mut sae = hand_made(false);
         sae.config = sae.config.topk(2);
         assert_eq!(sae.encode(aview2(&[[1.0, 2.0], [-1.0, 0.0]])), array![[1.5, 3.0, 0.0], [0.0, 0.0, 1.0]]);
+    }
+
+    #[test]
+    fn thresholds_leave_what_is_above_them_as_it_is() {
+        let mut sae = hand_made(false);
+        sae.config = sae.config.jumprelu();
+        sae.weights.threshold = Some(array![1.5, 2.0, 0.5]);
+        assert_eq!(sae.encode(aview2(&[[1.0, 2.0], [-1.0, 0.0]])), array![[0.0, 3.0, 1.0], [0.0, 0.0, 1.0]]);
     }
 
     #[test]

@@ -2,7 +2,7 @@
 //!
 //! ```text
 //! z    = x W_enc + b_enc        (x - b_dec in place of x with the pre-bias)
-//! a    = ReLU(z)                (with a k, of the k largest z of a row)
+//! a    = ReLU(z)                (with a k, of the k largest z of a row; with thresholds, of z above them)
 //! xhat = a W_dec + b_dec
 //! ```
 //!

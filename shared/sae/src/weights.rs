@@ -17,6 +17,8 @@ pub struct Weights {
     pub w_dec: Array2<f32>,
     /// Decoder bias, [d].
     pub b_dec: Array1<f32>,
+    /// Of "jumprelu": the z up to which a feature is not active, [F].
+    pub threshold: Option<Array1<f32>>,
 }
 
 impl Weights {
@@ -32,6 +34,7 @@ impl Weights {
             b_enc: Array1::zeros(d_sae),
             w_dec: kaiming_uniform(d_sae, d_in, seed, 1),
             b_dec: Array1::zeros(d_in),
+            threshold: None,
         };
         weights.normalize_decoder();
         weights
@@ -63,23 +66,28 @@ impl Weights {
     }
 
     /// The tensors with their names in files, in a fixed order.
-    pub fn tensors(&self) -> [(&'static str, ArrayViewD<'_, f32>); 4] {
-        [
+    pub fn tensors(&self) -> Vec<(&'static str, ArrayViewD<'_, f32>)> {
+        let mut tensors = vec![
             ("W_enc", self.w_enc.view().into_dyn()),
             ("b_enc", self.b_enc.view().into_dyn()),
             ("W_dec", self.w_dec.view().into_dyn()),
             ("b_dec", self.b_dec.view().into_dyn()),
-        ]
+        ];
+        let threshold = self.threshold.as_ref();
+        tensors.extend(threshold.map(|threshold| ("threshold", threshold.view().into_dyn())));
+        tensors
     }
 
     /// The names and shapes of the tensors of an autoencoder of this size, in the order of [`Weights::tensors`].
-    pub fn shapes(d_in: usize, d_sae: usize) -> [(&'static str, Vec<usize>); 4] {
-        [
+    pub fn shapes(d_in: usize, d_sae: usize, thresholds: bool) -> Vec<(&'static str, Vec<usize>)> {
+        let mut shapes = vec![
             ("W_enc", vec![d_in, d_sae]),
             ("b_enc", vec![d_sae]),
             ("W_dec", vec![d_sae, d_in]),
             ("b_dec", vec![d_in]),
-        ]
+        ];
+        shapes.extend(thresholds.then(|| ("threshold", vec![d_sae])));
+        shapes
     }
 
     /// Takes each tensor's numbers, row-major, from `numbers`, which is told its name and shape.
@@ -92,19 +100,21 @@ impl Weights {
     pub fn from_numbers<E>(
         d_in: usize,
         d_sae: usize,
+        thresholds: bool,
         mut numbers: impl FnMut(&'static str, &[usize]) -> Result<Vec<f32>, E>,
     ) -> Result<Weights, E> {
-        let [w_enc, b_enc, w_dec, b_dec] = Weights::shapes(d_in, d_sae);
-        let mut tensor = |(name, shape): (&'static str, Vec<usize>)| -> Result<ArrayD<f32>, E> {
+        let mut tensors = Weights::shapes(d_in, d_sae, thresholds).into_iter().map(|(name, shape)| {
             let numbers = numbers(name, &shape)?;
             Ok(ArrayD::from_shape_vec(shape, numbers).expect("as many numbers as the shape has"))
-        };
-        let of_rank = "a shape has its own rank";
+        });
+        let mut next = || tensors.next().transpose();
+        let (present, of_rank) = ("every autoencoder has these four", "a shape has its own rank");
         Ok(Weights {
-            w_enc: tensor(w_enc)?.into_dimensionality().expect(of_rank),
-            b_enc: tensor(b_enc)?.into_dimensionality().expect(of_rank),
-            w_dec: tensor(w_dec)?.into_dimensionality().expect(of_rank),
-            b_dec: tensor(b_dec)?.into_dimensionality().expect(of_rank),
+            w_enc: next()?.expect(present).into_dimensionality().expect(of_rank),
+            b_enc: next()?.expect(present).into_dimensionality().expect(of_rank),
+            w_dec: next()?.expect(present).into_dimensionality().expect(of_rank),
+            b_dec: next()?.expect(present).into_dimensionality().expect(of_rank),
+            threshold: next()?.map(|tensor| tensor.into_dimensionality().expect(of_rank)),
         })
     }
 
@@ -113,7 +123,7 @@ impl Weights {
     /// # Errors
     /// Names the first that does not fit.
     pub fn check_shapes(&self) -> Result<(), Error> {
-        let shapes = Weights::shapes(self.d_in(), self.d_sae());
+        let shapes = Weights::shapes(self.d_in(), self.d_sae(), self.threshold.is_some());
         for ((array, tensor), (_, expected)) in self.tensors().into_iter().zip(shapes) {
             if tensor.shape() != expected {
                 return Err(Error::Misfit { array, expected, found: tensor.shape().to_vec() });

@@ -35,14 +35,15 @@ pub(super) unsafe fn possible(strip: &Strip<'_>, masks: &mut [u32]) {
     }
 }
 
-/// For each row a bit for each feature: whether its bound is not at or below 0.
+/// For each row a bit for each feature: whether its bound is not at or below its cutoff.
 #[inline]
 #[target_feature(enable = "avx512f")]
 fn above_zero(sums: &[__m512i; HEIGHT], tile: &Tile<'_, HEIGHT>) -> Masks<HEIGHT> {
-    let FeatureBounds { step, norm, residual, base, .. } = &tile.bounds[0];
+    let FeatureBounds { step, norm, residual, base, cutoff, .. } = &tile.bounds[0];
     // SAFETY: a tile's features are one vector.
     let vector = |of: &[f32; BOUND_LANES]| unsafe { _mm512_loadu_ps(of.as_ptr()) };
     let (step, norm, residual, base) = (vector(step), vector(norm), vector(residual), vector(base));
+    let cutoff = vector(cutoff);
     let mut masks = [0; HEIGHT];
     for m in 0..HEIGHT {
         let row = tile.row_bounds[m];
@@ -50,6 +51,7 @@ fn above_zero(sums: &[__m512i; HEIGHT], tile: &Tile<'_, HEIGHT>) -> Masks<HEIGHT
         let mut upper = _mm512_fmadd_ps(_mm512_set1_ps(row.step), scaled, base);
         upper = _mm512_fmadd_ps(_mm512_set1_ps(row.residual), norm, upper);
         upper = _mm512_fmadd_ps(_mm512_set1_ps(row.norm), residual, upper);
+        upper = _mm512_fnmadd_ps(_mm512_set1_ps(row.cutoff), cutoff, upper);
         // "Not at most 0" and not "above 0": NaN rules nothing out.
         masks[m] = u32::from(_mm512_cmp_ps_mask::<_CMP_NLE_UQ>(upper, _mm512_setzero_ps()));
     }

@@ -135,22 +135,24 @@ unsafe fn product_of_words(rows: *const u32, groups: usize, weights: *const u32)
     sums
 }
 
-/// For each row a bit for each feature: whether its bound is not at or below 0.
+/// For each row a bit for each feature: whether its bound is not at or below its cutoff.
 #[inline]
 #[target_feature(enable = "neon,dotprod")]
 fn above_zero(sums: &Sums, tile: &Tile<'_, HEIGHT>) -> Masks<HEIGHT> {
-    let FeatureBounds { step, norm, residual, base, .. } = &tile.bounds[0];
+    let FeatureBounds { step, norm, residual, base, cutoff, .. } = &tile.bounds[0];
     let mut masks = [0; HEIGHT];
     for v in 0..VECTORS {
         // SAFETY: a tile has VECTORS vectors of features.
         let vector = |of: &[f32; BOUND_LANES]| unsafe { vld1q_f32(of.as_ptr().add(4 * v)) };
         let (step, norm, residual, base) = (vector(step), vector(norm), vector(residual), vector(base));
+        let cutoff = vector(cutoff);
         for m in 0..HEIGHT {
             let row = tile.row_bounds[m];
             let scaled = vmulq_f32(vcvtq_f32_s32(sums[m][v]), step);
             let mut upper = vfmaq_n_f32(base, scaled, row.step);
             upper = vfmaq_n_f32(upper, norm, row.residual);
             upper = vfmaq_n_f32(upper, residual, row.norm);
+            upper = vfmsq_n_f32(upper, cutoff, row.cutoff);
             // "Not at most 0" and not "above 0": NaN rules nothing out.
             masks[m] |= (0b1111 & !mask(vclezq_f32(upper))) << (4 * v);
         }

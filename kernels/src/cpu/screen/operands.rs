@@ -4,7 +4,7 @@ use rayon::prelude::*;
 
 use super::rounding::{Grid, Rounder, interleave, spread};
 use crate::cpu::isa::{Isa, per_isa};
-use crate::cpu::operands::Encode;
+use crate::cpu::operands::{Cutoff, Encode};
 use crate::cpu::pairs::ROW_GROUP;
 use crate::cpu::vector::dot_inline;
 
@@ -72,6 +72,8 @@ pub(super) struct RowBound {
     pub(super) norm: f32,
     /// Multiplies ‖w'‖: the rounding of a float32 sum, in whichever order.
     pub(super) rounding: f32,
+    /// The row's factor of the [`Cutoff`].
+    pub(super) cutoff: f32,
 }
 
 /// The weights, rounded.
@@ -100,6 +102,8 @@ pub(super) struct FeatureBounds {
     pub(super) residual: [f32; BOUND_LANES],
     /// m·w + b and the slack of both.
     pub(super) base: [f32; BOUND_LANES],
+    /// The features' factors of the [`Cutoff`], lowered by more than rounding moves a cutoff.
+    pub(super) cutoff: [f32; BOUND_LANES],
 }
 
 /// How far rounding can move a float32 sum of d products, relative to the product of the norms; generous
@@ -179,24 +183,43 @@ impl Screened {
         self.columns.choose(input);
     }
 
+    /// Appends by how much at most z of each row differs from the plain product's, when [`recheck`](super::recheck) has
+    /// formed it.
+    pub(crate) fn margins(&self, input: &Encode<'_>, margins: &mut Vec<f32>) {
+        let features = &self.weights.bounds[..self.weights.count.div_ceil(BOUND_LANES)];
+        let norm = features.iter().flat_map(|bounds| bounds.norm).fold(0.0, f32::max);
+        let bias = input.bias.iter().fold(0.0f32, |most, bias| most.max(bias.abs()));
+        let of_all = rounding(input.width) * bias + 1e-35;
+        margins.extend(self.rows.bounds.iter().map(|row| row.rounding * norm + of_all));
+    }
+
     /// Rounds the first `rows` rows and the first `features` features to `grid`, in the order that tiles of a shape read.
     pub(super) fn round(
         &mut self,
         isa: Isa,
         tile: Geometry,
         input: &Encode<'_>,
+        above: Cutoff<'_>,
         grid: Grid,
         rows: usize,
         features: usize,
     ) {
         self.grid = grid;
-        self.rows.round(isa, tile.height, &self.columns, grid, &input.x[..rows * input.width]);
-        self.weights.round(isa, tile.width, &self.columns, grid, input, features);
+        self.rows.round(isa, tile.height, &self.columns, grid, &input.x[..rows * input.width], above);
+        self.weights.round(isa, tile.width, &self.columns, grid, input, features, above);
     }
 }
 
 impl Rows {
-    fn round(&mut self, isa: Isa, tile_height: usize, columns: &Columns, grid: Grid, x: &[f32]) {
+    fn round(
+        &mut self,
+        isa: Isa,
+        tile_height: usize,
+        columns: &Columns,
+        grid: Grid,
+        x: &[f32],
+        above: Cutoff<'_>,
+    ) {
         let width = columns.scale.len();
         let groups = grid.column_groups(width);
         let count = x.len() / width;
@@ -204,22 +227,25 @@ impl Rows {
         self.bounds.resize(count, RowBound::default());
         let row_groups =
             self.words.par_chunks_mut(ROW_GROUP * groups).zip(self.bounds.par_chunks_mut(ROW_GROUP));
-        row_groups.zip(x.par_chunks(ROW_GROUP * width)).for_each(|((words, bounds), x)| {
-            let mut turned = vec![0.0; width];
-            let mut rounder = Rounder::new(isa, grid, width);
-            for (at, (bound, x)) in bounds.iter_mut().zip(x.chunks_exact(width)).enumerate() {
-                turn_row(isa, x, &columns.centre, &columns.inverse_scale, &mut turned);
-                let rounded = rounder.row(isa, &turned);
-                interleave(rounder.words(), at, tile_height, words);
-                let rounding = rounding(width) * (rounded.norm + columns.centre_norm);
-                *bound = RowBound {
-                    step: rounded.step,
-                    residual: rounded.residual + rounding,
-                    norm: rounded.rounded_norm,
-                    rounding,
-                };
-            }
-        });
+        row_groups.zip(x.par_chunks(ROW_GROUP * width)).enumerate().for_each(
+            |(group, ((words, bounds), x))| {
+                let mut turned = vec![0.0; width];
+                let mut rounder = Rounder::new(isa, grid, width);
+                for (at, (bound, x)) in bounds.iter_mut().zip(x.chunks_exact(width)).enumerate() {
+                    turn_row(isa, x, &columns.centre, &columns.inverse_scale, &mut turned);
+                    let rounded = rounder.row(isa, &turned);
+                    interleave(rounder.words(), at, tile_height, words);
+                    let rounding = rounding(width) * (rounded.norm + columns.centre_norm);
+                    *bound = RowBound {
+                        step: rounded.step,
+                        residual: rounded.residual + rounding,
+                        norm: rounded.rounded_norm,
+                        rounding,
+                        cutoff: above.of_row(group * ROW_GROUP + at),
+                    };
+                }
+            },
+        );
     }
 }
 
@@ -232,6 +258,7 @@ impl Weights {
         grid: Grid,
         input: &Encode<'_>,
         features: usize,
+        above: Cutoff<'_>,
     ) {
         let width = input.width;
         let groups = grid.column_groups(width);
@@ -257,6 +284,8 @@ impl Weights {
                 bound.residual[lane] = rounded.residual;
                 // The last term covers products of two numbers too small for their squares.
                 bound.base[lane] = centre + bias + rounding(width) * (centre.abs() + bias.abs()) + 1e-35;
+                let cutoff = above.of_feature(feature);
+                bound.cutoff[lane] = cutoff - 2.0f32.powi(-22) * cutoff.abs();
             }
         });
     }

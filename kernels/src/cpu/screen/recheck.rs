@@ -1,14 +1,14 @@
 //! Recomputes candidates in float32.
 //!
-//! The float32 sum in the plain tile's order decides whether a pair is active. The sum here is formed in a faster order;
-//! where it is too near 0 to tell, it is formed in the plain order as well.
+//! The float32 sum in the plain tile's order decides whether z is above its cutoff. The sum here is formed in a faster order;
+//! where it is too near the cutoff to tell, it is formed in the plain order as well.
 
 use std::ops::Range;
 
 use super::candidates::{Candidate, Candidates};
 use super::operands::{BOUND_LANES, Screened, rounding};
 use crate::cpu::isa::{Isa, Level, PORTABLE_FMA, madd, per_isa};
-use crate::cpu::operands::Encode;
+use crate::cpu::operands::{Cutoff, Encode};
 use crate::cpu::pairs::Pair;
 use crate::cpu::tile::{Lanes, Plain};
 
@@ -157,10 +157,18 @@ pub(crate) struct Memory {
     products: Vec<f32>,
 }
 
-/// Appends the pairs of the rows `group` × `features` that are active among the candidates found for them.
+/// z of one pair as the plain tile forms it.
+pub(crate) fn z_in_order(isa: Isa, input: &Encode<'_>, row: usize, feature: usize) -> f32 {
+    let width = input.width;
+    let (x, w) = (&input.x[row * width..][..width], &input.weights[feature * width..][..width]);
+    in_order(isa, x, w, input.bias[feature])
+}
+
+/// Appends the pairs of the rows `group` × `features` whose z is above the cutoff among the candidates found for them.
 pub(crate) fn recheck(
     isa: Isa,
     input: &Encode<'_>,
+    above: Cutoff<'_>,
     screened: &Screened,
     group: Range<usize>,
     features: Range<usize>,
@@ -185,14 +193,15 @@ pub(crate) fn recheck(
         let bias = biases[feature];
         let norm = bounds[feature / BOUND_LANES].norm[feature % BOUND_LANES];
         let uncertain = row_bounds[row].rounding * norm + rounding(width) * bias.abs() + 1e-35;
+        let cutoff = above.of_row(group.start + row) * above.of_feature(features.start + feature);
         let mut value = product + bias;
-        let certain = value.abs() > uncertain;
+        let certain = (value - cutoff).abs() > uncertain;
         if !certain {
             value = in_order(isa, &x[row * width..][..width], &weights[feature * width..][..width], bias);
         }
         let (row, feature) = (group.start + row, features.start + feature);
         pairs[end] = Pair { row: row as u32, feature: feature as u32, value };
-        end += usize::from(value > 0.0);
+        end += usize::from(value > cutoff);
     }
     pairs.truncate(end);
 }

@@ -131,22 +131,24 @@ unsafe fn turn_of_bytes(
     }
 }
 
-/// For each row a bit for each feature: whether its bound is not at or below 0.
+/// For each row a bit for each feature: whether its bound is not at or below its cutoff.
 #[inline]
 #[target_feature(enable = "avx2,fma")]
 fn above_zero(sums: &Sums, tile: &Tile<'_, HEIGHT>) -> Masks<HEIGHT> {
-    let FeatureBounds { step, norm, residual, base, .. } = &tile.bounds[0];
+    let FeatureBounds { step, norm, residual, base, cutoff, .. } = &tile.bounds[0];
     let mut masks = [0; HEIGHT];
     for v in 0..VECTORS {
         // SAFETY: a tile has VECTORS vectors of features.
         let vector = |of: &[f32; BOUND_LANES]| unsafe { _mm256_loadu_ps(of.as_ptr().add(8 * v)) };
         let (step, norm, residual, base) = (vector(step), vector(norm), vector(residual), vector(base));
+        let cutoff = vector(cutoff);
         for m in 0..HEIGHT {
             let row = tile.row_bounds[m];
             let scaled = _mm256_mul_ps(_mm256_cvtepi32_ps(sums[m][v]), step);
             let mut upper = _mm256_fmadd_ps(_mm256_set1_ps(row.step), scaled, base);
             upper = _mm256_fmadd_ps(_mm256_set1_ps(row.residual), norm, upper);
             upper = _mm256_fmadd_ps(_mm256_set1_ps(row.norm), residual, upper);
+            upper = _mm256_fnmadd_ps(_mm256_set1_ps(row.cutoff), cutoff, upper);
             // "Not at most 0" and not "above 0": NaN rules nothing out.
             let possible = _mm256_cmp_ps::<_CMP_NLE_UQ>(upper, _mm256_setzero_ps());
             masks[m] |= (_mm256_movemask_ps(possible) as u32) << (8 * v);
