@@ -120,6 +120,13 @@ impl Settings {
             );
         }
         refuse_flags_without_effect(arguments, initial)?;
+        if let choice @ (PenaltyChoice::Step | PenaltyChoice::Quadratic) = penalty_of(arguments, initial) {
+            ensure!(
+                selection::activation_choice(arguments, initial) == ActivationChoice::JumpRelu,
+                "--loss {} needs --activation jump-relu, whose thresholds are all that follows the number of active features",
+                value_name(&choice)
+            );
+        }
         let (loss, epsilon_scales) = resolve_loss(loss, penalty_of(arguments, initial))?;
         let features = usize::try_from(features)?;
         let dead_rows = length.dead_rows.unwrap_or(1_000_000);
@@ -329,6 +336,12 @@ fn is_zero(number: &f64) -> bool {
     *number == 0.0
 }
 
+/// The name of a choice on the command line.
+fn value_name(choice: &PenaltyChoice) -> String {
+    let value = clap::ValueEnum::to_possible_value(choice).expect("every penalty has a name");
+    value.get_name().to_owned()
+}
+
 /// A flag of another loss is a mistake, and is not ignored.
 fn refuse_flags_without_effect(arguments: &SettingArguments, initial: Option<Initial>) -> Result<()> {
     let Some(flag) = flags_without_effect(arguments, initial).into_iter().next() else { return Ok(()) };
@@ -351,8 +364,8 @@ fn refuse_flags_without_effect(arguments: &SettingArguments, initial: Option<Ini
         "--revive-every" => bail!("--revive-every has no effect without --revive resample"),
         flag => {
             let choice = penalty_of(arguments, initial);
-            let name = clap::ValueEnum::to_possible_value(&choice).expect("every penalty has a name");
-            bail!("{flag} has no effect with --loss {}; leave it out or choose another loss", name.get_name())
+            let name = value_name(&choice);
+            bail!("{flag} has no effect with --loss {name}; leave it out or choose another loss")
         }
     }
 }

@@ -117,6 +117,11 @@ pub(crate) fn signal(child: &Child, signal: &str) {
     assert!(done.success());
 }
 
+/// The number `name` of an object.
+pub(crate) fn number(value: &serde_json::Value, name: &str) -> f64 {
+    value[name].as_f64().unwrap_or_else(|| panic!("no number `{name}` in {value}"))
+}
+
 /// A JSON file that was sealed, without its checksum.
 pub(crate) fn json(path: &Path) -> Value {
     let mut value: Value = serde_json::from_slice(&std::fs::read(path).unwrap()).unwrap();

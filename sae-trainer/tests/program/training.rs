@@ -5,13 +5,9 @@ use ndarray::{Array2, Axis};
 use sae::Sae;
 use serde_json::Value;
 
-use crate::fixture::{Place, WIDTH, json, mixtures, rows, text, write_store};
+use crate::fixture::{Place, WIDTH, json, mixtures, number, rows, text, write_store};
 
 const SMALL: &str = "--store store --features 64 --batch 128 --lr 3e-3 --log-every 10";
-
-fn number(value: &Value, name: &str) -> f64 {
-    value[name].as_f64().unwrap_or_else(|| panic!("no number `{name}` in {value}"))
-}
 
 #[test]
 fn a_run_leaves_configuration_metrics_and_autoencoder() {
