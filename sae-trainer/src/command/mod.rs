@@ -3,4 +3,5 @@
 pub(crate) mod arguments;
 pub(crate) mod default_store;
 pub(crate) mod line;
+pub(crate) mod row_settings;
 pub(crate) mod settings;

@@ -54,6 +54,9 @@ pub(crate) struct RunConfig {
     pub(crate) settings: Settings,
     /// What was trained on.
     pub(crate) stores: Vec<StoreIdentity>,
+    /// What was evaluated on, if other stores.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub(crate) eval_stores: Vec<StoreIdentity>,
     /// What the run's other files carry, so that those of another run are told apart. Kept when the run is resumed, also
     /// by a version whose settings would give another one; older versions had none.
     #[serde(default, skip_serializing_if = "Option::is_none")]
@@ -74,6 +77,7 @@ impl RunConfig {
         arguments: SettingArguments,
         settings: Settings,
         stores: &[Store],
+        eval_stores: &[Store],
     ) -> RunConfig {
         RunConfig {
             format: FORMAT,
@@ -83,6 +87,7 @@ impl RunConfig {
             run_id: Some(settings.run_id()),
             settings,
             stores: stores.iter().map(StoreIdentity::of).collect(),
+            eval_stores: eval_stores.iter().map(StoreIdentity::of).collect(),
         }
     }
 

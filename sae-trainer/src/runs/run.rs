@@ -18,7 +18,7 @@ use crate::runs::checkpoint;
 use crate::runs::decoder_bias;
 use crate::runs::folder::{RunFolder, checkpoints, program};
 use crate::runs::plan::RunPlan;
-use crate::runs::record::{EvaluationRecord, Session, StepRecord, Summary, Timing};
+use crate::runs::record::{EvaluatedRows, EvaluationRecord, Session, StepRecord, Summary, Timing};
 use crate::runs::revive;
 use crate::runs::sae_config;
 use crate::runs::schedule;
@@ -292,12 +292,11 @@ impl Run {
     pub(crate) fn conclude(
         &mut self,
         evaluation: &Evaluation,
-        rows_of_the_store: u64,
+        rows: EvaluatedRows,
         session: Session,
     ) -> Result<Summary> {
         let weights = self.engine.weights()?;
-        let record =
-            EvaluationRecord::new(self.step, evaluation, rows_of_the_store, weights.decoder_norm_mean());
+        let record = EvaluationRecord::new(self.step, evaluation, rows, weights.decoder_norm_mean());
         let sparsity =
             evaluation.feature_densities().into_iter().map(|s| log10_frequency(s) as f32).collect();
         let sae = self.sae(weights, sparsity);

@@ -9,7 +9,7 @@ use ndarray::{Array2, ArrayView3};
 use serde_json::Value;
 
 pub(crate) const WIDTH: usize = 16;
-const CONTEXT: usize = 8;
+pub(crate) const CONTEXT: usize = 8;
 const DIRECTIONS: usize = 40;
 
 /// A folder with a store in it.

@@ -10,6 +10,7 @@ mod errors;
 mod faults;
 mod fixture;
 mod gpu_check;
+mod held_out;
 mod resume;
 mod sweep;
 mod training;
