@@ -62,8 +62,8 @@ impl RowMask {
             chunks.iter().map(|bits| bits.len()).eq((0..store.chunks()).map(words))
         };
         let mask = self.stores.get(number).filter(fits);
-        Ok(mask
-            .ok_or_else(|| StoreError::Stream("the mask of the rows is that of other stores".to_owned()))?)
+        mask.map(Vec::as_slice)
+            .ok_or_else(|| StoreError::Stream("the mask of the rows is that of other stores".to_owned()))
     }
 }
 
