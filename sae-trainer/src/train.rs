@@ -71,6 +71,9 @@ impl Ready {
         let settings = plans[0].settings();
         let threads = threads(&flags);
         let compute = Compute::choose(flags.device, threads)?;
+        if !plans[0].targets.is_empty() {
+            compute.check_targets()?;
+        }
         let enough = |rows: u64| {
             let batch = settings.step.batch;
             ensure!(

@@ -145,6 +145,11 @@ pub(crate) struct RowArguments {
     #[arg(long, value_name = "ID,…", value_delimiter = ',')]
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     pub(crate) drop_tokens: Vec<u32>,
+    /// Train a transcoder: read the rows of --store and reconstruct those of this store, which holds another
+    /// hook of the same dump; repeatable, one for each --store in the same order
+    #[arg(long, value_name = "FOLDER", conflicts_with_all = ["pre_bias", "eval_store"])]
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub(crate) target: Vec<PathBuf>,
     /// Leave out rows whose norm is over TIMES the median norm, in training and in evaluation. Reads every
     /// store once before the first step
     #[arg(long, value_name = "TIMES", allow_negative_numbers = true, value_parser = parse_positive)]

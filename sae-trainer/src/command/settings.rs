@@ -119,6 +119,11 @@ impl Settings {
                 "--pre-bias does not fit --init-from: that autoencoder was trained without it"
             );
         }
+        ensure!(
+            rows.target.is_empty() || initial.is_none_or(|initial| !initial.pre_bias),
+            "--target does not fit --init-from: that autoencoder subtracts the decoder bias from what it reads, and a \
+             transcoder's decoder bias is one of its target"
+        );
         refuse_flags_without_effect(arguments)?;
         let (loss, epsilon_scales) = resolve_loss(loss, penalty_of(arguments));
         let step = StepSpec {

@@ -1,7 +1,6 @@
 //! Evaluates trained autoencoders on rows that training has not seen.
 
 use anyhow::Result;
-use ndarray::s;
 use terminal::Interrupt;
 
 use crate::command::settings::Settings;
@@ -29,9 +28,9 @@ pub(crate) fn evaluate(
             return Ok(None);
         }
         let batch = batches.next()?.to_f32();
-        let batch = batch.slice(s![..rows, ..]);
+        let batch = batch.first(rows);
         for (engine, evaluation) in engines.iter_mut().zip(&mut evaluations) {
-            evaluation.merge(&engine.evaluate(batch.into())?);
+            evaluation.merge(&engine.evaluate(batch)?);
         }
         bar.inc(rows as u64);
     }

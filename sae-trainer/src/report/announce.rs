@@ -28,7 +28,7 @@ pub(crate) fn settings(plan: &RunPlan, streams: &Streams, compute: &Compute) -> 
         ("autoencoder", autoencoder(settings)),
         ("loss", loss(settings)),
         ("training", format!("{}; lr {}", length(settings, batches), short(settings.lr))),
-        ("engine", compute.describe(&[settings], stream_memory(&plan.stores, batches))?),
+        ("engine", compute.describe(&[settings], stream_memory(plan, batches))?),
         ("run", format!("{}, seed {}", foreign_path(&plan.out), settings.seed)),
     ]);
     if let Some(path) = &settings.init_from {
@@ -54,7 +54,7 @@ pub(crate) fn sweep(out: &Path, plans: &[RunPlan], streams: &Streams, compute: &
     let mut lines = data(first, streams);
     lines.extend(shared.iter().map(|(name, describe)| (*name, describe(all[0]))));
     lines.push(("training", length(all[0], batches)));
-    lines.push(("engine", compute.describe(&all, stream_memory(&first.stores, batches))?));
+    lines.push(("engine", compute.describe(&all, stream_memory(first, batches))?));
     let points = format!("{}: {} points at once, seed {}", foreign_path(out), plans.len(), all[0].seed);
     lines.push(("sweep", points));
     terminal::say!("{}\n{}", program(), pairs(&lines).trim_end());
@@ -80,6 +80,10 @@ fn data(plan: &RunPlan, streams: &Streams) -> Vec<(&'static str, String)> {
         ("store", format!("{}: {} rows", paths(&plan.stores), grouped(rows))),
         ("activations", format!("{} of {}{centred}", foreign(&provenance.hook), foreign(&provenance.model))),
     ];
+    if let Some(first) = plan.targets.first() {
+        let hook = foreign(&first.provenance().hook);
+        lines.push(("target", format!("{}: {hook}, for a transcoder", paths(&plan.targets))));
+    }
     if let Some(left_out) = left_out(plan.settings()) {
         lines.push(("left out", left_out));
     }
@@ -156,11 +160,12 @@ fn length(settings: &Settings, batches: &Batches) -> String {
 /// Bytes of memory for the rows read ahead: a block of chunks that is being mixed, the next one, and the
 /// batches. (The pages of the store's files that the system keeps in memory are not counted; it takes them
 /// back when it needs them.)
-fn stream_memory(stores: &[Store], batches: &Batches) -> u64 {
+fn stream_memory(plan: &RunPlan, batches: &Batches) -> u64 {
     let chunk = |store: &Store| store.spec().layout.chunk_rows * store.width() * store.row_type().bytes();
-    let largest = stores.iter().map(chunk).max().unwrap_or(0);
+    let largest = |stores: &[Store]| stores.iter().map(chunk).max().unwrap_or(0);
+    let chunks = largest(&plan.stores) + largest(&plan.targets);
     let ahead = (StreamOptions::default().prefetch + 1) * batches.bytes();
-    (2 * batches.mixing_chunks() * largest + ahead) as u64
+    (2 * batches.mixing_chunks() * chunks + ahead) as u64
 }
 
 /// `approx-l0 7e-5 (epsilon 0.2), min-sparsity 1e-6 under 1e-5, centered MSE`

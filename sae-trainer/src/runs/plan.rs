@@ -23,6 +23,8 @@ use crate::runs::record::EvaluatedOn;
 pub(crate) struct RunPlan {
     pub(crate) config: RunConfig,
     pub(crate) stores: Vec<Store>,
+    /// Those of `--target`: none, or one aligned with each of `stores`.
+    pub(crate) targets: Vec<Store>,
     /// Those of `--eval-store`.
     pub(crate) eval_stores: Vec<Store>,
     pub(crate) out: PathBuf,
@@ -66,6 +68,10 @@ impl RunPlan {
         let of_run = stored.as_ref();
         let stores =
             open_stores(&paths(&given.data.store, of_run.map(|run| &run.stores[..]), &merged.data.store))?;
+        let targets = open_targets(
+            &paths(&given.rows.target, of_run.map(|run| &run.targets[..]), &merged.rows.target),
+            &stores,
+        )?;
         let eval_stores = open_eval_stores(
             &paths(&given.rows.eval_store, of_run.map(|run| &run.eval_stores[..]), &merged.rows.eval_store),
             &stores,
@@ -91,7 +97,11 @@ impl RunPlan {
             _ => None,
         };
         let mut settings = Settings::resolve(&merged, width, decided)?;
-        let out = arguments.run.out.clone().unwrap_or_else(|| default_folder(&stores[0], &settings));
+        let out = arguments
+            .run
+            .out
+            .clone()
+            .unwrap_or_else(|| default_folder(&stores[0], targets.first(), &settings));
         let stored = match stored {
             None if arguments.run.resume => RunConfig::read(&out)?,
             stored => stored,
@@ -107,7 +117,7 @@ impl RunPlan {
             (_, None) => None,
         };
         settings.rows.check()?;
-        let mut config = RunConfig::new(command_line, merged, settings, &stores, &eval_stores);
+        let mut config = RunConfig::new(command_line, merged, settings, [&stores, &targets, &eval_stores]);
         check_paths(&out, &config)?;
 
         let mut found = Vec::new();
@@ -133,7 +143,8 @@ impl RunPlan {
             (_, initial, _) => initial,
         };
         let resumed = stored.is_some();
-        let plan = RunPlan { config, stores, eval_stores, out, initial, checkpoints: found, resumed };
+        let plan =
+            RunPlan { config, stores, targets, eval_stores, out, initial, checkpoints: found, resumed };
         check_space(&plan.out, plan.needed_space(u64::from(arguments.run.keep_checkpoints)))?;
         Ok(plan)
     }
@@ -189,6 +200,29 @@ fn open_stores(paths: &[PathBuf]) -> Result<Vec<Store>> {
     Ok(stores)
 }
 
+/// The stores of `--target`, each aligned with the one of `stores` in the same place.
+fn open_targets(paths: &[PathBuf], stores: &[Store]) -> Result<Vec<Store>> {
+    ensure!(
+        paths.is_empty() || paths.len() == stores.len(),
+        "--target names {} stores and --store {}: name a target for each store, in the same order",
+        paths.len(),
+        stores.len()
+    );
+    let targets: Vec<Store> = paths.iter().map(|path| Ok(Store::open(path)?)).collect::<Result<_>>()?;
+    for (store, target) in stores.iter().zip(&targets) {
+        ensure!(
+            store.width() == target.width(),
+            "rows of {} are {} wide, those of its target {} {}: a transcoder needs two hooks of one width",
+            foreign_path(store.path()),
+            store.width(),
+            foreign_path(target.path()),
+            target.width()
+        );
+        store.check_aligned(target)?;
+    }
+    Ok(targets)
+}
+
 /// The stores of `--eval-store`, whose rows must be ones that the autoencoder reads and has not seen.
 fn open_eval_stores(paths: &[PathBuf], stores: &[Store]) -> Result<Vec<Store>> {
     let found: Vec<Store> = paths.iter().map(|path| Ok(Store::open(path)?)).collect::<Result<_>>()?;
@@ -227,10 +261,12 @@ fn load_initial(path: &Path, store: &Store) -> Result<Sae> {
 
 /// An error if a path is not UTF-8, since the JSON files of a run cannot hold it.
 fn check_paths(out: &Path, config: &RunConfig) -> Result<()> {
-    let stores = config.stores.iter().chain(&config.eval_stores).map(|store| &*store.path);
+    let stores = config.stores.iter().chain(&config.targets).chain(&config.eval_stores);
+    let stores = stores.map(|store| &*store.path);
     let initial = config.settings.init_from.as_deref();
+    let rows = &config.arguments.rows;
     let given =
-        config.arguments.data.store.iter().chain(&config.arguments.rows.eval_store).map(|path| &**path);
+        config.arguments.data.store.iter().chain(&rows.target).chain(&rows.eval_store).map(|path| &**path);
     for path in [out].into_iter().chain(stores).chain(initial).chain(given) {
         ensure!(
             path.to_str().is_some(),
@@ -241,10 +277,16 @@ fn check_paths(out: &Path, config: &RunConfig) -> Result<()> {
     Ok(())
 }
 
-/// `runs/gpt2-approx-l0-7e-5`
-fn default_folder(store: &Store, settings: &Settings) -> PathBuf {
-    let path = std::fs::canonicalize(store.path()).unwrap_or_else(|_| store.path().to_path_buf());
-    let store = path.file_name().unwrap_or_default().to_string_lossy().into_owned();
+/// `runs/gpt2-approx-l0-7e-5`, `runs/gpt2.in-to-gpt2.out-approx-l0-7e-5`
+fn default_folder(store: &Store, target: Option<&Store>, settings: &Settings) -> PathBuf {
+    let name = |store: &Store| {
+        let path = std::fs::canonicalize(store.path()).unwrap_or_else(|_| store.path().to_path_buf());
+        path.file_name().unwrap_or_default().to_string_lossy().into_owned()
+    };
+    let store = match target {
+        Some(target) => format!("{}-to-{}", name(store), name(target)),
+        None => name(store),
+    };
     let loss = settings.loss_name();
     let name = match settings.step.loss.coefficient {
         0.0 => format!("{store}-{loss}"),

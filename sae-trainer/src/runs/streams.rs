@@ -29,7 +29,7 @@ impl Streams {
         let settings = plan.settings();
         let (held_out, on) = (settings.rows.held_out, plan.evaluated_on());
         let mask = mask(&plan.stores, settings)?;
-        let open = |stores: &[Store], part, mask, seed, as_stored| {
+        let open = |stores: &[Store], targets: &[Store], part, mask, seed, as_stored| {
             let rows = RowFilter {
                 drop_bos: settings.drop_bos,
                 drop_tokens: settings.rows.drop_tokens.clone(),
@@ -44,22 +44,28 @@ impl Streams {
                 threads,
                 ..StreamOptions::default()
             };
-            Batches::new(stores.to_vec(), options, as_stored)
+            Batches::new(stores, targets, options, as_stored)
         };
         let part = Part::Training { held_out };
-        let training = open(&plan.stores, part, mask.clone(), settings.seed, as_stored)
+        // The rows of a pair are left out together, for what the input is.
+        let training = open(&plan.stores, &plan.targets, part, mask.clone(), settings.seed, as_stored)
             .context("cannot read the store in batches")?;
-        let (stores, part, mask) = match on {
-            EvaluatedOn::TrainingRows => (&plan.stores, Part::All, mask),
-            EvaluatedOn::HeldOutRows => (&plan.stores, Part::HeldOut { held_out }, mask),
+        let (stores, targets, part, mask) = match on {
+            EvaluatedOn::TrainingRows => (&plan.stores[..], &plan.targets[..], Part::All, mask),
+            EvaluatedOn::HeldOutRows => {
+                (&plan.stores[..], &plan.targets[..], Part::HeldOut { held_out }, mask)
+            }
             EvaluatedOn::OtherStores => {
-                (&plan.eval_stores, Part::All, self::mask(&plan.eval_stores, settings)?)
+                (&plan.eval_stores[..], &[][..], Part::All, self::mask(&plan.eval_stores, settings)?)
             }
         };
-        let evaluation = open(stores, part, mask, EVALUATION_SEED, false).with_context(|| match on {
-            EvaluatedOn::HeldOutRows => "cannot evaluate on the held-out rows; hold out more with --held-out",
-            _ => "cannot read the rows to evaluate on",
-        })?;
+        let evaluation =
+            open(stores, targets, part, mask, EVALUATION_SEED, false).with_context(|| match on {
+                EvaluatedOn::HeldOutRows => {
+                    "cannot evaluate on the held-out rows; hold out more with --held-out"
+                }
+                _ => "cannot read the rows to evaluate on",
+            })?;
         Ok(Streams { training, evaluation, on })
     }
 

@@ -75,7 +75,7 @@ enum Variation {
 fn variation(id: &str) -> Variation {
     match id {
         "store" | "batch" | "mixing_chunks" | "seed" | "tokens" | "steps" | "eval_rows" => Variation::Common,
-        "held_out" | "eval_store" | "drop_tokens" | "max_norm" => Variation::Common,
+        "held_out" | "eval_store" | "target" | "drop_tokens" | "max_norm" => Variation::Common,
         "epsilon" | "init_from" => Variation::Repeats,
         _ => Variation::Commas,
     }
@@ -83,7 +83,7 @@ fn variation(id: &str) -> Variation {
 
 /// Whether a run itself takes several values of the flag.
 fn is_a_list(id: &str) -> bool {
-    matches!(id, "store" | "eval_store" | "drop_tokens")
+    matches!(id, "store" | "eval_store" | "target" | "drop_tokens")
 }
 
 /// The flags that define a run, as the command line of a run has them.
@@ -122,7 +122,7 @@ impl Args for SweepArguments {
             .mut_arg("resume", |flag| {
                 flag.help(
                     "Continue the sweep in --out, or start it if there is none. Other flags may be left out; only \
-                     --steps, --tokens and --eval-rows may differ from the sweep's",
+                     --steps, --tokens, --eval-rows and --eval-store may differ from the sweep's",
                 )
             })
             .mut_arg("json", |flag| flag.help("Print sweep.json on standard output instead of the table"))

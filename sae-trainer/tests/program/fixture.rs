@@ -183,6 +183,11 @@ pub(crate) fn mixtures(contexts: usize, seed: u64) -> Vec<f32> {
 
 /// Writes `rows` [contexts · 8, width] as a store.
 pub(crate) fn write_store(path: &Path, width: usize, rows: &[f32], row_type: RowType) {
+    write_hook_store(path, "blocks.1.hook_resid_pre", width, rows, row_type);
+}
+
+/// As [`write_store`], of another hook of the same dump.
+pub(crate) fn write_hook_store(path: &Path, hook: &str, width: usize, rows: &[f32], row_type: RowType) {
     let contexts = rows.len() / (CONTEXT * width);
     let spec = StoreSpec {
         row_type,
@@ -191,7 +196,7 @@ pub(crate) fn write_store(path: &Path, width: usize, rows: &[f32], row_type: Row
         provenance: Provenance {
             model: "gpt2-small".into(),
             model_hash: "0123".into(),
-            hook: "blocks.1.hook_resid_pre".into(),
+            hook: hook.into(),
             layer: 1,
             centered: true,
             dataset: vec!["openwebtext".into()],

@@ -14,3 +14,4 @@ mod held_out;
 mod resume;
 mod sweep;
 mod training;
+mod transcoder;

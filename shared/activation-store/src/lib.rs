@@ -4,6 +4,7 @@
 //! A store is a folder and a valid Zarr v3 group; `docs/store-format.md` specifies it byte by byte. [`StoreWriter`] writes
 //! one, [`Store`] reads its rows, and [`BatchStream`] feeds a training run with shuffled batches from one or several.
 
+mod alignment;
 mod catalog;
 mod codec;
 mod disk;
