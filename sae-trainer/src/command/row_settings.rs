@@ -51,3 +51,40 @@ impl RowSettings {
         Ok(())
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use clap::Parser;
+
+    use super::*;
+    use crate::command::line::CommandLine;
+
+    fn resolve(words: &[&str]) -> RowSettings {
+        let line = ["sae-trainer", "--store", "s"].iter().chain(words);
+        RowSettings::resolve(&CommandLine::try_parse_from(line).unwrap().train.settings.rows)
+    }
+
+    #[test]
+    fn rows_are_held_out_unless_other_stores_are_evaluated_on() {
+        assert_eq!(resolve(&[]), RowSettings { held_out: 0.01, ..RowSettings::default() });
+        assert_eq!(resolve(&["--eval-store", "e"]).held_out, 0.0);
+        assert_eq!(resolve(&["--eval-store", "e", "--held-out", "0.2"]).held_out, 0.2);
+        assert_eq!(resolve(&["--held-out", "0"]).held_out, 0.0);
+        let given = resolve(&["--drop-tokens", "7,3", "--drop-tokens", "7", "--max-norm", "10"]);
+        assert_eq!((given.drop_tokens, given.max_norm, given.largest_norm), (vec![3, 7], Some(10.0), None));
+    }
+
+    #[test]
+    fn settings_of_older_versions_hold_nothing_out() {
+        let older: RowSettings = serde_json::from_str("{}").unwrap();
+        assert_eq!(older.held_out, 0.0);
+    }
+
+    #[test]
+    fn values_that_no_flag_can_give_are_refused() {
+        for (held_out, largest_norm) in [(1.0, None), (-0.5, None), (f64::NAN, None), (0.1, Some(-1.0))] {
+            let settings = RowSettings { held_out, largest_norm, ..RowSettings::default() };
+            assert!(settings.check().is_err(), "{settings:?}");
+        }
+    }
+}
