@@ -10,7 +10,7 @@ use sae::Weights;
 use sae_trainer::engine::{
     Activation, Adam, DecoderNorm, DeviceEngine, DeviceOptions, Engine, Forward, FrequencyPenalty, LossSpec,
     Mse, Path, Penalty, Precision, Rows, Schedule, SharedDevice, State, StepError, StepReport, StepSpec,
-    device_memory,
+    StoredBatch, device_memory,
 };
 
 const WIDTH: usize = 20;
@@ -224,6 +224,17 @@ fn a_batch_that_one_engine_still_reads_is_not_written_over() {
     assert!(error.to_string().contains("still under way"), "{error}");
     assert_eq!(engines[0].finish().unwrap().map(|stats| stats.step), Some(1));
     engines[1].submit_shared(3, Rows::F32(batch(3).view()).into(), &schedule(3)).unwrap();
+}
+
+#[test]
+fn pairs_of_rows_are_refused_and_take_no_place() {
+    let [spec, ..] = specs();
+    let mut engine = sharing(&SharedDevice::new(EmulatedDevice::new()), spec, 1.0);
+    let (input, target) = (batch(0), batch(1));
+    let pair = StoredBatch { input: Rows::F32(input.view()), target: Some(Rows::F32(target.view())) };
+    let error = engine.submit_shared(0, pair, &schedule(0)).unwrap_err();
+    assert!(error.to_string().contains("targets other than the input"), "{error}");
+    assert!(engine.finish().unwrap().is_none());
 }
 
 #[test]

@@ -124,3 +124,16 @@ fn targets_that_are_no_other_hook_of_the_dump_are_refused() {
     }
     assert!(!place.path("no").exists());
 }
+
+#[test]
+fn the_decoder_bias_of_a_transcoder_starts_at_the_mean_of_the_targets() {
+    let place = two_hooks(RowType::F32);
+    let run = RUN.replace("--lr 3e-3", "--lr 1e-12");
+    place.run(&format!("{run} --held-out 0 --steps 1 --b-dec-init mean --out run"));
+    let bias = Sae::load(&place.path("run/sae")).unwrap().weights.b_dec;
+    let targets = crate::fixture::rows(&place.path("out"));
+    for (k, bias) in bias.iter().enumerate() {
+        let mean = targets.iter().skip(k).step_by(WIDTH).map(|y| f64::from(*y)).sum::<f64>() / 4096.0;
+        assert!((f64::from(*bias) - mean).abs() < 1e-4, "component {k}: {bias}, expected {mean}");
+    }
+}
