@@ -16,13 +16,13 @@ use crate::command::arguments::{RunArguments, TrainArguments};
 use crate::command::settings::Settings;
 use crate::engine::compute::Compute;
 use crate::engine::{Engine, StepError};
-use crate::evaluate::{evaluate, stream_options};
+use crate::evaluate::evaluate;
 use crate::report::announce;
 use crate::report::progress::Progress;
-use crate::runs::batches::Batches;
 use crate::runs::plan::RunPlan;
 use crate::runs::record::Summary;
 use crate::runs::run::{ReadyRun, Run};
+use crate::runs::streams::Streams;
 use crate::sweep::SweepFolder;
 
 /// Trains one run, and returns the process' exit code: 0, or 130 after Ctrl-C.
@@ -30,8 +30,8 @@ pub(crate) fn train(arguments: TrainArguments) -> Result<u8> {
     let interrupt = Interrupt::listen().context("cannot listen for Ctrl-C")?;
     let plan = RunPlan::new(&arguments, terminal::command_line())?;
     let json = arguments.run.json;
-    let ready = Ready::new(vec![plan], arguments.run, interrupt, |plans, batches, compute| {
-        announce::settings(&plans[0], batches, compute)
+    let ready = Ready::new(vec![plan], arguments.run, interrupt, |plans, streams, compute| {
+        announce::settings(&plans[0], streams, compute)
     })?;
     let (summaries, lost) = match ready.start(None)?.finish()? {
         End::Interrupted(code) => return Ok(code),
@@ -54,7 +54,7 @@ pub(crate) fn train(arguments: TrainArguments) -> Result<u8> {
 pub(crate) struct Ready {
     flags: RunArguments,
     interrupt: Interrupt,
-    batches: Batches,
+    streams: Streams,
     runs: Vec<ReadyRun>,
     resumed: bool,
 }
@@ -66,40 +66,41 @@ impl Ready {
         plans: Vec<RunPlan>,
         flags: RunArguments,
         interrupt: Interrupt,
-        announce: impl FnOnce(&[RunPlan], &Batches, &Compute) -> Result<()>,
+        announce: impl FnOnce(&[RunPlan], &Streams, &Compute) -> Result<()>,
     ) -> Result<Ready> {
         let settings = plans[0].settings();
         let threads = threads(&flags);
         let compute = Compute::choose(flags.device, threads)?;
-        let (stores, options) = (plans[0].stores.clone(), stream_options(settings, threads));
+        if !plans[0].targets.is_empty() {
+            compute.check_targets()?;
+        }
         let enough = |rows: u64| {
             let batch = settings.step.batch;
             ensure!(
                 rows >= batch as u64,
-                "the store has {rows} rows, fewer than a batch of {batch}: lower --batch, or dump more text"
+                "the store has {rows} rows to train on, fewer than a batch of {batch}: lower --batch, or dump more text"
             );
             Ok(())
         };
         // Before anything of a batch's size is made.
-        enough(stores.iter().map(Store::rows).sum())?;
-        let mut batches = Batches::new(stores, options, matches!(compute, Compute::Cuda { .. }))
-            .context("cannot read the store in batches")?;
-        enough(batches.rows_per_epoch())?;
-        announce(&plans, &batches, &compute)?;
+        enough(plans[0].stores.iter().map(Store::rows).sum())?;
+        let mut streams = Streams::open(&plans[0], threads, matches!(compute, Compute::Cuda { .. }))?;
+        enough(streams.training.rows_per_epoch())?;
+        announce(&plans, &streams, &compute)?;
         let all: Vec<&Settings> = plans.iter().map(RunPlan::settings).collect();
         compute.check_memory(&all)?;
 
         let resumed = plans.iter().any(|plan| plan.resumed);
-        let runs = plans.into_iter().map(|plan| ReadyRun::new(plan, &compute, &mut batches));
+        let runs = plans.into_iter().map(|plan| ReadyRun::new(plan, &compute, &mut streams.training));
         let runs = runs.collect::<Result<_>>()?;
-        Ok(Ready { flags, interrupt, batches, runs, resumed })
+        Ok(Ready { flags, interrupt, streams, runs, resumed })
     }
 
     /// Opens the runs' folders. `sweep` is the folder of the sweep whose points they are.
     pub(crate) fn start(self, sweep: Option<SweepFolder>) -> Result<Training> {
-        let Ready { flags, interrupt, batches, runs, resumed } = self;
+        let Ready { flags, interrupt, streams, runs, resumed } = self;
         let runs: Vec<Run> = runs.into_iter().map(|run| run.start(&flags)).collect::<Result<_>>()?;
-        let training = Training { flags, interrupt, batches, runs, sweep, lost: Vec::new() };
+        let training = Training { flags, interrupt, streams, runs, sweep, lost: Vec::new() };
         if resumed {
             terminal::say!("continuing after step {}", training.step());
         }
@@ -111,7 +112,7 @@ impl Ready {
 pub(crate) struct Training {
     flags: RunArguments,
     interrupt: Interrupt,
-    batches: Batches,
+    streams: Streams,
     /// Those that have not failed.
     runs: Vec<Run>,
     sweep: Option<SweepFolder>,
@@ -168,7 +169,7 @@ impl Training {
     /// checkpoints of two runs, one is ahead of the other and waits for it.
     fn steps(&mut self, last: u64, progress: &mut Progress) -> Result<Option<u8>> {
         let mut step = self.step();
-        self.batches.seek(step)?;
+        self.streams.training.seek(step)?;
         while step < last && !self.runs.is_empty() {
             if let Some(code) = self.interrupt.requested() {
                 self.settle(progress)?;
@@ -178,7 +179,7 @@ impl Training {
             if self.runs.iter().any(|run| run.is_revival(step)) {
                 self.settle(progress)?;
             }
-            let batch = self.batches.next()?;
+            let batch = self.streams.training.next()?;
             let mut failed = Vec::new();
             attempt(&mut self.runs, step, &mut failed, |run| run.revive_if_due(batch))?;
             attempt(&mut self.runs, step, &mut failed, |run| run.submit(batch))?;
@@ -234,25 +235,26 @@ impl Training {
 
     /// Evaluates the runs, all on the same rows, and writes what they leave.
     fn conclude(mut self, elapsed: Duration) -> Result<End> {
-        let waiting = self.batches.waited();
+        let waiting = self.streams.training.waited();
         // Frees the blocks that were read ahead: evaluation has its own.
-        self.batches.seek(0)?;
-        let threads = threads(&self.flags);
-        let (stores, settings) = (self.runs[0].plan.stores.clone(), self.runs[0].settings().clone());
+        self.streams.training.seek(0)?;
+        let rows = self.streams.evaluated_rows();
+        let settings = self.runs[0].settings().clone();
         let mut engines: Vec<&mut dyn Engine> =
             self.runs.iter_mut().map(|run| &mut *run.engine as _).collect();
-        let evaluated = match evaluate(&mut engines, &stores, &settings, threads, &self.interrupt) {
+        let batches = &mut self.streams.evaluation;
+        let evaluated = match evaluate(&mut engines, batches, &settings, &self.interrupt) {
             Ok(evaluated) => evaluated,
             Err(error) => return Err(self.keep(error)),
         };
-        let Some((sums, rows_of_the_store)) = evaluated else {
+        let Some(sums) = evaluated else {
             let code = self.interrupt.requested().unwrap_or(130);
             return self.stop(code);
         };
         let (mut summaries, mut failed) = (Vec::new(), None);
         for (run, sums) in self.runs.iter_mut().zip(&sums) {
             let session = run.session(elapsed, waiting);
-            match run.conclude(sums, rows_of_the_store, session) {
+            match run.conclude(sums, rows, session) {
                 Ok(summary) => summaries.push(summary),
                 // The others must not suffer from it.
                 Err(error) => failed = failed.or(Some(error)),

@@ -10,7 +10,7 @@ use sae::Weights;
 use sae_trainer::engine::{
     Activation, Adam, DecoderNorm, DeviceEngine, DeviceOptions, Engine, Forward, FrequencyPenalty, LossSpec,
     Mse, Path, Penalty, Precision, Rows, Schedule, SharedDevice, State, StepError, StepReport, StepSpec,
-    device_memory,
+    StoredBatch, device_memory,
 };
 
 const WIDTH: usize = 20;
@@ -80,7 +80,7 @@ fn sharing(device: &SharedDevice<EmulatedDevice>, spec: StepSpec, density: f64) 
 fn submit(engines: &mut [Emulated], step: u64, stats: &mut [Vec<StepReport>]) {
     let rows = batch(step);
     for (engine, stats) in engines.iter_mut().zip(stats) {
-        stats.extend(engine.submit_shared(step, Rows::F32(rows.view()), &schedule(step)).unwrap());
+        stats.extend(engine.submit_shared(step, Rows::F32(rows.view()).into(), &schedule(step)).unwrap());
     }
 }
 
@@ -116,7 +116,7 @@ fn half_precision_batches_are_uploaded_as_they_are() {
             let (halves, wide) = (halves(step), wide(step));
             let rows = if in_half { Rows::F16(halves.view()) } else { Rows::F32(wide.view()) };
             for (engine, stats) in engines.iter_mut().zip(&mut stats) {
-                stats.extend(engine.submit_shared(step, rows, &schedule(step)).unwrap());
+                stats.extend(engine.submit_shared(step, rows.into(), &schedule(step)).unwrap());
             }
         }
         settle(&mut engines, &mut stats);
@@ -218,15 +218,26 @@ fn the_errors_of_rows_can_be_asked_for_between_steps() {
 fn a_batch_that_one_engine_still_reads_is_not_written_over() {
     let device = SharedDevice::new(EmulatedDevice::new());
     let mut engines = specs().map(|spec| sharing(&device, spec, 1.0));
-    assert!(engines[0].submit_shared(0, Rows::F32(batch(0).view()), &schedule(0)).unwrap().is_none());
+    assert!(engines[0].submit_shared(0, Rows::F32(batch(0).view()).into(), &schedule(0)).unwrap().is_none());
     for step in 0..3 {
-        engines[1].submit_shared(step, Rows::F32(batch(step).view()), &schedule(step)).unwrap();
+        engines[1].submit_shared(step, Rows::F32(batch(step).view()).into(), &schedule(step)).unwrap();
     }
     // The first engine has not said what became of its step on batch 0, whose place the fourth would take.
-    let error = engines[1].submit_shared(3, Rows::F32(batch(3).view()), &schedule(3)).unwrap_err();
+    let error = engines[1].submit_shared(3, Rows::F32(batch(3).view()).into(), &schedule(3)).unwrap_err();
     assert!(error.to_string().contains("still under way"), "{error}");
     assert_eq!(engines[0].finish().unwrap().map(|stats| stats.step), Some(1));
-    engines[1].submit_shared(3, Rows::F32(batch(3).view()), &schedule(3)).unwrap();
+    engines[1].submit_shared(3, Rows::F32(batch(3).view()).into(), &schedule(3)).unwrap();
+}
+
+#[test]
+fn pairs_of_rows_are_refused_and_take_no_place() {
+    let [spec, ..] = specs();
+    let mut engine = sharing(&SharedDevice::new(EmulatedDevice::new()), spec, 1.0);
+    let (input, target) = (batch(0), batch(1));
+    let pair = StoredBatch { input: Rows::F32(input.view()), target: Some(Rows::F32(target.view())) };
+    let error = engine.submit_shared(0, pair, &schedule(0)).unwrap_err();
+    assert!(error.to_string().contains("targets other than the input"), "{error}");
+    assert!(engine.finish().unwrap().is_none());
 }
 
 #[test]
@@ -244,8 +255,8 @@ fn one_engines_bad_step_leaves_the_others_as_they_are() {
     state.weights.decoder.fill(f32::MAX);
     engines[0].restore(state).unwrap();
     let rows = batch(4);
-    engines[0].submit_shared(4, Rows::F32(rows.view()), &schedule(4)).unwrap();
-    engines[1].submit_shared(4, Rows::F32(rows.view()), &schedule(4)).unwrap();
+    engines[0].submit_shared(4, Rows::F32(rows.view()).into(), &schedule(4)).unwrap();
+    engines[1].submit_shared(4, Rows::F32(rows.view()).into(), &schedule(4)).unwrap();
     let error = engines[0].finish().unwrap_err();
     assert!(matches!(error, StepError::NonFiniteLoss { step: 5, .. }), "{error}");
     drop(engines.remove(0));

@@ -91,7 +91,7 @@ def test_sae_lens_keeps_the_k_largest_of_a_topk_autoencoder(example, program, tm
     x = write_store(example, tmp_path / "store", centered=False)
     run = tmp_path / "run"
     printed = program("sae-trainer", "--store", tmp_path / "store", "--out", run, "--features", 200, "--batch", 256,
-                      "--steps", 300, "--lr", "3e-3", "--activation", "topk", "--k", 6, "--json")  # fmt: skip
+                      "--held-out", 0, "--steps", 300, "--lr", "3e-3", "--activation", "topk", "--k", 6, "--json")  # fmt: skip
     summary = json.loads(printed)
     sae, x = SAE.load_from_disk(run / "sae", dtype="float64"), x.double()
     assert sae.cfg.architecture() == "topk" and sae.cfg.k == 6 and not sae.cfg.rescale_acts_by_decoder_norm
@@ -116,7 +116,7 @@ def test_a_trained_autoencoder_has_sae_lens_metrics(example, program, tmp_path, 
     x = write_store(example, tmp_path / "store", centered)
     run = tmp_path / "run"
     printed = program("sae-trainer", "--store", tmp_path / "store", "--out", run, "--features", 200, "--batch", 256,
-                      "--steps", 300, "--lr", "3e-3", "--json", *flags)  # fmt: skip
+                      "--held-out", 0, "--steps", 300, "--lr", "3e-3", "--json", *flags)  # fmt: skip
     found = json.loads(printed)["evaluation"]
     assert found["rows"] == len(x)  # every row, once
 

@@ -2,7 +2,7 @@
 
 use std::path::Path;
 
-use activation_store::{BatchStream, Store, StoreWriter, StreamOptions, WriterOptions};
+use activation_store::{BatchStream, Part, RowFilter, Store, StoreWriter, StreamOptions, WriterOptions};
 use language_model::{Checkpoint, HookPoint, ModelPrecision, OnnxFile, prefix_graph};
 
 /// Rows that are read of a store, the ground's has 120.
@@ -19,7 +19,9 @@ pub(crate) fn store(ground: &Path) {
     }
     let _ = store.origin(0..rows);
     let _ = store.context_tokens(0..store.contexts().min(20));
-    let options = StreamOptions { batch: 8, threads: 1, drop_bos: true, ..StreamOptions::default() };
+    let part = Part::Training { held_out: 0.1 };
+    let rows = RowFilter { drop_bos: true, part, ..RowFilter::default() };
+    let options = StreamOptions { batch: 8, threads: 1, rows, ..StreamOptions::default() };
     if let Ok(mut stream) = BatchStream::new(vec![store], options) {
         let _ = stream.next_batch();
     }

@@ -133,7 +133,7 @@ impl Bench {
                 false => Rows::F32(self.batches[at % BATCHES].view()),
                 true => Rows::F16(halves[at % BATCHES].view()),
             };
-            self.engine.submit_shared(at as u64, rows, &self.schedule)?;
+            self.engine.submit_shared(at as u64, rows.into(), &self.schedule)?;
         }
         while self.engine.finish()?.is_some() {}
         Ok(start.elapsed().as_secs_f64() / steps as f64)

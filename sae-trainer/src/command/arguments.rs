@@ -99,6 +99,9 @@ pub(crate) struct SettingArguments {
     pub(crate) data: DataArguments,
     #[command(flatten)]
     #[serde(flatten)]
+    pub(crate) rows: RowArguments,
+    #[command(flatten)]
+    #[serde(flatten)]
     pub(crate) model: ModelArguments,
     #[command(flatten)]
     #[serde(flatten)]
@@ -138,6 +141,36 @@ pub(crate) struct DataArguments {
     #[arg(long, value_name = "N")]
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub(crate) seed: Option<u64>,
+}
+
+/// Which rows of the stores are read.
+#[derive(Debug, Clone, Default, PartialEq, Args, Serialize, Deserialize)]
+#[command(next_help_heading = "Data")]
+pub(crate) struct RowArguments {
+    /// Never train on this fraction of the contexts of each store, and evaluate on them; the same contexts for
+    /// all runs on a store. With 0, evaluate on rows that training saw [default: 0.01; 0 with --eval-store]
+    #[arg(long, value_name = "FRACTION", allow_negative_numbers = true, value_parser = parse_held_out)]
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub(crate) held_out: Option<f64>,
+    /// Evaluate on all rows of this store instead; repeatable
+    #[arg(long, value_name = "FOLDER")]
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub(crate) eval_store: Vec<PathBuf>,
+    /// Leave out the rows of these tokens, in training and in evaluation; a store records no special token but
+    /// BOS, so name EOS and others by id
+    #[arg(long, value_name = "ID,…", value_delimiter = ',')]
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub(crate) drop_tokens: Vec<u32>,
+    /// Train a transcoder: read the rows of --store and reconstruct those of this store, which holds another
+    /// hook of the same dump; repeatable, one for each --store in the same order
+    #[arg(long, value_name = "FOLDER", conflicts_with_all = ["pre_bias", "eval_store"])]
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub(crate) target: Vec<PathBuf>,
+    /// Leave out rows whose norm is over TIMES the median norm, in training and in evaluation. Reads every
+    /// store once before the first step
+    #[arg(long, value_name = "TIMES", allow_negative_numbers = true, value_parser = parse_positive)]
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub(crate) max_norm: Option<f64>,
 }
 
 #[derive(Debug, Clone, Default, PartialEq, Args, Serialize, Deserialize)]
@@ -374,7 +407,7 @@ pub(crate) struct LengthArguments {
     #[arg(long, value_name = "ROWS", value_parser = parse_count)]
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub(crate) dead_rows: Option<u64>,
-    /// Rows of the store to evaluate on at the end, at most one pass over it [default: 1M]
+    /// Rows to evaluate on at the end, at most one pass over those that were held out [default: 1M]
     #[arg(long, value_name = "ROWS", value_parser = parse_count)]
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub(crate) eval_rows: Option<u64>,
@@ -388,7 +421,7 @@ pub(crate) struct RunArguments {
     #[arg(long, value_name = "FOLDER")]
     pub(crate) out: Option<PathBuf>,
     /// Continue the run in --out from its last checkpoint, or start it if there is none. Other flags may
-    /// be omitted; only --steps, --tokens and --eval-rows may differ from the run's own
+    /// be omitted; only --steps, --tokens, --eval-rows and --eval-store may differ from the run's own
     #[arg(long)]
     pub(crate) resume: bool,
     /// Where to compute steps: on a GPU (cuda), on the CPU (cpu), or on a GPU if one can be used (auto)
@@ -560,6 +593,10 @@ fn parse_fraction(text: &str) -> Result<f64, String> {
     parse_number(text, |x| x > 0.0 && x <= 1.0, "it must be above 0 and at most 1")
 }
 
+fn parse_held_out(text: &str) -> Result<f64, String> {
+    parse_number(text, |x| (0.0..1.0).contains(&x), "it must be at least 0 and below 1")
+}
+
 fn parse_number(text: &str, fits: impl Fn(f64) -> bool, rule: &str) -> Result<f64, String> {
     let number = text.parse::<f64>().ok().filter(|x| (*x as f32).is_finite() && fits(*x));
     number.ok_or_else(|| format!("{rule}, as in 0.2 or 7e-5"))
@@ -609,6 +646,9 @@ mod tests {
             ("--epsilon", "0.2,-1"),
             ("--tanh-scale", "1e-300"),
             ("--min-sparsity-target", "7"),
+            ("--held-out", "1"),
+            ("--held-out", "-0.1"),
+            ("--max-norm", "0"),
         ] {
             let error = parse(&[flag, value]).unwrap_err().to_string();
             assert!(error.contains(flag) && error.contains("it must be"), "{flag} {value}: {error}");

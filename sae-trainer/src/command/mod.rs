@@ -3,5 +3,6 @@
 pub(crate) mod arguments;
 pub(crate) mod default_store;
 pub(crate) mod line;
+pub(crate) mod row_settings;
 pub(crate) mod selection;
 pub(crate) mod settings;

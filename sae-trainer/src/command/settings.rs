@@ -12,6 +12,7 @@ use crate::command::arguments::{
     ActivationChoice, DecoderBias, DecoderNormChoice, LossArguments, MseChoice, PenaltyChoice,
     PrecisionChoice, ReviveChoice, SettingArguments,
 };
+use crate::command::row_settings::RowSettings;
 use crate::command::selection;
 use crate::engine::{Activation, Adam, DecoderNorm, FrequencyPenalty, LossSpec, Mse, Penalty, StepSpec};
 
@@ -68,6 +69,9 @@ pub(crate) struct Settings {
     pub(crate) dead_rows: u64,
     /// Rows of the evaluation at the end.
     pub(crate) eval_rows: u64,
+    /// Which rows of the stores are read.
+    #[serde(default)]
+    pub(crate) rows: RowSettings,
 }
 
 /// What becomes of dead features.
@@ -99,7 +103,7 @@ impl Settings {
         width: usize,
         initial: Option<Initial>,
     ) -> Result<Settings> {
-        let SettingArguments { data, model, loss, length, .. } = arguments;
+        let SettingArguments { data, rows, model, loss, length, .. } = arguments;
         let batch = data.batch.unwrap_or(4096);
         ensure!(batch >= 1, "--batch must be at least 1");
         let features = match (initial, model.features) {
@@ -119,6 +123,11 @@ impl Settings {
                 "--pre-bias does not fit --init-from: that autoencoder was trained without it"
             );
         }
+        ensure!(
+            rows.target.is_empty() || initial.is_none_or(|initial| !initial.pre_bias),
+            "--target does not fit --init-from: that autoencoder subtracts the decoder bias from what it reads, and a \
+             transcoder's decoder bias is one of its target"
+        );
         refuse_flags_without_effect(arguments, initial)?;
         if let choice @ (PenaltyChoice::Step | PenaltyChoice::Quadratic) = penalty_of(arguments, initial) {
             ensure!(
@@ -179,6 +188,7 @@ impl Settings {
             },
             dead_rows,
             eval_rows: length.eval_rows.unwrap_or(1_000_000),
+            rows: RowSettings::resolve(rows),
         };
         settings.check()?;
         Ok(settings)
@@ -208,7 +218,7 @@ impl Settings {
         ensure!(self.revive != Revive::Resample { every: 0 }, "--revive-every must be at least 1");
         ensure!(self.mixing_chunks != Some(0), "--mixing-chunks must be at least 1");
         ensure!(self.dead_rows >= 1 && self.eval_rows >= 1, "--dead-rows and --eval-rows must be at least 1");
-        Ok(())
+        self.rows.check()
     }
 
     /// Steps without firing after which a feature counts as dead.
@@ -286,7 +296,7 @@ fn compare(
             compare(&below, &value(left), &value(right), found);
         }
     } else if left != right {
-        let name = path.trim_start_matches("step.");
+        let name = path.trim_start_matches("step.").trim_start_matches("rows.");
         found.push((path.to_owned(), format!("{name} is {left} there and {right} here")));
     }
 }

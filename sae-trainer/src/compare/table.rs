@@ -23,6 +23,18 @@ pub(crate) fn table(summaries: &[Summary]) -> String {
     ];
     let mut rows = vec![head.map(str::to_owned).to_vec()];
     rows.extend(summaries.iter().map(row));
+    let of_first = summaries.first().map(|summary| summary.evaluation.evaluated_on);
+    let kind = match of_first {
+        Some(kind) if summaries.iter().all(|summary| summary.evaluation.evaluated_on == kind) => kind.words(),
+        _ => {
+            // Figures of rows that training saw are better than those of rows that it did not see.
+            rows[0].push("evaluated on".to_owned());
+            for (row, summary) in rows[1..].iter_mut().zip(summaries) {
+                row.push(summary.evaluation.evaluated_on.words().to_owned());
+            }
+            "rows"
+        }
+    };
     let rows_evaluated: Vec<u64> = summaries.iter().map(|s| s.evaluation.rows).collect();
     let (least, most) = (rows_evaluated.iter().min(), rows_evaluated.iter().max());
     let evaluated = match (least, most) {
@@ -30,7 +42,7 @@ pub(crate) fn table(summaries: &[Summary]) -> String {
         (Some(least), Some(most)) => format!("{} to {}", grouped(*least), grouped(*most)),
         _ => "no".into(),
     };
-    format!("{}evaluated on {evaluated} rows of the store; dead: silent in all of them\n", columns(&rows))
+    format!("{}evaluated on {evaluated} {kind}; dead: silent in all of them\n", columns(&rows))
 }
 
 fn row(summary: &Summary) -> Vec<String> {

@@ -8,6 +8,7 @@ use sae::Weights;
 
 use crate::command::arguments::DeviceChoice;
 use crate::command::settings::Settings;
+use crate::engine::device::OTHER_TARGETS;
 use crate::engine::{
     CpuEngine, CpuOptions, CpuThreads, CudaEngine, DeviceOptions, Engine, SharedDevice, StepSpec,
     device_memory,
@@ -72,6 +73,14 @@ impl Compute {
                     format_bytes(host)
                 ))
             }
+        }
+    }
+
+    /// Checks that this can train transcoders.
+    pub(crate) fn check_targets(&self) -> Result<()> {
+        match self {
+            Compute::Cpu { .. } => Ok(()),
+            Compute::Cuda { .. } => Err(OTHER_TARGETS.into()),
         }
     }
 

@@ -31,7 +31,7 @@ use kernels::stats::Evaluation;
 use ndarray::{Array1, Array2, ArrayView2, Axis};
 
 use super::layout;
-use super::{Engine, Forward, Rows};
+use super::{Engine, Forward, Rows, StoredBatch};
 
 /// Trains on an NVIDIA GPU.
 pub type CudaEngine = DeviceEngine<CudaDevice>;
@@ -315,10 +315,13 @@ impl<D: Device> Drop for DeviceEngine<D> {
     }
 }
 
+/// Why a device does not train a transcoder.
+pub(super) const OTHER_TARGETS: StepError = StepError::Unsupported { what: "targets other than the input" };
+
 /// The rows that an autoencoder reads and reconstructs.
 fn reconstructed<'a>(batch: &Batch<'a>) -> Result<ArrayView2<'a, f32>, StepError> {
     if batch.has_its_own_target() {
-        return Err(StepError::Unsupported { what: "targets other than the input" });
+        return Err(OTHER_TARGETS);
     }
     Ok(batch.input)
 }
@@ -399,10 +402,13 @@ impl<D: Device> Engine for DeviceEngine<D> {
     fn submit_shared(
         &mut self,
         number: u64,
-        batch: Rows<'_>,
+        batch: StoredBatch<'_>,
         schedule: &Schedule,
     ) -> Result<Option<StepReport>, StepError> {
-        self.submit_batch(Some(number), batch, schedule)
+        if batch.target.is_some() {
+            return Err(OTHER_TARGETS);
+        }
+        self.submit_batch(Some(number), batch.input, schedule)
     }
 
     fn finish(&mut self) -> Result<Option<StepReport>, StepError> {

@@ -11,7 +11,7 @@ mod rows;
 pub use bench::{BenchReport, BenchRow, Bound, bench, synthetic, with_thresholds};
 pub use cpu::{CpuEngine, CpuThreads};
 pub use device::{CudaEngine, DeviceEngine, SharedDevice, device_memory};
-pub use rows::Rows;
+pub use rows::{Rows, StoredBatch, WideBatch};
 
 pub use kernels::activation::{Activation, ThresholdAverage};
 pub use kernels::activations::SparseActivations;
@@ -99,11 +99,11 @@ pub trait Engine: Forward {
     fn submit_shared(
         &mut self,
         number: u64,
-        batch: Rows<'_>,
+        batch: StoredBatch<'_>,
         schedule: &Schedule,
     ) -> Result<Option<StepReport>, StepError> {
         let _ = number;
-        self.submit(batch.to_f32().view().into(), schedule)
+        self.submit(batch.to_f32().view(), schedule)
     }
 
     /// Waits for the next step that was begun and not yet reported; `None` if all were. Until it returns `None`, the

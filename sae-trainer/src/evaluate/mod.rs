@@ -1,56 +1,39 @@
-//! Evaluates trained autoencoders on rows of the store.
+//! Evaluates trained autoencoders on rows that training has not seen.
 
-use activation_store::{BatchStream, Store, StreamOptions};
 use anyhow::Result;
 use terminal::Interrupt;
 
 use crate::command::settings::Settings;
 use crate::engine::{Engine, Evaluation};
 use crate::report::progress;
+use crate::runs::batches::Batches;
 
-/// The order of evaluation is the same for every run on a store, whatever its seed.
-const SEED: u64 = 0x6576_616c;
-
-/// For each engine the sums over the first `--eval-rows` rows of a shuffled pass over the store, in whole batches; and
-/// the rows of one pass. Training saw these rows too: no part of the store is set aside.
-/// `None` if interrupted.
+/// For each engine the sums over the first `--eval-rows` rows of `batches`, in whole batches. Where there are fewer rows than a
+/// batch has, each of them counts once. `None` if interrupted.
 pub(crate) fn evaluate(
     engines: &mut [&mut dyn Engine],
-    stores: &[Store],
+    batches: &mut Batches,
     settings: &Settings,
-    threads: usize,
     interrupt: &Interrupt,
-) -> Result<Option<(Vec<Evaluation>, u64)>> {
-    let options = StreamOptions { seed: SEED, ..stream_options(settings, threads) };
-    let mut stream = BatchStream::new(stores.to_vec(), options)?;
-    let rows = settings.eval_rows.min(stream.rows_per_epoch());
-    let batch = settings.step.batch as u64;
-    let batches = (rows / batch).max(1);
-    let bar = progress::evaluation(batches * batch);
+) -> Result<Option<Vec<Evaluation>>> {
+    let (batch, available) = (settings.step.batch as u64, batches.rows_per_epoch());
+    let count = (settings.eval_rows.min(available) / batch).max(1);
+    let rows = batch.min(available) as usize;
+    let bar = progress::rows("evaluating", count * rows as u64);
     let empty = |engine: &&mut dyn Engine| Evaluation::new(engine.spec().width, engine.spec().features);
     let mut evaluations: Vec<Evaluation> = engines.iter().map(empty).collect();
-    for _ in 0..batches {
+    batches.seek(0)?;
+    for _ in 0..count {
         if interrupt.requested().is_some() {
             return Ok(None);
         }
-        let rows = stream.next_batch()?;
+        let batch = batches.next()?.to_f32();
+        let batch = batch.first(rows);
         for (engine, evaluation) in engines.iter_mut().zip(&mut evaluations) {
-            evaluation.merge(&engine.evaluate(rows.into())?);
+            evaluation.merge(&engine.evaluate(batch)?);
         }
-        bar.inc(batch);
+        bar.inc(rows as u64);
     }
     bar.finish_and_clear();
-    Ok(Some((evaluations, stream.rows_per_epoch())))
-}
-
-/// The batches that training reads.
-pub(crate) fn stream_options(settings: &Settings, threads: usize) -> StreamOptions {
-    StreamOptions {
-        batch: settings.step.batch,
-        seed: settings.seed,
-        mixing_chunks: settings.mixing_chunks,
-        drop_bos: settings.drop_bos,
-        threads,
-        ..StreamOptions::default()
-    }
+    Ok(Some(evaluations))
 }

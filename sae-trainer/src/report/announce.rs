@@ -15,21 +15,21 @@ use crate::report::table::{columns, grouped, number, pairs, share};
 use crate::runs::batches::Batches;
 use crate::runs::folder::program;
 use crate::runs::plan::RunPlan;
-use crate::runs::record::Summary;
+use crate::runs::record::{EvaluatedOn, EvaluatedRows, Summary};
+use crate::runs::streams::Streams;
 
 /// Prints what will be trained, on which data and on which hardware.
-pub(crate) fn settings(plan: &RunPlan, batches: &Batches, compute: &Compute) -> Result<()> {
+pub(crate) fn settings(plan: &RunPlan, streams: &Streams, compute: &Compute) -> Result<()> {
     let settings = plan.settings();
-    let [store, activations] = data(plan);
-    let mut lines = vec![
-        store,
-        activations,
+    let batches = &streams.training;
+    let mut lines = data(plan, streams);
+    lines.extend([
         ("autoencoder", autoencoder(settings)),
         ("loss", loss(settings)),
         ("training", format!("{}; lr {}", length(settings, batches), short(settings.lr))),
-        ("engine", compute.describe(&[settings], stream_memory(&plan.stores, batches))?),
+        ("engine", compute.describe(&[settings], stream_memory(plan, batches))?),
         ("run", format!("{}, seed {}", foreign_path(&plan.out), settings.seed)),
-    ];
+    ]);
     if let Some(path) = &settings.init_from {
         lines.push(("start", foreign_path(path).to_string()));
     }
@@ -41,8 +41,8 @@ pub(crate) fn settings(plan: &RunPlan, batches: &Batches, compute: &Compute) -> 
 type Describe = fn(&Settings) -> String;
 
 /// The same for the points of the sweep in `out`: what they share, then how they differ.
-pub(crate) fn sweep(out: &Path, plans: &[RunPlan], batches: &Batches, compute: &Compute) -> Result<()> {
-    let first = &plans[0];
+pub(crate) fn sweep(out: &Path, plans: &[RunPlan], streams: &Streams, compute: &Compute) -> Result<()> {
+    let (first, batches) = (&plans[0], &streams.training);
     let all: Vec<&Settings> = plans.iter().map(RunPlan::settings).collect();
     let descriptions: [(&str, Describe); 3] =
         [("autoencoder", autoencoder), ("loss", loss), ("lr", |settings| short(settings.lr))];
@@ -50,11 +50,10 @@ pub(crate) fn sweep(out: &Path, plans: &[RunPlan], batches: &Batches, compute: &
         .into_iter()
         .partition(|(_, describe)| all.iter().all(|settings| describe(settings) == describe(all[0])));
 
-    let [store, activations] = data(first);
-    let mut lines = vec![store, activations];
+    let mut lines = data(first, streams);
     lines.extend(shared.iter().map(|(name, describe)| (*name, describe(all[0]))));
     lines.push(("training", length(all[0], batches)));
-    lines.push(("engine", compute.describe(&all, stream_memory(&first.stores, batches))?));
+    lines.push(("engine", compute.describe(&all, stream_memory(first, batches))?));
     let points = format!("{}: {} points at once, seed {}", foreign_path(out), plans.len(), all[0].seed);
     lines.push(("sweep", points));
     terminal::say!("{}\n{}", program(), pairs(&lines).trim_end());
@@ -71,16 +70,56 @@ pub(crate) fn sweep(out: &Path, plans: &[RunPlan], batches: &Batches, compute: &
     Ok(())
 }
 
-/// The store, and what is in it.
-fn data(plan: &RunPlan) -> [(&'static str, String); 2] {
+/// The store, what is in it, and what becomes of its rows.
+fn data(plan: &RunPlan, streams: &Streams) -> Vec<(&'static str, String)> {
     let provenance = plan.stores[0].provenance();
     let rows: u64 = plan.stores.iter().map(|store| store.rows()).sum();
-    let paths: Vec<String> = plan.stores.iter().map(|store| foreign_path(store.path()).to_string()).collect();
     let centred = if provenance.centered { ", centred" } else { "" };
-    [
-        ("store", format!("{}: {} rows", paths.join(", "), grouped(rows))),
+    let mut lines = vec![
+        ("store", format!("{}: {} rows", paths(&plan.stores), grouped(rows))),
         ("activations", format!("{} of {}{centred}", foreign(&provenance.hook), foreign(&provenance.model))),
-    ]
+    ];
+    if let Some(first) = plan.targets.first() {
+        let hook = foreign(&first.provenance().hook);
+        lines.push(("target", format!("{}: {hook}, for a transcoder", paths(&plan.targets))));
+    }
+    if let Some(left_out) = left_out(plan.settings()) {
+        lines.push(("left out", left_out));
+    }
+    let EvaluatedRows { on, available } = streams.evaluated_rows();
+    let available = grouped(available);
+    let evaluation = match on {
+        EvaluatedOn::HeldOutRows => format!("{available} rows, which are held out from training"),
+        EvaluatedOn::OtherStores => format!("{available} rows of {}", paths(&plan.eval_stores)),
+        EvaluatedOn::TrainingRows if plan.settings().rows.held_out > 0.0 => {
+            "rows that training sees too: a store of one context is too small to hold any out".to_owned()
+        }
+        EvaluatedOn::TrainingRows => "rows that training sees too".to_owned(),
+    };
+    lines.push(("evaluation", evaluation));
+    lines
+}
+
+fn paths(stores: &[Store]) -> String {
+    let paths: Vec<String> = stores.iter().map(|store| foreign_path(store.path()).to_string()).collect();
+    paths.join(", ")
+}
+
+/// `BOS, tokens 0 and 50256, norms over 10 times the median, 3012.5`
+fn left_out(settings: &Settings) -> Option<String> {
+    let rows = &settings.rows;
+    let mut what = Vec::new();
+    if settings.drop_bos {
+        what.push("BOS".to_owned());
+    }
+    if !rows.drop_tokens.is_empty() {
+        let tokens: Vec<String> = rows.drop_tokens.iter().map(u32::to_string).collect();
+        what.push(format!("tokens {}", tokens.join(", ")));
+    }
+    if let (Some(times), Some(norm)) = (rows.max_norm, rows.largest_norm) {
+        what.push(format!("norms over {norm:.4}, {times} times the median"));
+    }
+    (!what.is_empty()).then(|| format!("rows of {}", what.join("; ")))
 }
 
 /// `768 -> 24,576 features, decoder norm unit`
@@ -132,11 +171,12 @@ fn length(settings: &Settings, batches: &Batches) -> String {
 /// Bytes of memory for the rows read ahead: a block of chunks that is being mixed, the next one, and the
 /// batches. (The pages of the store's files that the system keeps in memory are not counted; it takes them
 /// back when it needs them.)
-fn stream_memory(stores: &[Store], batches: &Batches) -> u64 {
+fn stream_memory(plan: &RunPlan, batches: &Batches) -> u64 {
     let chunk = |store: &Store| store.spec().layout.chunk_rows * store.width() * store.row_type().bytes();
-    let largest = stores.iter().map(chunk).max().unwrap_or(0);
+    let largest = |stores: &[Store]| stores.iter().map(chunk).max().unwrap_or(0);
+    let chunks = largest(&plan.stores) + largest(&plan.targets);
     let ahead = (StreamOptions::default().prefetch + 1) * batches.bytes();
-    (2 * batches.mixing_chunks() * largest + ahead) as u64
+    (2 * batches.mixing_chunks() * chunks + ahead) as u64
 }
 
 /// `approx-l0 7e-5 (epsilon 0.2), min-sparsity 1e-6 under 1e-5, centered MSE`
@@ -259,11 +299,11 @@ pub(crate) fn summary(summary: &Summary) -> String {
         ),
         ("autoencoder", format!("{} (SAELens' format)", foreign_path(&summary.run.join("sae")))),
     ];
-    let subject = if evaluation.rows == evaluation.rows_of_the_store {
-        format!("all {} rows of the store", grouped(evaluation.rows))
-    } else {
-        format!("{} of the store's {} rows", grouped(evaluation.rows), grouped(evaluation.rows_of_the_store))
+    let of = match evaluation.rows == evaluation.rows_available {
+        true => format!("all {}", grouped(evaluation.rows)),
+        false => format!("{} of {}", grouped(evaluation.rows), grouped(evaluation.rows_available)),
     };
+    let subject = format!("{of} {}", evaluation.evaluated_on.words());
     format!(
         "{} {} after {} steps, on {subject}:\n{}",
         foreign(&summary.loss),

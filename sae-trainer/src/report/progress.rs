@@ -129,14 +129,14 @@ fn range(values: impl Iterator<Item = f64>, text: &dyn Fn(f64) -> String) -> Str
     }
 }
 
-/// A bar over the rows of the evaluation; without a terminal, one line.
-pub(crate) fn evaluation(rows: u64) -> ProgressBar {
+/// A bar over `rows` rows with which something is done; without a terminal, one line.
+pub(crate) fn rows(doing: &str, rows: u64) -> ProgressBar {
     let bar = ProgressBar::with_draw_target(Some(rows), ProgressDrawTarget::stderr());
-    let style =
-        ProgressStyle::with_template("{bar:24} evaluating: {human_pos} of {human_len} rows  ETA {eta}");
+    let style = ProgressStyle::with_template("{bar:24} {prefix}: {human_pos} of {human_len} rows  ETA {eta}");
     bar.set_style(style.expect("the template is valid"));
+    bar.set_prefix(doing.to_owned());
     if bar.is_hidden() {
-        terminal::say!("evaluating on {} rows of the store", grouped(rows));
+        terminal::say!("{doing}: {} rows", grouped(rows));
     }
     bar
 }

@@ -2,6 +2,9 @@
 //!
 //! The CPU engine takes float32. A GPU receives a batch in the half precision that most stores keep: half the bytes to
 //! write after decoding, to copy into pinned memory and to send, with the same numbers.
+//!
+//! A transcoder reads two streams in step: that of its input, and that of its target, over the stores of another hook of the
+//! same dump. The order of a stream depends on chunks and rows alone, which are the same in both.
 
 use std::time::Duration;
 
@@ -9,70 +12,130 @@ use activation_store::{BatchStream, RowType, Store, StreamOptions};
 use anyhow::Result;
 use half::f16;
 
-use crate::engine::Rows;
+use crate::engine::{Rows, StoredBatch};
 
-/// Batches of rows of one or several stores.
-pub(crate) enum Batches {
+/// Batches of rows of one or several stores, or of pairs of rows.
+pub(crate) struct Batches {
+    input: Stream,
+    target: Option<Stream>,
+}
+
+enum Stream {
     F32(BatchStream<f32>),
     F16(BatchStream<f16>),
 }
 
 impl Batches {
-    /// Batches of float32, or of half precision if `as_stored` and all stores keep that.
-    pub(crate) fn new(stores: Vec<Store>, options: StreamOptions, as_stored: bool) -> Result<Batches> {
-        let half = as_stored && stores.iter().all(|store| store.row_type() == RowType::F16);
-        Ok(match half {
-            true => Batches::F16(BatchStream::with_element(stores, options)?),
-            false => Batches::F32(BatchStream::new(stores, options)?),
-        })
+    /// Batches of float32, or of half precision if `as_stored` and the stores keep that. `targets` has none, or one aligned with
+    /// each of `stores`.
+    pub(crate) fn new(
+        stores: &[Store],
+        targets: &[Store],
+        options: StreamOptions,
+        as_stored: bool,
+    ) -> Result<Batches> {
+        let input = Stream::new(stores, options.clone(), as_stored)?;
+        // The default depends on the bytes of a chunk, which may differ.
+        let options = StreamOptions { mixing_chunks: Some(input.mixing_chunks()), ..options };
+        let target = match targets {
+            [] => None,
+            targets => Some(Stream::new(targets, options, as_stored)?),
+        };
+        Ok(Batches { input, target })
     }
 
     /// The next batch, [B, d].
-    pub(crate) fn next(&mut self) -> Result<Rows<'_>> {
-        Ok(match self {
-            Batches::F32(stream) => Rows::F32(stream.next_batch()?),
-            Batches::F16(stream) => Rows::F16(stream.next_batch()?),
-        })
+    pub(crate) fn next(&mut self) -> Result<StoredBatch<'_>> {
+        let target = match &mut self.target {
+            Some(target) => Some(target.next()?),
+            None => None,
+        };
+        Ok(StoredBatch { input: self.input.next()?, target })
     }
 
     /// Makes the next batch that of `step`, from 0.
     pub(crate) fn seek(&mut self, step: u64) -> Result<()> {
-        match self {
-            Batches::F32(stream) => stream.seek(step)?,
-            Batches::F16(stream) => stream.seek(step)?,
-        }
-        Ok(())
+        self.streams_mut().try_for_each(|stream| stream.seek(step))
     }
 
     /// Rows of one pass over the stores.
     pub(crate) fn rows_per_epoch(&self) -> u64 {
-        match self {
-            Batches::F32(stream) => stream.rows_per_epoch(),
-            Batches::F16(stream) => stream.rows_per_epoch(),
-        }
+        self.input.rows_per_epoch()
     }
 
     /// The chunks whose rows are mixed.
     pub(crate) fn mixing_chunks(&self) -> usize {
-        match self {
-            Batches::F32(stream) => stream.mixing_chunks(),
-            Batches::F16(stream) => stream.mixing_chunks(),
-        }
+        self.input.mixing_chunks()
     }
 
     /// The time that [`Batches::next`] has spent waiting for rows.
     pub(crate) fn waited(&self) -> Duration {
-        match self {
-            Batches::F32(stream) => stream.waited(),
-            Batches::F16(stream) => stream.waited(),
-        }
+        self.streams().map(Stream::waited).sum()
     }
 
     /// Bytes of a batch.
     pub(crate) fn bytes(&self) -> usize {
+        self.streams().map(Stream::bytes).sum()
+    }
+
+    fn streams(&self) -> impl Iterator<Item = &Stream> {
+        [&self.input].into_iter().chain(&self.target)
+    }
+
+    fn streams_mut(&mut self) -> impl Iterator<Item = &mut Stream> {
+        [&mut self.input].into_iter().chain(&mut self.target)
+    }
+}
+
+impl Stream {
+    fn new(stores: &[Store], options: StreamOptions, as_stored: bool) -> Result<Stream> {
+        let half = as_stored && stores.iter().all(|store| store.row_type() == RowType::F16);
+        Ok(match half {
+            true => Stream::F16(BatchStream::with_element(stores.to_vec(), options)?),
+            false => Stream::F32(BatchStream::new(stores.to_vec(), options)?),
+        })
+    }
+
+    fn next(&mut self) -> Result<Rows<'_>> {
+        Ok(match self {
+            Stream::F32(stream) => Rows::F32(stream.next_batch()?),
+            Stream::F16(stream) => Rows::F16(stream.next_batch()?),
+        })
+    }
+
+    fn seek(&mut self, step: u64) -> Result<()> {
         match self {
-            Batches::F32(stream) => 4 * stream.batch() * stream.width(),
-            Batches::F16(stream) => 2 * stream.batch() * stream.width(),
+            Stream::F32(stream) => stream.seek(step)?,
+            Stream::F16(stream) => stream.seek(step)?,
+        }
+        Ok(())
+    }
+
+    fn rows_per_epoch(&self) -> u64 {
+        match self {
+            Stream::F32(stream) => stream.rows_per_epoch(),
+            Stream::F16(stream) => stream.rows_per_epoch(),
+        }
+    }
+
+    fn mixing_chunks(&self) -> usize {
+        match self {
+            Stream::F32(stream) => stream.mixing_chunks(),
+            Stream::F16(stream) => stream.mixing_chunks(),
+        }
+    }
+
+    fn waited(&self) -> Duration {
+        match self {
+            Stream::F32(stream) => stream.waited(),
+            Stream::F16(stream) => stream.waited(),
+        }
+    }
+
+    fn bytes(&self) -> usize {
+        match self {
+            Stream::F32(stream) => 4 * stream.batch() * stream.width(),
+            Stream::F16(stream) => 2 * stream.batch() * stream.width(),
         }
     }
 }

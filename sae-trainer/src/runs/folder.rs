@@ -54,6 +54,12 @@ pub(crate) struct RunConfig {
     pub(crate) settings: Settings,
     /// What was trained on.
     pub(crate) stores: Vec<StoreIdentity>,
+    /// What a transcoder reconstructs: a store aligned with each of `stores`.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub(crate) targets: Vec<StoreIdentity>,
+    /// What was evaluated on, if other stores.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub(crate) eval_stores: Vec<StoreIdentity>,
     /// What the run's other files carry, so that those of another run are told apart. Kept when the run is resumed, also
     /// by a version whose settings would give another one; older versions had none.
     #[serde(default, skip_serializing_if = "Option::is_none")]
@@ -73,7 +79,7 @@ impl RunConfig {
         command_line: String,
         arguments: SettingArguments,
         settings: Settings,
-        stores: &[Store],
+        [stores, targets, eval_stores]: [&[Store]; 3],
     ) -> RunConfig {
         RunConfig {
             format: FORMAT,
@@ -83,6 +89,8 @@ impl RunConfig {
             run_id: Some(settings.run_id()),
             settings,
             stores: stores.iter().map(StoreIdentity::of).collect(),
+            targets: targets.iter().map(StoreIdentity::of).collect(),
+            eval_stores: eval_stores.iter().map(StoreIdentity::of).collect(),
         }
     }
 
@@ -94,18 +102,25 @@ impl RunConfig {
     /// How `other` differs from this run, one sentence for each value.
     pub(crate) fn differences(&self, other: &RunConfig) -> Vec<String> {
         let mut found = self.settings.differences(&other.settings);
-        let same = self.stores.len() == other.stores.len()
-            && self.stores.iter().zip(&other.stores).all(|(here, there)| here.same_rows(there));
-        if !same {
-            let names = |config: &RunConfig| {
-                let paths =
-                    config.stores.iter().map(|s| format!("{} ({} rows)", foreign_path(&s.path), s.rows));
-                paths.collect::<Vec<_>>().join(", ")
-            };
-            found.push(format!("the stores are {} there and {} here", names(self), names(other)));
+        for (what, here, there) in
+            [("stores", &self.stores, &other.stores), ("targets", &self.targets, &other.targets)]
+        {
+            let same = here.len() == there.len() && here.iter().zip(there).all(|(a, b)| a.same_rows(b));
+            if !same {
+                found.push(format!("the {what} are {} there and {} here", names(here), names(there)));
+            }
         }
         found
     }
+}
+
+/// `stores/a (300 rows), stores/b (200 rows)`
+fn names(stores: &[StoreIdentity]) -> String {
+    if stores.is_empty() {
+        return "none".to_owned();
+    }
+    let name = |store: &StoreIdentity| format!("{} ({} rows)", foreign_path(&store.path), store.rows);
+    stores.iter().map(name).collect::<Vec<_>>().join(", ")
 }
 
 impl StoreIdentity {

@@ -1,4 +1,5 @@
-//! A run: whether it can be done (`plan`), how it goes (`run`, with `batches`, `schedule`, `revive`, `decoder_bias`), and what it
+//! A run: whether it can be done (`plan`), which rows it reads (`streams`, `batches`), how it goes (`run`, with `schedule`, `revive`,
+//! `decoder_bias`), and what it
 //! leaves on disk (`folder`, `checkpoint`, `record`, `sae_config`).
 
 pub(crate) mod batches;
@@ -11,3 +12,4 @@ pub(crate) mod revive;
 pub(crate) mod run;
 pub(crate) mod sae_config;
 pub(crate) mod schedule;
+pub(crate) mod streams;

@@ -3,7 +3,7 @@
 
 use std::path::{Path, PathBuf};
 
-use activation_store::Store;
+use activation_store::{Store, held_out_contexts, median_norm};
 use anyhow::{Context, Result, bail, ensure};
 use human_units::format_bytes;
 use sae::{Config, Sae};
@@ -16,13 +16,18 @@ use crate::command::selection::DEFAULT_BANDWIDTH;
 use crate::command::settings::{Initial, Settings};
 use crate::engine::Activation;
 use crate::runs::checkpoint;
-use crate::runs::folder::{RunConfig, RunFolder, checkpoints};
+use crate::runs::folder::{RunConfig, RunFolder, StoreIdentity, checkpoints};
+use crate::runs::record::EvaluatedOn;
 
 /// A run that can start.
 #[derive(Debug)]
 pub(crate) struct RunPlan {
     pub(crate) config: RunConfig,
     pub(crate) stores: Vec<Store>,
+    /// Those of `--target`: none, or one aligned with each of `stores`.
+    pub(crate) targets: Vec<Store>,
+    /// Those of `--eval-store`.
+    pub(crate) eval_stores: Vec<Store>,
     pub(crate) out: PathBuf,
     /// The autoencoder of `--init-from`, where the run starts from it.
     pub(crate) initial: Option<Sae>,
@@ -57,13 +62,21 @@ impl RunPlan {
                 _ => merged.data.store.push(default_store()?),
             }
         }
-        let paths = match &stored {
-            Some(stored) if given.data.store.is_empty() => {
-                stored.stores.iter().map(|store| store.path.clone()).collect()
-            }
-            _ => merged.data.store.clone(),
+        let paths = |given: &[PathBuf], stored: Option<&[StoreIdentity]>, merged: &[PathBuf]| match stored {
+            Some(stored) if given.is_empty() => stored.iter().map(|store| store.path.clone()).collect(),
+            _ => merged.to_vec(),
         };
-        let stores = open_stores(&paths)?;
+        let of_run = stored.as_ref();
+        let stores =
+            open_stores(&paths(&given.data.store, of_run.map(|run| &run.stores[..]), &merged.data.store))?;
+        let targets = open_targets(
+            &paths(&given.rows.target, of_run.map(|run| &run.targets[..]), &merged.rows.target),
+            &stores,
+        )?;
+        let eval_stores = open_eval_stores(
+            &paths(&given.rows.eval_store, of_run.map(|run| &run.eval_stores[..]), &merged.rows.eval_store),
+            &stores,
+        )?;
         let width = stores[0].width();
 
         // A resumed run has its weights in a checkpoint; the initial ones may be gone by now.
@@ -90,15 +103,30 @@ impl RunPlan {
             }
             _ => None,
         };
-        let settings = Settings::resolve(&merged, width, decided)?;
-        let out = arguments.run.out.clone().unwrap_or_else(|| default_folder(&stores[0], &settings));
-        let mut config = RunConfig::new(command_line, merged, settings, &stores);
-        check_paths(&out, &config)?;
-
+        let mut settings = Settings::resolve(&merged, width, decided)?;
+        let out = arguments
+            .run
+            .out
+            .clone()
+            .unwrap_or_else(|| default_folder(&stores[0], targets.first(), &settings));
         let stored = match stored {
             None if arguments.run.resume => RunConfig::read(&out)?,
             stored => stored,
         };
+        let of_run = stored.as_ref().map(|stored| &stored.settings.rows);
+        if let (Some(of_run), None) = (of_run, merged.rows.held_out) {
+            // The default has changed; older runs held nothing out.
+            settings.rows.held_out = of_run.held_out;
+        }
+        settings.rows.largest_norm = match (of_run, settings.rows.max_norm) {
+            (Some(of_run), Some(times)) if of_run.max_norm == Some(times) => of_run.largest_norm,
+            (_, Some(times)) => Some(times * median_norm(&stores)?),
+            (_, None) => None,
+        };
+        settings.rows.check()?;
+        let mut config = RunConfig::new(command_line, merged, settings, [&stores, &targets, &eval_stores]);
+        check_paths(&out, &config)?;
+
         let mut found = Vec::new();
         if let Some(stored) = &stored {
             RunFolder::check_same(&out, stored, &config)?;
@@ -122,9 +150,21 @@ impl RunPlan {
             (_, initial, _) => initial,
         };
         let resumed = stored.is_some();
-        let plan = RunPlan { config, stores, out, initial, checkpoints: found, resumed };
+        let plan =
+            RunPlan { config, stores, targets, eval_stores, out, initial, checkpoints: found, resumed };
         check_space(&plan.out, plan.needed_space(u64::from(arguments.run.keep_checkpoints)))?;
         Ok(plan)
+    }
+
+    /// Which rows the finished autoencoder is evaluated on.
+    pub(crate) fn evaluated_on(&self) -> EvaluatedOn {
+        let held_out = self.settings().rows.held_out;
+        let some = |store: &Store| held_out_contexts(store.contexts(), held_out) > 0;
+        match self.stores.iter().any(some) {
+            _ if !self.eval_stores.is_empty() => EvaluatedOn::OtherStores,
+            true => EvaluatedOn::HeldOutRows,
+            false => EvaluatedOn::TrainingRows,
+        }
     }
 
     /// Bytes on disk for `keep` checkpoints, the one being written, and `sae/`.
@@ -167,6 +207,52 @@ fn open_stores(paths: &[PathBuf]) -> Result<Vec<Store>> {
     Ok(stores)
 }
 
+/// The stores of `--target`, each aligned with the one of `stores` in the same place.
+fn open_targets(paths: &[PathBuf], stores: &[Store]) -> Result<Vec<Store>> {
+    ensure!(
+        paths.is_empty() || paths.len() == stores.len(),
+        "--target names {} stores and --store {}: name a target for each store, in the same order",
+        paths.len(),
+        stores.len()
+    );
+    let targets: Vec<Store> = paths.iter().map(|path| Ok(Store::open(path)?)).collect::<Result<_>>()?;
+    for (store, target) in stores.iter().zip(&targets) {
+        ensure!(
+            store.width() == target.width(),
+            "rows of {} are {} wide, those of its target {} {}: a transcoder needs two hooks of one width",
+            foreign_path(store.path()),
+            store.width(),
+            foreign_path(target.path()),
+            target.width()
+        );
+        store.check_aligned(target)?;
+    }
+    Ok(targets)
+}
+
+/// The stores of `--eval-store`, whose rows must be ones that the autoencoder reads and has not seen.
+fn open_eval_stores(paths: &[PathBuf], stores: &[Store]) -> Result<Vec<Store>> {
+    let found: Vec<Store> = paths.iter().map(|path| Ok(Store::open(path)?)).collect::<Result<_>>()?;
+    let place = |store: &Store| std::fs::canonicalize(store.path()).ok();
+    for store in &found {
+        ensure!(
+            store.width() == stores[0].width(),
+            "rows of {} are {} wide, those of {} {}: --eval-store needs a store of the same hook",
+            foreign_path(stores[0].path()),
+            stores[0].width(),
+            foreign_path(store.path()),
+            store.width()
+        );
+        ensure!(
+            stores.iter().all(|trained| place(trained) != place(store)),
+            "{} is given as --store and as --eval-store: name another store, or leave --eval-store out to evaluate on \
+             held-out rows",
+            foreign_path(store.path())
+        );
+    }
+    Ok(found)
+}
+
 fn load_initial(path: &Path, store: &Store) -> Result<Sae> {
     let sae = Sae::load(path).with_context(|| format!("cannot start from {}", foreign_path(path)))?;
     ensure!(
@@ -182,11 +268,13 @@ fn load_initial(path: &Path, store: &Store) -> Result<Sae> {
 
 /// An error if a path is not UTF-8, since the JSON files of a run cannot hold it.
 fn check_paths(out: &Path, config: &RunConfig) -> Result<()> {
-    let stores = config.stores.iter().map(|store| &*store.path);
+    let stores = config.stores.iter().chain(&config.targets).chain(&config.eval_stores);
+    let stores = stores.map(|store| &*store.path);
     let initial = config.settings.init_from.as_deref();
-    for path in
-        [out].into_iter().chain(stores).chain(initial).chain(config.arguments.data.store.iter().map(|p| &**p))
-    {
+    let rows = &config.arguments.rows;
+    let given =
+        config.arguments.data.store.iter().chain(&rows.target).chain(&rows.eval_store).map(|path| &**path);
+    for path in [out].into_iter().chain(stores).chain(initial).chain(given) {
         ensure!(
             path.to_str().is_some(),
             "{} is not UTF-8, and the files of a run cannot name it: rename it",
@@ -196,10 +284,16 @@ fn check_paths(out: &Path, config: &RunConfig) -> Result<()> {
     Ok(())
 }
 
-/// `runs/gpt2-approx-l0-7e-5`
-fn default_folder(store: &Store, settings: &Settings) -> PathBuf {
-    let path = std::fs::canonicalize(store.path()).unwrap_or_else(|_| store.path().to_path_buf());
-    let store = path.file_name().unwrap_or_default().to_string_lossy().into_owned();
+/// `runs/gpt2-approx-l0-7e-5`, `runs/gpt2.in-to-gpt2.out-approx-l0-7e-5`
+fn default_folder(store: &Store, target: Option<&Store>, settings: &Settings) -> PathBuf {
+    let name = |store: &Store| {
+        let path = std::fs::canonicalize(store.path()).unwrap_or_else(|_| store.path().to_path_buf());
+        path.file_name().unwrap_or_default().to_string_lossy().into_owned()
+    };
+    let store = match target {
+        Some(target) => format!("{}-to-{}", name(store), name(target)),
+        None => name(store),
+    };
     let loss = settings.loss_name();
     let name = match settings.step.loss.coefficient {
         0.0 => format!("{store}-{loss}"),

@@ -40,8 +40,12 @@ pub(crate) struct EvaluationRecord {
     pub(crate) step: u64,
     /// Rows evaluated.
     pub(crate) rows: u64,
-    /// Rows of one pass over the store.
-    pub(crate) rows_of_the_store: u64,
+    /// Rows that could be evaluated: those of one pass over what `evaluated_on` says.
+    #[serde(alias = "rows_of_the_store")]
+    pub(crate) rows_available: u64,
+    /// Which rows these are. Older versions held none out.
+    #[serde(default)]
+    pub(crate) evaluated_on: EvaluatedOn,
     #[serde(flatten)]
     pub(crate) metrics: Metrics,
     #[serde(deserialize_with = "number")]
@@ -49,6 +53,38 @@ pub(crate) struct EvaluationRecord {
     #[serde(deserialize_with = "number")]
     pub(crate) decoder_norm_mean: f64,
     pub(crate) log10_frequency: Histogram,
+}
+
+/// Which rows an autoencoder is evaluated on.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "kebab-case")]
+pub(crate) enum EvaluatedOn {
+    /// Rows of the store that training saw too.
+    #[default]
+    TrainingRows,
+    /// Rows of the store that training never sees.
+    HeldOutRows,
+    /// The rows of other stores.
+    OtherStores,
+}
+
+impl EvaluatedOn {
+    /// `held-out rows`
+    pub(crate) fn words(self) -> &'static str {
+        match self {
+            EvaluatedOn::TrainingRows => "rows that training saw too",
+            EvaluatedOn::HeldOutRows => "held-out rows",
+            EvaluatedOn::OtherStores => "rows of other stores",
+        }
+    }
+}
+
+/// The rows of an evaluation.
+#[derive(Debug, Clone, Copy)]
+pub(crate) struct EvaluatedRows {
+    pub(crate) on: EvaluatedOn,
+    /// Rows that can be evaluated.
+    pub(crate) available: u64,
 }
 
 /// Reads what is not a finite number, which JSON has as null: an undefined metric, NaN.
@@ -215,7 +251,7 @@ impl EvaluationRecord {
     pub(crate) fn new(
         step: u64,
         evaluation: &Evaluation,
-        rows_of_the_store: u64,
+        rows: EvaluatedRows,
         decoder_norm_mean: f64,
     ) -> EvaluationRecord {
         let sums = &evaluation.sums;
@@ -228,7 +264,8 @@ impl EvaluationRecord {
             kind: "evaluation".into(),
             step,
             rows: sums.rows,
-            rows_of_the_store,
+            rows_available: rows.available,
+            evaluated_on: rows.on,
             metrics: Metrics::new(sums, activity),
             penalty: sums.penalty(),
             decoder_norm_mean,

@@ -7,7 +7,8 @@
 //! W_dec_j = v / ‖v‖        W_enc_j = 0.2 · (mean ‖W_enc‖ of the live features) · v / ‖v‖        b_enc_j = 0
 //! ```
 //!
-//! and its moments are 0. The loss is the training loss, so rows with large norms, such as those of BOS tokens, do not
+//! and its moments are 0. A transcoder's feature writes the direction of y − b_dec, of the row's target y, and reads that of the row x
+//! itself. The loss is the training loss, so rows with large norms, such as those of BOS tokens, do not
 //! take every draw where the loss divides by the norm. There are two differences from the paper, because rows are drawn from
 //! one batch and not from 819,200 rows. A row is given to only one feature, since two features with the same weights would
 //! stay the same for ever. Dead features in excess of the batch's rows wait until the next time.
@@ -18,7 +19,7 @@ use rand_chacha::rand_core::{Rng, SeedableRng};
 use serde::Serialize;
 
 use crate::command::settings::Settings;
-use crate::engine::{Mse, State};
+use crate::engine::{Batch, Mse, State};
 
 /// The encoder row of a revived feature, as a share of the live features' mean norm.
 const ENCODER_SHARE: f64 = 0.2;
@@ -35,12 +36,12 @@ pub(crate) struct ResampleRecord {
     pub(crate) resampled_features: usize,
 }
 
-/// Gives dead features new weights from the rows of `batch` [B, d], of which `errors` [B] are the ‖x̂ − x‖². The draw
-/// depends on the run's seed and on the step alone.
+/// Gives dead features new weights from the rows of `batch`, of which `errors` [B] are the ‖x̂ − x‖². The draw depends on the
+/// run's seed and on the step alone.
 pub(crate) fn resample(
     state: &mut State,
     settings: &Settings,
-    batch: ArrayView2<'_, f32>,
+    batch: Batch<'_>,
     errors: ArrayView1<'_, f32>,
 ) -> ResampleRecord {
     let silence = settings.dead_steps().min(state.step);
@@ -60,20 +61,20 @@ pub(crate) fn resample(
     let norms = scale_from.iter().map(|&j| norm(state.weights.encoder.row(j)));
     let encoder_norm = ENCODER_SHARE * norms.sum::<f64>() / scale_from.len() as f64;
 
-    let losses = row_losses(settings.step.loss.mse, batch, errors);
+    let losses = row_losses(settings.step.loss.mse, batch.target, errors);
     let mut random = ChaCha8Rng::seed_from_u64(settings.seed);
     random.set_stream(state.step);
     let rows = draw(&losses, dead.len(), &mut random);
     for (j, row) in dead.into_iter().zip(rows) {
-        let v = &batch.row(row) - &state.weights.decoder_bias;
-        let length = norm(v.view());
-        if !(length > 0.0 && length.is_finite()) {
-            continue;
-        }
-        for (k, v) in v.iter().enumerate() {
-            let unit = f64::from(*v) / length;
-            state.weights.decoder[[j, k]] = unit as f32;
-            state.weights.encoder[[j, k]] = (encoder_norm * unit) as f32;
+        let written = direction((&batch.target.row(row) - &state.weights.decoder_bias).view());
+        let read = match batch.has_its_own_target() {
+            true => direction(batch.input.row(row)),
+            false => written.clone(),
+        };
+        let (Some(written), Some(read)) = (written, read) else { continue };
+        for (k, (written, read)) in written.into_iter().zip(read).enumerate() {
+            state.weights.decoder[[j, k]] = written as f32;
+            state.weights.encoder[[j, k]] = (encoder_norm * read) as f32;
         }
         state.weights.encoder_bias[j] = 0.0;
         for moments in [&mut state.first_moments, &mut state.second_moments] {
@@ -122,6 +123,12 @@ fn draw(losses: &[f64], count: usize, random: &mut ChaCha8Rng) -> Vec<usize> {
     }
     keys.sort_by(|a, b| a.0.total_cmp(&b.0).then(a.1.cmp(&b.1)));
     keys.into_iter().take(count).map(|(_, row)| row).collect()
+}
+
+/// `values` over their norm, unless that is 0 or infinite.
+fn direction(values: ArrayView1<'_, f32>) -> Option<Vec<f64>> {
+    let length = norm(values);
+    (length > 0.0 && length.is_finite()).then(|| values.iter().map(|v| f64::from(*v) / length).collect())
 }
 
 fn norm(values: ArrayView1<'_, f32>) -> f64 {
@@ -173,7 +180,7 @@ mod tests {
         // The second row is reconstructed; the others lie at (3, 4) and (0, -2) from the decoder bias.
         let batch = array![[4.0, 6.0], [9.0, 9.0], [1.0, 0.0]];
         let errors = aview1(&[5.0, 0.0, 5.0]);
-        let record = resample(&mut state, &settings("--mse sum"), batch.view(), errors);
+        let record = resample(&mut state, &settings("--mse sum"), batch.view().into(), errors);
         assert_eq!((record.step, record.dead_features, record.resampled_features), (50, 2, 2));
         let mut directions = [1, 3].map(|j| state.weights.decoder.row(j).to_vec());
         directions.sort_by(|a, b| a[0].total_cmp(&b[0]));
@@ -204,6 +211,21 @@ mod tests {
             }
         }
         assert_eq!(state.window, before.window);
+    }
+
+    #[test]
+    fn a_transcoder_reads_the_row_and_writes_its_target() {
+        let mut state = state();
+        // Two features are dead, and only one row has an error.
+        let (input, target) =
+            (array![[0.0, 2.0], [5.0, 0.0], [1.0, 1.0]], array![[4.0, 6.0], [9.0, 9.0], [1.0, 0.0]]);
+        let batch = Batch { input: input.view(), target: target.view() };
+        let record = resample(&mut state, &settings("--mse sum"), batch, aview1(&[5.0, 0.0, 0.0]));
+        assert_eq!((record.dead_features, record.resampled_features), (2, 1));
+        assert_eq!(state.weights.decoder.row(1), aview1(&[0.6, 0.8]));
+        let share = 0.2 * (5f64.sqrt() + 61f64.sqrt()) / 2.0;
+        assert_eq!(state.weights.encoder[[1, 0]], 0.0);
+        assert!((f64::from(state.weights.encoder[[1, 1]]) - share).abs() < 1e-6);
     }
 
     #[test]
@@ -240,12 +262,13 @@ mod tests {
         let mut alive = state();
         alive.steps_since_fired = Array1::zeros(4);
         let before = alive.clone();
-        let record = resample(&mut alive, &settings(""), Array2::ones((3, 2)).view(), aview1(&[1.0; 3]));
+        let record =
+            resample(&mut alive, &settings(""), Array2::ones((3, 2)).view().into(), aview1(&[1.0; 3]));
         assert_eq!((record.dead_features, record.resampled_features), (0, 0));
         assert!(alive == before);
         let mut perfect = state();
         let batch = array![[1.0, 2.0], [3.0, 4.0], [5.0, 7.0]];
-        let record = resample(&mut perfect, &settings(""), batch.view(), aview1(&[0.0; 3]));
+        let record = resample(&mut perfect, &settings(""), batch.view().into(), aview1(&[0.0; 3]));
         assert_eq!((record.dead_features, record.resampled_features), (2, 0));
         assert!(perfect == state());
     }

@@ -12,13 +12,13 @@ use terminal::foreign_path;
 use crate::command::arguments::{DecoderBias, RunArguments};
 use crate::command::settings::{Revive, Settings};
 use crate::engine::compute::Compute;
-use crate::engine::{Engine, Evaluation, Rows, State, StepError, StepReport};
+use crate::engine::{Engine, Evaluation, State, StepError, StepReport, StoredBatch};
 use crate::runs::batches::Batches;
 use crate::runs::checkpoint;
 use crate::runs::decoder_bias;
 use crate::runs::folder::{RunFolder, checkpoints, program};
 use crate::runs::plan::RunPlan;
-use crate::runs::record::{EvaluationRecord, Session, StepRecord, Summary, Timing};
+use crate::runs::record::{EvaluatedRows, EvaluationRecord, Session, StepRecord, Summary, Timing};
 use crate::runs::revive;
 use crate::runs::sae_config;
 use crate::runs::schedule;
@@ -158,7 +158,7 @@ impl Run {
 
     /// Begins the run's next step on `batch`, and records the step that was finished in the meantime. The inner error is the
     /// engine's, after which the run cannot continue.
-    pub(crate) fn submit(&mut self, batch: Rows<'_>) -> Result<Result<(), StepError>> {
+    pub(crate) fn submit(&mut self, batch: StoredBatch<'_>) -> Result<Result<(), StepError>> {
         let schedule = schedule::at(self.plan.settings(), self.begun);
         let report = match self.engine.submit_shared(self.begun, batch, &schedule) {
             Ok(report) => report,
@@ -193,12 +193,12 @@ impl Run {
 
     /// If a revival is due, gives dead features new weights from the rows of `batch`, which is the next to be trained
     /// on. No step is under way.
-    pub(crate) fn revive_if_due(&mut self, batch: Rows<'_>) -> Result<Result<(), StepError>> {
+    pub(crate) fn revive_if_due(&mut self, batch: StoredBatch<'_>) -> Result<Result<(), StepError>> {
         if !self.is_revival(self.begun) {
             return Ok(Ok(()));
         }
         let batch = batch.to_f32();
-        let errors = match self.engine.squared_errors(batch.view().into()) {
+        let errors = match self.engine.squared_errors(batch.view()) {
             Ok(errors) => errors,
             Err(error) => return Ok(Err(error)),
         };
@@ -288,7 +288,8 @@ impl Run {
 
     fn sae(&self, weights: Weights, log_sparsity: Vec<f32>) -> Sae {
         let tokens = self.step * self.settings().step.batch as u64;
-        let config = sae_config::config(self.settings(), &self.plan.stores, tokens);
+        let config =
+            sae_config::config(self.settings(), &self.plan.stores, self.plan.targets.first(), tokens);
         Sae { weights, config, log_sparsity: Some(log_sparsity) }
     }
 
@@ -296,12 +297,11 @@ impl Run {
     pub(crate) fn conclude(
         &mut self,
         evaluation: &Evaluation,
-        rows_of_the_store: u64,
+        rows: EvaluatedRows,
         session: Session,
     ) -> Result<Summary> {
         let weights = self.engine.weights()?;
-        let record =
-            EvaluationRecord::new(self.step, evaluation, rows_of_the_store, weights.decoder_norm_mean());
+        let record = EvaluationRecord::new(self.step, evaluation, rows, weights.decoder_norm_mean());
         let sparsity =
             evaluation.feature_densities().into_iter().map(|s| log10_frequency(s) as f32).collect();
         let sae = self.sae(weights, sparsity);
@@ -375,7 +375,8 @@ fn initial_weights(settings: &Settings, batches: &mut Batches) -> Result<Weights
     sample.reserve_rows(count * settings.step.batch)?;
     batches.seek(0)?;
     for _ in 0..count {
-        sample.append(Axis(0), batches.next()?.to_f32().view())?;
+        // The decoder bias is one of the decoder's output.
+        sample.append(Axis(0), batches.next()?.to_f32().view().target)?;
     }
     if let Some(number) = sample.iter().find(|x| !x.is_finite()) {
         bail!("a row of the store holds {number}, so no decoder bias can be computed");

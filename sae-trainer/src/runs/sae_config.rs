@@ -9,8 +9,9 @@ use crate::command::settings::Settings;
 use crate::engine::Activation;
 use crate::runs::folder::program;
 
-/// The configuration of an autoencoder trained with `settings` on `tokens` rows of `stores`.
-pub(crate) fn config(settings: &Settings, stores: &[Store], tokens: u64) -> Config {
+/// The configuration of an autoencoder trained with `settings` on `tokens` rows of `stores`, or of a transcoder to the rows
+/// of `target`.
+pub(crate) fn config(settings: &Settings, stores: &[Store], target: Option<&Store>, tokens: u64) -> Config {
     let spec = stores[0].spec();
     let provenance = &spec.provenance;
     let mut datasets: Vec<&str> =
@@ -22,7 +23,7 @@ pub(crate) fn config(settings: &Settings, stores: &[Store], tokens: u64) -> Conf
         // unless told to.
         from_pretrained.insert("center_writing_weights".to_owned(), true.into());
     }
-    let further = [
+    let mut further = BTreeMap::from([
         ("trained_with".to_owned(), program().into()),
         ("training_tokens".to_owned(), tokens.into()),
         ("loss".to_owned(), settings.loss_name().into()),
@@ -30,7 +31,10 @@ pub(crate) fn config(settings: &Settings, stores: &[Store], tokens: u64) -> Conf
         ("residual_centered".to_owned(), provenance.centered.into()),
         ("model".to_owned(), provenance.model.as_str().into()),
         ("model_hash".to_owned(), provenance.model_hash.as_str().into()),
-    ];
+    ]);
+    if let Some(target) = target {
+        further.insert("hook_name_out".to_owned(), target.provenance().hook.as_str().into());
+    }
     let metadata = Metadata {
         model_name: Some(transformer_lens_name(&provenance.model).to_owned()),
         hook_name: Some(provenance.hook.clone()),
@@ -39,7 +43,7 @@ pub(crate) fn config(settings: &Settings, stores: &[Store], tokens: u64) -> Conf
         model_from_pretrained_kwargs: Some(from_pretrained),
         dataset_path: Some(datasets.join(", ")),
         exclude_special_tokens: Some(spec.drop_bos || settings.drop_bos),
-        further: BTreeMap::from(further),
+        further,
         ..Metadata::default()
     };
     let step = &settings.step;

@@ -75,9 +75,15 @@ enum Variation {
 fn variation(id: &str) -> Variation {
     match id {
         "store" | "batch" | "mixing_chunks" | "seed" | "tokens" | "steps" | "eval_rows" => Variation::Common,
+        "held_out" | "eval_store" | "target" | "drop_tokens" | "max_norm" => Variation::Common,
         "epsilon" | "init_from" | "matryoshka" => Variation::Repeats,
         _ => Variation::Commas,
     }
+}
+
+/// Whether a run itself takes several values of the flag.
+fn is_a_list(id: &str) -> bool {
+    matches!(id, "store" | "eval_store" | "target" | "drop_tokens")
 }
 
 /// The flags that define a run, as the command line of a run has them.
@@ -94,7 +100,7 @@ impl Args for SweepArguments {
         let mut command = TrainArguments::augment_args(command);
         for flag in setting_flags() {
             let id = flag.get_id().as_str();
-            if !takes_a_value(&flag) || id == "store" {
+            if !takes_a_value(&flag) || is_a_list(id) {
                 continue;
             }
             command = command.mut_arg(id, |flag| match variation(id) {
@@ -116,7 +122,7 @@ impl Args for SweepArguments {
             .mut_arg("resume", |flag| {
                 flag.help(
                     "Continue the sweep in --out, or start it if there is none. Other flags may be left out; only \
-                     --steps, --tokens and --eval-rows may differ from the sweep's",
+                     --steps, --tokens, --eval-rows and --eval-store may differ from the sweep's",
                 )
             })
             .mut_arg("json", |flag| flag.help("Print sweep.json on standard output instead of the table"))
@@ -160,7 +166,7 @@ impl Flag {
             .flatten()
             .map(|values| values.map(OsString::from).collect())
             .collect();
-        if id == "store" {
+        if is_a_list(id) {
             let values = occurrences.into_iter().flatten();
             let words = values.flat_map(|value| [OsString::from(&name), value]).collect();
             return Ok(Flag { name, choices: vec![Choice { name: String::new(), words }] });

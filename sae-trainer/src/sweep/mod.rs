@@ -26,8 +26,8 @@ pub(crate) fn sweep(arguments: SweepArguments) -> Result<u8> {
     let SweepArguments { grid, run } = arguments;
     let (out, record, plans) = plan(grid, &run)?;
     let json = run.json;
-    let ready = Ready::new(plans, run, interrupt, |plans, batches, compute| {
-        announce::sweep(&out, plans, batches, compute)
+    let ready = Ready::new(plans, run, interrupt, |plans, streams, compute| {
+        announce::sweep(&out, plans, streams, compute)
     })?;
     let folder = SweepFolder::open(&out, record)?;
     let summaries = match ready.start(Some(folder))?.finish()? {
@@ -149,6 +149,13 @@ fn check_common(plans: &[RunPlan]) -> Result<()> {
     let first = plans[0].settings();
     for plan in plans {
         let settings = plan.settings();
+        ensure!(
+            settings.rows == first.rows && plan.evaluated_on() == plans[0].evaluated_on(),
+            "the points in {} and {} read different rows, but those of a sweep train and are evaluated on the same; \
+             continue them one by one with sae-trainer --resume --out",
+            foreign_path(&plan.out),
+            foreign_path(&plans[0].out)
+        );
         let values = [
             ("batch", settings.step.batch as u64, first.step.batch as u64),
             ("seed", settings.seed, first.seed),

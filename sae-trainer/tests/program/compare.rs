@@ -17,7 +17,7 @@ fn runs_stand_side_by_side() {
     assert!(lines[0].starts_with("run") && lines[0].contains("explained variance"), "{table}");
     assert!(lines[1].starts_with("l0") && lines[1].contains("approx-l0 7e-5"), "{table}");
     assert!(lines[2].starts_with("l1") && lines[2].contains("l1 8e-5"), "{table}");
-    assert!(lines[3].contains("4,096 rows"), "{table}");
+    assert!(lines[3].contains("48 held-out rows"), "{table}");
 
     let json: Value = serde_json::from_slice(&place.run("compare l0 l1 --json").stdout).unwrap();
     let expected = place.metrics("l1").pop().unwrap();

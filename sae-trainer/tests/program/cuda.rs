@@ -5,9 +5,10 @@ use std::path::Path;
 use std::process::{Command, Output, Stdio};
 use std::time::{Duration, Instant};
 
+use activation_store::RowType;
 use serde_json::Value;
 
-use crate::fixture::{Place, text};
+use crate::fixture::{Place, WIDTH, mixtures, text, write_hook_store};
 use emulation::EmulatedDriver;
 
 /// From an autoencoder that few features of which are active in a row: after the first steps the sparse path is taken.
@@ -164,4 +165,14 @@ fn too_little_memory_says_what_to_lower_and_leaves_nothing() {
     // What the estimate says is free is not.
     let told = fail(&place, &late().with("FAIL_ALLOCATION", "9"), &format!("{RUN} --out run"));
     assert!(told.contains("lower the batch size"), "{told}");
+}
+
+#[test]
+fn a_transcoder_is_refused_by_name_and_leaves_nothing() {
+    let place = Place::new();
+    write_hook_store(&place.path("out"), "blocks.1.hook_mlp_out", WIDTH, &mixtures(512, 1), RowType::F32);
+    let line = "--store store --target out --features 64 --batch 128 --steps 5 --device cuda --out run";
+    let told = fail(&place, &late(), line);
+    assert!(told.contains("targets other than the input") && told.contains("--device cpu"), "{told}");
+    assert!(!place.path("run").exists());
 }

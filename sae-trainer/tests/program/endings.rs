@@ -55,7 +55,7 @@ fn a_store_that_breaks_under_way_costs_no_step() {
 fn a_store_that_breaks_under_the_evaluation_costs_no_step() {
     let place = Place::new();
     // Training reads the first chunks of the order alone, the evaluation all of them.
-    let run = format!("{RUN} --steps 1 --mixing-chunks 1");
+    let run = format!("{RUN} --held-out 0 --steps 1 --mixing-chunks 1");
     damage(&place);
     let told = place.fail(&format!("{run} --out run"));
     assert!(told.contains("damaged") && told.contains("stopped after step 1 of 1"), "{told}");

@@ -30,7 +30,7 @@ fn a_store_that_is_missing_or_damaged() {
 fn a_store_with_fewer_rows_than_a_batch() {
     let place = Place::new();
     let told = place.fail("--store store --features 64 --batch 5k --out run");
-    assert!(told.contains("4096 rows, fewer than a batch of 5000"), "{told}");
+    assert!(told.contains("4096 rows to train on, fewer than a batch of 5000"), "{told}");
     assert!(!place.path("run").exists());
 }
 
@@ -115,7 +115,7 @@ fn counts_beyond_all_bounds_are_refused_before_anything_is_made() {
         assert!(told.contains("at most"), "{flags}: {told}");
     }
     let told = place.fail("--store store --features 64 --batch 4G --sparsity-window 1 --out run");
-    assert!(told.contains("4096 rows, fewer than a batch of 4000000000"), "{told}");
+    assert!(told.contains("4096 rows to train on, fewer than a batch of 4000000000"), "{told}");
     assert!(place.fail(&format!("bench --width {most}")).contains("at most"));
     assert!(place.fail("bench --batch 4G").contains("at most"));
     assert!(!place.path("run").exists());

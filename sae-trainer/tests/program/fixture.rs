@@ -9,7 +9,7 @@ use ndarray::{Array2, ArrayView3};
 use serde_json::Value;
 
 pub(crate) const WIDTH: usize = 16;
-const CONTEXT: usize = 8;
+pub(crate) const CONTEXT: usize = 8;
 const DIRECTIONS: usize = 40;
 
 /// A folder with a store in it.
@@ -188,6 +188,11 @@ pub(crate) fn mixtures(contexts: usize, seed: u64) -> Vec<f32> {
 
 /// Writes `rows` [contexts · 8, width] as a store.
 pub(crate) fn write_store(path: &Path, width: usize, rows: &[f32], row_type: RowType) {
+    write_hook_store(path, "blocks.1.hook_resid_pre", width, rows, row_type);
+}
+
+/// As [`write_store`], of another hook of the same dump.
+pub(crate) fn write_hook_store(path: &Path, hook: &str, width: usize, rows: &[f32], row_type: RowType) {
     let contexts = rows.len() / (CONTEXT * width);
     let spec = StoreSpec {
         row_type,
@@ -196,7 +201,7 @@ pub(crate) fn write_store(path: &Path, width: usize, rows: &[f32], row_type: Row
         provenance: Provenance {
             model: "gpt2-small".into(),
             model_hash: "0123".into(),
-            hook: "blocks.1.hook_resid_pre".into(),
+            hook: hook.into(),
             layer: 1,
             centered: true,
             dataset: vec!["openwebtext".into()],

@@ -94,7 +94,7 @@ fn dead_features_are_revived_once_however_often_a_run_stops() {
 fn a_second_ctrl_c_ends_the_run_at_once() {
     let place = Place::new();
     // Steps that take long enough for two signals.
-    let line = "--store store --features 16384 --batch 4096 --steps 500 --out run";
+    let line = "--store store --features 16384 --batch 4000 --steps 500 --out run";
     let mut child = start(&place, line);
     let metrics = place.path("run/metrics.jsonl");
     wait_for(&mut child, "the first step", || lines(&metrics) > 0);

@@ -40,10 +40,10 @@ fn a_run_leaves_configuration_metrics_and_autoencoder() {
 #[test]
 fn the_evaluation_is_that_of_the_saved_autoencoder() {
     let place = Place::new();
-    place.run(&format!("{SMALL} --steps 100 --pre-bias --out run"));
+    place.run(&format!("{SMALL} --held-out 0 --steps 100 --pre-bias --out run"));
     let evaluation = place.metrics("run").pop().unwrap();
     // 4,096 rows are 32 whole batches: all rows are evaluated, each once.
-    assert_eq!((number(&evaluation, "rows"), number(&evaluation, "rows_of_the_store")), (4096.0, 4096.0));
+    assert_eq!((number(&evaluation, "rows"), number(&evaluation, "rows_available")), (4096.0, 4096.0));
 
     let sae = Sae::load(&place.path("run/sae")).unwrap();
     let x = Array2::from_shape_vec((4096, WIDTH), rows(&place.path("store"))).unwrap();
@@ -101,7 +101,7 @@ fn the_explained_variance_is_right_however_long_the_mean_row_is() {
     assert_eq!(variance(&small), variance(&far));
     write_store(&place.path("far"), WIDTH, &far, RowType::F32);
     place.run(
-        "--store far --features 64 --batch 128 --steps 3 --mse sum --b-dec-init mean --log-every 1 --out run",
+        "--store far --held-out 0 --features 64 --batch 128 --steps 3 --mse sum --b-dec-init mean --log-every 1 --out run",
     );
     let evaluation = place.metrics("run").pop().unwrap();
     let expected = 1.0 - 4096.0 * number(&evaluation, "mse_sum") / variance(&far);
@@ -201,21 +201,21 @@ fn the_number_of_threads_changes_nothing_and_the_seed_does() {
 fn two_stores_are_read_as_one() {
     let place = Place::new();
     write_store(&place.path("second"), WIDTH, &mixtures(128, 2), RowType::F16);
-    place.run(&format!("{SMALL} --store second --steps 50 --out run"));
-    assert_eq!(number(place.metrics("run").last().unwrap(), "rows_of_the_store"), 5120.0);
+    place.run(&format!("{SMALL} --store second --steps 50 --held-out 0 --out run"));
+    assert_eq!(number(place.metrics("run").last().unwrap(), "rows_available"), 5120.0);
 }
 
 #[test]
 fn bos_rows_can_be_left_out() {
     let place = Place::new();
-    place.run(&format!("{SMALL} --drop-bos --steps 5 --out run"));
-    assert_eq!(number(place.metrics("run").last().unwrap(), "rows_of_the_store"), 4096.0 * 7.0 / 8.0);
+    place.run(&format!("{SMALL} --drop-bos --held-out 0 --steps 5 --out run"));
+    assert_eq!(number(place.metrics("run").last().unwrap(), "rows_available"), 4096.0 * 7.0 / 8.0);
 }
 
 #[test]
 fn the_decoder_bias_can_start_at_the_mean_of_the_rows() {
     let place = Place::new();
-    place.run("--store store --features 64 --batch 128 --steps 1 --lr 1e-12 --b-dec-init mean --out run");
+    place.run("--store store --features 64 --batch 128 --held-out 0 --steps 1 --lr 1e-12 --b-dec-init mean --out run");
     let sae = Sae::load(&place.path("run/sae")).unwrap();
     let x = rows(&place.path("store"));
     for (k, bias) in sae.weights.b_dec.iter().enumerate() {
@@ -238,8 +238,10 @@ fn training_can_start_from_a_saved_autoencoder() {
 fn dead_features_are_resampled_and_live() {
     let place = Place::new();
     // A penalty that kills most features; it is the revival alone that makes a difference.
-    let run = format!("{SMALL} --steps 600 --loss l1 --l1-coefficient 0.3 --dead-rows 4k --eval-rows 4k")
-        .replace("--features 64", "--features 256");
+    let run = format!(
+        "{SMALL} --steps 600 --loss l1 --l1-coefficient 0.3 --dead-rows 4k --held-out 0 --eval-rows 4k"
+    )
+    .replace("--features 64", "--features 256");
     place.run(&format!("{run} --out none"));
     place.run(&format!("{run} --revive resample --revive-every 150 --out resample"));
     let metrics = place.metrics("resample");
@@ -269,7 +271,7 @@ fn json_is_one_object_on_standard_output_and_nothing_else() {
     let summary: Value = serde_json::from_slice(&output.stdout).unwrap();
     assert_eq!(summary["steps"], 5);
     assert_eq!(summary["loss"], "approx-l0");
-    assert_eq!(summary["evaluation"]["rows"], 4096);
+    assert_eq!(summary["evaluation"]["rows"], 48);
     assert!(summary["session"]["tokens_per_second"].as_f64().unwrap() > 0.0);
     // The settings, a line of progress: for people, elsewhere.
     let told = text(&output.stderr);

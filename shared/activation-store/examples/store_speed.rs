@@ -4,6 +4,7 @@
 //!     store_speed layout STORE SCRATCH TYPE BITS CHUNK-ROWS LEVEL     rewrites the rows, then reads them
 //!     store_speed read STORE GIGABYTES                                reads through a BatchStream, default options
 //!     store_speed mixing STORE TIMES WINDOW-ROWS K                    0 is the default
+//!     store_speed filter STORE                                        finds the held-out rows, then the norms of all rows
 //!     store_speed repeat STORE TIMES OUT                              writes the rows TIMES times into a new store
 //!
 //! Speeds are bytes of raw rows per second: `core` per second of processor time, `wall` per second of wall-clock time with one
@@ -15,8 +16,8 @@ use std::time::Instant;
 use std::{env, fs, process};
 
 use activation_store::{
-    BatchElement, BatchStream, Layout, RowType, Store, StoreSpec, StoreSummary, StoreWriter, StreamOptions,
-    WriterOptions, bf16, f16,
+    BatchElement, BatchStream, Layout, Part, RowFilter, RowMask, RowType, Store, StoreSpec, StoreSummary,
+    StoreWriter, StreamOptions, WriterOptions, bf16, f16, median_norm,
 };
 use ndarray::{Array2, Array3, Axis, s};
 use serde_json::{Value, json};
@@ -35,10 +36,11 @@ fn main() {
             layout(store, scratch, [row_type, bits, chunk_rows, level])
         }
         ["read", store, gigabytes] => read_by_default(store, gigabytes),
+        ["filter", store] => filter(store),
         ["mixing", store, times, window_rows, k] => mixing(store, [times, window_rows, k]),
         ["repeat", store, times, out] => repeat(store, times, out),
         _ => {
-            eprintln!("usage: store_speed memcpy|layout|read|mixing|repeat STORE …");
+            eprintln!("usage: store_speed memcpy|layout|read|filter|mixing|repeat STORE …");
             process::exit(2);
         }
     };
@@ -174,6 +176,34 @@ fn read<T: BatchElement>(store: &Store, bytes: u64, threads: usize) -> Outcome<V
 fn read_by_default(store: &str, gigabytes: &str) -> Outcome<Value> {
     let gigabytes: f64 = gigabytes.parse()?;
     read::<f32>(&Store::open(Path::new(store))?, (gigabytes * 1e9) as u64, 0)
+}
+
+/// What it costs, before the first batch, to know which rows are held out and which have a large norm; and to read the rows that
+/// are held out.
+fn filter(store: &str) -> Outcome<Value> {
+    let store = Store::open(Path::new(store))?;
+    let stream =
+        |rows| BatchStream::new(vec![store.clone()], StreamOptions { rows, ..StreamOptions::default() });
+    let part = |part| RowFilter { part, ..RowFilter::default() };
+    let start = Instant::now();
+    stream(part(Part::Training { held_out: 0.01 }))?;
+    let held_out = start.elapsed().as_secs_f64();
+    let raw_bytes = store.summary().raw_bytes;
+    let clock = Clock::start();
+    let limit = 10.0 * median_norm(std::slice::from_ref(&store))?;
+    let mask = RowMask::within_norm(std::slice::from_ref(&store), limit, |_| {})?;
+    let norms = clock.speed(raw_bytes);
+    let mut held_out_rows = stream(part(Part::HeldOut { held_out: 0.01 }))?;
+    let clock = Clock::start();
+    let batches = held_out_rows.rows_per_epoch() / held_out_rows.batch() as u64;
+    for _ in 0..batches {
+        std::hint::black_box(held_out_rows.next_batch()?);
+    }
+    let read = clock.speed(batches * (held_out_rows.batch() * store.spec().row_bytes()) as u64);
+    Ok(json!({
+        "rows": store.rows(), "held_out_seconds": held_out, "norms": norms, "left_out": mask.left_out(),
+        "read_held_out": read,
+    }))
 }
 
 /// Pairs of rows of one context in a batch, against a uniform permutation of all rows.

@@ -35,6 +35,22 @@ pub enum StoreError {
         /// One sentence for each differing field: name, stored value, requested value.
         differences: Vec<String>,
     },
+    /// The rows of two stores are not those of the same tokens.
+    #[error(
+        "the rows of {} and {} are not of the same tokens ({}); pairs of rows need two hooks of one dump, as activation-dump \
+         --hook A,B writes them",
+        foreign_path(dir),
+        foreign_path(other),
+        foreign(&differences.join("; "))
+    )]
+    NotAligned {
+        /// A store's folder.
+        dir: PathBuf,
+        /// The folder of the store that should be aligned with it.
+        other: PathBuf,
+        /// One sentence for each differing field.
+        differences: Vec<String>,
+    },
     /// Another process writes this store.
     #[error("another process is writing {}; wait for it to end, or stop it", foreign_path(.0))]
     Locked(PathBuf),

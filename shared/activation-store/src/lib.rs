@@ -4,19 +4,23 @@
 //! A store is a folder and a valid Zarr v3 group; `docs/store-format.md` specifies it byte by byte. [`StoreWriter`] writes
 //! one, [`Store`] reads its rows, and [`BatchStream`] feeds a training run with shuffled batches from one or several.
 
+mod alignment;
 mod catalog;
 mod codec;
 mod disk;
 mod error;
 mod export;
 mod find;
+mod held_out;
 mod journal;
 mod lock;
 mod metadata;
+mod norms;
 mod paths;
 mod permutation;
 mod resumption;
 mod rounding;
+mod row_bits;
 mod shard;
 mod specification;
 mod statistics;
@@ -30,10 +34,12 @@ pub use disk::{DiskCallback, DiskHook, DiskStep};
 pub use error::{Result, StoreError};
 pub use export::{ExportFormat, ExportSummary, export};
 pub use find::{Found, find};
+pub use held_out::{Part, held_out_contexts};
+pub use norms::{RowMask, median_norm};
 pub use specification::{Layout, Provenance, RowType, StoreSpec};
 pub use statistics::Statistics;
 pub use store::{Store, StoreSummary};
-pub use stream::{BatchStream, StreamOptions};
+pub use stream::{BatchStream, RowFilter, StreamOptions};
 pub use verify::{Problem, VerifyReport, verify};
 pub use widen::BatchElement;
 pub use writer::{StoreWriter, WriteProgress, WriterOptions, estimated_bytes};

@@ -16,6 +16,8 @@ pub(crate) enum Purpose {
     Epoch = 2,
     /// The rows of a mixing block: (epoch, block).
     Block = 3,
+    /// The chunks of which the median norm is taken: (0, 0).
+    NormSample = 4,
 }
 
 /// Permutes `items` (Fisher-Yates, from the last element down).

@@ -247,10 +247,15 @@ impl StoreSpec {
     /// One sentence for each field in which `requested` asks for another dump than `self`.
     /// The command line may differ: a resumed dump can use other paths or thread counts.
     pub(crate) fn differences(&self, requested: &StoreSpec) -> Vec<String> {
+        self.differences_beside(requested, &[])
+    }
+
+    /// The same, fields of `apart` apart.
+    pub(crate) fn differences_beside(&self, requested: &StoreSpec, apart: &[&str]) -> Vec<String> {
         let value = |spec: &StoreSpec| serde_json::to_value(spec).unwrap_or_default();
         let mut found = Vec::new();
         compare("", &value(self), &value(requested), &mut found);
-        found.retain(|(path, _)| path != "provenance.command_line");
+        found.retain(|(path, _)| path != "provenance.command_line" && !apart.contains(&&**path));
         found.into_iter().map(|(_, sentence)| sentence).collect()
     }
 }

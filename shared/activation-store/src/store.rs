@@ -221,6 +221,16 @@ impl Store {
         Ok(Array2::from_shape_vec((contexts, length), tokens).expect("each context has T tokens"))
     }
 
+    /// The files of the `origin` array, relative to the folder.
+    pub(crate) fn origin_files(&self) -> Vec<String> {
+        (0..self.0.catalog.shards.len() as u64).map(paths::origin).collect()
+    }
+
+    /// The files of the `tokens` array, relative to the folder.
+    pub(crate) fn token_files(&self) -> Vec<String> {
+        self.0.catalog.tokens.iter().map(|file| paths::tokens(file.chunk)).collect()
+    }
+
     /// Inner chunks with rows, counted through all shards.
     pub(crate) fn chunks(&self) -> u64 {
         self.rows().div_ceil(self.spec().layout.chunk_rows as u64)

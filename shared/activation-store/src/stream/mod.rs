@@ -1,5 +1,6 @@
 //! Shuffled batches of one or several stores.
 
+mod filter;
 mod order;
 mod pipeline;
 mod planes;
@@ -7,6 +8,7 @@ mod planes;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
+pub use filter::RowFilter;
 use ndarray::ArrayView2;
 use order::Sources;
 use pipeline::{Pipeline, Settings};
@@ -23,8 +25,8 @@ pub struct StreamOptions {
     pub seed: u64,
     /// K, the chunks whose rows are mixed; `None` takes a number that mixes well.
     pub mixing_chunks: Option<usize>,
-    /// Leave out rows whose token is the store's `bos_token`.
-    pub drop_bos: bool,
+    /// Which rows of the stores the batches have.
+    pub rows: RowFilter,
     /// Decoding threads; 0 means one per core. The order does not depend on it.
     pub threads: usize,
     /// Batches made ahead of the reader.
@@ -33,15 +35,22 @@ pub struct StreamOptions {
 
 impl Default for StreamOptions {
     fn default() -> Self {
-        StreamOptions { batch: 4096, seed: 0, mixing_chunks: None, drop_bos: false, threads: 0, prefetch: 4 }
+        StreamOptions {
+            batch: 4096,
+            seed: 0,
+            mixing_chunks: None,
+            rows: RowFilter::default(),
+            threads: 0,
+            prefetch: 4,
+        }
     }
 }
 
 /// Endless shuffled batches of one or several stores of one width.
 ///
-/// The order is a pure function of (stores in their order, seed, epoch, K): the chunks of an epoch are permuted, the
+/// The order is a pure function of (stores in their order, rows kept, seed, epoch, K): the chunks of an epoch are permuted, the
 /// rows of every K consecutive chunks are permuted together, and the batches are cut from the resulting stream, epoch
-/// after epoch. An epoch has every row exactly once; a batch can span two epochs.
+/// after epoch. An epoch has every kept row exactly once; a batch can span two epochs.
 ///
 /// Batches are float32 ([`BatchStream::new`]) or another `T`, to which rows are converted, rounded to nearest even, when
 /// a batch is gathered ([`BatchStream::with_element`]). The order is the same for every `T`.
@@ -60,7 +69,8 @@ impl BatchStream {
     /// A stream of float32 batches over `stores`, at step 0.
     ///
     /// # Errors
-    /// No store, stores of different widths, an empty batch, no row left; damage found while looking for BOS rows.
+    /// No store, stores of different widths, an empty batch, no row left; damage found while looking for the rows
+    /// to leave out.
     pub fn new(stores: Vec<Store>, options: StreamOptions) -> Result<BatchStream> {
         Self::with_element(stores, options)
     }
@@ -76,7 +86,7 @@ impl<T: BatchElement> BatchStream<T> {
         if options.batch == 0 || options.mixing_chunks == Some(0) {
             return Err(StoreError::Stream("the batch and the mixing block cannot be empty".to_owned()));
         }
-        let sources = Arc::new(Sources::new(stores, options.drop_bos)?);
+        let sources = Arc::new(Sources::new(stores, &options.rows)?);
         let cores = std::thread::available_parallelism().map_or(1, |cores| cores.get());
         let settings = Settings {
             batch: options.batch,

@@ -4,9 +4,9 @@
 //! The stream is the blocks' rows one after the other, epoch after epoch without end, and batch `s` is its rows
 //! `s·batch .. (s+1)·batch`. Finding a step is therefore arithmetic.
 
-use rayon::prelude::*;
-
+use super::filter::RowFilter;
 use crate::permutation::{self, Purpose};
+use crate::row_bits::ChunkBits;
 use crate::{Result, Store, StoreError};
 
 /// The stores of a stream and which of their rows it has.
@@ -29,11 +29,11 @@ struct ChunkSource {
     /// Rows that the stream has.
     rows: u32,
     /// One bit per row, set if the stream has it; `None` if it has all.
-    kept: Option<Box<[u64]>>,
+    kept: Option<ChunkBits>,
 }
 
 impl Sources {
-    pub(crate) fn new(stores: Vec<Store>, drop_bos: bool) -> Result<Sources> {
+    pub(crate) fn new(stores: Vec<Store>, filter: &RowFilter) -> Result<Sources> {
         let Some(first) = stores.first() else {
             return Err(StoreError::Stream("no store given".to_owned()));
         };
@@ -50,8 +50,7 @@ impl Sources {
         }
         let mut chunks = Vec::new();
         for (number, store) in stores.iter().enumerate() {
-            let leave_out = drop_bos && !store.spec().drop_bos;
-            let mut kept = if leave_out { rows_without_bos(store)? } else { Vec::new() }.into_iter();
+            let mut kept = filter.kept(number, store)?.unwrap_or_default().into_iter();
             for chunk in 0..store.chunks() {
                 let kept = kept.next();
                 let rows = match &kept {
@@ -63,7 +62,7 @@ impl Sources {
         }
         let rows = chunks.iter().map(|chunk| u64::from(chunk.rows)).sum();
         if rows == 0 {
-            return Err(StoreError::Stream("no row remains: every row belongs to a BOS token".to_owned()));
+            return Err(StoreError::Stream("no row remains: every one is left out".to_owned()));
         }
         let chunk_rows = stores.iter().map(|store| store.spec().layout.chunk_rows).max().unwrap_or(1);
         Ok(Sources { stores, chunks, rows, chunk_rows })
@@ -128,59 +127,6 @@ impl Sources {
         permutation::shuffle(&mut rows, seed, Purpose::Block, epoch, block);
         rows
     }
-}
-
-/// For each chunk of `store`, the rows whose token is not BOS.
-fn rows_without_bos(store: &Store) -> Result<Vec<Box<[u64]>>> {
-    let spec = store.spec();
-    let per_chunk = spec.token_chunk_contexts() as u64;
-    let token_chunks = store.contexts().div_ceil(per_chunk);
-    // One bit per token, in one piece per chunk of `tokens`.
-    let is_bos: Vec<Vec<u64>> = (0..token_chunks)
-        .into_par_iter()
-        .map(|chunk| {
-            let contexts = chunk * per_chunk..store.contexts().min((chunk + 1) * per_chunk);
-            let tokens = store.context_tokens(contexts)?;
-            Ok(bits(tokens.iter().map(|&token| token == spec.bos_token)))
-        })
-        .collect::<Result<_>>()?;
-    let per_piece = per_chunk * spec.context_length as u64;
-    let shard_rows = spec.layout.shard_rows as u64;
-    let shards: Vec<Vec<Box<[u64]>>> = (0..store.rows().div_ceil(shard_rows))
-        .into_par_iter()
-        .map(|shard| {
-            let range = shard * shard_rows..store.rows().min((shard + 1) * shard_rows);
-            let origins = store.origin(range)?;
-            let keep = |origin: &u64| -> Result<bool> {
-                let piece = is_bos.get((origin / per_piece) as usize);
-                let bit = origin % per_piece;
-                let word = piece.and_then(|words| words.get((bit / 64) as usize));
-                let word = word.ok_or_else(|| {
-                    let file = store.path().join("origin");
-                    StoreError::damaged(
-                        &file,
-                        format!("a row of shard {shard} comes from position {origin}, beyond the tokens"),
-                    )
-                })?;
-                Ok(word >> (bit % 64) & 1 == 0)
-            };
-            let kept: Vec<bool> = origins.iter().map(keep).collect::<Result<_>>()?;
-            let chunks = kept.chunks(spec.layout.chunk_rows);
-            Ok(chunks.map(|chunk| bits(chunk.iter().copied()).into_boxed_slice()).collect())
-        })
-        .collect::<Result<_>>()?;
-    Ok(shards.into_iter().flatten().collect())
-}
-
-fn bits(flags: impl Iterator<Item = bool>) -> Vec<u64> {
-    let mut words = Vec::new();
-    for (index, flag) in flags.enumerate() {
-        if index % 64 == 0 {
-            words.push(0);
-        }
-        words[index / 64] |= u64::from(flag) << (index % 64);
-    }
-    words
 }
 
 /// The blocks of one epoch.

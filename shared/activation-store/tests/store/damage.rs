@@ -6,7 +6,8 @@ use std::sync::LazyLock;
 
 use crate::small_stores::*;
 use activation_store::{
-    BatchStream, RowType, Store, StoreError, StoreWriter, StreamOptions, WriterOptions, verify,
+    BatchStream, Part, RowFilter, RowType, Store, StoreError, StoreWriter, StreamOptions, WriterOptions,
+    verify,
 };
 use ndarray::{Array2, Array3};
 use proptest::prelude::*;
@@ -284,7 +285,12 @@ proptest! {
             let _ = store.read_rows(0..1);
             let _ = store.origin(0..store.rows().min(100));
             let _ = store.context_tokens(0..store.contexts().min(10));
-            let options = StreamOptions { batch: 8, threads: 1, drop_bos: true, ..StreamOptions::default() };
+            let rows = RowFilter {
+                drop_bos: true,
+                part: Part::Training { held_out: 0.1 },
+                ..RowFilter::default()
+            };
+            let options = StreamOptions { batch: 8, threads: 1, rows, ..StreamOptions::default() };
             if let Ok(mut stream) = BatchStream::new(vec![store], options) {
                 let _ = stream.next_batch();
             }

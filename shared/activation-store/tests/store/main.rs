@@ -1,5 +1,6 @@
 //! Stores as a dump writes them and a trainer reads them.
 
+mod alignment;
 mod damage;
 mod interruption;
 mod order;

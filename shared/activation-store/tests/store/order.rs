@@ -1,10 +1,13 @@
 //! The order of a stream: every row once per epoch, the same however a step is reached and for any number of threads.
 
 use std::collections::HashMap;
-use std::sync::LazyLock;
+use std::sync::{Arc, LazyLock};
 
 use crate::small_stores::*;
-use activation_store::{BatchStream, Layout, Store, StoreError, StoreSpec, StreamOptions, bf16, f16};
+use activation_store::{
+    BatchStream, Layout, Part, RowFilter, RowMask, Store, StoreError, StoreSpec, StreamOptions, bf16, f16,
+    held_out_contexts, median_norm,
+};
 use ndarray::{Array3, aview2};
 use proptest::prelude::*;
 
@@ -34,20 +37,74 @@ fn rows_of_batches(stream: &mut BatchStream, batches: usize) -> Vec<Vec<u32>> {
     rows
 }
 
-/// All rows of the stores, each with how often it occurs.
-fn census(numbers: &[usize], drop_bos: bool) -> HashMap<Vec<u32>, usize> {
+/// Every 50th token of the tests' vocabulary.
+fn some_tokens() -> Vec<u32> {
+    (2..500).step_by(50).collect()
+}
+
+/// Tokens, held-out contexts and norms, in all combinations.
+fn some_filter() -> impl Strategy<Value = RowFilter> {
+    let part = prop_oneof![
+        Just(Part::All),
+        Just(Part::Training { held_out: 0.2 }),
+        Just(Part::HeldOut { held_out: 0.2 })
+    ];
+    let tokens = prop_oneof![Just(Vec::new()), Just(some_tokens())];
+    (any::<bool>(), tokens, part).prop_map(|(drop_bos, drop_tokens, part)| RowFilter {
+        drop_bos,
+        drop_tokens,
+        part,
+        mask: None,
+    })
+}
+
+/// With the rows left out whose norm is beyond `limit`.
+fn within(filter: &RowFilter, numbers: &[usize], limit: Option<f64>) -> RowFilter {
+    let mask = |limit| Arc::new(RowMask::within_norm(&stores(numbers), limit, |_| {}).unwrap());
+    RowFilter { mask: limit.map(mask), ..filter.clone() }
+}
+
+/// The rows of the stores that a filter keeps, each with how often it occurs.
+fn census(numbers: &[usize], filter: &RowFilter, limit: Option<f64>) -> HashMap<Vec<u32>, usize> {
     let mut census = HashMap::new();
     for &number in numbers {
         let spec = &STORES.1[number];
         let all_tokens = tokens(spec, 0, spec.contexts);
-        for (row, token) in rows(spec, 0, spec.contexts).rows().into_iter().zip(all_tokens) {
-            if token != BOS || !(drop_bos || spec.drop_bos) {
+        let held_out = held_out(spec, 0.2);
+        let in_part = |context: usize| match filter.part {
+            Part::All => true,
+            Part::Training { .. } => !held_out.contains(&(context as u64)),
+            Part::HeldOut { .. } => held_out.contains(&(context as u64)),
+        };
+        for (at, (row, token)) in rows(spec, 0, spec.contexts).rows().into_iter().zip(all_tokens).enumerate()
+        {
+            let norm = row.iter().map(|&value| f64::from(stored(spec, value)).powi(2)).sum::<f64>().sqrt();
+            if (token != BOS || !(filter.drop_bos || spec.drop_bos))
+                && !filter.drop_tokens.contains(&token)
+                && in_part(at / spec.context_length)
+                && limit.is_none_or(|limit| norm <= limit)
+            {
                 let row = row.iter().map(|&value| stored(spec, value).to_bits()).collect();
                 *census.entry(row).or_default() += 1;
             }
         }
     }
     census
+}
+
+/// The contexts that are held out, as the format describes it: those with the lowest outputs of SplitMix64.
+fn held_out(spec: &StoreSpec, fraction: f64) -> Vec<u64> {
+    let mut state = spec.seed;
+    let mut next = || {
+        state = state.wrapping_add(0x9e37_79b9_7f4a_7c15);
+        let z = (state ^ state >> 30).wrapping_mul(0xbf58_476d_1ce4_e5b9);
+        let z = (z ^ z >> 27).wrapping_mul(0x94d0_49bb_1331_11eb);
+        z ^ z >> 31
+    };
+    let mut hashes: Vec<(u64, u64)> = (0..spec.contexts).map(|context| (next(), context)).collect();
+    hashes.sort_unstable();
+    let count = (fraction * spec.contexts as f64).ceil() as usize;
+    hashes[..count].iter().map(|(_, context)| *context).collect()
 }
 
 fn count(rows: &[Vec<u32>]) -> HashMap<Vec<u32>, usize> {
@@ -62,18 +119,25 @@ fn some_stores() -> impl Strategy<Value = Vec<usize>> {
     prop_oneof![Just(vec![0]), Just(vec![1]), Just(vec![2, 0]), Just(vec![0, 1, 2]), Just(vec![1, 1])]
 }
 
+/// Rows have norms of about 300 to 1,112, the number of the row.
+fn some_limit() -> impl Strategy<Value = Option<f64>> {
+    prop_oneof![Just(None), (350.0..1000.0).prop_map(Some)]
+}
+
 proptest! {
     #![proptest_config(ProptestConfig { cases: 40, ..ProptestConfig::default() })]
 
     #[test]
-    fn an_epoch_has_every_row_of_every_store_once(
-        numbers in some_stores(), seed: u64, drop_bos: bool, batch in 1_usize..300, k in 1_usize..200, threads in 1_usize..5,
+    fn an_epoch_has_every_kept_row_of_every_store_once(
+        numbers in some_stores(), seed: u64, filter in some_filter(), limit in some_limit(), batch in 1_usize..300,
+        k in 1_usize..200, threads in 1_usize..5,
     ) {
-        let options = StreamOptions { batch, seed, mixing_chunks: Some(k), drop_bos, threads, prefetch: 3 };
+        let rows = within(&filter, &numbers, limit);
+        let options = StreamOptions { batch, seed, mixing_chunks: Some(k), rows, threads, prefetch: 3 };
         let mut stream = BatchStream::new(stores(&numbers), options).unwrap();
         let per_epoch = stream.rows_per_epoch() as usize;
         let rows = rows_of_batches(&mut stream, (3 * per_epoch).div_ceil(batch));
-        let expected = census(&numbers, drop_bos);
+        let expected = census(&numbers, &filter, limit);
         prop_assert_eq!(expected.values().sum::<usize>(), per_epoch);
         let epochs: Vec<_> = rows.chunks_exact(per_epoch).take(3).collect();
         for epoch in &epochs {
@@ -84,10 +148,10 @@ proptest! {
 
     #[test]
     fn seeking_is_replaying_and_threads_change_nothing(
-        numbers in some_stores(), seed: u64, drop_bos: bool, batch in 1_usize..300, k in 1_usize..200,
+        numbers in some_stores(), seed: u64, rows in some_filter(), batch in 1_usize..300, k in 1_usize..200,
         threads in 1_usize..6, prefetch in 0_usize..6, steps in prop::collection::vec(0_u64..40, 1..6),
     ) {
-        let options = StreamOptions { batch, seed, mixing_chunks: Some(k), drop_bos, threads: 1, prefetch: 1 };
+        let options = StreamOptions { batch, seed, mixing_chunks: Some(k), rows, threads: 1, prefetch: 1 };
         let mut replayed = BatchStream::new(stores(&numbers), options.clone()).unwrap();
         let all = rows_of_batches(&mut replayed, 43);
         let options = StreamOptions { threads, prefetch, ..options };
@@ -144,6 +208,67 @@ fn a_value_beyond_float16_is_an_error_of_a_float16_batch_only() {
     assert!(brain.next_batch().unwrap().iter().any(|&value| value == bf16::from_f32(70_000.0)));
     let mut wide = BatchStream::new(vec![store], options).unwrap();
     assert!(wide.next_batch().unwrap().iter().any(|&value| value == 70_000.0));
+}
+
+#[test]
+fn training_and_held_out_rows_are_all_rows_for_every_seed() {
+    let part = |numbers: &[usize], part, seed| {
+        let rows = RowFilter { part, ..RowFilter::default() };
+        let options = StreamOptions { batch: 1, seed, rows, ..StreamOptions::default() };
+        let mut stream = BatchStream::new(stores(numbers), options).unwrap();
+        let per_epoch = stream.rows_per_epoch() as usize;
+        count(&rows_of_batches(&mut stream, per_epoch))
+    };
+    // Of 107 and 31 contexts; the rows of each store are all different.
+    for (number, expected) in [(0, 60), (1, 20)] {
+        let held_out = part(&[number], Part::HeldOut { held_out: 0.05 }, 1);
+        assert_eq!(held_out.values().sum::<usize>(), expected);
+        assert_eq!(held_out, part(&[number], Part::HeldOut { held_out: 0.05 }, 2));
+        let mut all = part(&[number], Part::Training { held_out: 0.05 }, 3);
+        assert!(held_out.keys().all(|row| !all.contains_key(row)));
+        all.extend(held_out);
+        assert_eq!(all, part(&[number], Part::All, 4));
+    }
+    // Each store has its own share, whatever it is read with.
+    let together = part(&[1, 0], Part::HeldOut { held_out: 0.05 }, 1);
+    let mut apart = part(&[0], Part::HeldOut { held_out: 0.05 }, 1);
+    apart.extend(part(&[1], Part::HeldOut { held_out: 0.05 }, 1));
+    assert_eq!(together, apart);
+}
+
+#[test]
+fn nothing_held_out_is_the_order_of_all_rows() {
+    let order = |part| {
+        let rows = RowFilter { part, ..RowFilter::default() };
+        let options = StreamOptions { batch: 64, seed: 3, rows, ..StreamOptions::default() };
+        rows_of_batches(&mut BatchStream::new(stores(&[0, 1]), options).unwrap(), 30)
+    };
+    assert_eq!(order(Part::All), order(Part::Training { held_out: 0.0 }));
+    assert_ne!(order(Part::All), order(Part::Training { held_out: 0.01 }));
+    assert_eq!(held_out_contexts(107, 0.01), 2);
+}
+
+#[test]
+fn the_median_norm_is_that_of_the_rows() {
+    // All rows of stores as small as these are in the sample.
+    let numbers = [0, 1];
+    let mut norms: Vec<f64> = numbers
+        .iter()
+        .flat_map(|&number| {
+            let store = &stores(&[number])[0];
+            let rows = store.read_rows(0..store.rows()).unwrap();
+            let norm = |row: ndarray::ArrayView1<'_, f32>| {
+                row.iter().map(|&value| f64::from(value).powi(2)).sum::<f64>().sqrt()
+            };
+            rows.rows().into_iter().map(norm).collect::<Vec<_>>()
+        })
+        .collect();
+    norms.sort_by(f64::total_cmp);
+    let median = median_norm(&stores(&numbers)).unwrap();
+    assert!((median / norms[norms.len() / 2] - 1.0).abs() < 1e-12, "{median}");
+    let mask = RowMask::within_norm(&stores(&numbers), median, |_| {}).unwrap();
+    let beyond = norms.iter().filter(|&&norm| norm > median).count() as u64;
+    assert_eq!(mask.left_out(), beyond);
 }
 
 #[test]

@@ -2,10 +2,12 @@
 
 use std::fs;
 
+use std::sync::Arc;
+
 use crate::small_stores::*;
 use activation_store::{
-    BatchStream, ExportFormat, Layout, Store, StoreError, StoreSpec, StoreWriter, StreamOptions,
-    WriterOptions, export,
+    BatchStream, ExportFormat, Layout, Part, RowFilter, RowMask, Store, StoreError, StoreSpec, StoreWriter,
+    StreamOptions, WriterOptions, export,
 };
 use ndarray::{Array2, aview2};
 
@@ -256,8 +258,15 @@ fn streams_that_cannot_be_are_refused() {
     only_bos.append(aview2(&[[BOS; 10]]), rows(&spec, 0, 1).view()).unwrap();
     only_bos.finish().unwrap();
     let all_bos = Store::open(&narrow.path().join("bos")).unwrap();
-    let options = StreamOptions { drop_bos: true, ..StreamOptions::default() };
-    assert!(message(vec![all_bos], options).contains("every row belongs to a BOS token"));
+    let without = |rows| StreamOptions { rows, ..StreamOptions::default() };
+    let no_bos = RowFilter { drop_bos: true, ..RowFilter::default() };
+    assert!(message(vec![all_bos.clone()], without(no_bos)).contains("every one is left out"));
+    // Of a single context none is held out.
+    let held_out = RowFilter { part: Part::HeldOut { held_out: 0.5 }, ..RowFilter::default() };
+    assert!(message(vec![all_bos.clone()], without(held_out)).contains("every one is left out"));
+    let mask = RowMask::within_norm(&[all_bos], 1e9, |_| {}).unwrap();
+    let of_others = RowFilter { mask: Some(Arc::new(mask)), ..RowFilter::default() };
+    assert!(message(vec![store(&dir)], without(of_others)).contains("that of other stores"));
     let stream = BatchStream::new(vec![store(&dir)], StreamOptions::default()).unwrap();
     drop(stream);
 }

@@ -2,7 +2,7 @@
 
 use crate::small_stores::*;
 use activation_store::{
-    BatchStream, RowType, Store, StoreError, StoreSpec, StoreWriter, StreamOptions, WriterOptions,
+    BatchStream, RowFilter, RowType, Store, StoreError, StoreSpec, StoreWriter, StreamOptions, WriterOptions,
 };
 use ndarray::s;
 
@@ -142,7 +142,7 @@ fn an_epoch_of_the_stream_has_every_row_once() {
         let options = StreamOptions {
             batch: 7,
             mixing_chunks: Some(5),
-            drop_bos,
+            rows: RowFilter { drop_bos, ..RowFilter::default() },
             threads: 3,
             ..StreamOptions::default()
         };
