@@ -200,6 +200,10 @@ pub(crate) struct LossArguments {
     #[arg(long, value_name = "STEPS", value_parser = parse_count)]
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub(crate) coefficient_warmup_steps: Option<u64>,
+    /// Begin that rise at 0, as SAELens and dictionary_learning do, instead of one step above it
+    #[arg(long)]
+    #[serde(default, skip_serializing_if = "is_false")]
+    pub(crate) coefficient_warmup_from_zero: bool,
     /// Multiply each activation by the norm of its decoder row inside the penalty
     #[arg(long)]
     #[serde(default, skip_serializing_if = "is_false")]
@@ -252,10 +256,28 @@ pub(crate) struct LengthArguments {
     #[arg(long, value_name = "STEPS", value_parser = parse_count)]
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub(crate) warmup_steps: Option<u64>,
+    /// Begin the warm-up of the learning rate at 0, as dictionary_learning does, instead of one step above it
+    #[arg(long)]
+    #[serde(default, skip_serializing_if = "is_false")]
+    pub(crate) warmup_from_zero: bool,
+    /// How the learning rate falls after the warm-up: only at the end, over --lr-decay-steps (linear), or along half a cosine
+    /// to --lr-end, as SAELens' cosineannealing does, before --lr-decay-steps (cosine) [default: linear]
+    #[arg(long, value_enum, value_name = "KIND", hide_possible_values = true)]
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub(crate) lr_decay: Option<DecayChoice>,
     /// Lower the learning rate linearly to 0 over the last STEPS steps [default: 0]
     #[arg(long, value_name = "STEPS", value_parser = parse_count)]
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub(crate) lr_decay_steps: Option<u64>,
+    /// The learning rate at the end of the cosine [default: a tenth of --lr]
+    #[arg(long, value_name = "X", allow_negative_numbers = true, value_parser = parse_coefficient)]
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub(crate) lr_end: Option<f64>,
+    /// Equal parts of the run that each follow the cosine from --lr to --lr-end, as in SAELens' cosineannealingwarmrestarts
+    /// [default: 1]
+    #[arg(long, value_name = "N", value_parser = parse_count)]
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub(crate) lr_cycles: Option<u64>,
     /// Precision of products. fp32 forms the float32 product; exact finds the same active features and values faster, by
     /// first ruling most pairs out in fewer bits; bf16 rounds both factors to bfloat16, which saves time only on a GPU
     /// [default: exact]
@@ -347,6 +369,14 @@ pub(crate) enum DecoderNormChoice {
     Unit,
     Tied,
     Free,
+}
+
+/// How the learning rate falls.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum, Serialize, Deserialize)]
+#[serde(rename_all = "kebab-case")]
+pub(crate) enum DecayChoice {
+    Linear,
+    Cosine,
 }
 
 /// The precision of products.

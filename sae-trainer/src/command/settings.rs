@@ -9,12 +9,11 @@ use anyhow::{Context, Result, bail, ensure};
 use serde::{Deserialize, Serialize};
 
 use crate::command::arguments::{
-    ActivationChoice, DecoderBias, DecoderNormChoice, LossArguments, MseChoice, PenaltyChoice,
+    ActivationChoice, DecayChoice, DecoderBias, DecoderNormChoice, LossArguments, MseChoice, PenaltyChoice,
     PrecisionChoice, ReviveChoice, SettingArguments,
 };
 use crate::engine::{Activation, Adam, DecoderNorm, FrequencyPenalty, LossSpec, Mse, Penalty, StepSpec};
 
-/// The penalty without `--loss`.
 /// The penalty where none is asked for: the k largest need none.
 fn penalty_of(arguments: &SettingArguments) -> PenaltyChoice {
     let default = match arguments.model.activation {
@@ -40,10 +39,19 @@ pub(crate) struct Settings {
     pub(crate) lr: f64,
     /// Steps over which the learning rate rises at the start.
     pub(crate) warmup_steps: u64,
+    /// The warm-up of the learning rate begins at 0.
+    #[serde(default, skip_serializing_if = "is_false")]
+    pub(crate) warmup_from_zero: bool,
+    /// How it falls between the warm-up and the last steps; without one it is constant there.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub(crate) cosine: Option<Cosine>,
     /// Steps over which it falls to 0 at the end.
     pub(crate) lr_decay_steps: u64,
     /// Steps over which the penalty's coefficient rises at the start.
     pub(crate) coefficient_warmup_steps: u64,
+    /// That warm-up begins at 0.
+    #[serde(default, skip_serializing_if = "is_false")]
+    pub(crate) coefficient_warmup_from_zero: bool,
     /// Epsilon in equal parts of the run, as multiples of the loss's; the first is 1.
     pub(crate) epsilon_scales: Vec<f64>,
     /// The decoder bias at the start.
@@ -64,6 +72,15 @@ pub(crate) struct Settings {
     pub(crate) dead_rows: u64,
     /// Rows of the evaluation at the end.
     pub(crate) eval_rows: u64,
+}
+
+/// A fall along half a cosine.
+#[derive(Debug, Clone, Copy, PartialEq, Serialize, Deserialize)]
+pub(crate) struct Cosine {
+    /// The learning rate that it ends at.
+    pub(crate) end: f64,
+    /// How often it is gone through, each time from the top.
+    pub(crate) cycles: u64,
 }
 
 /// What becomes of dead features.
@@ -143,14 +160,22 @@ impl Settings {
             (Some(steps), _) => steps,
             (None, tokens) => tokens.div_ceil(batch),
         };
+        let lr = length.lr.unwrap_or(4e-4);
+        let cosine = (length.lr_decay == Some(DecayChoice::Cosine)).then(|| Cosine {
+            end: length.lr_end.unwrap_or(lr / 10.0),
+            cycles: length.lr_cycles.unwrap_or(1),
+        });
         let settings = Settings {
             step,
             steps,
             seed: data.seed.unwrap_or(0),
-            lr: length.lr.unwrap_or(4e-4),
+            lr,
             warmup_steps: length.warmup_steps.unwrap_or(0),
+            warmup_from_zero: length.warmup_from_zero,
+            cosine,
             lr_decay_steps: length.lr_decay_steps.unwrap_or(0),
             coefficient_warmup_steps: arguments.loss.coefficient_warmup_steps.unwrap_or(0),
+            coefficient_warmup_from_zero: arguments.loss.coefficient_warmup_from_zero,
             epsilon_scales,
             b_dec_init: model.b_dec_init.unwrap_or(DecoderBias::Zeros),
             init_from: model.init_from.clone(),
@@ -191,10 +216,41 @@ impl Settings {
             self.lr_decay_steps,
             self.steps
         );
+        self.check_cosine()?;
         ensure!(self.revive != Revive::Resample { every: 0 }, "--revive-every must be at least 1");
         ensure!(self.mixing_chunks != Some(0), "--mixing-chunks must be at least 1");
         ensure!(self.dead_rows >= 1 && self.eval_rows >= 1, "--dead-rows and --eval-rows must be at least 1");
         Ok(())
+    }
+
+    fn check_cosine(&self) -> Result<()> {
+        let Some(Cosine { end, cycles }) = self.cosine else { return Ok(()) };
+        ensure!(
+            (0.0..=self.lr).contains(&end),
+            "--lr-end is {end}, but it must be at least 0 and at most the learning rate, {}",
+            self.lr
+        );
+        ensure!(
+            end > 0.0 || self.lr_decay_steps == 0,
+            "--lr-decay-steps has no effect where --lr-end is 0: the cosine has reached 0 before; leave one of them out"
+        );
+        let steps = self.cosine_steps();
+        ensure!(
+            steps >= 1,
+            "--warmup-steps and --lr-decay-steps leave none of the {} steps of the run to --lr-decay cosine: shorten them",
+            self.steps
+        );
+        ensure!(
+            (1..=steps).contains(&cycles),
+            "--lr-cycles is {cycles}, but it must be at least 1 and at most {steps}, the steps of the run without those of \
+             --warmup-steps and --lr-decay-steps"
+        );
+        Ok(())
+    }
+
+    /// The steps between the warm-up and the last ones, over which a cosine extends.
+    pub(crate) fn cosine_steps(&self) -> u64 {
+        self.steps.saturating_sub(self.warmup_steps.saturating_add(self.lr_decay_steps))
     }
 
     /// Steps without firing after which a feature counts as dead.
@@ -228,7 +284,7 @@ impl Settings {
         let mut found = Vec::new();
         compare("", &json(self), &json(other), &mut found);
         // Nothing before the last step depends on how many there are, unless the schedule is stretched.
-        let stretched = self.lr_decay_steps > 0 || self.epsilon_scales.len() > 1;
+        let stretched = self.lr_decay_steps > 0 || self.epsilon_scales.len() > 1 || self.cosine.is_some();
         found.retain(|(name, _)| name != "eval_rows" && (name != "steps" || stretched));
         found.into_iter().map(|(_, sentence)| sentence).collect()
     }
@@ -243,6 +299,10 @@ impl Settings {
         }
         format!("{:08x}", crc32c::crc32c(value.to_string().as_bytes()))
     }
+}
+
+fn is_false(value: &bool) -> bool {
+    !value
 }
 
 fn json(settings: &Settings) -> serde_json::Value {
@@ -315,6 +375,9 @@ fn refuse_flags_without_effect(arguments: &SettingArguments) -> Result<()> {
         }
         "--k" => bail!("--k has no effect without --activation topk"),
         "--revive-every" => bail!("--revive-every has no effect without --revive resample"),
+        "--lr-end" | "--lr-cycles" => bail!("{flag} has no effect without --lr-decay cosine"),
+        "--warmup-from-zero" => bail!("{flag} has no effect without --warmup-steps"),
+        "--coefficient-warmup-from-zero" => bail!("{flag} has no effect without --coefficient-warmup-steps"),
         flag => {
             let choice = penalty_of(arguments);
             let name = clap::ValueEnum::to_possible_value(&choice).expect("every penalty has a name");
@@ -346,6 +409,14 @@ pub(crate) fn flags_without_effect(arguments: &SettingArguments) -> Vec<&'static
         ("--max-sparsity-target", flags.max_sparsity_target.is_some(), max != 0.0),
         ("--k", model.k.is_some(), model.activation == Some(ActivationChoice::TopK)),
         ("--revive-every", length.revive_every.is_some(), length.revive == Some(ReviveChoice::Resample)),
+        ("--lr-end", length.lr_end.is_some(), length.lr_decay == Some(DecayChoice::Cosine)),
+        ("--lr-cycles", length.lr_cycles.is_some(), length.lr_decay == Some(DecayChoice::Cosine)),
+        ("--warmup-from-zero", length.warmup_from_zero, length.warmup_steps.is_some()),
+        (
+            "--coefficient-warmup-from-zero",
+            flags.coefficient_warmup_from_zero,
+            flags.coefficient_warmup_steps.is_some() && choice != None,
+        ),
     ];
     checks.into_iter().filter(|(_, given, used)| *given && !used).map(|(flag, ..)| flag).collect()
 }
@@ -562,6 +633,21 @@ mod tests {
     }
 
     #[test]
+    fn a_cosine_that_cannot_be_is_refused() {
+        let cosine = |words: &[&str]| error(&[&["--steps", "10", "--lr-decay", "cosine"], words].concat());
+        assert!(cosine(&["--lr-end", "1"]).contains("at most the learning rate, 0.0004"));
+        assert!(cosine(&["--lr-end", "0", "--lr-decay-steps", "2"]).contains("leave one of them out"));
+        assert!(cosine(&["--lr-cycles", "0"]).contains("at least 1"));
+        let told = cosine(&["--lr-cycles", "5", "--warmup-steps", "3", "--lr-decay-steps", "3"]);
+        assert!(told.contains("at most 4"), "{told}");
+        assert!(cosine(&["--warmup-steps", "10"]).contains("leave none of the 10 steps"));
+        assert_eq!(error(&["--lr-end", "1e-5"]), "--lr-end has no effect without --lr-decay cosine");
+        assert_eq!(error(&["--warmup-from-zero"]), "--warmup-from-zero has no effect without --warmup-steps");
+        let told = error(&["--coefficient-warmup-from-zero"]);
+        assert_eq!(told, "--coefficient-warmup-from-zero has no effect without --coefficient-warmup-steps");
+    }
+
+    #[test]
     fn an_initial_autoencoder_decides_size_and_pre_bias() {
         let initial = Some(Initial { activation: Activation::Relu, features: 99, pre_bias: true });
         let settings = Settings::resolve(&arguments(&["--init-from", "x"]), 768, initial).unwrap();
@@ -582,5 +668,18 @@ mod tests {
         let decaying = resolve(&["--steps", "100", "--lr-decay-steps", "5"]).unwrap();
         let longer = resolve(&["--steps", "200", "--lr-decay-steps", "5"]).unwrap();
         assert_eq!(decaying.differences(&longer), ["steps is 100 there and 200 here"]);
+        let cosine = resolve(&["--steps", "100", "--lr-decay", "cosine"]).unwrap();
+        let longer = resolve(&["--steps", "200", "--lr-decay", "cosine"]).unwrap();
+        assert_eq!(cosine.differences(&longer), ["steps is 100 there and 200 here"]);
+    }
+
+    #[test]
+    fn settings_of_before_the_cosine_mean_what_they_meant() {
+        let settings = resolve(&["--warmup-steps", "3"]).unwrap();
+        let written = json(&settings);
+        for name in ["cosine", "warmup_from_zero", "coefficient_warmup_from_zero"] {
+            assert!(written.get(name).is_none(), "{name} changes the ids of runs that do not use it");
+        }
+        assert_eq!(serde_json::from_value::<Settings>(written).unwrap(), settings);
     }
 }

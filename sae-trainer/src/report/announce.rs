@@ -8,7 +8,7 @@ use anyhow::Result;
 use human_units::{format_count, format_duration};
 use terminal::{foreign, foreign_path};
 
-use crate::command::settings::{Revive, Settings};
+use crate::command::settings::{Cosine, Revive, Settings};
 use crate::engine::Activation;
 use crate::engine::Penalty;
 use crate::engine::compute::Compute;
@@ -27,7 +27,7 @@ pub(crate) fn settings(plan: &RunPlan, batches: &Batches, compute: &Compute) -> 
         activations,
         ("autoencoder", autoencoder(settings)),
         ("loss", loss(settings)),
-        ("training", format!("{}; lr {}", length(settings, batches), short(settings.lr))),
+        ("training", format!("{}; lr {}", length(settings, batches), rate(settings))),
         ("engine", compute.describe(&[settings], stream_memory(&plan.stores, batches))?),
         ("run", format!("{}, seed {}", foreign_path(&plan.out), settings.seed)),
     ];
@@ -45,8 +45,7 @@ type Describe = fn(&Settings) -> String;
 pub(crate) fn sweep(out: &Path, plans: &[RunPlan], batches: &Batches, compute: &Compute) -> Result<()> {
     let first = &plans[0];
     let all: Vec<&Settings> = plans.iter().map(RunPlan::settings).collect();
-    let descriptions: [(&str, Describe); 3] =
-        [("autoencoder", autoencoder), ("loss", loss), ("lr", |settings| short(settings.lr))];
+    let descriptions: [(&str, Describe); 3] = [("autoencoder", autoencoder), ("loss", loss), ("lr", rate)];
     let (shared, differing): (Vec<_>, Vec<_>) = descriptions
         .into_iter()
         .partition(|(_, describe)| all.iter().all(|settings| describe(settings) == describe(all[0])));
@@ -104,6 +103,16 @@ fn autoencoder(settings: &Settings) -> String {
         json_name(&step.decoder_norm),
         if step.pre_bias { ", pre-bias" } else { "" }
     )
+}
+
+/// `4e-4`, or `4e-4 to 4e-5 along a cosine`.
+fn rate(settings: &Settings) -> String {
+    let lr = short(settings.lr);
+    match settings.cosine {
+        None => lr,
+        Some(Cosine { end, cycles: 1 }) => format!("{lr} to {} along a cosine", short(end)),
+        Some(Cosine { end, cycles }) => format!("{lr} to {} along {cycles} cosines", short(end)),
+    }
 }
 
 /// How long training is, and how often it reads the store.

@@ -10,6 +10,7 @@ mod errors;
 mod faults;
 mod fixture;
 mod gpu_check;
+mod recipes;
 mod resume;
 mod sweep;
 mod training;

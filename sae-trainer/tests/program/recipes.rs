@@ -1,0 +1,31 @@
+//! What a run can be told about how it trains: schedules, optimizer, initial weights.
+
+use crate::fixture::{Place, json, text};
+
+const SMALL: &str = "--store store --features 64 --batch 128 --log-every 1";
+
+#[test]
+fn a_cosine_is_logged_resumed_and_varied_in_a_sweep() {
+    let place = Place::new();
+    let run = format!("{SMALL} --lr 1e-3 --warmup-steps 2 --lr-decay cosine --lr-decay-steps 2 --steps 8");
+    let output = place.run(&format!("{run} --out run"));
+    assert!(text(&output.stderr).contains("lr 1e-3 to 1e-4 along a cosine"), "{}", text(&output.stderr));
+    let rates: Vec<f64> =
+        place.metrics("run").iter().filter_map(|line| line["lr"].as_f64()).map(|lr| lr * 1e4).collect();
+    let expected = [5.0, 10.0, 10.0, 8.68198, 5.5, 2.31802, 1.0, 0.5];
+    assert_eq!(rates.len(), expected.len());
+    assert!(rates.iter().zip(expected).all(|(a, b)| (a - b).abs() < 1e-5), "{rates:?}");
+
+    // Where the last step lies decides about every step.
+    let told = place.fail("--resume --out run --steps 16");
+    assert!(told.contains("steps is 8 there and 16 here"), "{told}");
+    let told = place.fail("--resume --out run --lr-end 1e-5");
+    assert!(told.contains("cosine.end is 0.0001 there and 0.00001 here"), "{told}");
+    let told = place.fail(&format!("{SMALL} --lr-end 1e-5 --out other"));
+    assert!(told.contains("--lr-end has no effect without --lr-decay cosine"), "{told}");
+    place.run(&format!("sweep {SMALL} --steps 3 --lr-decay linear,cosine --lr-end 1e-5,1e-6 --out sweep"));
+    let cosine =
+        |point: &str| json(&place.path(&format!("sweep/{point}/config.json")))["settings"]["cosine"].clone();
+    assert_eq!(cosine("lr-decay-cosine_lr-end-1e-6")["end"], 1e-6);
+    assert!(cosine("lr-decay-linear").is_null());
+}
