@@ -252,6 +252,14 @@ pub(crate) struct LengthArguments {
     #[arg(long, value_name = "X", allow_negative_numbers = true, value_parser = parse_positive)]
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub(crate) lr: Option<f64>,
+    /// Adam's beta1, the decay of its first moments [default: 0.9]
+    #[arg(long, value_name = "X", allow_negative_numbers = true, value_parser = parse_beta)]
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub(crate) beta1: Option<f64>,
+    /// Adam's beta2, the decay of its second moments [default: 0.999]
+    #[arg(long, value_name = "X", allow_negative_numbers = true, value_parser = parse_beta)]
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub(crate) beta2: Option<f64>,
     /// Raise the learning rate linearly over the first STEPS steps [default: 0]
     #[arg(long, value_name = "STEPS", value_parser = parse_count)]
     #[serde(default, skip_serializing_if = "Option::is_none")]
@@ -436,6 +444,10 @@ fn parse_fraction(text: &str) -> Result<f64, String> {
     parse_number(text, |x| x > 0.0 && x <= 1.0, "it must be above 0 and at most 1")
 }
 
+fn parse_beta(text: &str) -> Result<f64, String> {
+    parse_number(text, |x| (0.0..1.0).contains(&x), "it must be at least 0 and below 1")
+}
+
 fn parse_number(text: &str, fits: impl Fn(f64) -> bool, rule: &str) -> Result<f64, String> {
     let number = text.parse::<f64>().ok().filter(|x| (*x as f32).is_finite() && fits(*x));
     number.ok_or_else(|| format!("{rule}, as in 0.2 or 7e-5"))
@@ -481,6 +493,8 @@ mod tests {
             ("--lr", "-1"),
             ("--lr", "nan"),
             ("--lr", "inf"),
+            ("--beta1", "1"),
+            ("--beta2", "-0.1"),
             ("--l0-coefficient", "-1"),
             ("--epsilon", "0.2,-1"),
             ("--tanh-scale", "1e-300"),

@@ -9,8 +9,8 @@ use anyhow::{Context, Result, bail, ensure};
 use serde::{Deserialize, Serialize};
 
 use crate::command::arguments::{
-    ActivationChoice, DecayChoice, DecoderBias, DecoderNormChoice, LossArguments, MseChoice, PenaltyChoice,
-    PrecisionChoice, ReviveChoice, SettingArguments,
+    ActivationChoice, DecayChoice, DecoderBias, DecoderNormChoice, LengthArguments, LossArguments, MseChoice,
+    PenaltyChoice, PrecisionChoice, ReviveChoice, SettingArguments,
 };
 use crate::engine::{Activation, Adam, DecoderNorm, FrequencyPenalty, LossSpec, Mse, Penalty, StepSpec};
 
@@ -152,7 +152,7 @@ impl Settings {
                 DecoderNormChoice::Tied => DecoderNorm::Tied,
                 DecoderNormChoice::Free => DecoderNorm::Free,
             },
-            adam: Adam::default(),
+            adam: resolve_adam(length),
             sparsity_window: arguments.loss.sparsity_window.unwrap_or(300),
         };
         step.validate()?;
@@ -328,6 +328,12 @@ fn compare(
         let name = path.trim_start_matches("step.");
         found.push((path.to_owned(), format!("{name} is {left} there and {right} here")));
     }
+}
+
+fn resolve_adam(flags: &LengthArguments) -> Adam {
+    let default = Adam::default();
+    let (beta1, beta2) = (flags.beta1.unwrap_or(default.beta1), flags.beta2.unwrap_or(default.beta2));
+    Adam { beta1, beta2, ..default }
 }
 
 /// The loss, and epsilon in equal parts of the run as multiples of the loss's.
@@ -588,10 +594,15 @@ mod tests {
             "--weight-by-decoder-norm",
             "--coefficient-warmup-steps",
             "4",
+            "--beta1",
+            "0",
+            "--beta2",
+            "0.99",
         ])
         .unwrap();
         let step = &settings.step;
         assert_eq!((step.features, step.batch, settings.steps), (2000, 512, 7));
+        assert_eq!(step.adam, Adam { beta1: 0.0, beta2: 0.99, epsilon: 1e-8 });
         assert_eq!(step.loss.penalty, Penalty::Tanh { scale: 3.0 });
         assert_eq!((step.loss.coefficient, step.loss.mse), (1e-4, Mse::Sum));
         assert_eq!((settings.lr, settings.warmup_steps, settings.lr_decay_steps), (1e-3, 2, 3));

@@ -29,3 +29,22 @@ fn a_cosine_is_logged_resumed_and_varied_in_a_sweep() {
     assert_eq!(cosine("lr-decay-cosine_lr-end-1e-6")["end"], 1e-6);
     assert!(cosine("lr-decay-linear").is_null());
 }
+
+#[test]
+fn the_betas_of_adam_arrive_and_are_resumed() {
+    let place = Place::new();
+    let run = format!("{SMALL} --lr 1e-3 --beta1 0 --beta2 0.99");
+    place.run(&format!("{run} --steps 20 --out whole"));
+    place.run(&format!("{run} --steps 10 --out parts"));
+    place.run("--resume --steps 20 --log-every 1 --out parts");
+    assert_eq!(place.sae_bytes("whole"), place.sae_bytes("parts"));
+    let adam = &json(&place.path("whole/config.json"))["settings"]["step"]["adam"];
+    assert_eq!((&adam["beta1"], &adam["beta2"]), (&0.0.into(), &0.99.into()));
+    // In the first step Adam divides the betas out again; from the second on they count.
+    place.run(&format!("{SMALL} --lr 1e-3 --steps 3 --out default"));
+    let loss = |run: &str, step: usize| place.metrics(run)[step - 1]["loss"].clone();
+    assert_eq!(loss("whole", 1), loss("default", 1));
+    assert_ne!(loss("whole", 3), loss("default", 3));
+    let told = place.fail("--resume --out parts --beta1 0.9");
+    assert!(told.contains("adam.beta1 is 0.0 there and 0.9 here"), "{told}");
+}
