@@ -152,6 +152,19 @@ pub(crate) struct ModelArguments {
     #[arg(long, value_enum, value_name = "KIND", hide_possible_values = true)]
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub(crate) decoder_norm: Option<DecoderNormChoice>,
+    /// Initial encoder: drawn (kaiming), or the decoder transposed (transpose) [default: kaiming]
+    #[arg(long, value_enum, value_name = "KIND", hide_possible_values = true)]
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub(crate) encoder_init: Option<EncoderInitChoice>,
+    /// Multiply the transposed decoder by X [default: 1]
+    #[arg(long, value_name = "X", allow_negative_numbers = true, value_parser = parse_positive)]
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub(crate) encoder_init_scale: Option<f64>,
+    /// Scale the initial decoder rows to norm X, or leave them as they are drawn (free). With --decoder-norm unit or tied
+    /// they have norm 1 from the first step on [default: 1]
+    #[arg(long, value_name = "X", allow_negative_numbers = true, value_parser = parse_initial_norm)]
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub(crate) decoder_init_norm: Option<InitialNorm>,
     /// Initial decoder bias: zeros, or the mean or the geometric median of 32,768 rows of the store
     /// (zeros, mean, geometric-median) [default: zeros]
     #[arg(long, value_enum, value_name = "KIND", hide_possible_values = true)]
@@ -159,7 +172,7 @@ pub(crate) struct ModelArguments {
     pub(crate) b_dec_init: Option<DecoderBias>,
     /// Start from an autoencoder in SAELens' format (a run's sae/ or one of its checkpoints) instead of
     /// random weights
-    #[arg(long, value_name = "FOLDER", conflicts_with_all = ["features", "expansion", "b_dec_init"])]
+    #[arg(long, value_name = "FOLDER", conflicts_with_all = ["features", "expansion", "encoder_init", "encoder_init_scale", "decoder_init_norm", "b_dec_init"])]
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub(crate) init_from: Option<PathBuf>,
 }
@@ -387,6 +400,31 @@ pub(crate) enum DecayChoice {
     Cosine,
 }
 
+/// The encoder before the first step.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum, Serialize, Deserialize)]
+#[serde(rename_all = "kebab-case")]
+pub(crate) enum EncoderInitChoice {
+    Kaiming,
+    Transpose,
+}
+
+/// The norm of the decoder's rows before the first step.
+#[derive(Debug, Clone, Copy, PartialEq, Serialize, Deserialize)]
+#[serde(rename_all = "kebab-case")]
+pub(crate) enum InitialNorm {
+    /// As they are drawn.
+    Free,
+    #[serde(untagged)]
+    Norm(f64),
+}
+
+fn parse_initial_norm(text: &str) -> Result<InitialNorm, String> {
+    match text {
+        "free" => Ok(InitialNorm::Free),
+        _ => parse_positive(text).map(InitialNorm::Norm).map_err(|rule| format!("{rule}, or free")),
+    }
+}
+
 /// The precision of products.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default, ValueEnum, Serialize, Deserialize)]
 #[serde(rename_all = "kebab-case")]
@@ -494,6 +532,8 @@ mod tests {
             ("--lr", "nan"),
             ("--lr", "inf"),
             ("--beta1", "1"),
+            ("--decoder-init-norm", "0"),
+            ("--encoder-init-scale", "-1"),
             ("--beta2", "-0.1"),
             ("--l0-coefficient", "-1"),
             ("--epsilon", "0.2,-1"),

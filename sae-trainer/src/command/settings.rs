@@ -6,11 +6,13 @@
 //! or log; their defaults give them the slope at zero that approx-l0 has with its own.
 
 use anyhow::{Context, Result, bail, ensure};
+use sae::{EncoderInit, Init};
 use serde::{Deserialize, Serialize};
 
 use crate::command::arguments::{
-    ActivationChoice, DecayChoice, DecoderBias, DecoderNormChoice, LengthArguments, LossArguments, MseChoice,
-    PenaltyChoice, PrecisionChoice, ReviveChoice, SettingArguments,
+    ActivationChoice, DecayChoice, DecoderBias, DecoderNormChoice, EncoderInitChoice, InitialNorm,
+    LengthArguments, LossArguments, ModelArguments, MseChoice, PenaltyChoice, PrecisionChoice, ReviveChoice,
+    SettingArguments,
 };
 use crate::engine::{Activation, Adam, DecoderNorm, FrequencyPenalty, LossSpec, Mse, Penalty, StepSpec};
 
@@ -40,7 +42,7 @@ pub(crate) struct Settings {
     /// Steps over which the learning rate rises at the start.
     pub(crate) warmup_steps: u64,
     /// The warm-up of the learning rate begins at 0.
-    #[serde(default, skip_serializing_if = "is_false")]
+    #[serde(default, skip_serializing_if = "is_default")]
     pub(crate) warmup_from_zero: bool,
     /// How it falls between the warm-up and the last steps; without one it is constant there.
     #[serde(default, skip_serializing_if = "Option::is_none")]
@@ -50,10 +52,13 @@ pub(crate) struct Settings {
     /// Steps over which the penalty's coefficient rises at the start.
     pub(crate) coefficient_warmup_steps: u64,
     /// That warm-up begins at 0.
-    #[serde(default, skip_serializing_if = "is_false")]
+    #[serde(default, skip_serializing_if = "is_default")]
     pub(crate) coefficient_warmup_from_zero: bool,
     /// Epsilon in equal parts of the run, as multiples of the loss's; the first is 1.
     pub(crate) epsilon_scales: Vec<f64>,
+    /// The weights at the start.
+    #[serde(default, skip_serializing_if = "is_default")]
+    pub(crate) init: Init,
     /// The decoder bias at the start.
     pub(crate) b_dec_init: DecoderBias,
     /// The autoencoder that training starts from, instead of random weights.
@@ -177,6 +182,7 @@ impl Settings {
             coefficient_warmup_steps: arguments.loss.coefficient_warmup_steps.unwrap_or(0),
             coefficient_warmup_from_zero: arguments.loss.coefficient_warmup_from_zero,
             epsilon_scales,
+            init: resolve_init(model),
             b_dec_init: model.b_dec_init.unwrap_or(DecoderBias::Zeros),
             init_from: model.init_from.clone(),
             drop_bos: data.drop_bos,
@@ -216,6 +222,12 @@ impl Settings {
             self.lr_decay_steps,
             self.steps
         );
+        if let Some(norm) = self.init.decoder_norm {
+            ensure!(
+                positive(norm),
+                "the norm of initial decoder rows is {norm}, but it must be a number above 0"
+            );
+        }
         self.check_cosine()?;
         ensure!(self.revive != Revive::Resample { every: 0 }, "--revive-every must be at least 1");
         ensure!(self.mixing_chunks != Some(0), "--mixing-chunks must be at least 1");
@@ -301,8 +313,8 @@ impl Settings {
     }
 }
 
-fn is_false(value: &bool) -> bool {
-    !value
+fn is_default<T: Default + PartialEq>(value: &T) -> bool {
+    *value == T::default()
 }
 
 fn json(settings: &Settings) -> serde_json::Value {
@@ -327,6 +339,22 @@ fn compare(
     } else if left != right {
         let name = path.trim_start_matches("step.");
         found.push((path.to_owned(), format!("{name} is {left} there and {right} here")));
+    }
+}
+
+fn resolve_init(flags: &ModelArguments) -> Init {
+    Init {
+        encoder: match flags.encoder_init {
+            None | Some(EncoderInitChoice::Kaiming) => EncoderInit::Kaiming,
+            Some(EncoderInitChoice::Transpose) => {
+                EncoderInit::Transpose { scale: flags.encoder_init_scale.unwrap_or(1.0) }
+            }
+        },
+        decoder_norm: match flags.decoder_init_norm {
+            None => Some(1.0),
+            Some(InitialNorm::Norm(norm)) => Some(norm),
+            Some(InitialNorm::Free) => None,
+        },
     }
 }
 
@@ -381,6 +409,7 @@ fn refuse_flags_without_effect(arguments: &SettingArguments) -> Result<()> {
         }
         "--k" => bail!("--k has no effect without --activation topk"),
         "--revive-every" => bail!("--revive-every has no effect without --revive resample"),
+        "--encoder-init-scale" => bail!("{flag} has no effect without --encoder-init transpose"),
         "--lr-end" | "--lr-cycles" => bail!("{flag} has no effect without --lr-decay cosine"),
         "--warmup-from-zero" => bail!("{flag} has no effect without --warmup-steps"),
         "--coefficient-warmup-from-zero" => bail!("{flag} has no effect without --coefficient-warmup-steps"),
@@ -415,6 +444,11 @@ pub(crate) fn flags_without_effect(arguments: &SettingArguments) -> Vec<&'static
         ("--max-sparsity-target", flags.max_sparsity_target.is_some(), max != 0.0),
         ("--k", model.k.is_some(), model.activation == Some(ActivationChoice::TopK)),
         ("--revive-every", length.revive_every.is_some(), length.revive == Some(ReviveChoice::Resample)),
+        (
+            "--encoder-init-scale",
+            model.encoder_init_scale.is_some(),
+            model.encoder_init == Some(EncoderInitChoice::Transpose),
+        ),
         ("--lr-end", length.lr_end.is_some(), length.lr_decay == Some(DecayChoice::Cosine)),
         ("--lr-cycles", length.lr_cycles.is_some(), length.lr_decay == Some(DecayChoice::Cosine)),
         ("--warmup-from-zero", length.warmup_from_zero, length.warmup_steps.is_some()),
@@ -659,6 +693,25 @@ mod tests {
     }
 
     #[test]
+    fn the_initial_weights_are_those_asked_for() {
+        assert_eq!(resolve(&[]).unwrap().init, Init::default());
+        let words =
+            ["--encoder-init", "transpose", "--encoder-init-scale", "0.5", "--decoder-init-norm", "0.1"];
+        let expected = Init { encoder: EncoderInit::Transpose { scale: 0.5 }, decoder_norm: Some(0.1) };
+        assert_eq!(resolve(&words).unwrap().init, expected);
+        assert_eq!(resolve(&["--decoder-init-norm", "free"]).unwrap().init.decoder_norm, None);
+        let told = error(&["--encoder-init-scale", "0.5"]);
+        assert_eq!(told, "--encoder-init-scale has no effect without --encoder-init transpose");
+        for words in [&words[..], &["--decoder-init-norm", "free"]] {
+            let (flags, settings) = (arguments(words), resolve(words).unwrap());
+            let again: SettingArguments =
+                serde_json::from_value(serde_json::to_value(&flags).unwrap()).unwrap();
+            assert_eq!(again, flags);
+            assert_eq!(serde_json::from_value::<Settings>(json(&settings)).unwrap(), settings);
+        }
+    }
+
+    #[test]
     fn an_initial_autoencoder_decides_size_and_pre_bias() {
         let initial = Some(Initial { activation: Activation::Relu, features: 99, pre_bias: true });
         let settings = Settings::resolve(&arguments(&["--init-from", "x"]), 768, initial).unwrap();
@@ -685,10 +738,10 @@ mod tests {
     }
 
     #[test]
-    fn settings_of_before_the_cosine_mean_what_they_meant() {
+    fn settings_of_older_versions_mean_what_they_meant() {
         let settings = resolve(&["--warmup-steps", "3"]).unwrap();
         let written = json(&settings);
-        for name in ["cosine", "warmup_from_zero", "coefficient_warmup_from_zero"] {
+        for name in ["init", "cosine", "warmup_from_zero", "coefficient_warmup_from_zero"] {
             assert!(written.get(name).is_none(), "{name} changes the ids of runs that do not use it");
         }
         assert_eq!(serde_json::from_value::<Settings>(written).unwrap(), settings);

@@ -356,10 +356,10 @@ impl Run {
     }
 }
 
-/// Random weights, the decoder bias as `--b-dec-init` says.
+/// Random weights as `--encoder-init` and `--decoder-init-norm` say, the decoder bias as `--b-dec-init` says.
 fn initial_weights(settings: &Settings, batches: &mut Batches) -> Result<Weights> {
     let (d, f) = (settings.step.width, settings.step.features);
-    let mut weights = Weights::init(d, f, settings.seed);
+    let mut weights = Weights::init_with(d, f, settings.seed, &settings.init);
     let from_rows = match settings.b_dec_init {
         DecoderBias::Zeros => return Ok(weights),
         DecoderBias::Mean => decoder_bias::mean,

@@ -1,5 +1,7 @@
 //! What a run can be told about how it trains: schedules, optimizer, initial weights.
 
+use sae::Sae;
+
 use crate::fixture::{Place, json, text};
 
 const SMALL: &str = "--store store --features 64 --batch 128 --log-every 1";
@@ -47,4 +49,35 @@ fn the_betas_of_adam_arrive_and_are_resumed() {
     assert_ne!(loss("whole", 3), loss("default", 3));
     let told = place.fail("--resume --out parts --beta1 0.9");
     assert!(told.contains("adam.beta1 is 0.0 there and 0.9 here"), "{told}");
+}
+
+#[test]
+fn a_run_starts_from_the_weights_it_was_asked_to() {
+    let place = Place::new();
+    let start = |flags: &str, out: &str| {
+        place.run(&format!("{SMALL} --steps 1 --lr 1e-12 --decoder-norm free {flags} --out {out}"));
+        Sae::load(&place.path(out).join("sae")).unwrap().weights
+    };
+    let close = |a: f64, b: f64| (a - b).abs() < 1e-5;
+    assert!(close(start("", "default").decoder_norm_mean(), 1.0));
+    let tenth = start("--decoder-init-norm 0.1 --encoder-init transpose --encoder-init-scale 3", "tenth");
+    assert!(close(tenth.decoder_norm_mean(), 0.1));
+    for (encoder, decoder) in tenth.w_enc.iter().zip(tenth.w_dec.t()) {
+        assert!((encoder - 3.0 * decoder).abs() < 1e-6);
+    }
+    let drawn = start("--decoder-init-norm free", "drawn").decoder_norm_mean();
+    assert!((1.3..1.5).contains(&drawn), "{drawn}");
+    // Normalised in the first step.
+    let tied = start("--decoder-init-norm 0.1", "free");
+    place
+        .run(&format!("{SMALL} --steps 1 --lr 1e-12 --decoder-init-norm 0.1 --decoder-norm tied --out tied"));
+    let scaled = Sae::load(&place.path("tied/sae")).unwrap().weights;
+    assert!(close(scaled.decoder_norm_mean(), 1.0));
+    assert!(scaled.w_enc.iter().zip(&tied.w_enc).all(|(scaled, free)| (10.0 * scaled - free).abs() < 1e-5));
+
+    let output =
+        place.command("--store store --init-from tenth/sae --encoder-init transpose").output().unwrap();
+    assert!(text(&output.stderr).contains("cannot be used with"), "{}", text(&output.stderr));
+    let told = place.fail("--resume --out tenth --decoder-init-norm free");
+    assert!(told.contains("init.decoder_norm is 0.1 there and null here"), "{told}");
 }

@@ -20,7 +20,7 @@ mod weights;
 pub use config::{Config, Metadata};
 pub use error::Error;
 pub use files::{CONFIG_FILE, SPARSITY_FILE, WEIGHTS_FILE};
-pub use weights::Weights;
+pub use weights::{EncoderInit, Init, Weights};
 
 // Tensors go to disk as they lie in memory; safetensors is little-endian.
 const _: () = assert!(cfg!(target_endian = "little"), "big-endian machines are not supported");
