@@ -28,7 +28,7 @@ use crate::sweep::SweepFolder;
 /// Trains one run, and returns the process' exit code: 0, or 130 after Ctrl-C.
 pub(crate) fn train(arguments: TrainArguments) -> Result<u8> {
     let interrupt = Interrupt::listen().context("cannot listen for Ctrl-C")?;
-    let plan = RunPlan::new(&arguments, terminal::command_line())?;
+    let plan = RunPlan::new(&arguments.settings, &arguments.run, terminal::command_line())?;
     let json = arguments.run.json;
     let ready = Ready::new(vec![plan], arguments.run, interrupt, |plans, batches, compute| {
         announce::settings(&plans[0], batches, compute)

@@ -5,10 +5,13 @@
 
 use std::path::PathBuf;
 
+use clap::builder::{PossibleValue, PossibleValuesParser};
 use clap::{Args, ValueEnum};
 use human_units::parse_count;
 use kernels::precision::Precision;
 use serde::{Deserialize, Serialize};
+
+use crate::command::presets::PRESETS;
 
 #[derive(Debug, Args)]
 pub(crate) struct VerifyArguments {
@@ -79,6 +82,27 @@ pub(crate) struct TrainArguments {
     pub(crate) settings: SettingArguments,
     #[command(flatten)]
     pub(crate) run: RunArguments,
+    #[command(flatten)]
+    pub(crate) recipe: RecipeArguments,
+}
+
+/// Where flags come from besides the command line.
+#[derive(Debug, Clone, Default, PartialEq, Args)]
+#[command(next_help_heading = "Recipe")]
+pub(crate) struct RecipeArguments {
+    /// Start from the flags of a published recipe. Those of --config and of the command line take the place of its own, and
+    /// what has no effect next to them is dropped
+    #[arg(long, value_name = "NAME", value_parser = PossibleValuesParser::new(PRESETS.iter().map(|preset| {
+        PossibleValue::new(preset.name).help(preset.about)
+    })))]
+    pub(crate) preset: Option<String>,
+    /// Take flags from a TOML file, where l1-coefficient = 8e-5 stands for --l1-coefficient 8e-5, pre-bias = false switches a
+    /// preset's --pre-bias off, and for sweep an array stands for a list. Flags of the command line take their place
+    #[arg(long, value_name = "FILE.toml")]
+    pub(crate) config: Option<PathBuf>,
+    /// Print the flags that preset, file and command line amount to, as TOML for --config, and exit
+    #[arg(long)]
+    pub(crate) print_config: bool,
 }
 
 /// The flags that define a run. All are optional; [`crate::command::settings`] says what a missing flag means.

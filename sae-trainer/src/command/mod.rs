@@ -2,5 +2,8 @@
 
 pub(crate) mod arguments;
 pub(crate) mod default_store;
+pub(crate) mod flags;
+pub(crate) mod layers;
 pub(crate) mod line;
+pub(crate) mod presets;
 pub(crate) mod settings;

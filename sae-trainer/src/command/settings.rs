@@ -398,7 +398,7 @@ fn resolve_loss(flags: &LossArguments, choice: PenaltyChoice) -> (LossSpec, Vec<
 }
 
 /// A flag of another loss is a mistake, and is not ignored.
-fn refuse_flags_without_effect(arguments: &SettingArguments) -> Result<()> {
+pub(crate) fn refuse_flags_without_effect(arguments: &SettingArguments) -> Result<()> {
     let Some(flag) = flags_without_effect(arguments).into_iter().next() else { return Ok(()) };
     match flag {
         "--min-sparsity-target" => {

@@ -10,7 +10,7 @@ use sae::{Config, Sae};
 use serde_json::{Map, Value};
 use terminal::foreign_path;
 
-use crate::command::arguments::{SettingArguments, TrainArguments};
+use crate::command::arguments::{RunArguments, SettingArguments};
 use crate::command::default_store::default_store;
 use crate::command::settings::{Initial, Settings};
 use crate::engine::Activation;
@@ -38,10 +38,9 @@ impl RunPlan {
 
     /// Checks everything that can be checked before the first step.
     /// `command_line` is the one that `config.json` records for the run.
-    pub(crate) fn new(arguments: &TrainArguments, command_line: String) -> Result<RunPlan> {
-        let given = &arguments.settings;
-        let stored = match &arguments.run.out {
-            Some(out) if arguments.run.resume => RunConfig::read(out)?,
+    pub(crate) fn new(given: &SettingArguments, run: &RunArguments, command_line: String) -> Result<RunPlan> {
+        let stored = match &run.out {
+            Some(out) if run.resume => RunConfig::read(out)?,
             _ => None,
         };
         let mut merged = match &stored {
@@ -49,8 +48,8 @@ impl RunPlan {
             None => given.clone(),
         };
         if stored.is_none() && merged.data.store.is_empty() {
-            match &arguments.run.out {
-                Some(out) if arguments.run.resume => {
+            match &run.out {
+                Some(out) if run.resume => {
                     bail!("there is no run in {}; start one without --resume", foreign_path(out))
                 }
                 _ => merged.data.store.push(default_store()?),
@@ -84,12 +83,12 @@ impl RunPlan {
             _ => None,
         };
         let settings = Settings::resolve(&merged, width, decided)?;
-        let out = arguments.run.out.clone().unwrap_or_else(|| default_folder(&stores[0], &settings));
+        let out = run.out.clone().unwrap_or_else(|| default_folder(&stores[0], &settings));
         let mut config = RunConfig::new(command_line, merged, settings, &stores);
         check_paths(&out, &config)?;
 
         let stored = match stored {
-            None if arguments.run.resume => RunConfig::read(&out)?,
+            None if run.resume => RunConfig::read(&out)?,
             stored => stored,
         };
         let mut found = Vec::new();
@@ -116,7 +115,7 @@ impl RunPlan {
         };
         let resumed = stored.is_some();
         let plan = RunPlan { config, stores, out, initial, checkpoints: found, resumed };
-        check_space(&plan.out, plan.needed_space(u64::from(arguments.run.keep_checkpoints)))?;
+        check_space(&plan.out, plan.needed_space(u64::from(run.keep_checkpoints)))?;
         Ok(plan)
     }
 

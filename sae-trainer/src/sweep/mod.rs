@@ -12,7 +12,7 @@ pub(crate) use folder::{PointState, SweepFolder, SweepRecord};
 use grid::Grid;
 pub(crate) use grid::SweepArguments;
 
-use crate::command::arguments::{RunArguments, SettingArguments, TrainArguments};
+use crate::command::arguments::{RunArguments, SettingArguments};
 use crate::command::default_store::default_store;
 use crate::compare;
 use crate::report::announce;
@@ -23,7 +23,7 @@ use crate::train::{End, Ready};
 /// Trains the points of a sweep, and returns the process' exit code: 0, 1 if a point diverged, or 130 after Ctrl-C.
 pub(crate) fn sweep(arguments: SweepArguments) -> Result<u8> {
     let interrupt = Interrupt::listen().context("cannot listen for Ctrl-C")?;
-    let SweepArguments { grid, run } = arguments;
+    let SweepArguments { grid, run, recipe: _ } = arguments;
     let (out, record, plans) = plan(grid, &run)?;
     let json = run.json;
     let ready = Ready::new(plans, run, interrupt, |plans, batches, compute| {
@@ -140,7 +140,7 @@ fn point_plan(
     }
     line.extend(["--out".to_owned(), folder.to_string_lossy().into_owned()]);
     let run = RunArguments { out: Some(folder.to_path_buf()), ..run.clone() };
-    RunPlan::new(&TrainArguments { settings, run }, line.join(" "))
+    RunPlan::new(&settings, &run, line.join(" "))
 }
 
 /// An error unless all points train on the same batches for the same time. The command line ensures that; a folder may

@@ -81,3 +81,74 @@ fn a_run_starts_from_the_weights_it_was_asked_to() {
     let told = place.fail("--resume --out tenth --decoder-init-norm free");
     assert!(told.contains("init.decoder_norm is 0.1 there and null here"), "{told}");
 }
+
+#[test]
+fn a_preset_a_file_and_flags_make_one_run() {
+    let place = Place::new();
+    let file = "lr = 1e-3\nbatch = 128\nlog-every = 1\nout = \"run\"\nstore = \"store\"\n";
+    std::fs::write(place.path("f.toml"), file).unwrap();
+    let line = "--preset l1-reference --config f.toml --features 64 --steps 5 --device cpu";
+    let printed = text(&place.run(&format!("{line} --print-config")).stdout);
+    assert!(printed.contains("l1-coefficient = 8e-5\n") && printed.contains("lr = 1e-3\n"), "{printed}");
+    assert!(!place.path("run").exists());
+    place.run(line);
+    let config = json(&place.path("run/config.json"));
+    let arguments = &config["arguments"];
+    assert_eq!((&arguments["l1_coefficient"], &arguments["lr"]), (&8e-5.into(), &1e-3.into()));
+    assert_eq!((&arguments["features"], &arguments["expansion"]), (&64.into(), &serde_json::Value::Null));
+    assert!(config["command_line"].as_str().unwrap().ends_with(line));
+
+    // What was printed is the same run.
+    std::fs::write(place.path("printed.toml"), &printed).unwrap();
+    place.run("--config printed.toml --out again");
+    assert_eq!(place.sae_bytes("run"), place.sae_bytes("again"));
+    assert_eq!(json(&place.path("again/config.json"))["arguments"], *arguments);
+    assert_eq!(text(&place.run("--config printed.toml --print-config").stdout), printed);
+    // It is continued without its file, or with it.
+    place.run("--resume --out run --steps 7");
+    place.run("--resume --config f.toml --steps 9");
+    assert_eq!(place.metrics("run").last().unwrap()["step"], 9);
+
+    std::fs::write(place.path("bad.toml"), "# mine\nl1_coefficient = 8e-5\n").unwrap();
+    let told = place.fail("--config bad.toml");
+    let expected = "bad.toml, line 2: there is no flag --l1_coefficient; did you mean l1-coefficient?";
+    assert!(told.contains(expected), "{told}");
+    let told = place.fail("--preset post --l1-coefficient 1e-3 --print-config");
+    assert!(told.contains("--l1-coefficient has no effect with --loss approx-l0"), "{told}");
+    let unknown = place.command("--preset l1-refrence").output().unwrap();
+    assert_eq!(unknown.status.code(), Some(2));
+    assert!(text(&unknown.stderr).contains("l1-reference"), "{}", text(&unknown.stderr));
+    let help = text(&place.run("--help").stdout);
+    assert!(help.contains("- post:") && help.contains("- l1-reference:"), "{help}");
+}
+
+#[test]
+fn a_sweep_takes_its_lists_from_a_file() {
+    let place = Place::new();
+    let file = "l0-coefficient = [5e-5, 7e-5]\nepsilon = [[0.2], [0.2, 0.1]]\nbatch = 128\nfeatures = 64\n\
+                store = \"store\"\nsteps = 3\n";
+    std::fs::write(place.path("f.toml"), file).unwrap();
+    place.run("sweep --config f.toml --preset post --out sweep");
+    let points: Vec<String> = ["l0-coefficient-5e-5", "l0-coefficient-7e-5"]
+        .iter()
+        .flat_map(|coefficient| {
+            ["0.2", "0.2,0.1"].map(|epsilon| format!("sweep/{coefficient}_epsilon-{epsilon}"))
+        })
+        .collect();
+    for point in &points {
+        let config = json(&place.path(point).join("config.json"));
+        assert_eq!(config["settings"]["init"]["decoder_norm"], serde_json::Value::Null, "{point}");
+    }
+    let printed = text(&place.run("sweep --config f.toml --preset post --print-config").stdout);
+    assert!(printed.contains("epsilon = [[0.2], [0.2, 0.1]]\n"), "{printed}");
+    std::fs::write(place.path("printed.toml"), &printed).unwrap();
+    place.run("sweep --config printed.toml --out again");
+    for point in &points {
+        assert_eq!(place.sae_bytes(point), place.sae_bytes(&point.replace("sweep/", "again/")), "{point}");
+    }
+    let told = place.fail("--config f.toml");
+    assert!(
+        told.contains("f.toml, line 1: l0-coefficient takes one value; only sae-trainer sweep"),
+        "{told}"
+    );
+}
