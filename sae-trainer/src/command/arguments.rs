@@ -374,6 +374,9 @@ pub(crate) struct RunArguments {
     /// How many of the newest checkpoints to keep
     #[arg(long, value_name = "N", default_value_t = 2, value_parser = clap::value_parser!(u16).range(1..))]
     pub(crate) keep_checkpoints: u16,
+    /// Also write what metrics.jsonl says as an event file for TensorBoard, to tensorboard/ in the run's folder
+    #[arg(long)]
+    pub(crate) tensorboard: bool,
     /// Print the summary as one JSON object on standard output
     #[arg(long)]
     pub(crate) json: bool,

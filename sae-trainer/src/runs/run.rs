@@ -123,6 +123,7 @@ impl ReadyRun {
         if plan.resumed {
             folder.forget_after(step)?;
         }
+        folder.keep_events(flags.tensorboard)?;
         Ok(Run {
             plan,
             engine,

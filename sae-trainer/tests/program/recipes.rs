@@ -2,7 +2,7 @@
 
 use sae::Sae;
 
-use crate::fixture::{Place, json, text};
+use crate::fixture::{Place, flip, json, text};
 
 const SMALL: &str = "--store store --features 64 --batch 128 --log-every 1";
 
@@ -151,4 +151,121 @@ fn a_sweep_takes_its_lists_from_a_file() {
         told.contains("f.toml, line 1: l0-coefficient takes one value; only sae-trainer sweep"),
         "{told}"
     );
+}
+
+/// The steps and scalars of an event file, taken apart by the format's definition alone.
+fn events(path: &std::path::Path) -> Vec<(u64, Vec<(String, f32)>)> {
+    fn varint(bytes: &mut &[u8]) -> u64 {
+        let mut number = 0;
+        for shift in (0..).step_by(7) {
+            let (byte, rest) = bytes.split_first().unwrap();
+            *bytes = rest;
+            number |= u64::from(byte & 0x7f) << shift;
+            if byte & 0x80 == 0 {
+                break;
+            }
+        }
+        number
+    }
+    /// The fields of a message: number, and content, of integers the value.
+    fn fields(mut bytes: &[u8]) -> Vec<(u64, Vec<u8>)> {
+        let mut found = Vec::new();
+        while !bytes.is_empty() {
+            let key = varint(&mut bytes);
+            let length = match key & 7 {
+                0 => {
+                    found.push((key >> 3, varint(&mut bytes).to_le_bytes().to_vec()));
+                    continue;
+                }
+                1 => 8,
+                2 => varint(&mut bytes) as usize,
+                5 => 4,
+                other => panic!("wire type {other}"),
+            };
+            found.push((key >> 3, bytes[..length].to_vec()));
+            bytes = &bytes[length..];
+        }
+        found
+    }
+    let bytes = std::fs::read(path).unwrap();
+    let (mut at, mut found) = (0, Vec::new());
+    while at < bytes.len() {
+        let length = u64::from_le_bytes(bytes[at..at + 8].try_into().unwrap()) as usize;
+        let event = fields(&bytes[at + 12..at + 12 + length]);
+        at += length + 16;
+        let field =
+            |number: u64| event.iter().find(|(of, _)| *of == number).map(|(_, content)| content.clone());
+        let Some(summary) = field(5) else { continue };
+        let scalars = fields(&summary).into_iter().map(|(_, value)| {
+            let value = fields(&value);
+            (text(&value[0].1), f32::from_le_bytes(value[1].1[..].try_into().unwrap()))
+        });
+        found.push((u64::from_le_bytes(field(2).unwrap().try_into().unwrap()), scalars.collect()));
+    }
+    found
+}
+
+/// What the event file of `run` has to hold: the scalars of its log, without times.
+fn assert_events_are_the_log(place: &Place, run: &str) {
+    let timeless = |(name, _): &(String, f32)| !name.contains("timing/");
+    let path = place.path(run).join("tensorboard/events.out.tfevents.sae-trainer");
+    let found: Vec<_> = events(&path)
+        .into_iter()
+        .map(|(step, scalars)| (step, scalars.into_iter().filter(timeless).collect::<Vec<_>>()))
+        .collect();
+    let expected: Vec<_> = place
+        .metrics(run)
+        .iter()
+        .map(|line| {
+            let kind = if line["kind"] == "step" {
+                String::new()
+            } else {
+                format!("{}/", line["kind"].as_str().unwrap())
+            };
+            let mut scalars = Vec::new();
+            for (name, value) in line.as_object().unwrap() {
+                if let (Some(number), true) = (value.as_f64(), name != "step") {
+                    scalars.push((format!("{kind}{name}"), number as f32));
+                }
+                if let Some(histogram) = value.as_object() {
+                    for part in ["bin_width", "lowest"] {
+                        scalars
+                            .push((format!("{kind}{name}/{part}"), histogram[part].as_f64().unwrap() as f32));
+                    }
+                }
+            }
+            (line["step"].as_u64().unwrap(), scalars)
+        })
+        .collect();
+    assert_eq!(found, expected);
+}
+
+#[test]
+fn tensorboard_sees_what_the_log_says_however_often_a_run_stops() {
+    let place = Place::new();
+    let run = format!("{SMALL} --revive resample --revive-every 3 --tensorboard");
+    place.run(&format!("{run} --steps 5 --out run"));
+    assert_events_are_the_log(&place, "run");
+    assert!(place.metrics("run").iter().any(|line| line["kind"] == "resample"));
+    // The evaluation of a run that goes on is forgotten; the flag need not be repeated.
+    place.run("--resume --steps 8 --log-every 1 --out run");
+    assert_events_are_the_log(&place, "run");
+    assert_eq!(place.metrics("run").iter().filter(|line| line["kind"] == "evaluation").count(), 1);
+    // Half a record, as a kill leaves it.
+    let path = place.path("run/tensorboard/events.out.tfevents.sae-trainer");
+    let bytes = std::fs::read(&path).unwrap();
+    std::fs::write(&path, &bytes[..bytes.len() - 9]).unwrap();
+    place.run("--resume --steps 9 --log-every 1 --out run");
+    assert_events_are_the_log(&place, "run");
+    let verified = text(&place.run("verify run").stdout);
+    assert!(verified.contains("sound      run/tensorboard/events.out.tfevents.sae-trainer"), "{verified}");
+    flip(&path, 8 * 60);
+    assert!(text(&place.command("verify run").output().unwrap().stdout).contains("record at byte 40"));
+    place.run("--resume --steps 10 --log-every 1 --out run");
+    assert_events_are_the_log(&place, "run");
+    // A run without it gets it later, and not unasked.
+    place.run(&format!("{SMALL} --steps 3 --out plain"));
+    assert!(!place.path("plain/tensorboard").exists());
+    place.run("--resume --steps 4 --log-every 1 --tensorboard --out plain");
+    assert_events_are_the_log(&place, "plain");
 }
