@@ -12,7 +12,7 @@ use activation_store::Store;
 use anyhow::{Context, Result, ensure};
 use terminal::{Interrupt, foreign_path};
 
-use crate::command::arguments::{RunArguments, TrainArguments};
+use crate::command::arguments::{InputScaleChoice, RunArguments, TrainArguments};
 use crate::command::settings::Settings;
 use crate::engine::compute::Compute;
 use crate::engine::{Engine, StepError};
@@ -20,6 +20,8 @@ use crate::evaluate::{evaluate, stream_options};
 use crate::report::announce;
 use crate::report::progress::Progress;
 use crate::runs::batches::Batches;
+use crate::runs::checkpoint;
+use crate::runs::input_scale::Scaler;
 use crate::runs::plan::RunPlan;
 use crate::runs::record::Summary;
 use crate::runs::run::{ReadyRun, Run};
@@ -55,6 +57,7 @@ pub(crate) struct Ready {
     flags: RunArguments,
     interrupt: Interrupt,
     batches: Batches,
+    scaler: Scaler,
     runs: Vec<ReadyRun>,
     resumed: bool,
 }
@@ -82,24 +85,31 @@ impl Ready {
         };
         // Before anything of a batch's size is made.
         enough(stores.iter().map(Store::rows).sum())?;
-        let mut batches = Batches::new(stores, options, matches!(compute, Compute::Cuda { .. }))
-            .context("cannot read the store in batches")?;
+        let as_stored =
+            matches!(compute, Compute::Cuda { .. }) && settings.input_scale == InputScaleChoice::None;
+        let mut batches =
+            Batches::new(stores, options, as_stored).context("cannot read the store in batches")?;
         enough(batches.rows_per_epoch())?;
         announce(&plans, &batches, &compute)?;
         let all: Vec<&Settings> = plans.iter().map(RunPlan::settings).collect();
         compute.check_memory(&all)?;
 
+        let known = plans.iter().find_map(|plan| {
+            let folders: Vec<PathBuf> = plan.checkpoints.iter().map(|(_, folder)| folder.clone()).collect();
+            checkpoint::input_factor(&folders)
+        });
+        let mut scaler = Scaler::new(settings.input_scale, known, &mut batches)?;
         let resumed = plans.iter().any(|plan| plan.resumed);
-        let runs = plans.into_iter().map(|plan| ReadyRun::new(plan, &compute, &mut batches));
+        let runs = plans.into_iter().map(|plan| ReadyRun::new(plan, &compute, &mut batches, &mut scaler));
         let runs = runs.collect::<Result<_>>()?;
-        Ok(Ready { flags, interrupt, batches, runs, resumed })
+        Ok(Ready { flags, interrupt, batches, scaler, runs, resumed })
     }
 
     /// Opens the runs' folders. `sweep` is the folder of the sweep whose points they are.
     pub(crate) fn start(self, sweep: Option<SweepFolder>) -> Result<Training> {
-        let Ready { flags, interrupt, batches, runs, resumed } = self;
+        let Ready { flags, interrupt, batches, scaler, runs, resumed } = self;
         let runs: Vec<Run> = runs.into_iter().map(|run| run.start(&flags)).collect::<Result<_>>()?;
-        let training = Training { flags, interrupt, batches, runs, sweep, lost: Vec::new() };
+        let training = Training { flags, interrupt, batches, scaler, runs, sweep, lost: Vec::new() };
         if resumed {
             terminal::say!("continuing after step {}", training.step());
         }
@@ -112,6 +122,7 @@ pub(crate) struct Training {
     flags: RunArguments,
     interrupt: Interrupt,
     batches: Batches,
+    scaler: Scaler,
     /// Those that have not failed.
     runs: Vec<Run>,
     sweep: Option<SweepFolder>,
@@ -178,7 +189,7 @@ impl Training {
             if self.runs.iter().any(|run| run.is_revival(step)) {
                 self.settle(progress)?;
             }
-            let batch = self.batches.next()?;
+            let batch = self.scaler.apply(self.batches.next()?);
             let mut failed = Vec::new();
             attempt(&mut self.runs, step, &mut failed, |run| run.revive_if_due(batch))?;
             attempt(&mut self.runs, step, &mut failed, |run| run.submit(batch))?;
@@ -241,7 +252,8 @@ impl Training {
         let (stores, settings) = (self.runs[0].plan.stores.clone(), self.runs[0].settings().clone());
         let mut engines: Vec<&mut dyn Engine> =
             self.runs.iter_mut().map(|run| &mut *run.engine as _).collect();
-        let evaluated = match evaluate(&mut engines, &stores, &settings, threads, &self.interrupt) {
+        let scaler = &mut self.scaler;
+        let evaluated = match evaluate(&mut engines, &stores, &settings, scaler, threads, &self.interrupt) {
             Ok(evaluated) => evaluated,
             Err(error) => return Err(self.keep(error)),
         };

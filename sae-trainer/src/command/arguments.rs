@@ -142,6 +142,11 @@ pub(crate) struct DataArguments {
     #[arg(long, value_name = "CHUNKS")]
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub(crate) mixing_chunks: Option<usize>,
+    /// Scale rows before the autoencoder sees them: by one factor, so that their mean norm is the root of their width
+    /// (mean-norm), each to that norm (row-norm), or not at all (none) [default: none]
+    #[arg(long, value_enum, value_name = "KIND", hide_possible_values = true)]
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub(crate) input_scale: Option<InputScaleChoice>,
     /// Seed of the initial weights and of the order of the rows [default: 0]
     #[arg(long, value_name = "N")]
     #[serde(default, skip_serializing_if = "Option::is_none")]
@@ -380,6 +385,16 @@ pub(crate) struct RunArguments {
     /// Print the summary as one JSON object on standard output
     #[arg(long)]
     pub(crate) json: bool,
+}
+
+/// How rows are scaled before the autoencoder sees them.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default, ValueEnum, Serialize, Deserialize)]
+#[serde(rename_all = "kebab-case")]
+pub(crate) enum InputScaleChoice {
+    #[default]
+    None,
+    MeanNorm,
+    RowNorm,
 }
 
 /// Which features of a row are active.

@@ -42,7 +42,7 @@ pub(crate) struct CommandLine {
 const SWEEP_HELP: &str = "\
 The flags for the autoencoder, the loss and the training take several values, separated by commas; each combination of \
 values is a point of the sweep. (Repeat --epsilon and --init-from instead.) All points share the flags that the batches \
-depend on: --store, --batch, --seed, --drop-bos, --mixing-chunks, --tokens or --steps, --eval-rows.
+depend on: --store, --batch, --seed, --drop-bos, --input-scale, --mixing-chunks, --tokens or --steps, --eval-rows.
 
 Examples:
   sae-trainer sweep --store stores/gpt2 --l0-coefficient 5e-5,7e-5,1.4e-4 --lr 4e-4 --out runs/l0

@@ -11,8 +11,8 @@ use serde::{Deserialize, Serialize};
 
 use crate::command::arguments::{
     ActivationChoice, DecayChoice, DecoderBias, DecoderNormChoice, EncoderInitChoice, InitialNorm,
-    LengthArguments, LossArguments, ModelArguments, MseChoice, PenaltyChoice, PrecisionChoice, ReviveChoice,
-    SettingArguments,
+    InputScaleChoice, LengthArguments, LossArguments, ModelArguments, MseChoice, PenaltyChoice,
+    PrecisionChoice, ReviveChoice, SettingArguments,
 };
 use crate::engine::{Activation, Adam, DecoderNorm, FrequencyPenalty, LossSpec, Mse, Penalty, StepSpec};
 
@@ -63,6 +63,9 @@ pub(crate) struct Settings {
     pub(crate) b_dec_init: DecoderBias,
     /// The autoencoder that training starts from, instead of random weights.
     pub(crate) init_from: Option<std::path::PathBuf>,
+    /// How rows are scaled.
+    #[serde(default, skip_serializing_if = "is_default")]
+    pub(crate) input_scale: InputScaleChoice,
     /// Rows of BOS tokens are left out.
     pub(crate) drop_bos: bool,
     /// Chunks of the store whose rows are mixed; `None` leaves it to the store.
@@ -108,6 +111,8 @@ pub(crate) struct Initial {
     pub(crate) activation: Activation,
     pub(crate) features: usize,
     pub(crate) pre_bias: bool,
+    /// Its rows are scaled each.
+    pub(crate) row_norm: bool,
 }
 
 impl Settings {
@@ -135,6 +140,13 @@ impl Settings {
             ensure!(
                 initial.pre_bias || !model.pre_bias,
                 "--pre-bias does not fit --init-from: that autoencoder was trained without it"
+            );
+            let scale = data.input_scale.unwrap_or_default();
+            let fits = (scale == InputScaleChoice::RowNorm) == initial.row_norm;
+            ensure!(
+                fits || (initial.row_norm && data.input_scale.is_none()),
+                "--input-scale does not fit --init-from: that autoencoder was trained {} row-norm",
+                if initial.row_norm { "with" } else { "without" }
             );
         }
         refuse_flags_without_effect(arguments)?;
@@ -185,6 +197,10 @@ impl Settings {
             init: resolve_init(model),
             b_dec_init: model.b_dec_init.unwrap_or(DecoderBias::Zeros),
             init_from: model.init_from.clone(),
+            input_scale: match initial {
+                Some(initial) if initial.row_norm => InputScaleChoice::RowNorm,
+                _ => data.input_scale.unwrap_or_default(),
+            },
             drop_bos: data.drop_bos,
             mixing_chunks: data.mixing_chunks,
             precision: length.precision.unwrap_or_default(),
@@ -519,7 +535,8 @@ mod tests {
         assert!(told.contains("k is 100") && told.contains("at most the number of features"), "{told}");
         assert!(error(&["--activation", "topk", "--k", "0"]).contains("at least 1"));
         // An autoencoder goes on as what it is.
-        let initial = Initial { activation: Activation::TopK { k: 7 }, features: 99, pre_bias: false };
+        let initial =
+            Initial { activation: Activation::TopK { k: 7 }, features: 99, pre_bias: false, row_norm: false };
         let settings = Settings::resolve(&arguments(&[]), 768, Some(initial)).unwrap();
         assert_eq!(settings.step.activation, Activation::TopK { k: 7 });
     }
@@ -713,11 +730,32 @@ mod tests {
 
     #[test]
     fn an_initial_autoencoder_decides_size_and_pre_bias() {
-        let initial = Some(Initial { activation: Activation::Relu, features: 99, pre_bias: true });
+        let initial =
+            Some(Initial { activation: Activation::Relu, features: 99, pre_bias: true, row_norm: false });
         let settings = Settings::resolve(&arguments(&["--init-from", "x"]), 768, initial).unwrap();
         assert_eq!((settings.step.features, settings.step.pre_bias), (99, true));
-        let initial = Some(Initial { activation: Activation::Relu, features: 99, pre_bias: false });
+        let initial =
+            Some(Initial { activation: Activation::Relu, features: 99, pre_bias: false, row_norm: false });
         assert!(Settings::resolve(&arguments(&["--init-from", "x", "--pre-bias"]), 768, initial).is_err());
+    }
+
+    #[test]
+    fn an_initial_autoencoder_keeps_its_row_norm() {
+        let initial = |row_norm| {
+            Some(Initial { activation: Activation::Relu, features: 99, pre_bias: false, row_norm })
+        };
+        let of = |words: &[&str], row_norm| Settings::resolve(&arguments(words), 768, initial(row_norm));
+        assert_eq!(of(&[], true).unwrap().input_scale, InputScaleChoice::RowNorm);
+        assert_eq!(of(&[], false).unwrap().input_scale, InputScaleChoice::None);
+        let mean = of(&["--input-scale", "mean-norm"], false).unwrap();
+        assert_eq!(mean.input_scale, InputScaleChoice::MeanNorm);
+        assert!(of(&["--input-scale", "row-norm"], true).is_ok());
+        for (flag, row_norm, told) in
+            [("row-norm", false, "without"), ("none", true, "with"), ("mean-norm", true, "with")]
+        {
+            let error = of(&["--input-scale", flag], row_norm).unwrap_err().to_string();
+            assert!(error.contains(&format!("was trained {told} row-norm")), "{error}");
+        }
     }
 
     #[test]
@@ -741,7 +779,7 @@ mod tests {
     fn settings_of_older_versions_mean_what_they_meant() {
         let settings = resolve(&["--warmup-steps", "3"]).unwrap();
         let written = json(&settings);
-        for name in ["init", "cosine", "warmup_from_zero", "coefficient_warmup_from_zero"] {
+        for name in ["init", "input_scale", "cosine", "warmup_from_zero", "coefficient_warmup_from_zero"] {
             assert!(written.get(name).is_none(), "{name} changes the ids of runs that do not use it");
         }
         assert_eq!(serde_json::from_value::<Settings>(written).unwrap(), settings);

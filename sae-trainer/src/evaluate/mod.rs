@@ -7,6 +7,7 @@ use terminal::Interrupt;
 use crate::command::settings::Settings;
 use crate::engine::{Engine, Evaluation};
 use crate::report::progress;
+use crate::runs::input_scale::Scaler;
 
 /// The order of evaluation is the same for every run on a store, whatever its seed.
 const SEED: u64 = 0x6576_616c;
@@ -18,6 +19,7 @@ pub(crate) fn evaluate(
     engines: &mut [&mut dyn Engine],
     stores: &[Store],
     settings: &Settings,
+    scaler: &mut Scaler,
     threads: usize,
     interrupt: &Interrupt,
 ) -> Result<Option<(Vec<Evaluation>, u64)>> {
@@ -33,9 +35,9 @@ pub(crate) fn evaluate(
         if interrupt.requested().is_some() {
             return Ok(None);
         }
-        let rows = stream.next_batch()?;
+        let rows = scaler.apply(stream.next_batch()?.into());
         for (engine, evaluation) in engines.iter_mut().zip(&mut evaluations) {
-            evaluation.merge(&engine.evaluate(rows.into())?);
+            evaluation.merge(&engine.evaluate(rows.to_f32().view().into())?);
         }
         bar.inc(batch);
     }

@@ -8,6 +8,7 @@ use anyhow::Result;
 use human_units::{format_count, format_duration};
 use terminal::{foreign, foreign_path};
 
+use crate::command::arguments::InputScaleChoice;
 use crate::command::settings::{Cosine, Revive, Settings};
 use crate::engine::Activation;
 use crate::engine::Penalty;
@@ -92,12 +93,17 @@ fn autoencoder(settings: &Settings) -> String {
             format!(", dead features resampled every {} steps", grouped(every))
         }
     };
+    let scale = match settings.input_scale {
+        InputScaleChoice::None => "",
+        InputScaleChoice::MeanNorm => ", rows scaled by their mean norm",
+        InputScaleChoice::RowNorm => ", rows scaled each by its norm",
+    };
     let activation = match step.activation {
         Activation::Relu => String::new(),
         Activation::TopK { k } => format!(", the {k} largest of a row"),
     };
     format!(
-        "{} -> {} features{activation}, decoder norm {}{}{revival}",
+        "{} -> {} features{activation}, decoder norm {}{}{scale}{revival}",
         step.width,
         grouped(step.features as u64),
         json_name(&step.decoder_norm),

@@ -6,10 +6,14 @@
 use std::time::Duration;
 
 use activation_store::{BatchStream, RowType, Store, StreamOptions};
-use anyhow::Result;
+use anyhow::{Result, bail};
 use half::f16;
+use ndarray::{Array2, Axis};
 
 use crate::engine::Rows;
+
+/// Rows from which a decoder bias or an input scale is estimated.
+const SAMPLE_ROWS: usize = 32_768;
 
 /// Batches of rows of one or several stores.
 pub(crate) enum Batches {
@@ -33,6 +37,42 @@ impl Batches {
             Batches::F32(stream) => Rows::F32(stream.next_batch()?),
             Batches::F16(stream) => Rows::F16(stream.next_batch()?),
         })
+    }
+
+    /// The first rows of training, about [`SAMPLE_ROWS`] in whole batches, [n, d].
+    ///
+    /// # Errors
+    /// A store that cannot be read, or rows of which nothing can be estimated.
+    pub(crate) fn sample(&mut self) -> Result<Array2<f32>> {
+        let (batch, width) = (self.batch(), self.width());
+        let rows = SAMPLE_ROWS.min(usize::try_from(self.rows_per_epoch())?);
+        let count = (rows / batch).max(1);
+        let mut sample = Array2::zeros((0, width));
+        sample.reserve_rows(count * batch)?;
+        self.seek(0)?;
+        for _ in 0..count {
+            sample.append(Axis(0), self.next()?.to_f32().view())?;
+        }
+        if let Some(number) = sample.iter().find(|x| !x.is_finite()) {
+            bail!(
+                "a row of the store holds {number}, so neither decoder bias nor input scale can be computed"
+            );
+        }
+        Ok(sample)
+    }
+
+    fn batch(&self) -> usize {
+        match self {
+            Batches::F32(stream) => stream.batch(),
+            Batches::F16(stream) => stream.batch(),
+        }
+    }
+
+    fn width(&self) -> usize {
+        match self {
+            Batches::F32(stream) => stream.width(),
+            Batches::F16(stream) => stream.width(),
+        }
     }
 
     /// Makes the next batch that of `step`, from 0.

@@ -6,11 +6,11 @@ use std::path::{Path, PathBuf};
 use activation_store::Store;
 use anyhow::{Context, Result, bail, ensure};
 use human_units::format_bytes;
-use sae::{Config, Sae};
+use sae::{Config, InputScale, Sae};
 use serde_json::{Map, Value};
 use terminal::foreign_path;
 
-use crate::command::arguments::{RunArguments, SettingArguments};
+use crate::command::arguments::{InputScaleChoice, RunArguments, SettingArguments};
 use crate::command::default_store::default_store;
 use crate::command::settings::{Initial, Settings};
 use crate::engine::Activation;
@@ -74,11 +74,13 @@ impl RunPlan {
                 activation: stored.settings.step.activation,
                 features: stored.settings.step.features,
                 pre_bias: stored.settings.step.pre_bias,
+                row_norm: stored.settings.input_scale == InputScaleChoice::RowNorm,
             }),
             (_, _, Some(sae)) => {
                 let activation = sae.config.largest().map_or(Activation::Relu, |k| Activation::TopK { k });
                 let Config { d_sae: features, apply_b_dec_to_input: pre_bias, .. } = sae.config;
-                Some(Initial { activation, features, pre_bias })
+                let row_norm = sae.config.input_scale() == Some(InputScale::RowNorm);
+                Some(Initial { activation, features, pre_bias, row_norm })
             }
             _ => None,
         };
@@ -169,7 +171,8 @@ fn load_initial(path: &Path, store: &Store) -> Result<Sae> {
         foreign_path(store.path()),
         store.width()
     );
-    Ok(sae)
+    // Where it was trained on rows times a factor, this run may have another.
+    Ok(sae.folded())
 }
 
 /// An error if a path is not UTF-8, since the JSON files of a run cannot hold it.

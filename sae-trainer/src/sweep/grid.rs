@@ -75,7 +75,9 @@ enum Variation {
 
 fn variation(id: &str) -> Variation {
     match id {
-        "store" | "batch" | "mixing_chunks" | "seed" | "tokens" | "steps" | "eval_rows" => Variation::Common,
+        "store" | "batch" | "mixing_chunks" | "input_scale" | "seed" | "tokens" | "steps" | "eval_rows" => {
+            Variation::Common
+        }
         "epsilon" | "init_from" => Variation::Repeats,
         _ => Variation::Commas,
     }

@@ -155,6 +155,7 @@ fn check_common(plans: &[RunPlan]) -> Result<()> {
             ("steps", settings.steps, first.steps),
             ("eval_rows", settings.eval_rows, first.eval_rows),
             ("drop_bos", u64::from(settings.drop_bos), u64::from(first.drop_bos)),
+            ("input_scale", settings.input_scale as u64, first.input_scale as u64),
             ("mixing_chunks", chunks(settings.mixing_chunks), chunks(first.mixing_chunks)),
         ];
         for (name, value, of_the_first) in values {

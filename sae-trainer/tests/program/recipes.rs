@@ -1,8 +1,10 @@
 //! What a run can be told about how it trains: schedules, optimizer, initial weights.
 
-use sae::Sae;
+use activation_store::RowType;
+use ndarray::Array2;
+use sae::{InputScale, Sae};
 
-use crate::fixture::{Place, flip, json, text};
+use crate::fixture::{Place, WIDTH, flip, json, mixtures, text, write_store};
 
 const SMALL: &str = "--store store --features 64 --batch 128 --log-every 1";
 
@@ -268,4 +270,86 @@ fn tensorboard_sees_what_the_log_says_however_often_a_run_stops() {
     assert!(!place.path("plain/tensorboard").exists());
     place.run("--resume --steps 4 --log-every 1 --tensorboard --out plain");
     assert_events_are_the_log(&place, "plain");
+}
+
+#[test]
+fn a_run_on_scaled_rows_is_the_run_on_a_store_of_scaled_rows() {
+    let place = Place::new();
+    let run = "--features 64 --batch 128 --lr 3e-3 --log-every 10 --steps 60 --pre-bias --b-dec-init mean";
+    let rows = Array2::from_shape_vec((4096, WIDTH), mixtures(512, 1)).unwrap();
+    let norm = |row: &[f32]| row.iter().map(|x| f64::from(*x).powi(2)).sum::<f64>().sqrt();
+    let norms: Vec<f64> = rows.rows().into_iter().map(|row| norm(row.as_slice().unwrap())).collect();
+    for kind in ["mean-norm", "row-norm"] {
+        place.run(&format!("{run} --store store --input-scale {kind} --out {kind}"));
+        let checkpoint = Sae::load(&place.path(kind).join("checkpoints/step-00000060")).unwrap();
+        let scale = checkpoint.config.input_scale().unwrap();
+        match scale {
+            InputScale::Factor(factor) => {
+                let expected = 4.0 / (norms.iter().sum::<f64>() / 4096.0);
+                assert!(
+                    kind == "mean-norm" && (factor / expected - 1.0).abs() < 1e-12,
+                    "{factor}, {expected}"
+                );
+            }
+            other => assert_eq!((kind, other), ("row-norm", InputScale::RowNorm)),
+        }
+        let mut scaled = rows.clone();
+        for mut row in scaled.rows_mut() {
+            let factor = scale.of_row(row.view());
+            row.mapv_inplace(|x| x * factor);
+        }
+        let (store, alone) = (format!("{kind}-store"), format!("{kind}-alone"));
+        write_store(&place.path(&store), WIDTH, scaled.as_slice().unwrap(), RowType::F32);
+        place.run(&format!("{run} --store {store} --out {alone}"));
+        assert_eq!(place.metrics(kind), place.metrics(&alone));
+        let expected = Sae::load(&place.path(&alone).join("sae")).unwrap();
+        assert_eq!(checkpoint.weights, expected.weights);
+
+        // What a user gets is for rows as they are.
+        let sae = Sae::load(&place.path(kind).join("sae")).unwrap();
+        let features = sae.encode(rows.view());
+        let apart = (&features - &expected.encode(scaled.view())).fold(0.0_f32, |far, x| far.max(x.abs()));
+        assert!(apart < 1e-4, "{apart}");
+        let normalization = if kind == "mean-norm" { "none" } else { "constant_norm_rescale" };
+        assert_eq!(sae.config.normalize_activations, normalization);
+    }
+}
+
+#[test]
+fn a_run_on_scaled_rows_resumes_and_serves_as_a_start() {
+    let place = Place::new();
+    for kind in ["mean-norm", "row-norm"] {
+        let run = format!("{SMALL} --lr 3e-3 --input-scale {kind}");
+        place.run(&format!("{run} --steps 20 --out {kind}"));
+        place.run(&format!("{run} --steps 10 --out {kind}-parts"));
+        place.run(&format!("--resume --steps 20 --log-every 1 --out {kind}-parts"));
+        assert_eq!(place.sae_bytes(kind), place.sae_bytes(&format!("{kind}-parts")));
+        assert_eq!(place.metrics(kind), place.metrics(&format!("{kind}-parts")));
+    }
+    // From the folded weights and from those of the checkpoint, on rows scaled again.
+    let l0 = |run: &str| place.metrics(run).pop().unwrap()["l0"].as_f64().unwrap();
+    for (at, from) in ["mean-norm/sae", "mean-norm/checkpoints/step-00000020"].iter().enumerate() {
+        let start = "--store store --batch 128 --steps 1 --lr 1e-12 --input-scale mean-norm";
+        place.run(&format!("{start} --init-from {from} --out start-{at}"));
+        let (found, expected) = (l0(&format!("start-{at}")), l0("mean-norm"));
+        // A z at zero may fall on either side of it.
+        assert!((found - expected).abs() < 1e-2, "{found}, expected {expected}");
+    }
+    place.run("--store store --batch 128 --steps 1 --lr 1e-12 --init-from row-norm/sae --out start-row");
+    assert_eq!(l0("start-row"), l0("row-norm"));
+    assert_eq!(json(&place.path("start-row/config.json"))["settings"]["input_scale"], "row-norm");
+
+    let told = place.fail("--store store --init-from row-norm/sae --input-scale none --out other");
+    assert!(told.contains("--input-scale does not fit --init-from"), "{told}");
+    let told = place.fail("--resume --out mean-norm --input-scale row-norm");
+    assert!(told.contains("input_scale is \"mean-norm\" there and \"row-norm\" here"), "{told}");
+    let sweep = place.command("sweep --store store --input-scale none,row-norm").output().unwrap();
+    assert!(
+        text(&sweep.stderr).contains("--input-scale takes one value in a sweep"),
+        "{}",
+        text(&sweep.stderr)
+    );
+    write_store(&place.path("zero"), WIDTH, &vec![0.0; 4096 * WIDTH], RowType::F32);
+    let told = place.fail("--store zero --batch 128 --features 64 --input-scale mean-norm --out zeros");
+    assert!(told.contains("the mean norm of the first 4096 rows is 0"), "{told}");
 }

@@ -17,7 +17,7 @@ mod files;
 mod forward;
 mod weights;
 
-pub use config::{Config, Metadata};
+pub use config::{Config, INPUT_SCALE, InputScale, Metadata};
 pub use error::Error;
 pub use files::{CONFIG_FILE, SPARSITY_FILE, WEIGHTS_FILE};
 pub use weights::{EncoderInit, Init, Weights};

@@ -93,6 +93,15 @@ impl Weights {
         scale_rows(&mut self.w_dec, 1.0);
     }
 
+    /// Makes the weights for rows x those that compute the same of rows x / `factor`, the reconstruction being divided
+    /// likewise: W_enc · factor, W_dec / factor, b_dec / factor. SAELens folds its scaling factors in so.
+    pub fn fold_input_factor(&mut self, factor: f64) {
+        let factor = factor as f32;
+        self.w_enc.mapv_inplace(|w| w * factor);
+        self.w_dec.mapv_inplace(|w| w / factor);
+        self.b_dec.mapv_inplace(|b| b / factor);
+    }
+
     /// Mean over the features of the decoder rows' norms.
     pub fn decoder_norm_mean(&self) -> f64 {
         self.w_dec.rows().into_iter().map(norm).sum::<f64>() / self.d_sae() as f64
