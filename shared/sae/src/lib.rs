@@ -6,6 +6,8 @@
 //! xhat = a W_dec + b_dec
 //! ```
 //!
+//! x is a row as [`Config::input_scale`] says.
+//!
 //! Training lives elsewhere. This crate knows how an autoencoder is initialised ([`Weights::init`]), what it computes
 //! ([`Sae::encode`], [`Sae::decode`]: plain loops, the definition that faster code is tested against) and how it is stored
 //! on disk ([`Sae::save`], [`Sae::load`]: SAELens' folder format, so that its users load our autoencoders without
