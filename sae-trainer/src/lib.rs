@@ -15,6 +15,11 @@
 
 use std::process::ExitCode;
 
+use anyhow::Result;
+
+use command::layers;
+use command::line::{Command, CommandLine};
+
 mod bench;
 mod command;
 mod compare;
@@ -30,21 +35,26 @@ mod verify;
 
 /// The program: parses the command line, executes it, and prints an error as a sentence.
 pub fn main() -> ExitCode {
-    use clap::Parser;
-    use command::line::Command;
-    let line = command::line::CommandLine::parse();
-    let result = match line.command {
-        Some(Command::Sweep(sweep)) => sweep::sweep(sweep).map(ExitCode::from),
-        Some(Command::Compare(compare)) => compare::compare(&compare).map(|()| ExitCode::SUCCESS),
-        Some(Command::Verify(verify)) => verify::verify(&verify).map(ExitCode::from),
-        Some(Command::Bench(bench)) => bench::bench(&bench).map(|()| ExitCode::SUCCESS),
-        None => train::train(line.train).map(ExitCode::from),
+    let result = match layers::read(std::env::args_os().collect()) {
+        Ok(Some(line)) => execute(line),
+        Ok(None) => Ok(ExitCode::SUCCESS),
+        Err(error) => Err(error),
     };
     let code = result.unwrap_or_else(|error| {
         terminal::say!("error: {error:#}");
         ExitCode::FAILURE
     });
     terminal::exit_code(code)
+}
+
+fn execute(line: CommandLine) -> Result<ExitCode> {
+    match line.command {
+        Some(Command::Sweep(sweep)) => sweep::sweep(sweep).map(ExitCode::from),
+        Some(Command::Compare(compare)) => compare::compare(&compare).map(|()| ExitCode::SUCCESS),
+        Some(Command::Verify(verify)) => verify::verify(&verify).map(ExitCode::from),
+        Some(Command::Bench(bench)) => bench::bench(&bench).map(|()| ExitCode::SUCCESS),
+        None => train::train(line.train).map(ExitCode::from),
+    }
 }
 
 /// The example of the README, run as a test.

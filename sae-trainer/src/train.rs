@@ -12,13 +12,15 @@ use activation_store::Store;
 use anyhow::{Context, Result, ensure};
 use terminal::{Interrupt, foreign_path};
 
-use crate::command::arguments::{RunArguments, TrainArguments};
+use crate::command::arguments::{InputScaleChoice, RunArguments, TrainArguments};
 use crate::command::settings::Settings;
 use crate::engine::compute::Compute;
 use crate::engine::{Engine, StepError};
 use crate::evaluate::evaluate;
 use crate::report::announce;
 use crate::report::progress::Progress;
+use crate::runs::checkpoint;
+use crate::runs::input_scale::Scaler;
 use crate::runs::plan::RunPlan;
 use crate::runs::record::Summary;
 use crate::runs::run::{ReadyRun, Run};
@@ -28,7 +30,7 @@ use crate::sweep::SweepFolder;
 /// Trains one run, and returns the process' exit code: 0, or 130 after Ctrl-C.
 pub(crate) fn train(arguments: TrainArguments) -> Result<u8> {
     let interrupt = Interrupt::listen().context("cannot listen for Ctrl-C")?;
-    let plan = RunPlan::new(&arguments, terminal::command_line())?;
+    let plan = RunPlan::new(&arguments.settings, &arguments.run, terminal::command_line())?;
     let json = arguments.run.json;
     let ready = Ready::new(vec![plan], arguments.run, interrupt, |plans, streams, compute| {
         announce::settings(&plans[0], streams, compute)
@@ -55,6 +57,7 @@ pub(crate) struct Ready {
     flags: RunArguments,
     interrupt: Interrupt,
     streams: Streams,
+    scaler: Scaler,
     runs: Vec<ReadyRun>,
     resumed: bool,
 }
@@ -84,23 +87,31 @@ impl Ready {
         };
         // Before anything of a batch's size is made.
         enough(plans[0].stores.iter().map(Store::rows).sum())?;
-        let mut streams = Streams::open(&plans[0], threads, matches!(compute, Compute::Cuda { .. }))?;
+        let as_stored =
+            matches!(compute, Compute::Cuda { .. }) && settings.input_scale == InputScaleChoice::None;
+        let mut streams = Streams::open(&plans[0], threads, as_stored)?;
         enough(streams.training.rows_per_epoch())?;
         announce(&plans, &streams, &compute)?;
         let all: Vec<&Settings> = plans.iter().map(RunPlan::settings).collect();
         compute.check_memory(&all)?;
 
+        let known = plans.iter().find_map(|plan| {
+            let folders: Vec<PathBuf> = plan.checkpoints.iter().map(|(_, folder)| folder.clone()).collect();
+            checkpoint::input_factor(&folders)
+        });
+        let batches = &mut streams.training;
+        let mut scaler = Scaler::new(settings.input_scale, known, batches)?;
         let resumed = plans.iter().any(|plan| plan.resumed);
-        let runs = plans.into_iter().map(|plan| ReadyRun::new(plan, &compute, &mut streams.training));
+        let runs = plans.into_iter().map(|plan| ReadyRun::new(plan, &compute, batches, &mut scaler));
         let runs = runs.collect::<Result<_>>()?;
-        Ok(Ready { flags, interrupt, streams, runs, resumed })
+        Ok(Ready { flags, interrupt, streams, scaler, runs, resumed })
     }
 
     /// Opens the runs' folders. `sweep` is the folder of the sweep whose points they are.
     pub(crate) fn start(self, sweep: Option<SweepFolder>) -> Result<Training> {
-        let Ready { flags, interrupt, streams, runs, resumed } = self;
+        let Ready { flags, interrupt, streams, scaler, runs, resumed } = self;
         let runs: Vec<Run> = runs.into_iter().map(|run| run.start(&flags)).collect::<Result<_>>()?;
-        let training = Training { flags, interrupt, streams, runs, sweep, lost: Vec::new() };
+        let training = Training { flags, interrupt, streams, scaler, runs, sweep, lost: Vec::new() };
         if resumed {
             terminal::say!("continuing after step {}", training.step());
         }
@@ -113,6 +124,7 @@ pub(crate) struct Training {
     flags: RunArguments,
     interrupt: Interrupt,
     streams: Streams,
+    scaler: Scaler,
     /// Those that have not failed.
     runs: Vec<Run>,
     sweep: Option<SweepFolder>,
@@ -179,7 +191,7 @@ impl Training {
             if self.runs.iter().any(|run| run.is_revival(step)) {
                 self.settle(progress)?;
             }
-            let batch = self.streams.training.next()?;
+            let batch = self.scaler.apply(self.streams.training.next()?);
             let mut failed = Vec::new();
             attempt(&mut self.runs, step, &mut failed, |run| run.revive_if_due(batch))?;
             attempt(&mut self.runs, step, &mut failed, |run| run.submit(batch))?;
@@ -242,8 +254,8 @@ impl Training {
         let settings = self.runs[0].settings().clone();
         let mut engines: Vec<&mut dyn Engine> =
             self.runs.iter_mut().map(|run| &mut *run.engine as _).collect();
-        let batches = &mut self.streams.evaluation;
-        let evaluated = match evaluate(&mut engines, batches, &settings, &self.interrupt) {
+        let (batches, scaler) = (&mut self.streams.evaluation, &mut self.scaler);
+        let evaluated = match evaluate(&mut engines, batches, &settings, scaler, &self.interrupt) {
             Ok(evaluated) => evaluated,
             Err(error) => return Err(self.keep(error)),
         };

@@ -10,6 +10,7 @@ use terminal::foreign_path;
 
 use crate::command::arguments::VerifyArguments;
 use crate::runs::checkpoint;
+use crate::runs::event_file;
 use crate::runs::folder::{
     CONFIG, DamagedLine, LoggedLine, METRICS, RunConfig, SAE, SUMMARY, SWEEP, checkpoint_folders,
     checkpoints, gap, is_empty, logged_lines, summary,
@@ -119,6 +120,11 @@ fn run(folder: &Path) -> Result<Vec<Checked>> {
         files.push((log, metrics(folder)));
     } else if !checkpoints(folder)?.is_empty() || folder.join(SUMMARY).exists() {
         files.push((log, Condition::Damaged("it is missing, though the run has logged".into())));
+    }
+    let events = event_file::path(folder);
+    if events.exists() {
+        let condition = event_file::check(&events);
+        files.push((events, condition));
     }
     for checkpoint in checkpoint_folders(folder)? {
         files.extend(check_folder(&checkpoint)?);

@@ -109,6 +109,42 @@ def test_sae_lens_keeps_the_k_largest_of_a_topk_autoencoder(example, program, tm
     assert summary["loss"] == "topk-6"
 
 
+def test_sae_lens_folds_the_input_scale_as_the_trainer_does(example, program, tmp_path):
+    x = write_store(example, tmp_path / "store", centered=False)
+    run = tmp_path / "run"
+    program("sae-trainer", "--store", tmp_path / "store", "--out", run, "--features", 200, "--batch", 256, "--steps", 60,
+            "--lr", "3e-3", "--pre-bias", "--input-scale", "mean-norm")  # fmt: skip
+    unfolded = SAE.load_from_disk(run / "checkpoints" / "step-00000060")
+    assert unfolded.cfg.normalize_activations == "expected_average_only_in"
+    factor = unfolded.cfg.metadata.input_scale
+    assert factor == pytest.approx(32**0.5 / float(x.double().norm(dim=1).mean()), rel=1e-6)
+    unfolded.fold_activation_norm_scaling_factor(factor)
+    folded = SAE.load_from_disk(run / "sae")
+    assert folded.cfg.normalize_activations == "none"
+    for name in ["W_enc", "b_enc", "W_dec", "b_dec"]:
+        here, there = getattr(folded, name), getattr(unfolded, name)
+        torch.testing.assert_close(here, there, rtol=2**-22, atol=0)
+
+
+def test_sae_lens_scales_each_row_as_the_trainer_does(example, program, tmp_path):
+    x = write_store(example, tmp_path / "store", centered=False).double()
+    run = tmp_path / "run"
+    printed = program("sae-trainer", "--store", tmp_path / "store", "--out", run, "--features", 200, "--batch", 256,
+                      "--steps", 300, "--lr", "3e-3", "--input-scale", "row-norm", "--json")  # fmt: skip
+    found = json.loads(printed)["evaluation"]
+    sae = SAE.load_from_disk(run / "sae", dtype="float64")
+    assert sae.cfg.normalize_activations == "constant_norm_rescale"
+    with torch.no_grad():
+        features = sae.encode(x)
+        reconstruction = sae.decode(features)
+    # The trainer's errors are those of the scaled rows.
+    scale = 32**0.5 / x.norm(dim=1, keepdim=True)
+    assert found["l0"] == pytest.approx(float((features > 0).sum(1).double().mean()), rel=1e-4)
+    assert found["l1"] == pytest.approx(float(features.sum(1).mean()), rel=1e-4)
+    assert found["mse_sum"] == pytest.approx(float(((reconstruction - x) * scale).pow(2).sum(1).mean()), rel=1e-3)
+    assert found["explained_variance"] > 0.5, "it has learnt something"
+
+
 @pytest.mark.filterwarnings("ignore:.*non-empty model_from_pretrained_kwargs")
 @pytest.mark.parametrize("centered", [True, False])
 @pytest.mark.parametrize("flags", [["--loss", "approx-l0"], ["--loss", "l1", "--pre-bias", "--b-dec-init", "mean"]])

@@ -5,10 +5,13 @@
 
 use std::path::PathBuf;
 
+use clap::builder::{PossibleValue, PossibleValuesParser};
 use clap::{Args, ValueEnum};
 use human_units::parse_count;
 use kernels::precision::Precision;
 use serde::{Deserialize, Serialize};
+
+use crate::command::presets::PRESETS;
 
 #[derive(Debug, Args)]
 pub(crate) struct VerifyArguments {
@@ -89,6 +92,27 @@ pub(crate) struct TrainArguments {
     pub(crate) settings: SettingArguments,
     #[command(flatten)]
     pub(crate) run: RunArguments,
+    #[command(flatten)]
+    pub(crate) recipe: RecipeArguments,
+}
+
+/// Where flags come from besides the command line.
+#[derive(Debug, Clone, Default, PartialEq, Args)]
+#[command(next_help_heading = "Recipe")]
+pub(crate) struct RecipeArguments {
+    /// Start from the flags of a published recipe. Those of --config and of the command line take the place of its own, and
+    /// what has no effect next to them is dropped
+    #[arg(long, value_name = "NAME", value_parser = PossibleValuesParser::new(PRESETS.iter().map(|preset| {
+        PossibleValue::new(preset.name).help(preset.about)
+    })))]
+    pub(crate) preset: Option<String>,
+    /// Take flags from a TOML file, where l1-coefficient = 8e-5 stands for --l1-coefficient 8e-5, pre-bias = false switches a
+    /// preset's --pre-bias off, and for sweep an array stands for a list. Flags of the command line take their place
+    #[arg(long, value_name = "FILE.toml")]
+    pub(crate) config: Option<PathBuf>,
+    /// Print the flags that preset, file and command line amount to, as TOML for --config, and exit
+    #[arg(long)]
+    pub(crate) print_config: bool,
 }
 
 /// The flags that define a run. All are optional; [`crate::command::settings`] says what a missing flag means.
@@ -137,6 +161,11 @@ pub(crate) struct DataArguments {
     #[arg(long, value_name = "CHUNKS")]
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub(crate) mixing_chunks: Option<usize>,
+    /// Scale rows before the autoencoder sees them: by one factor, so that their mean norm is the root of their width
+    /// (mean-norm), each to that norm (row-norm), or not at all (none) [default: none]
+    #[arg(long, value_enum, value_name = "KIND", hide_possible_values = true)]
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub(crate) input_scale: Option<InputScaleChoice>,
     /// Seed of the initial weights and of the order of the rows [default: 0]
     #[arg(long, value_name = "N")]
     #[serde(default, skip_serializing_if = "Option::is_none")]
@@ -149,7 +178,7 @@ pub(crate) struct DataArguments {
 pub(crate) struct RowArguments {
     /// Never train on this fraction of the contexts of each store, and evaluate on them; the same contexts for
     /// all runs on a store. With 0, evaluate on rows that training saw [default: 0.01; 0 with --eval-store]
-    #[arg(long, value_name = "FRACTION", allow_negative_numbers = true, value_parser = parse_held_out)]
+    #[arg(long, value_name = "FRACTION", allow_negative_numbers = true, value_parser = parse_below_one)]
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub(crate) held_out: Option<f64>,
     /// Evaluate on all rows of this store instead; repeatable
@@ -202,6 +231,19 @@ pub(crate) struct ModelArguments {
     #[arg(long, value_enum, value_name = "KIND", hide_possible_values = true)]
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub(crate) decoder_norm: Option<DecoderNormChoice>,
+    /// Initial encoder: drawn (kaiming), or the decoder transposed (transpose) [default: kaiming]
+    #[arg(long, value_enum, value_name = "KIND", hide_possible_values = true)]
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub(crate) encoder_init: Option<EncoderInitChoice>,
+    /// Multiply the transposed decoder by X [default: 1]
+    #[arg(long, value_name = "X", allow_negative_numbers = true, value_parser = parse_positive)]
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub(crate) encoder_init_scale: Option<f64>,
+    /// Scale the initial decoder rows to norm X, or leave them as they are drawn (free). With --decoder-norm unit or tied
+    /// they have norm 1 from the first step on [default: 1]
+    #[arg(long, value_name = "X", allow_negative_numbers = true, value_parser = parse_initial_norm)]
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub(crate) decoder_init_norm: Option<InitialNorm>,
     /// Initial decoder bias: zeros, or the mean or the geometric median of 32,768 rows of the store
     /// (zeros, mean, geometric-median) [default: zeros]
     #[arg(long, value_enum, value_name = "KIND", hide_possible_values = true)]
@@ -209,7 +251,7 @@ pub(crate) struct ModelArguments {
     pub(crate) b_dec_init: Option<DecoderBias>,
     /// Start from an autoencoder in SAELens' format (a run's sae/ or one of its checkpoints) instead of
     /// random weights
-    #[arg(long, value_name = "FOLDER", conflicts_with_all = ["features", "expansion", "b_dec_init"])]
+    #[arg(long, value_name = "FOLDER", conflicts_with_all = ["features", "expansion", "encoder_init", "encoder_init_scale", "decoder_init_norm", "b_dec_init"])]
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub(crate) init_from: Option<PathBuf>,
 }
@@ -320,6 +362,10 @@ pub(crate) struct LossArguments {
     #[arg(long, value_name = "STEPS", value_parser = parse_count)]
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub(crate) coefficient_warmup_steps: Option<u64>,
+    /// Begin that rise at 0, as SAELens and dictionary_learning do, instead of one step above it
+    #[arg(long)]
+    #[serde(default, skip_serializing_if = "is_false")]
+    pub(crate) coefficient_warmup_from_zero: bool,
     /// Multiply each activation by the norm of its decoder row inside the penalty
     #[arg(long)]
     #[serde(default, skip_serializing_if = "is_false")]
@@ -376,14 +422,40 @@ pub(crate) struct LengthArguments {
     #[arg(long, value_name = "X", allow_negative_numbers = true, value_parser = parse_positive)]
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub(crate) lr: Option<f64>,
+    /// Adam's beta1, the decay of its first moments [default: 0.9]
+    #[arg(long, value_name = "X", allow_negative_numbers = true, value_parser = parse_below_one)]
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub(crate) beta1: Option<f64>,
+    /// Adam's beta2, the decay of its second moments [default: 0.999]
+    #[arg(long, value_name = "X", allow_negative_numbers = true, value_parser = parse_below_one)]
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub(crate) beta2: Option<f64>,
     /// Raise the learning rate linearly over the first STEPS steps [default: 0]
     #[arg(long, value_name = "STEPS", value_parser = parse_count)]
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub(crate) warmup_steps: Option<u64>,
+    /// Begin the warm-up of the learning rate at 0, as dictionary_learning does, instead of one step above it
+    #[arg(long)]
+    #[serde(default, skip_serializing_if = "is_false")]
+    pub(crate) warmup_from_zero: bool,
+    /// How the learning rate falls after the warm-up: only at the end, over --lr-decay-steps (linear), or along half a cosine
+    /// to --lr-end, as SAELens' cosineannealing does, before --lr-decay-steps (cosine) [default: linear]
+    #[arg(long, value_enum, value_name = "KIND", hide_possible_values = true)]
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub(crate) lr_decay: Option<DecayChoice>,
     /// Lower the learning rate linearly to 0 over the last STEPS steps [default: 0]
     #[arg(long, value_name = "STEPS", value_parser = parse_count)]
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub(crate) lr_decay_steps: Option<u64>,
+    /// The learning rate at the end of the cosine [default: a tenth of --lr]
+    #[arg(long, value_name = "X", allow_negative_numbers = true, value_parser = parse_coefficient)]
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub(crate) lr_end: Option<f64>,
+    /// Equal parts of the run that each follow the cosine from --lr to --lr-end, as in SAELens' cosineannealingwarmrestarts
+    /// [default: 1]
+    #[arg(long, value_name = "N", value_parser = parse_count)]
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub(crate) lr_cycles: Option<u64>,
     /// Precision of products. fp32 forms the float32 product; exact finds the same active features and values faster, by
     /// first ruling most pairs out in fewer bits; bf16 rounds both factors to bfloat16, which saves time only on a GPU
     /// [default: exact]
@@ -439,9 +511,22 @@ pub(crate) struct RunArguments {
     /// How many of the newest checkpoints to keep
     #[arg(long, value_name = "N", default_value_t = 2, value_parser = clap::value_parser!(u16).range(1..))]
     pub(crate) keep_checkpoints: u16,
+    /// Also write what metrics.jsonl says as an event file for TensorBoard, to tensorboard/ in the run's folder
+    #[arg(long)]
+    pub(crate) tensorboard: bool,
     /// Print the summary as one JSON object on standard output
     #[arg(long)]
     pub(crate) json: bool,
+}
+
+/// How rows are scaled before the autoencoder sees them.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default, ValueEnum, Serialize, Deserialize)]
+#[serde(rename_all = "kebab-case")]
+pub(crate) enum InputScaleChoice {
+    #[default]
+    None,
+    MeanNorm,
+    RowNorm,
 }
 
 /// Which features of a row are active.
@@ -535,6 +620,39 @@ pub(crate) enum DecoderNormChoice {
     Free,
 }
 
+/// How the learning rate falls.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum, Serialize, Deserialize)]
+#[serde(rename_all = "kebab-case")]
+pub(crate) enum DecayChoice {
+    Linear,
+    Cosine,
+}
+
+/// The encoder before the first step.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum, Serialize, Deserialize)]
+#[serde(rename_all = "kebab-case")]
+pub(crate) enum EncoderInitChoice {
+    Kaiming,
+    Transpose,
+}
+
+/// The norm of the decoder's rows before the first step.
+#[derive(Debug, Clone, Copy, PartialEq, Serialize, Deserialize)]
+#[serde(rename_all = "kebab-case")]
+pub(crate) enum InitialNorm {
+    /// As they are drawn.
+    Free,
+    #[serde(untagged)]
+    Norm(f64),
+}
+
+fn parse_initial_norm(text: &str) -> Result<InitialNorm, String> {
+    match text {
+        "free" => Ok(InitialNorm::Free),
+        _ => parse_positive(text).map(InitialNorm::Norm).map_err(|rule| format!("{rule}, or free")),
+    }
+}
+
 /// The precision of products.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default, ValueEnum, Serialize, Deserialize)]
 #[serde(rename_all = "kebab-case")]
@@ -593,7 +711,7 @@ fn parse_fraction(text: &str) -> Result<f64, String> {
     parse_number(text, |x| x > 0.0 && x <= 1.0, "it must be above 0 and at most 1")
 }
 
-fn parse_held_out(text: &str) -> Result<f64, String> {
+fn parse_below_one(text: &str) -> Result<f64, String> {
     parse_number(text, |x| (0.0..1.0).contains(&x), "it must be at least 0 and below 1")
 }
 
@@ -642,6 +760,10 @@ mod tests {
             ("--lr", "-1"),
             ("--lr", "nan"),
             ("--lr", "inf"),
+            ("--beta1", "1"),
+            ("--decoder-init-norm", "0"),
+            ("--encoder-init-scale", "-1"),
+            ("--beta2", "-0.1"),
             ("--l0-coefficient", "-1"),
             ("--epsilon", "0.2,-1"),
             ("--tanh-scale", "1e-300"),

@@ -17,6 +17,8 @@ Examples:
       the reference configuration on the only store under stores/: 32x features, batches of 4096 rows, 300M tokens
   sae-trainer --store stores/gpt2 --loss l1 --l1-coefficient 8e-5 --tokens 50M --out runs/l1
       an L1 penalty, a shorter run, a folder of your choice
+  sae-trainer --preset l1-reference --store stores/gpt2 --tokens 50M
+      a published recipe, shorter; --config FILE.toml takes flags from a file of your own
   sae-trainer --resume --out runs/l1
       continues an interrupted run from its last checkpoint
   sae-trainer sweep --store stores/gpt2 --l0-coefficient 5e-5,7e-5,1.4e-4
@@ -40,7 +42,7 @@ pub(crate) struct CommandLine {
 const SWEEP_HELP: &str = "\
 The flags for the autoencoder, the loss and the training take several values, separated by commas; each combination of \
 values is a point of the sweep. (Repeat --epsilon and --init-from instead.) All points share the flags that the batches \
-depend on: --store, --batch, --seed, --drop-bos, --mixing-chunks, --tokens or --steps, --eval-rows.
+depend on: --store, --batch, --seed, --drop-bos, --input-scale, --mixing-chunks, --tokens or --steps, --eval-rows.
 
 Examples:
   sae-trainer sweep --store stores/gpt2 --l0-coefficient 5e-5,7e-5,1.4e-4 --lr 4e-4 --out runs/l0

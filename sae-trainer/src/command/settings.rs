@@ -6,10 +6,12 @@
 //! or log; their defaults give them the slope at zero that approx-l0 has with its own.
 
 use anyhow::{Context, Result, bail, ensure};
+use sae::{EncoderInit, Init};
 use serde::{Deserialize, Serialize};
 
 use crate::command::arguments::{
-    ActivationChoice, DecoderBias, DecoderNormChoice, LossArguments, MseChoice, PenaltyChoice,
+    ActivationChoice, DecayChoice, DecoderBias, DecoderNormChoice, EncoderInitChoice, InitialNorm,
+    InputScaleChoice, LengthArguments, LossArguments, ModelArguments, MseChoice, PenaltyChoice,
     PrecisionChoice, ReviveChoice, SettingArguments,
 };
 use crate::command::row_settings::RowSettings;
@@ -42,16 +44,31 @@ pub(crate) struct Settings {
     pub(crate) lr: f64,
     /// Steps over which the learning rate rises at the start.
     pub(crate) warmup_steps: u64,
+    /// The warm-up of the learning rate begins at 0.
+    #[serde(default, skip_serializing_if = "is_default")]
+    pub(crate) warmup_from_zero: bool,
+    /// How it falls between the warm-up and the last steps; without one it is constant there.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub(crate) cosine: Option<Cosine>,
     /// Steps over which it falls to 0 at the end.
     pub(crate) lr_decay_steps: u64,
     /// Steps over which the penalty's coefficient rises at the start.
     pub(crate) coefficient_warmup_steps: u64,
+    /// That warm-up begins at 0.
+    #[serde(default, skip_serializing_if = "is_default")]
+    pub(crate) coefficient_warmup_from_zero: bool,
     /// Epsilon in equal parts of the run, as multiples of the loss's; the first is 1.
     pub(crate) epsilon_scales: Vec<f64>,
+    /// The weights at the start.
+    #[serde(default, skip_serializing_if = "is_default")]
+    pub(crate) init: Init,
     /// The decoder bias at the start.
     pub(crate) b_dec_init: DecoderBias,
     /// The autoencoder that training starts from, instead of random weights.
     pub(crate) init_from: Option<std::path::PathBuf>,
+    /// How rows are scaled.
+    #[serde(default, skip_serializing_if = "is_default")]
+    pub(crate) input_scale: InputScaleChoice,
     /// Rows of BOS tokens are left out.
     pub(crate) drop_bos: bool,
     /// Chunks of the store whose rows are mixed; `None` leaves it to the store.
@@ -74,6 +91,15 @@ pub(crate) struct Settings {
     pub(crate) rows: RowSettings,
 }
 
+/// A fall along half a cosine.
+#[derive(Debug, Clone, Copy, PartialEq, Serialize, Deserialize)]
+pub(crate) struct Cosine {
+    /// The learning rate that it ends at.
+    pub(crate) end: f64,
+    /// How often it is gone through, each time from the top.
+    pub(crate) cycles: u64,
+}
+
 /// What becomes of dead features.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default, Serialize, Deserialize)]
 #[serde(rename_all = "kebab-case")]
@@ -94,6 +120,8 @@ pub(crate) struct Initial {
     pub(crate) activation: Activation,
     pub(crate) features: usize,
     pub(crate) pre_bias: bool,
+    /// Its rows are scaled each.
+    pub(crate) row_norm: bool,
 }
 
 impl Settings {
@@ -122,11 +150,22 @@ impl Settings {
                 initial.pre_bias || !model.pre_bias,
                 "--pre-bias does not fit --init-from: that autoencoder was trained without it"
             );
+            let scale = data.input_scale.unwrap_or_default();
+            let fits = (scale == InputScaleChoice::RowNorm) == initial.row_norm;
+            ensure!(
+                fits || (initial.row_norm && data.input_scale.is_none()),
+                "--input-scale does not fit --init-from: that autoencoder was trained {} row-norm",
+                if initial.row_norm { "with" } else { "without" }
+            );
         }
         ensure!(
             rows.target.is_empty() || initial.is_none_or(|initial| !initial.pre_bias),
             "--target does not fit --init-from: that autoencoder subtracts the decoder bias from what it reads, and a \
              transcoder's decoder bias is one of its target"
+        );
+        ensure!(
+            rows.target.is_empty() || data.input_scale.unwrap_or_default() == InputScaleChoice::None,
+            "--input-scale does not fit --target: rows of two places in a model have two scales; leave one of them out"
         );
         refuse_flags_without_effect(arguments, initial)?;
         if let choice @ (PenaltyChoice::Step | PenaltyChoice::Quadratic) = penalty_of(arguments, initial) {
@@ -151,7 +190,7 @@ impl Settings {
                 DecoderNormChoice::Tied => DecoderNorm::Tied,
                 DecoderNormChoice::Free => DecoderNorm::Free,
             },
-            adam: Adam::default(),
+            adam: resolve_adam(length),
             sparsity_window: arguments.loss.sparsity_window.unwrap_or(300),
             prefixes: selection::prefixes(&arguments.selection, features)?,
             dead: selection::dead_loss(arguments, width, dead_rows.div_ceil(batch))?,
@@ -162,17 +201,30 @@ impl Settings {
             (Some(steps), _) => steps,
             (None, tokens) => tokens.div_ceil(batch),
         };
+        let lr = length.lr.unwrap_or(4e-4);
+        let cosine = (length.lr_decay == Some(DecayChoice::Cosine)).then(|| Cosine {
+            end: length.lr_end.unwrap_or(lr / 10.0),
+            cycles: length.lr_cycles.unwrap_or(1),
+        });
         let settings = Settings {
             step,
             steps,
             seed: data.seed.unwrap_or(0),
-            lr: length.lr.unwrap_or(4e-4),
+            lr,
             warmup_steps: length.warmup_steps.unwrap_or(0),
+            warmup_from_zero: length.warmup_from_zero,
+            cosine,
             lr_decay_steps: length.lr_decay_steps.unwrap_or(0),
             coefficient_warmup_steps: arguments.loss.coefficient_warmup_steps.unwrap_or(0),
+            coefficient_warmup_from_zero: arguments.loss.coefficient_warmup_from_zero,
             epsilon_scales,
+            init: resolve_init(model),
             b_dec_init: model.b_dec_init.unwrap_or(DecoderBias::Zeros),
             init_from: model.init_from.clone(),
+            input_scale: match initial {
+                Some(initial) if initial.row_norm => InputScaleChoice::RowNorm,
+                _ => data.input_scale.unwrap_or_default(),
+            },
             drop_bos: data.drop_bos,
             mixing_chunks: data.mixing_chunks,
             precision: length.precision.unwrap_or_default(),
@@ -215,10 +267,47 @@ impl Settings {
             self.lr_decay_steps,
             self.steps
         );
+        if let Some(norm) = self.init.decoder_norm {
+            ensure!(
+                positive(norm),
+                "the norm of initial decoder rows is {norm}, but it must be a number above 0"
+            );
+        }
+        self.check_cosine()?;
         ensure!(self.revive != Revive::Resample { every: 0 }, "--revive-every must be at least 1");
         ensure!(self.mixing_chunks != Some(0), "--mixing-chunks must be at least 1");
         ensure!(self.dead_rows >= 1 && self.eval_rows >= 1, "--dead-rows and --eval-rows must be at least 1");
         self.rows.check()
+    }
+
+    fn check_cosine(&self) -> Result<()> {
+        let Some(Cosine { end, cycles }) = self.cosine else { return Ok(()) };
+        ensure!(
+            (0.0..=self.lr).contains(&end),
+            "--lr-end is {end}, but it must be at least 0 and at most the learning rate, {}",
+            self.lr
+        );
+        ensure!(
+            end > 0.0 || self.lr_decay_steps == 0,
+            "--lr-decay-steps has no effect where --lr-end is 0: the cosine has reached 0 before; leave one of them out"
+        );
+        let steps = self.cosine_steps();
+        ensure!(
+            steps >= 1,
+            "--warmup-steps and --lr-decay-steps leave none of the {} steps of the run to --lr-decay cosine: shorten them",
+            self.steps
+        );
+        ensure!(
+            (1..=steps).contains(&cycles),
+            "--lr-cycles is {cycles}, but it must be at least 1 and at most {steps}, the steps of the run without those of \
+             --warmup-steps and --lr-decay-steps"
+        );
+        Ok(())
+    }
+
+    /// The steps between the warm-up and the last ones, over which a cosine extends.
+    pub(crate) fn cosine_steps(&self) -> u64 {
+        self.steps.saturating_sub(self.warmup_steps.saturating_add(self.lr_decay_steps))
     }
 
     /// Steps without firing after which a feature counts as dead.
@@ -259,7 +348,7 @@ impl Settings {
         let mut found = Vec::new();
         compare("", &json(self), &json(other), &mut found);
         // Nothing before the last step depends on how many there are, unless the schedule is stretched.
-        let stretched = self.lr_decay_steps > 0 || self.epsilon_scales.len() > 1;
+        let stretched = self.lr_decay_steps > 0 || self.epsilon_scales.len() > 1 || self.cosine.is_some();
         found.retain(|(name, _)| name != "eval_rows" && (name != "steps" || stretched));
         found.into_iter().map(|(_, sentence)| sentence).collect()
     }
@@ -274,6 +363,10 @@ impl Settings {
         }
         format!("{:08x}", crc32c::crc32c(value.to_string().as_bytes()))
     }
+}
+
+fn is_default<T: Default + PartialEq>(value: &T) -> bool {
+    *value == T::default()
 }
 
 fn json(settings: &Settings) -> serde_json::Value {
@@ -299,6 +392,28 @@ fn compare(
         let name = path.trim_start_matches("step.").trim_start_matches("rows.");
         found.push((path.to_owned(), format!("{name} is {left} there and {right} here")));
     }
+}
+
+fn resolve_init(flags: &ModelArguments) -> Init {
+    Init {
+        encoder: match flags.encoder_init {
+            None | Some(EncoderInitChoice::Kaiming) => EncoderInit::Kaiming,
+            Some(EncoderInitChoice::Transpose) => {
+                EncoderInit::Transpose { scale: flags.encoder_init_scale.unwrap_or(1.0) }
+            }
+        },
+        decoder_norm: match flags.decoder_init_norm {
+            None => Some(1.0),
+            Some(InitialNorm::Norm(norm)) => Some(norm),
+            Some(InitialNorm::Free) => None,
+        },
+    }
+}
+
+fn resolve_adam(flags: &LengthArguments) -> Adam {
+    let default = Adam::default();
+    let (beta1, beta2) = (flags.beta1.unwrap_or(default.beta1), flags.beta2.unwrap_or(default.beta2));
+    Adam { beta1, beta2, ..default }
 }
 
 /// The loss, and epsilon in equal parts of the run as multiples of the loss's.
@@ -353,7 +468,10 @@ fn value_name(choice: &PenaltyChoice) -> String {
 }
 
 /// A flag of another loss is a mistake, and is not ignored.
-fn refuse_flags_without_effect(arguments: &SettingArguments, initial: Option<Initial>) -> Result<()> {
+pub(crate) fn refuse_flags_without_effect(
+    arguments: &SettingArguments,
+    initial: Option<Initial>,
+) -> Result<()> {
     let Some(flag) = flags_without_effect(arguments, initial).into_iter().next() else { return Ok(()) };
     match flag {
         "--min-sparsity-target" => {
@@ -372,6 +490,10 @@ fn refuse_flags_without_effect(arguments: &SettingArguments, initial: Option<Ini
         "--matryoshka-weight" => bail!("--matryoshka-weight has no effect without --matryoshka"),
         "--aux-coefficient" | "--aux-loss" => bail!("{flag} has no effect without --aux-k"),
         "--revive-every" => bail!("--revive-every has no effect without --revive resample"),
+        "--encoder-init-scale" => bail!("{flag} has no effect without --encoder-init transpose"),
+        "--lr-end" | "--lr-cycles" => bail!("{flag} has no effect without --lr-decay cosine"),
+        "--warmup-from-zero" => bail!("{flag} has no effect without --warmup-steps"),
+        "--coefficient-warmup-from-zero" => bail!("{flag} has no effect without --coefficient-warmup-steps"),
         flag => {
             let choice = penalty_of(arguments, initial);
             let name = value_name(&choice);
@@ -389,8 +511,10 @@ pub(crate) fn flags_without_effect(
     use PenaltyChoice::{ApproxL0, L1, Log, None, Quadratic, Step, Tanh};
     let choice = penalty_of(arguments, initial);
     let activation = selection::activation_choice(arguments, initial);
-    let (jump, batch_topk) =
-        (activation == ActivationChoice::JumpRelu, activation == ActivationChoice::BatchTopK);
+    // What training starts from may be of any kind, as long as it has not been looked at.
+    let unknown = initial.is_none() && model.init_from.is_some() && model.activation.is_none();
+    let jump = unknown || activation == ActivationChoice::JumpRelu;
+    let batch_topk = unknown || activation == ActivationChoice::BatchTopK;
     let given = |coefficient: Option<f64>| coefficient.is_some_and(|coefficient| coefficient != 0.0);
     let densities = given(flags.mean_density_coefficient) || given(flags.log_density_coefficient);
     let (min, max) = frequency_coefficients(flags, choice);
@@ -426,6 +550,19 @@ pub(crate) fn flags_without_effect(
         ("--aux-loss", dead.aux_loss.is_some(), dead.aux_k.is_some()),
         ("--pre-activation-coefficient", given(dead.pre_activation_coefficient), jump),
         ("--revive-every", length.revive_every.is_some(), length.revive == Some(ReviveChoice::Resample)),
+        (
+            "--encoder-init-scale",
+            model.encoder_init_scale.is_some(),
+            model.encoder_init == Some(EncoderInitChoice::Transpose),
+        ),
+        ("--lr-end", length.lr_end.is_some(), length.lr_decay == Some(DecayChoice::Cosine)),
+        ("--lr-cycles", length.lr_cycles.is_some(), length.lr_decay == Some(DecayChoice::Cosine)),
+        ("--warmup-from-zero", length.warmup_from_zero, length.warmup_steps.is_some()),
+        (
+            "--coefficient-warmup-from-zero",
+            flags.coefficient_warmup_from_zero,
+            flags.coefficient_warmup_steps.is_some() && choice != None,
+        ),
     ];
     checks.into_iter().filter(|(_, given, used)| *given && !used).map(|(flag, ..)| flag).collect()
 }
@@ -488,7 +625,8 @@ mod tests {
         assert!(told.contains("k is 100") && told.contains("at most the number of features"), "{told}");
         assert!(error(&["--activation", "topk", "--k", "0"]).contains("at least 1"));
         // An autoencoder goes on as what it is.
-        let initial = Initial { activation: Activation::TopK { k: 7 }, features: 99, pre_bias: false };
+        let initial =
+            Initial { activation: Activation::TopK { k: 7 }, features: 99, pre_bias: false, row_norm: false };
         let settings = Settings::resolve(&arguments(&[]), 768, Some(initial)).unwrap();
         assert_eq!(settings.step.activation, Activation::TopK { k: 7 });
     }
@@ -597,10 +735,15 @@ mod tests {
             "--weight-by-decoder-norm",
             "--coefficient-warmup-steps",
             "4",
+            "--beta1",
+            "0",
+            "--beta2",
+            "0.99",
         ])
         .unwrap();
         let step = &settings.step;
         assert_eq!((step.features, step.batch, settings.steps), (2000, 512, 7));
+        assert_eq!(step.adam, Adam { beta1: 0.0, beta2: 0.99, epsilon: 1e-8 });
         assert_eq!(step.loss.penalty, Penalty::Tanh { scale: 3.0 });
         assert_eq!((step.loss.coefficient, step.loss.mse), (1e-4, Mse::Sum));
         assert_eq!((settings.lr, settings.warmup_steps, settings.lr_decay_steps), (1e-3, 2, 3));
@@ -642,12 +785,67 @@ mod tests {
     }
 
     #[test]
+    fn a_cosine_that_cannot_be_is_refused() {
+        let cosine = |words: &[&str]| error(&[&["--steps", "10", "--lr-decay", "cosine"], words].concat());
+        assert!(cosine(&["--lr-end", "1"]).contains("at most the learning rate, 0.0004"));
+        assert!(cosine(&["--lr-end", "0", "--lr-decay-steps", "2"]).contains("leave one of them out"));
+        assert!(cosine(&["--lr-cycles", "0"]).contains("at least 1"));
+        let told = cosine(&["--lr-cycles", "5", "--warmup-steps", "3", "--lr-decay-steps", "3"]);
+        assert!(told.contains("at most 4"), "{told}");
+        assert!(cosine(&["--warmup-steps", "10"]).contains("leave none of the 10 steps"));
+        assert_eq!(error(&["--lr-end", "1e-5"]), "--lr-end has no effect without --lr-decay cosine");
+        assert_eq!(error(&["--warmup-from-zero"]), "--warmup-from-zero has no effect without --warmup-steps");
+        let told = error(&["--coefficient-warmup-from-zero"]);
+        assert_eq!(told, "--coefficient-warmup-from-zero has no effect without --coefficient-warmup-steps");
+    }
+
+    #[test]
+    fn the_initial_weights_are_those_asked_for() {
+        assert_eq!(resolve(&[]).unwrap().init, Init::default());
+        let words =
+            ["--encoder-init", "transpose", "--encoder-init-scale", "0.5", "--decoder-init-norm", "0.1"];
+        let expected = Init { encoder: EncoderInit::Transpose { scale: 0.5 }, decoder_norm: Some(0.1) };
+        assert_eq!(resolve(&words).unwrap().init, expected);
+        assert_eq!(resolve(&["--decoder-init-norm", "free"]).unwrap().init.decoder_norm, None);
+        let told = error(&["--encoder-init-scale", "0.5"]);
+        assert_eq!(told, "--encoder-init-scale has no effect without --encoder-init transpose");
+        for words in [&words[..], &["--decoder-init-norm", "free"]] {
+            let (flags, settings) = (arguments(words), resolve(words).unwrap());
+            let again: SettingArguments =
+                serde_json::from_value(serde_json::to_value(&flags).unwrap()).unwrap();
+            assert_eq!(again, flags);
+            assert_eq!(serde_json::from_value::<Settings>(json(&settings)).unwrap(), settings);
+        }
+    }
+
+    #[test]
     fn an_initial_autoencoder_decides_size_and_pre_bias() {
-        let initial = Some(Initial { activation: Activation::Relu, features: 99, pre_bias: true });
+        let initial =
+            Some(Initial { activation: Activation::Relu, features: 99, pre_bias: true, row_norm: false });
         let settings = Settings::resolve(&arguments(&["--init-from", "x"]), 768, initial).unwrap();
         assert_eq!((settings.step.features, settings.step.pre_bias), (99, true));
-        let initial = Some(Initial { activation: Activation::Relu, features: 99, pre_bias: false });
+        let initial =
+            Some(Initial { activation: Activation::Relu, features: 99, pre_bias: false, row_norm: false });
         assert!(Settings::resolve(&arguments(&["--init-from", "x", "--pre-bias"]), 768, initial).is_err());
+    }
+
+    #[test]
+    fn an_initial_autoencoder_keeps_its_row_norm() {
+        let initial = |row_norm| {
+            Some(Initial { activation: Activation::Relu, features: 99, pre_bias: false, row_norm })
+        };
+        let of = |words: &[&str], row_norm| Settings::resolve(&arguments(words), 768, initial(row_norm));
+        assert_eq!(of(&[], true).unwrap().input_scale, InputScaleChoice::RowNorm);
+        assert_eq!(of(&[], false).unwrap().input_scale, InputScaleChoice::None);
+        let mean = of(&["--input-scale", "mean-norm"], false).unwrap();
+        assert_eq!(mean.input_scale, InputScaleChoice::MeanNorm);
+        assert!(of(&["--input-scale", "row-norm"], true).is_ok());
+        for (flag, row_norm, told) in
+            [("row-norm", false, "without"), ("none", true, "with"), ("mean-norm", true, "with")]
+        {
+            let error = of(&["--input-scale", flag], row_norm).unwrap_err().to_string();
+            assert!(error.contains(&format!("was trained {told} row-norm")), "{error}");
+        }
     }
 
     #[test]
@@ -662,5 +860,18 @@ mod tests {
         let decaying = resolve(&["--steps", "100", "--lr-decay-steps", "5"]).unwrap();
         let longer = resolve(&["--steps", "200", "--lr-decay-steps", "5"]).unwrap();
         assert_eq!(decaying.differences(&longer), ["steps is 100 there and 200 here"]);
+        let cosine = resolve(&["--steps", "100", "--lr-decay", "cosine"]).unwrap();
+        let longer = resolve(&["--steps", "200", "--lr-decay", "cosine"]).unwrap();
+        assert_eq!(cosine.differences(&longer), ["steps is 100 there and 200 here"]);
+    }
+
+    #[test]
+    fn settings_of_older_versions_mean_what_they_meant() {
+        let settings = resolve(&["--warmup-steps", "3"]).unwrap();
+        let written = json(&settings);
+        for name in ["init", "input_scale", "cosine", "warmup_from_zero", "coefficient_warmup_from_zero"] {
+            assert!(written.get(name).is_none(), "{name} changes the ids of runs that do not use it");
+        }
+        assert_eq!(serde_json::from_value::<Settings>(written).unwrap(), settings);
     }
 }

@@ -7,6 +7,7 @@ use crate::command::settings::Settings;
 use crate::engine::{Engine, Evaluation};
 use crate::report::progress;
 use crate::runs::batches::Batches;
+use crate::runs::input_scale::Scaler;
 
 /// For each engine the sums over the first `--eval-rows` rows of `batches`, in whole batches. Where there are fewer rows than a
 /// batch has, each of them counts once. `None` if interrupted.
@@ -14,6 +15,7 @@ pub(crate) fn evaluate(
     engines: &mut [&mut dyn Engine],
     batches: &mut Batches,
     settings: &Settings,
+    scaler: &mut Scaler,
     interrupt: &Interrupt,
 ) -> Result<Option<Vec<Evaluation>>> {
     let (batch, available) = (settings.step.batch as u64, batches.rows_per_epoch());
@@ -27,7 +29,7 @@ pub(crate) fn evaluate(
         if interrupt.requested().is_some() {
             return Ok(None);
         }
-        let batch = batches.next()?.to_f32();
+        let batch = scaler.apply(batches.next()?).to_f32();
         let batch = batch.first(rows);
         for (engine, evaluation) in engines.iter_mut().zip(&mut evaluations) {
             evaluation.merge(&engine.evaluate(batch)?);

@@ -8,7 +8,8 @@ use anyhow::Result;
 use human_units::{format_count, format_duration};
 use terminal::{foreign, foreign_path};
 
-use crate::command::settings::{Revive, Settings};
+use crate::command::arguments::InputScaleChoice;
+use crate::command::settings::{Cosine, Revive, Settings};
 use crate::engine::compute::Compute;
 use crate::engine::{Activation, DeadLoss, DeadLossKind, Penalty};
 use crate::report::table::{columns, grouped, number, pairs, share};
@@ -26,7 +27,7 @@ pub(crate) fn settings(plan: &RunPlan, streams: &Streams, compute: &Compute) -> 
     lines.extend([
         ("autoencoder", autoencoder(settings)),
         ("loss", loss(settings)),
-        ("training", format!("{}; lr {}", length(settings, batches), short(settings.lr))),
+        ("training", format!("{}; lr {}", length(settings, batches), rate(settings))),
         ("engine", compute.describe(&[settings], stream_memory(plan, batches))?),
         ("run", format!("{}, seed {}", foreign_path(&plan.out), settings.seed)),
     ]);
@@ -44,8 +45,7 @@ type Describe = fn(&Settings) -> String;
 pub(crate) fn sweep(out: &Path, plans: &[RunPlan], streams: &Streams, compute: &Compute) -> Result<()> {
     let (first, batches) = (&plans[0], &streams.training);
     let all: Vec<&Settings> = plans.iter().map(RunPlan::settings).collect();
-    let descriptions: [(&str, Describe); 3] =
-        [("autoencoder", autoencoder), ("loss", loss), ("lr", |settings| short(settings.lr))];
+    let descriptions: [(&str, Describe); 3] = [("autoencoder", autoencoder), ("loss", loss), ("lr", rate)];
     let (shared, differing): (Vec<_>, Vec<_>) = descriptions
         .into_iter()
         .partition(|(_, describe)| all.iter().all(|settings| describe(settings) == describe(all[0])));
@@ -131,6 +131,11 @@ fn autoencoder(settings: &Settings) -> String {
             format!(", dead features resampled every {} steps", grouped(every))
         }
     };
+    let scale = match settings.input_scale {
+        InputScaleChoice::None => "",
+        InputScaleChoice::MeanNorm => ", rows scaled by their mean norm",
+        InputScaleChoice::RowNorm => ", rows scaled each by its norm",
+    };
     let activation = match step.activation {
         Activation::Relu => String::new(),
         Activation::TopK { k } => format!(", the {k} largest of a row"),
@@ -148,12 +153,22 @@ fn autoencoder(settings: &Settings) -> String {
         }
     };
     format!(
-        "{} -> {} features{activation}{prefixes}, decoder norm {}{}{revival}",
+        "{} -> {} features{activation}{prefixes}, decoder norm {}{}{scale}{revival}",
         step.width,
         grouped(step.features as u64),
         json_name(&step.decoder_norm),
         if step.pre_bias { ", pre-bias" } else { "" }
     )
+}
+
+/// `4e-4`, or `4e-4 to 4e-5 along a cosine`.
+fn rate(settings: &Settings) -> String {
+    let lr = short(settings.lr);
+    match settings.cosine {
+        None => lr,
+        Some(Cosine { end, cycles: 1 }) => format!("{lr} to {} along a cosine", short(end)),
+        Some(Cosine { end, cycles }) => format!("{lr} to {} along {cycles} cosines", short(end)),
+    }
 }
 
 /// How long training is, and how often it reads the store.

@@ -9,10 +9,14 @@
 use std::time::Duration;
 
 use activation_store::{BatchStream, RowType, Store, StreamOptions};
-use anyhow::Result;
+use anyhow::{Result, bail};
 use half::f16;
+use ndarray::{Array2, Axis};
 
 use crate::engine::{Rows, StoredBatch};
+
+/// Rows from which a decoder bias or an input scale is estimated.
+const SAMPLE_ROWS: usize = 32_768;
 
 /// Batches of rows of one or several stores, or of pairs of rows.
 pub(crate) struct Batches {
@@ -51,6 +55,28 @@ impl Batches {
             None => None,
         };
         Ok(StoredBatch { input: self.input.next()?, target })
+    }
+
+    /// The first rows of training that the decoder is to reconstruct, about [`SAMPLE_ROWS`] in whole batches, [n, d].
+    ///
+    /// # Errors
+    /// A store that cannot be read, or rows of which nothing can be estimated.
+    pub(crate) fn sample(&mut self) -> Result<Array2<f32>> {
+        let (batch, width) = self.input.shape();
+        let rows = SAMPLE_ROWS.min(usize::try_from(self.rows_per_epoch())?);
+        let count = (rows / batch).max(1);
+        let mut sample = Array2::zeros((0, width));
+        sample.reserve_rows(count * batch)?;
+        self.seek(0)?;
+        for _ in 0..count {
+            sample.append(Axis(0), self.next()?.to_f32().view().target)?;
+        }
+        if let Some(number) = sample.iter().find(|x| !x.is_finite()) {
+            bail!(
+                "a row of the store holds {number}, so neither decoder bias nor input scale can be computed"
+            );
+        }
+        Ok(sample)
     }
 
     /// Makes the next batch that of `step`, from 0.
@@ -109,6 +135,14 @@ impl Stream {
             Stream::F16(stream) => stream.seek(step)?,
         }
         Ok(())
+    }
+
+    /// [B, d] of a batch.
+    fn shape(&self) -> (usize, usize) {
+        match self {
+            Stream::F32(stream) => (stream.batch(), stream.width()),
+            Stream::F16(stream) => (stream.batch(), stream.width()),
+        }
     }
 
     fn rows_per_epoch(&self) -> u64 {

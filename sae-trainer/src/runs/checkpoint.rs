@@ -17,7 +17,7 @@ use std::path::{Path, PathBuf};
 use anyhow::{Context, Result, bail, ensure};
 use durable_files::CheckedFolder;
 use ndarray::Array2;
-use sae::Sae;
+use sae::{Config, InputScale, Sae};
 use safetensors::tensor::{Dtype, SafeTensorError, SafeTensors, TensorView};
 use serde::{Deserialize, Serialize};
 use terminal::foreign_path;
@@ -90,6 +90,18 @@ pub(crate) fn logged_lines(folder: &Path) -> Result<Option<(u64, u64)>> {
     let training: Training = serde_json::from_slice(&text)
         .with_context(|| format!("{} is damaged", foreign_path(&folder.join(STEP_FILE))))?;
     Ok(training.logged_lines.map(|lines| (training.step, lines)))
+}
+
+/// The factor by which rows were scaled when the newest of `folders` that tells was written.
+pub(crate) fn input_factor(folders: &[PathBuf]) -> Option<f64> {
+    let factor = |folder: &PathBuf| {
+        let text = CheckedFolder::open(folder).ok()?.read(sae::CONFIG_FILE).ok()?;
+        match serde_json::from_slice::<Config>(&text).ok()?.input_scale() {
+            Some(InputScale::Factor(factor)) => Some(factor),
+            _ => None,
+        }
+    };
+    folders.iter().rev().find_map(factor)
 }
 
 /// Reads the checkpoint `folder` of a run whose steps are those of `spec`.

@@ -2,9 +2,6 @@
 
 use ndarray::{Array1, ArrayView1, ArrayView2};
 
-/// Rows from which mean and median are taken.
-pub(crate) const SAMPLE_ROWS: usize = 32_768;
-
 /// The mean of `rows` [n, d] → [d].
 pub(crate) fn mean(rows: ArrayView2<'_, f32>) -> Array1<f32> {
     weighted_mean(rows, |_| 1.0).mapv(|m| m as f32)

@@ -5,6 +5,7 @@
 //!     config.json       everything needed to repeat the run
 //!     metrics.jsonl     one line per logged step, and one for the evaluation at the end
 //!     checkpoints/      the newest checkpoints, see the module `checkpoint`
+//!     tensorboard/      with `--tensorboard`, the numbers of metrics.jsonl as an event file
 //!     sae/              the autoencoder in SAELens' format, once the run is finished or interrupted
 //!     summary.json      once the run is finished
 //! ```
@@ -29,6 +30,7 @@ use crate::command::arguments::SettingArguments;
 use crate::command::settings::Settings;
 use crate::engine::State;
 use crate::runs::checkpoint;
+use crate::runs::event_file::{self, EventFile};
 use crate::runs::record::{Summary, number};
 
 const FORMAT: u32 = 1;
@@ -172,6 +174,8 @@ pub(crate) struct RunFolder {
     /// The times, in steps, of the lines of `metrics.jsonl`, unwritten ones included, damaged ones not.
     logged: Vec<Moment>,
     damaged_lines: u64,
+    /// TensorBoard's copy of the log, if there is one.
+    events: Option<EventFile>,
     run_id: Option<String>,
     lock: File,
 }
@@ -228,8 +232,8 @@ impl RunFolder {
             .open(&metrics)
             .with_context(|| format!("cannot write {}", foreign_path(&metrics)))?;
         let run_id = config.run_id.clone();
-        let (unwritten, logged) = (String::new(), Vec::new());
-        Ok(RunFolder { path: path.to_path_buf(), metrics, unwritten, logged, damaged_lines: 0, run_id, lock })
+        let (path, unwritten, logged) = (path.to_path_buf(), String::new(), Vec::new());
+        Ok(RunFolder { path, metrics, unwritten, logged, damaged_lines: 0, events: None, run_id, lock })
     }
 
     pub(crate) fn path(&self) -> &Path {
@@ -256,7 +260,23 @@ impl RunFolder {
         let line = durable_files::sealed_line(&OfRun { record, run_id: self.run_id.as_deref() }) + "\n";
         self.unwritten.push_str(&line);
         self.logged.push(serde_json::from_str(&line).expect("every record has a kind and a step"));
-        self.write_lines()
+        self.write_lines()?;
+        match &mut self.events {
+            Some(events) => events.add(&serde_json::from_str(&line).expect("a record is JSON")),
+            None => Ok(()),
+        }
+    }
+
+    /// Keeps an event file for TensorBoard beside the log from now on, with an event for every line that the log has, if
+    /// that is `wanted` or there is one already.
+    pub(crate) fn keep_events(&mut self, wanted: bool) -> Result<()> {
+        if wanted || event_file::path(&self.path).exists() {
+            let lines = logged_lines(&self.path)?;
+            let lines: Vec<Value> =
+                lines.iter().flatten().filter_map(|line| serde_json::from_slice(&line.text).ok()).collect();
+            self.events = Some(EventFile::open(&self.path, lines.iter())?);
+        }
+        Ok(())
     }
 
     /// Lines of `metrics.jsonl`.

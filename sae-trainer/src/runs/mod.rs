@@ -1,11 +1,12 @@
-//! A run: whether it can be done (`plan`), which rows it reads (`streams`, `batches`), how it goes (`run`, with `schedule`, `revive`,
-//! `decoder_bias`), and what it
-//! leaves on disk (`folder`, `checkpoint`, `record`, `sae_config`).
+//! A run: whether it can be done (`plan`), which rows it reads (`streams`, `batches`, `input_scale`), how it goes (`run`, with
+//! `schedule`, `revive`, `decoder_bias`), and what it leaves on disk (`folder`, `checkpoint`, `record`, `event_file`, `sae_config`).
 
 pub(crate) mod batches;
 pub(crate) mod checkpoint;
 pub(crate) mod decoder_bias;
+pub(crate) mod event_file;
 pub(crate) mod folder;
+pub(crate) mod input_scale;
 pub(crate) mod plan;
 pub(crate) mod record;
 pub(crate) mod revive;

@@ -6,11 +6,11 @@ use std::path::{Path, PathBuf};
 use activation_store::{Store, held_out_contexts, median_norm};
 use anyhow::{Context, Result, bail, ensure};
 use human_units::format_bytes;
-use sae::{Config, Sae};
+use sae::{Config, InputScale, Sae};
 use serde_json::{Map, Value};
 use terminal::foreign_path;
 
-use crate::command::arguments::{SettingArguments, TrainArguments};
+use crate::command::arguments::{InputScaleChoice, RunArguments, SettingArguments};
 use crate::command::default_store::default_store;
 use crate::command::selection::DEFAULT_BANDWIDTH;
 use crate::command::settings::{Initial, Settings};
@@ -44,10 +44,9 @@ impl RunPlan {
 
     /// Checks everything that can be checked before the first step.
     /// `command_line` is the one that `config.json` records for the run.
-    pub(crate) fn new(arguments: &TrainArguments, command_line: String) -> Result<RunPlan> {
-        let given = &arguments.settings;
-        let stored = match &arguments.run.out {
-            Some(out) if arguments.run.resume => RunConfig::read(out)?,
+    pub(crate) fn new(given: &SettingArguments, run: &RunArguments, command_line: String) -> Result<RunPlan> {
+        let stored = match &run.out {
+            Some(out) if run.resume => RunConfig::read(out)?,
             _ => None,
         };
         let mut merged = match &stored {
@@ -55,8 +54,8 @@ impl RunPlan {
             None => given.clone(),
         };
         if stored.is_none() && merged.data.store.is_empty() {
-            match &arguments.run.out {
-                Some(out) if arguments.run.resume => {
+            match &run.out {
+                Some(out) if run.resume => {
                     bail!("there is no run in {}; start one without --resume", foreign_path(out))
                 }
                 _ => merged.data.store.push(default_store()?),
@@ -89,6 +88,7 @@ impl RunPlan {
                 activation: stored.settings.step.activation,
                 features: stored.settings.step.features,
                 pre_bias: stored.settings.step.pre_bias,
+                row_norm: stored.settings.input_scale == InputScaleChoice::RowNorm,
             }),
             (_, _, Some(sae)) => {
                 let activation = match sae.config.largest() {
@@ -99,18 +99,15 @@ impl RunPlan {
                     None => Activation::Relu,
                 };
                 let Config { d_sae: features, apply_b_dec_to_input: pre_bias, .. } = sae.config;
-                Some(Initial { activation, features, pre_bias })
+                let row_norm = sae.config.input_scale() == Some(InputScale::RowNorm);
+                Some(Initial { activation, features, pre_bias, row_norm })
             }
             _ => None,
         };
         let mut settings = Settings::resolve(&merged, width, decided)?;
-        let out = arguments
-            .run
-            .out
-            .clone()
-            .unwrap_or_else(|| default_folder(&stores[0], targets.first(), &settings));
+        let out = run.out.clone().unwrap_or_else(|| default_folder(&stores[0], targets.first(), &settings));
         let stored = match stored {
-            None if arguments.run.resume => RunConfig::read(&out)?,
+            None if run.resume => RunConfig::read(&out)?,
             stored => stored,
         };
         let of_run = stored.as_ref().map(|stored| &stored.settings.rows);
@@ -152,7 +149,7 @@ impl RunPlan {
         let resumed = stored.is_some();
         let plan =
             RunPlan { config, stores, targets, eval_stores, out, initial, checkpoints: found, resumed };
-        check_space(&plan.out, plan.needed_space(u64::from(arguments.run.keep_checkpoints)))?;
+        check_space(&plan.out, plan.needed_space(u64::from(run.keep_checkpoints)))?;
         Ok(plan)
     }
 
@@ -263,7 +260,8 @@ fn load_initial(path: &Path, store: &Store) -> Result<Sae> {
         foreign_path(store.path()),
         store.width()
     );
-    Ok(sae)
+    // Where it was trained on rows times a factor, this run may have another.
+    Ok(sae.folded())
 }
 
 /// An error if a path is not UTF-8, since the JSON files of a run cannot hold it.

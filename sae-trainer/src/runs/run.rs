@@ -3,10 +3,10 @@
 use std::path::PathBuf;
 use std::time::{Duration, Instant};
 
-use anyhow::{Context, Result, bail};
+use anyhow::{Context, Result};
 use kernels::stats::log10_frequency;
-use ndarray::{Array1, Array2, Axis};
-use sae::{Sae, Weights};
+use ndarray::Array1;
+use sae::{InputScale, Sae, Weights};
 use terminal::foreign_path;
 
 use crate::command::arguments::{DecoderBias, RunArguments};
@@ -17,6 +17,7 @@ use crate::runs::batches::Batches;
 use crate::runs::checkpoint;
 use crate::runs::decoder_bias;
 use crate::runs::folder::{RunFolder, checkpoints, program};
+use crate::runs::input_scale::Scaler;
 use crate::runs::plan::RunPlan;
 use crate::runs::record::{EvaluatedRows, EvaluationRecord, Session, StepRecord, Summary, Timing};
 use crate::runs::revive;
@@ -27,6 +28,7 @@ use crate::runs::schedule;
 pub(crate) struct ReadyRun {
     plan: RunPlan,
     engine: Box<dyn Engine>,
+    scale: InputScale,
     step: u64,
     /// Checkpoints of later steps that cannot be read.
     unreadable: Vec<PathBuf>,
@@ -36,6 +38,8 @@ pub(crate) struct ReadyRun {
 pub(crate) struct Run {
     pub(crate) plan: RunPlan,
     pub(crate) engine: Box<dyn Engine>,
+    /// What rows were multiplied by before the engine got them.
+    scale: InputScale,
     folder: RunFolder,
     /// Steps that the engine has reported as done.
     pub(crate) step: u64,
@@ -92,7 +96,12 @@ impl Clock {
 impl ReadyRun {
     /// The engine with the weights that the run starts or continues from. Batches taken from `batches` to find them are
     /// those of its beginning, where it is.
-    pub(crate) fn new(plan: RunPlan, compute: &Compute, batches: &mut Batches) -> Result<ReadyRun> {
+    pub(crate) fn new(
+        plan: RunPlan,
+        compute: &Compute,
+        batches: &mut Batches,
+        scaler: &mut Scaler,
+    ) -> Result<ReadyRun> {
         let settings = plan.settings();
         let mut folders: Vec<PathBuf> = plan.checkpoints.iter().map(|(_, folder)| folder.clone()).collect();
         let mut state = None;
@@ -103,8 +112,8 @@ impl ReadyRun {
         }
         let mut weights = match (&state, &plan.initial) {
             (Some(_), _) => Weights::init(settings.step.width, settings.step.features, 0),
-            (None, Some(sae)) => sae.weights.clone(),
-            (None, None) => initial_weights(settings, batches)?,
+            (None, Some(sae)) => scaler.weights(&sae.weights),
+            (None, None) => initial_weights(settings, batches, scaler)?,
         };
         weights.threshold = settings.step.activation.has_thresholds().then(|| {
             let initial = Array1::from_elem(settings.step.features, settings.threshold_init as f32);
@@ -116,20 +125,22 @@ impl ReadyRun {
         if let Some(state) = state {
             engine.restore(state)?;
         }
-        Ok(ReadyRun { plan, engine, step, unreadable: folders })
+        Ok(ReadyRun { plan, engine, scale: scaler.scale(), step, unreadable: folders })
     }
 
     /// Takes the folder, and begins.
     pub(crate) fn start(self, flags: &RunArguments) -> Result<Run> {
-        let ReadyRun { plan, engine, step, unreadable } = self;
+        let ReadyRun { plan, engine, scale, step, unreadable } = self;
         let mut folder = RunFolder::open(&plan.out, &plan.config)?;
         folder.set_aside(&unreadable)?;
         if plan.resumed {
             folder.forget_after(step)?;
         }
+        folder.keep_events(flags.tensorboard)?;
         Ok(Run {
             plan,
             engine,
+            scale,
             folder,
             step,
             begun: step,
@@ -264,7 +275,7 @@ impl Run {
     /// autoencoder. Returns their folders.
     pub(crate) fn save(&mut self) -> Result<(PathBuf, PathBuf)> {
         self.settle()??;
-        Ok((self.save_checkpoint()?, self.folder.save_sae(&self.current_sae()?)?))
+        Ok((self.save_checkpoint()?, self.folder.save_sae(&self.current_sae()?.folded())?))
     }
 
     /// If the run's folder is gone, writes a checkpoint next to where it was. Returns the checkpoint's folder.
@@ -279,7 +290,7 @@ impl Run {
         (!beside.exists() && save().is_ok()).then_some(beside)
     }
 
-    /// The autoencoder as it is now, with the running frequencies.
+    /// The autoencoder as it is now, for rows as the engine gets them, with the running frequencies.
     fn current_sae(&self) -> Result<Sae> {
         let frequencies = self.engine.frequencies()?;
         let sparsity = frequencies.iter().map(|&s| log10_frequency(f64::from(s)) as f32).collect();
@@ -288,8 +299,8 @@ impl Run {
 
     fn sae(&self, weights: Weights, log_sparsity: Vec<f32>) -> Sae {
         let tokens = self.step * self.settings().step.batch as u64;
-        let config =
-            sae_config::config(self.settings(), &self.plan.stores, self.plan.targets.first(), tokens);
+        let target = self.plan.targets.first();
+        let config = sae_config::config(self.settings(), &self.plan.stores, target, self.scale, tokens);
         Sae { weights, config, log_sparsity: Some(log_sparsity) }
     }
 
@@ -304,7 +315,7 @@ impl Run {
         let record = EvaluationRecord::new(self.step, evaluation, rows, weights.decoder_norm_mean());
         let sparsity =
             evaluation.feature_densities().into_iter().map(|s| log10_frequency(s) as f32).collect();
-        let sae = self.sae(weights, sparsity);
+        let sae = self.sae(weights, sparsity).folded();
         self.folder.record(&record)?;
         self.folder.save_sae(&sae)?;
         let summary = self.summary(session, record);
@@ -360,27 +371,17 @@ impl Run {
     }
 }
 
-/// Random weights, the decoder bias as `--b-dec-init` says.
-fn initial_weights(settings: &Settings, batches: &mut Batches) -> Result<Weights> {
+/// Random weights as `--encoder-init` and `--decoder-init-norm` say, the decoder bias as `--b-dec-init` says.
+fn initial_weights(settings: &Settings, batches: &mut Batches, scaler: &mut Scaler) -> Result<Weights> {
     let (d, f) = (settings.step.width, settings.step.features);
-    let mut weights = Weights::init(d, f, settings.seed);
+    let mut weights = Weights::init_with(d, f, settings.seed, &settings.init);
     let from_rows = match settings.b_dec_init {
         DecoderBias::Zeros => return Ok(weights),
         DecoderBias::Mean => decoder_bias::mean,
         DecoderBias::GeometricMedian => decoder_bias::geometric_median,
     };
-    let rows = decoder_bias::SAMPLE_ROWS.min(usize::try_from(batches.rows_per_epoch())?);
-    let count = (rows / settings.step.batch).max(1);
-    let mut sample = Array2::zeros((0, d));
-    sample.reserve_rows(count * settings.step.batch)?;
-    batches.seek(0)?;
-    for _ in 0..count {
-        // The decoder bias is one of the decoder's output.
-        sample.append(Axis(0), batches.next()?.to_f32().view().target)?;
-    }
-    if let Some(number) = sample.iter().find(|x| !x.is_finite()) {
-        bail!("a row of the store holds {number}, so no decoder bias can be computed");
-    }
+    let mut sample = batches.sample()?;
+    scaler.scale_in_place(&mut sample);
     weights.b_dec = from_rows(sample.view());
     Ok(weights)
 }

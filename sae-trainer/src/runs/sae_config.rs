@@ -3,15 +3,21 @@
 use std::collections::BTreeMap;
 
 use activation_store::Store;
-use sae::{Config, Metadata};
+use sae::{Config, InputScale, Metadata};
 
 use crate::command::settings::Settings;
 use crate::engine::Activation;
 use crate::runs::folder::program;
 
-/// The configuration of an autoencoder trained with `settings` on `tokens` rows of `stores`, or of a transcoder to the rows
-/// of `target`.
-pub(crate) fn config(settings: &Settings, stores: &[Store], target: Option<&Store>, tokens: u64) -> Config {
+/// The configuration of an autoencoder trained with `settings` on `tokens` rows of `stores`, scaled by `scale`, or of a
+/// transcoder to the rows of `target`.
+pub(crate) fn config(
+    settings: &Settings,
+    stores: &[Store],
+    target: Option<&Store>,
+    scale: InputScale,
+    tokens: u64,
+) -> Config {
     let spec = stores[0].spec();
     let provenance = &spec.provenance;
     let mut datasets: Vec<&str> =
@@ -47,7 +53,7 @@ pub(crate) fn config(settings: &Settings, stores: &[Store], target: Option<&Stor
         ..Metadata::default()
     };
     let step = &settings.step;
-    let config = Config::standard(step.width, step.features, step.pre_bias, metadata);
+    let config = Config::standard(step.width, step.features, step.pre_bias, metadata).scaled(scale);
     match step.activation {
         Activation::Relu => config,
         Activation::TopK { k } => config.topk(k),

@@ -11,7 +11,7 @@ use clap::error::{Error, ErrorKind};
 use clap::{Arg, ArgAction, ArgMatches, Args, Command, FromArgMatches, Parser};
 use terminal::foreign_path;
 
-use crate::command::arguments::{RunArguments, SettingArguments, TrainArguments};
+use crate::command::arguments::{RecipeArguments, RunArguments, SettingArguments, TrainArguments};
 use crate::command::settings::flags_without_effect;
 
 /// More points than anyone trains at once are a mistake.
@@ -22,6 +22,7 @@ const MOST_POINTS: usize = 1000;
 pub(crate) struct SweepArguments {
     pub(crate) grid: Grid,
     pub(crate) run: RunArguments,
+    pub(crate) recipe: RecipeArguments,
 }
 
 /// The flags that define runs, with all their values.
@@ -74,7 +75,9 @@ enum Variation {
 
 fn variation(id: &str) -> Variation {
     match id {
-        "store" | "batch" | "mixing_chunks" | "seed" | "tokens" | "steps" | "eval_rows" => Variation::Common,
+        "store" | "batch" | "mixing_chunks" | "input_scale" | "seed" | "tokens" | "steps" | "eval_rows" => {
+            Variation::Common
+        }
         "held_out" | "eval_store" | "target" | "drop_tokens" | "max_norm" => Variation::Common,
         "epsilon" | "init_from" | "matryoshka" => Variation::Repeats,
         _ => Variation::Commas,
@@ -143,7 +146,8 @@ impl FromArgMatches for SweepArguments {
                 flags.push(Flag::read(&flag, matches)?);
             }
         }
-        Ok(SweepArguments { grid: Grid { flags }, run: RunArguments::from_arg_matches(matches)? })
+        let recipe = RecipeArguments::from_arg_matches(matches)?;
+        Ok(SweepArguments { grid: Grid { flags }, run: RunArguments::from_arg_matches(matches)?, recipe })
     }
 
     fn update_from_arg_matches(&mut self, matches: &ArgMatches) -> Result<(), Error> {
@@ -230,15 +234,9 @@ impl Grid {
             self.varies(),
             "nothing varies in this sweep: give a flag several values, as in --l0-coefficient 5e-5,7e-5,1.4e-4"
         );
-        let count = self.flags.iter().try_fold(1, |count: usize, flag| count.checked_mul(flag.choices.len()));
-        let combinations = match count {
-            Some(count) if count <= MOST_POINTS => self.combinations(),
-            _ => bail!("these lists make more than {MOST_POINTS} points: shorten them"),
-        };
-        let ineffective = combinations
-            .iter()
-            .map(|choices| Ok(flags_without_effect(&read(&words(choices))?, None)))
-            .collect::<Result<Vec<Vec<&str>>>>()?;
+        let combinations = self.combinations()?;
+        let ineffective =
+            combinations.iter().map(|choices| without_effect(choices)).collect::<Result<Vec<_>>>()?;
         // One that has no effect anywhere stays, and is refused as in a single run.
         let somewhere = |flag: &str| ineffective.iter().any(|all| !all.contains(&flag));
 
@@ -259,8 +257,24 @@ impl Grid {
         Ok(points)
     }
 
+    /// The flags that have no effect on any point.
+    pub(crate) fn without_effect(&self) -> Result<Vec<&'static str>> {
+        let combinations = self.combinations()?;
+        let mut everywhere = without_effect(&combinations[0])?;
+        for choices in &combinations[1..] {
+            let here = without_effect(choices)?;
+            everywhere.retain(|flag| here.contains(flag));
+        }
+        Ok(everywhere)
+    }
+
     /// All combinations of one value per flag; the last flag changes fastest.
-    fn combinations(&self) -> Vec<Vec<(&Flag, &Choice)>> {
+    fn combinations(&self) -> Result<Vec<Vec<(&Flag, &Choice)>>> {
+        let count = self.flags.iter().try_fold(1, |count: usize, flag| count.checked_mul(flag.choices.len()));
+        ensure!(
+            count.is_some_and(|count| count <= MOST_POINTS),
+            "these lists make more than {MOST_POINTS} points: shorten them"
+        );
         let mut all = vec![Vec::new()];
         for flag in &self.flags {
             all = all
@@ -270,8 +284,12 @@ impl Grid {
                 })
                 .collect();
         }
-        all
+        Ok(all)
     }
+}
+
+fn without_effect(choices: &[(&Flag, &Choice)]) -> Result<Vec<&'static str>> {
+    Ok(flags_without_effect(&read(&words(choices))?, None))
 }
 
 impl Point {

@@ -12,7 +12,7 @@ pub(crate) use folder::{PointState, SweepFolder, SweepRecord};
 use grid::Grid;
 pub(crate) use grid::SweepArguments;
 
-use crate::command::arguments::{RunArguments, SettingArguments, TrainArguments};
+use crate::command::arguments::{RunArguments, SettingArguments};
 use crate::command::default_store::default_store;
 use crate::compare;
 use crate::report::announce;
@@ -23,7 +23,7 @@ use crate::train::{End, Ready};
 /// Trains the points of a sweep, and returns the process' exit code: 0, 1 if a point diverged, or 130 after Ctrl-C.
 pub(crate) fn sweep(arguments: SweepArguments) -> Result<u8> {
     let interrupt = Interrupt::listen().context("cannot listen for Ctrl-C")?;
-    let SweepArguments { grid, run } = arguments;
+    let SweepArguments { grid, run, recipe: _ } = arguments;
     let (out, record, plans) = plan(grid, &run)?;
     let json = run.json;
     let ready = Ready::new(plans, run, interrupt, |plans, streams, compute| {
@@ -140,7 +140,7 @@ fn point_plan(
     }
     line.extend(["--out".to_owned(), folder.to_string_lossy().into_owned()]);
     let run = RunArguments { out: Some(folder.to_path_buf()), ..run.clone() };
-    RunPlan::new(&TrainArguments { settings, run }, line.join(" "))
+    RunPlan::new(&settings, &run, line.join(" "))
 }
 
 /// An error unless all points train on the same batches for the same time. The command line ensures that; a folder may
@@ -162,6 +162,7 @@ fn check_common(plans: &[RunPlan]) -> Result<()> {
             ("steps", settings.steps, first.steps),
             ("eval_rows", settings.eval_rows, first.eval_rows),
             ("drop_bos", u64::from(settings.drop_bos), u64::from(first.drop_bos)),
+            ("input_scale", settings.input_scale as u64, first.input_scale as u64),
             ("mixing_chunks", chunks(settings.mixing_chunks), chunks(first.mixing_chunks)),
         ];
         for (name, value, of_the_first) in values {

@@ -12,6 +12,7 @@ mod fixture;
 mod gpu_check;
 mod held_out;
 mod kinds;
+mod recipes;
 mod resume;
 mod sweep;
 mod training;

@@ -2,6 +2,7 @@
 
 use std::collections::BTreeMap;
 
+use ndarray::ArrayView1;
 use serde::{Deserialize, Serialize};
 use serde_json::Value;
 
@@ -21,7 +22,8 @@ pub struct Config {
     /// Whether b_dec is subtracted from the input (the pre-bias). SAELens' default is true.
     #[serde(default = "yes")]
     pub apply_b_dec_to_input: bool,
-    /// Scaling of the input; "none".
+    /// Scaling of the input: "none"; "constant_norm_rescale", each row to the norm √d; or "expected_average_only_in", all rows
+    /// by one factor, which stands in `metadata` as [`INPUT_SCALE`].
     #[serde(default = "none")]
     pub normalize_activations: String,
     /// Whether the input is the heads of an attention layer side by side; "none".
@@ -111,6 +113,62 @@ impl Config {
     /// The same with only the `k` largest z of a row.
     pub fn topk(self, k: usize) -> Config {
         Config { architecture: "topk".into(), k: Some(k), ..self }
+    }
+}
+
+/// The key of `metadata` for the factor of "expected_average_only_in". It also says what was folded into weights that are to be
+/// used without it.
+pub const INPUT_SCALE: &str = "input_scale";
+
+/// What rows are multiplied by before the autoencoder reads them; what it gives back is divided by the same.
+#[derive(Clone, Copy, Debug, Default, PartialEq)]
+pub enum InputScale {
+    /// Nothing.
+    #[default]
+    None,
+    /// One factor for all rows.
+    Factor(f64),
+    /// √d / ‖x‖ for the row x.
+    RowNorm,
+}
+
+impl InputScale {
+    /// The factor for `row` [d]. A row of zeros stays one.
+    pub fn of_row(self, row: ArrayView1<'_, f32>) -> f32 {
+        match self {
+            InputScale::None => 1.0,
+            InputScale::Factor(factor) => factor as f32,
+            InputScale::RowNorm => {
+                let squared: f64 = row.iter().map(|x| f64::from(*x) * f64::from(*x)).sum();
+                if squared > 0.0 { (row.len() as f64 / squared).sqrt() as f32 } else { 1.0 }
+            }
+        }
+    }
+}
+
+impl Config {
+    /// How rows are scaled; `None` for a scaling that this program does not know.
+    pub fn input_scale(&self) -> Option<InputScale> {
+        let factor = || self.metadata.further.get(INPUT_SCALE)?.as_f64().filter(|factor| *factor > 0.0);
+        match self.normalize_activations.as_str() {
+            "none" => Some(InputScale::None),
+            "constant_norm_rescale" => Some(InputScale::RowNorm),
+            "expected_average_only_in" => factor().map(InputScale::Factor),
+            _ => None,
+        }
+    }
+
+    /// The same for rows that are scaled.
+    pub fn scaled(mut self, scale: InputScale) -> Config {
+        self.normalize_activations = match scale {
+            InputScale::None => none(),
+            InputScale::RowNorm => "constant_norm_rescale".into(),
+            InputScale::Factor(factor) => {
+                self.metadata.further.insert(INPUT_SCALE.into(), factor.into());
+                "expected_average_only_in".into()
+            }
+        };
+        self
     }
 }
 

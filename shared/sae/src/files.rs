@@ -77,11 +77,14 @@ fn parse_config(path: &Path, text: &[u8]) -> Result<Config, Error> {
         let found = config.k.map_or("absent".to_owned(), |k| k.to_string());
         return Err(Error::Unsupported { path: path.into(), key: "k", expected: "1 to d_sae", found });
     }
+    // A factor that the file does not tell cannot be applied.
+    let known = "none".to_owned();
+    let normalization = if config.input_scale().is_some() { &known } else { &config.normalize_activations };
     let rescaled = config.rescale_acts_by_decoder_norm.to_string();
     for (key, expected, found) in [
         ("architecture", architecture, &config.architecture),
         ("rescale_acts_by_decoder_norm", "false", &rescaled),
-        ("normalize_activations", "none", &config.normalize_activations),
+        ("normalize_activations", "none", normalization),
         ("reshape_activations", "none", &config.reshape_activations),
     ] {
         if found != expected {
@@ -141,6 +144,7 @@ fn write_tensors(path: &Path, tensors: &[(&'static str, ArrayViewD<'_, f32>)]) -
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::InputScale;
     use crate::Metadata;
 
     fn sample() -> Sae {
@@ -299,6 +303,24 @@ mod tests {
         let (_dir, folder) = saved(&sae);
         let message = Sae::load(&folder).unwrap_err().to_string();
         assert!(message.contains("`architecture` is \"gated\", expected \"standard\""), "{message}");
+    }
+
+    #[test]
+    fn a_scaling_is_read_where_it_can_be_applied() {
+        let mut sae = sample();
+        for scale in [InputScale::RowNorm, InputScale::Factor(0.3)] {
+            sae.config = sae.config.scaled(scale);
+            let (_dir, folder) = saved(&sae);
+            assert_eq!(Sae::load(&folder).unwrap().config.input_scale(), Some(scale));
+        }
+        sae.config.metadata.further.clear();
+        for normalization in ["expected_average_only_in", "layer_norm"] {
+            sae.config.normalize_activations = normalization.into();
+            let (_dir, folder) = saved(&sae);
+            let message = Sae::load(&folder).unwrap_err().to_string();
+            let expected = format!("`normalize_activations` is \"{normalization}\", expected \"none\"");
+            assert!(message.contains(&expected), "{message}");
+        }
     }
 
     #[test]

@@ -2,21 +2,34 @@
 
 use ndarray::{Array2, ArrayView2};
 
-use crate::Sae;
+use crate::{InputScale, Sae};
 
 impl Sae {
+    /// The autoencoder for rows as they are, where it is one for rows that are multiplied by a factor.
+    pub fn folded(mut self) -> Sae {
+        if let Some(InputScale::Factor(factor)) = self.config.input_scale() {
+            self.weights.fold_input_factor(factor);
+            self.config = self.config.scaled(InputScale::None);
+        }
+        self
+    }
+
     /// Features of `rows` [n, d] → [n, F]: ReLU(x W_enc + b_enc), of x - b_dec with the pre-bias; with a `k` only of the k
-    /// largest of a row, the first where two are equal, with thresholds only of those above theirs.
+    /// largest of a row, the first where two are equal, with thresholds only of those above theirs. x is the row scaled as the
+    /// configuration says.
     ///
     /// # Panics
     /// If the rows have another width.
     pub fn encode(&self, rows: ArrayView2<'_, f32>) -> Array2<f32> {
         let weights = &self.weights;
         assert_eq!(rows.ncols(), weights.d_in(), "rows must be [n, {}]", weights.d_in());
+        let scale = self.config.input_scale().unwrap_or_default();
         let mut features = Array2::zeros((rows.nrows(), weights.d_sae()));
         for (row, mut z) in rows.rows().into_iter().zip(features.rows_mut()) {
             z.assign(&weights.b_enc);
+            let factor = scale.of_row(row);
             for (k, &x) in row.iter().enumerate() {
+                let x = x * factor;
                 let x = if self.config.apply_b_dec_to_input { x - weights.b_dec[k] } else { x };
                 z.zip_mut_with(&weights.w_enc.row(k), |z, &w| *z += x * w);
             }
@@ -33,7 +46,7 @@ impl Sae {
         features
     }
 
-    /// Reconstruction of `features` [n, F] → [n, d]: a W_dec + b_dec.
+    /// Reconstruction of `features` [n, F] → [n, d]: a W_dec + b_dec, of the rows as they were scaled.
     ///
     /// # Panics
     /// If there is another number of features.
@@ -55,7 +68,7 @@ impl Sae {
 mod tests {
     use ndarray::{array, aview2};
 
-    use crate::{Config, Metadata, Sae, Weights};
+    use crate::{Config, InputScale, Metadata, Sae, Weights};
 
     fn hand_made(pre_bias: bool) -> Sae {
         // d = 2, F = 3
@@ -68,6 +81,36 @@ mod tests {
         };
         let config = Config::standard(2, 3, pre_bias, Metadata::default());
         Sae { weights, config, log_sparsity: None }
+    }
+
+    #[test]
+    fn scaled_rows_and_folded_weights_give_the_same() {
+        for pre_bias in [false, true] {
+            let mut sae = hand_made(pre_bias);
+            let rows = aview2(&[[3.0, 4.0], [0.5, -0.25]]);
+            let (scaled, plain) = (rows.mapv(|x| 4.0 * x), sae.clone());
+            sae.config = sae.config.scaled(InputScale::Factor(4.0));
+            let features = plain.encode(scaled.view());
+            assert_eq!(sae.encode(rows), features);
+            let folded = sae.folded();
+            assert_eq!(
+                (folded.encode(rows), &*folded.config.normalize_activations),
+                (features.clone(), "none")
+            );
+            assert_eq!(folded.decode(features.view()), plain.decode(features.view()) / 4.0);
+        }
+    }
+
+    #[test]
+    fn each_row_can_be_scaled_to_the_root_of_its_width() {
+        let plain = hand_made(true);
+        let config = plain.config.clone().scaled(InputScale::RowNorm);
+        let rows = aview2(&[[3.0, 4.0], [0.0, 0.0]]);
+        let root = 2.0_f32.sqrt();
+        let scaled = array![[0.6 * root, 0.8 * root], [0.0, 0.0]];
+        let found = Sae { config, ..plain.clone() }.encode(rows);
+        let far = (&found - &plain.encode(scaled.view())).fold(0.0_f32, |far, x| far.max(x.abs()));
+        assert!(far < 1e-6, "{far}");
     }
 
     #[test]

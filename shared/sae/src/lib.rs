@@ -6,6 +6,8 @@
 //! xhat = a W_dec + b_dec
 //! ```
 //!
+//! x is a row as [`Config::input_scale`] says.
+//!
 //! Training lives elsewhere. This crate knows how an autoencoder is initialised ([`Weights::init`]), what it computes
 //! ([`Sae::encode`], [`Sae::decode`]: plain loops, the definition that faster code is tested against) and how it is stored
 //! on disk ([`Sae::save`], [`Sae::load`]: SAELens' folder format, so that its users load our autoencoders without
@@ -17,10 +19,10 @@ mod files;
 mod forward;
 mod weights;
 
-pub use config::{Config, Metadata};
+pub use config::{Config, INPUT_SCALE, InputScale, Metadata};
 pub use error::Error;
 pub use files::{CONFIG_FILE, SPARSITY_FILE, WEIGHTS_FILE};
-pub use weights::Weights;
+pub use weights::{EncoderInit, Init, Weights};
 
 // Tensors go to disk as they lie in memory; safetensors is little-endian.
 const _: () = assert!(cfg!(target_endian = "little"), "big-endian machines are not supported");

@@ -3,6 +3,7 @@
 use ndarray::{Array1, Array2, ArrayD, ArrayView1, ArrayViewD};
 use rand_chacha::ChaCha8Rng;
 use rand_chacha::rand_core::{Rng, SeedableRng};
+use serde::{Deserialize, Serialize};
 
 use crate::Error;
 
@@ -21,23 +22,63 @@ pub struct Weights {
     pub threshold: Option<Array1<f32>>,
 }
 
+/// How the initial weights are drawn.
+#[derive(Debug, Clone, Copy, PartialEq, Serialize, Deserialize)]
+pub struct Init {
+    /// The encoder.
+    pub encoder: EncoderInit,
+    /// The norm that every decoder row is scaled to; `None` leaves them as they are drawn.
+    pub decoder_norm: Option<f64>,
+}
+
+/// The initial encoder.
+#[derive(Debug, Clone, Copy, PartialEq, Serialize, Deserialize)]
+#[serde(rename_all = "kebab-case")]
+pub enum EncoderInit {
+    /// Drawn, independent of the decoder.
+    Kaiming,
+    /// `scale` · W_decᵀ, of the decoder as it starts.
+    Transpose {
+        /// The factor.
+        scale: f64,
+    },
+}
+
+impl Default for Init {
+    /// Both drawn, and decoder rows of norm 1.
+    fn default() -> Init {
+        Init { encoder: EncoderInit::Kaiming, decoder_norm: Some(1.0) }
+    }
+}
+
 impl Weights {
-    /// Kaiming-uniform encoder and decoder, biases 0, then every decoder row scaled to unit norm.
+    /// [`Weights::init_with`] the default options: Kaiming-uniform encoder and decoder, biases 0, then every decoder row
+    /// scaled to unit norm.
+    pub fn init(d_in: usize, d_sae: usize, seed: u64) -> Weights {
+        Weights::init_with(d_in, d_sae, seed, &Init::default())
+    }
+
+    /// A Kaiming-uniform decoder whose rows are scaled as `init` says, an encoder that is drawn likewise or taken from it,
+    /// biases 0.
     ///
     /// The bound is sqrt(6 / fan_in) with the fan_in that torch's `kaiming_uniform_(a=0)` takes for a
     /// [rows, cols] tensor, its columns: F for the encoder [d, F], d for the decoder [F, d].
-    /// The values depend on `seed` alone: ChaCha8 keyed by it, stream 0 for the encoder and stream 1
+    /// The values depend on `seed` and `init` alone: ChaCha8 keyed by the seed, stream 0 for the encoder and stream 1
     /// for the decoder, the top 24 bits of every 32-bit output as a fraction.
-    pub fn init(d_in: usize, d_sae: usize, seed: u64) -> Weights {
-        let mut weights = Weights {
-            w_enc: kaiming_uniform(d_in, d_sae, seed, 0),
-            b_enc: Array1::zeros(d_sae),
-            w_dec: kaiming_uniform(d_sae, d_in, seed, 1),
-            b_dec: Array1::zeros(d_in),
-            threshold: None,
+    pub fn init_with(d_in: usize, d_sae: usize, seed: u64, init: &Init) -> Weights {
+        let mut w_dec = kaiming_uniform(d_sae, d_in, seed, 1);
+        if let Some(norm) = init.decoder_norm {
+            scale_rows(&mut w_dec, norm);
+        }
+        let w_enc = match init.encoder {
+            EncoderInit::Kaiming => kaiming_uniform(d_in, d_sae, seed, 0),
+            EncoderInit::Transpose { scale } => {
+                let scaled = |(k, j): (usize, usize)| (scale * f64::from(w_dec[[j, k]])) as f32;
+                Array2::from_shape_fn((d_in, d_sae), scaled)
+            }
         };
-        weights.normalize_decoder();
-        weights
+        let (b_enc, b_dec) = (Array1::zeros(d_sae), Array1::zeros(d_in));
+        Weights { w_enc, b_enc, w_dec, b_dec, threshold: None }
     }
 
     /// Input width d.
@@ -52,12 +93,16 @@ impl Weights {
 
     /// Scales every decoder row to norm 1. A row of zeros stays one.
     pub fn normalize_decoder(&mut self) {
-        for mut row in self.w_dec.rows_mut() {
-            let norm = norm(row.view());
-            if norm > 0.0 {
-                row.mapv_inplace(|w| (f64::from(w) / norm) as f32);
-            }
-        }
+        scale_rows(&mut self.w_dec, 1.0);
+    }
+
+    /// Makes the weights for rows x those that compute the same of rows x / `factor`, the reconstruction being divided
+    /// likewise: W_enc · factor, W_dec / factor, b_dec / factor. SAELens folds its scaling factors in so.
+    pub fn fold_input_factor(&mut self, factor: f64) {
+        let factor = factor as f32;
+        self.w_enc.mapv_inplace(|w| w * factor);
+        self.w_dec.mapv_inplace(|w| w / factor);
+        self.b_dec.mapv_inplace(|b| b / factor);
     }
 
     /// Mean over the features of the decoder rows' norms.
@@ -144,6 +189,16 @@ fn kaiming_uniform(rows: usize, cols: usize, seed: u64, stream: u64) -> Array2<f
     Array2::from_shape_simple_fn((rows, cols), || ((2.0 * uniform() - 1.0) * bound) as f32)
 }
 
+/// Scales every row to norm `to`. A row of zeros stays one.
+fn scale_rows(rows: &mut Array2<f32>, to: f64) {
+    for mut row in rows.rows_mut() {
+        let norm = norm(row.view());
+        if norm > 0.0 {
+            row.mapv_inplace(|w| (f64::from(w) / norm * to) as f32);
+        }
+    }
+}
+
 fn norm(row: ArrayView1<'_, f32>) -> f64 {
     row.iter().map(|&w| f64::from(w) * f64::from(w)).sum::<f64>().sqrt()
 }
@@ -188,6 +243,36 @@ mod tests {
     }
     const PINNED_ENCODER: [f32; 3] = [-0.6758614, 0.44555277, -0.8661734];
     const PINNED_DECODER: [f32; 3] = [0.20183475, 0.81237245, 0.5470957];
+
+    #[test]
+    fn decoder_rows_start_at_the_norm_asked_for_or_as_drawn() {
+        let init = |decoder_norm| Weights::init_with(17, 40, 5, &Init { decoder_norm, ..Init::default() });
+        let (tenth, drawn, unit) = (init(Some(0.1)), init(None), Weights::init(17, 40, 5));
+        for ((tenth, drawn), unit) in
+            tenth.w_dec.rows().into_iter().zip(drawn.w_dec.rows()).zip(unit.w_dec.rows())
+        {
+            assert!((norm(tenth) - 0.1).abs() < 1e-7);
+            for ((t, d), u) in tenth.iter().zip(drawn).zip(unit) {
+                assert!((10.0 * t - u).abs() < 1e-6 && (d - norm(drawn) as f32 * u).abs() < 1e-6);
+            }
+        }
+        // A uniform number in ±b has the variance b²/3, so a row of 17 in ±sqrt(6/17) the norm sqrt(2).
+        assert!((drawn.decoder_norm_mean() - 2.0_f64.sqrt()).abs() < 0.05, "{}", drawn.decoder_norm_mean());
+        assert_eq!(drawn.w_dec, kaiming_uniform(40, 17, 5, 1));
+        for weights in [tenth, drawn] {
+            assert_eq!(weights.w_enc, unit.w_enc);
+        }
+    }
+
+    #[test]
+    fn the_encoder_can_start_as_the_decoder_transposed() {
+        let encoder = EncoderInit::Transpose { scale: 2.0 };
+        let weights = Weights::init_with(17, 40, 5, &Init { encoder, decoder_norm: Some(0.1) });
+        weights.check_shapes().unwrap();
+        // To scale by 2 is exact.
+        assert_eq!(weights.w_enc, 2.0 * &weights.w_dec.t());
+        assert!(weights.w_enc.is_standard_layout());
+    }
 
     #[test]
     fn a_tensor_that_does_not_fit_is_named() {
