@@ -42,8 +42,11 @@ impl Prefixes {
     /// So many there can be.
     pub const MOST: usize = 15;
 
-    /// Prefixes of `widths` features, ascending; None if there are too many.
+    /// Prefixes of `widths` features, ascending; None if there are too many. Without any the weight means nothing.
     pub fn new(widths: &[usize], weight: f64) -> Option<Prefixes> {
+        if widths.is_empty() {
+            return Some(Prefixes::default());
+        }
         let mut prefixes = Prefixes { count: widths.len(), weight, ..Prefixes::default() };
         prefixes.widths.get_mut(..widths.len())?.copy_from_slice(widths);
         Some(prefixes)
@@ -91,6 +94,7 @@ mod tests {
         }
         assert_eq!(of(&[1, 4]).ends(5).collect::<Vec<_>>(), [1, 4, 5]);
         assert_eq!(Prefixes::new(&[1; 16], 1.0), None);
+        assert_eq!(Prefixes::new(&[], 7.0), Some(Prefixes::default()));
     }
 
     #[test]
