@@ -113,7 +113,7 @@ def test_sae_lens_folds_the_input_scale_as_the_trainer_does(example, program, tm
     x = write_store(example, tmp_path / "store", centered=False)
     run = tmp_path / "run"
     program("sae-trainer", "--store", tmp_path / "store", "--out", run, "--features", 200, "--batch", 256, "--steps", 60,
-            "--lr", "3e-3", "--pre-bias", "--input-scale", "mean-norm")  # fmt: skip
+            "--lr", "3e-3", "--pre-bias", "--held-out", 0, "--input-scale", "mean-norm")  # fmt: skip
     unfolded = SAE.load_from_disk(run / "checkpoints" / "step-00000060")
     assert unfolded.cfg.normalize_activations == "expected_average_only_in"
     factor = unfolded.cfg.metadata.input_scale
@@ -130,7 +130,7 @@ def test_sae_lens_scales_each_row_as_the_trainer_does(example, program, tmp_path
     x = write_store(example, tmp_path / "store", centered=False).double()
     run = tmp_path / "run"
     printed = program("sae-trainer", "--store", tmp_path / "store", "--out", run, "--features", 200, "--batch", 256,
-                      "--steps", 300, "--lr", "3e-3", "--input-scale", "row-norm", "--json")  # fmt: skip
+                      "--steps", 300, "--lr", "3e-3", "--held-out", 0, "--input-scale", "row-norm", "--json")  # fmt: skip
     found = json.loads(printed)["evaluation"]
     sae = SAE.load_from_disk(run / "sae", dtype="float64")
     assert sae.cfg.normalize_activations == "constant_norm_rescale"
@@ -143,6 +143,36 @@ def test_sae_lens_scales_each_row_as_the_trainer_does(example, program, tmp_path
     assert found["l1"] == pytest.approx(float(features.sum(1).mean()), rel=1e-4)
     assert found["mse_sum"] == pytest.approx(float(((reconstruction - x) * scale).pow(2).sum(1).mean()), rel=1e-3)
     assert found["explained_variance"] > 0.5, "it has learnt something"
+
+
+KINDS = {
+    "batchtopk": ["--activation", "batch-topk", "--k", "6", "--aux-k", "half", "--dead-rows", "5k"],
+    "matryoshka_batchtopk": ["--activation", "batch-topk", "--k", "6", "--matryoshka", "0.25,0.5"],
+    "jumprelu": ["--activation", "jump-relu", "--mse", "sum", "--l0-coefficient", "0.05", "--clip-gradient", "1"],
+}
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_sae_lens_uses_thresholds_as_the_evaluation_did(example, program, tmp_path, kind):
+    x = write_store(example, tmp_path / "store", centered=False)
+    run = tmp_path / "run"
+    printed = program("sae-trainer", "--store", tmp_path / "store", "--out", run, "--features", 200, "--batch", 256,
+                      "--steps", 300, "--lr", "3e-3", "--held-out", 0, "--json", *KINDS[kind])  # fmt: skip
+    found = json.loads(printed)["evaluation"]
+    sae, x = SAE.load_from_disk(run / "sae", dtype="float64"), x.double()
+    assert sae.cfg.architecture() == "jumprelu"
+    metadata = sae.cfg.metadata
+    assert metadata.training_architecture == kind and metadata.l0 == found["l0"]
+    assert metadata.num_dead_features == found["dead_features"]
+    assert (sae.threshold > 0).any()
+    with torch.no_grad():
+        features = sae.encode(x)
+        reconstruction = sae.decode(features)
+    assert found["explained_variance"] > 0.5, "it has learnt something"
+    # What is equal to its threshold within rounding may fall on either side of it.
+    assert found["l0"] == pytest.approx(float((features > 0).sum(1).double().mean()), rel=1e-4)
+    assert found["l1"] == pytest.approx(float(features.sum(1).mean()), rel=1e-4)
+    assert found["mse_sum"] == pytest.approx(float((reconstruction - x).pow(2).sum(1).mean()), rel=1e-3)
 
 
 @pytest.mark.filterwarnings("ignore:.*non-empty model_from_pretrained_kwargs")

@@ -12,7 +12,7 @@ pub(crate) struct Preset {
 }
 
 /// All of them.
-pub(crate) const PRESETS: [Preset; 2] = [
+pub(crate) const PRESETS: [Preset; 8] = [
     Preset {
         name: "post",
         about: "approx-l0 with min-sparsity: E. Farrell, \"Experiments with an alternative method to promote sparsity in \
@@ -21,9 +21,34 @@ pub(crate) const PRESETS: [Preset; 2] = [
     },
     Preset {
         name: "l1-reference",
-        about: "the L1 model that the post compares with: J. Bloom's autoencoders for GPT-2-small (2024), without ghost \
-                gradients",
+        about: "the L1 model that the post compares with: J. Bloom's autoencoders for GPT-2-small (2024)",
         flags: L1_REFERENCE,
+    },
+    Preset { name: "sae-lens-topk", about: "the defaults of SAELens' TopK trainer", flags: SAE_LENS_TOPK },
+    Preset {
+        name: "sae-lens-batch-topk",
+        about: "the defaults of SAELens' BatchTopK trainer",
+        flags: SAE_LENS_BATCH_TOPK,
+    },
+    Preset {
+        name: "sae-lens-jump-relu",
+        about: "the defaults of SAELens' JumpReLU trainer",
+        flags: SAE_LENS_JUMP_RELU,
+    },
+    Preset {
+        name: "dictionary-learning-topk",
+        about: "the defaults of dictionary_learning's TopK trainer",
+        flags: DICTIONARY_LEARNING_TOPK,
+    },
+    Preset {
+        name: "dictionary-learning-batch-topk",
+        about: "the defaults of dictionary_learning's BatchTopK trainer",
+        flags: DICTIONARY_LEARNING_BATCH_TOPK,
+    },
+    Preset {
+        name: "dictionary-learning-matryoshka",
+        about: "the defaults of dictionary_learning's Matryoshka trainer",
+        flags: DICTIONARY_LEARNING_MATRYOSHKA,
     },
 ];
 
@@ -65,4 +90,133 @@ pre-bias = true                 # x - b_dec
 b-dec-init = "geometric-median" # the post's table; compute_geometric_median
 decoder-norm = "unit"           # set_decoder_norm_to_unit_norm
 decoder-init-norm = 1           # W_dec /= norm(W_dec)
+revive = "ghost"                # the post's table
+dead-rows = 20_480_000          # 5,000 steps: dead_feature_window
+"#;
+
+/// sae-lens 6.54: saes/topk_sae.py, saes/sae.py, config.py, training/sae_trainer.py. One thing differs: z is not multiplied by the
+/// norm of its decoder row (`rescale_acts_by_decoder_norm`).
+const SAE_LENS_TOPK: &str = r#"
+activation = "topk"
+k = 100                         # TopKTrainingSAEConfig
+mse = "sum"                     # mse_loss.sum(dim=-1).mean()
+pre-bias = true                 # apply_b_dec_to_input
+decoder-norm = "free"
+decoder-init-norm = 0.1         # decoder_init_norm
+encoder-init = "transpose"
+batch = 4096                    # train_batch_size_tokens
+lr = 3e-4
+clip-gradient = 1               # clip_grad_norm_(sae.parameters(), 1.0)
+aux-k = "half"                  # calculate_topk_aux_loss
+aux-loss = "sum"
+aux-coefficient = 1             # aux_loss_coefficient
+dead-rows = 4_096_000           # dead_feature_window: 1,000 steps
+"#;
+
+/// As SAE_LENS_TOPK, and saes/batchtopk_sae.py.
+const SAE_LENS_BATCH_TOPK: &str = r#"
+activation = "batch-topk"
+k = 100                         # BatchTopKTrainingSAEConfig
+threshold-rate = 0.01           # topk_threshold_lr
+threshold-from-zero = true      # topk_threshold
+mse = "sum"
+pre-bias = true
+decoder-norm = "free"
+decoder-init-norm = 0.1
+encoder-init = "transpose"
+batch = 4096
+lr = 3e-4
+clip-gradient = 1
+aux-k = "half"
+aux-loss = "sum"
+aux-coefficient = 1
+dead-rows = 4_096_000
+"#;
+
+/// As SAE_LENS_TOPK, and saes/jumprelu_sae.py.
+const SAE_LENS_JUMP_RELU: &str = r#"
+activation = "jump-relu"
+bandwidth = 0.05                # jumprelu_bandwidth
+threshold-init = 0.01           # jumprelu_init_threshold
+loss = "step"                   # jumprelu_sparsity_loss_mode
+l0-coefficient = 1              # l0_coefficient
+mse = "sum"
+pre-bias = true
+decoder-norm = "free"
+decoder-init-norm = 0.1
+encoder-init = "transpose"
+batch = 4096
+lr = 3e-4
+clip-gradient = 1
+"#;
+
+/// dictionary_learning 0.1.0: trainers/top_k.py. Two things differ: the decoder bias starts at the geometric median of 32,768 rows
+/// instead of a batch's, and the k largest are told apart from features that are 0 among them, which do not count as firing.
+const DICTIONARY_LEARNING_TOPK: &str = r#"
+activation = "topk"
+k = 100                         # left to its user
+mse = "sum"                     # e.pow(2).sum(dim=-1).mean()
+pre-bias = true                 # encoder(x - b_dec)
+decoder-norm = "unit"           # set_decoder_norm_to_unit_norm
+decoder-init-norm = 1
+encoder-init = "transpose"      # encoder.weight.data = decoder.weight.T.clone()
+b-dec-init = "geometric-median"
+features = 16_384
+lr = 2e-4                       # 2e-4 / sqrt(features / 2**14): to be changed with the features
+warmup-steps = 1000             # warmup_steps
+warmup-from-zero = true         # get_lr_schedule
+clip-gradient = 1               # clip_grad_norm_(self.ae.parameters(), 1.0)
+aux-k = "half"                  # top_k_aux = activation_dim // 2
+aux-loss = "normalised"         # get_auxiliary_loss
+aux-coefficient = 0.03125       # auxk_alpha
+dead-rows = "10M"               # dead_feature_threshold
+"#;
+
+/// As DICTIONARY_LEARNING_TOPK, and trainers/batch_top_k.py.
+const DICTIONARY_LEARNING_BATCH_TOPK: &str = r#"
+activation = "batch-topk"
+k = 100
+threshold-rate = 0.001          # 1 - threshold_beta
+threshold-after = 1001          # threshold_start_step
+mse = "sum"
+pre-bias = true
+decoder-norm = "unit"
+decoder-init-norm = 1
+encoder-init = "transpose"
+b-dec-init = "geometric-median"
+features = 16_384
+lr = 2e-4
+warmup-steps = 1000
+warmup-from-zero = true
+clip-gradient = 1
+aux-k = "half"
+aux-loss = "normalised"
+aux-coefficient = 0.03125
+dead-rows = "10M"
+"#;
+
+/// As DICTIONARY_LEARNING_BATCH_TOPK, and trainers/matryoshka_batch_top_k.py.
+const DICTIONARY_LEARNING_MATRYOSHKA: &str = r#"
+activation = "batch-topk"
+k = 100
+threshold-rate = 0.001
+threshold-after = 1001
+# Groups of 1/32, 1/16, 1/8, 1/4 and the rest, as in its demo; where each of them ends.
+matryoshka = ["0.03125", "0.09375", "0.21875", "0.46875"]
+matryoshka-weight = 0.04        # group_weights of 1/5, and the mean over the 5 groups
+mse = "sum"
+pre-bias = true
+decoder-norm = "unit"
+decoder-init-norm = 1
+encoder-init = "transpose"
+b-dec-init = "geometric-median"
+features = 16_384
+lr = 2e-4
+warmup-steps = 1000
+warmup-from-zero = true
+clip-gradient = 1
+aux-k = "half"
+aux-loss = "normalised"
+aux-coefficient = 0.03125
+dead-rows = "10M"
 "#;

@@ -315,7 +315,10 @@ impl Run {
         let record = EvaluationRecord::new(self.step, evaluation, rows, weights.decoder_norm_mean());
         let sparsity =
             evaluation.feature_densities().into_iter().map(|s| log10_frequency(s) as f32).collect();
-        let sae = self.sae(weights, sparsity).folded();
+        let mut sae = self.sae(weights, sparsity).folded();
+        let further = &mut sae.config.metadata.further;
+        further.insert("l0".to_owned(), evaluation.sums.l0().into());
+        further.insert("num_dead_features".to_owned(), evaluation.dead_features().into());
         self.folder.record(&record)?;
         self.folder.save_sae(&sae)?;
         let summary = self.summary(session, record);

@@ -4,6 +4,7 @@ use std::collections::BTreeMap;
 
 use activation_store::Store;
 use sae::{Config, InputScale, Metadata};
+use serde_json::json;
 
 use crate::command::settings::Settings;
 use crate::engine::Activation;
@@ -38,6 +39,9 @@ pub(crate) fn config(
         ("model".to_owned(), provenance.model.as_str().into()),
         ("model_hash".to_owned(), provenance.model_hash.as_str().into()),
     ]);
+    let (architecture, details) = training_architecture(settings);
+    further.insert("training_architecture".to_owned(), architecture.into());
+    further.insert("training_architecture_details".to_owned(), details);
     if let Some(target) = target {
         further.insert("hook_name_out".to_owned(), target.provenance().hook.as_str().into());
     }
@@ -60,6 +64,35 @@ pub(crate) fn config(
         // A row is not encoded together with the rows of a batch: one threshold stands for the k largest.
         Activation::BatchTopK { .. } | Activation::JumpRelu { .. } => config.jumprelu(),
     }
+}
+
+/// SAELens' name of the kind that was trained, where that is not what the autoencoder is used as, and its numbers under SAELens'
+/// names.
+fn training_architecture(settings: &Settings) -> (&'static str, serde_json::Value) {
+    let step = &settings.step;
+    let widths: Vec<usize> = match step.prefixes.is_empty() {
+        true => Vec::new(),
+        false => step.prefixes.ends(step.features).collect(),
+    };
+    let mut details = match step.activation {
+        Activation::Relu => json!({}),
+        Activation::TopK { k } => json!({ "k": k }),
+        Activation::BatchTopK { k, threshold } => json!({ "k": k, "topk_threshold_lr": threshold.rate }),
+        Activation::JumpRelu { bandwidth, to_input } => {
+            json!({ "jumprelu_bandwidth": bandwidth, "jumprelu_ste_to_input": to_input })
+        }
+    };
+    if !widths.is_empty() {
+        details["matryoshka_widths"] = json!(widths);
+    }
+    let name = match step.activation {
+        Activation::Relu => "standard",
+        Activation::TopK { .. } => "topk",
+        Activation::BatchTopK { .. } if widths.is_empty() => "batchtopk",
+        Activation::BatchTopK { .. } => "matryoshka_batchtopk",
+        Activation::JumpRelu { .. } => "jumprelu",
+    };
+    (name, details)
 }
 
 /// TransformerLens uses the names that the GPT-2 models had before the hub sorted models by owner.
