@@ -2,7 +2,7 @@
 
 use serde::{Deserialize, Serialize};
 
-use crate::spec::StepSpec;
+use crate::activation::Activation;
 
 /// A loss over dead features. Its gradient reaches their weights, and with a pre-bias b_dec through z.
 #[derive(Debug, Clone, Copy, PartialEq, Serialize, Deserialize)]
@@ -48,8 +48,8 @@ pub enum DeadLossKind {
 }
 
 impl DeadLoss {
-    /// What is wrong with it in such a step: which value, and which rule it breaks.
-    pub(crate) fn check(&self, spec: &StepSpec) -> Result<(), (&'static str, String, &'static str)> {
+    /// What is wrong with it beside such an activation: which value, and which rule it breaks.
+    pub(crate) fn check(&self, activation: &Activation) -> Result<(), (&'static str, String, &'static str)> {
         let coefficient = match self.kind {
             DeadLossKind::AuxK { k, coefficient } | DeadLossKind::AuxKSum { k, coefficient } => {
                 if k == 0 {
@@ -58,7 +58,7 @@ impl DeadLoss {
                 coefficient
             }
             DeadLossKind::PreActivation { coefficient } => {
-                if !spec.activation.has_thresholds() {
+                if !activation.has_thresholds() {
                     let rule = "only jump-relu has the thresholds that it brings pre-activations up to";
                     return Err(("the loss over dead features", "pre-activation".into(), rule));
                 }

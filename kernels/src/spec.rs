@@ -225,7 +225,7 @@ impl StepSpec {
             "each must be wider than the one before, the first at least 1 wide and the last below the number of features",
         )?;
         if let Some(dead) = &self.dead {
-            dead.check(self).map_err(|(name, value, rule)| SpecError { name, value, rule })?;
+            dead.check(&self.activation).map_err(|(name, value, rule)| SpecError { name, value, rule })?;
         }
         self.loss.validate()?;
         self.adam.validate()

@@ -6,15 +6,17 @@ use super::arguments::{
     ActivationChoice, AuxK, AuxLossChoice, DeadArguments, ReviveChoice, SelectionArguments, SettingArguments,
     Width,
 };
-use super::settings::Initial;
 use crate::engine::{Activation, DeadLoss, DeadLossKind, Prefixes, ThresholdAverage};
 
 /// SAELens' bandwidth.
 pub(crate) const DEFAULT_BANDWIDTH: f32 = 0.05;
 
 /// The activation asked for, or that of the autoencoder that training starts from.
-pub(super) fn activation_choice(arguments: &SettingArguments, initial: Option<Initial>) -> ActivationChoice {
-    arguments.model.activation.unwrap_or(match initial.map(|initial| initial.activation) {
+pub(super) fn activation_choice(
+    arguments: &SettingArguments,
+    initial: Option<Activation>,
+) -> ActivationChoice {
+    arguments.model.activation.unwrap_or(match initial {
         None | Some(Activation::Relu) => ActivationChoice::Relu,
         Some(Activation::TopK { .. }) => ActivationChoice::TopK,
         Some(Activation::BatchTopK { .. }) => ActivationChoice::BatchTopK,
@@ -23,9 +25,9 @@ pub(super) fn activation_choice(arguments: &SettingArguments, initial: Option<In
 }
 
 /// How active features are selected.
-pub(super) fn activation(arguments: &SettingArguments, initial: Option<Initial>) -> Result<Activation> {
+pub(super) fn activation(arguments: &SettingArguments, initial: Option<Activation>) -> Result<Activation> {
     let flags = &arguments.selection;
-    let of_initial = initial.and_then(|initial| match initial.activation {
+    let of_initial = initial.and_then(|initial| match initial {
         Activation::TopK { k } | Activation::BatchTopK { k, .. } => Some(k as u64),
         _ => None,
     });

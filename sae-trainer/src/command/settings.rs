@@ -20,7 +20,7 @@ use crate::engine::{Activation, Adam, DecoderNorm, FrequencyPenalty, LossSpec, M
 
 /// The penalty where none is asked for: the k largest need none.
 fn penalty_of(arguments: &SettingArguments, initial: Option<Initial>) -> PenaltyChoice {
-    let default = match selection::activation_choice(arguments, initial) {
+    let default = match selection::activation_choice(arguments, initial.map(|initial| initial.activation)) {
         ActivationChoice::TopK | ActivationChoice::BatchTopK => PenaltyChoice::None,
         ActivationChoice::JumpRelu => PenaltyChoice::Step,
         ActivationChoice::Relu => PenaltyChoice::ApproxL0,
@@ -170,7 +170,8 @@ impl Settings {
         refuse_flags_without_effect(arguments, initial)?;
         if let choice @ (PenaltyChoice::Step | PenaltyChoice::Quadratic) = penalty_of(arguments, initial) {
             ensure!(
-                selection::activation_choice(arguments, initial) == ActivationChoice::JumpRelu,
+                selection::activation_choice(arguments, initial.map(|initial| initial.activation))
+                    == ActivationChoice::JumpRelu,
                 "--loss {} needs --activation jump-relu, whose thresholds are all that follows the number of active features",
                 value_name(&choice)
             );
@@ -183,7 +184,7 @@ impl Settings {
             features,
             batch: usize::try_from(batch)?,
             pre_bias: initial.map_or(model.pre_bias, |initial| initial.pre_bias),
-            activation: selection::activation(arguments, initial)?,
+            activation: selection::activation(arguments, initial.map(|initial| initial.activation))?,
             loss,
             decoder_norm: match model.decoder_norm.unwrap_or(DecoderNormChoice::Unit) {
                 DecoderNormChoice::Unit => DecoderNorm::Unit,
@@ -510,7 +511,7 @@ pub(crate) fn flags_without_effect(
     let SettingArguments { model, selection, loss: flags, dead, length, .. } = arguments;
     use PenaltyChoice::{ApproxL0, L1, Log, None, Quadratic, Step, Tanh};
     let choice = penalty_of(arguments, initial);
-    let activation = selection::activation_choice(arguments, initial);
+    let activation = selection::activation_choice(arguments, initial.map(|initial| initial.activation));
     // What training starts from may be of any kind, as long as it has not been looked at.
     let unknown = initial.is_none() && model.init_from.is_some() && model.activation.is_none();
     let jump = unknown || activation == ActivationChoice::JumpRelu;
