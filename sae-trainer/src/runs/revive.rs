@@ -7,7 +7,7 @@
 //! W_dec_j = v / ‖v‖        W_enc_j = 0.2 · (mean ‖W_enc‖ of the live features) · v / ‖v‖        b_enc_j = 0
 //! ```
 //!
-//! and its moments are 0. A transcoder's feature writes the direction of y − b_dec, of the row's target y, and reads that of the row x
+//! and its moments are 0; a threshold is what it was at the start. A transcoder's feature writes the direction of y − b_dec, of the row's target y, and reads that of the row x
 //! itself. The loss is the training loss, so rows with large norms, such as those of BOS tokens, do not
 //! take every draw where the loss divides by the norm. There are two differences from the paper, because rows are drawn from
 //! one batch and not from 819,200 rows. A row is given to only one feature, since two features with the same weights would
@@ -77,10 +77,15 @@ pub(crate) fn resample(
             state.weights.encoder[[j, k]] = (encoder_norm * read) as f32;
         }
         state.weights.encoder_bias[j] = 0.0;
+        // Behind the threshold that it could not reach it would stay dead.
+        for threshold in &mut state.weights.threshold {
+            threshold[j] = settings.threshold_init as f32;
+        }
         for moments in [&mut state.first_moments, &mut state.second_moments] {
             moments.encoder.row_mut(j).fill(0.0);
             moments.decoder.row_mut(j).fill(0.0);
             moments.encoder_bias[j] = 0.0;
+            moments.threshold.iter_mut().for_each(|threshold| threshold[j] = 0.0);
         }
         // It has not had time to fire yet.
         state.steps_since_fired[j] = 0;
@@ -226,6 +231,20 @@ mod tests {
         let share = 0.2 * (5f64.sqrt() + 61f64.sqrt()) / 2.0;
         assert_eq!(state.weights.encoder[[1, 0]], 0.0);
         assert!((f64::from(state.weights.encoder[[1, 1]]) - share).abs() < 1e-6);
+    }
+
+    #[test]
+    fn a_threshold_is_what_it_was_at_the_start() {
+        let mut state = state();
+        for parameters in [&mut state.weights, &mut state.first_moments, &mut state.second_moments] {
+            parameters.threshold = Some(array![5.0, 6.0, 7.0, 8.0]);
+        }
+        let batch = array![[4.0, 6.0], [9.0, 9.0], [1.0, 0.0]];
+        let jump = settings("--mse sum --activation jump-relu --threshold-init 0.25");
+        resample(&mut state, &jump, batch.view().into(), aview1(&[5.0, 0.0, 5.0]));
+        assert_eq!(state.weights.threshold, Some(array![5.0, 0.25, 7.0, 0.25]));
+        assert_eq!(state.first_moments.threshold, Some(array![5.0, 0.0, 7.0, 0.0]));
+        assert_eq!(state.second_moments.threshold, Some(array![5.0, 0.0, 7.0, 0.0]));
     }
 
     #[test]
