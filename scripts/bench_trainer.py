@@ -66,6 +66,7 @@ def parse():
     parser.add_argument("--batch", type=int, default=4096)
     parser.add_argument("--rounds", type=int, default=3)
     parser.add_argument("--threads", type=int, default=os.cpu_count())
+    parser.add_argument("--no-bfloat16", action="store_true", help="leave bfloat16 autocast out")
     parser.add_argument("--dense", action="store_true", help="start from random weights")
     arguments = parser.parse_args()
     if (arguments.store is None) != (arguments.sae is None):
@@ -120,12 +121,10 @@ def peers(arguments, weights, rows):
             "SAELens": saelens(arguments, weights, rows),
             "dictionary_learning": dictionary_learning(weights, rows),
         }
-    steps = {
-        "plain PyTorch": plain_pytorch(arguments, weights, rows),
-        "plain PyTorch, bfloat16": plain_pytorch(arguments, weights, rows, bfloat16=True),
-        "SAELens": saelens(arguments, weights, rows),
-        "SAELens, bfloat16": saelens(arguments, weights, rows, bfloat16=True),
-    }
+    steps = {"plain PyTorch": plain_pytorch(arguments, weights, rows), "SAELens": saelens(arguments, weights, rows)}
+    if not arguments.no_bfloat16:
+        steps["plain PyTorch, bfloat16"] = plain_pytorch(arguments, weights, rows, bfloat16=True)
+        steps["SAELens, bfloat16"] = saelens(arguments, weights, rows, bfloat16=True)
     if kind != "jump-relu":
         # Its activations as a sparse tensor, which it advises for small k in float32.
         steps["SAELens, sparse"] = saelens(arguments, weights, rows, use_sparse_activations=True)
