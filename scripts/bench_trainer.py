@@ -59,7 +59,8 @@ def parse():
     parser = argparse.ArgumentParser(prog="scripts/bench-trainer")
     parser.add_argument("--store", type=pathlib.Path)
     parser.add_argument("--from", dest="sae", type=pathlib.Path, help="an autoencoder trained on the store")
-    parser.add_argument("--activation", choices=["relu", "topk", "batch-topk", "jump-relu"], help="[default: relu, or the autoencoder's]")
+    kinds = ["relu", "topk", "batch-topk", "jump-relu"]
+    parser.add_argument("--activation", choices=kinds, help="[default: relu, or the autoencoder's]")
     parser.add_argument("--width", type=int, default=768)
     parser.add_argument("--features", type=int, help="[default: 32 times the width, or the autoencoder's]")
     parser.add_argument("--l0", type=float, default=60)
