@@ -19,14 +19,14 @@ class Method(typing.NamedTuple):
     title: str
     flags: str
     varied: str
-    values: list[str]
+    values: tuple[str, ...]
     colour: str
 
 
 # Meant for L0 from about 15 to 100. On these rows approx-l0 with 7e-5 had L0 85 after 2,000 steps of 1,024 rows, and l1 with
 # 8e-5 had 72. Tanh and log take approx-l0's coefficients, whose slope at zero they have; so does jump-relu, whose penalty
 # approx-l0 approximates.
-L0, L1, K = ["7e-5", "1.4e-4", "3.5e-4"], ["8e-5", "1.6e-4", "4e-4"], ["20", "45", "90"]
+L0, L1, K = ("7e-5", "1.4e-4", "3.5e-4"), ("8e-5", "1.6e-4", "4e-4"), ("20", "45", "90")
 L1_GHOST = "--loss l1 --revive ghost --pre-bias --b-dec-init geometric-median"
 L1_MIN = "--loss l1 --min-sparsity-coefficient 1e-6"
 L0_ALONE = "--loss approx-l0 --min-sparsity-coefficient 0"
@@ -169,8 +169,8 @@ def report(points):
     evaluation = first["evaluation"]
     seeds = max(len(point.summaries) for point in points)
     lines = [
-        f"d {first['width']}, F {first['features']:,}, {first['steps']:,} steps of {first['batch']:,} rows; {evaluation['rows']:,}"
-        f" {evaluation['evaluated_on'].replace('-', ' ')}. Means of {seeds} seeds, ± half of what the seeds differ by.",
+        f"d {first['width']}, F {first['features']:,}, {first['steps']:,} steps of {first['batch']:,} rows;"
+        f" {evaluation['rows']:,} {evaluation['evaluated_on'].replace('-', ' ')}. Means of {seeds} seeds, ± half of what the seeds differ by.",
         "",
         "| method | at | " + " | ".join(COLUMNS) + " |",
         "|---|---|" + "---|" * len(COLUMNS),
