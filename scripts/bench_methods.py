@@ -53,6 +53,12 @@ COLUMNS = {
     "over 20 %": ("features_over_20_percent", 1, "{:.0f}"),
 }
 
+EVALUATED_ON = {
+    "held-out-rows": "held-out rows",
+    "training-rows": "rows that training saw too",
+    "other-stores": "rows of other stores",
+}
+
 
 class Point(typing.NamedTuple):
     """The runs of one method at one coefficient or k, a summary for each seed."""
@@ -168,9 +174,10 @@ def report(points):
     first = points[0].summaries[0]
     evaluation = first["evaluation"]
     seeds = max(len(point.summaries) for point in points)
+    means = f"Means of {seeds} seeds, ± half of what the seeds differ by." if seeds > 1 else "One seed."
     lines = [
         f"d {first['width']}, F {first['features']:,}, {first['steps']:,} steps of {first['batch']:,} rows;"
-        f" {evaluation['rows']:,} {evaluation['evaluated_on'].replace('-', ' ')}. Means of {seeds} seeds, ± half of what the seeds differ by.",
+        f" {evaluation['rows']:,} {EVALUATED_ON[evaluation['evaluated_on']]}. {means}",
         "",
         "| method | at | " + " | ".join(COLUMNS) + " |",
         "|---|---|" + "---|" * len(COLUMNS),
