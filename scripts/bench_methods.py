@@ -5,6 +5,7 @@ import json
 import math
 import os
 import pathlib
+import signal
 import statistics
 import subprocess
 import sys
@@ -130,10 +131,11 @@ def sweep(arguments, store, name, seed):
     dead_rows = min(1_000_000, arguments.steps * arguments.batch // 10)
     common = ["--store", store, "--expansion", 8, "--batch", arguments.batch, "--steps", arguments.steps, "--drop-bos"]
     common += ["--dead-rows", dead_rows, "--eval-rows", arguments.eval_rows, "--seed", seed]
+    common += ["--checkpoint-every", 500]
     values = [method.varied, ",".join(method.values)]
     # Exit code 1: a point diverged, which the report leaves out.
     run("sae-trainer", "sweep", *common, *method.flags.split(), *values, "--out", folder, "--resume", accepted=(0, 1))
-    if not any(is_done(point, arguments.steps) for point in points_of(folder)):
+    if not all(is_done(point, arguments.steps) for point in points_of(folder)):
         sys.exit(f"the sweep in {folder} did not end")
 
 
@@ -152,6 +154,8 @@ def is_done(point, steps):
 
 
 def run(program, *words, accepted=(0,)):
+    # Ctrl-C reaches the program too, which saves what it has; subprocess would kill it at that.
+    signal.signal(signal.SIGINT, lambda *_: None)
     code = subprocess.run([BIN / program, *map(str, words)], stdout=subprocess.DEVNULL).returncode
     if code not in accepted:
         sys.exit(code)
