@@ -1,5 +1,7 @@
 //! An autoencoder's tensors by name, and Adam's moments in the same shapes.
 
+use std::collections::BTreeMap;
+
 use ndarray::{Array1, Array2, ArrayD, ArrayView2, ArrayViewD};
 
 use crate::error::StepError;
@@ -18,6 +20,8 @@ pub struct Parameters {
     pub decoder_bias: Array1<f32>,
     /// θ of JumpReLU, [F].
     pub threshold: Option<Array1<f32>>,
+    /// W_skip, [d,d]: row k is what output k takes of the input.
+    pub skip: Option<Array2<f32>>,
 }
 
 /// A tensor's name and shape.
@@ -34,6 +38,7 @@ impl Parameters {
             ("decoder_bias", vec![width]),
         ];
         shapes.extend(spec.activation.has_thresholds().then(|| ("threshold", vec![features])));
+        shapes.extend(spec.skip.then(|| ("skip", vec![width, width])));
         shapes
     }
 
@@ -48,18 +53,21 @@ impl Parameters {
         spec: &StepSpec,
         mut numbers: impl FnMut(&'static str, &[usize]) -> Result<Vec<f32>, E>,
     ) -> Result<Parameters, E> {
-        let mut tensors = Parameters::shapes(spec).into_iter().map(|(name, shape)| {
+        let shapes = Parameters::shapes(spec).into_iter();
+        let tensors = shapes.map(|(name, shape)| {
             let numbers = numbers(name, &shape)?;
-            Ok(ArrayD::from_shape_vec(shape, numbers).expect("as many numbers as the shape has"))
+            Ok((name, ArrayD::from_shape_vec(shape, numbers).expect("as many numbers as the shape has")))
         });
-        let mut next = || tensors.next().transpose();
+        let mut tensors = tensors.collect::<Result<BTreeMap<&'static str, ArrayD<f32>>, E>>()?;
         let (present, of_rank) = ("every step has these four", "a shape has its own rank");
+        let mut take = |name| tensors.remove(name);
         Ok(Parameters {
-            encoder: next()?.expect(present).into_dimensionality().expect(of_rank),
-            encoder_bias: next()?.expect(present).into_dimensionality().expect(of_rank),
-            decoder: next()?.expect(present).into_dimensionality().expect(of_rank),
-            decoder_bias: next()?.expect(present).into_dimensionality().expect(of_rank),
-            threshold: next()?.map(|tensor| tensor.into_dimensionality().expect(of_rank)),
+            encoder: take("encoder").expect(present).into_dimensionality().expect(of_rank),
+            encoder_bias: take("encoder_bias").expect(present).into_dimensionality().expect(of_rank),
+            decoder: take("decoder").expect(present).into_dimensionality().expect(of_rank),
+            decoder_bias: take("decoder_bias").expect(present).into_dimensionality().expect(of_rank),
+            threshold: take("threshold").map(|tensor| tensor.into_dimensionality().expect(of_rank)),
+            skip: take("skip").map(|tensor| tensor.into_dimensionality().expect(of_rank)),
         })
     }
 
@@ -72,6 +80,7 @@ impl Parameters {
             decoder: Array2::zeros((features, width)),
             decoder_bias: Array1::zeros(width),
             threshold: self.threshold.as_ref().map(|_| Array1::zeros(features)),
+            skip: self.skip.as_ref().map(|_| Array2::zeros((width, width))),
         }
     }
 
@@ -85,6 +94,7 @@ impl Parameters {
         ];
         let threshold = self.threshold.as_ref();
         tensors.extend(threshold.map(|threshold| ("threshold", threshold.view().into_dyn())));
+        tensors.extend(self.skip.as_ref().map(|skip| ("skip", skip.view().into_dyn())));
         tensors
     }
 
@@ -94,15 +104,20 @@ impl Parameters {
     /// Names the first one of another shape or order.
     pub fn check(&self, spec: &StepSpec) -> Result<(), StepError> {
         let (tensors, shapes) = (self.tensors(), Parameters::shapes(spec));
-        if tensors.len() != shapes.len() {
-            let count = |threshold| if threshold { "[F]" } else { "absent" };
-            let (found, expected) = (tensors.len() > shapes.len(), shapes.len() > tensors.len());
-            let (found, expected) = (count(found).to_owned(), count(expected).to_owned());
-            return Err(StepError::Shape { array: "threshold", found, expected });
+        let absent = || "absent".to_owned();
+        for (array, tensor) in &tensors {
+            if !shapes.iter().any(|(name, _)| name == array) {
+                let found = format!("{:?}", tensor.shape());
+                return Err(StepError::Shape { array, found, expected: absent() });
+            }
         }
-        for ((name, tensor), (_, expected)) in tensors.into_iter().zip(shapes) {
+        for (array, expected) in shapes {
+            let Some((_, tensor)) = tensors.iter().find(|(name, _)| *name == array) else {
+                let expected = format!("{expected:?}");
+                return Err(StepError::Shape { array, found: absent(), expected });
+            };
             if tensor.shape() != expected || !tensor.is_standard_layout() {
-                return Err(StepError::shape(name, tensor.shape(), &expected));
+                return Err(StepError::shape(array, tensor.shape(), &expected));
             }
         }
         Ok(())
@@ -165,7 +180,14 @@ mod tests {
         let relu = StepSpec::new(3, 5, 1, LossSpec::reconstruction(Mse::Sum));
         let activation = Activation::JumpRelu { bandwidth: 0.1, to_input: false };
         let jump = StepSpec { activation, ..relu };
-        for (spec, count) in [(relu, 4), (jump, 5)] {
+        let (skip, both) = (StepSpec { skip: true, ..relu }, StepSpec { skip: true, ..jump });
+        for (spec, count, other, named) in [
+            (relu, 4, jump, "threshold"),
+            (jump, 5, relu, "threshold"),
+            (skip, 5, relu, "skip"),
+            (jump, 5, skip, "threshold"),
+            (both, 6, jump, "skip"),
+        ] {
             let filled = Parameters::from_numbers(&spec, |name, shape| {
                 Ok::<_, ()>(vec![name.len() as f32; shape.iter().product()])
             })
@@ -179,8 +201,7 @@ mod tests {
                 assert_eq!((name, tensor.shape()), (expected, &shape[..]));
                 assert!(tensor.iter().all(|number| *number == name.len() as f32));
             }
-            let other = if count == 4 { jump } else { relu };
-            assert!(filled.check(&other).unwrap_err().to_string().contains("threshold"));
+            assert!(filled.check(&other).unwrap_err().to_string().contains(named));
         }
     }
 }

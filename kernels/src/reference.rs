@@ -22,6 +22,24 @@ pub struct Parameters {
     pub b_dec: Vec<f64>,
     /// θ of JumpReLU, [F]; empty without it.
     pub threshold: Vec<f64>,
+    /// W_skip, [d,d], row k for output k; empty without it.
+    pub skip: Vec<f64>,
+}
+
+/// What a step reads.
+#[derive(Debug, Clone, Copy)]
+pub struct Batch<'a> {
+    /// What the encoder reads, [B,d].
+    pub input: &'a [f64],
+    /// What x̂ is compared with, [B,d].
+    pub target: &'a [f64],
+}
+
+impl<'a> From<&'a [f64]> for Batch<'a> {
+    /// Rows that are to be reconstructed themselves.
+    fn from(rows: &'a [f64]) -> Batch<'a> {
+        Batch { input: rows, target: rows }
+    }
 }
 
 impl Parameters {
@@ -32,14 +50,15 @@ impl Parameters {
         zeros
     }
 
-    /// The tensors, in the order W_enc, b_enc, W_dec, b_dec, θ.
-    pub fn tensors(&self) -> [&[f64]; 5] {
-        [&self.w_enc, &self.b_enc, &self.w_dec, &self.b_dec, &self.threshold]
+    /// The tensors, in the order W_enc, b_enc, W_dec, b_dec, θ, W_skip.
+    pub fn tensors(&self) -> [&[f64]; 6] {
+        [&self.w_enc, &self.b_enc, &self.w_dec, &self.b_dec, &self.threshold, &self.skip]
     }
 
-    /// The tensors, in the order W_enc, b_enc, W_dec, b_dec, θ.
-    pub fn tensors_mut(&mut self) -> [&mut Vec<f64>; 5] {
-        [&mut self.w_enc, &mut self.b_enc, &mut self.w_dec, &mut self.b_dec, &mut self.threshold]
+    /// The tensors, in the order W_enc, b_enc, W_dec, b_dec, θ, W_skip.
+    pub fn tensors_mut(&mut self) -> [&mut Vec<f64>; 6] {
+        let Parameters { w_enc, b_enc, w_dec, b_dec, threshold, skip } = self;
+        [w_enc, b_enc, w_dec, b_dec, threshold, skip]
     }
 
     fn decoder_row(&self, feature: usize, width: usize) -> &[f64] {
@@ -54,7 +73,7 @@ pub struct Forward {
     pub preactivations: Vec<f64>,
     /// a, [B,F].
     pub activations: Vec<f64>,
-    /// x̂ = a W_dec + b_dec, [B,d].
+    /// x̂ = a W_dec + b_dec, with a skip connection + x W_skipᵀ, [B,d].
     pub reconstruction: Vec<f64>,
     /// x̂ of each prefix of the features, all of them last: [B,d] each.
     pub prefixes: Vec<Vec<f64>>,
@@ -121,7 +140,7 @@ pub fn select(activation: Activation, z: &[f64], features: usize, threshold: &[f
     }
 }
 
-/// z = X W_enc + b_enc, a = [`select`] (z), x̂ = a W_dec + b_dec.
+/// z = X W_enc + b_enc, a = [`select`] (z), x̂ = a W_dec + b_dec, with a skip connection + x W_skipᵀ.
 pub fn forward(spec: &StepSpec, weights: &Parameters, x: &[f64]) -> Forward {
     let (d, f) = (spec.width, spec.features);
     let rows = x.len() / d;
@@ -139,7 +158,9 @@ pub fn forward(spec: &StepSpec, weights: &Parameters, x: &[f64]) -> Forward {
     let activations = select(spec.activation, &preactivations, f, &weights.threshold);
     let decode = |end: usize| {
         let mut xhat = weights.b_dec.repeat(rows);
-        for (xhat, a) in xhat.chunks_exact_mut(d).zip(activations.chunks_exact(f)) {
+        let of_row = activations.chunks_exact(f).zip(x.chunks_exact(d));
+        for (xhat, (a, x)) in xhat.chunks_exact_mut(d).zip(of_row) {
+            xhat.iter_mut().zip(weights.skip.chunks_exact(d)).for_each(|(xhat, row)| *xhat += dot(row, x));
             for j in 0..end {
                 for k in 0..d {
                     xhat[k] += a[j] * weights.w_dec[j * d + k];
@@ -333,22 +354,22 @@ fn penalty_weights(spec: &StepSpec, weights: &Parameters) -> Vec<f64> {
         .collect()
 }
 
-/// The reconstruction term: that of x̂, or those of all prefixes together.
-pub fn reconstruction_loss(spec: &StepSpec, x: &[f64], forward: &Forward) -> f64 {
-    let terms = forward.prefixes.iter().map(|xhat| mse(spec.loss.mse, spec.width, x, xhat));
+/// The reconstruction term for `target` [B,d]: that of x̂, or those of all prefixes together.
+pub fn reconstruction_loss(spec: &StepSpec, target: &[f64], forward: &Forward) -> f64 {
+    let terms = forward.prefixes.iter().map(|xhat| mse(spec.loss.mse, spec.width, target, xhat));
     spec.prefixes.weight() * terms.sum::<f64>()
 }
 
-/// The loss as it is logged, but for dead features. `frequencies` [F] are the running frequencies, this batch included.
+/// The loss for `target` [B,d] as it is logged, but for dead features. `frequencies` [F] are the running frequencies, this batch included.
 pub fn loss(
     spec: &StepSpec,
     schedule: &Schedule,
     weights: &Parameters,
-    x: &[f64],
+    target: &[f64],
     forward: &Forward,
     frequencies: &[f64],
 ) -> Loss {
-    let rows = (x.len() / spec.width) as f64;
+    let rows = (target.len() / spec.width) as f64;
     let (kind, coefficient, _) = scheduled(spec, schedule);
     let factors = penalty_weights(spec, weights);
     let sum: f64 = forward
@@ -358,7 +379,7 @@ pub fn loss(
         .sum();
     let (min_sparsity, max_sparsity) = frequency_penalties(&spec.loss, frequencies);
     Loss {
-        mse: reconstruction_loss(spec, x, forward),
+        mse: reconstruction_loss(spec, target, forward),
         penalty: coefficient * sum / rows,
         min_sparsity,
         max_sparsity,
@@ -374,13 +395,13 @@ pub fn surrogate_loss(
     spec: &StepSpec,
     schedule: &Schedule,
     weights: &Parameters,
-    x: &[f64],
+    batch: Batch<'_>,
     slopes: &[f64],
 ) -> f64 {
-    let rows = (x.len() / spec.width) as f64;
+    let rows = (batch.input.len() / spec.width) as f64;
     let (kind, coefficient, epsilon) = scheduled(spec, schedule);
     let factors = penalty_weights(spec, weights);
-    let pass = forward(spec, weights, x);
+    let pass = forward(spec, weights, batch.input);
     let penalties: f64 = pass
         .activations
         .iter()
@@ -390,7 +411,7 @@ pub fn surrogate_loss(
             coefficient * penalty(kind, a * factors[j]) + slopes[j] * a / (a + epsilon)
         })
         .sum();
-    reconstruction_loss(spec, x, &pass) + penalties / rows
+    reconstruction_loss(spec, batch.target, &pass) + penalties / rows
 }
 
 /// The gradient of [`surrogate_loss`] for all weights, written out by hand; with JumpReLU its pseudo-derivatives.
@@ -398,10 +419,11 @@ pub fn gradients(
     spec: &StepSpec,
     schedule: &Schedule,
     weights: &Parameters,
-    x: &[f64],
+    batch: Batch<'_>,
     forward: &Forward,
     slopes: &[f64],
 ) -> Parameters {
+    let Batch { input: x, target } = batch;
     let (d, f) = (spec.width, spec.features);
     let rows = x.len() / d;
     let (kind, coefficient, epsilon) = scheduled(spec, schedule);
@@ -410,7 +432,7 @@ pub fn gradients(
     // For each group of features the sum over the prefixes that it is part of.
     let mut g: Vec<Vec<f64>> = Vec::new();
     for xhat in forward.prefixes.iter().rev() {
-        let mut of_group = mse_gradient(spec.loss.mse, d, x, xhat);
+        let mut of_group = mse_gradient(spec.loss.mse, d, target, xhat);
         of_group.iter_mut().for_each(|g| *g *= spec.prefixes.weight());
         if let Some(wider) = g.last() {
             of_group.iter_mut().zip(wider).for_each(|(g, wider)| *g += wider);
@@ -424,6 +446,8 @@ pub fn gradients(
     for i in 0..rows {
         for k in 0..d {
             gradient.b_dec[k] += g[0][i * d + k];
+            let row = gradient.skip.chunks_exact_mut(d).nth(k).into_iter().flatten();
+            row.zip(&x[i * d..]).for_each(|(gradient, x)| *gradient += g[0][i * d + k] * x);
         }
         let active = forward.activations[i * f..][..f].iter().filter(|a| **a > 0.0).count();
         let by_count = coefficient * penalty_by_count(kind, active) / rows as f64;
@@ -513,10 +537,11 @@ pub fn normalise_decoder(spec: &StepSpec, weights: &mut Parameters) {
 pub fn dead_loss(
     spec: &StepSpec,
     weights: &Parameters,
-    x: &[f64],
+    batch: Batch<'_>,
     forward: &Forward,
     dead: &[bool],
 ) -> (f64, Parameters) {
+    let Batch { input: x, target } = batch;
     let (d, f) = (spec.width, spec.features);
     let rows = x.len() / d;
     let mut gradient = weights.zeros_like();
@@ -550,12 +575,12 @@ pub fn dead_loss(
         }
         return (value, gradient);
     }
-    let residual: Vec<f64> = x.iter().zip(&forward.reconstruction).map(|(x, xhat)| x - xhat).collect();
+    let residual: Vec<f64> = target.iter().zip(&forward.reconstruction).map(|(y, xhat)| y - xhat).collect();
     let mean: Vec<f64> =
         (0..d).map(|k| (0..rows).map(|i| residual[i * d + k]).sum::<f64>() / rows as f64).collect();
     let deviation = |i: usize| norm(&(0..d).map(|k| residual[i * d + k] - mean[k]).collect::<Vec<_>>());
     let spread: f64 = (0..rows).map(|i| deviation(i).powi(2)).sum();
-    let denominators = mse_denominators(spec.loss.mse, d, x);
+    let denominators = mse_denominators(spec.loss.mse, d, target);
     let mut value = 0.0;
     for i in 0..rows {
         // What each dead feature contributes, and how that follows z.
@@ -641,21 +666,21 @@ impl Trainer {
         Trainer { spec, weights, first, second: zeros, window, steps_since_fired, threshold, steps: 0 }
     }
 
-    /// One step on the batch x [B,d]: forward, running frequency, loss, backward, projection, clipping, Adam,
+    /// One step on a batch: forward, running frequency, loss, backward, projection, clipping, Adam,
     /// decoder norm. Returns the loss before the step.
-    pub fn step(&mut self, x: &[f64], schedule: &Schedule) -> Loss {
-        let spec = &self.spec;
-        let pass = forward(spec, &self.weights, x);
+    pub fn step<'a>(&mut self, batch: impl Into<Batch<'a>>, schedule: &Schedule) -> Loss {
+        let (spec, batch) = (&self.spec, batch.into());
+        let pass = forward(spec, &self.weights, batch.input);
         let frequencies = self.window.push(spec.features, &pass.activations);
-        let mut value = loss(spec, schedule, &self.weights, x, &pass, &frequencies);
+        let mut value = loss(spec, schedule, &self.weights, batch.target, &pass, &frequencies);
         let slopes = frequency_slopes(&spec.loss, &frequencies);
-        let mut gradient = gradients(spec, schedule, &self.weights, x, &pass, &slopes);
+        let mut gradient = gradients(spec, schedule, &self.weights, batch, &pass, &slopes);
         let fires = |j: usize| (0..spec.batch).any(|i| pass.activations[i * spec.features + j] > 0.0);
         let fired: Vec<bool> = (0..spec.features).map(fires).collect();
         if let Some(loss) = &spec.dead {
             let since = self.steps_since_fired.iter().zip(&fired);
             let dead: Vec<bool> = since.map(|(since, fired)| loss.is_dead(*since, *fired)).collect();
-            let (term, more) = dead_loss(spec, &self.weights, x, &pass, &dead);
+            let (term, more) = dead_loss(spec, &self.weights, batch, &pass, &dead);
             value.dead = term;
             for (gradient, more) in gradient.tensors_mut().into_iter().zip(more.tensors()) {
                 gradient.iter_mut().zip(more).for_each(|(gradient, more)| *gradient += more);

@@ -81,6 +81,10 @@ pub struct StepSpec {
     pub batch: usize,
     /// Whether the encoder reads x − b_dec instead of x.
     pub pre_bias: bool,
+    /// Whether x̂ has a part that is linear in the input: x̂ = a W_dec + b_dec + x W_skipᵀ. For transcoders: x itself would be
+    /// reconstructed by the identity.
+    #[serde(default, skip_serializing_if = "std::ops::Not::not")]
+    pub skip: bool,
     /// Which features of a row are active.
     #[serde(default, skip_serializing_if = "Activation::is_relu")]
     pub activation: Activation,
@@ -114,6 +118,7 @@ impl StepSpec {
             features,
             batch,
             pre_bias: false,
+            skip: false,
             activation: Activation::Relu,
             loss,
             decoder_norm: DecoderNorm::Unit,
@@ -184,6 +189,7 @@ impl StepSpec {
                 "firing counts are held in 32 bits and are at most 4,294,967,295: lower one of them",
             ),
             ("width × features", width.saturating_mul(features), ARRAY, ARRAY_RULE),
+            ("width × width", width.saturating_mul(if self.skip { width } else { 1 }), ARRAY, ARRAY_RULE),
             ("batch × width", batch.saturating_mul(width), ARRAY, ARRAY_RULE),
             ("features × sparsity_window", features.saturating_mul(sparsity_window), ARRAY, ARRAY_RULE),
             (

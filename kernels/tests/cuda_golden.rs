@@ -27,6 +27,7 @@ fn fifty_steps_end_at_pytorchs_weights_on_both_paths() {
             decoder: matrix("W_dec", f, d),
             decoder_bias: tensor("b_dec").into(),
             threshold: None,
+            skip: None,
         };
         // Which these are, and that they are refused by name, is the plan's own test.
         if let Err(StepError::Unsupported { .. }) = DevicePlan::new(spec, &DeviceOptions::default()) {

@@ -3,8 +3,9 @@
 //!     engine_steps CASE.json INPUT.safetensors OUTPUT.safetensors [SPARSE_DENSITY]
 //!
 //! CASE.json: `{"spec": StepSpec, "schedule": [[lr, coefficient scale, epsilon scale], …]}`. INPUT: `W_enc`
-//! [d,F], `b_enc` [F], `W_dec` [F,d], `b_dec` [d], for jump-relu `threshold` [F], and `batches` [steps,B,d], float32. OUTPUT: the trained
-//! weights under the same names, the gradients of the first step as `gradient/W_enc` … (from Adam's first
+//! [d,F], `b_enc` [F], `W_dec` [F,d], `b_dec` [d], for jump-relu `threshold` [F], with a skip connection
+//! `W_skip` [d,d], `batches` [steps,B,d], and where the batches are not their own targets `targets` of the same shape, float32.
+//! OUTPUT: the trained weights under the same names, the gradients of the first step as `gradient/W_enc` … (from Adam's first
 //! moments), and the metrics of each step under the names that metrics.jsonl gives them, [steps].
 
 use std::collections::BTreeMap;
@@ -12,9 +13,10 @@ use std::path::Path;
 
 use anyhow::{Context, Result, ensure};
 use bytemuck::cast_slice;
+use kernels::batch::Batch;
 use kernels::parameters::transposed;
-use ndarray::{Array1, Array3, ArrayD};
-use sae::Weights;
+use ndarray::{Array1, Array3, ArrayD, Axis};
+use sae::{Optional, Weights};
 use sae_trainer::engine::{CpuEngine, CpuOptions, Engine, Forward, Schedule, StepReport, StepSpec};
 use safetensors::tensor::TensorView;
 use safetensors::{Dtype, SafeTensors};
@@ -35,8 +37,8 @@ fn main() -> Result<()> {
     let input = read(&arguments[1])?;
     let input = SafeTensors::deserialize(&input)?;
     let (d, f) = (case.spec.width, case.spec.features);
-    let thresholds = case.spec.activation.has_thresholds();
-    let weights = Weights::from_numbers(d, f, thresholds, |name, _| numbers(&input, name))?;
+    let optional = Optional { thresholds: case.spec.activation.has_thresholds(), skip: case.spec.skip };
+    let weights = Weights::from_numbers(d, f, optional, |name, _| numbers(&input, name))?;
     let mut options = CpuOptions::default();
     if let Some(density) = arguments.get(3) {
         options.sparse_density = density.parse()?;
@@ -45,11 +47,19 @@ fn main() -> Result<()> {
 
     let mut output = BTreeMap::new();
     let mut curves: BTreeMap<&str, Vec<f32>> = BTreeMap::new();
-    let batches = numbers(&input, "batches")?;
-    let batches = Array3::from_shape_vec((case.schedule.len(), case.spec.batch, d), batches)?;
-    for (step, (batch, now)) in batches.outer_iter().zip(&case.schedule).enumerate() {
+    let rows = |name| {
+        let shape = (case.schedule.len(), case.spec.batch, d);
+        anyhow::Ok(Array3::from_shape_vec(shape, numbers(&input, name)?)?)
+    };
+    let batches = rows("batches")?;
+    let targets = if input.tensor("targets").is_ok() { Some(rows("targets")?) } else { None };
+    for (step, (input, now)) in batches.outer_iter().zip(&case.schedule).enumerate() {
+        let batch = match &targets {
+            Some(targets) => Batch { input, target: targets.index_axis(Axis(0), step) },
+            None => input.into(),
+        };
         let (lr, coefficient_scale, epsilon_scale) = *now;
-        let report = engine.step(batch.into(), &Schedule { lr, coefficient_scale, epsilon_scale })?;
+        let report = engine.step(batch, &Schedule { lr, coefficient_scale, epsilon_scale })?;
         for (name, value) in metrics(&report) {
             curves.entry(name).or_default().push(value as f32);
         }
@@ -62,6 +72,8 @@ fn main() -> Result<()> {
             output.insert("gradient/b_dec", scaled(moments.decoder_bias.into_dyn(), scale));
             let threshold = moments.threshold.map(|threshold| scaled(threshold.into_dyn(), scale));
             output.extend(threshold.map(|threshold| ("gradient/threshold", threshold)));
+            let skip = moments.skip.map(|skip| scaled(skip.into_dyn(), scale));
+            output.extend(skip.map(|skip| ("gradient/W_skip", skip)));
         }
     }
     let weights = engine.weights()?;

@@ -81,6 +81,7 @@ fn reference_step(width: usize, features: usize, batch: usize) -> StepSpec {
         features,
         batch,
         pre_bias: false,
+        skip: false,
         activation: Activation::Relu,
         loss,
         decoder_norm: DecoderNorm::Unit,

@@ -26,6 +26,7 @@ fn specs() -> [StepSpec; 3] {
         features: 70,
         batch: BATCH,
         pre_bias: false,
+        skip: false,
         activation: Activation::Relu,
         loss: LossSpec {
             min_sparsity: Some(FrequencyPenalty { coefficient: 1e-3, target: 0.1 }),

@@ -27,7 +27,8 @@ fn fifty_steps_end_at_pytorchs_weights() {
     for (name, case) in &golden.cases {
         let spec = &case.spec;
         let thresholds = spec.activation.has_thresholds();
-        let initial = Weights::from_numbers(spec.width, spec.features, thresholds, |name, _| {
+        let optional = sae::Optional { thresholds, skip: spec.skip };
+        let initial = Weights::from_numbers(spec.width, spec.features, optional, |name, _| {
             Ok::<_, Infallible>(single(golden.tensor(&format!("initial/{name}"))))
         });
         let Ok(initial) = initial;

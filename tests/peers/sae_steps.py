@@ -14,7 +14,8 @@ NAMES = ["W_enc", "b_enc", "W_dec", "b_dec"]
 
 def names(spec):
     """The tensors that a step trains."""
-    return [*NAMES, "threshold"] if kind_of(spec) == "jump-relu" else NAMES
+    threshold = ["threshold"] if kind_of(spec) == "jump-relu" else []
+    return [*NAMES, *threshold, *(["W_skip"] if spec.get("skip") else [])]
 
 
 def kind_of(spec):
@@ -49,9 +50,11 @@ def make_spec(
     prefixes=None,
     dead=None,
     gradient_clip=None,
+    skip=False,
 ):
     """A step's description in the engines' own JSON form."""
     return {
+        **({"skip": True} if skip else {}),
         "width": width,
         "features": features,
         "batch": batch,
@@ -273,18 +276,19 @@ def dead_loss(spec, weights, x, z, a, xhat, silent):
     return numbers["coefficient"] * scale * error.sum(1).mean()
 
 
-def loss_terms(spec, schedule, weights, x, window, silent):
-    """The loss to differentiate, the terms to log, the activations and the reconstruction."""
+def loss_terms(spec, schedule, weights, x, y, window, silent):
+    """Of rows x that y is to be made of: the loss to differentiate, the terms to log, the activations and the reconstruction."""
     _, coefficient_scale, epsilon_scale = schedule
     loss = spec["loss"]
     w_dec, b_dec = weights[2:4]
     z = preactivations(spec, weights, x)
     a, active = activate(spec, weights, z)
-    xhat = a @ w_dec + b_dec
+    skipped = x @ weights[-1].T if spec.get("skip") else 0
+    xhat = a @ w_dec + b_dec + skipped
     widths = [*spec["prefixes"]["widths"], spec["features"]]
-    reconstructions = [a[:, :width] @ w_dec[:width] + b_dec for width in widths]
+    reconstructions = [a[:, :width] @ w_dec[:width] + b_dec + skipped for width in widths]
     weight = spec["prefixes"]["weight"] if len(widths) > 1 else 1.0
-    mse = weight * sum(mse_loss(loss["mse"], x, reconstruction) for reconstruction in reconstructions)
+    mse = weight * sum(mse_loss(loss["mse"], y, reconstruction) for reconstruction in reconstructions)
     inside = a * w_dec.norm(dim=1) if loss["weight_by_decoder_norm"] else a
     value, logged = penalties(loss["penalty"], inside, active, epsilon_scale)
     coefficient = loss["coefficient"] * coefficient_scale
@@ -293,7 +297,7 @@ def loss_terms(spec, schedule, weights, x, window, silent):
     total = mse + penalty
     minimum = torch.zeros(())
     if spec["dead"]:
-        term = dead_loss(spec, weights, x, z, a, xhat, silent)
+        term = dead_loss(spec, weights, y, z, a, xhat, silent)
         trained, total = trained + term, total + term
 
     s = window.push(a.detach()).to(a.dtype)
@@ -345,19 +349,20 @@ def project(spec, weights):
 def normalise(spec, weights):
     w_enc, b_enc, w_dec = weights[:3]
     norm = w_dec.norm(dim=1)
-    if len(weights) > 4:
-        weights[4].clamp_(min=0)
+    thresholds = weights[4:5] if kind_of(spec) == "jump-relu" else []
+    for threshold in thresholds:
+        threshold.clamp_(min=0)
     if spec["decoder_norm"] != "free":
         w_dec /= norm[:, None]
     if spec["decoder_norm"] == "tied":
         w_enc *= norm
         b_enc *= norm
-        for threshold in weights[4:]:
+        for threshold in thresholds:
             threshold *= norm
 
 
-def train(spec, schedule, initial, batches):
-    """Trains in float64 from `initial` (a dict of arrays) on `batches`, one [B, d] a step.
+def train(spec, schedule, initial, batches, target=lambda x: x):
+    """Trains in float64 from `initial` (a dict of arrays) on `batches`, one [B, d] a step, to reconstruct `target` of them.
 
     Returns the trained weights, the gradients of the first step as Adam sees them, each metric's curve and the
     batches. Of a batch with rows to spare, `decided` takes as many as are needed.
@@ -373,9 +378,10 @@ def train(spec, schedule, initial, batches):
     for rows, now in zip(batches, schedule):
         x = decided(spec, weights, torch.tensor(rows, dtype=torch.float64))
         taken.append(x.numpy())
-        trained, terms, a, xhat = loss_terms(spec, now, weights, x, window, silent)
+        y = target(x)
+        trained, terms, a, xhat = loss_terms(spec, now, weights, x, y, window, silent)
         silent = torch.where((a > 0).any(0), 0, silent + 1)
-        for name, value in {**terms, **metrics(x, a, xhat)}.items():
+        for name, value in {**terms, **metrics(y, a, xhat)}.items():
             curves.setdefault(name, []).append(value.item())
         optimizer.zero_grad()
         trained.backward()
@@ -469,3 +475,26 @@ def cases(width, features, batch, steps, lr, coefficient):
     add("clipped jump-relu", mse="sum", activation=jump(), penalty=step, pre_bias=True, gradient_clip=1e-2)
     add("epsilon schedule", min_sparsity=low, epsilon_scale=0.5, frequency_epsilon=0.1)
     return found
+
+
+def transcoder_cases(width, features, batch, steps, lr, coefficient):
+    """Rows with a target of their own, with and without a skip connection, by name."""
+    approx_l0 = {"penalty": {"kind": "approx-l0", "epsilon": 0.2}, "coefficient": coefficient}
+    few = max(3, features // 20)
+    jump = {"jump-relu": {"bandwidth": 0.5, "to_input": False}}
+    prefixes = {"widths": [max(1, features // 8), max(2, features // 3)], "weight": 1 / 9}
+    aux = {"after_steps": 1, "kind": {"aux-k-sum": {"k": max(2, features // 25), "coefficient": 0.3}}}
+    options = {
+        "transcoder": approx_l0,
+        "skip": {**approx_l0, "skip": True},
+        "skip centered free": {**approx_l0, "skip": True, "mse": "centered", "decoder_norm": "free"},
+        "skip topk aux-k": {"skip": True, "activation": {"topk": {"k": few}}, "dead": aux},
+        "skip jump-relu tied": {"skip": True, "activation": jump, "penalty": {"kind": "step"}, "coefficient": coefficient,
+                                "decoder_norm": "tied"},
+        "skip matryoshka clipped": {**approx_l0, "skip": True, "prefixes": prefixes, "gradient_clip": 1e-3},
+    }  # fmt: skip
+    schedule = make_schedule(steps, lr, warmup=10)
+    return {
+        name: {"spec": make_spec(width, features, batch, **{"mse": "sum", **case}), "schedule": schedule}
+        for name, case in options.items()
+    }

@@ -10,7 +10,9 @@ import torch
 from safetensors.numpy import load_file, save_file
 
 WIDTH, FEATURES, BATCH, STEPS = 48, 300, 128, 50
-CASES = sae_steps.cases(WIDTH, FEATURES, BATCH, STEPS, lr=1e-3, coefficient=1e-3)
+SIZES = WIDTH, FEATURES, BATCH, STEPS
+TRANSCODERS = sae_steps.transcoder_cases(*SIZES, lr=1e-3, coefficient=1e-3)
+CASES = sae_steps.cases(*SIZES, lr=1e-3, coefficient=1e-3) | TRANSCODERS
 # Rows to choose from: where float32 puts an activation on the other side of 0, weights end up to 8e-5 away.
 SPARE = 32
 
@@ -35,14 +37,20 @@ def start():
         "W_dec": w_dec,
         "b_dec": random.normal(size=WIDTH) * 0.1,
         "threshold": numpy.abs(random.normal(size=FEATURES)) * 0.1,
+        "W_skip": random.normal(size=(WIDTH, WIDTH)) * 0.05,
     }
     return {name: array.astype("float32") for name, array in weights.items()}, batches.astype("float32")
 
 
-def engine(example, folder, case, weights, batches, density):
+def target(x):
+    """What a transcoder is to make of rows x: partly linear in them."""
+    return 0.7 * x.roll(5, dims=1) - 0.4 * torch.relu(x) + 0.2
+
+
+def engine(example, folder, case, weights, batches, density, targets=None):
     """What the engine makes of the case on the sparse path (density 1) or the dense one (-1)."""
     (folder / "case.json").write_text(json.dumps(case))
-    tensors = {**weights, "batches": batches}
+    tensors = {**weights, "batches": batches} | ({} if targets is None else {"targets": targets})
     save_file(
         {name: numpy.ascontiguousarray(array) for name, array in tensors.items()},
         folder / "input.safetensors",
@@ -60,7 +68,8 @@ def relative(got, expected):
 @functools.cache
 def pytorch(name):
     """Trained weights, first gradients and curves in float64, and the batches."""
-    return sae_steps.train(CASES[name]["spec"], CASES[name]["schedule"], *start())
+    of_its_own = {"target": target} if name in TRANSCODERS else {}
+    return sae_steps.train(CASES[name]["spec"], CASES[name]["schedule"], *start(), **of_its_own)
 
 
 @pytest.mark.parametrize("density", [1, -1], ids=["sparse", "dense"])
@@ -73,7 +82,12 @@ def test_gradients_and_fifty_steps_equal_pytorchs(example, tmp_path, name, densi
     assert (fractions == 0).sum() >= 10 and (fractions == 1).sum() >= 3, "dead and dense features"
     assert ((fractions > 0) & (fractions < 0.5)).sum() > 100, "features that are on and off"
 
-    got = engine(example, tmp_path, case, weights, batches, density)
+    targets = None
+    if name in TRANSCODERS:
+        # Those of the batches as the engine gets them.
+        targets = target(torch.tensor(batches, dtype=torch.float64).flatten(0, 1)).numpy()
+        targets = targets.astype("float32").reshape(batches.shape)
+    got = engine(example, tmp_path, case, weights, batches, density, targets)
     # Float64 runs that are disturbed as float32's may be (rounding.Float32Products) end up to 8e-7 away in a gradient
     # and up to 2e-6 in weights, where Adam divides a gradient of almost 0 by its like; the engine a third of that.
     for key in sae_steps.names(case["spec"]):

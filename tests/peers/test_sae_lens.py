@@ -5,6 +5,7 @@ import json
 import numpy as np
 import pytest
 import torch
+import yaml
 from rounding import bound
 from sae_lens import SAE
 from safetensors.torch import load_file
@@ -49,7 +50,7 @@ def test_sae_lens_reads_the_metadata(example, tmp_path):
     assert sparsity.shape == (50,)
 
 
-def write_store(example, folder, centered, width=32, contexts=512, length=8):
+def write_store(example, folder, centered, width=32, contexts=512, length=8, hook="blocks.1.hook_resid_pre", made_of=None):
     """Writes a store whose rows are an offset and three of 80 directions each; returns the rows."""
     random = np.random.default_rng(1)
     directions = random.standard_normal((80, width)).astype(np.float32)
@@ -58,11 +59,13 @@ def write_store(example, folder, centered, width=32, contexts=512, length=8):
     for _ in range(3):
         strengths[np.arange(count), random.integers(0, 80, count)] = random.uniform(0.5, 1.5, count)
     rows = strengths @ directions + np.linspace(-1, 2, width, dtype=np.float32)
+    if made_of is not None:
+        rows = made_of(rows)
     spec = dict(
         width=width, context_length=length, contexts=contexts, row_type="float32", mantissa_bits=None,
         clip=False, drop_bos=False, bos_token=0, vocabulary=50257, seed=0,
         layout=dict(window_rows=1024, shard_rows=512, chunk_rows=128, zstd_level=1),
-        provenance=dict(model="gpt2-small", model_hash="", hook="blocks.1.hook_resid_pre", layer=1, centered=centered,
+        provenance=dict(model="gpt2-small", model_hash="", hook=hook, layer=1, centered=centered,
                         tokenizer_hash="", dataset=["openwebtext"], dataset_hash="", tool_version="",
                         command_line=""),
     )  # fmt: skip
@@ -222,3 +225,97 @@ def test_a_trained_autoencoder_has_sae_lens_metrics(example, program, tmp_path, 
     # What SAELens gives to TransformerLens' from_pretrained_no_processing.
     assert sae.cfg.metadata.model_from_pretrained_kwargs == ({"center_writing_weights": True} if centered else {})
     assert sae.cfg.apply_b_dec_to_input is ("--pre-bias" in flags)
+
+
+def made_by_a_layer(rows):
+    """What a layer could make of rows: a part that is linear in them, and one that is not."""
+    return (0.8 * np.roll(rows, 3, axis=1) + np.maximum(np.roll(rows, 9, axis=1), 0) - 0.5).astype(np.float32)
+
+
+def train_transcoder(example, program, tmp_path, flags):
+    """Trains a transcoder from one store to another; returns its folder, what it reads, and its evaluation on all rows."""
+    hooks = {"in": "blocks.0.ln2.hook_normalized", "out": "blocks.0.hook_mlp_out"}
+    x = write_store(example, tmp_path / "in", centered=False, hook=hooks["in"])
+    write_store(example, tmp_path / "out", centered=False, hook=hooks["out"], made_of=made_by_a_layer)
+    printed = program("sae-trainer", "--store", tmp_path / "in", "--target", tmp_path / "out", "--out", tmp_path / "run",
+                      "--features", 200, "--batch", 256, "--held-out", 0, "--steps", 300, "--lr", "3e-3", "--json",
+                      *flags)  # fmt: skip
+    return tmp_path / "run/sae", x.double(), json.loads(printed)["evaluation"]
+
+
+def check_evaluation(found, features, reconstruction, y):
+    """That the trainer's figures are those of these features and of this reconstruction of y."""
+    error = (reconstruction - y).pow(2)
+    assert found["l0"] == pytest.approx(float((features > 0).sum(1).double().mean()), rel=1e-4)
+    assert found["l1"] == pytest.approx(float(features.sum(1).mean()), rel=1e-4)
+    assert found["mse_sum"] == pytest.approx(float(error.sum(1).mean()), rel=1e-3)
+    assert found["explained_variance"] > 0.5, "it has learnt something"
+
+
+THRESHOLDS = ["--activation", "jump-relu", "--loss", "step", "--l0-coefficient", "1e-3"]
+
+
+@pytest.mark.parametrize(
+    ("flags", "architecture"),
+    [
+        ([], "transcoder"),
+        (["--skip"], "skip_transcoder"),
+        (THRESHOLDS, "jumprelu_transcoder"),
+        (["--skip", *THRESHOLDS], "jumprelu_skip_transcoder"),
+    ],
+)
+def test_sae_lens_computes_what_a_transcoder_computes(example, program, tmp_path, flags, architecture):
+    folder, x, found = train_transcoder(example, program, tmp_path, flags)
+    transcoder = SAE.load_from_disk(folder, dtype="float64")
+    assert transcoder.cfg.architecture() == architecture and transcoder.cfg.d_out == 32
+    assert transcoder.cfg.metadata.hook_name == "blocks.0.ln2.hook_normalized"
+    assert transcoder.cfg.metadata.hook_name_out == "blocks.0.hook_mlp_out"
+    with torch.no_grad():
+        reconstruction, features = transcoder.forward_with_activations(x)
+    check_evaluation(found, features, reconstruction, torch.from_numpy(made_by_a_layer(x.numpy())))
+    if "--skip" in flags:
+        # Turned round it must not pass for what it is.
+        skip = transcoder.W_skip.detach()
+        assert (skip - skip.T).norm() > 0.3 * skip.norm() > 0
+
+
+def load_as_circuit_tracer(folder):
+    """A set as circuit-tracer's load_transcoders and load_transcoder_set read it: the configuration, and for each layer a
+    function from rows to features and output."""
+    config = yaml.safe_load((folder / "config.yaml").read_text())
+    assert config["model_kind"] == "transcoder_set"
+    files = sorted(folder.glob("layer_*.safetensors"))
+
+    def layer(at):
+        tensors = {name: tensor.double() for name, tensor in load_file(folder / f"layer_{at}.safetensors").items()}
+        threshold = tensors.pop("activation_function.threshold", None)
+        # What the module has beside its activation; another name would be an error there.
+        assert set(tensors) - {"W_skip"} == {"W_enc", "W_dec", "b_enc", "b_dec"}
+
+        def forward(x):
+            z = torch.nn.functional.linear(x, tensors["W_enc"], tensors["b_enc"])
+            if config.get("activation") == "topk":
+                gate = torch.zeros_like(z).scatter(-1, torch.topk(z, config["k"], dim=-1).indices, 1)
+                features = z * gate
+            elif config.get("activation") == "relu" or threshold is None:
+                features = torch.relu(z)
+            else:
+                features = z * (z > threshold)
+            output = features @ tensors["W_dec"] + tensors["b_dec"]
+            return features, output + x @ tensors["W_skip"].T if "W_skip" in tensors else output
+
+        return forward
+
+    return config, [layer(at) for at in range(len(files))]
+
+
+@pytest.mark.parametrize("flags", [["--skip"], THRESHOLDS, ["--skip", "--activation", "topk", "--k", "6"]])
+def test_circuit_tracer_reads_an_exported_transcoder(example, program, tmp_path, flags):
+    folder, x, found = train_transcoder(example, program, tmp_path, flags)
+    program("sae-trainer", "export", folder, "--to", "circuit-tracer", "--out", tmp_path / "set")
+    config, layers = load_as_circuit_tracer(tmp_path / "set")
+    assert config["feature_input_hook"] == "ln2.hook_normalized"
+    assert config["feature_output_hook"] == "hook_mlp_out"
+    assert config["model_name"] == "gpt2-small"
+    features, output = layers[0](x)
+    check_evaluation(found, features, output, torch.from_numpy(made_by_a_layer(x.numpy())))

@@ -27,6 +27,7 @@ pub fn spec(width: usize, features: usize, batch: usize) -> StepSpec {
         features,
         batch,
         pre_bias: true,
+        skip: false,
         activation: Activation::Relu,
         loss: LossSpec {
             mse: Mse::Centered,
@@ -57,6 +58,7 @@ pub fn weights(spec: &StepSpec, shift: f32) -> Parameters {
         decoder: rows(f, d, 13).mapv(|w| w / (d as f32).sqrt()),
         decoder_bias: numbers(d, 14).iter().map(|b| 0.1 * b).collect(),
         threshold: None,
+        skip: spec.skip.then(|| rows(d, d, 15).mapv(|w| 0.3 * w)),
     }
 }
 

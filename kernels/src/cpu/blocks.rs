@@ -13,7 +13,7 @@ pub(crate) struct Trained<'a> {
 }
 
 impl<'a> Trained<'a> {
-    fn chunks(self, size: usize) -> impl Iterator<Item = Trained<'a>> {
+    pub(crate) fn chunks(self, size: usize) -> impl Iterator<Item = Trained<'a>> {
         let moments = self.first.chunks_mut(size).zip(self.second.chunks_mut(size));
         self.weights.chunks_mut(size).zip(moments).map(|(weights, (first, second))| Trained {
             weights,
@@ -56,6 +56,14 @@ pub(crate) struct FeatureBlock<'a> {
     pub(crate) waiting: Option<WaitingBlock<'a>>,
 }
 
+/// What a step changes that belongs to no feature.
+#[derive(Debug)]
+pub(crate) struct Whole<'a> {
+    pub(crate) decoder_bias: Trained<'a>,
+    /// W_skip.
+    pub(crate) skip: Option<Trained<'a>>,
+}
+
 /// The gradients of all weights, where they are needed twice: to find the norm of all of them, and to train.
 #[derive(Debug, Clone, PartialEq, Default)]
 pub struct Waiting {
@@ -63,6 +71,8 @@ pub struct Waiting {
     encoder_bias: Vec<f32>,
     decoder: Vec<f32>,
     threshold: Vec<f32>,
+    /// Of W_skip, [d,d]: in every step that has one.
+    pub(crate) skip: Vec<f32>,
 }
 
 /// The part of [`Waiting`] that belongs to a block of features.
@@ -114,12 +124,12 @@ pub struct TrainedParameters {
 
 impl TrainedParameters {
     /// Cuts everything that belongs to features into blocks of `size` features, with their parts of `waiting` where there is
-    /// any; b_dec stays whole.
+    /// any; the rest stays whole.
     pub(crate) fn split<'a>(
         &'a mut self,
         size: usize,
         waiting: Option<&'a mut Waiting>,
-    ) -> (Vec<FeatureBlock<'a>>, Trained<'a>) {
+    ) -> (Vec<FeatureBlock<'a>>, Whole<'a>) {
         let (features, width) = self.weights.decoder.dim();
         let TrainedParameters { weights: w, first: m, second: v } = self;
         let encoder = trained(&mut w.encoder, &mut m.encoder, &mut v.encoder);
@@ -127,6 +137,8 @@ impl TrainedParameters {
         let decoder = trained(&mut w.decoder, &mut m.decoder, &mut v.decoder);
         let decoder_bias = trained(&mut w.decoder_bias, &mut m.decoder_bias, &mut v.decoder_bias);
         let thresholds = w.threshold.as_mut().zip(m.threshold.as_mut().zip(v.threshold.as_mut()));
+        let skip = w.skip.as_mut().zip(m.skip.as_mut().zip(v.skip.as_mut()));
+        let whole = Whole { decoder_bias, skip: skip.map(|(w, (m, v))| trained(w, m, v)) };
         let mut thresholds = thresholds.map(|(w, (m, v))| trained(w, m, v).chunks(size));
         let mut waiting = waiting.map(|waiting| waiting.split(size, width, features));
         let blocks = encoder
@@ -143,7 +155,7 @@ impl TrainedParameters {
                 waiting: waiting.as_mut().and_then(Iterator::next),
             })
             .collect();
-        (blocks, decoder_bias)
+        (blocks, whole)
     }
 }
 
@@ -161,11 +173,12 @@ mod tests {
             decoder: Array2::zeros((10, 3)),
             decoder_bias: Array1::zeros(3),
             threshold: Some(Array1::zeros(10)),
+            skip: Some(Array2::zeros((3, 3))),
         };
         let mut trained =
             TrainedParameters { weights: parameters.clone(), first: parameters.clone(), second: parameters };
         let mut waiting = Waiting::default();
-        let (blocks, bias) = trained.split(4, Some(&mut waiting));
+        let (blocks, whole) = trained.split(4, Some(&mut waiting));
         let sizes: Vec<_> = blocks
             .iter()
             .map(|b| (b.first, b.encoder.weights.len(), b.encoder_bias.first.len(), b.decoder.second.len()))
@@ -174,6 +187,6 @@ mod tests {
         let thresholds: Vec<_> = blocks.iter().map(|b| b.threshold.as_ref().unwrap().weights.len()).collect();
         let waiting: Vec<_> = blocks.iter().map(|b| b.waiting.as_ref().unwrap().decoder.len()).collect();
         assert_eq!((thresholds, waiting), (vec![4, 4, 2], vec![12, 12, 6]));
-        assert_eq!(bias.weights.len(), 3);
+        assert_eq!((whole.decoder_bias.weights.len(), whole.skip.unwrap().first.len()), (3, 9));
     }
 }

@@ -75,6 +75,27 @@ fn multiply_onto(beta: f32, a: Matrix<'_>, b: Matrix<'_>, (m, k, n): (usize, usi
     }
 }
 
+/// Adds to x̂ [B,d] what the skip connection makes of x [B,d]: x W_skipᵀ, from W_skip [d,d].
+pub fn add_skip(x: &[f32], skip: &[f32], width: usize, reconstruction: &mut [f32]) {
+    let size = row_block(reconstruction.len() / width) * width;
+    let blocks = reconstruction.par_chunks_mut(size).zip(x.par_chunks(size));
+    blocks.for_each(|(reconstruction, x)| {
+        let sizes = (x.len() / width, width, width);
+        let skip = Matrix::rows(skip, width).transposed();
+        multiply_onto(1.0, Matrix::rows(x, width), skip, sizes, reconstruction);
+    });
+}
+
+/// dW_skip = gᵀ x into `out` [d,d], from g and x [B,d].
+pub fn skip_gradient(g: &[f32], x: &[f32], width: usize, out: &mut [f32]) {
+    let (rows, size) = (x.len() / width, row_block(width));
+    out.par_chunks_mut(size * width).enumerate().for_each(|(block, out)| {
+        let sizes = (out.len() / width, rows, width);
+        let g = Matrix::rows(&g[block * size..], width).transposed();
+        multiply(g, Matrix::rows(x, width), sizes, out);
+    });
+}
+
 /// In how many rows each feature is active, [F], from the activations [B,F].
 pub fn count_active(activations: &[f32], features: usize) -> Vec<u32> {
     let block = row_block(activations.len() / features);

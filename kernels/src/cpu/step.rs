@@ -22,7 +22,7 @@ use super::decode::{
     Decode, Finish, RowActivity, RowError, decode_sparse, decode_sparse_group, finish, sparse_activity,
     sum_of_rows,
 };
-use super::dense::{count_active, decode_dense, decode_dense_group, dense_activity};
+use super::dense::{add_skip, count_active, decode_dense, decode_dense_group, dense_activity};
 use super::encode::{
     Cutoff, Encode, EncodeBuffers, Search, encode_above, encode_dense, encode_dense_bf16, encode_sparse,
     preactivations,
@@ -205,6 +205,7 @@ impl CpuStep {
             adam: &AdamStep::new(&spec.adam, schedule.lr, self.steps + 1),
             slopes: &buffers.slopes,
             x: if spec.pre_bias { &buffers.shifted } else { input },
+            skipped: input,
             groups: &groups,
             sum_of_g: &sum_of_rows(groups[0].g, spec.width),
             jump,
@@ -319,7 +320,7 @@ impl CpuStep {
             let mut forward = self.forward(&sparsity, Purpose::Reading);
             forward.check_rows(numbers)?;
             let (path, _, _) = forward.activate(numbers);
-            forward.decode(path, input.nrows());
+            forward.decode(path, numbers);
         }
         let reconstruction = self.buffers.gradient[..numbers.len()].to_vec();
         Ok(Array2::from_shape_vec(input.dim(), reconstruction).expect("as many numbers as the input"))
@@ -482,9 +483,9 @@ impl Forward<'_> {
         };
         let dead = self.dead_features(&counts);
         let prefixes = if self.purpose == Purpose::Training && !self.spec.prefixes.is_empty() {
-            Some(self.decode_prefixes(path, target, !dead.is_empty()))
+            Some(self.decode_prefixes(path, input, target, !dead.is_empty()))
         } else {
-            self.decode(path, input.len() / self.spec.width);
+            self.decode(path, input);
             if !dead.is_empty() {
                 self.keep_residual(target);
             }
@@ -666,9 +667,10 @@ impl Forward<'_> {
         result
     }
 
-    /// x̂ of `rows` rows from the activations: the decode's first half.
-    fn decode(&mut self, path: Path, rows: usize) {
+    /// x̂ of the rows `input` [B,d] from their activations: the decode's first half.
+    fn decode(&mut self, path: Path, input: &[f32]) {
         let (isa, width) = (self.options.isa, self.spec.width);
+        let rows = input.len() / width;
         self.with_decode(|decode, buffers| {
             let Buffers { selected, activations, gradient, activity, .. } = buffers;
             gradient.resize(rows * width, 0.0);
@@ -678,13 +680,25 @@ impl Forward<'_> {
                 Path::Dense => decode_dense(decode, activations, gradient, activity),
             }
         });
+        self.skip(input);
+    }
+
+    /// Adds to x̂ in the buffers what a skip connection makes of `input` [B,d].
+    fn skip(&mut self, input: &[f32]) {
+        if let Some(skip) = &self.weights.skip {
+            add_skip(input, numbers(skip), self.spec.width, &mut self.buffers.gradient);
+        }
     }
 
     /// Both halves of the decode for all prefixes: each one's x̂ is the one before and its own group's part. Leaves the sums of
     /// g, and of the last the residual if that is asked for; returns the reconstruction term of all together.
-    fn decode_prefixes(&mut self, path: Path, target: &[f32], residual: bool) -> f64 {
+    fn decode_prefixes(&mut self, path: Path, input: &[f32], target: &[f32], residual: bool) -> f64 {
         let (isa, spec) = (self.options.isa, *self.spec);
         let rows = target.len() / spec.width;
+        let gradient = &mut self.buffers.gradient;
+        gradient.clear();
+        gradient.extend((0..rows).flat_map(|_| &self.weights.decoder_bias));
+        self.skip(input);
         self.with_decode(|decode, buffers| {
             let Buffers { selected, activations, gradient, prefixes, activity, .. } = buffers;
             activity.resize(rows, RowActivity::default());
@@ -693,8 +707,6 @@ impl Forward<'_> {
                 Path::Dense => dense_activity(decode, activations, activity),
             }
             prefixes.resize_with(spec.prefixes.widths().len(), Vec::new);
-            gradient.clear();
-            gradient.extend((0..rows).flat_map(|_| decode.bias));
             let mut start = 0;
             for (at, end) in spec.prefixes.ends(spec.features).enumerate() {
                 match path {

@@ -8,9 +8,9 @@ use rayon::prelude::*;
 use crate::spec::{AdamStep, CLIP_FLOOR, DecoderNorm, StepSpec};
 
 use super::backward::{add_dots, decoder_gradient, encoder_gradient};
-use super::blocks::{FeatureBlock, TrainedParameters, Waiting};
+use super::blocks::{FeatureBlock, Trained, TrainedParameters, Waiting};
 use super::dead::DeadGradient;
-use super::dense::{JumpPanel, Panel, PanelGradient, backward_panel};
+use super::dense::{JumpPanel, Panel, PanelGradient, backward_panel, skip_gradient};
 use super::isa::{Isa, per_isa};
 use super::jump::Jump;
 use super::select::Selected;
@@ -22,6 +22,8 @@ use super::vector::{add_scaled_inline, dot};
 const SPARSE_BLOCK: usize = 32;
 /// Most features of a task on the dense path: each task packs all of x and g anew for its products.
 const LARGEST_DENSE_BLOCK: usize = 512;
+/// Rows of W_skip that a task updates.
+const SKIP_ROWS: usize = 32;
 /// Tasks that the dense path should have at least.
 const DENSE_TASKS: usize = 32;
 
@@ -61,6 +63,8 @@ pub struct Train<'a> {
     pub slopes: &'a [f32],
     /// The encoder's input, [B,d].
     pub x: &'a [f32],
+    /// What the skip connection reads, where there is one: the rows as they are, [B,d].
+    pub skipped: &'a [f32],
     /// dL/dx̂, the last group's end being F.
     pub groups: &'a [GroupGradient<'a>],
     /// Σ_i g_i of the first group, [d].
@@ -88,7 +92,8 @@ pub fn train(
         }
     };
     let clip = input.spec.gradient_clip;
-    let (mut blocks, mut decoder_bias) = parameters.split(size, clip.is_some().then_some(waiting));
+    let mut of_skip = std::mem::take(&mut waiting.skip);
+    let (mut blocks, mut whole) = parameters.split(size, clip.is_some().then_some(waiting));
     let mut outcomes: Vec<BlockOutcome> = match activations {
         Activations::Sparse(selected) => {
             let decoders: Vec<_> =
@@ -107,17 +112,36 @@ pub fn train(
         gradient.iter_mut().zip(part).for_each(|(gradient, part)| *gradient -= f64::from(*part));
     }
     let mut gradient: Vec<f32> = gradient.into_iter().map(|g| g as f32).collect();
+    if whole.skip.is_some() {
+        of_skip.resize(input.spec.width * input.spec.width, 0.0);
+        skip_gradient(input.groups[0].g, input.skipped, input.spec.width, &mut of_skip);
+    }
     if let Some(most) = clip {
         let squares: f64 = outcomes.iter().map(|outcome| outcome.squares).sum();
-        let of_bias: f64 = gradient.iter().map(|g| f64::from(*g) * f64::from(*g)).sum();
-        let scale = (most / ((squares + of_bias).sqrt() + CLIP_FLOOR)).min(1.0) as f32;
-        gradient.iter_mut().for_each(|g| *g *= scale);
+        let whole = gradient.iter().chain(&of_skip);
+        let of_whole: f64 = whole.map(|g| f64::from(*g) * f64::from(*g)).sum();
+        let scale = (most / ((squares + of_whole).sqrt() + CLIP_FLOOR)).min(1.0) as f32;
+        gradient.iter_mut().chain(&mut of_skip).for_each(|g| *g *= scale);
         let trained = blocks.par_iter_mut().map(|block| train_waiting(isa, &input, block, scale));
         trained.zip(&mut outcomes).for_each(|(finite, outcome)| outcome.finite &= finite);
     }
-    decoder_bias.adam(isa, input.adam, &gradient);
-    let bias_is_finite = decoder_bias.weights.iter().all(|b| b.is_finite());
-    bias_is_finite && outcomes.iter().all(|outcome| outcome.finite)
+    drop(blocks);
+    whole.decoder_bias.adam(isa, input.adam, &gradient);
+    let bias_is_finite = whole.decoder_bias.weights.iter().all(|b| b.is_finite());
+    let skip_is_finite = whole.skip.is_none_or(|skip| train_skip(isa, &input, skip, &of_skip));
+    waiting.skip = of_skip;
+    bias_is_finite && skip_is_finite && outcomes.iter().all(|outcome| outcome.finite)
+}
+
+/// Updates W_skip from its gradient, [d,d]. Returns whether it is finite.
+fn train_skip(isa: Isa, input: &Train<'_>, skip: Trained<'_>, gradient: &[f32]) -> bool {
+    let size = SKIP_ROWS * input.spec.width;
+    let mut blocks: Vec<_> = skip.chunks(size).zip(gradient.chunks(size)).collect();
+    let finite = blocks.par_iter_mut().map(|(block, gradient)| {
+        block.adam(isa, input.adam, gradient);
+        block.weights.iter().all(|w| w.is_finite())
+    });
+    finite.reduce(|| true, |one, other| one && other)
 }
 
 /// What a task hands back.

@@ -80,6 +80,7 @@ fn unsupported(spec: &StepSpec) -> Option<&'static str> {
         Activation::JumpRelu { .. } => Some("jump-relu activations"),
     };
     let others = [
+        (spec.skip, "a skip connection"),
         (!spec.prefixes.is_empty(), "prefixes (matryoshka)"),
         (spec.dead.is_some(), "a loss over dead features"),
         (spec.gradient_clip.is_some(), "gradient clipping"),
@@ -200,6 +201,7 @@ mod tests {
         let loss = LossSpec { log_density: 0.1, ..plain.loss };
         for (spec, what) in [
             (StepSpec { activation: Activation::TopK { k: 3 }, ..plain }, "topk activations"),
+            (StepSpec { skip: true, ..plain }, "a skip connection"),
             (StepSpec { gradient_clip: Some(1.0), ..plain }, "gradient clipping"),
             (StepSpec { dead: Some(dead), ..plain }, "a loss over dead features"),
             (StepSpec { prefixes: Prefixes::new(&[4], 1.0).unwrap(), ..plain }, "prefixes (matryoshka)"),

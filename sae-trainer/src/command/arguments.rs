@@ -24,6 +24,26 @@ pub(crate) struct VerifyArguments {
 }
 
 #[derive(Debug, Args)]
+pub(crate) struct ExportArguments {
+    /// Folders of autoencoders: a run's sae/
+    #[arg(required = true, value_name = "SAE")]
+    pub(crate) saes: Vec<PathBuf>,
+    /// The program that is to read them
+    #[arg(long, value_name = "PROGRAM")]
+    pub(crate) to: ExportFormat,
+    /// Folder to write; it must not exist
+    #[arg(long, value_name = "FOLDER")]
+    pub(crate) out: PathBuf,
+}
+
+/// A program whose files can be written.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum)]
+pub(crate) enum ExportFormat {
+    /// A set of transcoders, one for each block (safety-research/circuit-tracer)
+    CircuitTracer,
+}
+
+#[derive(Debug, Args)]
 pub(crate) struct CompareArguments {
     /// Folders of runs or of sweeps
     #[arg(required = true, value_name = "RUN")]
@@ -195,6 +215,11 @@ pub(crate) struct RowArguments {
     #[arg(long, value_name = "FOLDER", conflicts_with_all = ["pre_bias", "eval_store"])]
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     pub(crate) target: Vec<PathBuf>,
+    /// Give the transcoder a skip connection: a matrix, zeros at first, whose product with the row read is part of
+    /// the reconstruction
+    #[arg(long)]
+    #[serde(default, skip_serializing_if = "std::ops::Not::not")]
+    pub(crate) skip: bool,
     /// Leave out rows whose norm is over TIMES the median norm, in training and in evaluation. Reads every
     /// store once before the first step
     #[arg(long, value_name = "TIMES", allow_negative_numbers = true, value_parser = parse_positive)]

@@ -2,7 +2,7 @@
 
 use clap::{Parser, Subcommand};
 
-use super::arguments::{BenchArguments, CompareArguments, TrainArguments, VerifyArguments};
+use super::arguments::{BenchArguments, CompareArguments, ExportArguments, TrainArguments, VerifyArguments};
 use crate::sweep::SweepArguments;
 
 /// Trains a sparse autoencoder from an activation store that `activation-dump` wrote.
@@ -27,6 +27,8 @@ Examples:
       a table of several runs, and a picture: L0 against error, firing frequencies, the course of training
   sae-trainer verify runs/l1 runs/front
       checks every file of these runs and sweeps and lists the damaged ones
+  sae-trainer export runs/mlp/sae --to circuit-tracer --out transcoders
+      writes a transcoder as another program reads it
   sae-trainer bench --features 24576 --batch 4096
       times each part of a training step on this machine
 
@@ -67,9 +69,20 @@ pub(crate) enum Command {
     /// Checks the files of runs, sweeps and autoencoders against their checksums; exits with 1 if any is damaged
     #[command(after_help = VERIFY_HELP)]
     Verify(VerifyArguments),
+    /// Writes trained autoencoders in the file format of another program
+    #[command(after_help = EXPORT_HELP)]
+    Export(ExportArguments),
     /// Times each part of a training step and compares it with the hardware's limit
     Bench(BenchArguments),
 }
+
+const EXPORT_HELP: &str = "\
+circuit-tracer: a folder with config.yaml and layer_N.safetensors for every transcoder given; N is the block of its hooks. \
+circuit-tracer reads a folder that has a transcoder for each block from 0 on, all of one kind and between the same hooks.
+
+Examples:
+  sae-trainer export runs/mlp-0/sae runs/mlp-1/sae --to circuit-tracer --out transcoders
+      the transcoders of blocks 0 and 1 as one set";
 
 const VERIFY_HELP: &str = "\
 Every file is listed as sound, damaged or unchecked. An unchecked file has no checksum: an older version or another program \

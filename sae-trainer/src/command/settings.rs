@@ -120,6 +120,7 @@ pub(crate) struct Initial {
     pub(crate) activation: Activation,
     pub(crate) features: usize,
     pub(crate) pre_bias: bool,
+    pub(crate) skip: bool,
     /// Its rows are scaled each.
     pub(crate) row_norm: bool,
 }
@@ -167,6 +168,14 @@ impl Settings {
             rows.target.is_empty() || data.input_scale.unwrap_or_default() == InputScaleChoice::None,
             "--input-scale does not fit --target: rows of two places in a model have two scales; leave one of them out"
         );
+        ensure!(
+            !rows.target.is_empty() || !initial.is_some_and(|initial| initial.skip),
+            "--init-from is a transcoder with a skip connection, which needs --target"
+        );
+        ensure!(
+            !rows.target.is_empty() || !rows.skip,
+            "--skip is for transcoders: what an autoencoder reads it would reconstruct without a feature; add --target"
+        );
         refuse_flags_without_effect(arguments, initial)?;
         if let choice @ (PenaltyChoice::Step | PenaltyChoice::Quadratic) = penalty_of(arguments, initial) {
             ensure!(
@@ -184,6 +193,7 @@ impl Settings {
             features,
             batch: usize::try_from(batch)?,
             pre_bias: initial.map_or(model.pre_bias, |initial| initial.pre_bias),
+            skip: rows.skip || initial.is_some_and(|initial| initial.skip),
             activation: selection::activation(arguments, initial.map(|initial| initial.activation))?,
             loss,
             decoder_norm: match model.decoder_norm.unwrap_or(DecoderNormChoice::Unit) {
@@ -626,8 +636,13 @@ mod tests {
         assert!(told.contains("k is 100") && told.contains("at most the number of features"), "{told}");
         assert!(error(&["--activation", "topk", "--k", "0"]).contains("at least 1"));
         // An autoencoder goes on as what it is.
-        let initial =
-            Initial { activation: Activation::TopK { k: 7 }, features: 99, pre_bias: false, row_norm: false };
+        let initial = Initial {
+            activation: Activation::TopK { k: 7 },
+            features: 99,
+            pre_bias: false,
+            skip: false,
+            row_norm: false,
+        };
         let settings = Settings::resolve(&arguments(&[]), 768, Some(initial)).unwrap();
         assert_eq!(settings.step.activation, Activation::TopK { k: 7 });
     }
@@ -821,19 +836,35 @@ mod tests {
 
     #[test]
     fn an_initial_autoencoder_decides_size_and_pre_bias() {
-        let initial =
-            Some(Initial { activation: Activation::Relu, features: 99, pre_bias: true, row_norm: false });
+        let initial = Some(Initial {
+            activation: Activation::Relu,
+            features: 99,
+            pre_bias: true,
+            skip: false,
+            row_norm: false,
+        });
         let settings = Settings::resolve(&arguments(&["--init-from", "x"]), 768, initial).unwrap();
         assert_eq!((settings.step.features, settings.step.pre_bias), (99, true));
-        let initial =
-            Some(Initial { activation: Activation::Relu, features: 99, pre_bias: false, row_norm: false });
+        let initial = Some(Initial {
+            activation: Activation::Relu,
+            features: 99,
+            pre_bias: false,
+            skip: false,
+            row_norm: false,
+        });
         assert!(Settings::resolve(&arguments(&["--init-from", "x", "--pre-bias"]), 768, initial).is_err());
     }
 
     #[test]
     fn an_initial_autoencoder_keeps_its_row_norm() {
         let initial = |row_norm| {
-            Some(Initial { activation: Activation::Relu, features: 99, pre_bias: false, row_norm })
+            Some(Initial {
+                activation: Activation::Relu,
+                features: 99,
+                pre_bias: false,
+                skip: false,
+                row_norm,
+            })
         };
         let of = |words: &[&str], row_norm| Settings::resolve(&arguments(words), 768, initial(row_norm));
         assert_eq!(of(&[], true).unwrap().input_scale, InputScaleChoice::RowNorm);

@@ -12,6 +12,7 @@ pub(crate) fn parameters(weights: &Weights) -> Parameters {
         decoder: weights.w_dec.clone(),
         decoder_bias: weights.b_dec.clone(),
         threshold: weights.threshold.clone(),
+        skip: weights.skip.clone(),
     }
 }
 
@@ -23,5 +24,6 @@ pub(crate) fn weights(parameters: &Parameters) -> Weights {
         w_dec: parameters.decoder.clone(),
         b_dec: parameters.decoder_bias.clone(),
         threshold: parameters.threshold.clone(),
+        skip: parameters.skip.clone(),
     }
 }

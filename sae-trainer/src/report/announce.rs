@@ -157,7 +157,13 @@ fn autoencoder(settings: &Settings) -> String {
         step.width,
         grouped(step.features as u64),
         json_name(&step.decoder_norm),
-        if step.pre_bias { ", pre-bias" } else { "" }
+        if step.pre_bias {
+            ", pre-bias"
+        } else if step.skip {
+            ", skip connection"
+        } else {
+            ""
+        }
     )
 }
 

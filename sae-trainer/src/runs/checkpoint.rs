@@ -201,6 +201,7 @@ fn write_tensors(path: &Path, state: &State) -> Result<(), sae::Error> {
 /// Bytes of a checkpoint once the frequency window is full: weights and moments, and the window.
 pub(crate) fn bytes(spec: &StepSpec) -> u64 {
     let (d, f) = (spec.width as u64, spec.features as u64);
-    let weights = 4 * (2 * d * f + d + f);
+    let skip = if spec.skip { d * d } else { 0 };
+    let weights = 4 * (2 * d * f + d + f + skip);
     3 * weights + f * (4 * spec.sparsity_window as u64 + 12)
 }

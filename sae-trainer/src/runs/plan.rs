@@ -88,6 +88,7 @@ impl RunPlan {
                 activation: stored.settings.step.activation,
                 features: stored.settings.step.features,
                 pre_bias: stored.settings.step.pre_bias,
+                skip: stored.settings.step.skip,
                 row_norm: stored.settings.input_scale == InputScaleChoice::RowNorm,
             }),
             (_, _, Some(sae)) => {
@@ -100,7 +101,7 @@ impl RunPlan {
                 };
                 let Config { d_sae: features, apply_b_dec_to_input: pre_bias, .. } = sae.config;
                 let row_norm = sae.config.input_scale() == Some(InputScale::RowNorm);
-                Some(Initial { activation, features, pre_bias, row_norm })
+                Some(Initial { activation, features, pre_bias, skip: sae.config.has_skip(), row_norm })
             }
             _ => None,
         };

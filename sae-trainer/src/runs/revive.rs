@@ -7,8 +7,9 @@
 //! W_dec_j = v / ‖v‖        W_enc_j = 0.2 · (mean ‖W_enc‖ of the live features) · v / ‖v‖        b_enc_j = 0
 //! ```
 //!
-//! and its moments are 0; a threshold is what it was at the start. A transcoder's feature writes the direction of y − b_dec, of the row's target y, and reads that of the row x
-//! itself. The loss is the training loss, so rows with large norms, such as those of BOS tokens, do not
+//! and its moments are 0; a threshold is what it was at the start. A transcoder's feature writes the direction of y − b_dec, of the
+//! row's target y, and reads that of the row x itself; with a skip connection it is y − b_dec − x W_skipᵀ. The loss is the training
+//! loss, so rows with large norms, such as those of BOS tokens, do not
 //! take every draw where the loss divides by the norm. There are two differences from the paper, because rows are drawn from
 //! one batch and not from 819,200 rows. A row is given to only one feature, since two features with the same weights would
 //! stay the same for ever. Dead features in excess of the batch's rows wait until the next time.
@@ -66,7 +67,11 @@ pub(crate) fn resample(
     random.set_stream(state.step);
     let rows = draw(&losses, dead.len(), &mut random);
     for (j, row) in dead.into_iter().zip(rows) {
-        let written = direction((&batch.target.row(row) - &state.weights.decoder_bias).view());
+        let mut missing = &batch.target.row(row) - &state.weights.decoder_bias;
+        if let Some(skip) = &state.weights.skip {
+            missing -= &skip.dot(&batch.input.row(row));
+        }
+        let written = direction(missing.view());
         let read = match batch.has_its_own_target() {
             true => direction(batch.input.row(row)),
             false => written.clone(),
@@ -161,6 +166,7 @@ mod tests {
     fn state() -> State {
         let filled = |from: f32| Parameters {
             threshold: None,
+            skip: None,
             encoder: Array2::from_shape_fn((4, 2), |(j, k)| from + (2 * j + k) as f32),
             encoder_bias: Array1::from_elem(4, from),
             decoder: Array2::from_shape_fn((4, 2), |(j, k)| from - (2 * j + k) as f32),
@@ -245,6 +251,18 @@ mod tests {
         assert_eq!(state.weights.threshold, Some(array![5.0, 0.25, 7.0, 0.25]));
         assert_eq!(state.first_moments.threshold, Some(array![5.0, 0.0, 7.0, 0.0]));
         assert_eq!(state.second_moments.threshold, Some(array![5.0, 0.0, 7.0, 0.0]));
+    }
+
+    #[test]
+    fn a_revived_feature_leaves_to_the_skip_what_it_does() {
+        let mut state = state();
+        // Of the row (0, 2) it makes (3, 0), and (3, 4) is missing without it.
+        state.weights.skip = Some(array![[7.0, 1.5], [0.0, 0.0]]);
+        let (input, target) =
+            (array![[0.0, 2.0], [5.0, 0.0], [1.0, 1.0]], array![[4.0, 6.0], [9.0, 9.0], [1.0, 0.0]]);
+        let batch = Batch { input: input.view(), target: target.view() };
+        resample(&mut state, &settings("--mse sum"), batch, aview1(&[5.0, 0.0, 0.0]));
+        assert_eq!(state.weights.decoder.row(1), aview1(&[0.0, 1.0]));
     }
 
     #[test]

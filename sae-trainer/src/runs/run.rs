@@ -5,7 +5,7 @@ use std::time::{Duration, Instant};
 
 use anyhow::{Context, Result};
 use kernels::stats::log10_frequency;
-use ndarray::Array1;
+use ndarray::{Array1, Array2};
 use sae::{InputScale, Sae, Weights};
 use terminal::foreign_path;
 
@@ -118,6 +118,10 @@ impl ReadyRun {
         weights.threshold = settings.step.activation.has_thresholds().then(|| {
             let initial = Array1::from_elem(settings.step.features, settings.threshold_init as f32);
             weights.threshold.unwrap_or(initial)
+        });
+        weights.skip = settings.step.skip.then(|| {
+            let width = settings.step.width;
+            weights.skip.unwrap_or_else(|| Array2::zeros((width, width)))
         });
         let mut engine = compute.engine(settings, &weights)?;
         drop(weights);

@@ -58,12 +58,13 @@ pub(crate) fn config(
     };
     let step = &settings.step;
     let config = Config::standard(step.width, step.features, step.pre_bias, metadata).scaled(scale);
-    match step.activation {
+    let config = match step.activation {
         Activation::Relu => config,
         Activation::TopK { k } => config.topk(k),
         // A row is not encoded together with the rows of a batch: one threshold stands for the k largest.
         Activation::BatchTopK { .. } | Activation::JumpRelu { .. } => config.jumprelu(),
-    }
+    };
+    if target.is_some() { config.transcoder(step.skip) } else { config }
 }
 
 /// SAELens' name of the kind that was trained, where that is not what the autoencoder is used as, and its numbers under SAELens'

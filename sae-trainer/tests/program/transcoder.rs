@@ -51,7 +51,7 @@ fn a_transcoder_reconstructs_the_rows_of_the_other_hook() {
         x.rows().into_iter().flat_map(|row| target(row.as_slice().unwrap()).collect::<Vec<_>>()).collect();
     let y = Array2::from_shape_vec((1024, WIDTH), y).unwrap();
     let sae = Sae::load(&place.path("run/sae")).unwrap();
-    let reconstruction = sae.decode(sae.encode(x.view()).view());
+    let reconstruction = sae.reconstruct(x.view());
     let mean = y.mapv(f64::from).sum_axis(Axis(0)) / 1024.0;
     let error: f64 = y.iter().zip(&reconstruction).map(|(y, found)| f64::from(y - found).powi(2)).sum();
     let variance: f64 = y
@@ -136,4 +136,54 @@ fn the_decoder_bias_of_a_transcoder_starts_at_the_mean_of_the_targets() {
         let mean = targets.iter().skip(k).step_by(WIDTH).map(|y| f64::from(*y)).sum::<f64>() / 4096.0;
         assert!((f64::from(*bias) - mean).abs() < 1e-4, "component {k}: {bias}, expected {mean}");
     }
+}
+
+#[test]
+fn a_skip_connection_is_trained_resumed_and_started_from() {
+    let place = two_hooks(RowType::F32);
+    let run = format!("{RUN} --held-out 0");
+    place.run(&format!("{run} --steps 200 --out plain"));
+    place.run(&format!("{run} --skip --steps 200 --out straight"));
+    place.run(&format!("{run} --skip --steps 93 --out parts"));
+    place.run("--resume --steps 200 --log-every 10 --out parts");
+    assert_eq!(place.sae_bytes("parts"), place.sae_bytes("straight"));
+    assert_eq!(evaluation(&place, "parts"), evaluation(&place, "straight"));
+    // The target is linear in the row, and that is what the matrix is for.
+    let error = |run: &str| evaluation(&place, run)["mse_sum"].as_f64().unwrap();
+    assert!(error("straight") < 0.5 * error("plain"), "{}, without {}", error("straight"), error("plain"));
+
+    let sae = |run: &str| Sae::load(&place.path(&format!("{run}/sae"))).unwrap();
+    assert_eq!(sae("plain").config.architecture, "transcoder");
+    assert_eq!(sae("straight").config.architecture, "skip_transcoder");
+    let still = run.replace("--lr 3e-3", "--lr 1e-12").replace("--features 64", "");
+    place.run(&format!("{still} --steps 1 --init-from straight/sae --out next"));
+    let (next, straight) = (sae("next").weights.skip.unwrap(), sae("straight").weights.skip.unwrap());
+    assert!((next - straight).iter().all(|off| off.abs() < 1e-6));
+
+    let told = place.fail("--store in --skip --steps 5 --out no");
+    assert!(told.contains("add --target"), "{told}");
+    let told = place.fail("--store in --init-from straight/sae --steps 5 --out no");
+    assert!(told.contains("needs --target"), "{told}");
+}
+
+#[test]
+fn a_set_is_exported_once_and_whole() {
+    let place = two_hooks(RowType::F32);
+    place.run(&format!("{RUN} --steps 5 --out run"));
+    let export = "export run/sae --to circuit-tracer --out set";
+    let printed = text(&place.run(export).stderr).to_owned();
+    assert!(printed.contains("each block from 0 on"), "{printed}");
+    let mut names: Vec<_> = std::fs::read_dir(place.path("set"))
+        .unwrap()
+        .map(|entry| entry.unwrap().file_name().into_string().unwrap())
+        .collect();
+    names.sort();
+    assert_eq!(names, ["config.yaml", "layer_1.safetensors"]);
+    assert!(place.fail(export).contains("exists"), "a folder is not written over");
+    let told = place.fail("export run/sae run/sae --to circuit-tracer --out twice");
+    assert!(told.contains("both of block 1"), "{told}");
+    place.run("--store in --features 64 --batch 128 --steps 5 --out plain");
+    let told = place.fail("export plain/sae --to circuit-tracer --out no");
+    assert!(told.contains("no transcoder"), "{told}");
+    assert!(!place.path("twice").exists() && !place.path("no").exists());
 }

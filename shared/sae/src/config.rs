@@ -6,6 +6,8 @@ use ndarray::ArrayView1;
 use serde::{Deserialize, Serialize};
 use serde_json::Value;
 
+use crate::Optional;
+
 /// SAELens' configuration of an autoencoder, the keys of its version 6.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 pub struct Config {
@@ -13,6 +15,9 @@ pub struct Config {
     pub d_in: usize,
     /// Number of features F.
     pub d_sae: usize,
+    /// Width of what a transcoder reconstructs; only that of the input is supported.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub d_out: Option<usize>,
     /// Type of the tensors; "float32".
     #[serde(default = "float32")]
     pub dtype: String,
@@ -30,7 +35,8 @@ pub struct Config {
     #[serde(default = "none")]
     pub reshape_activations: String,
     /// The kind of autoencoder: "standard" is encode, ReLU, decode; "topk" keeps the k largest z of a row before the ReLU;
-    /// "jumprelu" keeps z where it is above its feature's threshold.
+    /// "jumprelu" keeps z where it is above its feature's threshold. Those of transcoders are "transcoder",
+    /// "topk_transcoder" (which SAELens has not) and "jumprelu_transcoder", with a skip connection "skip_transcoder" and so on.
     #[serde(default = "standard")]
     pub architecture: String,
     /// With "topk": how many features of a row can be active.
@@ -83,6 +89,7 @@ impl Config {
         Config {
             d_in,
             d_sae,
+            d_out: None,
             dtype: float32(),
             device: cpu(),
             apply_b_dec_to_input: pre_bias,
@@ -95,14 +102,48 @@ impl Config {
         }
     }
 
+    /// What the architecture's name says of the activation: "standard", "topk", "jumprelu", or what this program does not know.
+    pub fn activation(&self) -> &str {
+        let Some(kind) = self.architecture.strip_suffix("transcoder") else { return &self.architecture };
+        match kind.strip_suffix("skip_").unwrap_or(kind) {
+            "" => "standard",
+            activation => activation.strip_suffix('_').unwrap_or(activation),
+        }
+    }
+
+    /// Whether other rows are reconstructed than are read.
+    pub fn is_transcoder(&self) -> bool {
+        self.architecture.ends_with("transcoder")
+    }
+
+    /// Whether the reconstruction has a part that is linear in the row.
+    pub fn has_skip(&self) -> bool {
+        self.architecture.ends_with("skip_transcoder")
+    }
+
+    /// The tensors that the architecture asks for beyond those that all have.
+    pub fn optional(&self) -> Optional {
+        Optional { thresholds: self.has_thresholds(), skip: self.has_skip() }
+    }
+
+    /// A transcoder in place of the autoencoder.
+    pub fn transcoder(self, skip: bool) -> Config {
+        let activation = match self.activation() {
+            "standard" => String::new(),
+            activation => format!("{activation}_"),
+        };
+        let architecture = format!("{activation}{}transcoder", if skip { "skip_" } else { "" });
+        Config { architecture, d_out: Some(self.d_in), ..self }
+    }
+
     /// How many features of a row can be active, with "topk"; a `k` beside another architecture means nothing.
     pub fn largest(&self) -> Option<usize> {
-        self.k.filter(|_| self.architecture == "topk")
+        self.k.filter(|_| self.activation() == "topk")
     }
 
     /// Whether there is a threshold for each feature.
     pub fn has_thresholds(&self) -> bool {
-        self.architecture == "jumprelu"
+        self.activation() == "jumprelu"
     }
 
     /// The same with a threshold for each feature.

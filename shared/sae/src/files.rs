@@ -13,7 +13,7 @@ use crate::{Config, Error, Sae, Weights};
 
 /// The configuration.
 pub const CONFIG_FILE: &str = "cfg.json";
-/// `W_enc` [d, F], `b_enc` [F], `W_dec` [F, d], `b_dec` [d], and with "jumprelu" `threshold` [F].
+/// `W_enc` [d, F], `b_enc` [F], `W_dec` [F, d], `b_dec` [d], with "jumprelu" `threshold` [F], with a skip connection `W_skip` [d, d].
 pub const WEIGHTS_FILE: &str = "sae_weights.safetensors";
 /// `sparsity` [F]: log10(firing frequency + 1e-10). May be absent.
 pub const SPARSITY_FILE: &str = "sparsity.safetensors";
@@ -42,7 +42,7 @@ impl Sae {
     }
 
     /// Reads a folder of SAELens' format: one that [`Sae::save`] wrote, or one of SAELens' own with the
-    /// standard, topk or jumprelu architecture in float32. Checks names, types, shapes, that all numbers are finite, and the files'
+    /// standard, topk or jumprelu architecture in float32, or a transcoder's of the same. Checks names, types, shapes, that all numbers are finite, and the files'
     /// checksums if the folder has them.
     pub fn load(folder: &Path) -> Result<Sae, Error> {
         let files = CheckedFolder::open(folder)?;
@@ -51,9 +51,8 @@ impl Sae {
         let path = folder.join(WEIGHTS_FILE);
         let bytes = files.read(WEIGHTS_FILE)?;
         let file = parse(&path, &bytes)?;
-        let thresholds = config.has_thresholds();
-        let weights =
-            Weights::from_numbers(d, f, thresholds, |name, shape| tensor(&path, &file, name, shape))?;
+        let numbers = |name, shape: &[usize]| tensor(&path, &file, name, shape);
+        let weights = Weights::from_numbers(d, f, config.optional(), numbers)?;
         let path = folder.join(SPARSITY_FILE);
         let log_sparsity = if files.has(SPARSITY_FILE) {
             let bytes = files.read(SPARSITY_FILE)?;
@@ -68,27 +67,39 @@ impl Sae {
 fn parse_config(path: &Path, text: &[u8]) -> Result<Config, Error> {
     let config: Config =
         serde_json::from_slice(text).map_err(|source| Error::Json { path: path.into(), source })?;
-    let architecture = match &*config.architecture {
-        "topk" => "topk",
-        "jumprelu" => "jumprelu",
-        _ => "standard",
-    };
-    if architecture == "topk" && config.k.is_none_or(|k| k == 0 || k > config.d_sae) {
+    if config.activation() == "topk" && config.k.is_none_or(|k| k == 0 || k > config.d_sae) {
         let found = config.k.map_or("absent".to_owned(), |k| k.to_string());
         return Err(Error::Unsupported { path: path.into(), key: "k", expected: "1 to d_sae", found });
     }
-    // A factor that the file does not tell cannot be applied.
-    let known = "none".to_owned();
-    let normalization = if config.input_scale().is_some() { &known } else { &config.normalize_activations };
-    let rescaled = config.rescale_acts_by_decoder_norm.to_string();
-    for (key, expected, found) in [
-        ("architecture", architecture, &config.architecture),
-        ("rescale_acts_by_decoder_norm", "false", &rescaled),
-        ("normalize_activations", "none", normalization),
-        ("reshape_activations", "none", &config.reshape_activations),
+    let shifted = config.apply_b_dec_to_input && config.is_transcoder();
+    let known = matches!(config.activation(), "standard" | "topk" | "jumprelu");
+    for (key, fits, expected, found) in [
+        ("architecture", known, "standard", config.architecture.clone()),
+        ("d_out", config.d_out.is_none_or(|d| d == config.d_in), "d_in", format!("{:?}", config.d_out)),
+        // The bias is one of the target.
+        ("apply_b_dec_to_input", !shifted, "false", shifted.to_string()),
+        (
+            "rescale_acts_by_decoder_norm",
+            !config.rescale_acts_by_decoder_norm,
+            "false",
+            config.rescale_acts_by_decoder_norm.to_string(),
+        ),
+        // A factor that the file does not tell cannot be applied.
+        (
+            "normalize_activations",
+            config.input_scale().is_some(),
+            "none",
+            config.normalize_activations.clone(),
+        ),
+        (
+            "reshape_activations",
+            config.reshape_activations == "none",
+            "none",
+            config.reshape_activations.clone(),
+        ),
     ] {
-        if found != expected {
-            return Err(Error::Unsupported { path: path.into(), key, expected, found: found.clone() });
+        if !fits {
+            return Err(Error::Unsupported { path: path.into(), key, expected, found });
         }
     }
     Ok(config)
@@ -125,7 +136,11 @@ fn tensor(
     }
 }
 
-fn write_tensors(path: &Path, tensors: &[(&'static str, ArrayViewD<'_, f32>)]) -> Result<(), Error> {
+/// Writes a safetensors file of these tensors, row-major.
+///
+/// # Errors
+/// Those of the disk.
+pub fn write_tensors(path: &Path, tensors: &[(&'static str, ArrayViewD<'_, f32>)]) -> Result<(), Error> {
     let error = |source| Error::Safetensors { path: path.into(), source };
     let row_major: Vec<_> =
         tensors.iter().map(|(name, tensor)| (name, tensor.as_standard_layout())).collect();
@@ -351,6 +366,48 @@ mod tests {
         let (_dir, folder) = saved(&sae);
         let message = Sae::load(&folder).unwrap_err().to_string();
         assert!(message.contains("has no tensor `threshold`"), "{message}");
+    }
+
+    #[test]
+    fn transcoders_are_loaded_with_what_they_are_made_of() {
+        let kinds: [(fn(Config) -> Config, &str); 3] =
+            [(|config| config, ""), (|config| config.topk(3), "topk_"), (Config::jumprelu, "jumprelu_")];
+        for (kind, prefix) in kinds {
+            for skip in [false, true] {
+                let mut sae = sample();
+                sae.config.apply_b_dec_to_input = false;
+                sae.config = kind(sae.config).transcoder(skip);
+                let name = if skip { "skip_transcoder" } else { "transcoder" };
+                assert_eq!(sae.config.architecture, format!("{prefix}{name}"));
+                let thresholds = sae.config.has_thresholds();
+                sae.weights.threshold = thresholds.then(|| vec![0.25; 7].into());
+                sae.weights.skip =
+                    skip.then(|| ndarray::Array2::from_shape_fn((5, 5), |(k, l)| (5 * k + l) as f32));
+                let (_dir, folder) = saved(&sae);
+                let found = Sae::load(&folder).unwrap();
+                assert_eq!((found.config.largest(), &found), (sae.config.k, &sae));
+                if skip {
+                    sae.weights.skip = None;
+                    let (_dir, folder) = saved(&sae);
+                    let message = Sae::load(&folder).unwrap_err().to_string();
+                    assert!(message.contains("has no tensor `W_skip`"), "{message}");
+                }
+            }
+        }
+    }
+
+    #[test]
+    fn transcoders_of_other_shapes_are_refused() {
+        let mut sae = sample();
+        sae.config = sae.config.transcoder(false);
+        let (_dir, folder) = saved(&sae);
+        let message = Sae::load(&folder).unwrap_err().to_string();
+        assert!(message.contains("`apply_b_dec_to_input` is \"true\", expected \"false\""), "{message}");
+        sae.config.apply_b_dec_to_input = false;
+        sae.config.d_out = Some(6);
+        let (_dir, folder) = saved(&sae);
+        let message = Sae::load(&folder).unwrap_err().to_string();
+        assert!(message.contains("`d_out` is") && message.contains("expected \"d_in\""), "{message}");
     }
 
     #[test]

@@ -46,6 +46,22 @@ impl Sae {
         features
     }
 
+    /// Reconstruction of the rows that `rows` [n, d] stand for: [`Sae::decode`] of their features, and a skip connection's part.
+    ///
+    /// # Panics
+    /// If the rows have another width.
+    pub fn reconstruct(&self, rows: ArrayView2<'_, f32>) -> Array2<f32> {
+        let mut reconstruction = self.decode(self.encode(rows).view());
+        if let Some(skip) = &self.weights.skip {
+            let scale = self.config.input_scale().unwrap_or_default();
+            for (row, mut xhat) in rows.rows().into_iter().zip(reconstruction.rows_mut()) {
+                let x = row.mapv(|x| x * scale.of_row(row));
+                xhat += &skip.dot(&x);
+            }
+        }
+        reconstruction
+    }
+
     /// Reconstruction of `features` [n, F] → [n, d]: a W_dec + b_dec, of the rows as they were scaled.
     ///
     /// # Panics
@@ -78,6 +94,7 @@ mod tests {
             w_dec: array![[1.0, 0.0], [0.0, 3.0], [-1.0, 2.0]],
             b_dec: array![0.25, -0.5],
             threshold: None,
+            skip: None,
         };
         let config = Config::standard(2, 3, pre_bias, Metadata::default());
         Sae { weights, config, log_sparsity: None }
@@ -127,6 +144,16 @@ mod tests {
         let mut sae = hand_made(false);
         sae.config = sae.config.topk(2);
         assert_eq!(sae.encode(aview2(&[[1.0, 2.0], [-1.0, 0.0]])), array![[1.5, 3.0, 0.0], [0.0, 0.0, 1.0]]);
+    }
+
+    #[test]
+    fn a_skip_connection_adds_what_it_makes_of_the_row() {
+        let mut sae = hand_made(false);
+        sae.weights.skip = Some(array![[0.0, 10.0], [1.0, 0.0]]);
+        sae.config = sae.config.transcoder(true);
+        // What the features make is that of the test above.
+        let rows = aview2(&[[1.0, 2.0], [-1.0, 0.0]]);
+        assert_eq!(sae.reconstruct(rows), array![[20.75, 11.5], [-0.75, 0.5]]);
     }
 
     #[test]

@@ -3,10 +3,12 @@
 //! ```text
 //! z    = x W_enc + b_enc        (x - b_dec in place of x with the pre-bias)
 //! a    = ReLU(z)                (with a k, of the k largest z of a row; with thresholds, of z above them)
-//! xhat = a W_dec + b_dec
+//! xhat = a W_dec + b_dec        (with a skip connection + x W_skipᵀ)
 //! ```
 //!
 //! x is a row as [`Config::input_scale`] says.
+//!
+//! Of a transcoder, xhat stands for other rows than x.
 //!
 //! Training lives elsewhere. This crate knows how an autoencoder is initialised ([`Weights::init`]), what it computes
 //! ([`Sae::encode`], [`Sae::decode`]: plain loops, the definition that faster code is tested against) and how it is stored
@@ -21,8 +23,8 @@ mod weights;
 
 pub use config::{Config, INPUT_SCALE, InputScale, Metadata};
 pub use error::Error;
-pub use files::{CONFIG_FILE, SPARSITY_FILE, WEIGHTS_FILE};
-pub use weights::{EncoderInit, Init, Weights};
+pub use files::{CONFIG_FILE, SPARSITY_FILE, WEIGHTS_FILE, write_tensors};
+pub use weights::{EncoderInit, Init, Optional, Weights};
 
 // Tensors go to disk as they lie in memory; safetensors is little-endian.
 const _: () = assert!(cfg!(target_endian = "little"), "big-endian machines are not supported");

@@ -1,5 +1,7 @@
 //! The tensors of an autoencoder by name, and their initial values.
 
+use std::collections::BTreeMap;
+
 use ndarray::{Array1, Array2, ArrayD, ArrayView1, ArrayViewD};
 use rand_chacha::ChaCha8Rng;
 use rand_chacha::rand_core::{Rng, SeedableRng};
@@ -20,6 +22,17 @@ pub struct Weights {
     pub b_dec: Array1<f32>,
     /// Of "jumprelu": the z up to which a feature is not active, [F].
     pub threshold: Option<Array1<f32>>,
+    /// Of a transcoder with a skip connection: what it adds to the reconstruction of a row x is x W_skipᵀ, [d, d].
+    pub skip: Option<Array2<f32>>,
+}
+
+/// Which tensors there are that not every autoencoder has.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
+pub struct Optional {
+    /// `threshold`.
+    pub thresholds: bool,
+    /// `W_skip`.
+    pub skip: bool,
 }
 
 /// How the initial weights are drawn.
@@ -78,7 +91,7 @@ impl Weights {
             }
         };
         let (b_enc, b_dec) = (Array1::zeros(d_sae), Array1::zeros(d_in));
-        Weights { w_enc, b_enc, w_dec, b_dec, threshold: None }
+        Weights { w_enc, b_enc, w_dec, b_dec, threshold: None, skip: None }
     }
 
     /// Input width d.
@@ -103,6 +116,7 @@ impl Weights {
         self.w_enc.mapv_inplace(|w| w * factor);
         self.w_dec.mapv_inplace(|w| w / factor);
         self.b_dec.mapv_inplace(|b| b / factor);
+        // W_skip multiplies and is divided by the same.
     }
 
     /// Mean over the features of the decoder rows' norms.
@@ -120,18 +134,20 @@ impl Weights {
         ];
         let threshold = self.threshold.as_ref();
         tensors.extend(threshold.map(|threshold| ("threshold", threshold.view().into_dyn())));
+        tensors.extend(self.skip.as_ref().map(|skip| ("W_skip", skip.view().into_dyn())));
         tensors
     }
 
     /// The names and shapes of the tensors of an autoencoder of this size, in the order of [`Weights::tensors`].
-    pub fn shapes(d_in: usize, d_sae: usize, thresholds: bool) -> Vec<(&'static str, Vec<usize>)> {
+    pub fn shapes(d_in: usize, d_sae: usize, optional: Optional) -> Vec<(&'static str, Vec<usize>)> {
         let mut shapes = vec![
             ("W_enc", vec![d_in, d_sae]),
             ("b_enc", vec![d_sae]),
             ("W_dec", vec![d_sae, d_in]),
             ("b_dec", vec![d_in]),
         ];
-        shapes.extend(thresholds.then(|| ("threshold", vec![d_sae])));
+        shapes.extend(optional.thresholds.then(|| ("threshold", vec![d_sae])));
+        shapes.extend(optional.skip.then(|| ("W_skip", vec![d_in, d_in])));
         shapes
     }
 
@@ -145,21 +161,24 @@ impl Weights {
     pub fn from_numbers<E>(
         d_in: usize,
         d_sae: usize,
-        thresholds: bool,
+        optional: Optional,
         mut numbers: impl FnMut(&'static str, &[usize]) -> Result<Vec<f32>, E>,
     ) -> Result<Weights, E> {
-        let mut tensors = Weights::shapes(d_in, d_sae, thresholds).into_iter().map(|(name, shape)| {
+        let shapes = Weights::shapes(d_in, d_sae, optional).into_iter();
+        let tensors = shapes.map(|(name, shape)| {
             let numbers = numbers(name, &shape)?;
-            Ok(ArrayD::from_shape_vec(shape, numbers).expect("as many numbers as the shape has"))
+            Ok((name, ArrayD::from_shape_vec(shape, numbers).expect("as many numbers as the shape has")))
         });
-        let mut next = || tensors.next().transpose();
+        let mut tensors = tensors.collect::<Result<BTreeMap<&'static str, ArrayD<f32>>, E>>()?;
         let (present, of_rank) = ("every autoencoder has these four", "a shape has its own rank");
+        let mut take = |name| tensors.remove(name);
         Ok(Weights {
-            w_enc: next()?.expect(present).into_dimensionality().expect(of_rank),
-            b_enc: next()?.expect(present).into_dimensionality().expect(of_rank),
-            w_dec: next()?.expect(present).into_dimensionality().expect(of_rank),
-            b_dec: next()?.expect(present).into_dimensionality().expect(of_rank),
-            threshold: next()?.map(|tensor| tensor.into_dimensionality().expect(of_rank)),
+            w_enc: take("W_enc").expect(present).into_dimensionality().expect(of_rank),
+            b_enc: take("b_enc").expect(present).into_dimensionality().expect(of_rank),
+            w_dec: take("W_dec").expect(present).into_dimensionality().expect(of_rank),
+            b_dec: take("b_dec").expect(present).into_dimensionality().expect(of_rank),
+            threshold: take("threshold").map(|tensor| tensor.into_dimensionality().expect(of_rank)),
+            skip: take("W_skip").map(|tensor| tensor.into_dimensionality().expect(of_rank)),
         })
     }
 
@@ -168,7 +187,8 @@ impl Weights {
     /// # Errors
     /// Names the first that does not fit.
     pub fn check_shapes(&self) -> Result<(), Error> {
-        let shapes = Weights::shapes(self.d_in(), self.d_sae(), self.threshold.is_some());
+        let optional = Optional { thresholds: self.threshold.is_some(), skip: self.skip.is_some() };
+        let shapes = Weights::shapes(self.d_in(), self.d_sae(), optional);
         for ((array, tensor), (_, expected)) in self.tensors().into_iter().zip(shapes) {
             if tensor.shape() != expected {
                 return Err(Error::Misfit { array, expected, found: tensor.shape().to_vec() });
