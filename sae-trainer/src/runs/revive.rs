@@ -83,7 +83,7 @@ pub(crate) fn resample(
         }
         state.weights.encoder_bias[j] = 0.0;
         // Behind the threshold that it could not reach it would stay dead.
-        for threshold in &mut state.weights.threshold {
+        if let Some(threshold) = &mut state.weights.threshold {
             threshold[j] = settings.threshold_init as f32;
         }
         for moments in [&mut state.first_moments, &mut state.second_moments] {

@@ -370,13 +370,12 @@ mod tests {
 
     #[test]
     fn transcoders_are_loaded_with_what_they_are_made_of() {
-        let kinds: [(fn(Config) -> Config, &str); 3] =
-            [(|config| config, ""), (|config| config.topk(3), "topk_"), (Config::jumprelu, "jumprelu_")];
-        for (kind, prefix) in kinds {
+        let plain = sample().config;
+        let kinds = [(plain.clone(), ""), (plain.clone().topk(3), "topk_"), (plain.jumprelu(), "jumprelu_")];
+        for (config, prefix) in kinds {
             for skip in [false, true] {
                 let mut sae = sample();
-                sae.config.apply_b_dec_to_input = false;
-                sae.config = kind(sae.config).transcoder(skip);
+                sae.config = Config { apply_b_dec_to_input: false, ..config.clone() }.transcoder(skip);
                 let name = if skip { "skip_transcoder" } else { "transcoder" };
                 assert_eq!(sae.config.architecture, format!("{prefix}{name}"));
                 let thresholds = sae.config.has_thresholds();
