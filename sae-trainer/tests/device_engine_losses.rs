@@ -32,6 +32,7 @@ fn configurations() -> Vec<StepSpec> {
                     width: WIDTH,
                     features: FEATURES,
                     batch: BATCH,
+                    skip: false,
                     pre_bias: number % 2 == 1,
                     activation: Activation::Relu,
                     loss: LossSpec {

@@ -10,8 +10,8 @@ use kernels::cuda::cuda_device::Timings;
 use ndarray::Array2;
 use sae::Weights;
 use sae_trainer::engine::{
-    Activation, Adam, CudaEngine, DecoderNorm, DeviceOptions, Engine, Forward, FrequencyPenalty, LossSpec,
-    Mse, Path, Penalty, Precision, Rows, Schedule, StepReport, StepSpec, synthetic,
+    CudaEngine, DeviceOptions, Engine, Forward, FrequencyPenalty, LossSpec, Mse, Path, Penalty, Precision,
+    Rows, Schedule, StepReport, StepSpec, synthetic,
 };
 use serde_json::json;
 
@@ -47,25 +47,13 @@ impl FromStr for Regime {
 
 /// The step of the reference configuration at this size.
 pub(crate) fn spec(size: Size) -> StepSpec {
-    StepSpec {
-        width: size.width,
-        features: size.features,
-        batch: size.rows,
-        pre_bias: false,
-        activation: Activation::Relu,
-        loss: LossSpec {
-            penalty: Penalty::ApproxL0 { epsilon: 0.2 },
-            coefficient: 7e-5,
-            min_sparsity: Some(FrequencyPenalty { coefficient: 1e-6, target: 1e-5 }),
-            ..LossSpec::reconstruction(Mse::Centered)
-        },
-        decoder_norm: DecoderNorm::Unit,
-        adam: Adam::default(),
-        sparsity_window: 300,
-        prefixes: Default::default(),
-        dead: None,
-        gradient_clip: None,
-    }
+    let loss = LossSpec {
+        penalty: Penalty::ApproxL0 { epsilon: 0.2 },
+        coefficient: 7e-5,
+        min_sparsity: Some(FrequencyPenalty { coefficient: 1e-6, target: 1e-5 }),
+        ..LossSpec::reconstruction(Mse::Centered)
+    };
+    StepSpec::new(size.width, size.features, size.rows, loss)
 }
 
 /// An engine that has found its path, and batches for it.

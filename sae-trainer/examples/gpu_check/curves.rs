@@ -7,8 +7,8 @@ use example_steps::numbers;
 use ndarray::Array2;
 use sae::Weights;
 use sae_trainer::engine::{
-    Activation, Adam, CpuEngine, CpuOptions, CudaEngine, DecoderNorm, DeviceOptions, Engine,
-    FrequencyPenalty, LossSpec, Mse, Path, Penalty, Precision, Schedule, StepSpec,
+    CpuEngine, CpuOptions, CudaEngine, DeviceOptions, Engine, FrequencyPenalty, LossSpec, Mse, Path, Penalty,
+    Precision, Schedule, StepSpec,
 };
 
 use super::device;
@@ -21,25 +21,13 @@ const DIRECTIONS: usize = 200;
 const ACTIVE: usize = 5;
 
 fn spec() -> StepSpec {
-    StepSpec {
-        width: WIDTH,
-        features: FEATURES,
-        batch: BATCH,
-        pre_bias: false,
-        activation: Activation::Relu,
-        loss: LossSpec {
-            penalty: Penalty::ApproxL0 { epsilon: 0.2 },
-            coefficient: 2e-4,
-            min_sparsity: Some(FrequencyPenalty { coefficient: 1e-6, target: 1e-3 }),
-            ..LossSpec::reconstruction(Mse::Centered)
-        },
-        decoder_norm: DecoderNorm::Unit,
-        adam: Adam::default(),
-        sparsity_window: 50,
-        prefixes: Default::default(),
-        dead: None,
-        gradient_clip: None,
-    }
+    let loss = LossSpec {
+        penalty: Penalty::ApproxL0 { epsilon: 0.2 },
+        coefficient: 2e-4,
+        min_sparsity: Some(FrequencyPenalty { coefficient: 1e-6, target: 1e-3 }),
+        ..LossSpec::reconstruction(Mse::Centered)
+    };
+    StepSpec { sparsity_window: 50, ..StepSpec::new(WIDTH, FEATURES, BATCH, loss) }
 }
 
 /// Rows that a sparse autoencoder can learn: sums of a few of many directions.
