@@ -9,7 +9,7 @@ import sae_steps
 import torch
 from safetensors.numpy import load_file, save_file
 
-WIDTH, FEATURES, BATCH, STEPS = 48, 300, 128, 50
+WIDTH, FEATURES, BATCH, STEPS = 48, 300, 128, 100
 SIZES = WIDTH, FEATURES, BATCH, STEPS
 TRANSCODERS = sae_steps.transcoder_cases(*SIZES, lr=1e-3, coefficient=1e-3)
 CASES = sae_steps.cases(*SIZES, lr=1e-3, coefficient=1e-3) | TRANSCODERS
