@@ -10,8 +10,8 @@ use terminal::foreign_path;
 use crate::command::arguments::{ActivationChoice, BenchArguments};
 use crate::command::selection::DEFAULT_BANDWIDTH;
 use crate::engine::{
-    self, Activation, Adam, BenchReport, Bound, CpuOptions, DecoderNorm, FrequencyPenalty, LossSpec, Mse,
-    Penalty, StepSpec, ThresholdAverage,
+    self, Activation, BenchReport, Bound, CpuOptions, FrequencyPenalty, LossSpec, Mse, Penalty, StepSpec,
+    ThresholdAverage,
 };
 use crate::report::table;
 
@@ -76,21 +76,7 @@ fn reference_step(width: usize, features: usize, batch: usize) -> StepSpec {
         min_sparsity: Some(FrequencyPenalty { coefficient: 1e-6, target: 1e-5 }),
         ..LossSpec::reconstruction(Mse::Centered)
     };
-    StepSpec {
-        width,
-        features,
-        batch,
-        pre_bias: false,
-        skip: false,
-        activation: Activation::Relu,
-        loss,
-        decoder_norm: DecoderNorm::Unit,
-        adam: Adam::default(),
-        sparsity_window: 300,
-        prefixes: Default::default(),
-        dead: None,
-        gradient_clip: None,
-    }
+    StepSpec::new(width, features, batch, loss)
 }
 
 /// The same with another activation, and the penalty that it has by default.

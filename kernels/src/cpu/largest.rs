@@ -6,7 +6,7 @@
 //! largest are among them; a row with fewer is searched again without a cutoff. So a guess costs time, and decides nothing.
 //!
 //! Screening leaves z that are within rounding of the plain product's. Where this could decide which pair is the k-th, the
-//! pairs in doubt are formed again in the plain product's order (a row in ten, a pair or two in each).
+//! pairs in doubt are formed again in the plain product's order.
 
 use rayon::prelude::*;
 

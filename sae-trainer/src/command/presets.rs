@@ -151,7 +151,7 @@ clip-gradient = 1
 "#;
 
 /// dictionary_learning 0.1.0: trainers/top_k.py. Two things differ: the decoder bias starts at the geometric median of 32,768 rows
-/// instead of a batch's, and the k largest are told apart from features that are 0 among them, which do not count as firing.
+/// instead of a batch's, and a feature among the k largest of a row that is not above 0 does not count as firing.
 const DICTIONARY_LEARNING_TOPK: &str = r#"
 activation = "topk"
 k = 100                         # left to its user

@@ -325,10 +325,14 @@ pub(crate) fn summary(summary: &Summary) -> String {
         false => format!("{} of {}", grouped(evaluation.rows), grouped(evaluation.rows_available)),
     };
     let subject = format!("{of} {}", evaluation.evaluated_on.words());
+    // Without a penalty there is no coefficient to tell.
+    let coefficient = match summary.coefficient {
+        0.0 => String::new(),
+        coefficient => format!(" {}", short(coefficient)),
+    };
     format!(
-        "{} {} after {} steps, on {subject}:\n{}",
+        "{}{coefficient} after {} steps, on {subject}:\n{}",
         foreign(&summary.loss),
-        short(summary.coefficient),
         grouped(summary.steps),
         pairs(&lines)
     )

@@ -14,7 +14,7 @@
 //! Value    1 tag string   2 simple_value float
 //! ```
 //!
-//! The crates for this format bring an asynchronous runtime, or have had no release for years; it takes a page.
+//! Written out here because it takes a page, and a crate would bring more than that.
 
 use std::collections::HashMap;
 use std::fs::{self, File};

@@ -34,7 +34,9 @@ fn every_kind_learns_and_is_saved_as_what_it_is() {
     let place = Place::new();
     for (number_of, (kind, name, architecture)) in KINDS.into_iter().enumerate() {
         let out = format!("run-{number_of}");
-        place.run(&format!("{RUN} {kind} --steps 300 --out {out}"));
+        let printed = place.run(&format!("{RUN} {kind} --steps 300 --out {out}"));
+        let told = text(&printed.stdout);
+        assert!(!told.contains(&format!("{name} 0 after")), "{told}");
         let summary = json(&place.path(&format!("{out}/summary.json")));
         assert_eq!(summary["loss"], name);
         let explained = number(&summary["evaluation"], "explained_variance");
