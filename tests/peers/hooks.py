@@ -57,6 +57,60 @@ def hook_outputs(model, ids, center=False, given=None):
     return out
 
 
+def spliced_logits(model, ids, hook=None, value=None):
+    """Logits [contexts * length, vocabulary] in the model's own dtype, with `value` [contexts * length, d_model] at `hook`."""
+    core, handles = model.base_model, []
+    if hook is not None:
+        layer, site = hook.removeprefix("blocks.").split(".hook_")
+        block = (getattr(core, "h", None) or core.layers)[int(layer)]
+        handles = splice(block, site, value.reshape(*ids.shape, -1))
+    try:
+        with torch.no_grad(), float64_all_through(model):
+            hidden = core(ids, use_cache=False).last_hidden_state
+    finally:
+        for handle in handles:
+            handle.remove()
+    unembedding = model.get_output_embeddings() or core.get_input_embeddings()
+    return (hidden @ unembedding.weight.T).reshape(-1, unembedding.weight.shape[0]).detach()
+
+
+def splice(block, site, value):
+    attention = next(getattr(block, key) for key in ("attn", "attention", "self_attn") if hasattr(block, key))
+    entered = []
+
+    def enter(_, args, kwargs):
+        x = args[0] if args else kwargs["hidden_states"]
+        entered.append(x)
+        x = value if site == "resid_pre" else x
+        return ((x, *args[1:]), kwargs) if args else (args, {**kwargs, "hidden_states": x})
+
+    def put(x, new):
+        return (new, *x[1:]) if isinstance(x, tuple) else new
+
+    def after_attention(_, args, x):
+        # The stream between attention and MLP is the sum of what entered and this.
+        return {"attn_out": put(x, value), "resid_mid": put(x, value - entered[0])}.get(site, x)
+
+    return [
+        block.register_forward_pre_hook(enter, with_kwargs=True),
+        attention.register_forward_hook(after_attention),
+        block.mlp.register_forward_hook(lambda _, args, x: put(x, value) if site == "mlp_out" else x),
+        block.register_forward_hook(lambda _, args, x: put(x, value) if site == "resid_post" else x),
+    ]
+
+
+def next_token_loss(logits, ids):
+    """Cross-entropy of the next token in nats, [contexts, length - 1]."""
+    logits = logits.reshape(*ids.shape, -1)[:, :-1]
+    return -logits.log_softmax(-1).gather(-1, ids[:, 1:, None])[..., 0]
+
+
+def divergence(logits, others, ids):
+    """KL(logits ‖ others) of each position in nats, [contexts, length]."""
+    log_p, log_q = logits.log_softmax(-1), others.log_softmax(-1)
+    return (log_p.exp() * (log_p - log_q)).sum(-1).reshape(ids.shape)
+
+
 class float64_all_through:
     """Makes a float64 model compute its RMS norms and rotations in float64; `transformers` uses float32.
 

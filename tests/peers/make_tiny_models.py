@@ -3,8 +3,9 @@
     python tests/peers/make_tiny_models.py
 
 Each folder is a model of random weights (config.json, model.safetensors or shards) with `golden.safetensors`:
-token ids [contexts, length] and every hook of every block, [contexts * length, d_model], computed in
-float64 and rounded once. The weights are large enough that attention is far from uniform.
+token ids [contexts, length] and every hook of every block, [contexts * length, d_model]; the logits [contexts * length,
+vocabulary]; and for each hook the loss of the next token, [contexts, length - 1], and the KL divergence from the clean prediction,
+[contexts, length], with zeros there: `HOOK.zero.loss`, `HOOK.zero.kl`. All is computed in float64 and rounded once. The weights are large enough that attention is far from uniform.
 """
 
 import json
@@ -12,7 +13,7 @@ import pathlib
 import shutil
 
 import torch
-from hooks import hook_outputs
+from hooks import divergence, hook_outputs, next_token_loss, spliced_logits
 from safetensors.torch import save_file
 from transformers import (
     GPT2Config,
@@ -69,7 +70,13 @@ def make(name, model, length, dtype=torch.float32, **save):
     (folder / "generation_config.json").unlink(missing_ok=True)
     model = type(model).from_pretrained(folder, dtype=torch.float32).double()
     ids = torch.randint(0, model.config.vocab_size, (3, length))
-    golden = {name: x.float() for name, x in hook_outputs(model, ids).items()}
+    hooks, logits = hook_outputs(model, ids), spliced_logits(model, ids)
+    golden = {**hooks, "logits": logits, "loss": next_token_loss(logits, ids)}
+    for hook, rows in hooks.items():
+        zeroed = spliced_logits(model, ids, hook, torch.zeros_like(rows))
+        golden[f"{hook}.zero.loss"] = next_token_loss(zeroed, ids)
+        golden[f"{hook}.zero.kl"] = divergence(logits, zeroed, ids)
+    golden = {key: x.float().contiguous() for key, x in golden.items()}
     save_file({"ids": ids, **golden}, folder / "golden.safetensors")
     for file in folder.glob("*.safetensors"):
         file.chmod(0o644)

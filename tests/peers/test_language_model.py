@@ -10,7 +10,7 @@ import sys
 
 import pytest
 import torch
-from hooks import hook_outputs
+from hooks import divergence, hook_outputs, next_token_loss, spliced_logits
 from rounding import FLOAT32, Float16Products, Float32Products, to_float16
 from safetensors.torch import load_file, save_file
 from transformers import (
@@ -133,6 +133,56 @@ def test_smollm2_with_its_real_weights(smollm2, run_hooks):
     ids = torch.tensor(tokenizer(text).input_ids[:128]).reshape(2, 64)
     largest = compare(run_hooks(smollm2, ids), model, ids)
     assert largest > 1000, "its massive activations are part of the test"
+    del model
+    gc.collect()
+
+
+@pytest.fixture
+def run_predictions(example, tmp_path):
+    """run_predictions(folder, hook, ids, rows): loss and KL divergence of each variant as our own program computes them."""
+
+    def run(folder, hook, ids, rows):
+        save_file({"ids": ids, "rows": rows.contiguous()}, tmp_path / "in.safetensors")
+        out = tmp_path / "predictions.safetensors"
+        example("predictions", folder, hook, tmp_path / "in.safetensors", out)
+        return load_file(out)
+
+    return run
+
+
+def compare_predictions(model, folder, ids, hook, run_predictions, tolerance):
+    """Holds what `model` predicts with its own rows, zeros and their mean at `hook` against `transformers`."""
+    own = hook_outputs(model, ids)[hook].float()
+    rows = torch.stack([own, torch.zeros_like(own), own.mean(0).expand_as(own)])
+    found = run_predictions(folder, hook, ids, rows)
+    with torch.no_grad():
+        clean = model(ids).logits.reshape(-1, model.config.vocab_size)
+    assert (found["loss"][0] - next_token_loss(clean, ids)).abs().max() < tolerance
+    assert (found["loss"][0].mean() - next_token_loss(clean, ids).mean()).abs() < tolerance / 10
+    assert found["kl"][0].abs().max() == 0
+    for variant, value in enumerate(rows[1:], start=1):
+        spliced = spliced_logits(model, ids, hook, value)
+        loss = next_token_loss(spliced, ids)
+        assert (found["loss"][variant] - loss).abs().max() < tolerance * max(1, loss.max())
+        assert (found["kl"][variant] - divergence(clean, spliced, ids)).abs().max() < tolerance * max(1, loss.max())
+
+
+@pytest.mark.parametrize("hook", ["blocks.1.hook_resid_pre", "blocks.20.hook_mlp_out"])
+def test_smollm2_predicts_the_same_with_something_else_at_a_hook(smollm2, run_predictions, hook):
+    model = AutoModelForCausalLM.from_pretrained(smollm2, dtype=torch.float32)
+    tokenizer = AutoTokenizer.from_pretrained(smollm2)
+    text = (smollm2.parents[1] / "LICENSE-APACHE").read_text()
+    ids = torch.tensor(tokenizer(text).input_ids[:128]).reshape(2, 64)
+    compare_predictions(model, smollm2, ids, hook, run_predictions, 1e-3)
+    del model
+    gc.collect()
+
+
+def test_gpt2_of_true_shapes_predicts_the_same(tmp_path, run_predictions):
+    model = random_gpt2(0.05)
+    model.save_pretrained(tmp_path / "model")
+    ids = random_ids(50257, 2, 32)
+    compare_predictions(model, tmp_path / "model", ids, "blocks.1.hook_resid_pre", run_predictions, 1e-3)
     del model
     gc.collect()
 

@@ -3,8 +3,10 @@
 use std::collections::HashMap;
 use std::fs::File;
 use std::io::Read;
+use std::os::unix::fs::FileExt;
 use std::path::{Path, PathBuf};
 
+use half::{bf16, f16};
 use safetensors::tensor::{Dtype, Metadata};
 use serde::Deserialize;
 
@@ -106,6 +108,24 @@ impl Checkpoint {
             });
         }
         Ok(tensor)
+    }
+
+    /// The numbers of the tensor called `name`, which must have this shape, row-major as float32.
+    ///
+    /// # Errors
+    /// Those of [`Checkpoint::tensor`], and those of the disk.
+    pub(crate) fn numbers(&self, name: &str, shape: &[usize]) -> Result<Vec<f32>, Error> {
+        let tensor = self.tensor(name, shape)?;
+        let mut bytes = vec![0; tensor.length as usize];
+        let read = File::open(&tensor.file).and_then(|file| file.read_exact_at(&mut bytes, tensor.offset));
+        read.map_err(Error::io(&tensor.file))?;
+        Ok(match tensor.dtype {
+            Dtype::F16 => bytes.chunks_exact(2).map(|b| f16::from_le_bytes([b[0], b[1]]).to_f32()).collect(),
+            Dtype::BF16 => {
+                bytes.chunks_exact(2).map(|b| bf16::from_le_bytes([b[0], b[1]]).to_f32()).collect()
+            }
+            _ => bytes.chunks_exact(4).map(|b| f32::from_le_bytes([b[0], b[1], b[2], b[3]])).collect(),
+        })
     }
 
     /// Whether there is a tensor called `name`.

@@ -60,6 +60,8 @@ pub struct ModelConfig {
     pub parallel: bool,
     /// The token in front of every context, if the model has one.
     pub bos_token: Option<u32>,
+    /// Whether the unembedding is the token embedding.
+    pub tied_embeddings: bool,
 }
 
 impl ModelConfig {

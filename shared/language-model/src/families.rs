@@ -1,4 +1,5 @@
-//! What differs between families, each of which is a file of its own: how `config.json` reads, and the blocks.
+//! What differs between families, each of which is a file of its own: how `config.json` reads, the blocks, and where the tensors
+//! behind them lie.
 
 use std::path::Path;
 
@@ -6,7 +7,8 @@ use serde::Deserialize;
 
 use crate::attention::Contexts;
 use crate::family::MODEL_TYPES;
-use crate::graph::Graph;
+use crate::graph::{Graph, Value};
+use crate::head::Head;
 use crate::{Checkpoint, Error, Family, HookPoint, ModelConfig, ModelPrecision, gpt_neox, gpt2, llama};
 
 impl ModelConfig {
@@ -78,10 +80,29 @@ pub(crate) fn graph(
     let mut graph = Graph::new(checkpoint, precision);
     let contexts = Contexts::new(&mut graph);
     let last = hooks.iter().map(|hook| hook.layer).max().unwrap_or(0);
-    match checkpoint.config().family {
-        Family::Gpt2 => gpt2::blocks(&mut graph, checkpoint, &contexts, last)?,
-        Family::GptNeox => gpt_neox::blocks(&mut graph, checkpoint, &contexts, last)?,
-        Family::Llama => llama::blocks(&mut graph, checkpoint, &contexts, last)?,
-    }
+    blocks(&mut graph, checkpoint, &contexts, last)?;
     graph.finish(hooks, center)
+}
+
+/// The blocks 0 to `last`, with their hooks; returns the residual stream after them.
+pub(crate) fn blocks(
+    graph: &mut Graph<'_>,
+    checkpoint: &Checkpoint,
+    contexts: &Contexts,
+    last: usize,
+) -> Result<Value, Error> {
+    match checkpoint.config().family {
+        Family::Gpt2 => gpt2::blocks(graph, checkpoint, contexts, last),
+        Family::GptNeox => gpt_neox::blocks(graph, checkpoint, contexts, last),
+        Family::Llama => llama::blocks(graph, checkpoint, contexts, last),
+    }
+}
+
+/// Where the final norm and the unembedding lie.
+pub(crate) fn head(checkpoint: &Checkpoint) -> Head {
+    match checkpoint.config().family {
+        Family::Gpt2 => gpt2::head(checkpoint),
+        Family::GptNeox => gpt_neox::head(checkpoint),
+        Family::Llama => llama::head(checkpoint),
+    }
 }

@@ -9,6 +9,7 @@ use crate::attention::Contexts;
 use crate::block::block;
 use crate::config::{activation, even_split};
 use crate::graph::{Graph, INPUT, Value, int};
+use crate::head::Head;
 use crate::{Checkpoint, Error, Family, ModelConfig, NormKind};
 
 /// Reads `config.json`.
@@ -30,6 +31,7 @@ struct Json {
     scale_attn_weights: Option<bool>,
     scale_attn_by_inverse_layer_idx: Option<bool>,
     bos_token_id: Option<u32>,
+    tie_word_embeddings: Option<bool>,
 }
 
 impl Json {
@@ -54,19 +56,20 @@ impl Json {
             rope: None,
             parallel: false,
             bos_token: self.bos_token_id,
+            tied_embeddings: self.tie_word_embeddings.unwrap_or(true),
         })
     }
 }
 
-/// The blocks 0 to `last`, with their hooks.
+/// The blocks 0 to `last`, with their hooks; returns the residual stream after them.
 pub(crate) fn blocks(
     g: &mut Graph<'_>,
     checkpoint: &Checkpoint,
     contexts: &Contexts,
     last: usize,
-) -> Result<(), Error> {
+) -> Result<Value, Error> {
     let config = checkpoint.config();
-    let prefix = if checkpoint.has("transformer.wte.weight") { "transformer." } else { "" };
+    let prefix = prefix(checkpoint);
     let mut resid = embed(g, config, prefix, contexts)?;
     for layer in 0..=last {
         let name = |part: &str| format!("{prefix}h.{layer}.{part}");
@@ -80,7 +83,18 @@ pub(crate) fn blocks(
             |g, x| mlp(g, config, &name("mlp"), x),
         )?;
     }
-    Ok(())
+    Ok(resid)
+}
+
+/// Where the final norm and the unembedding lie.
+pub(crate) fn head(checkpoint: &Checkpoint) -> Head {
+    let prefix = prefix(checkpoint);
+    Head::new(format!("{prefix}ln_f"), format!("{prefix}wte.weight"), "lm_head.weight")
+}
+
+/// What stands in front of the transformer's tensors.
+fn prefix(checkpoint: &Checkpoint) -> &'static str {
+    if checkpoint.has("transformer.wte.weight") { "transformer." } else { "" }
 }
 
 /// wte[ids] + wpe[positions], `[rows, d_model]`.

@@ -11,6 +11,7 @@ use crate::attention::Contexts;
 use crate::block::block;
 use crate::config::{activation, even_split};
 use crate::graph::{Graph, INPUT, Value, int};
+use crate::head::Head;
 use crate::rope::RopeJson;
 use crate::rotation::Rotation;
 use crate::{Checkpoint, Error, Family, ModelConfig, NormKind};
@@ -37,6 +38,7 @@ struct Json {
     rope_parameters: Option<RopeJson>,
     use_parallel_residual: Option<bool>,
     bos_token_id: Option<u32>,
+    tie_word_embeddings: Option<bool>,
 }
 
 impl Json {
@@ -61,19 +63,20 @@ impl Json {
             rope: Some(rope.rope(theta, (head_dim as f64 * partial) as usize)?),
             parallel: self.use_parallel_residual.unwrap_or(true),
             bos_token: self.bos_token_id,
+            tied_embeddings: self.tie_word_embeddings.unwrap_or(false),
         })
     }
 }
 
-/// The blocks 0 to `last`, with their hooks.
+/// The blocks 0 to `last`, with their hooks; returns the residual stream after them.
 pub(crate) fn blocks(
     g: &mut Graph<'_>,
     checkpoint: &Checkpoint,
     contexts: &Contexts,
     last: usize,
-) -> Result<(), Error> {
+) -> Result<Value, Error> {
     let config = checkpoint.config();
-    let prefix = if checkpoint.has("gpt_neox.embed_in.weight") { "gpt_neox." } else { "" };
+    let prefix = prefix(checkpoint);
     let tokens =
         g.embedding(&format!("{prefix}embed_in.weight"), &[config.vocabulary, config.d_model], INPUT)?;
     let mut resid = g.rows(&tokens, config.d_model);
@@ -92,7 +95,18 @@ pub(crate) fn blocks(
             |g, x| mlp(g, config, &name("mlp"), x),
         )?;
     }
-    Ok(())
+    Ok(resid)
+}
+
+/// Where the final norm and the unembedding lie.
+pub(crate) fn head(checkpoint: &Checkpoint) -> Head {
+    let prefix = prefix(checkpoint);
+    Head::new(format!("{prefix}final_layer_norm"), format!("{prefix}embed_in.weight"), "embed_out.weight")
+}
+
+/// What stands in front of the transformer's tensors.
+fn prefix(checkpoint: &Checkpoint) -> &'static str {
+    if checkpoint.has("gpt_neox.embed_in.weight") { "gpt_neox." } else { "" }
 }
 
 fn attention(

@@ -30,6 +30,8 @@ pub(crate) struct Graph<'c> {
     nodes: Vec<NodeProto>,
     initializers: HashMap<Value, TensorProto>,
     hooks: HashMap<HookPoint, Value>,
+    /// What the model goes on with behind a hook, in place of its own value.
+    splice: Option<(HookPoint, Value)>,
 }
 
 impl<'c> Graph<'c> {
@@ -38,7 +40,12 @@ impl<'c> Graph<'c> {
     /// overflows there. Families say where that is with [`Graph::product_input`] and [`Graph::residual`].
     pub(crate) fn new(checkpoint: &'c Checkpoint, precision: ModelPrecision) -> Graph<'c> {
         let (nodes, initializers, hooks) = (Vec::new(), HashMap::new(), HashMap::new());
-        Graph { checkpoint, precision, nodes, initializers, hooks }
+        Graph { checkpoint, precision, nodes, initializers, hooks, splice: None }
+    }
+
+    /// Lets the model go on behind `hook` with `value`, float32 `[rows, d_model]`, in place of its own.
+    pub(crate) fn splice(&mut self, hook: HookPoint, value: Value) {
+        self.splice = Some((hook, value));
     }
 
     /// The tensor `name` of the checkpoint as float32, whatever it is stored in.
@@ -128,7 +135,7 @@ impl<'c> Graph<'c> {
     /// A constant list of sizes, int64.
     pub(crate) fn sizes(&mut self, values: &[usize]) -> Value {
         let values: Vec<i64> = values.iter().map(|&value| value as i64).collect();
-        self.int_vector(&values)
+        self.integers(&values)
     }
 
     /// A constant int64 number.
@@ -144,7 +151,7 @@ impl<'c> Graph<'c> {
 
     /// `x` as rows of `width` components, whatever its dimensions were.
     pub(crate) fn rows(&mut self, x: &str, width: usize) -> Value {
-        let shape = self.int_vector(&[-1, width as i64]);
+        let shape = self.integers(&[-1, width as i64]);
         self.op("Reshape", &[x, &shape], &[])
     }
 
@@ -161,9 +168,31 @@ impl<'c> Graph<'c> {
         }
     }
 
-    /// Names `value` as what is seen at a hook.
-    pub(crate) fn hook(&mut self, layer: usize, site: Site, value: &str) {
-        self.hooks.insert(HookPoint { layer, site }, value.to_string());
+    /// Names `value` as what is seen at a hook, and returns what the model goes on with.
+    pub(crate) fn hook(&mut self, layer: usize, site: Site, value: Value) -> Value {
+        let hook = HookPoint { layer, site };
+        self.hooks.insert(hook, value.clone());
+        match &self.splice {
+            Some((at, spliced)) if *at == hook => spliced.clone(),
+            _ => value,
+        }
+    }
+
+    /// Calls `value` `name` from here on; nothing may read it yet under its old name.
+    pub(crate) fn named(&mut self, value: &str, name: &str) -> Value {
+        self.rename(value, name);
+        name.to_string()
+    }
+
+    /// A copy of `value` called `name`, for an output that is read in the graph too.
+    pub(crate) fn named_copy(&mut self, value: &str, name: &str) -> Value {
+        let copy = self.op("Identity", &[value], &[]);
+        self.named(&copy, name)
+    }
+
+    /// Whether the model has something at `hook`.
+    pub(crate) fn has(&self, hook: HookPoint) -> bool {
+        self.hooks.contains_key(&hook)
     }
 
     /// The serialized model with `hooks` as its outputs and only what they depend on.
@@ -190,22 +219,30 @@ impl<'c> Graph<'c> {
             }
             outputs.push(output_name(index));
         }
-        self.keep_ancestors(&outputs);
+        let d_model = fixed(self.checkpoint.config().d_model as i64);
+        let inputs = vec![tensor_info(INPUT, DataType::Int64, vec![symbol("contexts"), symbol("length")])];
+        let element = self.precision.output_type();
+        let info = |name: &Value| tensor_info(name, element, vec![symbol("rows"), d_model.clone()]);
+        Ok(self.serialized("prefix", inputs, outputs.iter().map(info).collect()))
+    }
 
+    /// The serialized model with these inputs and outputs and only what the outputs depend on.
+    pub(crate) fn serialized(
+        mut self,
+        name: &str,
+        inputs: Vec<ValueInfoProto>,
+        outputs: Vec<ValueInfoProto>,
+    ) -> Vec<u8> {
+        let names: Vec<Value> = outputs.iter().map(|output| output.name.clone()).collect();
+        self.keep_ancestors(&names);
         let mut initializers: Vec<TensorProto> = self.initializers.into_values().collect();
         initializers.sort_by(|a, b| a.name.cmp(&b.name));
-        let d_model = fixed(self.checkpoint.config().d_model as i64);
         let graph = GraphProto {
             node: self.nodes,
-            name: "prefix".to_string(),
+            name: name.to_string(),
             initializer: initializers,
-            input: vec![tensor_info(INPUT, DataType::Int64, vec![symbol("contexts"), symbol("length")])],
-            output: outputs
-                .iter()
-                .map(|name| {
-                    tensor_info(name, self.precision.output_type(), vec![symbol("rows"), d_model.clone()])
-                })
-                .collect(),
+            input: inputs,
+            output: outputs,
         };
         let model = ModelProto {
             ir_version: 10,
@@ -213,17 +250,18 @@ impl<'c> Graph<'c> {
             graph: Some(graph),
             opset_import: vec![OperatorSetIdProto { domain: String::new(), version: OPSET }],
         };
-        Ok(model.encode_to_vec())
+        model.encode_to_vec()
     }
 
     /// x minus its mean over the components.
     fn centered(&mut self, x: &str) -> Value {
-        let axis = self.int_vector(&[-1]);
+        let axis = self.integers(&[-1]);
         let mean = self.op("ReduceMean", &[x, &axis], &[int("keepdims", 1)]);
         self.op("Sub", &[x, &mean], &[])
     }
 
-    fn int_vector(&mut self, values: &[i64]) -> Value {
+    /// A constant int64 vector.
+    pub(crate) fn integers(&mut self, values: &[i64]) -> Value {
         let bytes = values.iter().flat_map(|v| v.to_le_bytes()).collect();
         self.constant(DataType::Int64, vec![values.len() as i64], bytes)
     }
@@ -366,6 +404,14 @@ fn file_output_name(index: usize, part: &str) -> String {
     format!("language-model.{index}.{part}")
 }
 
+/// Refuses a hook of a block that a model of `layers` blocks does not have.
+pub(crate) fn check_layer(hook: HookPoint, layers: usize) -> Result<(), Error> {
+    if hook.layer < layers {
+        return Ok(());
+    }
+    Err(Error::LayerOutOfRange { hook: hook.to_string(), layer: hook.layer, last: layers - 1 })
+}
+
 /// Opset of the standard operators: 20 brought `Gelu`, 23 `Attention`.
 const OPSET: i64 = 23;
 
@@ -393,15 +439,18 @@ fn attribute(name: &str, kind: AttributeType) -> AttributeProto {
     AttributeProto { name: name.to_string(), r#type: kind as i32, ..AttributeProto::default() }
 }
 
-fn tensor_info(name: &str, data_type: DataType, dim: Vec<Dimension>) -> ValueInfoProto {
+/// An input or output: its name, type and dimensions.
+pub(crate) fn tensor_info(name: &str, data_type: DataType, dim: Vec<Dimension>) -> ValueInfoProto {
     let tensor = TensorType { elem_type: data_type as i32, shape: Some(TensorShapeProto { dim }) };
     ValueInfoProto { name: name.to_string(), r#type: Some(TypeProto { tensor_type: Some(tensor) }) }
 }
 
-fn fixed(size: i64) -> Dimension {
+/// A dimension of this size.
+pub(crate) fn fixed(size: i64) -> Dimension {
     Dimension { dim_value: Some(size), dim_param: None }
 }
 
-fn symbol(name: &str) -> Dimension {
+/// A dimension of any size.
+pub(crate) fn symbol(name: &str) -> Dimension {
     Dimension { dim_value: None, dim_param: Some(name.to_string()) }
 }

@@ -37,6 +37,7 @@ mod gpt2;
 mod gpt_neox;
 mod graph;
 mod hash;
+mod head;
 mod hook;
 pub mod hub;
 mod inside;
@@ -52,6 +53,7 @@ mod rotation;
 mod runtime;
 mod self_check;
 mod session;
+mod suffix;
 mod wire;
 mod work;
 
@@ -60,6 +62,7 @@ pub use checkpoint::Checkpoint;
 pub use config::{Activation, ModelConfig, NormKind};
 pub use error::Error;
 pub use family::Family;
+pub use head::Unembedding;
 pub use hook::{HookPoint, Site};
 pub use onnx_file::OnnxFile;
 pub use precision::ModelPrecision;
@@ -67,6 +70,7 @@ pub use prefix::{Activations, Device, PrefixModel, SessionOptions, prefix_graph}
 pub use rope::{Rope, RopeScaling};
 pub use runtime::Runtime;
 pub use self_check::{self_check, tolerance};
+pub use suffix::{Predictions, SuffixModel, suffix_graph};
 
 /// The examples of the README, run as tests.
 #[cfg(doctest)]

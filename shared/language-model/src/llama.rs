@@ -10,6 +10,7 @@ use crate::attention::Contexts;
 use crate::block::block;
 use crate::config::{activation, even_split};
 use crate::graph::{Graph, INPUT, Value};
+use crate::head::Head;
 use crate::rope::RopeJson;
 use crate::rotation::Rotation;
 use crate::{Checkpoint, Error, Family, ModelConfig, NormKind};
@@ -57,6 +58,7 @@ struct Json {
     use_sliding_window: Option<bool>,
     sliding_window: Option<usize>,
     bos_token_id: Option<u32>,
+    tie_word_embeddings: Option<bool>,
 }
 
 impl Json {
@@ -87,19 +89,20 @@ impl Json {
             rope: Some(rope.rope(theta, (head_dim as f64 * partial) as usize)?),
             parallel: false,
             bos_token: self.bos_token_id,
+            tied_embeddings: self.tie_word_embeddings.unwrap_or(false),
         })
     }
 }
 
-/// The blocks 0 to `last`, with their hooks.
+/// The blocks 0 to `last`, with their hooks; returns the residual stream after them.
 pub(crate) fn blocks(
     g: &mut Graph<'_>,
     checkpoint: &Checkpoint,
     contexts: &Contexts,
     last: usize,
-) -> Result<(), Error> {
+) -> Result<Value, Error> {
     let config = checkpoint.config();
-    let prefix = if checkpoint.has("model.embed_tokens.weight") { "model." } else { "" };
+    let prefix = prefix(checkpoint);
     let mut resid = embed(g, config, prefix)?;
     // The table of angles is as wide as config.json says, so the weights have to say so first.
     let queries = [config.heads * config.head_dim, config.d_model];
@@ -118,7 +121,18 @@ pub(crate) fn blocks(
             |g, x| mlp(g, config, &name("mlp"), x),
         )?;
     }
-    Ok(())
+    Ok(resid)
+}
+
+/// Where the final norm and the unembedding lie.
+pub(crate) fn head(checkpoint: &Checkpoint) -> Head {
+    let prefix = prefix(checkpoint);
+    Head::new(format!("{prefix}norm"), format!("{prefix}embed_tokens.weight"), "lm_head.weight")
+}
+
+/// What stands in front of the transformer's tensors.
+fn prefix(checkpoint: &Checkpoint) -> &'static str {
+    if checkpoint.has("model.embed_tokens.weight") { "model." } else { "" }
 }
 
 /// embed_tokens[ids], `[rows, d_model]`.

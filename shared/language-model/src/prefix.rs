@@ -323,7 +323,8 @@ fn room_for_another(before: Option<u64>, after: Option<u64>) -> bool {
     }
 }
 
-fn precision(options: &SessionOptions, cuda: bool) -> ModelPrecision {
+/// What a model computes in: what was asked for, or what suits the device.
+pub(crate) fn precision(options: &SessionOptions, cuda: bool) -> ModelPrecision {
     options.precision.unwrap_or(if cuda { ModelPrecision::Half } else { ModelPrecision::Full })
 }
 
@@ -345,13 +346,12 @@ pub fn prefix_graph(
     if hooks.is_empty() {
         return Err(Error::NoHooks);
     }
-    if let Some(hook) = hooks.iter().find(|hook| hook.layer >= layers) {
-        return Err(Error::LayerOutOfRange { hook: hook.to_string(), layer: hook.layer, last: layers - 1 });
-    }
+    hooks.iter().try_for_each(|hook| graph::check_layer(*hook, layers))?;
     families::graph(checkpoint, hooks, center, precision)
 }
 
-fn use_cuda(runtime: &Runtime, device: Device) -> Result<bool, Error> {
+/// Whether a model runs on CUDA.
+pub(crate) fn use_cuda(runtime: &Runtime, device: Device) -> Result<bool, Error> {
     if device == Device::Cpu {
         return Ok(false);
     }

@@ -3,3 +3,4 @@
 mod bad_models;
 mod golden;
 mod models;
+mod predictions;

@@ -33,7 +33,7 @@ pub(crate) fn copy(name: &str) -> tempfile::TempDir {
     copy
 }
 
-/// What `transformers` computed: token ids `[contexts, length]` and each hook's rows.
+/// What `transformers` computed: token ids `[contexts, length]`, each hook's rows, and what the model predicts.
 pub(crate) struct Golden(Vec<u8>);
 
 impl Golden {
@@ -49,8 +49,12 @@ impl Golden {
     }
 
     pub(crate) fn rows(&self, hook: HookPoint) -> Vec<f32> {
+        self.numbers(&hook.to_string())
+    }
+
+    pub(crate) fn numbers(&self, name: &str) -> Vec<f32> {
         let file = SafeTensors::deserialize(&self.0).unwrap();
-        let rows = file.tensor(&hook.to_string()).unwrap();
+        let rows = file.tensor(name).unwrap();
         rows.data().chunks_exact(4).map(|b| f32::from_le_bytes(b.try_into().unwrap())).collect()
     }
 }
