@@ -48,12 +48,20 @@ pub(crate) struct CompareArguments {
     /// Folders of runs or of sweeps
     #[arg(required = true, value_name = "RUN")]
     pub(crate) runs: Vec<PathBuf>,
-    /// Print one JSON array, an object for each run, instead of the table
+    /// Print one JSON array, an object for each run, instead of the table. With --features an object of two arrays, "runs" and
+    /// "matches"
     #[arg(long)]
     pub(crate) json: bool,
     /// Also draw the runs as SVG: L0 against error, how often features fire, L0 and error over training
     #[arg(long, value_name = "FILE.svg", value_parser = parse_svg)]
     pub(crate) plot: Option<PathBuf>,
+    /// Also match the features of the first run with those of each other, by the cosine similarity of their decoder rows and of
+    /// their encoder columns. Folders of autoencoders (a run's sae/, a checkpoint, SAELens' own) can then be named too
+    #[arg(long)]
+    pub(crate) features: bool,
+    /// Write the best match of every feature as CSV
+    #[arg(long, value_name = "FILE.csv", requires = "features")]
+    pub(crate) matches: Option<PathBuf>,
 }
 
 fn parse_svg(text: &str) -> Result<PathBuf, String> {

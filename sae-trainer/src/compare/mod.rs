@@ -1,11 +1,14 @@
 //! `sae-trainer compare`: several finished runs side by side.
 
+mod features;
 mod plot;
 mod table;
 
 use std::path::Path;
 
-use anyhow::{Result, bail};
+use anyhow::{Context, Result, bail};
+use sae::CONFIG_FILE;
+use serde_json::json;
 pub(crate) use table::table;
 use terminal::foreign_path;
 
@@ -14,7 +17,7 @@ use crate::runs::folder::{RunConfig, SWEEP, summary};
 use crate::runs::record::Summary;
 use crate::sweep::{PointState, SweepRecord};
 
-/// Prints the table of the runs, or their summaries as JSON; plots them if asked to.
+/// Prints the table of the runs, or their summaries as JSON; plots them and matches their features if asked to.
 pub(crate) fn compare(arguments: &CompareArguments) -> Result<()> {
     let mut runs = Vec::new();
     for folder in &arguments.runs {
@@ -25,11 +28,15 @@ pub(crate) fn compare(arguments: &CompareArguments) -> Result<()> {
             None => runs.push(folder.clone()),
         }
     }
-    let mut summaries = Vec::new();
+    let (mut summaries, mut autoencoders) = (Vec::new(), Vec::new());
     for run in &runs {
         match summary(run)? {
             // The name under which it was found: a run may have moved since.
-            Some(found) => summaries.push(Summary { run: run.clone(), ..found }),
+            Some(found) => {
+                summaries.push(Summary { run: run.clone(), ..found });
+                autoencoders.push(run.clone());
+            }
+            None if arguments.features && run.join(CONFIG_FILE).exists() => autoencoders.push(run.clone()),
             None if has_diverged(run)? => terminal::say!("{} diverged and is left out", foreign_path(run)),
             None if RunConfig::read(run)?.is_some() => {
                 bail!("the run in {} is not finished; continue {}", foreign_path(run), how_to_go_on(run)?)
@@ -41,10 +48,26 @@ pub(crate) fn compare(arguments: &CompareArguments) -> Result<()> {
         plot::write(&summaries, path)?;
         terminal::say!("plotted in {}", foreign_path(path));
     }
-    if arguments.json {
-        terminal::report!("{}", serde_json::to_string(&summaries)?);
-    } else {
-        terminal::report!("{}", table(&summaries).trim_end());
+    let matches = match arguments.features {
+        true => features::match_features(&autoencoders)?,
+        false => Vec::new(),
+    };
+    if let Some(path) = &arguments.matches {
+        durable_files::replace_file(path, features::csv(&matches).as_bytes())
+            .with_context(|| format!("cannot write {}", foreign_path(path)))?;
+        terminal::say!("the best match of every feature is in {}", foreign_path(path));
+    }
+    match arguments.json {
+        true if arguments.features => terminal::report!("{}", json!({"runs": summaries, "matches": matches})),
+        true => terminal::report!("{}", serde_json::to_string(&summaries)?),
+        false => {
+            if !summaries.is_empty() {
+                terminal::report!("{}", table(&summaries).trim_end());
+            }
+            for found in &matches {
+                terminal::report!("\n{}", features::text(found).trim_end());
+            }
+        }
     }
     Ok(())
 }

@@ -26,6 +26,35 @@ fn runs_stand_side_by_side() {
 }
 
 #[test]
+fn features_are_matched_between_runs() {
+    let place = Place::new();
+    let small = "--store store --features 64 --batch 128 --steps 30";
+    place.run(&format!("{small} --out a"));
+    place.run(&format!("{small} --seed 1 --out b"));
+
+    let shown = text(&place.run("compare a a b --features --matches matches.csv").stdout);
+    assert!(shown.contains("features of a") && shown.contains("over 0.9    100.0 %"), "{shown}");
+    let csv = std::fs::read_to_string(place.path("matches.csv")).unwrap();
+    let own: Vec<&str> = csv.lines().filter(|line| line.starts_with("a,")).collect();
+    assert!(!own.is_empty() && csv.lines().count() == 2 * own.len() + 1, "{csv}");
+    for line in own {
+        let fields: Vec<&str> = line.split(',').collect();
+        assert_eq!((fields[1], fields[1]), (fields[2], fields[4]), "a feature is its own best match");
+    }
+
+    // Folders of autoencoders have no row in the table.
+    let json: Value = serde_json::from_slice(&place.run("compare a/sae b --features --json").stdout).unwrap();
+    assert_eq!(json["runs"].as_array().unwrap().len(), 1);
+    let found = &json["matches"][0];
+    assert_eq!((&found["a"], &found["b"]), (&"a/sae".into(), &"b".into()));
+    let (median, chance) = (found["decoder"]["median"].as_f64(), found["decoder"]["chance"].as_f64());
+    assert!(median.unwrap() < 0.999 && chance.unwrap() > 0.0, "{found}");
+
+    let refused = place.fail("compare a --features");
+    assert!(refused.contains("name at least two"), "{refused}");
+}
+
+#[test]
 fn names_from_files_are_shown_and_never_obeyed() {
     let place = Place::new();
     let hostile = "a\u{1b}[2J\u{7}<b>&\"\n\u{202e}\u{ffff}";
