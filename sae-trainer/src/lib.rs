@@ -9,7 +9,8 @@
 //! - [`engine`]: the arithmetic of a step, behind one trait.
 //! - `runs`: one run, from its plan to what it leaves on disk; `evaluate`: the autoencoder on held-out rows.
 //! - `train`: the loop over batches, for one run or for those of a `sweep`.
-//! - `compare`, `verify`, `export`, `bench`: what is done with finished runs; `report`: what a person sees.
+//! - `compare`, `verify`, `export`, `bench`: what is done with finished runs; `laboratory`: what autoencoders have learned;
+//!   `report`: what a person sees.
 
 #![warn(clippy::print_stdout, clippy::print_stderr)] // `terminal` writes; see there why
 
@@ -26,6 +27,7 @@ mod compare;
 pub mod engine;
 mod evaluate;
 mod export;
+mod laboratory;
 mod report;
 mod runs;
 mod sweep;
@@ -52,6 +54,7 @@ fn execute(line: CommandLine) -> Result<ExitCode> {
     match line.command {
         Some(Command::Sweep(sweep)) => sweep::sweep(sweep).map(ExitCode::from),
         Some(Command::Compare(compare)) => compare::compare(&compare).map(|()| ExitCode::SUCCESS),
+        Some(Command::Eval(eval)) => laboratory::eval(&eval).map(|()| ExitCode::SUCCESS),
         Some(Command::Verify(verify)) => verify::verify(&verify).map(ExitCode::from),
         Some(Command::Export(export)) => export::export(&export).map(|()| ExitCode::SUCCESS),
         Some(Command::Bench(bench)) => bench::bench(&bench).map(|()| ExitCode::SUCCESS),

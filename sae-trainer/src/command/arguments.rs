@@ -24,6 +24,57 @@ pub(crate) struct VerifyArguments {
 }
 
 #[derive(Debug, Args)]
+pub(crate) struct EvalArguments {
+    /// Folders of runs, or of autoencoders in SAELens' format
+    #[arg(required = true, value_name = "SAE")]
+    pub(crate) saes: Vec<PathBuf>,
+    /// Folder of an activation store; repeatable [default: the only complete store under stores/]
+    #[arg(long, value_name = "FOLDER")]
+    pub(crate) store: Vec<PathBuf>,
+    /// Of a transcoder, the store of what it reconstructs; one for each --store
+    #[arg(long, value_name = "FOLDER")]
+    pub(crate) target: Vec<PathBuf>,
+    /// Evaluate on the contexts that runs with this --held-out hold out; with 0, on all
+    #[arg(long, value_name = "FRACTION", default_value = "0.01", allow_negative_numbers = true, value_parser = parse_below_one)]
+    pub(crate) held_out: f64,
+    /// Rows of the store to evaluate on, at most one pass over them
+    #[arg(long, value_name = "ROWS", default_value = "1M", value_parser = parse_count)]
+    pub(crate) rows: u64,
+    /// Leave out the rows of BOS tokens
+    #[arg(long)]
+    pub(crate) drop_bos: bool,
+    /// Leave out the rows of these tokens
+    #[arg(long, value_name = "ID,…", value_delimiter = ',')]
+    pub(crate) drop_tokens: Vec<u32>,
+    /// Language model that made the store, a hub id or a folder: also measure what it predicts through each autoencoder
+    #[arg(long, value_name = "MODEL")]
+    pub(crate) model: Option<String>,
+    /// Contexts on which it predicts
+    #[arg(long, value_name = "N", default_value = "256", value_parser = parse_count, requires = "model")]
+    pub(crate) contexts: u64,
+    /// At BOS and --drop-tokens, put the reconstruction into the model too (reconstruct), or leave the model's own row (keep)
+    /// [default: keep for autoencoders that were trained without these rows]
+    #[arg(long, value_enum, value_name = "WHAT", requires = "model")]
+    pub(crate) special_tokens: Option<SpecialTokens>,
+    /// CPU threads [default: one per core]
+    #[arg(long, value_name = "N", value_parser = clap::value_parser!(u16).range(1..=1024))]
+    pub(crate) threads: Option<u16>,
+    /// Print one JSON array, an object for each autoencoder, instead of the table
+    #[arg(long)]
+    pub(crate) json: bool,
+}
+
+/// What stands at special tokens while a model predicts through an autoencoder.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum, Serialize, Deserialize)]
+#[serde(rename_all = "kebab-case")]
+pub(crate) enum SpecialTokens {
+    /// What the autoencoder makes of them.
+    Reconstruct,
+    /// The model's own rows.
+    Keep,
+}
+
+#[derive(Debug, Args)]
 pub(crate) struct ExportArguments {
     /// Folders of autoencoders: a run's sae/
     #[arg(required = true, value_name = "SAE")]

@@ -2,7 +2,9 @@
 
 use clap::{Parser, Subcommand};
 
-use super::arguments::{BenchArguments, CompareArguments, ExportArguments, TrainArguments, VerifyArguments};
+use super::arguments::{
+    BenchArguments, CompareArguments, EvalArguments, ExportArguments, TrainArguments, VerifyArguments,
+};
 use crate::sweep::SweepArguments;
 
 /// Trains a sparse autoencoder from an activation store that `activation-dump` wrote.
@@ -25,6 +27,8 @@ Examples:
       three runs at once that read the store once; sae-trainer sweep --help says more
   sae-trainer compare runs/* --plot runs.svg
       a table of several runs, and a picture: L0 against error, firing frequencies, the course of training
+  sae-trainer eval runs/l0 --store stores/gpt2 --model openai-community/gpt2
+      how well the language model predicts through an autoencoder
   sae-trainer verify runs/l1 runs/front
       checks every file of these runs and sweeps and lists the damaged ones
   sae-trainer export runs/mlp/sae --to circuit-tracer --out transcoders
@@ -66,6 +70,10 @@ pub(crate) enum Command {
     Sweep(SweepArguments),
     /// Compares runs in a table (L0, errors, dead features, speed) and, if asked to, in a plot
     Compare(CompareArguments),
+    /// Evaluates autoencoders on rows that training has not seen and, with --model, the language model's predictions with their
+    /// reconstructions in place
+    #[command(after_help = EVAL_HELP)]
+    Eval(EvalArguments),
     /// Checks the files of runs, sweeps and autoencoders against their checksums; exits with 1 if any is damaged
     #[command(after_help = VERIFY_HELP)]
     Verify(VerifyArguments),
@@ -75,6 +83,18 @@ pub(crate) enum Command {
     /// Times each part of a training step and compares it with the hardware's limit
     Bench(BenchArguments),
 }
+
+const EVAL_HELP: &str = "\
+With --model, all autoencoders go into the same contexts: the cross-entropy of the next token is taken of the model itself, with each \
+reconstruction at the hook, with zeros there, and with the store's mean row. The CE score is (zeros - reconstruction) / (zeros - \
+model). Means are over tokens that are not special (BOS, --drop-tokens), standard errors over contexts. --json has every metric, and \
+those of SAEBench's core evaluation under its names.
+
+Examples:
+  sae-trainer eval runs/l0 runs/l1 --store stores/gpt2
+      a line for each on the contexts of the store that no run trains on
+  sae-trainer eval runs/l0 --store stores/gpt2 --model openai-community/gpt2 --contexts 1000 --json
+      what GPT-2 predicts through it";
 
 const EXPORT_HELP: &str = "\
 circuit-tracer: a folder with config.yaml and layer_N.safetensors for every transcoder given; N is the block of its hooks. \

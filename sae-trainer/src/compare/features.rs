@@ -5,19 +5,17 @@ use std::fmt::Write as _;
 use std::path::{Path, PathBuf};
 
 use anyhow::{Result, ensure};
-use ndarray::{Array2, ArrayView2, Axis, s};
+use ndarray::{Array2, Axis};
 use rand_chacha::ChaCha8Rng;
 use rand_chacha::rand_core::{Rng, SeedableRng};
-use rayon::prelude::*;
-use sae::{CONFIG_FILE, Sae};
+use sae::Sae;
 use serde::Serialize;
 use terminal::foreign_path;
 
+use crate::laboratory::autoencoder_of;
+use crate::laboratory::similarity::{Best, best, unit_rows};
 use crate::report::table::{columns, grouped, share};
-use crate::runs::folder::SAE;
 
-/// Rows of a task: a product with all features of the other autoencoder. The order of no sum depends on it.
-const BLOCK: usize = 256;
 /// Random directions whose best match says what chance alone gives.
 const DIRECTIONS: usize = 256;
 /// The cosines above which features are counted, as in the literature.
@@ -83,24 +81,12 @@ struct FeatureMatch {
     encoder: Best,
 }
 
-/// The feature of the other autoencoder with the largest cosine, the first of equals.
-#[derive(Debug, Clone, Copy, PartialEq)]
-struct Best {
-    feature: u32,
-    cosine: f32,
-}
-
 /// Matches the features of the first autoencoder with those of each other. A folder is a run or an autoencoder's own.
 pub(super) fn match_features(folders: &[PathBuf]) -> Result<Vec<FeatureMatches>> {
     let [first, others @ ..] = folders else { return Ok(Vec::new()) };
     ensure!(!others.is_empty(), "features are compared between autoencoders: name at least two");
     let a = Directions::load(first)?;
     others.iter().map(|other| matches(&a, &Directions::load(other)?)).collect()
-}
-
-/// The folder of the autoencoder of a run, or `folder` itself if it is one.
-pub(super) fn autoencoder_of(folder: &Path) -> PathBuf {
-    if folder.join(CONFIG_FILE).exists() { folder.to_owned() } else { folder.join(SAE) }
 }
 
 impl Directions {
@@ -114,16 +100,6 @@ impl Directions {
         let encoder = unit_rows(weights.w_enc.t().select(Axis(0), &at));
         Ok(Directions { folder: folder.to_owned(), features: weights.d_sae(), compared, decoder, encoder })
     }
-}
-
-fn unit_rows(mut rows: Array2<f32>) -> Array2<f32> {
-    for mut row in rows.rows_mut() {
-        let norm = row.iter().map(|x| f64::from(*x).powi(2)).sum::<f64>().sqrt();
-        if norm > 0.0 {
-            row.mapv_inplace(|x| (f64::from(x) / norm) as f32);
-        }
-    }
-    rows
 }
 
 fn matches(a: &Directions, b: &Directions) -> Result<FeatureMatches> {
@@ -169,24 +145,6 @@ fn matches(a: &Directions, b: &Directions) -> Result<FeatureMatches> {
         only_in_a: alone.iter().map(|found| found.feature).collect(),
         mutual,
         matches,
-    })
-}
-
-/// For each row of `a` [n,d] the row of `b` [m,d] with the largest product.
-fn best(a: ArrayView2<'_, f32>, b: ArrayView2<'_, f32>) -> Vec<Best> {
-    let block = |block: usize| -> Vec<Best> {
-        let rows = block * BLOCK..((block + 1) * BLOCK).min(a.nrows());
-        let products = a.slice(s![rows, ..]).dot(&b.t());
-        products.rows().into_iter().map(|row| largest(row.iter().copied())).collect()
-    };
-    (0..a.nrows().div_ceil(BLOCK)).into_par_iter().flat_map_iter(block).collect()
-}
-
-fn largest(cosines: impl Iterator<Item = f32>) -> Best {
-    let least = Best { feature: 0, cosine: f32::NEG_INFINITY };
-    cosines.enumerate().fold(least, |best, (at, cosine)| match cosine > best.cosine {
-        true => Best { feature: at as u32, cosine },
-        false => best,
     })
 }
 
@@ -336,16 +294,6 @@ mod tests {
             text.contains("(3 of 4 that fire)") && text.contains("1 have no match over 0.5: 2"),
             "{text}"
         );
-    }
-
-    #[test]
-    fn blocks_find_what_a_plain_search_finds() {
-        let (a, b) = (Weights::init(16, 600, 1), Weights::init(16, 300, 2));
-        let (a, b) = (unit_rows(a.w_dec), unit_rows(b.w_dec));
-        for (row, found) in a.rows().into_iter().zip(best(a.view(), b.view())) {
-            let plain = largest(b.rows().into_iter().map(|other| row.dot(&other)));
-            assert!((plain.cosine - found.cosine).abs() < 1e-6);
-        }
     }
 
     #[test]

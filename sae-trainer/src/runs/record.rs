@@ -149,7 +149,8 @@ impl Histogram {
         self.counts.iter().enumerate().map(|(at, &count)| (self.lowest + at as f64 * self.bin_width, count))
     }
 
-    fn of(frequencies: impl Iterator<Item = f64>) -> Histogram {
+    /// Of the features' frequencies.
+    pub(crate) fn of(frequencies: impl Iterator<Item = f64>) -> Histogram {
         let mut counts = vec![0; 40];
         for s in frequencies {
             let bin = ((log10_frequency(s) + 10.0) * 4.0).max(0.0) as usize;
@@ -177,6 +178,16 @@ struct Activity {
 }
 
 impl Metrics {
+    /// Of an evaluation, in all of whose rows a dead feature is silent.
+    pub(crate) fn of(evaluation: &Evaluation) -> Metrics {
+        let activity = Activity {
+            dead_features: evaluation.dead_features(),
+            dead_rows: evaluation.sums.rows,
+            over: [0.01, 0.1, 0.2].map(|density| evaluation.features_over(density)),
+        };
+        Metrics::new(&evaluation.sums, activity)
+    }
+
     fn new(sums: &Sums, activity: Activity) -> Metrics {
         let [features_over_1_percent, features_over_10_percent, features_over_20_percent] = activity.over;
         Metrics {
@@ -255,18 +266,13 @@ impl EvaluationRecord {
         decoder_norm_mean: f64,
     ) -> EvaluationRecord {
         let sums = &evaluation.sums;
-        let activity = Activity {
-            dead_features: evaluation.dead_features(),
-            dead_rows: sums.rows,
-            over: [0.01, 0.1, 0.2].map(|density| evaluation.features_over(density)),
-        };
         EvaluationRecord {
             kind: "evaluation".into(),
             step,
             rows: sums.rows,
             rows_available: rows.available,
             evaluated_on: rows.on,
-            metrics: Metrics::new(sums, activity),
+            metrics: Metrics::of(evaluation),
             penalty: sums.penalty(),
             decoder_norm_mean,
             log10_frequency: Histogram::of(evaluation.feature_densities().into_iter()),

@@ -14,7 +14,7 @@ use crate::runs::plan::RunPlan;
 use crate::runs::record::{EvaluatedOn, EvaluatedRows};
 
 /// The order of evaluation is the same for every run on a store, whatever its seed.
-const EVALUATION_SEED: u64 = 0x6576_616c;
+pub(crate) const EVALUATION_SEED: u64 = 0x6576_616c;
 
 /// The batches of runs that train on the same ones.
 pub(crate) struct Streams {

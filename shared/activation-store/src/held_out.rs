@@ -33,6 +33,14 @@ pub fn held_out_contexts(contexts: u64, fraction: f64) -> u64 {
     ((fraction * contexts as f64).ceil() as u64).min(contexts.saturating_sub(1))
 }
 
+impl Part {
+    /// The numbers of the contexts of `store` that are in this part, in order.
+    pub fn contexts(self, store: &Store) -> Vec<u64> {
+        let part = HeldOut::of(store, self);
+        (0..store.contexts()).filter(|context| part.keeps(*context)).collect()
+    }
+}
+
 /// The contexts of one store that a [`Part`] has: those whose hash is the lowest are held out.
 #[derive(Debug)]
 pub(crate) struct HeldOut {

@@ -1,0 +1,83 @@
+//! Cosine similarities of many directions with many others.
+
+use ndarray::{Array2, ArrayView2, s};
+use rayon::prelude::*;
+
+/// Rows of a task: one product with all rows of the other matrix. The order of no sum depends on it.
+const BLOCK: usize = 256;
+
+/// The row with the largest product, the first of equals.
+#[derive(Debug, Clone, Copy, PartialEq)]
+pub(crate) struct Best {
+    /// Its number.
+    pub(crate) feature: u32,
+    pub(crate) cosine: f32,
+}
+
+/// `rows` [n, d] scaled to norm 1; those of zeros are left.
+pub(crate) fn unit_rows(mut rows: Array2<f32>) -> Array2<f32> {
+    for mut row in rows.rows_mut() {
+        let norm = row.iter().map(|x| f64::from(*x).powi(2)).sum::<f64>().sqrt();
+        if norm > 0.0 {
+            row.mapv_inplace(|x| (f64::from(x) / norm) as f32);
+        }
+    }
+    rows
+}
+
+/// For each row of `a` [n,d] the row of `b` [m,d] with the largest product.
+pub(crate) fn best(a: ArrayView2<'_, f32>, b: ArrayView2<'_, f32>) -> Vec<Best> {
+    let block = |block: usize| -> Vec<Best> {
+        let rows = block * BLOCK..((block + 1) * BLOCK).min(a.nrows());
+        let products = a.slice(s![rows, ..]).dot(&b.t());
+        products.rows().into_iter().map(|row| largest(row.iter().copied())).collect()
+    };
+    (0..a.nrows().div_ceil(BLOCK)).into_par_iter().flat_map_iter(block).collect()
+}
+
+fn largest(cosines: impl Iterator<Item = f32>) -> Best {
+    let least = Best { feature: 0, cosine: f32::NEG_INFINITY };
+    cosines.enumerate().fold(least, |best, (at, cosine)| match cosine > best.cosine {
+        true => Best { feature: at as u32, cosine },
+        false => best,
+    })
+}
+
+/// The mean over the rows of `rows` [n, d], which have norm 1, of the largest cosine with any other of them.
+pub(super) fn mean_largest_with_another(rows: ArrayView2<'_, f32>) -> f64 {
+    let block = |block: usize| -> Vec<f32> {
+        let range = block * BLOCK..((block + 1) * BLOCK).min(rows.nrows());
+        let mut products = rows.slice(s![range.clone(), ..]).dot(&rows.t());
+        for (row, own) in products.rows_mut().into_iter().zip(range) {
+            row.into_slice().expect("a product is row-major")[own] = f32::NEG_INFINITY;
+        }
+        products.rows().into_iter().map(|row| largest(row.iter().copied()).cosine).collect()
+    };
+    let found: Vec<f32> = (0..rows.nrows().div_ceil(BLOCK)).into_par_iter().flat_map_iter(block).collect();
+    found.iter().map(|cosine| f64::from(*cosine)).sum::<f64>() / found.len() as f64
+}
+
+#[cfg(test)]
+mod tests {
+    use ndarray::array;
+    use sae::Weights;
+
+    use super::*;
+
+    #[test]
+    fn blocks_find_what_a_plain_search_finds() {
+        let (a, b) = (Weights::init(16, 600, 1), Weights::init(16, 300, 2));
+        let (a, b) = (unit_rows(a.w_dec), unit_rows(b.w_dec));
+        for (row, found) in a.rows().into_iter().zip(best(a.view(), b.view())) {
+            let plain = largest(b.rows().into_iter().map(|other| row.dot(&other)));
+            assert!((plain.cosine - found.cosine).abs() < 1e-6);
+        }
+    }
+
+    #[test]
+    fn a_direction_is_not_compared_with_itself() {
+        let rows = array![[1.0, 0.0], [0.6, 0.8], [0.0, 1.0]];
+        let mean = mean_largest_with_another(rows.view());
+        assert!((mean - (0.6 + 0.8 + 0.8) / 3.0).abs() < 1e-6, "{mean}");
+    }
+}
