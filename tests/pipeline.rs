@@ -164,6 +164,44 @@ fn two_penalties_at_two_coefficients_train_from_one_store() {
     assert!(table.contains("approx-l0") && table.contains("l1"), "{table}");
 }
 
+#[test]
+fn an_autoencoder_is_measured_in_the_model_that_made_its_rows() {
+    let folder = tempfile::tempdir().unwrap();
+    let at = |name: &str| folder.path().join(name).display().to_string();
+    dump(folder.path(), Path::new(&at("store")), 200, &[]);
+    let size = ["--features", "128", "--batch", "256", "--steps", "200", "--lr", "3e-3"];
+    let (store, run, model) = (at("store"), at("run"), at("model"));
+    run_ok("sae-trainer", ["--store", &store, "--out", &run].into_iter().chain(size));
+    let eval = ["eval", &run, "--store", &store, "--held-out", "0.2", "--contexts", "30"];
+    let json = |more: &[&str]| -> serde_json::Value {
+        let arguments = eval.iter().chain(&["--model", &model, "--json"]).chain(more);
+        serde_json::from_str(&run_ok("sae-trainer", arguments).stdout).expect("--json prints JSON")
+    };
+    let found = &json(&[])[0]["in_model"];
+    assert_eq!((&found["contexts"], &found["context_length"]), (&30.into(), &16.into()));
+    assert_eq!(found["hook"], "blocks.1.hook_resid_pre");
+    let mean = |of: &str| found[of]["mean"].as_f64().unwrap();
+    assert!(mean("ce_loss_clean") > 0.0 && mean("kl_reconstructed") > 0.0, "{found}");
+    assert!(mean("kl_reconstructed") < mean("kl_zero"), "{found}");
+    assert!(found["ce_loss_clean"]["standard_error"].as_f64().unwrap() > 0.0, "{found}");
+    // The threads change nothing, and BOS is one of the tokens whose rows can be left to the model.
+    assert_eq!(json(&["--threads", "1"])[0]["on_rows"], json(&[])[0]["on_rows"]);
+    let kept = &json(&["--special-tokens", "keep"])[0]["in_model"];
+    assert_eq!(kept["ce_loss_clean"], found["ce_loss_clean"]);
+    assert_ne!(kept["ce_loss_reconstructed"], found["ce_loss_reconstructed"]);
+
+    let other = at("other");
+    std::fs::create_dir(&other).unwrap();
+    for file in std::fs::read_dir(&model).unwrap().map(Result::unwrap) {
+        std::fs::copy(file.path(), Path::new(&other).join(file.file_name())).unwrap();
+    }
+    let weights = Path::new(&other).join("model.safetensors");
+    let mut bytes = std::fs::read(&weights).unwrap();
+    *bytes.last_mut().unwrap() ^= 1;
+    std::fs::write(&weights, bytes).unwrap();
+    run_fails("sae-trainer", eval.iter().chain(&["--model", &other]), &["is not the model of", "SHA-256"]);
+}
+
 /// L0 and error fall, every metric is a number, and the autoencoder is there.
 fn check_that_it_learnt(run: &Path) {
     let metrics = std::fs::read_to_string(run.join("metrics.jsonl")).unwrap();

@@ -7,6 +7,7 @@ mod damage;
 mod default_store;
 mod endings;
 mod errors;
+mod eval;
 mod faults;
 mod fixture;
 mod gpu_check;
