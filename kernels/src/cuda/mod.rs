@@ -9,6 +9,7 @@
 //! order that could vary and cannot overflow; lists of pairs follow from it by prefix sums.
 
 mod buffers;
+mod clip;
 pub mod cubin_cache;
 pub mod cuda_device;
 mod dense;

@@ -67,6 +67,10 @@ pub struct DevicePlan {
     pub window: usize,
     /// Whether the encoder reads x − b_dec.
     pub pre_bias: bool,
+    /// Whether features have thresholds that are trained.
+    pub thresholds: bool,
+    /// Whether the gradient's norm is limited.
+    pub clips: bool,
     /// How products are computed.
     pub precision: Precision,
 }
@@ -74,18 +78,14 @@ pub struct DevicePlan {
 /// The first thing in a step that the kernels do not compute.
 fn unsupported(spec: &StepSpec) -> Option<&'static str> {
     let activation = match spec.activation {
-        Activation::Relu => None,
+        Activation::Relu | Activation::JumpRelu { .. } => None,
         Activation::TopK { .. } => Some("topk activations"),
         Activation::BatchTopK { .. } => Some("batch-topk activations"),
-        Activation::JumpRelu { .. } => Some("jump-relu activations"),
     };
     let others = [
         (spec.skip, "a skip connection"),
         (!spec.prefixes.is_empty(), "prefixes (matryoshka)"),
         (spec.dead.is_some(), "a loss over dead features"),
-        (spec.gradient_clip.is_some(), "gradient clipping"),
-        (spec.loss.mean_density != 0.0, "the mean density"),
-        (spec.loss.log_density != 0.0, "the logarithmic density"),
     ];
     activation.or_else(|| others.into_iter().find_map(|(asked, what)| asked.then_some(what)))
 }
@@ -125,6 +125,8 @@ impl DevicePlan {
             segments: most_segments(pairs, spec.features, spec.batch),
             window: spec.sparsity_window,
             pre_bias: spec.pre_bias,
+            thresholds: spec.activation.has_thresholds(),
+            clips: spec.gradient_clip.is_some(),
             precision: options.precision,
         })
     }
@@ -198,14 +200,11 @@ mod tests {
     fn what_the_kernels_do_not_compute_is_refused_with_the_way_out() {
         let plain = spec(8, 33, 4);
         let dead = DeadLoss { after_steps: 1, kind: DeadLossKind::Ghost };
-        let loss = LossSpec { log_density: 0.1, ..plain.loss };
         for (spec, what) in [
             (StepSpec { activation: Activation::TopK { k: 3 }, ..plain }, "topk activations"),
             (StepSpec { skip: true, ..plain }, "a skip connection"),
-            (StepSpec { gradient_clip: Some(1.0), ..plain }, "gradient clipping"),
             (StepSpec { dead: Some(dead), ..plain }, "a loss over dead features"),
             (StepSpec { prefixes: Prefixes::new(&[4], 1.0).unwrap(), ..plain }, "prefixes (matryoshka)"),
-            (StepSpec { loss, ..plain }, "the logarithmic density"),
         ] {
             let error = DevicePlan::new(&spec, &DeviceOptions::default()).unwrap_err().to_string();
             let expected = format!("the CUDA kernels do not compute {what} yet: train with --device cpu");

@@ -24,7 +24,9 @@ use super::buffers::{Buffers, DenseBuffers, arrivals};
 use super::device::Device;
 use super::forward::Purpose;
 use super::launch::update::{Derive, Derived};
-use super::layout::{MAILBOX_BYTES, REPLY, ROW_RESULT_BYTES, Report, Scalars, frequency_targets, status};
+use super::layout::{
+    Clip, MAILBOX_BYTES, REPLY, ROW_RESULT_BYTES, Report, Scalars, frequency_targets, status,
+};
 use super::plan::{DeviceOptions, DevicePlan};
 pub use super::resident::CudaStep;
 use super::resident::{Mailbox, Recording};
@@ -79,8 +81,11 @@ impl<D: Device> CudaStep<D> {
             mailboxes: Vec::new(),
             recorded: HashMap::new(),
         };
-        let targets = frequency_targets(&spec.loss);
+        let targets = frequency_targets(&spec.loss, spec.features);
         device.upload(&mut step.buffers.targets, 0, bytemuck::bytes_of(&targets))?;
+        if let (Some(to), Some(most)) = (&mut step.buffers.clip, spec.gradient_clip) {
+            device.upload(to, 0, bytemuck::bytes_of(&Clip { most, scale: 1.0, unused: 0 }))?;
+        }
         device.zero(&mut step.buffers.report, 0, size_of::<Report>())?;
         device.zero(&mut step.buffers.arrivals, 0, 4 * arrivals(&step.plan))?;
         weights.check(&spec)?;
@@ -160,7 +165,9 @@ impl<D: Device> CudaStep<D> {
             }));
         }
         self.done = step;
-        self.choice.done(step, (path == Path::Dense).then_some(report.active));
+        // What lists would hold: with thresholds more than the active pairs.
+        let listed = report.active.max(report.candidates);
+        self.choice.done(step, (path == Path::Dense).then_some(listed));
         if report.diverged != 0 {
             return Err(StepError::Diverged { step });
         }
@@ -352,6 +359,7 @@ impl<D: Device> CudaStep<D> {
             derived: self.derived(),
             features: self.plan.features,
             stride: self.plan.stride,
+            thresholds: self.thresholds(),
         };
         derive.launch(device)
     }
@@ -381,12 +389,13 @@ impl<D: Device> CudaStep<D> {
                 penalty: report.penalty_term,
                 min_sparsity: report.min_sparsity,
                 max_sparsity: report.max_sparsity,
+                density: report.density,
                 below_target: report.below_target as usize,
                 ..Terms::default()
             },
             sums: self.sums(report, self.plan.rows),
             path,
-            rechecked: report.candidates as f64 / cells,
+            rechecked: if path == Path::Sparse { report.candidates as f64 / cells } else { 0.0 },
         }
     }
 
