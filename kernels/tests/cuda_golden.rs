@@ -2,6 +2,7 @@
 
 use emulation::EmulatedDevice;
 use example_steps::{Golden, relative_difference, single};
+use kernels::activation::Activation;
 use kernels::cuda::plan::{DeviceOptions, DevicePlan};
 use kernels::cuda::step::CudaStep;
 use kernels::error::StepError;
@@ -45,7 +46,9 @@ fn fifty_steps_end_at_pytorchs_weights_on_both_paths() {
             {
                 let batch = device.holding(batch);
                 let report = step.step(&mut device, &batch, &now).unwrap();
-                assert_eq!(report.path, path);
+                // A selection is sparse, however its z are formed.
+                let selects = matches!(spec.activation, Activation::TopK { .. });
+                assert_eq!(report.path, if selects { Path::Sparse } else { path });
                 let got = report.terms.loss();
                 let off = (got - loss).abs() / loss.abs();
                 assert!(off < 1e-5, "{name} {path:?} step {}: {got} {loss}", report.step);
@@ -70,6 +73,6 @@ fn fifty_steps_end_at_pytorchs_weights_on_both_paths() {
             }
         }
     }
-    assert!(cases >= 32, "{cases} cases are computed on a device");
+    assert!(cases >= 34, "{cases} cases are computed on a device");
     println!("largest relative difference {:.1e} ({})", worst.0, worst.1);
 }

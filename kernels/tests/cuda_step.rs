@@ -224,6 +224,49 @@ fn near_pairs_count_where_lists_are_chosen() {
     assert_eq!((with_lists(1.5 * active), with_lists(4.0 * listed)), (Path::Dense, Path::Sparse));
 }
 
+fn top_k(k: usize, spec: StepSpec) -> StepSpec {
+    StepSpec { activation: Activation::TopK { k }, ..spec }
+}
+
+#[test]
+fn the_largest_of_each_row_follow_the_definition() {
+    for ((d, f, b), k) in [((3, 17, 5), 4), ((20, 40, 33), 1), ((20, 40, 33), 40), ((65, 33, 131), 5)] {
+        // More features above 0 than are selected, and fewer.
+        for shift in [4.0, 0.0, -30.0] {
+            for precision in [Precision::Exact, Precision::Fp32] {
+                let options = options(Path::Dense, precision);
+                follow_the_definition(top_k(k, spec(d, f, b)), options, shift, 2, 2e-5);
+            }
+        }
+    }
+    // Segments of features that are active in most rows, and a gradient that is clipped.
+    let free = StepSpec { decoder_norm: DecoderNorm::Free, ..spec(20, 9, 300) };
+    follow_the_definition(top_k(6, free), options(Path::Sparse, Precision::Exact), -3.0, 2, 1e-5);
+    let clipped = StepSpec { gradient_clip: Some(0.01), ..spec(20, 40, 33) };
+    follow_the_definition(top_k(7, clipped), options(Path::Sparse, Precision::Exact), 0.0, 2, 1e-5);
+    follow_the_definition(top_k(7, spec(35, 60, 70)), options(Path::Sparse, Precision::Bf16), 0.5, 2, 5e-2);
+}
+
+#[test]
+fn selections_from_rough_z_equal_a_float32_run_bit_for_bit() {
+    let run = |precision, order| {
+        let spec = top_k(9, spec(35, 150, 130));
+        let mut run = Run::new(spec, options(Path::Sparse, precision), &weights(&spec, 0.0), order);
+        (run.steps(0..4), run.state())
+    };
+    let expected = run(Precision::Fp32, 0);
+    assert!(expected.0.iter().all(|report| report.path == Path::Sparse && report.sums.active == 9 * 130));
+    for (precision, order) in [(Precision::Exact, 0), (Precision::Exact, 3), (Precision::Fp32, 12_345)] {
+        assert!(run(precision, order) == expected, "{precision:?} in order {order}");
+    }
+    // Evaluations of a part of a batch select from it alone.
+    let spec = top_k(9, spec(35, 150, 130));
+    let mut run = Run::new(spec, options(Path::Sparse, Precision::Exact), &weights(&spec, 0.0), 0);
+    let rows = run.upload(&batch(&spec, 0));
+    let evaluation = run.step.evaluate(&mut run.device, &rows, 37).unwrap();
+    assert_eq!((evaluation.sums.active, evaluation.sums.rows), (9 * 37, 37));
+}
+
 #[test]
 fn a_clipped_gradient_follows_the_definition() {
     let clipped = |spec, most| StepSpec { gradient_clip: Some(most), ..spec };

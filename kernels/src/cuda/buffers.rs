@@ -133,6 +133,9 @@ table! {
         norm_gradient: Option<B>, plan.clips.then_some(4 * plan.features), "gradients";
         threshold_gradient: Option<B>, (plan.clips && plan.thresholds).then_some(4 * plan.features), "gradients";
 
+        /// The largest ‖w_j‖ and |b_j|; only where the largest z are selected.
+        largest_norms: Option<B>, plan.selects.then_some(2 * 4), "the selection";
+
         g: B, 4 * plan.rows * plan.stride, "the reconstruction's gradient";
         results: B, ROW_RESULT_BYTES * plan.rows, "the rows' results";
 
@@ -176,14 +179,14 @@ table! {
 table! {
     /// Arrays of the dense path, which are made when the first dense step comes.
     DenseBuffers(plan) {
-        /// a, [B,line].
+        /// a, or z that are selected from, [B,line].
         activations: B, 4 * plan.rows * plan.line, "dense activations";
         /// da, [B,line].
-        by_value: B, 4 * plan.rows * plan.line, "the gradients of dense activations";
-        encoder_gradient: B, 4 * plan.features * plan.stride, "the encoder's gradient";
-        decoder_gradient: B, 4 * plan.features * plan.stride, "the decoder's gradient";
-        bias_parts: B, 4 * slope_parts(plan.rows, plan.features), "the encoder bias' gradient";
-        norm_parts: B, 4 * slope_parts(plan.rows, plan.features), "the norms' gradient";
+        by_value: B, of_step(plan, 4 * plan.rows * plan.line), "the gradients of dense activations";
+        encoder_gradient: B, of_step(plan, 4 * plan.features * plan.stride), "the encoder's gradient";
+        decoder_gradient: B, of_step(plan, 4 * plan.features * plan.stride), "the decoder's gradient";
+        bias_parts: B, of_step(plan, 4 * slope_parts(plan.rows, plan.features)), "the encoder bias' gradient";
+        norm_parts: B, of_step(plan, 4 * slope_parts(plan.rows, plan.features)), "the norms' gradient";
         /// z, [B,line], and sums of dL/dθ; only where thresholds are trained.
         preactivations: Option<B>, plan.thresholds.then_some(4 * plan.rows * plan.line), "dense preactivations";
         threshold_parts: Option<B>, plan.thresholds.then_some(4 * slope_parts(plan.rows, plan.features)),
@@ -203,9 +206,15 @@ fn copy(plan: &DevicePlan, wanted: bool) -> Option<usize> {
     wanted.then_some(2 * plan.features * plan.stride)
 }
 
+/// The bytes of what only a whole dense step uses: nothing where the dense product serves a selection.
+fn of_step(plan: &DevicePlan, bytes: usize) -> usize {
+    if plan.selects { 0 } else { bytes }
+}
+
 /// Bytes of a factor's halves, if there are any.
 fn halves(plan: &DevicePlan, matrix: Matrix) -> Option<usize> {
-    matrix.halves(plan).map(|halves| halves.bytes)
+    let used = !plan.selects || matches!(matrix, Matrix::X | Matrix::Encoder);
+    matrix.halves(plan).filter(|_| used).map(|halves| halves.bytes)
 }
 
 /// The kernels whose last block goes on alone (`last.cuh`): the places of their counters, which are 0 between kernels.

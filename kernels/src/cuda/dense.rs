@@ -43,7 +43,7 @@ impl<D: Device> CudaStep<D> {
     }
 
     /// Makes the halves of `lines` lines of one of the smaller matrices, if products are formed from halves.
-    fn split(
+    pub(super) fn split(
         &self,
         device: &mut D,
         matrix: Matrix,
@@ -72,7 +72,7 @@ impl<D: Device> CudaStep<D> {
     }
 
     /// out [m,n] = a [m,d] · b [n,d]ᵀ, of X or g and one of the weights.
-    fn product_over_width(
+    pub(super) fn product_over_width(
         &self,
         device: &mut D,
         batch: &D::Buffer,
@@ -148,10 +148,7 @@ impl<D: Device> CudaStep<D> {
     ) -> Result<(), DeviceError> {
         let (plan, b, dense) = (&self.plan, &self.buffers, self.dense_buffers());
         let features = plan.features;
-        self.split(device, Matrix::X, batch, rows)?;
-        self.split(device, Matrix::Encoder, batch, features)?;
-        let factors = (Matrix::X, Matrix::Encoder);
-        self.product_over_width(device, batch, (rows, features), factors, &dense.activations)?;
+        self.dense_preactivations(device, batch, rows)?;
         let activate = Activate {
             a: &dense.activations,
             encoder_bias: self.weights_from(plan.encoder_bias_at()),
@@ -166,7 +163,7 @@ impl<D: Device> CudaStep<D> {
         match self.spec.activation {
             // The kernel has made a of z.
             Activation::Relu | Activation::JumpRelu { .. } => {}
-            _ => unreachable!("the plan refuses it"),
+            Activation::TopK { .. } | Activation::BatchTopK { .. } => unreachable!("selections are sparse"),
         }
         self.count_features(device, rows, Path::Dense)?;
 

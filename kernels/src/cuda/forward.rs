@@ -220,14 +220,16 @@ impl<D: Device> CudaStep<D> {
         batch: &D::Buffer,
         rows: usize,
     ) -> Result<(), DeviceError> {
-        self.find_candidates(device, batch, rows)?;
-        self.list_candidates(device, rows)?;
-        self.recheck(device, batch, rows)?;
         match self.spec.activation {
-            // The recheck has left out what is not above 0, or its threshold.
-            Activation::Relu | Activation::JumpRelu { .. } => {}
-            _ => unreachable!("the plan refuses it"),
+            Activation::Relu | Activation::JumpRelu { .. } => {
+                self.find_candidates(device, batch, rows)?;
+                self.list_candidates(device, rows)?;
+            }
+            Activation::TopK { k } => self.select_largest(device, batch, rows, k)?,
+            Activation::BatchTopK { .. } => unreachable!("the plan refuses it"),
         }
+        // Leaves out what is not above 0, or its threshold.
+        self.recheck(device, batch, rows)?;
         // Lists by feature hold near pairs too, and are made of other counts then.
         let counted = if self.plan.thresholds { Path::Dense } else { Path::Sparse };
         self.count_features(device, rows, counted)?;

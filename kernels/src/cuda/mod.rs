@@ -22,6 +22,7 @@ pub mod libraries;
 pub mod nvrtc;
 pub mod plan;
 mod resident;
+mod select;
 pub mod sources;
 mod state;
 pub mod step;

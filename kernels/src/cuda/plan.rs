@@ -2,6 +2,7 @@
 
 use crate::activation::Activation;
 use crate::error::StepError;
+use crate::path::PathChoice;
 use crate::precision::Precision;
 use crate::spec::StepSpec;
 
@@ -71,6 +72,9 @@ pub struct DevicePlan {
     pub thresholds: bool,
     /// Whether the gradient's norm is limited.
     pub clips: bool,
+    /// Whether the largest z are selected: so many pairs are active that the lists are made for them, and every step takes the
+    /// sparse path.
+    pub selects: bool,
     /// How products are computed.
     pub precision: Precision,
 }
@@ -78,8 +82,7 @@ pub struct DevicePlan {
 /// The first thing in a step that the kernels do not compute.
 fn unsupported(spec: &StepSpec) -> Option<&'static str> {
     let activation = match spec.activation {
-        Activation::Relu | Activation::JumpRelu { .. } => None,
-        Activation::TopK { .. } => Some("topk activations"),
+        Activation::Relu | Activation::TopK { .. } | Activation::JumpRelu { .. } => None,
         Activation::BatchTopK { .. } => Some("batch-topk activations"),
     };
     let others = [
@@ -112,7 +115,12 @@ impl DevicePlan {
 
         let cells = spec.batch as f64 * spec.features as f64;
         let share = options.sparse_density.clamp(0.0, 1.0);
-        let pairs = (cells * share).min(f64::from(u32::MAX / 2)) as usize;
+        let of_share = (cells * share).min(f64::from(u32::MAX / 2)) as usize;
+        let (selects, pairs) = match spec.activation {
+            Activation::TopK { k } => (true, k.saturating_mul(spec.batch)),
+            _ => (false, of_share),
+        };
+        at_most("k × batch", if selects { pairs } else { 0 }, (u32::MAX / 2) as usize)?;
         Ok(DevicePlan {
             rows: spec.batch,
             width: spec.width,
@@ -127,8 +135,17 @@ impl DevicePlan {
             pre_bias: spec.pre_bias,
             thresholds: spec.activation.has_thresholds(),
             clips: spec.gradient_clip.is_some(),
+            selects,
             precision: options.precision,
         })
+    }
+
+    /// The choice of a run that begins.
+    pub(crate) fn path_choice(&self) -> PathChoice {
+        let cells = self.rows as u64 * self.features as u64;
+        // A selection always fits.
+        let capacity = if self.selects { self.rows * self.features } else { self.pairs };
+        PathChoice::new(capacity, cells)
     }
 
     /// Numbers in one copy of the parameters: encoder, decoder, encoder bias, decoder bias, each padded.
@@ -200,8 +217,9 @@ mod tests {
     fn what_the_kernels_do_not_compute_is_refused_with_the_way_out() {
         let plain = spec(8, 33, 4);
         let dead = DeadLoss { after_steps: 1, kind: DeadLossKind::Ghost };
+        let batch_topk = Activation::BatchTopK { k: 3, threshold: Default::default() };
         for (spec, what) in [
-            (StepSpec { activation: Activation::TopK { k: 3 }, ..plain }, "topk activations"),
+            (StepSpec { activation: batch_topk, ..plain }, "batch-topk activations"),
             (StepSpec { skip: true, ..plain }, "a skip connection"),
             (StepSpec { dead: Some(dead), ..plain }, "a loss over dead features"),
             (StepSpec { prefixes: Prefixes::new(&[4], 1.0).unwrap(), ..plain }, "prefixes (matryoshka)"),

@@ -32,6 +32,7 @@ pub const KERNELS: &[Source] = sources!(".cu":
     "report"
     "rows"
     "screen"
+    "select"
     "update"
     "widen"
 );

@@ -116,7 +116,7 @@ impl<D: Device> CudaStep<D> {
         device.zero(&mut self.buffers.report, 0, size_of::<Report>())?;
         self.done = state.step;
         self.submitted = state.step;
-        let fresh = PathChoice::new(self.plan.pairs, self.plan.rows as u64 * self.plan.features as u64);
+        let fresh = self.plan.path_choice();
         // One for other lists is of no use.
         let same = |choice: &&PathChoice| choice.capacity() == fresh.capacity();
         self.choice = state.path_choice.as_ref().filter(same).cloned().unwrap_or(fresh);

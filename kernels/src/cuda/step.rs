@@ -15,7 +15,7 @@ use crate::activations::SparseActivations;
 use crate::error::{DeviceError, StepError};
 use crate::outcome::{StepReport, Terms};
 use crate::parameters::Parameters;
-use crate::path::{Path, PathChoice};
+use crate::path::Path;
 use crate::spec::{Schedule, StepSpec};
 use crate::state::State;
 use crate::stats::{Evaluation, Sums};
@@ -68,9 +68,8 @@ impl<D: Device> CudaStep<D> {
     ) -> Result<CudaStep<D>, StepError> {
         let plan = DevicePlan::new(&spec, &options)?;
         let buffers = Buffers::allocate(device, &plan)?;
-        let cells = spec.batch as u64 * spec.features as u64;
         let mut step = CudaStep {
-            choice: PathChoice::new(plan.pairs, cells),
+            choice: plan.path_choice(),
             spec,
             options,
             plan,
@@ -268,7 +267,7 @@ impl<D: Device> CudaStep<D> {
     }
 
     fn prepare_path(&mut self, device: &mut D, path: Path) -> Result<(), StepError> {
-        if path == Path::Dense && self.dense.is_none() {
+        if (path == Path::Dense || self.plan.selects) && self.dense.is_none() {
             self.dense = Some(DenseBuffers::allocate(device, &self.plan)?);
         }
         Ok(())

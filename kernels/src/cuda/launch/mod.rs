@@ -21,6 +21,7 @@ pub mod recheck;
 pub mod report;
 pub mod rows;
 pub mod screen;
+pub mod select;
 pub mod update;
 pub mod widen;
 
