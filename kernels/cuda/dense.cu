@@ -11,18 +11,7 @@
 // first. Where the product's inner dimension is d, rows of the one factor are [low high high], of the other [high low
 // high]: one product with an inner dimension of 3·stride, whose result, [B,F], is written once instead of three times. a and
 // da, whose products have small results, are written as two arrays by the kernels that compute them.
-#include "decode.cuh"
-
-// The halves of a number.
-struct Halves {
-    bf16 high, low;
-};
-__device__ __forceinline__ Halves halves_of(float value) {
-    Halves halves;
-    halves.high = float_to_bf16(value);
-    halves.low = float_to_bf16(value - bf16_to_float(halves.high));
-    return halves;
-}
+#include "dense.cuh"
 
 // a = max(0, z + b_enc) in place, its halves, and bit i%32 of mask[j, i/32] = a_ij > 0. A thread owns a feature and 32 rows:
 // a word of the mask. `high` and `low` [B,line] may be null. Block 256 threads, grid (⌈F/256⌉, words).

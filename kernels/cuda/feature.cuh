@@ -38,8 +38,43 @@ __device__ __forceinline__ void multiply_four(float4 &out, float scale) {
 template <int CHUNKS>
 struct Gradient {
     float4 encoder[CHUNKS], decoder[CHUNKS];
-    float bias;     // db_enc
-    float by_norm;  // the derivative by ‖W_dec_j‖ where the penalty is weighted by it
+    float bias;       // db_enc
+    float by_norm;    // the derivative by ‖W_dec_j‖ where the penalty is weighted by it
+    float threshold;  // dθ, of features that have one
+};
+
+// What a feature has besides its rows and its bias, and how the gradient passes its activation. ReLU's have nothing, and all of
+// this vanishes; JumpReLU's are in jump.cuh.
+struct Relu {
+    struct Own {};
+    // Numbers that a block keeps of each pair, in two turns.
+    static constexpr u32 KEPT_OF_PAIR = 1;
+
+    __device__ __forceinline__ Own read(u32) const { return Own(); }
+    __device__ __forceinline__ void write(u32, const Own &) const {}
+    __device__ __forceinline__ void step(Own &, const Scalars &, float) const {}
+    __device__ __forceinline__ void scale(Own &, float) const {}
+    // The bias as the screen's bound takes it, less what z must be above; and the size of what that is formed of.
+    __device__ __forceinline__ float base(float bias, const Own &) const { return bias; }
+    __device__ __forceinline__ float size(float bias, const Own &) const { return fabsf(bias); }
+    // A sum that is finite where `sum` and what it has are.
+    __device__ __forceinline__ float checked(float sum, const Own &) const { return sum; }
+
+    // a of a pair from what the list holds of it.
+    __device__ __forceinline__ float activation(float value, const Own &) const { return value; }
+    // Keeps dL/dz of a pair of row `row`, from dL/da.
+    __device__ __forceinline__ void keep(float *kept, u32, float, float by_activation, const Own &) const {
+        *kept = by_activation;
+    }
+    __device__ __forceinline__ float by_threshold(const float *) const { return 0.0f; }
+    // dθ of a segment of pairs, to and from memory.
+    __device__ __forceinline__ void leave(float *, float) const {}
+    __device__ __forceinline__ float left(const float *) const { return 0.0f; }
+    // The same of a block of rows, on the dense path.
+    __device__ __forceinline__ float part(u32, u32, u32) const { return 0.0f; }
+    __device__ __forceinline__ void leave_part(u32, float) const {}
+    // Whether a pair that was kept has a part in the gradients of the weights.
+    __device__ __forceinline__ bool counts(const float *, float, const Own &) const { return true; }
 };
 
 // Sums over a block of at most 256 threads. Consecutive sums take different halves of the memory, so that one barrier each is
@@ -84,17 +119,18 @@ struct Pairs {
 
 // Memory of a block for the derivatives by the activations, used in turns as in Turns.
 struct Derivatives {
-    float *shared;  // [2][SEGMENT]
+    float *shared;  // [2][kept of a pair][SEGMENT]
     u32 turn;
 };
 
 // Adds the pairs in their order. First each warp takes pairs of its own and forms da = g_i·W_dec_j + penalties, so that one
 // barrier is enough for all of them; then all threads add a·g_i and da·x_i, TOGETHER pairs in flight. The rows of g, read
 // twice, are still in the first-level cache.
-template <int TOGETHER, int CHUNKS>
-__device__ __forceinline__ void add_pairs(const Pairs &pairs, const float *decoder, Derivatives &derivatives,
+template <int TOGETHER, int CHUNKS, class Kind>
+__device__ __forceinline__ void add_pairs(const Pairs &pairs, const float *decoder, const Kind &kind,
+                                          const typename Kind::Own &own, Derivatives &derivatives,
                                           Gradient<CHUNKS> &gradient) {
-    float *da = derivatives.shared + derivatives.turn * SEGMENT;
+    float *da = derivatives.shared + derivatives.turn * (Kind::KEPT_OF_PAIR * SEGMENT);
     derivatives.turn ^= 1;
     u32 lane = threadIdx.x & 31u, warps = blockDim.x >> 5;
     for (u32 pair = threadIdx.x >> 5; pair < pairs.count; pair += warps) {
@@ -112,14 +148,14 @@ __device__ __forceinline__ void add_pairs(const Pairs &pairs, const float *decod
             for (u32 n = 0; n < 4; n++) sum = dot_four(left[n], right[n], sum);
         }
         sum = warp_sum(sum);
-        if (lane == 0) da[pair] = sum + slope;
+        if (lane == 0) kind.keep(da + pair, pairs.rows[pair], pairs.values[pair], sum + slope, own);
     }
     __syncthreads();
     for (u32 first = 0; first < pairs.count; first += TOGETHER) {
         float4 g[TOGETHER][CHUNKS], x[TOGETHER][CHUNKS];
 #pragma unroll
         for (int n = 0; n < TOGETHER; n++) {
-            bool there = first + n < pairs.count;
+            bool there = first + n < pairs.count && kind.counts(da + first + n, pairs.values[first + n], own);
             u64 start = there ? (u64)pairs.rows[first + n] * pairs.stride : 0;
 #pragma unroll
             for (int c = 0; c < CHUNKS; c++) {
@@ -132,8 +168,9 @@ __device__ __forceinline__ void add_pairs(const Pairs &pairs, const float *decod
 #pragma unroll
         for (int n = 0; n < TOGETHER; n++) {
             if (first + n >= pairs.count) break;
-            float by_value = da[first + n], value = pairs.values[first + n];
+            float by_value = da[first + n], value = kind.activation(pairs.values[first + n], own);
             gradient.bias += by_value;
+            gradient.threshold += kind.by_threshold(da + first + n);
 #pragma unroll
             for (int c = 0; c < CHUNKS; c++) {
                 add_scaled(gradient.decoder[c], value, g[n][c]);
@@ -231,9 +268,10 @@ __device__ __forceinline__ void store_bf16(bf16 *at, float4 value, float4 &round
 }
 
 // Writes what follows from a feature's rows, which the block holds; returns whether they and the bias are finite.
-template <int CHUNKS>
+template <int CHUNKS, class Kind>
 __device__ __forceinline__ bool derive(const Derived &to, u32 feature, u32 stride, const float4 (&encoder)[CHUNKS],
-                                       const float4 (&decoder)[CHUNKS], float bias, Turns &turns) {
+                                       const float4 (&decoder)[CHUNKS], float bias, const Kind &kind,
+                                       const typename Kind::Own &own, Turns &turns) {
     float sums[3] = {0.0f, 0.0f, 0.0f};  // ‖W_enc_j‖^2, that of its rounding residual, ‖W_dec_j‖^2
 #pragma unroll
     for (int c = 0; c < CHUNKS; c++) {
@@ -254,29 +292,19 @@ __device__ __forceinline__ bool derive(const Derived &to, u32 feature, u32 strid
     turns.sum(sums);
     if (threadIdx.x == 0) {
         // The last term covers products of two numbers too small for their squares.
-        float slack = to.bounds ? rounding(stride) * fabsf(bias) + 1e-35f : 0.0f;
-        to.feature_base[feature] = bias + slack;
+        float slack = to.bounds ? rounding(stride) * kind.size(bias, own) + 1e-35f : 0.0f;
+        to.feature_base[feature] = kind.base(bias, own) + slack;
         to.feature_norm[feature] = to.bounds ? norm_above(sums[0], stride) : 0.0f;
         to.feature_residual[feature] = to.bounds ? norm_above(sums[1], stride) : 0.0f;
         to.decoder_norm[feature] = sqrtf(sums[2]);
     }
-    return is_finite(sums[0] + sums[2] + bias);
+    return is_finite(kind.checked(sums[0] + sums[2] + bias, own));
 }
 
-// The optimizer's part: projection, Adam, decoder norm, and what the next step wants to know of the feature. The weights
-// are handed in as they were read; `gradient` is used up.
-template <int CHUNKS, class Moments>
-__device__ __forceinline__ void update_feature(float *parameters, u32 feature, u32 features, u32 stride, u32 norm_kind,
-                                               bool weighted, const Scalars &scalars, float4 (&encoder)[CHUNKS],
-                                               float4 (&decoder)[CHUNKS], const Moments &moments,
-                                               Gradient<CHUNKS> &gradient, const Derived &derived, Turns &turns,
-                                               Report *report) {
-    Parameters weights = parameters_at(parameters, 0, features, stride);
-    Parameters first = parameters_at(parameters, 1, features, stride);
-    Parameters second = parameters_at(parameters, 2, features, stride);
-    // Early, as all threads wait for them in the end.
-    float bias = weights.encoder_bias[feature], m = first.encoder_bias[feature], v = second.encoder_bias[feature];
-
+// What times W_dec_j is to be added to dW_dec_j: the projection's part, or that of the penalty's derivative by ‖W_dec_j‖.
+template <int CHUNKS>
+__device__ __forceinline__ float factor_along(u32 norm_kind, bool weighted, const float4 (&decoder)[CHUNKS],
+                                              const Gradient<CHUNKS> &gradient, Turns &turns) {
     float along = 0.0f;
     if (norm_kind != NORM_FREE || weighted) {
         float sums[2] = {0.0f, 0.0f};  // W_dec·W_dec, W_dec·dW_dec
@@ -293,6 +321,25 @@ __device__ __forceinline__ void update_feature(float *parameters, u32 feature, u
             along = gradient.by_norm * quick_reciprocal(quick_root(sums[0]));
         }
     }
+    return along;
+}
+
+// The optimizer's part: projection (unless the gradient is PROJECTED already), Adam, decoder norm, and what the next step wants to know of the feature. The weights
+// are handed in as they were read; `gradient` is used up.
+template <bool PROJECTED, int CHUNKS, class Moments, class Kind>
+__device__ __forceinline__ void update_feature(float *parameters, u32 feature, u32 features, u32 stride, u32 norm_kind,
+                                               bool weighted, const Scalars &scalars, float4 (&encoder)[CHUNKS],
+                                               float4 (&decoder)[CHUNKS], const Moments &moments,
+                                               Gradient<CHUNKS> &gradient, const Kind &kind, const Derived &derived,
+                                               Turns &turns, Report *report) {
+    Parameters weights = parameters_at(parameters, 0, features, stride);
+    Parameters first = parameters_at(parameters, 1, features, stride);
+    Parameters second = parameters_at(parameters, 2, features, stride);
+    // Early, as all threads wait for them in the end.
+    float bias = weights.encoder_bias[feature], m = first.encoder_bias[feature], v = second.encoder_bias[feature];
+    typename Kind::Own own = kind.read(feature);
+
+    float along = PROJECTED ? 0.0f : factor_along(norm_kind, weighted, decoder, gradient, turns);
     float squared[1] = {0.0f};
 #pragma unroll
     for (int c = 0; c < CHUNKS; c++) {
@@ -310,6 +357,7 @@ __device__ __forceinline__ void update_feature(float *parameters, u32 feature, u
     }
     moments.done(feature);
     adam(scalars, bias, m, v, gradient.bias);
+    kind.step(own, scalars, gradient.threshold);
 
     if (norm_kind != NORM_FREE) {
         turns.sum(squared);  // also: every thread has read the bias and its moments
@@ -320,7 +368,10 @@ __device__ __forceinline__ void update_feature(float *parameters, u32 feature, u
                 multiply_four(decoder[c], inverse);
                 if (norm_kind == NORM_TIED) multiply_four(encoder[c], removed);
             }
-            if (norm_kind == NORM_TIED) bias *= removed;
+            if (norm_kind == NORM_TIED) {
+                bias *= removed;
+                kind.scale(own, removed);
+            }
         }
     }
 #pragma unroll
@@ -332,11 +383,12 @@ __device__ __forceinline__ void update_feature(float *parameters, u32 feature, u
         store_four(weights.decoder + place, decoder[c]);
     }
     // After its barrier every thread has read the bias and its moments.
-    bool finite = derive(derived, feature, stride, encoder, decoder, bias, turns);
+    bool finite = derive(derived, feature, stride, encoder, decoder, bias, kind, own, turns);
     if (threadIdx.x == 0) {
         weights.encoder_bias[feature] = bias;
         first.encoder_bias[feature] = m;
         second.encoder_bias[feature] = v;
+        kind.write(feature, own);
         if (!finite) report->diverged = 1;  // whoever writes, writes the same
     }
 }

@@ -13,19 +13,19 @@
 // Per feature: the sums, the frequency, the slope, the steps since it fired; per block the two terms of the loss and the
 // features below the target into partial [blocks,3]. Coefficients are 0 where a term is not used; `rows` is B. The last block
 // ends the step's report: the terms join the loss, and the step counts as done. What follows may still find that the update
-// diverges, but refuses nothing. One thread per feature, block 256.
-extern "C" __global__ void __launch_bounds__(256)
-    window_features(const u32 *__restrict__ counts, const Window *__restrict__ window,
-                    const u32 *__restrict__ change_list, u32 *ring, u32 *sums, float *frequencies, float *slopes,
-                    u64 *steps_since_fired, double *partial, u32 *arrived, u32 features, u32 rows,
-                    const double *__restrict__ targets, const Scalars *__restrict__ scalars, Report *report) {
-    if (report->status != RUNNING) return;
-    __shared__ double shared[2][8 * 3];
+// diverges, but refuses nothing.
+template <bool DENSITIES>
+__device__ __forceinline__ void window_of(const u32 *counts, const Window *window, const u32 *change_list, u32 *ring,
+                                          u32 *sums, float *frequencies, float *slopes, u64 *steps_since_fired,
+                                          double *partial, u32 *arrived, u32 features, u32 rows,
+                                          const double *targets, const Scalars *scalars, Report *report) {
+    constexpr u32 TERMS = DENSITIES ? 4 : 3;
+    __shared__ double shared[2][8 * TERMS];
     const double min_coefficient = targets[0], min_target = targets[1];
     const double max_coefficient = targets[2], max_target = targets[3];
     const bool has_min = targets[4] != 0.0, has_max = targets[5] != 0.0;
     u32 feature = blockIdx.x * blockDim.x + threadIdx.x;
-    double terms[3] = {0.0, 0.0, 0.0};
+    double terms[TERMS] = {};
     if (feature < features) {
         u32 count = counts[feature], sum = sums[feature];
         u32 *newest = ring + (u64)window->newest * features + feature;
@@ -41,7 +41,7 @@ extern "C" __global__ void __launch_bounds__(256)
         frequencies[feature] = (float)frequency;
         steps_since_fired[feature] = count > 0 ? 0 : steps_since_fired[feature] + 1;
 
-        double s = frequency + 1e-10, coefficient = 0.0;
+        double s = frequency + 1e-10, coefficient = DENSITIES ? targets[7] : 0.0;
         if (has_min && s < min_target) {
             terms[0] = min_coefficient * (log10(min_target) - log10(s));
             coefficient -= min_coefficient;
@@ -51,19 +51,24 @@ extern "C" __global__ void __launch_bounds__(256)
             terms[1] = max_coefficient * (log10(s) - log10(max_target));
             coefficient += max_coefficient;
         }
-        slopes[feature] = (float)(coefficient / (2.302585092994045684 * s * rows));
+        double slope = coefficient / (2.302585092994045684 * s * rows);
+        if (DENSITIES) {
+            terms[TERMS - 1] = targets[6] * frequency + targets[7] * log10(s);
+            slope += targets[6] / rows;
+        }
+        slopes[feature] = (float)slope;
     }
     block_sum<8>(terms, shared[0]);
     if (threadIdx.x == 0) {
 #pragma unroll
-        for (u32 n = 0; n < 3; n++) partial[3 * blockIdx.x + n] = terms[n];
+        for (u32 n = 0; n < TERMS; n++) partial[TERMS * blockIdx.x + n] = terms[n];
     }
     __shared__ u32 flag;
     if (!last_block(arrived, gridDim.x, &flag)) return;
-    double whole[3] = {0.0, 0.0, 0.0};
+    double whole[TERMS] = {};
     for (u32 block = threadIdx.x; block < gridDim.x; block += blockDim.x) {
 #pragma unroll
-        for (u32 n = 0; n < 3; n++) whole[n] += partial[3 * block + n];
+        for (u32 n = 0; n < TERMS; n++) whole[n] += partial[TERMS * block + n];
     }
     block_sum<8>(whole, shared[1]);
     if (threadIdx.x != 0) return;
@@ -71,5 +76,32 @@ extern "C" __global__ void __launch_bounds__(256)
     report->max_sparsity = whole[1];
     report->below_target = (u32)whole[2];
     report->loss += whole[0] + whole[1];
+    if (DENSITIES) {
+        report->density = whole[TERMS - 1];
+        report->loss += whole[TERMS - 1];
+    }
     report->step = scalars->step;
+}
+
+// One thread per feature, block 256.
+extern "C" __global__ void __launch_bounds__(256)
+    window_features(const u32 *__restrict__ counts, const Window *__restrict__ window,
+                    const u32 *__restrict__ change_list, u32 *ring, u32 *sums, float *frequencies, float *slopes,
+                    u64 *steps_since_fired, double *partial, u32 *arrived, u32 features, u32 rows,
+                    const double *__restrict__ targets, const Scalars *__restrict__ scalars, Report *report) {
+    if (report->status != RUNNING) return;
+    window_of<false>(counts, window, change_list, ring, sums, frequencies, slopes, steps_since_fired, partial,
+                               arrived, features, rows, targets, scalars, report);
+}
+
+// The same with the terms of the mean density and of the mean logarithmic density: their coefficients over F are targets[6] and
+// targets[7], and `partial` is [blocks,4].
+extern "C" __global__ void __launch_bounds__(256)
+    window_densities(const u32 *__restrict__ counts, const Window *__restrict__ window,
+                    const u32 *__restrict__ change_list, u32 *ring, u32 *sums, float *frequencies, float *slopes,
+                    u64 *steps_since_fired, double *partial, u32 *arrived, u32 features, u32 rows,
+                    const double *__restrict__ targets, const Scalars *__restrict__ scalars, Report *report) {
+    if (report->status != RUNNING) return;
+    window_of<true>(counts, window, change_list, ring, sums, frequencies, slopes, steps_since_fired, partial,
+                               arrived, features, rows, targets, scalars, report);
 }

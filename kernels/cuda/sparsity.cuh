@@ -6,10 +6,23 @@
 //   L1                     a                  1
 //   TANH        k          tanh(k a)          k (1 - tanh^2(k a))
 //   LOG         epsilon    ln(1 + a/epsilon)  1 / (a + epsilon)
+//   STEP                   of the row         0
+//   QUADRATIC   target     of the row         0
+//
+// The last two are functions of how many activations of a row are positive. Trained thresholds alone have a gradient by them,
+// and jump.cu logs them.
 #pragma once
 #include "types.cuh"
 
-enum Penalty { PENALTY_NONE = 0, PENALTY_APPROX_L0 = 1, PENALTY_L1 = 2, PENALTY_TANH = 3, PENALTY_LOG = 4 };
+enum Penalty {
+    PENALTY_NONE = 0,
+    PENALTY_APPROX_L0 = 1,
+    PENALTY_L1 = 2,
+    PENALTY_TANH = 3,
+    PENALTY_LOG = 4,
+    PENALTY_STEP = 5,
+    PENALTY_QUADRATIC = 6
+};
 
 __device__ __forceinline__ float penalty_logged(u32 kind, float parameter, float a) {
     switch (kind) {
@@ -49,4 +62,20 @@ __device__ __forceinline__ float penalty_slope(u32 kind, const Scalars &scalars,
     float epsilon = scalars.frequency_epsilon;
     float surrogate = slope == 0.0f ? 0.0f : slope * epsilon / ((a + epsilon) * (a + epsilon));
     return by_weighted * norm + surrogate;
+}
+
+// The derivative of coefficient/B · a row's penalty by how many of its activations are positive.
+__device__ __forceinline__ float penalty_by_count(u32 kind, const Scalars &scalars, u32 active) {
+    float target = scalars.penalty_parameter;
+    switch (kind) {
+        case PENALTY_STEP: return scalars.penalty_coefficient;
+        case PENALTY_QUADRATIC: return scalars.penalty_coefficient * 4.0f / target * ((float)active - target);
+        default: return 0.0f;
+    }
+}
+
+// penalty_slope at an activation of 0, from the right: what a pair near its threshold begins with.
+__device__ __forceinline__ float penalty_slope_at_zero(u32 kind, const Scalars &scalars, float norm, float slope) {
+    float surrogate = slope == 0.0f ? 0.0f : slope / scalars.frequency_epsilon;
+    return scalars.penalty_coefficient * penalty_derivative(kind, scalars.penalty_parameter, 0.0f) * norm + surrogate;
 }

@@ -38,6 +38,7 @@ struct Report {
     double squared_error, centered_error, uncentered_error, squared_norm;
     double deviation;  // sum of ‖x - xbar‖^2
     double cosine, norm_ratio, l1, penalty;
+    double density;  // only written where there is such a term
     u64 active, active_squared, rows_off_mean, rows_off_zero, candidates;
     u32 below_target;
     u32 diverged;        // a weight became NaN or infinite
@@ -45,6 +46,13 @@ struct Report {
     u32 zero_row;        // the first row whose norm the MSE cannot divide by, or NO_ROW
 };
 constexpr u32 NO_ROW = 0xffffffffu;
+
+// The clipping of a gradient's norm.
+struct Clip {
+    double most;  // the largest norm
+    float scale;  // what the gradient of this step is multiplied by
+    u32 unused;
+};
 
 // What the decode finds of one row.
 struct RowResult {

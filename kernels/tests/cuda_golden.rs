@@ -2,6 +2,7 @@
 
 use emulation::EmulatedDevice;
 use example_steps::{Golden, relative_difference, single};
+use kernels::activation::Activation;
 use kernels::cuda::plan::{DeviceOptions, DevicePlan};
 use kernels::cuda::step::CudaStep;
 use kernels::error::StepError;
@@ -26,7 +27,7 @@ fn fifty_steps_end_at_pytorchs_weights_on_both_paths() {
             encoder_bias: tensor("b_enc").into(),
             decoder: matrix("W_dec", f, d),
             decoder_bias: tensor("b_dec").into(),
-            threshold: None,
+            threshold: spec.activation.has_thresholds().then(|| tensor("threshold").into()),
             skip: None,
         };
         // Which these are, and that they are refused by name, is the plan's own test.
@@ -45,21 +46,26 @@ fn fifty_steps_end_at_pytorchs_weights_on_both_paths() {
             {
                 let batch = device.holding(batch);
                 let report = step.step(&mut device, &batch, &now).unwrap();
-                assert_eq!(report.path, path);
+                // A selection is sparse, however its z are formed.
+                let selects = matches!(spec.activation, Activation::TopK { .. });
+                assert_eq!(report.path, if selects { Path::Sparse } else { path });
                 let got = report.terms.loss();
                 let off = (got - loss).abs() / loss.abs();
                 assert!(off < 1e-5, "{name} {path:?} step {}: {got} {loss}", report.step);
             }
             let weights = step.weights(&mut device).unwrap();
             let encoder = transposed(weights.encoder.view());
-            for (key, got) in [
+            let threshold = weights.threshold.as_ref().and_then(|threshold| threshold.as_slice());
+            let tensors = [
                 ("W_enc", encoder.as_slice()),
                 ("b_enc", weights.encoder_bias.as_slice()),
                 ("W_dec", weights.decoder.as_slice()),
                 ("b_dec", weights.decoder_bias.as_slice()),
-            ] {
+                ("threshold", threshold),
+            ];
+            for (key, got) in tensors.into_iter().filter_map(|(key, got)| Some((key, got?))) {
                 let expected = golden.tensor(&format!("{name}/weights/{key}"));
-                let off = relative_difference(got.unwrap(), expected);
+                let off = relative_difference(got, expected);
                 assert!(off < 1e-5, "{name} {path:?} {precision:?} {key}: {off:e}");
                 if off > worst.0 {
                     worst = (off, format!("{name} {path:?} {key}"));
@@ -67,6 +73,6 @@ fn fifty_steps_end_at_pytorchs_weights_on_both_paths() {
             }
         }
     }
-    assert!(cases >= 20, "{cases} cases are computed on a device");
+    assert!(cases >= 34, "{cases} cases are computed on a device");
     println!("largest relative difference {:.1e} ({})", worst.0, worst.1);
 }

@@ -2,10 +2,11 @@
 
 use emulation::{Buffer, EmulatedDevice, EmulatedDriver, on_a_gpu, run_again_sanitized};
 use example_steps::{batch, relative_difference, rows, spec, weights, wide};
+use kernels::activation::Activation;
 use kernels::cuda::plan::DeviceOptions;
 use kernels::cuda::step::{CudaStep, Outcome};
 use kernels::error::StepError;
-use kernels::loss::{LossSpec, Mse};
+use kernels::loss::{LossSpec, Mse, Penalty};
 use kernels::outcome::StepReport;
 use kernels::parameters::{Parameters, transposed};
 use kernels::path::Path;
@@ -77,7 +78,7 @@ fn follow_the_definition_from(
             b_enc: wide(numbers(&initial.encoder_bias)),
             w_dec: wide(numbers(&initial.decoder)),
             b_dec: wide(numbers(&initial.decoder_bias)),
-            threshold: Vec::new(),
+            threshold: initial.threshold.as_ref().map_or_else(Vec::new, |threshold| wide(numbers(threshold))),
             skip: Vec::new(),
         },
     );
@@ -99,6 +100,7 @@ fn follow_the_definition_from(
             ("encoder bias", numbers(&got.encoder_bias), &expected.b_enc),
             ("decoder", numbers(&got.decoder), &expected.w_dec),
             ("decoder bias", numbers(&got.decoder_bias), &expected.b_dec),
+            ("threshold", got.threshold.as_ref().map_or(&[], numbers), &expected.threshold),
         ] {
             let off = relative_difference(got, expected);
             assert!(off <= tolerance, "{spec:?} {options:?}: {name} of {key}: {off:e}");
@@ -126,6 +128,164 @@ fn odd_sizes_follow_the_definition_with_any_share_of_activations() {
             }
         }
     }
+}
+
+/// A spec of thresholds with every part of their gradients; near pairs are about as many as active ones.
+fn jump_spec(width: usize, features: usize, batch: usize) -> StepSpec {
+    let spec = spec(width, features, batch);
+    let penalty = Penalty::Quadratic { target: 3.0 };
+    StepSpec {
+        activation: Activation::JumpRelu { bandwidth: 1.5, to_input: true },
+        loss: LossSpec { penalty, weight_by_decoder_norm: false, ..spec.loss },
+        ..spec
+    }
+}
+
+#[test]
+fn thresholds_follow_the_definition_with_any_share_of_pairs() {
+    for (d, f, b) in [(3, 17, 5), (20, 40, 33), (65, 33, 131)] {
+        for shift in SHIFTS {
+            for path in [Path::Sparse, Path::Dense] {
+                follow_the_definition(jump_spec(d, f, b), options(path, Precision::Fp32), shift, 2, 2e-5);
+            }
+        }
+    }
+    // Penalties on the activations, of which near pairs have a part too.
+    let of_values = |weighted| {
+        let mut spec = StepSpec { decoder_norm: DecoderNorm::Free, ..jump_spec(20, 40, 33) };
+        spec.loss.penalty = Penalty::Tanh { scale: 0.7 };
+        spec.loss.weight_by_decoder_norm = weighted;
+        spec
+    };
+    for (weighted, path) in [(false, Path::Sparse), (true, Path::Sparse), (true, Path::Dense)] {
+        follow_the_definition(of_values(weighted), options(path, Precision::Exact), 1.0, 3, 2e-5);
+    }
+    // Segments, and rows too wide for four components a thread.
+    follow_the_definition(jump_spec(20, 9, 300), options(Path::Sparse, Precision::Exact), -1.0, 2, 2e-5);
+    for path in [Path::Sparse, Path::Dense] {
+        let without = LossSpec { penalty: Penalty::Step, ..LossSpec::reconstruction(Mse::Centered) };
+        let wide = StepSpec { loss: without, ..jump_spec(1025, 9, 5) };
+        follow_the_definition(wide, options(path, Precision::Fp32), 0.0, 1, 2e-5);
+    }
+}
+
+#[test]
+fn screened_thresholds_equal_a_float32_run_bit_for_bit() {
+    let run = |precision, order| {
+        let spec = jump_spec(35, 150, 130);
+        let mut run = Run::new(spec, options(Path::Sparse, precision), &weights(&spec, 2.0), order);
+        let reports = run.steps(0..4);
+        let same = |report: StepReport| StepReport { rechecked: 0.0, ..report };
+        let rechecked: Vec<f64> = reports.iter().map(|report| report.rechecked).collect();
+        (reports.into_iter().map(same).collect::<Vec<_>>(), run.state(), rechecked)
+    };
+    let (plain, screened) = (run(Precision::Fp32, 0), run(Precision::Exact, 0));
+    assert!(plain.0 == screened.0 && plain.1 == screened.1);
+    for ((exact, more), report) in plain.2.iter().zip(&screened.2).zip(&plain.0) {
+        // Active and near pairs are the float32 run's candidates, the screen's are a few more.
+        assert!(exact <= more && *more < 1.2 * exact && 1.1 * report.sums.density() < *exact);
+    }
+    for order in [1, 3, 12_345] {
+        let other = run(Precision::Exact, order);
+        assert!(other.0 == screened.0 && other.1 == screened.1, "order {order}");
+    }
+}
+
+#[test]
+fn thresholds_of_a_resumed_run_go_on_bit_for_bit() {
+    let spec = jump_spec(20, 60, 40);
+    for path in [Path::Sparse, Path::Dense] {
+        let run = || Run::new(spec, options(path, Precision::Exact), &weights(&spec, 1.0), 0);
+        let (mut whole, mut first, mut second) = (run(), run(), run());
+        let all = whole.steps(0..5);
+        first.steps(0..2);
+        let state = first.state();
+        assert!(state.weights.threshold != weights(&spec, 1.0).threshold);
+        second.step.restore(&mut second.device, &state).unwrap();
+        assert!(second.state() == state);
+        assert_eq!(second.steps(2..5), all[2..]);
+        assert!(second.state() == whole.state());
+    }
+}
+
+#[test]
+fn near_pairs_count_where_lists_are_chosen() {
+    // Lists for the active pairs, but not for the near ones: what a dense step finds does not call for the sparse path.
+    let spec = jump_spec(20, 60, 40);
+    let mut sparse = Run::new(spec, options(Path::Sparse, Precision::Fp32), &weights(&spec, 3.0), 0);
+    let report = sparse.step(&batch(&spec, 0)).unwrap();
+    let (active, listed) = (report.sums.density(), report.rechecked);
+    assert!(2.0 * active < listed, "{active} {listed}");
+    let with_lists = |sparse_density| {
+        let options = DeviceOptions { precision: Precision::Fp32, sparse_density };
+        let mut run = Run::new(spec, options, &weights(&spec, 3.0), 0);
+        run.steps(0..4).last().unwrap().path
+    };
+    assert_eq!((with_lists(1.5 * active), with_lists(4.0 * listed)), (Path::Dense, Path::Sparse));
+}
+
+fn top_k(k: usize, spec: StepSpec) -> StepSpec {
+    StepSpec { activation: Activation::TopK { k }, ..spec }
+}
+
+#[test]
+fn the_largest_of_each_row_follow_the_definition() {
+    for ((d, f, b), k) in [((3, 17, 5), 4), ((20, 40, 33), 1), ((20, 40, 33), 40), ((65, 33, 131), 5)] {
+        // More features above 0 than are selected, and fewer.
+        for shift in [4.0, 0.0, -30.0] {
+            for precision in [Precision::Exact, Precision::Fp32] {
+                let options = options(Path::Dense, precision);
+                follow_the_definition(top_k(k, spec(d, f, b)), options, shift, 2, 2e-5);
+            }
+        }
+    }
+    // Segments of features that are active in most rows, and a gradient that is clipped.
+    let free = StepSpec { decoder_norm: DecoderNorm::Free, ..spec(20, 9, 300) };
+    follow_the_definition(top_k(6, free), options(Path::Sparse, Precision::Exact), -3.0, 2, 1e-5);
+    let clipped = StepSpec { gradient_clip: Some(0.01), ..spec(20, 40, 33) };
+    follow_the_definition(top_k(7, clipped), options(Path::Sparse, Precision::Exact), 0.0, 2, 1e-5);
+    follow_the_definition(top_k(7, spec(35, 60, 70)), options(Path::Sparse, Precision::Bf16), 0.5, 2, 5e-2);
+}
+
+#[test]
+fn selections_from_rough_z_equal_a_float32_run_bit_for_bit() {
+    let run = |precision, order| {
+        let spec = top_k(9, spec(35, 150, 130));
+        let mut run = Run::new(spec, options(Path::Sparse, precision), &weights(&spec, 0.0), order);
+        (run.steps(0..4), run.state())
+    };
+    let expected = run(Precision::Fp32, 0);
+    assert!(expected.0.iter().all(|report| report.path == Path::Sparse && report.sums.active == 9 * 130));
+    for (precision, order) in [(Precision::Exact, 0), (Precision::Exact, 3), (Precision::Fp32, 12_345)] {
+        assert!(run(precision, order) == expected, "{precision:?} in order {order}");
+    }
+    // Evaluations of a part of a batch select from it alone.
+    let spec = top_k(9, spec(35, 150, 130));
+    let mut run = Run::new(spec, options(Path::Sparse, Precision::Exact), &weights(&spec, 0.0), 0);
+    let rows = run.upload(&batch(&spec, 0));
+    let evaluation = run.step.evaluate(&mut run.device, &rows, 37).unwrap();
+    assert_eq!((evaluation.sums.active, evaluation.sums.rows), (9 * 37, 37));
+}
+
+#[test]
+fn a_clipped_gradient_follows_the_definition() {
+    let clipped = |spec, most| StepSpec { gradient_clip: Some(most), ..spec };
+    for (d, f, b) in [(3, 17, 5), (20, 40, 33), (65, 33, 131)] {
+        for path in [Path::Sparse, Path::Dense] {
+            // A norm that clips every step, and one that clips none.
+            for most in [1e-2, 1e3] {
+                let options = options(path, Precision::Fp32);
+                follow_the_definition(clipped(spec(d, f, b), most), options, 0.0, 2, 2e-5);
+                follow_the_definition(clipped(jump_spec(d, f, b), most), options, 0.0, 2, 2e-5);
+            }
+        }
+    }
+    // Without the pre-bias and with free norms; segments; rows too wide for four components a thread.
+    let free = StepSpec { pre_bias: false, decoder_norm: DecoderNorm::Free, ..spec(20, 9, 300) };
+    follow_the_definition(clipped(free, 0.1), options(Path::Sparse, Precision::Exact), -3.0, 2, 1e-5);
+    let loss = LossSpec::reconstruction(Mse::Centered);
+    let wide = StepSpec { loss, ..spec(2050, 9, 5) };
+    follow_the_definition(clipped(wide, 0.1), options(Path::Sparse, Precision::Fp32), 0.0, 1, 2e-5);
 }
 
 #[test]

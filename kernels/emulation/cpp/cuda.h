@@ -184,6 +184,12 @@ inline T atomicAnd(T *at, T value) {
     return old;
 }
 template <class T>
+inline T atomicOr(T *at, T value) {
+    T old = *at;
+    *at = old | value;
+    return old;
+}
+template <class T>
 inline T min(T a, T b) {
     return b < a ? b : a;
 }

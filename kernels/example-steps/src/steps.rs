@@ -57,7 +57,10 @@ pub fn weights(spec: &StepSpec, shift: f32) -> Parameters {
         encoder_bias: numbers(f, 12).iter().map(|b| b - shift).collect(),
         decoder: rows(f, d, 13).mapv(|w| w / (d as f32).sqrt()),
         decoder_bias: numbers(d, 14).iter().map(|b| 0.1 * b).collect(),
-        threshold: None,
+        threshold: spec
+            .activation
+            .has_thresholds()
+            .then(|| numbers(f, 16).iter().map(|t| 0.5 * t.abs()).collect()),
         skip: spec.skip.then(|| rows(d, d, 15).mapv(|w| 0.3 * w)),
     }
 }

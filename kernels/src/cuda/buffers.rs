@@ -4,12 +4,12 @@ use super::device::Device;
 use super::halves::Matrix;
 use super::launch::backward::segment_length;
 use super::launch::dense::slope_parts;
-use super::launch::frequency::frequency_parts;
+use super::launch::frequency::{FREQUENCY_TARGETS, frequency_parts};
 use super::launch::lists::list_blocks;
 use super::launch::report::REPORT_PARTS;
 use super::launch::update::update_blocks;
 use super::launch::{COLUMNS, SUMMED_ROWS, Slice};
-use super::layout::{ROW_RESULT_BYTES, Report, Scalars, Window};
+use super::layout::{Clip, ROW_RESULT_BYTES, Report, Scalars, Window};
 use super::plan::DevicePlan;
 use crate::error::DeviceError;
 use crate::precision::Precision;
@@ -89,7 +89,7 @@ table! {
         /// Blocks that have finished, of each kernel whose last block has more to do: see [`Arrivals`].
         arrivals: B, 4 * arrivals(plan), "the step's report";
         /// Coefficients and targets of the frequency terms.
-        targets: B, 6 * 8, "the frequency targets";
+        targets: B, FREQUENCY_TARGETS * 8, "the frequency targets";
 
         /// The batch with its rows padded, [B,stride]; only where d is no multiple of 64.
         x: Option<B>, (plan.width != plan.stride).then_some(4 * plan.rows * plan.stride), "the padded batch";
@@ -124,6 +124,18 @@ table! {
         by_norm: B, 4 * plan.features, "the norms' gradient";
         segment_sums: B, 4 * plan.segments * segment_length(plan.stride), "the segments of frequent features";
 
+        /// `Clip`, and gradients that wait for their norm; only where it is limited.
+        clip: Option<B>, plan.clips.then_some(size_of::<Clip>()), "the gradient's norm";
+        squares: Option<B>, plan.clips.then_some(8 * update_blocks(plan.features)), "the gradient's norm";
+        encoder_gradient: Option<B>, plan.clips.then_some(4 * plan.features * plan.stride), "gradients";
+        decoder_gradient: Option<B>, plan.clips.then_some(4 * plan.features * plan.stride), "gradients";
+        bias_gradient: Option<B>, plan.clips.then_some(4 * plan.features), "gradients";
+        norm_gradient: Option<B>, plan.clips.then_some(4 * plan.features), "gradients";
+        threshold_gradient: Option<B>, (plan.clips && plan.thresholds).then_some(4 * plan.features), "gradients";
+
+        /// The largest ‖w_j‖ and |b_j|; only where the largest z are selected.
+        largest_norms: Option<B>, plan.selects.then_some(2 * 4), "the selection";
+
         g: B, 4 * plan.rows * plan.stride, "the reconstruction's gradient";
         results: B, ROW_RESULT_BYTES * plan.rows, "the rows' results";
 
@@ -140,6 +152,14 @@ table! {
 
         /// Weights, first and second moments.
         parameters: B, 3 * 4 * plan.parameters(), "weights and moments";
+        /// θ, first and second moments, [3,F]; only where thresholds are trained, as all that follows up to the copies.
+        thresholds: Option<B>, plan.thresholds.then_some(3 * 4 * plan.features), "the thresholds";
+        /// Pairs near their thresholds.
+        near_features: Option<B>, plan.thresholds.then_some(4 * plan.pairs), "the near pairs";
+        near_values: Option<B>, plan.thresholds.then_some(4 * plan.pairs), "the near pairs";
+        row_near: Option<B>, plan.thresholds.then_some(4 * plan.rows), "the near pairs";
+        /// The features' active and near pairs.
+        listed_counts: Option<B>, plan.thresholds.then_some(4 * plan.features), "the features' lists";
         encoder_bf16: Option<B>, copy(plan, plan.precision != Precision::Fp32), "the encoder in bfloat16";
         decoder_bf16: Option<B>, copy(plan, plan.precision == Precision::Bf16), "the decoder in bfloat16";
         feature_base: B, 4 * plan.features, "the screening bounds";
@@ -159,14 +179,18 @@ table! {
 table! {
     /// Arrays of the dense path, which are made when the first dense step comes.
     DenseBuffers(plan) {
-        /// a, [B,line].
+        /// a, or z that are selected from, [B,line].
         activations: B, 4 * plan.rows * plan.line, "dense activations";
         /// da, [B,line].
-        by_value: B, 4 * plan.rows * plan.line, "the gradients of dense activations";
-        encoder_gradient: B, 4 * plan.features * plan.stride, "the encoder's gradient";
-        decoder_gradient: B, 4 * plan.features * plan.stride, "the decoder's gradient";
-        bias_parts: B, 4 * slope_parts(plan.rows, plan.features), "the encoder bias' gradient";
-        norm_parts: B, 4 * slope_parts(plan.rows, plan.features), "the norms' gradient";
+        by_value: B, of_step(plan, 4 * plan.rows * plan.line), "the gradients of dense activations";
+        encoder_gradient: B, of_step(plan, 4 * plan.features * plan.stride), "the encoder's gradient";
+        decoder_gradient: B, of_step(plan, 4 * plan.features * plan.stride), "the decoder's gradient";
+        bias_parts: B, of_step(plan, 4 * slope_parts(plan.rows, plan.features)), "the encoder bias' gradient";
+        norm_parts: B, of_step(plan, 4 * slope_parts(plan.rows, plan.features)), "the norms' gradient";
+        /// z, [B,line], and sums of dL/dθ; only where thresholds are trained.
+        preactivations: Option<B>, plan.thresholds.then_some(4 * plan.rows * plan.line), "dense preactivations";
+        threshold_parts: Option<B>, plan.thresholds.then_some(4 * slope_parts(plan.rows, plan.features)),
+            "the thresholds' gradient";
         /// The factors' halves unless products are float32.
         x_halves: Option<B>, halves(plan, Matrix::X), "the dense products' bfloat16 factors";
         encoder_halves: Option<B>, halves(plan, Matrix::Encoder), "the dense products' bfloat16 factors";
@@ -182,9 +206,15 @@ fn copy(plan: &DevicePlan, wanted: bool) -> Option<usize> {
     wanted.then_some(2 * plan.features * plan.stride)
 }
 
+/// The bytes of what only a whole dense step uses: nothing where the dense product serves a selection.
+fn of_step(plan: &DevicePlan, bytes: usize) -> usize {
+    if plan.selects { 0 } else { bytes }
+}
+
 /// Bytes of a factor's halves, if there are any.
 fn halves(plan: &DevicePlan, matrix: Matrix) -> Option<usize> {
-    matrix.halves(plan).map(|halves| halves.bytes)
+    let used = !plan.selects || matches!(matrix, Matrix::X | Matrix::Encoder);
+    matrix.halves(plan).filter(|_| used).map(|halves| halves.bytes)
 }
 
 /// The kernels whose last block goes on alone (`last.cuh`): the places of their counters, which are 0 between kernels.

@@ -6,7 +6,10 @@ use super::buffers::DenseBuffers;
 use super::device::{Device, Element, Factor, Gemm};
 use super::halves::{Halves, Matrix};
 use super::launch::Slice;
-use super::launch::dense::{Activate, DecodeDense, DenseSlopes, Split, WrittenHalves};
+use super::launch::clip::Gradients;
+use super::launch::dense::{
+    Activate, DecodeDense, DenseJump, DenseSlopes, Split, WrittenHalves, slope_parts,
+};
 use super::launch::update::UpdateDense;
 use super::resident::CudaStep;
 use crate::error::DeviceError;
@@ -40,7 +43,7 @@ impl<D: Device> CudaStep<D> {
     }
 
     /// Makes the halves of `lines` lines of one of the smaller matrices, if products are formed from halves.
-    fn split(
+    pub(super) fn split(
         &self,
         device: &mut D,
         matrix: Matrix,
@@ -69,7 +72,7 @@ impl<D: Device> CudaStep<D> {
     }
 
     /// out [m,n] = a [m,d] · b [n,d]ᵀ, of X or g and one of the weights.
-    fn product_over_width(
+    pub(super) fn product_over_width(
         &self,
         device: &mut D,
         batch: &D::Buffer,
@@ -145,10 +148,7 @@ impl<D: Device> CudaStep<D> {
     ) -> Result<(), DeviceError> {
         let (plan, b, dense) = (&self.plan, &self.buffers, self.dense_buffers());
         let features = plan.features;
-        self.split(device, Matrix::X, batch, rows)?;
-        self.split(device, Matrix::Encoder, batch, features)?;
-        let factors = (Matrix::X, Matrix::Encoder);
-        self.product_over_width(device, batch, (rows, features), factors, &dense.activations)?;
+        self.dense_preactivations(device, batch, rows)?;
         let activate = Activate {
             a: &dense.activations,
             encoder_bias: self.weights_from(plan.encoder_bias_at()),
@@ -157,12 +157,13 @@ impl<D: Device> CudaStep<D> {
             features,
             rows,
             report: &b.report,
+            jump: self.thresholds().zip(dense.preactivations.as_ref()),
         };
         activate.launch(device)?;
         match self.spec.activation {
             // The kernel has made a of z.
-            Activation::Relu => {}
-            _ => unreachable!("the plan refuses it"),
+            Activation::Relu | Activation::JumpRelu { .. } => {}
+            Activation::TopK { .. } | Activation::BatchTopK { .. } => unreachable!("selections are sparse"),
         }
         self.count_features(device, rows, Path::Dense)?;
 
@@ -189,6 +190,13 @@ impl<D: Device> CudaStep<D> {
         decode.launch(device)
     }
 
+    /// The thresholds' gradients, where features have some.
+    fn dense_jump(&self) -> Option<DenseJump<'_, D::Buffer>> {
+        let dense = self.dense_buffers();
+        let (pseudo, preactivations) = (self.pseudo()?, dense.preactivations.as_ref()?);
+        Some(DenseJump { pseudo, preactivations, threshold_parts: dense.threshold_parts.as_ref()? })
+    }
+
     pub(crate) fn update_dense(&self, device: &mut D, batch: &D::Buffer) -> Result<(), DeviceError> {
         let (plan, b, dense) = (&self.plan, &self.buffers, self.dense_buffers());
         let (rows, features) = (plan.rows, plan.features);
@@ -208,6 +216,7 @@ impl<D: Device> CudaStep<D> {
             penalty: self.spec.loss.penalty,
             scalars: &b.scalars,
             report: &b.report,
+            jump: self.dense_jump(),
         };
         slopes.launch(device)?;
 
@@ -217,6 +226,17 @@ impl<D: Device> CudaStep<D> {
         let decoder = (Matrix::Activations, transposed);
         self.product_to_width(device, batch, sizes, decoder, Matrix::Gradient, &dense.decoder_gradient)?;
 
+        if let Some(clipping) = self.clipping() {
+            let gradients = Gradients {
+                encoder: &dense.encoder_gradient,
+                decoder: &dense.decoder_gradient,
+                bias: &dense.bias_parts,
+                by_norm: &dense.norm_parts,
+                threshold: dense.threshold_parts.as_ref(),
+                parts: slope_parts(rows, features) / features,
+            };
+            return self.update_clipped(device, gradients, clipping);
+        }
         let update = UpdateDense {
             parameters: &b.parameters,
             derived: self.derived(),
@@ -232,6 +252,7 @@ impl<D: Device> CudaStep<D> {
             decoder_norm: self.spec.decoder_norm,
             scalars: &b.scalars,
             report: &b.report,
+            jump: self.thresholds().zip(dense.threshold_parts.as_ref()),
         };
         update.launch(device)
     }

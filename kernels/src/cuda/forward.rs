@@ -5,6 +5,7 @@ use super::device::{Device, Screen};
 use super::launch::Slice;
 use super::launch::decode::{Decode, Decoder};
 use super::launch::encode::Encode;
+use super::launch::jump::{NearPairs, PenaltyOfCount, Pseudo, Thresholds};
 use super::launch::lists::{CountFeatures, CountRows, FeatureStarts, ListRows, TransposeMask};
 use super::launch::mask_words;
 use super::launch::recheck::{Operands, Recheck};
@@ -41,6 +42,26 @@ impl<D: Device> CudaStep<D> {
         self.spec.loss.weight_by_decoder_norm.then_some(&self.buffers.decoder_norm)
     }
 
+    /// The thresholds, where features have some.
+    pub(crate) fn thresholds(&self) -> Option<Thresholds<'_, D::Buffer>> {
+        let Activation::JumpRelu { bandwidth, .. } = self.spec.activation else { return None };
+        self.buffers.thresholds.as_ref().map(|numbers| Thresholds { numbers, bandwidth })
+    }
+
+    /// The pairs near thresholds, where features have some.
+    pub(crate) fn near_pairs(&self) -> Option<NearPairs<'_, D::Buffer>> {
+        let b = &self.buffers;
+        let (features, values) = (b.near_features.as_ref()?, b.near_values.as_ref()?);
+        Some(NearPairs { features, values, of_row: b.row_near.as_ref()? })
+    }
+
+    /// The thresholds' pseudo-derivatives, where features have some.
+    pub(crate) fn pseudo(&self) -> Option<Pseudo<'_, D::Buffer>> {
+        let Activation::JumpRelu { to_input, .. } = self.spec.activation else { return None };
+        let thresholds = self.thresholds()?;
+        Some(Pseudo { thresholds, to_input, results: &self.buffers.results })
+    }
+
     /// The weights from number `at` on.
     pub(crate) fn weights_from(&self, at: usize) -> Slice<'_, D::Buffer> {
         Slice::from_number(&self.buffers.parameters, at)
@@ -59,6 +80,11 @@ impl<D: Device> CudaStep<D> {
         match path {
             Path::Sparse => self.encode_and_decode_pairs(device, batch, rows)?,
             Path::Dense => self.encode_and_decode_dense(device, batch, rows)?,
+        }
+        let (b, penalty) = (&self.buffers, self.spec.loss.penalty);
+        if penalty.counts() {
+            let (results, scalars, report) = (&b.results, &b.scalars, &b.report);
+            PenaltyOfCount { results, rows, penalty, scalars, report }.launch(device)?;
         }
         self.report_rows(device, rows, &purpose)
     }
@@ -168,6 +194,7 @@ impl<D: Device> CudaStep<D> {
                 rows,
                 stride: plan.stride,
                 report: &b.report,
+                thresholds: self.thresholds(),
             };
             return encode.launch(device);
         };
@@ -193,15 +220,19 @@ impl<D: Device> CudaStep<D> {
         batch: &D::Buffer,
         rows: usize,
     ) -> Result<(), DeviceError> {
-        self.find_candidates(device, batch, rows)?;
-        self.list_candidates(device, rows)?;
-        self.recheck(device, batch, rows)?;
         match self.spec.activation {
-            // The recheck has left out what is not above 0.
-            Activation::Relu => {}
-            _ => unreachable!("the plan refuses it"),
+            Activation::Relu | Activation::JumpRelu { .. } => {
+                self.find_candidates(device, batch, rows)?;
+                self.list_candidates(device, rows)?;
+            }
+            Activation::TopK { k } => self.select_largest(device, batch, rows, k)?,
+            Activation::BatchTopK { .. } => unreachable!("the plan refuses it"),
         }
-        self.count_features(device, rows, Path::Sparse)?;
+        // Leaves out what is not above 0, or its threshold.
+        self.recheck(device, batch, rows)?;
+        // Lists by feature hold near pairs too, and are made of other counts then.
+        let counted = if self.plan.thresholds { Path::Dense } else { Path::Sparse };
+        self.count_features(device, rows, counted)?;
         self.decode(device, batch, rows)
     }
 
@@ -260,6 +291,7 @@ impl<D: Device> CudaStep<D> {
             stride: plan.stride,
             capacity: plan.pairs,
             report: &b.report,
+            jump: self.thresholds().zip(self.near_pairs()),
         };
         recheck.launch(device)
     }
@@ -299,10 +331,21 @@ impl<D: Device> CudaStep<D> {
 
     /// In how many of `rows` each feature is active, and on the sparse path where blocks of features begin in the lists.
     pub(crate) fn count_features(&self, device: &mut D, rows: usize, path: Path) -> Result<(), DeviceError> {
+        self.count_bits(device, rows, path, &self.buffers.counts)
+    }
+
+    /// The bits of each feature in the mask.
+    pub(crate) fn count_bits(
+        &self,
+        device: &mut D,
+        rows: usize,
+        path: Path,
+        counts: &D::Buffer,
+    ) -> Result<(), DeviceError> {
         let b = &self.buffers;
         let count = CountFeatures {
             mask: &b.mask,
-            counts: &b.counts,
+            counts,
             totals: &b.block_totals,
             arrived: b.arrivals(Arrivals::Lists),
             starts: (path == Path::Sparse).then(|| self.feature_starts()),

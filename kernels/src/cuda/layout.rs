@@ -33,10 +33,8 @@ impl Scalars {
         let penalty_parameter = match loss.penalty.with_epsilon_scaled(scale) {
             Penalty::ApproxL0 { epsilon } | Penalty::Log { epsilon } => epsilon,
             Penalty::Tanh { scale } => scale,
-            Penalty::None | Penalty::L1 => 0.0,
-            Penalty::Step | Penalty::Quadratic { .. } => {
-                unreachable!("they need thresholds, which the plan refuses")
-            }
+            Penalty::Quadratic { target } => target,
+            Penalty::None | Penalty::L1 | Penalty::Step => 0.0,
         };
         Scalars {
             step,
@@ -76,6 +74,7 @@ pub(crate) struct Report {
     pub(crate) norm_ratio: f64,
     pub(crate) l1: f64,
     pub(crate) penalty: f64,
+    pub(crate) density: f64,
     pub(crate) active: u64,
     pub(crate) active_squared: u64,
     pub(crate) rows_off_mean: u64,
@@ -94,6 +93,15 @@ pub(crate) mod status {
     pub(crate) const ZERO_NORM: u32 = 2;
     pub(crate) const NON_FINITE_LOSS: u32 = 3;
     pub(crate) const OVERFLOW_OF_PAIRS: u32 = 4;
+}
+
+/// The clipping of a gradient's norm.
+#[repr(C)]
+#[derive(Debug, Clone, Copy, PartialEq, Pod, Zeroable)]
+pub(crate) struct Clip {
+    pub(crate) most: f64,
+    pub(crate) scale: f32,
+    pub(crate) unused: u32,
 }
 
 /// Where a step's report lies in its mailbox; its scalars are at the beginning.
@@ -125,9 +133,8 @@ pub(crate) fn penalty_kind(penalty: Penalty) -> u32 {
         Penalty::L1 => 2,
         Penalty::Tanh { .. } => 3,
         Penalty::Log { .. } => 4,
-        Penalty::Step | Penalty::Quadratic { .. } => {
-            unreachable!("they need thresholds, which the plan refuses")
-        }
+        Penalty::Step => 5,
+        Penalty::Quadratic { .. } => 6,
     }
 }
 
@@ -150,11 +157,12 @@ pub(crate) fn norm_kind(norm: DecoderNorm) -> u32 {
 }
 
 /// The frequency terms as `window_features` takes them: coefficient and target of min- and of max-sparsity,
-/// then whether there is a min- and a max-sparsity term.
-pub(crate) fn frequency_targets(loss: &LossSpec) -> [f64; 6] {
+/// then whether there is a min- and a max-sparsity term, then the coefficients of the mean densities over F.
+pub(crate) fn frequency_targets(loss: &LossSpec, features: usize) -> [f64; 8] {
     let numbers = |penalty: Option<crate::loss::FrequencyPenalty>| {
         penalty.map_or((0.0, 1.0, 0.0), |penalty| (penalty.coefficient, penalty.target, 1.0))
     };
     let (min, max) = (numbers(loss.min_sparsity), numbers(loss.max_sparsity));
-    [min.0, min.1, max.0, max.1, min.2, max.2]
+    let of_feature = [loss.mean_density, loss.log_density].map(|coefficient| coefficient / features as f64);
+    [min.0, min.1, max.0, max.1, min.2, max.2, of_feature[0], of_feature[1]]
 }

@@ -9,6 +9,7 @@
 //! order that could vary and cannot overflow; lists of pairs follow from it by prefix sums.
 
 mod buffers;
+mod clip;
 pub mod cubin_cache;
 pub mod cuda_device;
 mod dense;
@@ -21,6 +22,7 @@ pub mod libraries;
 pub mod nvrtc;
 pub mod plan;
 mod resident;
+mod select;
 pub mod sources;
 mod state;
 pub mod step;

@@ -2,6 +2,7 @@
 
 use crate::activation::Activation;
 use crate::error::StepError;
+use crate::path::PathChoice;
 use crate::precision::Precision;
 use crate::spec::StepSpec;
 
@@ -67,6 +68,13 @@ pub struct DevicePlan {
     pub window: usize,
     /// Whether the encoder reads x − b_dec.
     pub pre_bias: bool,
+    /// Whether features have thresholds that are trained.
+    pub thresholds: bool,
+    /// Whether the gradient's norm is limited.
+    pub clips: bool,
+    /// Whether the largest z are selected: so many pairs are active that the lists are made for them, and every step takes the
+    /// sparse path.
+    pub selects: bool,
     /// How products are computed.
     pub precision: Precision,
 }
@@ -74,18 +82,13 @@ pub struct DevicePlan {
 /// The first thing in a step that the kernels do not compute.
 fn unsupported(spec: &StepSpec) -> Option<&'static str> {
     let activation = match spec.activation {
-        Activation::Relu => None,
-        Activation::TopK { .. } => Some("topk activations"),
+        Activation::Relu | Activation::TopK { .. } | Activation::JumpRelu { .. } => None,
         Activation::BatchTopK { .. } => Some("batch-topk activations"),
-        Activation::JumpRelu { .. } => Some("jump-relu activations"),
     };
     let others = [
         (spec.skip, "a skip connection"),
         (!spec.prefixes.is_empty(), "prefixes (matryoshka)"),
         (spec.dead.is_some(), "a loss over dead features"),
-        (spec.gradient_clip.is_some(), "gradient clipping"),
-        (spec.loss.mean_density != 0.0, "the mean density"),
-        (spec.loss.log_density != 0.0, "the logarithmic density"),
     ];
     activation.or_else(|| others.into_iter().find_map(|(asked, what)| asked.then_some(what)))
 }
@@ -112,7 +115,12 @@ impl DevicePlan {
 
         let cells = spec.batch as f64 * spec.features as f64;
         let share = options.sparse_density.clamp(0.0, 1.0);
-        let pairs = (cells * share).min(f64::from(u32::MAX / 2)) as usize;
+        let of_share = (cells * share).min(f64::from(u32::MAX / 2)) as usize;
+        let (selects, pairs) = match spec.activation {
+            Activation::TopK { k } => (true, k.saturating_mul(spec.batch)),
+            _ => (false, of_share),
+        };
+        at_most("k × batch", if selects { pairs } else { 0 }, (u32::MAX / 2) as usize)?;
         Ok(DevicePlan {
             rows: spec.batch,
             width: spec.width,
@@ -125,8 +133,19 @@ impl DevicePlan {
             segments: most_segments(pairs, spec.features, spec.batch),
             window: spec.sparsity_window,
             pre_bias: spec.pre_bias,
+            thresholds: spec.activation.has_thresholds(),
+            clips: spec.gradient_clip.is_some(),
+            selects,
             precision: options.precision,
         })
+    }
+
+    /// The choice of a run that begins.
+    pub(crate) fn path_choice(&self) -> PathChoice {
+        let cells = self.rows as u64 * self.features as u64;
+        // A selection always fits.
+        let capacity = if self.selects { self.rows * self.features } else { self.pairs };
+        PathChoice::new(capacity, cells)
     }
 
     /// Numbers in one copy of the parameters: encoder, decoder, encoder bias, decoder bias, each padded.
@@ -198,14 +217,12 @@ mod tests {
     fn what_the_kernels_do_not_compute_is_refused_with_the_way_out() {
         let plain = spec(8, 33, 4);
         let dead = DeadLoss { after_steps: 1, kind: DeadLossKind::Ghost };
-        let loss = LossSpec { log_density: 0.1, ..plain.loss };
+        let batch_topk = Activation::BatchTopK { k: 3, threshold: Default::default() };
         for (spec, what) in [
-            (StepSpec { activation: Activation::TopK { k: 3 }, ..plain }, "topk activations"),
+            (StepSpec { activation: batch_topk, ..plain }, "batch-topk activations"),
             (StepSpec { skip: true, ..plain }, "a skip connection"),
-            (StepSpec { gradient_clip: Some(1.0), ..plain }, "gradient clipping"),
             (StepSpec { dead: Some(dead), ..plain }, "a loss over dead features"),
             (StepSpec { prefixes: Prefixes::new(&[4], 1.0).unwrap(), ..plain }, "prefixes (matryoshka)"),
-            (StepSpec { loss, ..plain }, "the logarithmic density"),
         ] {
             let error = DevicePlan::new(&spec, &DeviceOptions::default()).unwrap_err().to_string();
             let expected = format!("the CUDA kernels do not compute {what} yet: train with --device cpu");

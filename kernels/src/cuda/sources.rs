@@ -18,17 +18,21 @@ macro_rules! sources {
 /// The files that are compiled, each for itself.
 pub const KERNELS: &[Source] = sources!(".cu":
     "backward"
+    "clip"
     "decode"
     "dense"
     "encode"
     "encode_mma"
     "encode_wgmma"
     "frequency"
+    "jump"
+    "jump_dense"
     "lists"
     "recheck"
     "report"
     "rows"
     "screen"
+    "select"
     "update"
     "widen"
 );
@@ -37,15 +41,21 @@ pub const KERNELS: &[Source] = sources!(".cu":
 pub const HEADERS: &[Source] = sources!(".cuh":
     "ahead"
     "ampere"
+    "backward"
     "decode"
+    "dense"
+    "encode"
     "feature"
     "four"
     "hopper"
+    "jump"
     "last"
+    "recheck"
     "reduce"
     "screen_bits"
     "sparsity"
     "types"
+    "update"
     "window"
 );
 

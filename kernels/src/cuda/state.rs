@@ -116,7 +116,7 @@ impl<D: Device> CudaStep<D> {
         device.zero(&mut self.buffers.report, 0, size_of::<Report>())?;
         self.done = state.step;
         self.submitted = state.step;
-        let fresh = PathChoice::new(self.plan.pairs, self.plan.rows as u64 * self.plan.features as u64);
+        let fresh = self.plan.path_choice();
         // One for other lists is of no use.
         let same = |choice: &&PathChoice| choice.capacity() == fresh.capacity();
         self.choice = state.path_choice.as_ref().filter(same).cloned().unwrap_or(fresh);
@@ -130,6 +130,10 @@ impl<D: Device> CudaStep<D> {
             let packed = self.packed(parameters);
             let offset = 4 * copy * self.plan.parameters();
             device.upload(&mut self.buffers.parameters, offset, bytemuck::cast_slice(&packed))?;
+            if let (Some(to), Some(from)) = (&mut self.buffers.thresholds, &parameters.threshold) {
+                let offset = 4 * copy * self.plan.features;
+                device.upload(to, offset, bytemuck::cast_slice(numbers(from)))?;
+            }
         }
         let since = state.steps_since_fired.to_vec();
         device.upload(&mut self.buffers.steps_since_fired, 0, bytemuck::cast_slice(&since))?;
@@ -179,7 +183,7 @@ impl<D: Device> CudaStep<D> {
     fn packed(&self, parameters: &Parameters) -> Vec<f32> {
         let (d, stride) = (self.plan.width, self.plan.stride);
         let mut packed = vec![0.0; self.plan.parameters()];
-        for (name, tensor) in parameters.tensors() {
+        for (name, tensor) in parameters.tensors().into_iter().filter(|(name, _)| *name != "threshold") {
             let numbers = numbers(&tensor);
             let length = if tensor.ndim() == 2 { d } else { numbers.len() };
             let lines = packed[self.plan.tensor_at(name)..].chunks_mut(stride.max(length));
@@ -194,7 +198,14 @@ impl<D: Device> CudaStep<D> {
         let mut packed = vec![0.0f32; self.plan.parameters()];
         let offset = 4 * copy * self.plan.parameters();
         device.download(&self.buffers.parameters, offset, bytemuck::cast_slice_mut(&mut packed))?;
+        let mut thresholds = vec![0.0f32; if self.plan.thresholds { f } else { 0 }];
+        if let Some(from) = &self.buffers.thresholds {
+            device.download(from, 4 * copy * f, bytemuck::cast_slice_mut(&mut thresholds))?;
+        }
         Parameters::from_numbers(&self.spec, |name, shape| {
+            if name == "threshold" {
+                return Ok(std::mem::take(&mut thresholds));
+            }
             let from = &packed[self.plan.tensor_at(name)..];
             Ok(match *shape {
                 [length] => from[..length].to_vec(),

@@ -15,7 +15,7 @@ use crate::activations::SparseActivations;
 use crate::error::{DeviceError, StepError};
 use crate::outcome::{StepReport, Terms};
 use crate::parameters::Parameters;
-use crate::path::{Path, PathChoice};
+use crate::path::Path;
 use crate::spec::{Schedule, StepSpec};
 use crate::state::State;
 use crate::stats::{Evaluation, Sums};
@@ -24,7 +24,9 @@ use super::buffers::{Buffers, DenseBuffers, arrivals};
 use super::device::Device;
 use super::forward::Purpose;
 use super::launch::update::{Derive, Derived};
-use super::layout::{MAILBOX_BYTES, REPLY, ROW_RESULT_BYTES, Report, Scalars, frequency_targets, status};
+use super::layout::{
+    Clip, MAILBOX_BYTES, REPLY, ROW_RESULT_BYTES, Report, Scalars, frequency_targets, status,
+};
 use super::plan::{DeviceOptions, DevicePlan};
 pub use super::resident::CudaStep;
 use super::resident::{Mailbox, Recording};
@@ -66,9 +68,8 @@ impl<D: Device> CudaStep<D> {
     ) -> Result<CudaStep<D>, StepError> {
         let plan = DevicePlan::new(&spec, &options)?;
         let buffers = Buffers::allocate(device, &plan)?;
-        let cells = spec.batch as u64 * spec.features as u64;
         let mut step = CudaStep {
-            choice: PathChoice::new(plan.pairs, cells),
+            choice: plan.path_choice(),
             spec,
             options,
             plan,
@@ -79,8 +80,11 @@ impl<D: Device> CudaStep<D> {
             mailboxes: Vec::new(),
             recorded: HashMap::new(),
         };
-        let targets = frequency_targets(&spec.loss);
+        let targets = frequency_targets(&spec.loss, spec.features);
         device.upload(&mut step.buffers.targets, 0, bytemuck::bytes_of(&targets))?;
+        if let (Some(to), Some(most)) = (&mut step.buffers.clip, spec.gradient_clip) {
+            device.upload(to, 0, bytemuck::bytes_of(&Clip { most, scale: 1.0, unused: 0 }))?;
+        }
         device.zero(&mut step.buffers.report, 0, size_of::<Report>())?;
         device.zero(&mut step.buffers.arrivals, 0, 4 * arrivals(&step.plan))?;
         weights.check(&spec)?;
@@ -160,7 +164,9 @@ impl<D: Device> CudaStep<D> {
             }));
         }
         self.done = step;
-        self.choice.done(step, (path == Path::Dense).then_some(report.active));
+        // What lists would hold: with thresholds more than the active pairs.
+        let listed = report.active.max(report.candidates);
+        self.choice.done(step, (path == Path::Dense).then_some(listed));
         if report.diverged != 0 {
             return Err(StepError::Diverged { step });
         }
@@ -261,7 +267,7 @@ impl<D: Device> CudaStep<D> {
     }
 
     fn prepare_path(&mut self, device: &mut D, path: Path) -> Result<(), StepError> {
-        if path == Path::Dense && self.dense.is_none() {
+        if (path == Path::Dense || self.plan.selects) && self.dense.is_none() {
             self.dense = Some(DenseBuffers::allocate(device, &self.plan)?);
         }
         Ok(())
@@ -352,6 +358,7 @@ impl<D: Device> CudaStep<D> {
             derived: self.derived(),
             features: self.plan.features,
             stride: self.plan.stride,
+            thresholds: self.thresholds(),
         };
         derive.launch(device)
     }
@@ -381,12 +388,13 @@ impl<D: Device> CudaStep<D> {
                 penalty: report.penalty_term,
                 min_sparsity: report.min_sparsity,
                 max_sparsity: report.max_sparsity,
+                density: report.density,
                 below_target: report.below_target as usize,
                 ..Terms::default()
             },
             sums: self.sums(report, self.plan.rows),
             path,
-            rechecked: report.candidates as f64 / cells,
+            rechecked: if path == Path::Sparse { report.candidates as f64 / cells } else { 0.0 },
         }
     }
 

@@ -4,7 +4,9 @@ use super::buffers::Arrivals;
 use super::device::Device;
 use super::launch::Slice;
 use super::launch::backward::{ActivePairs, BackwardSegments, BackwardUpdate};
+use super::launch::clip::FeatureGradients;
 use super::launch::frequency::WindowFeatures;
+use super::launch::jump::MarkNear;
 use super::launch::lists::{ByNorm, GatherValues, ListFeatures};
 use super::launch::update::{UpdateDecoderBias, update_blocks};
 use super::layout::REPLY;
@@ -48,6 +50,7 @@ impl<D: Device> CudaStep<D> {
             rows: plan.rows,
             window_length: plan.window,
             targets: &b.targets,
+            densities: self.spec.loss.mean_density != 0.0 || self.spec.loss.log_density != 0.0,
             scalars: &b.scalars,
             report: &b.report,
         };
@@ -55,9 +58,10 @@ impl<D: Device> CudaStep<D> {
     }
 
     fn update_from_pairs(&self, device: &mut D, batch: &D::Buffer) -> Result<(), DeviceError> {
-        self.list_features(device)?;
-        self.gather_values(device)?;
         let (plan, b) = (&self.plan, &self.buffers);
+        let counts = self.add_near_pairs(device)?;
+        self.list_features(device, counts)?;
+        self.gather_values(device)?;
         let pairs = ActivePairs {
             starts: self.feature_starts(),
             pair_rows: &b.pair_rows,
@@ -69,20 +73,37 @@ impl<D: Device> CudaStep<D> {
             features: plan.features,
             stride: plan.stride,
             capacity: plan.pairs,
+            pseudo: self.pseudo(),
+            penalty: self.spec.loss.penalty,
         };
         let segments = BackwardSegments {
             parameters: &b.parameters,
             pairs: &pairs,
             segment_features: &b.segment_features,
             sums: &b.segment_sums,
+            scalars: &b.scalars,
             report: &b.report,
         };
         segments.launch(device)?;
+        let by_norm = self.spec.loss.weight_by_decoder_norm.then_some(&b.by_norm);
+        if let Some((gradients, clipping)) = b.gradients().zip(self.clipping()) {
+            let of_features = FeatureGradients {
+                parameters: &b.parameters,
+                pairs: &pairs,
+                by_norm,
+                sums: &b.segment_sums,
+                gradients,
+                scalars: &b.scalars,
+                report: &b.report,
+            };
+            of_features.launch(device)?;
+            return self.update_clipped(device, gradients, clipping);
+        }
         let update = BackwardUpdate {
             parameters: &b.parameters,
             derived: self.derived(),
             pairs: &pairs,
-            by_norm: self.spec.loss.weight_by_decoder_norm.then_some(&b.by_norm),
+            by_norm,
             sums: &b.segment_sums,
             pre_bias: b.pre_bias.as_ref(),
             decoder_norm: self.spec.decoder_norm,
@@ -92,11 +113,29 @@ impl<D: Device> CudaStep<D> {
         update.launch(device)
     }
 
-    fn list_features(&self, device: &mut D) -> Result<(), DeviceError> {
+    /// Adds the near pairs to the mask, where thresholds are trained. The counts of what the lists by feature are to hold.
+    fn add_near_pairs(&self, device: &mut D) -> Result<&D::Buffer, DeviceError> {
+        let (plan, b) = (&self.plan, &self.buffers);
+        let (Some(near), Some(counts)) = (self.near_pairs(), &b.listed_counts) else { return Ok(&b.counts) };
+        let mark = MarkNear {
+            starts: &b.row_starts,
+            near,
+            mask: &b.mask,
+            rows: plan.rows,
+            features: plan.features,
+            capacity: plan.pairs,
+            report: &b.report,
+        };
+        mark.launch(device)?;
+        self.count_bits(device, plan.rows, Path::Sparse, counts)?;
+        Ok(counts)
+    }
+
+    fn list_features(&self, device: &mut D, counts: &D::Buffer) -> Result<(), DeviceError> {
         let (plan, b) = (&self.plan, &self.buffers);
         let list = ListFeatures {
             mask: &b.mask,
-            counts: &b.counts,
+            counts,
             totals: &b.block_totals,
             starts: self.feature_starts(),
             segment_features: &b.segment_features,
@@ -120,6 +159,7 @@ impl<D: Device> CudaStep<D> {
             row_values: &b.row_values,
             slopes: &b.slopes,
             by_norm: self.penalty_norms().map(|decoder_norm| ByNorm { decoder_norm, by_norm: &b.by_norm }),
+            near: self.near_pairs(),
             feature_values: &b.feature_values,
             feature_slopes: &b.feature_slopes,
             features: plan.features,
@@ -134,7 +174,8 @@ impl<D: Device> CudaStep<D> {
 
     fn update_decoder_bias(&self, device: &mut D, mailbox: &D::Buffer) -> Result<(), DeviceError> {
         let (plan, b) = (&self.plan, &self.buffers);
-        if let (Some(lines), Some(parts)) = (&b.pre_bias, &b.pre_bias_parts) {
+        // The norm of a clipped gradient has needed them before.
+        if let (Some(lines), Some(parts), None) = (&b.pre_bias, &b.pre_bias_parts, &b.clip) {
             self.column_sums(device, lines, parts, update_blocks(plan.features))?;
         }
         let update = UpdateDecoderBias {
@@ -148,6 +189,7 @@ impl<D: Device> CudaStep<D> {
             arrived: b.arrivals(Arrivals::DecoderBias),
             report: &b.report,
             reply: Slice { buffer: mailbox, offset: REPLY },
+            clip: b.clip.as_ref(),
         };
         update.launch(device)
     }

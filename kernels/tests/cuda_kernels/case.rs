@@ -52,7 +52,7 @@ pub(crate) struct Case {
     pub(crate) report: Buffer,
 }
 
-pub(crate) const REPORT_BYTES: usize = 184;
+pub(crate) const REPORT_BYTES: usize = 192;
 
 /// The report of a step that has begun: no row has been found bad yet.
 pub(crate) fn begun(device: &mut EmulatedDevice) -> Buffer {
@@ -197,7 +197,8 @@ impl Case {
             decoder_norm: &decoder_norm,
             bounds,
         };
-        Derive { parameters: &parameters, derived, features, stride }.launch(&mut self.device).unwrap();
+        let derive = Derive { parameters: &parameters, derived, features, stride, thresholds: None };
+        derive.launch(&mut self.device).unwrap();
         for (feature, norm) in decoder_norm.numbers::<f32>().into_iter().enumerate() {
             let row = &self.weights[feature * self.width..][..self.width];
             let exact = row.iter().map(|w| f64::from(*w).powi(2)).sum::<f64>().sqrt();
@@ -293,6 +294,7 @@ impl Case {
             stride: self.stride,
             capacity,
             report: &self.report,
+            jump: None,
         };
         recheck.launch(&mut self.device).unwrap();
         (values, active)

@@ -19,6 +19,7 @@ fn the_float32_encode_sets_exactly_the_bits_of_the_cpus_active_pairs() {
                 rows: case.rows,
                 stride: case.stride,
                 report: &case.report,
+                thresholds: None,
             };
             encode.launch(&mut case.device).unwrap();
             assert!(mask.numbers::<u32>() == case.exact_mask(), "{sizes:?} {activity:?}");

@@ -14,6 +14,13 @@ use crate::case::{REPORT_BYTES, SCALAR_BYTES, begun};
 
 #[test]
 fn frequencies_and_slopes_equal_the_cpus_as_batches_come_and_go() {
+    follow_the_cpu((0.0, 0.0));
+    follow_the_cpu((0.03, 0.0));
+    follow_the_cpu((0.02, 0.01));
+}
+
+/// With these coefficients of the mean density and of the mean logarithmic density.
+fn follow_the_cpu((mean_density, log_density): (f64, f64)) {
     const FEATURES: usize = 300;
     const LENGTH: usize = 4;
     let rows = 40;
@@ -21,12 +28,13 @@ fn frequencies_and_slopes_equal_the_cpus_as_batches_come_and_go() {
     let loss = LossSpec {
         min_sparsity: frequency(1e-3, 0.1),
         max_sparsity: frequency(2e-3, 0.6),
-        mean_density: 0.0,
-        log_density: 0.0,
+        mean_density,
+        log_density,
         ..LossSpec::reconstruction(Mse::Sum)
     };
     let mut device = EmulatedDevice::new();
-    let targets = device.holding(&[1e-3f64, 0.1, 2e-3, 0.6, 1.0, 1.0]);
+    let targets =
+        device.holding(&[1e-3f64, 0.1, 2e-3, 0.6, 1.0, 1.0, mean_density / 300.0, log_density / 300.0]);
     let window = device.holding(&[0u32; 6]);
     let arrived = device.holding(&[0u32; 2]);
     let report_parts = device.room::<f64>(REPORT_PARTS);
@@ -88,6 +96,7 @@ fn frequencies_and_slopes_equal_the_cpus_as_batches_come_and_go() {
             rows,
             window_length: LENGTH,
             targets: &targets,
+            densities: (mean_density, log_density) != (0.0, 0.0),
             scalars: &scalars,
             report: &report,
         };
@@ -106,7 +115,9 @@ fn frequencies_and_slopes_equal_the_cpus_as_batches_come_and_go() {
         let [loss, _, _, min, max] = reported[..] else { unreachable!("five numbers") };
         assert!((min - terms.min_sparsity).abs() <= 1e-12 * terms.min_sparsity, "batch {t}");
         assert!((max - terms.max_sparsity).abs() <= 1e-12 * terms.max_sparsity, "batch {t}");
-        assert_eq!(loss, min + max);
+        let density: f64 = bytemuck::pod_read_unaligned(&report.numbers::<u8>()[128..136]);
+        assert!((density - terms.density).abs() <= 1e-12 * terms.density.abs(), "batch {t}");
+        assert_eq!(loss, min + max + density);
         assert_eq!(arrived.numbers::<u32>(), [0, 0], "counters are ready for the next batch");
         assert_eq!(report.numbers::<u32>()[REPORT_BYTES / 4 - 4], terms.below_target as u32, "batch {t}");
         let update = |since: &mut u64, count: &u32| *since = if *count > 0 { 0 } else { *since + 1 };

@@ -114,6 +114,7 @@ fn check_feature_lists(
         row_values: &device_values,
         slopes: &penalties,
         by_norm: None,
+        near: None,
         feature_values: &feature_values,
         feature_slopes: &feature_slopes,
         features,

@@ -9,6 +9,7 @@ mod lists;
 mod recheck;
 mod rows;
 mod screen;
+mod select;
 mod widen;
 
 use emulation::run_again_sanitized;

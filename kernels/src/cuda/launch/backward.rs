@@ -1,12 +1,14 @@
 //! `backward.cu`: gradients from the active pairs, and the update of the same rows.
 
+use super::jump::Pseudo;
 use super::lists::{FeatureStarts, most_segments};
 use super::parameter::{bytes, floats, kind, number, u32s};
 use super::update::{Derived, update_blocks};
 use super::{REPORT_BYTES, RowBlock, SCALARS_BYTES, launch, parameters_length};
 use crate::cuda::device::Device;
-use crate::cuda::layout::norm_kind;
+use crate::cuda::layout::{norm_kind, penalty_kind};
 use crate::error::DeviceError;
+use crate::loss::Penalty;
 use crate::spec::DecoderNorm;
 
 /// Numbers in [`BackwardSegments::sums`] for each segment.
@@ -37,6 +39,10 @@ pub struct ActivePairs<'a, B> {
     pub stride: usize,
     /// Pairs that the lists hold.
     pub capacity: usize,
+    /// The thresholds' pseudo-derivatives, where pairs come with z in place of their activations.
+    pub pseudo: Option<Pseudo<'a, B>>,
+    /// The penalty, which counts active features perhaps.
+    pub penalty: Penalty,
 }
 
 impl<B> ActivePairs<'_, B> {
@@ -56,6 +62,8 @@ pub struct BackwardSegments<'a, B> {
     pub segment_features: &'a B,
     /// [segments, 2·stride + 4], written.
     pub sums: &'a B,
+    /// `Scalars`.
+    pub scalars: &'a B,
     /// `Report`.
     pub report: &'a B,
 }
@@ -68,7 +76,7 @@ impl<B> BackwardSegments<'_, B> {
     pub fn launch<D: Device<Buffer = B>>(&self, device: &mut D) -> Result<(), DeviceError> {
         let pairs = self.pairs;
         let (features, stride, segments) = (pairs.features, pairs.stride, pairs.segments());
-        let parameters = [
+        let mut parameters = vec![
             floats("parameters", self.parameters, parameters_length(features, stride)),
             u32s("feature_starts", pairs.starts.pairs, features + 1),
             u32s("segment_starts", pairs.starts.segments, features + 1),
@@ -84,16 +92,39 @@ impl<B> BackwardSegments<'_, B> {
             bytes("report", self.report, REPORT_BYTES),
         ];
         let block = RowBlock::new(stride);
-        let kernel = block.kernel([
-            "backward_segments_1",
-            "backward_segments_2",
-            "backward_segments_4",
-            "backward_segments_8",
-        ])?;
+        let kernel = match pairs.pseudo {
+            None => {
+                let names = [
+                    "backward_segments_1",
+                    "backward_segments_2",
+                    "backward_segments_4",
+                    "backward_segments_8",
+                ];
+                ("backward", block.kernel(names)?)
+            }
+            Some(pseudo) => {
+                let [thresholds, bandwidth, to_input, results] = pseudo.parameters(pairs.rows, features);
+                let scalars = bytes("scalars", self.scalars, SCALARS_BYTES);
+                parameters.extend([
+                    thresholds,
+                    bandwidth,
+                    to_input,
+                    kind("kind", penalty_kind(pairs.penalty)),
+                ]);
+                parameters.extend([scalars, results]);
+                let names = [
+                    "backward_segments_jump_1",
+                    "backward_segments_jump_2",
+                    "backward_segments_jump_4",
+                    "backward_segments_jump_8",
+                ];
+                ("jump", block.kernel(names)?)
+            }
+        };
         // As many blocks as run at once, the further segments wait their turn in a loop; and no more than there can be
         // segments.
         let blocks = block.at_once(device.properties().multiprocessors).max(1).min(segments);
-        launch(device, ("backward", kernel), (blocks, 1), block.threads, &parameters)
+        launch(device, kernel, (blocks, 1), block.threads, &parameters)
     }
 }
 
@@ -147,14 +178,27 @@ impl<B> BackwardUpdate<'_, B> {
             bytes("report", self.report, REPORT_BYTES),
         ];
         let derived = self.derived.parameters(features, stride);
-        let parameters: Vec<_> = [weights].into_iter().chain(derived).chain(gradients).collect();
+        let mut parameters: Vec<_> = [weights].into_iter().chain(derived).chain(gradients).collect();
         let block = RowBlock::new(stride);
-        let kernel = block.kernel([
-            "backward_update_1",
-            "backward_update_2",
-            "backward_update_4",
-            "backward_update_8",
-        ])?;
-        launch(device, ("backward", kernel), (blocks, 1), block.threads, &parameters)
+        let kernel = match pairs.pseudo {
+            None => {
+                let names =
+                    ["backward_update_1", "backward_update_2", "backward_update_4", "backward_update_8"];
+                ("backward", block.kernel(names)?)
+            }
+            Some(pseudo) => {
+                let [thresholds, bandwidth, to_input, results] = pseudo.parameters(pairs.rows, features);
+                let penalty = kind("kind", penalty_kind(pairs.penalty));
+                parameters.extend([thresholds, bandwidth, to_input, penalty, results]);
+                let names = [
+                    "backward_update_jump_1",
+                    "backward_update_jump_2",
+                    "backward_update_jump_4",
+                    "backward_update_jump_8",
+                ];
+                ("jump", block.kernel(names)?)
+            }
+        };
+        launch(device, kernel, (blocks, 1), block.threads, &parameters)
     }
 }

@@ -1,5 +1,6 @@
 //! `dense.cu`: what stands between the dense products.
 
+use super::jump::{Pseudo, Thresholds};
 use super::parameter::{bytes, floats, halves, kind, number, u32s};
 use super::{
     REPORT_BYTES, SCALARS_BYTES, SLOPE_ROWS, Slice, dense_line, launch, mask_words, stride_of, walk_threads,
@@ -41,8 +42,10 @@ pub struct Activate<'a, B> {
     pub features: usize,
     /// B.
     pub rows: usize,
-    /// `Report`.
+    /// `Report`; with thresholds the number of pairs that the lists would hold is entered.
     pub report: &'a B,
+    /// JumpReLU's thresholds, and z, [B,line], written.
+    pub jump: Option<(Thresholds<'a, B>, &'a B)>,
 }
 
 impl<B> Activate<'_, B> {
@@ -53,7 +56,7 @@ impl<B> Activate<'_, B> {
     pub fn launch<D: Device<Buffer = B>>(&self, device: &mut D) -> Result<(), DeviceError> {
         let (features, rows) = (self.features, self.rows);
         let (line, words) = (dense_line(features), mask_words(rows));
-        let parameters = [
+        let mut parameters = vec![
             floats("a", self.a, rows * line),
             floats("encoder_bias", self.encoder_bias, features),
             u32s("mask", self.mask, features * words),
@@ -65,7 +68,13 @@ impl<B> Activate<'_, B> {
             number("words", words),
             bytes("report", self.report, REPORT_BYTES),
         ];
-        launch(device, ("dense", "activate"), (features.div_ceil(FEATURES), words), FEATURES, &parameters)
+        let mut kernel = ("dense", "activate");
+        if let Some((thresholds, preactivations)) = self.jump {
+            parameters.extend(thresholds.parameters(features));
+            parameters.push(floats("preactivations", preactivations, rows * line));
+            kernel = ("jump_dense", "activate_jump");
+        }
+        launch(device, kernel, (features.div_ceil(FEATURES), words), FEATURES, &parameters)
     }
 }
 
@@ -162,6 +171,19 @@ pub struct DenseSlopes<'a, B> {
     pub scalars: &'a B,
     /// `Report`.
     pub report: &'a B,
+    /// Where thresholds are trained.
+    pub jump: Option<DenseJump<'a, B>>,
+}
+
+/// What `dense_slopes_jump` takes besides.
+#[derive(Debug)]
+pub struct DenseJump<'a, B> {
+    /// The thresholds' pseudo-derivatives.
+    pub pseudo: Pseudo<'a, B>,
+    /// z, [B,line].
+    pub preactivations: &'a B,
+    /// Sums of dL/dθ, [`slope_parts`], written.
+    pub threshold_parts: &'a B,
 }
 
 impl<B> DenseSlopes<'_, B> {
@@ -171,7 +193,7 @@ impl<B> DenseSlopes<'_, B> {
     /// A buffer that is too short, or what the device says.
     pub fn launch<D: Device<Buffer = B>>(&self, device: &mut D) -> Result<(), DeviceError> {
         let (features, rows, line) = (self.features, self.rows, dense_line(self.features));
-        let parameters = [
+        let mut parameters = vec![
             floats("a", self.a, rows * line),
             floats("da", self.da, rows * line),
             floats("decoder_norm", self.decoder_norm, features),
@@ -188,7 +210,14 @@ impl<B> DenseSlopes<'_, B> {
             bytes("report", self.report, REPORT_BYTES),
         ];
         let grid = (features.div_ceil(FEATURES), rows.div_ceil(SLOPE_ROWS));
-        launch(device, ("dense", "dense_slopes"), grid, FEATURES, &parameters)
+        let mut kernel = ("dense", "dense_slopes");
+        if let Some(jump) = &self.jump {
+            parameters.extend(jump.pseudo.parameters(rows, features));
+            parameters.push(floats("preactivations", jump.preactivations, rows * line));
+            parameters.push(floats("threshold_parts", jump.threshold_parts, slope_parts(rows, features)));
+            kernel = ("jump_dense", "dense_slopes_jump");
+        }
+        launch(device, kernel, grid, FEATURES, &parameters)
     }
 }
 

@@ -1,5 +1,6 @@
 //! `encode.cu`: which pairs are active, in float32.
 
+use super::jump::Thresholds;
 use super::parameter::{bytes, floats, number, u32s};
 use super::{REPORT_BYTES, Slice, launch, mask_words};
 use crate::cuda::device::Device;
@@ -28,6 +29,8 @@ pub struct Encode<'a, B> {
     pub stride: usize,
     /// `Report`.
     pub report: &'a B,
+    /// JumpReLU's thresholds: the mask is that of the active and the near pairs then.
+    pub thresholds: Option<Thresholds<'a, B>>,
 }
 
 impl<B> Encode<'_, B> {
@@ -38,7 +41,7 @@ impl<B> Encode<'_, B> {
     pub fn launch<D: Device<Buffer = B>>(&self, device: &mut D) -> Result<(), DeviceError> {
         let (features, rows, stride) = (self.features, self.rows, self.stride);
         let words = mask_words(rows);
-        let parameters = [
+        let mut parameters = vec![
             floats("encoder", self.encoder, features * stride),
             floats("encoder_bias", self.encoder_bias, features),
             floats("x", self.x, rows * stride),
@@ -49,8 +52,10 @@ impl<B> Encode<'_, B> {
             number("words", words),
             bytes("report", self.report, REPORT_BYTES),
         ];
+        parameters.extend(self.thresholds.iter().flat_map(|thresholds| thresholds.parameters(features)));
+        let kernel = if self.thresholds.is_some() { ("jump", "encode_jump") } else { ("encode", "encode") };
         // Two words are 64 rows.
         let grid = (words.div_ceil(TILE / 32), features.div_ceil(TILE));
-        launch(device, ("encode", "encode"), grid, THREADS, &parameters)
+        launch(device, kernel, grid, THREADS, &parameters)
     }
 }

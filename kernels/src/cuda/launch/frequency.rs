@@ -14,10 +14,13 @@ fn blocks(features: usize) -> usize {
     features.div_ceil(FEATURES)
 }
 
-/// Numbers in [`WindowFeatures::partial`]: three of each block.
+/// Numbers in [`WindowFeatures::partial`]: up to four of each block.
 pub fn frequency_parts(features: usize) -> usize {
-    3 * blocks(features)
+    4 * blocks(features)
 }
+
+/// Numbers in [`WindowFeatures::targets`].
+pub const FREQUENCY_TARGETS: usize = 8;
 
 /// `window_features`: also ends the step's report. After `report_rows` has decided which batches count.
 #[derive(Debug)]
@@ -48,8 +51,11 @@ pub struct WindowFeatures<'a, B> {
     pub rows: usize,
     /// n: batches in the window.
     pub window_length: usize,
-    /// Coefficient and target of min- and of max-sparsity, then 1 or 0 for each: whether there is such a term; float64 [6].
+    /// Coefficient and target of min- and of max-sparsity, then 1 or 0 for each: whether there is such a term; then the
+    /// coefficients of the mean density and of the mean logarithmic density, over F; float64 [`FREQUENCY_TARGETS`].
     pub targets: &'a B,
+    /// Whether there are terms of mean densities.
+    pub densities: bool,
     /// `Scalars`.
     pub scalars: &'a B,
     /// `Report`.
@@ -76,10 +82,11 @@ impl<B> WindowFeatures<'_, B> {
             u32s("arrived", self.arrived, 1),
             number("features", features),
             number("rows", self.rows),
-            doubles("targets", self.targets, 6),
+            doubles("targets", self.targets, FREQUENCY_TARGETS),
             bytes("scalars", self.scalars, SCALARS_BYTES),
             bytes("report", self.report, REPORT_BYTES),
         ];
-        launch(device, ("frequency", "window_features"), (blocks(features), 1), FEATURES, &parameters)
+        let kernel = if self.densities { "window_densities" } else { "window_features" };
+        launch(device, ("frequency", kernel), (blocks(features), 1), FEATURES, &parameters)
     }
 }

@@ -1,5 +1,6 @@
 //! `lists.cu`: from a bit mask to lists of pairs, by row and by feature.
 
+use super::jump::NearPairs;
 use super::parameter::{bytes, floats, kind, number, u32s, u64s};
 use super::{REPORT_BYTES, SCALARS_BYTES, SEGMENT, Slice, launch, mask_words, row_mask_words};
 use crate::cuda::device::Device;
@@ -278,6 +279,8 @@ pub struct GatherValues<'a, B> {
     pub slopes: &'a B,
     /// Where the penalty is weighted by the decoder's norms.
     pub by_norm: Option<ByNorm<'a, B>>,
+    /// The near pairs: the lists by feature hold them too, and z in place of the activations.
+    pub near: Option<NearPairs<'a, B>>,
     /// The activations in the features' lists, [capacity], written.
     pub feature_values: &'a B,
     /// The penalties' derivatives by them, [capacity], written.
@@ -304,7 +307,7 @@ impl<B> GatherValues<'_, B> {
     pub fn launch<D: Device<Buffer = B>>(&self, device: &mut D) -> Result<(), DeviceError> {
         let (features, rows, capacity) = (self.features, self.rows, self.capacity);
         let by_norm = self.by_norm.as_ref();
-        let parameters = [
+        let mut parameters = vec![
             u32s("feature_starts", self.feature_starts, features + 1),
             u32s("pair_rows", self.pair_rows, capacity),
             u32s("row_starts", self.row_starts, rows + 1),
@@ -321,7 +324,9 @@ impl<B> GatherValues<'_, B> {
             bytes("scalars", self.scalars, SCALARS_BYTES),
             bytes("report", self.report, REPORT_BYTES),
         ];
+        parameters.extend(self.near.iter().flat_map(|near| near.parameters(rows, capacity)));
+        let kernel = if self.near.is_some() { ("jump", "gather_jump") } else { ("lists", "gather_values") };
         // A warp for each feature.
-        launch(device, ("lists", "gather_values"), (features.div_ceil(8), 1), 256, &parameters)
+        launch(device, kernel, (features.div_ceil(8), 1), 256, &parameters)
     }
 }

@@ -9,23 +9,26 @@
 //! [`row_mask_words`], `line` that of [`dense_line`].
 
 pub mod backward;
+pub mod clip;
 pub mod decode;
 pub mod dense;
 pub mod encode;
 pub mod frequency;
+pub mod jump;
 pub mod lists;
 mod parameter;
 pub mod recheck;
 pub mod report;
 pub mod rows;
 pub mod screen;
+pub mod select;
 pub mod update;
 pub mod widen;
 
 pub use parameter::Slice;
 
 use super::device::{Device, Kernel, Launch};
-use super::layout::{Report, Scalars};
+use super::layout::{Clip, Report, Scalars};
 use crate::error::DeviceError;
 use parameter::Parameter;
 
@@ -42,6 +45,7 @@ pub(crate) const COLUMNS: usize = 64;
 
 const SCALARS_BYTES: usize = size_of::<Scalars>();
 const REPORT_BYTES: usize = size_of::<Report>();
+const CLIP_BYTES: usize = size_of::<Clip>();
 
 /// Numbers from one row of a matrix of `width` columns to the next.
 pub(crate) fn stride_of(width: usize) -> usize {

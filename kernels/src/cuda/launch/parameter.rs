@@ -72,6 +72,7 @@ enum Given<'a, B> {
     Bytes(Pointer<'a, B>, usize),
     U32(usize),
     U64(usize),
+    F32(f32),
 }
 
 impl<'a, B> Parameter<'a, B> {
@@ -99,6 +100,7 @@ impl<'a, B> Parameter<'a, B> {
                 }),
             },
             Given::U64(number) => Ok(Argument::U64(number as u64)),
+            Given::F32(number) => Ok(Argument::F32(number)),
         }
     }
 }
@@ -160,6 +162,11 @@ pub(super) fn u64s<'a, B>(
 /// A number of 32 bits.
 pub(super) fn number<'a, B>(name: &'static str, number: usize) -> Parameter<'a, B> {
     Parameter { name, given: Given::U32(number) }
+}
+
+/// A number of float32.
+pub(super) fn real<'a, B>(name: &'static str, number: f32) -> Parameter<'a, B> {
+    Parameter { name, given: Given::F32(number) }
 }
 
 /// A number of 32 bits that is 0 or 1.

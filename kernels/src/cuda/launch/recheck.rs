@@ -1,5 +1,6 @@
 //! `recheck.cu`: the activations of the candidates, and which of them are active.
 
+use super::jump::{NearPairs, Thresholds};
 use super::parameter::{Parameter, bytes, floats, halves, number, u32s};
 use super::{REPORT_BYTES, Slice, launch, mask_words};
 use crate::cuda::device::Device;
@@ -55,6 +56,8 @@ pub struct Recheck<'a, B> {
     pub capacity: usize,
     /// `Report`.
     pub report: &'a B,
+    /// JumpReLU's thresholds, and the near pairs, written.
+    pub jump: Option<(Thresholds<'a, B>, NearPairs<'a, B>)>,
 }
 
 impl<B> Recheck<'_, B> {
@@ -66,17 +69,17 @@ impl<B> Recheck<'_, B> {
         let (rows, features, stride) = (self.rows, self.features, self.stride);
         let words = mask_words(rows);
         let bias = floats("encoder_bias", self.encoder_bias, features);
-        let (function, operands): (_, Vec<Parameter<'_, B>>) = match self.operands {
+        let ([plain, jump], operands): (_, Vec<Parameter<'_, B>>) = match self.operands {
             Operands::Float32 { x, encoder, length, feature_norm } => {
                 let (x, encoder) =
                     (floats("x", x, rows * stride), floats("encoder", encoder, features * stride));
                 let norms = [floats("length", length, rows), floats("feature_norm", feature_norm, features)];
-                ("recheck", [x, encoder, bias].into_iter().chain(norms).collect())
+                (["recheck", "recheck_jump"], [x, encoder, bias].into_iter().chain(norms).collect())
             }
             Operands::Bf16 { x, encoder } => {
                 let (x, encoder) =
                     (halves("x", x, rows * stride), halves("encoder", encoder, features * stride));
-                ("recheck_bf16", vec![x, encoder, bias])
+                (["recheck_bf16", "recheck_jump_bf16"], vec![x, encoder, bias])
             }
         };
         let lists = [
@@ -89,7 +92,12 @@ impl<B> Recheck<'_, B> {
             number("words", words),
             bytes("report", self.report, REPORT_BYTES),
         ];
-        let parameters: Vec<_> = operands.into_iter().chain(lists).collect();
-        launch(device, ("recheck", function), (rows, 1), 128, &parameters)
+        let mut parameters: Vec<_> = operands.into_iter().chain(lists).collect();
+        let Some((thresholds, near)) = &self.jump else {
+            return launch(device, ("recheck", plain), (rows, 1), 128, &parameters);
+        };
+        parameters.extend(thresholds.parameters(features));
+        parameters.extend(near.parameters(rows, self.capacity));
+        launch(device, ("jump", jump), (rows, 1), 128, &parameters)
     }
 }

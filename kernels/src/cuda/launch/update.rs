@@ -1,11 +1,12 @@
 //! `update.cu`: what the optimizer does outside of the sparse path.
 
+use super::jump::Thresholds;
 use super::parameter::{Parameter, bytes, doubles, flag, floats, halves, kind, number, u32s};
-use super::{COLUMNS, dense::slope_parts};
 use super::{
-    FEATURES_OF_BLOCK, REPORT_BYTES, RowBlock, SCALARS_BYTES, SLOPE_ROWS, SUMMED_ROWS, Slice, launch,
-    parameters_length,
+    CLIP_BYTES, FEATURES_OF_BLOCK, REPORT_BYTES, RowBlock, SCALARS_BYTES, SLOPE_ROWS, SUMMED_ROWS, Slice,
+    launch, parameters_length,
 };
+use super::{COLUMNS, dense::slope_parts};
 use crate::cuda::device::Device;
 use crate::cuda::layout::norm_kind;
 use crate::error::DeviceError;
@@ -81,6 +82,8 @@ pub struct UpdateDense<'a, B> {
     pub scalars: &'a B,
     /// `Report`: weights that are not finite are entered.
     pub report: &'a B,
+    /// JumpReLU's thresholds, updated, and sums of their gradients over 128 rows, [⌈B/128⌉,F].
+    pub jump: Option<(Thresholds<'a, B>, &'a B)>,
 }
 
 impl<B> UpdateDense<'_, B> {
@@ -107,11 +110,26 @@ impl<B> UpdateDense<'_, B> {
             bytes("report", self.report, REPORT_BYTES),
         ];
         let derived = self.derived.parameters(features, stride);
-        let parameters: Vec<_> = [weights].into_iter().chain(derived).chain(gradients).collect();
+        let mut parameters: Vec<_> = [weights].into_iter().chain(derived).chain(gradients).collect();
         let block = RowBlock::new(stride);
-        let kernel =
-            block.kernel(["update_dense_1", "update_dense_2", "update_dense_4", "update_dense_8"])?;
-        launch(device, ("update", kernel), (blocks, 1), block.threads, &parameters)
+        let kernel = match self.jump {
+            None => {
+                let names = ["update_dense_1", "update_dense_2", "update_dense_4", "update_dense_8"];
+                ("update", block.kernel(names)?)
+            }
+            Some((thresholds, parts)) => {
+                parameters.extend(thresholds.parameters(features));
+                parameters.push(floats("threshold_parts", parts, slope_parts(rows, features)));
+                let names = [
+                    "update_dense_jump_1",
+                    "update_dense_jump_2",
+                    "update_dense_jump_4",
+                    "update_dense_jump_8",
+                ];
+                ("jump", block.kernel(names)?)
+            }
+        };
+        launch(device, kernel, (blocks, 1), block.threads, &parameters)
     }
 }
 
@@ -126,6 +144,8 @@ pub struct Derive<'a, B> {
     pub features: usize,
     /// Numbers in a row.
     pub stride: usize,
+    /// JumpReLU's thresholds.
+    pub thresholds: Option<Thresholds<'a, B>>,
 }
 
 impl<B> Derive<'_, B> {
@@ -138,10 +158,17 @@ impl<B> Derive<'_, B> {
         let weights = floats("parameters", self.parameters, parameters_length(features, stride));
         let sizes = [number("features", features), number("stride", stride)];
         let derived = self.derived.parameters(features, stride);
-        let parameters: Vec<_> = [weights].into_iter().chain(derived).chain(sizes).collect();
+        let mut parameters: Vec<_> = [weights].into_iter().chain(derived).chain(sizes).collect();
         let block = RowBlock::new(stride);
-        let kernel = block.kernel(["derive_1", "derive_2", "derive_4", "derive_8"])?;
-        launch(device, ("update", kernel), (features, 1), block.threads, &parameters)
+        let kernel = match self.thresholds {
+            None => ("update", block.kernel(["derive_1", "derive_2", "derive_4", "derive_8"])?),
+            Some(thresholds) => {
+                parameters.extend(thresholds.parameters(features));
+                let names = ["derive_jump_1", "derive_jump_2", "derive_jump_4", "derive_jump_8"];
+                ("jump", block.kernel(names)?)
+            }
+        };
+        launch(device, kernel, (features, 1), block.threads, &parameters)
     }
 }
 
@@ -168,6 +195,8 @@ pub struct UpdateDecoderBias<'a, B> {
     pub report: &'a B,
     /// Where a copy of the report goes, in the host's memory.
     pub reply: Slice<'a, B>,
+    /// `Clip`, where the gradient is clipped.
+    pub clip: Option<&'a B>,
 }
 
 impl<B> UpdateDecoderBias<'_, B> {
@@ -179,7 +208,7 @@ impl<B> UpdateDecoderBias<'_, B> {
         let (features, stride) = (self.features, self.stride);
         let count = self.rows.div_ceil(SUMMED_ROWS);
         let pre_count = update_blocks(features).div_ceil(SUMMED_ROWS);
-        let parameters = [
+        let mut parameters = vec![
             floats("parameters", self.parameters, 3 * parameters_length(features, stride)),
             doubles("parts", self.parts, count * stride),
             number("count", count),
@@ -193,6 +222,11 @@ impl<B> UpdateDecoderBias<'_, B> {
             bytes("reply", self.reply, REPORT_BYTES),
         ];
         let grid = (stride / COLUMNS, 1);
-        launch(device, ("update", "update_decoder_bias"), grid, COLUMNS, &parameters)
+        let mut kernel = ("update", "update_decoder_bias");
+        if let Some(clip) = self.clip {
+            parameters.push(bytes("clip", clip, CLIP_BYTES));
+            kernel = ("clip", "update_decoder_bias_clipped");
+        }
+        launch(device, kernel, grid, COLUMNS, &parameters)
     }
 }
