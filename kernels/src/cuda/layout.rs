@@ -34,7 +34,7 @@ impl Scalars {
             Penalty::ApproxL0 { epsilon } | Penalty::Log { epsilon } => epsilon,
             Penalty::Tanh { scale } => scale,
             Penalty::None | Penalty::L1 => 0.0,
-            Penalty::Step | Penalty::Quadratic { .. } => {
+            Penalty::Step | Penalty::Quadratic { .. } | Penalty::MeanQuadratic { .. } => {
                 unreachable!("they need thresholds, which the plan refuses")
             }
         };
@@ -125,7 +125,7 @@ pub(crate) fn penalty_kind(penalty: Penalty) -> u32 {
         Penalty::L1 => 2,
         Penalty::Tanh { .. } => 3,
         Penalty::Log { .. } => 4,
-        Penalty::Step | Penalty::Quadratic { .. } => {
+        Penalty::Step | Penalty::Quadratic { .. } | Penalty::MeanQuadratic { .. } => {
             unreachable!("they need thresholds, which the plan refuses")
         }
     }

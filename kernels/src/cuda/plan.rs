@@ -83,6 +83,7 @@ fn unsupported(spec: &StepSpec) -> Option<&'static str> {
         (spec.skip, "a skip connection"),
         (!spec.prefixes.is_empty(), "prefixes (matryoshka)"),
         (spec.dead.is_some(), "a loss over dead features"),
+        (spec.rank_by_decoder_norm, "ranking by decoder norms"),
         (spec.gradient_clip.is_some(), "gradient clipping"),
         (spec.loss.mean_density != 0.0, "the mean density"),
         (spec.loss.log_density != 0.0, "the logarithmic density"),

@@ -75,9 +75,17 @@ mod tests {
     fn settings_of_older_versions_mean_what_they_meant() {
         let settings = resolve(&["--warmup-steps", "3"]).unwrap();
         let written = json(&settings);
-        for name in ["init", "input_scale", "cosine", "warmup_from_zero", "coefficient_warmup_from_zero"] {
+        for name in [
+            "init",
+            "input_scale",
+            "cosine",
+            "warmup_from_zero",
+            "coefficient_warmup_from_zero",
+            "b_enc_init",
+        ] {
             assert!(written.get(name).is_none(), "{name} changes the ids of runs that do not use it");
         }
+        assert!(written["step"].get("rank_by_decoder_norm").is_none());
         assert_eq!(serde_json::from_value::<Settings>(written).unwrap(), settings);
     }
 }

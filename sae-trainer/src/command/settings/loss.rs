@@ -26,7 +26,7 @@ pub(super) fn resolve(
     initial: Option<Initial>,
 ) -> Result<(LossSpec, Vec<f64>)> {
     let (flags, choice) = (&arguments.loss, penalty_of(arguments, initial));
-    if matches!(choice, PenaltyChoice::Step | PenaltyChoice::Quadratic) {
+    if matches!(choice, PenaltyChoice::Step | PenaltyChoice::Quadratic | PenaltyChoice::MeanQuadratic) {
         ensure!(
             selection::activation_choice(arguments, initial.map(|initial| initial.activation))
                 == ActivationChoice::JumpRelu,
@@ -34,6 +34,11 @@ pub(super) fn resolve(
             value_name(&choice)
         );
     }
+    ensure!(
+        choice != PenaltyChoice::MeanQuadratic || !arguments.selection.jump_to_input,
+        "--jump-to-input does not go with --loss mean-quadratic, whose pseudo-gradient reaches the thresholds alone: leave one of \
+         them out"
+    );
     let epsilons = if flags.epsilon.is_empty() { vec![0.2] } else { flags.epsilon.clone() };
     let epsilon = epsilons[0] as f32;
     let (penalty, coefficient) = match choice {
@@ -45,10 +50,14 @@ pub(super) fn resolve(
         }
         PenaltyChoice::Log => (Penalty::Log { epsilon }, flags.log_coefficient.unwrap_or(7e-5)),
         PenaltyChoice::Step => (Penalty::Step, flags.l0_coefficient.unwrap_or(7e-5)),
-        PenaltyChoice::Quadratic => {
-            let target =
-                flags.target_l0.context("--loss quadratic needs the L0 to aim at: give --target-l0")?;
-            (Penalty::Quadratic { target: target as f32 }, flags.l0_coefficient.unwrap_or(7e-5))
+        PenaltyChoice::Quadratic | PenaltyChoice::MeanQuadratic => {
+            let needs = || format!("--loss {} needs the L0 to aim at: give --target-l0", value_name(&choice));
+            let target = flags.target_l0.with_context(needs)? as f32;
+            let penalty = match choice {
+                PenaltyChoice::Quadratic => Penalty::Quadratic { target },
+                _ => Penalty::MeanQuadratic { target },
+            };
+            (penalty, flags.l0_coefficient.unwrap_or(7e-5))
         }
         PenaltyChoice::None => (Penalty::None, 0.0),
     };
@@ -98,6 +107,7 @@ impl Settings {
             Penalty::Log { .. } => "log",
             Penalty::Step => "step",
             Penalty::Quadratic { .. } => "quadratic",
+            Penalty::MeanQuadratic { .. } => "mean-quadratic",
         }
     }
 

@@ -10,8 +10,8 @@ use sae::Init;
 use serde::{Deserialize, Serialize};
 
 use crate::command::arguments::{
-    DecayChoice, DecoderBias, DecoderNormChoice, InputScaleChoice, LengthArguments, PrecisionChoice,
-    ReviveChoice, SettingArguments,
+    DecayChoice, DecoderBias, DecoderNormChoice, EncoderBias, InputScaleChoice, LengthArguments,
+    PrecisionChoice, ReviveChoice, SettingArguments, Span,
 };
 use crate::command::row_settings::RowSettings;
 use crate::command::selection;
@@ -63,6 +63,9 @@ pub(crate) struct Settings {
     pub(crate) init: Init,
     /// The decoder bias at the start.
     pub(crate) b_dec_init: DecoderBias,
+    /// The encoder bias at the start.
+    #[serde(default, skip_serializing_if = "is_default")]
+    pub(crate) b_enc_init: EncoderBias,
     /// The autoencoder that training starts from, instead of random weights.
     pub(crate) init_from: Option<std::path::PathBuf>,
     /// How rows are scaled.
@@ -147,6 +150,7 @@ impl Settings {
             sparsity_window: arguments.loss.sparsity_window.unwrap_or(300),
             prefixes: selection::prefixes(&arguments.selection, features)?,
             dead: selection::dead_loss(arguments, width, dead_rows.div_ceil(batch))?,
+            rank_by_decoder_norm: arguments.selection.rank_by_decoder_norm,
             gradient_clip: length.clip_gradient,
         };
         step.validate()?;
@@ -154,6 +158,7 @@ impl Settings {
             (Some(steps), _) => steps,
             (None, tokens) => tokens.div_ceil(batch),
         };
+        let of_run = |span: Option<Span>| span.map_or(0, |span| span.of(steps));
         let lr = length.lr.unwrap_or(4e-4);
         let cosine = (length.lr_decay == Some(DecayChoice::Cosine)).then(|| Cosine {
             end: length.lr_end.unwrap_or(lr / 10.0),
@@ -164,15 +169,16 @@ impl Settings {
             steps,
             seed: data.seed.unwrap_or(0),
             lr,
-            warmup_steps: length.warmup_steps.unwrap_or(0),
+            warmup_steps: of_run(length.warmup_steps),
             warmup_from_zero: length.warmup_from_zero,
             cosine,
-            lr_decay_steps: length.lr_decay_steps.unwrap_or(0),
-            coefficient_warmup_steps: arguments.loss.coefficient_warmup_steps.unwrap_or(0),
+            lr_decay_steps: of_run(length.lr_decay_steps),
+            coefficient_warmup_steps: of_run(arguments.loss.coefficient_warmup_steps),
             coefficient_warmup_from_zero: arguments.loss.coefficient_warmup_from_zero,
             epsilon_scales,
             init: initial::resolve(model),
             b_dec_init: model.b_dec_init.unwrap_or(DecoderBias::Zeros),
+            b_enc_init: model.b_enc_init.unwrap_or_default(),
             init_from: model.init_from.clone(),
             input_scale: match initial {
                 Some(initial) if initial.row_norm => InputScaleChoice::RowNorm,
@@ -224,6 +230,15 @@ impl Settings {
             ensure!(
                 positive(norm),
                 "the norm of initial decoder rows is {norm}, but it must be a number above 0"
+            );
+        }
+        if let Some(share) = self.b_enc_init.share(self.step.features) {
+            ensure!(
+                share > 0.0 && share < 1.0,
+                "--b-enc-init asks for {} active features in a row, but there are {}: ask for fewer, or for a share of the \
+                 rows, as in 0.1",
+                share * self.step.features as f64,
+                self.step.features
             );
         }
         self.check_cosine()?;

@@ -5,7 +5,8 @@ use anyhow::{Result, bail};
 use super::initial::Initial;
 use super::loss::{frequency_coefficients, penalty_of, value_name};
 use crate::command::arguments::{
-    ActivationChoice, DecayChoice, EncoderInitChoice, PenaltyChoice, ReviveChoice, SettingArguments,
+    ActivationChoice, DecayChoice, DecoderNormChoice, EncoderBias, EncoderInitChoice, PenaltyChoice,
+    ReviveChoice, SettingArguments,
 };
 use crate::command::selection;
 
@@ -29,6 +30,20 @@ pub(crate) fn refuse_flags_without_effect(
         "--threshold-rate" | "--threshold-after" | "--threshold-from-zero" => {
             bail!("{flag} has no effect without --activation batch-topk")
         }
+        "--b-enc-init" => bail!(
+            "--b-enc-init has no effect with --activation topk or batch-topk, where k says how many features are active; leave \
+             it out"
+        ),
+        "--rank-by-decoder-norm" => {
+            let largest = matches!(
+                selection::activation_choice(arguments, initial.map(|initial| initial.activation)),
+                ActivationChoice::TopK | ActivationChoice::BatchTopK
+            );
+            bail!(
+                "--rank-by-decoder-norm has no effect without {}",
+                if largest { "--decoder-norm free" } else { "--activation topk or batch-topk" }
+            )
+        }
         "--matryoshka-weight" => bail!("--matryoshka-weight has no effect without --matryoshka"),
         "--aux-coefficient" | "--aux-loss" => bail!("{flag} has no effect without --aux-k"),
         "--revive-every" => bail!("--revive-every has no effect without --revive resample"),
@@ -50,7 +65,7 @@ pub(crate) fn flags_without_effect(
     initial: Option<Initial>,
 ) -> Vec<&'static str> {
     let SettingArguments { model, selection, loss: flags, dead, length, .. } = arguments;
-    use PenaltyChoice::{ApproxL0, L1, Log, None, Quadratic, Step, Tanh};
+    use PenaltyChoice::{ApproxL0, L1, Log, MeanQuadratic, None, Quadratic, Step, Tanh};
     let choice = penalty_of(arguments, initial);
     let activation = selection::activation_choice(arguments, initial.map(|initial| initial.activation));
     // What training starts from may be of any kind, as long as it has not been looked at.
@@ -61,8 +76,12 @@ pub(crate) fn flags_without_effect(
     let densities = given(flags.mean_density_coefficient) || given(flags.log_density_coefficient);
     let (min, max) = frequency_coefficients(flags, choice);
     let checks = [
-        ("--l0-coefficient", flags.l0_coefficient.is_some(), matches!(choice, ApproxL0 | Step | Quadratic)),
-        ("--target-l0", flags.target_l0.is_some(), choice == Quadratic),
+        (
+            "--l0-coefficient",
+            flags.l0_coefficient.is_some(),
+            matches!(choice, ApproxL0 | Step | Quadratic | MeanQuadratic),
+        ),
+        ("--target-l0", flags.target_l0.is_some(), matches!(choice, Quadratic | MeanQuadratic)),
         ("--l1-coefficient", flags.l1_coefficient.is_some(), choice == L1),
         ("--tanh-coefficient", flags.tanh_coefficient.is_some(), choice == Tanh),
         ("--tanh-scale", flags.tanh_scale.is_some(), choice == Tanh),
@@ -76,11 +95,22 @@ pub(crate) fn flags_without_effect(
         (
             "--weight-by-decoder-norm",
             flags.weight_by_decoder_norm,
-            !matches!(choice, None | Step | Quadratic),
+            !matches!(choice, None | Step | Quadratic | MeanQuadratic),
         ),
         ("--min-sparsity-target", flags.min_sparsity_target.is_some(), min != 0.0),
         ("--max-sparsity-target", flags.max_sparsity_target.is_some(), max != 0.0),
         ("--k", model.k.is_some(), activation == ActivationChoice::TopK || batch_topk),
+        (
+            "--b-enc-init",
+            model.b_enc_init.is_some_and(|bias| bias != EncoderBias::Zeros),
+            unknown || matches!(activation, ActivationChoice::Relu | ActivationChoice::JumpRelu),
+        ),
+        (
+            "--rank-by-decoder-norm",
+            selection.rank_by_decoder_norm,
+            model.decoder_norm == Some(DecoderNormChoice::Free)
+                && (unknown || matches!(activation, ActivationChoice::TopK | ActivationChoice::BatchTopK)),
+        ),
         ("--bandwidth", selection.bandwidth.is_some(), jump),
         ("--threshold-init", selection.threshold_init.is_some(), jump),
         ("--jump-to-input", selection.jump_to_input, jump),
