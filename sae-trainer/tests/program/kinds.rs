@@ -11,7 +11,7 @@ const KINDS: [(&str, &str, &str); 11] = [
     ("--activation topk --k 4 --aux-k 8 --dead-rows 1k", "topk-4", "topk"),
     ("--activation batch-topk --k 4 --threshold-after 5", "batch-topk-4", "jumprelu"),
     (
-        "--activation topk --k 4 --rank-by-decoder-norm --decoder-norm free --aux-k 8 --aux-loss sum --dead-rows 1k",
+        "--activation topk --k 4 --rank-by-decoder-norm --decoder-norm free --aux-k 8 --dead-rows 1k",
         "topk-4",
         "topk",
     ),
