@@ -174,7 +174,8 @@ fn an_autoencoder_is_measured_in_the_model_that_made_its_rows() {
     run_ok("sae-trainer", ["--store", &store, "--out", &run].into_iter().chain(size));
     let eval = ["eval", &run, "--store", &store, "--held-out", "0.2", "--contexts", "30"];
     let json = |more: &[&str]| -> serde_json::Value {
-        let arguments = eval.iter().chain(&["--model", &model, "--json"]).chain(more);
+        let common = ["--model", &model, "--json"];
+        let arguments = eval.iter().chain(&common).chain(more);
         serde_json::from_str(&run_ok("sae-trainer", arguments).stdout).expect("--json prints JSON")
     };
     let found = &json(&[])[0]["in_model"];

@@ -72,6 +72,11 @@ impl Activation {
         *self == Activation::Relu
     }
 
+    /// Whether the largest z are active, of a row or of a batch.
+    pub fn takes_the_largest(&self) -> bool {
+        matches!(self, Activation::TopK { .. } | Activation::BatchTopK { .. })
+    }
+
     /// Whether it has thresholds that are trained, θ [F].
     pub fn has_thresholds(&self) -> bool {
         matches!(self, Activation::JumpRelu { .. })

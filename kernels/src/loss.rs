@@ -54,12 +54,23 @@ pub enum Penalty {
         /// L0* > 0.
         target: f32,
     },
+    /// (L̄0/L0* − 1)² of the mean L̄0 of the batch's rows (dictionary_learning). Its pseudo-derivative sees a where the others
+    /// see z: a feature that is silent in a row, with a = 0, is near its threshold where θ_j < w/2, and nowhere else.
+    MeanQuadratic {
+        /// L0* > 0.
+        target: f32,
+    },
 }
 
 impl Penalty {
     /// Whether it is a function of how many features are active: only trained thresholds have a gradient by it.
     pub fn counts(self) -> bool {
-        matches!(self, Penalty::Step | Penalty::Quadratic { .. })
+        matches!(self, Penalty::Step | Penalty::Quadratic { .. } | Penalty::MeanQuadratic { .. })
+    }
+
+    /// Whether the pseudo-derivative of that number sees a, and not z.
+    pub fn sees_activations(self) -> bool {
+        matches!(self, Penalty::MeanQuadratic { .. })
     }
 
     /// The penalty with its ε multiplied by `scale` (a schedule of ε); penalties without an ε are

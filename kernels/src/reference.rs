@@ -140,7 +140,13 @@ pub fn select(activation: Activation, z: &[f64], features: usize, threshold: &[f
     }
 }
 
-/// z = X W_enc + b_enc, a = [`select`] (z), x̂ = a W_dec + b_dec, with a skip connection + x W_skipᵀ.
+/// What z is multiplied by where features are ranked, [F]: ‖W_dec_j‖, or 1.
+pub fn rank_factors(spec: &StepSpec, weights: &Parameters) -> Vec<f64> {
+    let factor = |j| if spec.rank_by_decoder_norm { norm(weights.decoder_row(j, spec.width)) } else { 1.0 };
+    (0..spec.features).map(factor).collect()
+}
+
+/// z = X W_enc + b_enc, a = [`select`] (z), of z·‖W_dec_j‖ and then divided by ‖W_dec_j‖ where features are ranked so, x̂ = a W_dec + b_dec, with a skip connection + x W_skipᵀ.
 pub fn forward(spec: &StepSpec, weights: &Parameters, x: &[f64]) -> Forward {
     let (d, f) = (spec.width, spec.features);
     let rows = x.len() / d;
@@ -155,7 +161,11 @@ pub fn forward(spec: &StepSpec, weights: &Parameters, x: &[f64]) -> Forward {
             }
         }
     }
-    let activations = select(spec.activation, &preactivations, f, &weights.threshold);
+    let factors = rank_factors(spec, weights);
+    let ranked: Vec<f64> = preactivations.iter().enumerate().map(|(at, z)| z * factors[at % f]).collect();
+    let mut activations = select(spec.activation, &ranked, f, &weights.threshold);
+    // A factor of 0 leaves nothing above 0.
+    activations.iter_mut().enumerate().filter(|(_, a)| **a > 0.0).for_each(|(at, a)| *a /= factors[at % f]);
     let decode = |end: usize| {
         let mut xhat = weights.b_dec.repeat(rows);
         let of_row = activations.chunks_exact(f).zip(x.chunks_exact(d));
@@ -222,14 +232,15 @@ pub fn penalty(kind: Penalty, a: f64) -> f64 {
         Penalty::Tanh { scale } => (f64::from(scale) * a).tanh(),
         Penalty::Log { epsilon } => (a / f64::from(epsilon)).ln_1p(),
         Penalty::Step => 1.0,
-        Penalty::Quadratic { .. } => 0.0,
+        Penalty::Quadratic { .. } | Penalty::MeanQuadratic { .. } => 0.0,
     }
 }
 
-/// The value that is logged for a row: Σ_j p(a), except that `approx-l0` counts a > 0.
+/// The value that is logged for a row: Σ_j p(a), except that `approx-l0` counts a > 0. 0 where it is one of the batch.
 pub fn logged_penalty(kind: Penalty, a: impl Iterator<Item = f64>) -> f64 {
     match kind {
         Penalty::ApproxL0 { .. } | Penalty::Step => a.filter(|a| *a > 0.0).count() as f64,
+        Penalty::MeanQuadratic { .. } => 0.0,
         Penalty::Quadratic { target } => {
             let count = a.filter(|a| *a > 0.0).count() as f64;
             2.0 / f64::from(target) * (count - f64::from(target)).powi(2)
@@ -238,11 +249,20 @@ pub fn logged_penalty(kind: Penalty, a: impl Iterator<Item = f64>) -> f64 {
     }
 }
 
-/// The derivative of a row's penalty by how many features are active.
-pub fn penalty_by_count(kind: Penalty, active: usize) -> f64 {
+/// The value that is logged for a batch beside those of its rows; `mean` is L̄0.
+pub fn logged_penalty_of_mean(kind: Penalty, mean: f64) -> f64 {
+    match kind {
+        Penalty::MeanQuadratic { target } => (mean / f64::from(target) - 1.0).powi(2),
+        _ => 0.0,
+    }
+}
+
+/// The derivative of the sum over the rows by how many features are active in a row; `mean` is L̄0.
+pub fn penalty_by_count(kind: Penalty, active: usize, mean: f64) -> f64 {
     match kind {
         Penalty::Step => 1.0,
         Penalty::Quadratic { target } => 4.0 / f64::from(target) * (active as f64 - f64::from(target)),
+        Penalty::MeanQuadratic { target } => 2.0 / f64::from(target) * (mean / f64::from(target) - 1.0),
         _ => 0.0,
     }
 }
@@ -250,7 +270,7 @@ pub fn penalty_by_count(kind: Penalty, active: usize) -> f64 {
 /// p'(a) for a ≥ 0, at 0 that from the right.
 pub fn penalty_derivative(kind: Penalty, a: f64) -> f64 {
     match kind {
-        Penalty::None | Penalty::Step | Penalty::Quadratic { .. } => 0.0,
+        Penalty::None | Penalty::Step | Penalty::Quadratic { .. } | Penalty::MeanQuadratic { .. } => 0.0,
         Penalty::ApproxL0 { epsilon } => f64::from(epsilon) / (a + f64::from(epsilon)).powi(2),
         Penalty::L1 => 1.0,
         Penalty::Tanh { scale } => {
@@ -360,6 +380,12 @@ pub fn reconstruction_loss(spec: &StepSpec, target: &[f64], forward: &Forward) -
     spec.prefixes.weight() * terms.sum::<f64>()
 }
 
+/// L̄0: how many features are active in a row, on average.
+pub fn mean_active(spec: &StepSpec, forward: &Forward) -> f64 {
+    let active = forward.activations.iter().filter(|a| **a > 0.0).count();
+    (active * spec.features) as f64 / forward.activations.len() as f64
+}
+
 /// The loss for `target` [B,d] as it is logged, but for dead features. `frequencies` [F] are the running frequencies, this batch included.
 pub fn loss(
     spec: &StepSpec,
@@ -377,10 +403,11 @@ pub fn loss(
         .chunks_exact(spec.features)
         .map(|a| logged_penalty(kind, a.iter().zip(&factors).map(|(a, factor)| a * factor)))
         .sum();
+    let of_mean = logged_penalty_of_mean(kind, mean_active(spec, forward));
     let (min_sparsity, max_sparsity) = frequency_penalties(&spec.loss, frequencies);
     Loss {
         mse: reconstruction_loss(spec, target, forward),
-        penalty: coefficient * sum / rows,
+        penalty: coefficient * (sum / rows + of_mean),
         min_sparsity,
         max_sparsity,
         density: density_penalties(&spec.loss, frequencies),
@@ -443,6 +470,7 @@ pub fn gradients(
     let group_of =
         |feature: usize| spec.prefixes.ends(f).position(|end| feature < end).expect("the last end is F");
     let mut gradient = weights.zeros_like();
+    let mean = mean_active(spec, forward);
     for i in 0..rows {
         for k in 0..d {
             gradient.b_dec[k] += g[0][i * d + k];
@@ -450,15 +478,18 @@ pub fn gradients(
             row.zip(&x[i * d..]).for_each(|(gradient, x)| *gradient += g[0][i * d + k] * x);
         }
         let active = forward.activations[i * f..][..f].iter().filter(|a| **a > 0.0).count();
-        let by_count = coefficient * penalty_by_count(kind, active) / rows as f64;
+        let by_count = coefficient * penalty_by_count(kind, active, mean) / rows as f64;
         for j in 0..f {
             let g_i = &g[group_of(j)][i * d..][..d];
             let a = forward.activations[i * f + j];
-            // Those that a threshold's pseudo-derivative sees take part though they are 0.
+            // Those that a threshold's pseudo-derivatives see take part though they are 0: that of a, and that of the count.
             let jump = match spec.activation {
                 Activation::JumpRelu { bandwidth, to_input } => {
                     let (z, width) = (forward.preactivations[i * f + j], f64::from(bandwidth));
-                    ((z - weights.threshold[j]).abs() < width / 2.0).then_some((width, to_input))
+                    let near = |seen: f64| (seen - weights.threshold[j]).abs() < width / 2.0;
+                    let (near, counted) = (near(z), near(if kind.sees_activations() { a } else { z }));
+                    let rectangle = |inside: bool| f64::from(inside) / width;
+                    (near || counted).then_some((rectangle(near), rectangle(counted), to_input))
                 }
                 _ => None,
             };
@@ -468,11 +499,12 @@ pub fn gradients(
             let slope = coefficient * penalty_derivative(kind, a * factors[j]) / rows as f64;
             let frequency = slopes[j] * epsilon / (a + epsilon).powi(2) / rows as f64;
             let da = dot(g_i, weights.decoder_row(j, d)) + slope * factors[j] + frequency;
-            let by_threshold = jump.map_or(0.0, |(width, _)| (weights.threshold[j] * da + by_count) / width);
+            let by_threshold =
+                jump.map_or(0.0, |(near, counted, _)| near * weights.threshold[j] * da + counted * by_count);
             if jump.is_some() {
                 gradient.threshold[j] -= by_threshold;
             }
-            let to_input = jump.is_some_and(|(_, to_input)| to_input);
+            let to_input = jump.is_some_and(|(.., to_input)| to_input);
             // From here on dL/dz.
             let da = if a > 0.0 { da } else { 0.0 } + if to_input { by_threshold } else { 0.0 };
             for k in 0..d {
@@ -581,6 +613,7 @@ pub fn dead_loss(
     let deviation = |i: usize| norm(&(0..d).map(|k| residual[i * d + k] - mean[k]).collect::<Vec<_>>());
     let spread: f64 = (0..rows).map(|i| deviation(i).powi(2)).sum();
     let denominators = mse_denominators(spec.loss.mse, d, target);
+    let factors = rank_factors(spec, weights);
     let mut value = 0.0;
     for i in 0..rows {
         // What each dead feature contributes, and how that follows z.
@@ -592,7 +625,7 @@ pub fn dead_loss(
             _ => features.iter().map(|&j| (j, z(i, j), 1.0)).collect(),
         };
         if let DeadLossKind::AuxK { k, .. } | DeadLossKind::AuxKSum { k, .. } = loss.kind {
-            a.sort_by(|left, right| right.1.total_cmp(&left.1));
+            a.sort_by(|left, right| (factors[right.0] * right.1).total_cmp(&(factors[left.0] * left.1)));
             a.truncate(k);
         }
         let mut e = vec![0.0; d];
@@ -690,7 +723,9 @@ impl Trainer {
         clip_gradient(spec, &mut gradient);
         self.steps += 1;
         if let Activation::BatchTopK { threshold, .. } = spec.activation {
-            let positive = pass.activations.iter().filter(|a| **a > 0.0).map(|a| *a as f32);
+            let factors = rank_factors(spec, &self.weights);
+            let ranked = pass.activations.iter().enumerate().map(|(at, a)| a * factors[at % spec.features]);
+            let positive = ranked.filter(|a| *a > 0.0).map(|a| a as f32);
             self.threshold = threshold.after(self.steps, self.threshold, positive.reduce(f32::min));
         }
         for (since, fired) in self.steps_since_fired.iter_mut().zip(&fired) {

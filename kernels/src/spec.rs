@@ -99,6 +99,10 @@ pub struct StepSpec {
     /// The prefixes of the features that reconstruct by themselves.
     #[serde(default, skip_serializing_if = "Prefixes::is_empty")]
     pub prefixes: Prefixes,
+    /// Whether TopK and BatchTopK take the largest z·‖W_dec_j‖ in place of the largest z, as AuxK then does; a itself is what it
+    /// is otherwise. BatchTopK's θ is one of z·‖W_dec_j‖ then.
+    #[serde(default, skip_serializing_if = "std::ops::Not::not")]
+    pub rank_by_decoder_norm: bool,
     /// What trains features that have stopped firing.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub dead: Option<DeadLoss>,
@@ -125,6 +129,7 @@ impl StepSpec {
             adam: Adam::default(),
             sparsity_window: 300,
             prefixes: Prefixes::default(),
+            rank_by_decoder_norm: false,
             dead: None,
             gradient_clip: None,
         }
@@ -221,6 +226,19 @@ impl StepSpec {
             format!("{:?}", self.loss.penalty),
             "only jump-relu's thresholds have a gradient by the number of active features",
         )?;
+        require(
+            !(self.loss.penalty.sees_activations()
+                && matches!(self.activation, Activation::JumpRelu { to_input: true, .. })),
+            "penalty",
+            format!("{:?}", self.loss.penalty),
+            "its pseudo-derivative reaches the thresholds alone, so jump-relu must not have it reach the input",
+        )?;
+        require(
+            !self.rank_by_decoder_norm || self.activation.takes_the_largest(),
+            "rank_by_decoder_norm",
+            true,
+            "only topk and batch-topk rank features",
+        )?;
         if let Some(clip) = self.gradient_clip {
             require(clip.is_finite() && clip > 0.0, "gradient_clip", clip, "it must be a positive number")?;
         }
@@ -247,7 +265,9 @@ impl LossSpec {
         match self.penalty {
             Penalty::ApproxL0 { epsilon } | Penalty::Log { epsilon } => positive("epsilon", epsilon)?,
             Penalty::Tanh { scale } => positive("tanh scale", scale)?,
-            Penalty::Quadratic { target } => positive("target L0", target)?,
+            Penalty::Quadratic { target } | Penalty::MeanQuadratic { target } => {
+                positive("target L0", target)?
+            }
             Penalty::None | Penalty::L1 | Penalty::Step => {}
         }
         let coefficient = |name, value: f64| {

@@ -39,6 +39,7 @@ fn spec(loss: LossSpec, pre_bias: bool) -> StepSpec {
         sparsity_window: 1,
         prefixes: Default::default(),
         dead: None,
+        rank_by_decoder_norm: false,
         gradient_clip: None,
     }
 }

@@ -51,6 +51,7 @@ fn configurations() -> Vec<StepSpec> {
                     sparsity_window: 3,
                     prefixes: Default::default(),
                     dead: None,
+                    rank_by_decoder_norm: false,
                     gradient_clip: None,
                 });
             }

@@ -39,6 +39,7 @@ fn specs() -> [StepSpec; 3] {
         sparsity_window: 4,
         prefixes: Default::default(),
         dead: None,
+        rank_by_decoder_norm: false,
         gradient_clip: None,
     };
     let second = StepSpec { loss: LossSpec { coefficient: 1e-2, ..first.loss }, ..first };

@@ -51,10 +51,13 @@ def make_spec(
     dead=None,
     gradient_clip=None,
     skip=False,
+    rank_by_decoder_norm=False,
+    beta1=0.9,
 ):
     """A step's description in the engines' own JSON form."""
     return {
         **({"skip": True} if skip else {}),
+        **({"rank_by_decoder_norm": True} if rank_by_decoder_norm else {}),
         "width": width,
         "features": features,
         "batch": batch,
@@ -72,7 +75,7 @@ def make_spec(
             "weight_by_decoder_norm": weight_by_decoder_norm,
         },
         "decoder_norm": decoder_norm,
-        "adam": {"beta1": 0.9, "beta2": 0.999, "epsilon": 1e-8},
+        "adam": {"beta1": beta1, "beta2": 0.999, "epsilon": 1e-8},
         "sparsity_window": window,
         "prefixes": prefixes or {"widths": [], "weight": 1.0},
         "dead": dead,
@@ -111,6 +114,9 @@ def penalties(penalty, a, active, epsilon_scale):
     if kind == "quadratic":
         target = penalty["target"]
         value = 2 / target * (active.sum(1) - target) ** 2
+        return value, value
+    if kind == "mean-quadratic":
+        value = ((active.sum(1).mean() / penalty["target"] - 1) ** 2).expand(len(a))
         return value, value
     if kind == "tanh":
         value = torch.tanh(penalty["scale"] * a)
@@ -188,14 +194,20 @@ def activate(spec, weights, z):
     """a, and which of them are active."""
     kind, options = kind_of(spec), options_of(spec)
     if kind == "jump-relu":
-        arguments = z, weights[4], options["bandwidth"], options["to_input"]
-        return Jump.apply(*arguments), Count.apply(*arguments)
+        arguments = weights[4], options["bandwidth"], options["to_input"]
+        a = Jump.apply(z, *arguments)
+        # What the count's pseudo-derivative sees.
+        seen = a.detach() if spec["loss"]["penalty"]["kind"] == "mean-quadratic" else z
+        return a, Count.apply(seen, *arguments)
+    norms = weights[2].norm(dim=1) if spec.get("rank_by_decoder_norm") else 1
+    z = z * norms
     if kind == "relu":
         a = torch.relu(z)
     elif kind == "topk":
         a = largest(z, options["k"])
     else:
         a = largest(z.reshape(1, -1), options["k"] * len(z)).reshape(z.shape)
+    a = a / norms
     return a, (a > 0).to(a.dtype)
 
 
@@ -213,6 +225,8 @@ def decided(spec, weights, rows):
     margin = MARGIN * z.abs().median()
     apart = (z.abs() > margin).all(1)
     kind, options = kind_of(spec), options_of(spec)
+    norms = weights[2].norm(dim=1) if spec.get("rank_by_decoder_norm") else 1
+    z = z * norms
     if kind == "topk":
         # The last one that is kept and the first one that is not.
         k = options["k"]
@@ -226,7 +240,7 @@ def decided(spec, weights, rows):
         # Where the largest of the batch end depends on its rows.
         chosen = rows[apart][: spec["batch"]]
         for _ in range(len(rows)):
-            z = preactivations(spec, weights, chosen)
+            z = preactivations(spec, weights, chosen) * norms
             in_order = z.flatten().topk(options["k"] * len(z) + 1).values
             if in_order[-2] - in_order[-1] > margin or in_order[-1] < 0:
                 return chosen
@@ -252,6 +266,7 @@ def dead_loss(spec, weights, x, z, a, xhat, silent):
         return torch.zeros((), dtype=x.dtype)
     w_dec = weights[2][dead]
     z = z[:, dead]
+    norms = w_dec.norm(dim=1) if spec.get("rank_by_decoder_norm") else torch.ones(len(w_dec), dtype=x.dtype)
     residual = (x - xhat).detach()
     centered = residual - residual.mean(0)
     if kind == "pre-activation":
@@ -268,10 +283,10 @@ def dead_loss(spec, weights, x, z, a, xhat, silent):
         return (own / (loss + 1e-6)).detach().mul(loss).mean()
     k = min(numbers["k"], int(dead.sum()))
     if kind == "aux-k":
-        error = (largest(z, k) @ w_dec - residual) ** 2
+        error = (largest(z * norms, k) / norms @ w_dec - residual) ** 2
         return numbers["coefficient"] * error.sum() / (centered**2).sum()
-    values, indices = z.topk(k, dim=1)
-    error = (torch.zeros_like(z).scatter(1, indices, values) @ w_dec - residual) ** 2
+    values, indices = (z * norms).topk(k, dim=1)
+    error = (torch.zeros_like(z).scatter(1, indices, values) / norms @ w_dec - residual) ** 2
     scale = min(int(dead.sum()) / numbers["k"], 1.0)
     return numbers["coefficient"] * scale * error.sum(1).mean()
 
@@ -441,6 +456,10 @@ def cases(width, features, batch, steps, lr, coefficient):
     add("topk pre-bias", penalty=kinds["l1"], activation={"topk": {"k": few}}, pre_bias=True, decoder_norm="free")
     add("batch-topk", activation=batch_topk, mse="sum", **none)
     add("batch-topk pre-bias", activation=batch_topk, pre_bias=True, decoder_norm="free", **none)
+    # Rows of different norms, which training sees to.
+    by_norm = {"decoder_norm": "free", "rank_by_decoder_norm": True, "mse": "sum", **none}
+    add("topk by norm", activation={"topk": {"k": few}}, pre_bias=True, **by_norm)
+    add("batch-topk by norm", activation=batch_topk, **by_norm)
 
     def jump(to_input=False, bandwidth=0.5):
         return {"jump-relu": {"bandwidth": bandwidth, "to_input": to_input}}
@@ -449,6 +468,9 @@ def cases(width, features, batch, steps, lr, coefficient):
     add("jump-relu", penalty=step, activation=jump(), mse="sum", decoder_norm="free")
     add("jump-relu to input", penalty=step, activation=jump(True), mse="sum", decoder_norm="tied")
     add("jump-relu quadratic", penalty=quadratic, activation=jump(), mse="sum", pre_bias=True)
+    mean = {"kind": "mean-quadratic", "target": features / 10}
+    # Of thresholds on both sides of half the bandwidth.
+    add("jump-relu mean-quadratic", penalty=mean, activation=jump(bandwidth=0.2), mse="sum", beta1=0.0)
     add("jump-relu tanh by norm", penalty=kinds["tanh"], activation=jump(True), weight_by_decoder_norm=True, decoder_norm="free")
     add("jump-relu approx-l0", activation=jump(), min_sparsity=low, max_sparsity=high)
 
@@ -463,6 +485,7 @@ def cases(width, features, batch, steps, lr, coefficient):
     aux = {"k": max(2, features // 25), "coefficient": 0.3}
     add("aux-k", activation=topk, dead=dead({"aux-k": aux}), mse="sum", **none)
     add("aux-k-sum", activation=topk, dead=dead({"aux-k-sum": aux}), mse="sum", pre_bias=True, decoder_norm="free", **none)
+    add("aux-k-sum by norm", activation=topk, dead=dead({"aux-k-sum": aux}), **by_norm)
     for mse in ["sum", "centered", "uncentered"]:
         # Where an error passes through 0 its scale has a pole that only 1e-6 rounds off: soon rounding decides.
         options = {"penalty": kinds["l1"], "dead": dead("ghost"), "mse": mse, "pre_bias": mse == "centered"}

@@ -7,6 +7,7 @@ import sae_steps
 import torch
 from dictionary_learning.trainers import top_k
 from dictionary_learning.trainers.batch_top_k import BatchTopKTrainer
+from dictionary_learning.trainers.jumprelu import JumpReluTrainer
 from dictionary_learning.trainers.matryoshka_batch_top_k import MatryoshkaBatchTopKTrainer
 from sae_lens.config import LoggingConfig, SAETrainerConfig
 from sae_lens.saes.batchtopk_sae import BatchTopKTrainingSAE, BatchTopKTrainingSAEConfig
@@ -86,8 +87,9 @@ def sae_lens(kind, config, options, weights, batches):
 
 def dictionary_learning(kind, options, weights, batches):
     """The same of dictionary_learning's trainers."""
-    trainer = kind(steps=STEPS, activation_dim=WIDTH, dict_size=FEATURES, k=K, layer=0, lm_name="", lr=LR,
-                   warmup_steps=0, device="cpu", **options)  # fmt: skip
+    jump = kind is JumpReluTrainer
+    trainer = kind(steps=STEPS, activation_dim=WIDTH, dict_size=FEATURES, layer=0, lm_name="", lr=LR,
+                   warmup_steps=0, device="cpu", **({} if jump else {"k": K}), **options)  # fmt: skip
     trainer.dead_feature_threshold = SILENT * BATCH
     # It sets the decoder bias to the first batch's geometric median: here it is given.
     bias = torch.tensor(weights["b_dec"], dtype=torch.float64)
@@ -95,8 +97,8 @@ def dictionary_learning(kind, options, weights, batches):
     top_k.geometric_median = trainer.geometric_median
     ae = trainer.ae.double()
     shapes = {"W_enc": "encoder.weight", "b_enc": "encoder.bias", "W_dec": "decoder.weight", "b_dec": "b_dec"}
-    if kind is MatryoshkaBatchTopKTrainer:
-        shapes = {name: name for name in shapes}
+    if kind in (MatryoshkaBatchTopKTrainer, JumpReluTrainer):
+        shapes = {name: name for name in [*shapes, *(["threshold"] if jump else [])]}
     parameters = dict(ae.named_parameters())
     turned = {name for name, key in shapes.items() if key.endswith(".weight")}
     with torch.no_grad():
@@ -109,15 +111,24 @@ def dictionary_learning(kind, options, weights, batches):
         dead.append(int(trainer.dead_features))
     trained = {name: parameters[key].detach().numpy() for name, key in shapes.items()}
     trained |= {name: trained[name].T for name in turned}
-    return losses, trained, float(ae.threshold) if hasattr(ae, "threshold") else None, dead
+    average = float(ae.threshold) if hasattr(ae, "threshold") and not jump else None
+    return losses, trained, average, dead
 
 
-def spec(activation, **options):
-    return sae_steps.make_spec(WIDTH, FEATURES, BATCH, mse="sum", pre_bias=True, activation=activation,
+def of_unequal_norms(weights, batches):
+    """The same start with decoder rows of different norms, and activations that make up for them."""
+    norms = numpy.exp(numpy.random.default_rng(12).normal(size=FEATURES) * 0.3).astype("float32")
+    made = {"W_enc": weights["W_enc"] / norms, "b_enc": weights["b_enc"] / norms, "W_dec": weights["W_dec"] * norms[:, None]}
+    return {**weights, **made}, batches
+
+
+def spec(activation, pre_bias=True, **options):
+    return sae_steps.make_spec(WIDTH, FEATURES, BATCH, mse="sum", pre_bias=pre_bias, activation=activation,
                                gradient_clip=1.0, **options)  # fmt: skip
 
 
 NO_SCALE = {"rescale_acts_by_decoder_norm": False, "decoder_init_norm": None}
+SCALE = {"rescale_acts_by_decoder_norm": True, "decoder_init_norm": None}
 TOPK = {"topk": {"k": K}}
 WIDTHS = [20, 80]
 
@@ -150,6 +161,14 @@ CASES = {
     "sae-lens batch-topk": (
         lambda *data: sae_lens(BatchTopKTrainingSAE, BatchTopKTrainingSAEConfig, {"k": K, **NO_SCALE}, *data),
         spec(batch_topk(0.01, 0, True), **FREE),
+    ),
+    "sae-lens topk by norm": (
+        lambda *data: sae_lens(TopKTrainingSAE, TopKTrainingSAEConfig, {"k": K, **SCALE}, *data),
+        spec(TOPK, rank_by_decoder_norm=True, **FREE),
+    ),
+    "sae-lens batch-topk by norm": (
+        lambda *data: sae_lens(BatchTopKTrainingSAE, BatchTopKTrainingSAEConfig, {"k": K, **SCALE}, *data),
+        spec(batch_topk(0.01, 0, True), rank_by_decoder_norm=True, **FREE),
     ),
     "sae-lens matryoshka": (
         lambda *data: sae_lens(
@@ -211,6 +230,21 @@ CASES = {
         ),
         spec(batch_topk(1 - 0.999, 5, False), dead=AUX, prefixes={"widths": WIDTHS, "weight": 1 / 9}),
     ),
+    # Of half the thresholds' bandwidth some are above and some below, where its step function sees the silent features.
+    "dictionary_learning jump-relu": (
+        lambda *data: dictionary_learning(
+            JumpReluTrainer,
+            {"bandwidth": 0.1, "target_l0": 12.0, "sparsity_penalty": 0.5, "sparsity_warmup_steps": 0},
+            *data,
+        ),
+        spec(
+            {"jump-relu": {"bandwidth": 0.1, "to_input": False}},
+            pre_bias=False,
+            penalty={"kind": "mean-quadratic", "target": 12},
+            coefficient=0.5,
+            beta1=0.0,
+        ),
+    ),
 }
 
 
@@ -218,6 +252,8 @@ CASES = {
 def test_fifty_steps_equal_those_of_the_peers_own_trainers(example, tmp_path, name):
     train, spec = CASES[name]
     weights, batches = start()
+    if "by norm" in name:
+        weights, batches = of_unequal_norms(weights, batches)
     losses, trained, average, dead = train(weights, batches)
     assert "jump-relu" in name or max(dead) >= 5, "features die, and their loss takes part"
     case = {"spec": spec, "schedule": sae_steps.make_schedule(STEPS, LR)}
@@ -227,4 +263,6 @@ def test_fifty_steps_equal_those_of_the_peers_own_trainers(example, tmp_path, na
     for key in sae_steps.names(spec):
         assert relative(got[key], trained[key]) < 1e-4, key
     if average is not None and average > 0:
-        assert got["threshold"] == pytest.approx(average, rel=1e-5)
+        # Theirs is one of what features are ranked by.
+        ranks = numpy.linalg.norm(got["W_dec"], axis=1) if spec.get("rank_by_decoder_norm") else 1
+        assert got["threshold"] * ranks == pytest.approx(average, rel=1e-5)

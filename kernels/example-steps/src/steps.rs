@@ -45,6 +45,7 @@ pub fn spec(width: usize, features: usize, batch: usize) -> StepSpec {
         sparsity_window: 4,
         prefixes: Default::default(),
         dead: None,
+        rank_by_decoder_norm: false,
         gradient_clip: None,
     }
 }

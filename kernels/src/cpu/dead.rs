@@ -34,6 +34,8 @@ pub struct Dead<'a> {
     pub decoder: &'a [f32],
     /// θ [F], where there are thresholds.
     pub threshold: Option<&'a [f32]>,
+    /// ‖W_dec_j‖ of all features, [F], where AuxK ranks them by z·‖W_dec_j‖.
+    pub rank_by: Option<&'a [f32]>,
     /// x − x̂, [B,d].
     pub residual: &'a [f32],
     /// What the squared errors of each row are divided by in the reconstruction term, 0 where that is nothing: [B].
@@ -137,6 +139,10 @@ impl Dead<'_> {
         out: &mut DeadGradient,
     ) -> f64 {
         let (count, width, rows) = (dead.bias.len(), self.input.width, self.rows());
+        let factors: Vec<f32> = match self.rank_by {
+            Some(norms) => out.features.iter().map(|j| norms[*j as usize]).collect(),
+            None => vec![1.0; count],
+        };
         let group = |group: usize| {
             let (mut block, mut order) = (Block::default(), Vec::new());
             block.begin_group();
@@ -145,7 +151,8 @@ impl Dead<'_> {
                 order.clear();
                 order.extend((0..count as u32).filter(|j| !positive || z[*j as usize] > 0.0));
                 if order.len() > k {
-                    let larger = |a: &u32, b: &u32| z[*b as usize].total_cmp(&z[*a as usize]).then(a.cmp(b));
+                    let rank = |j: &u32| z[*j as usize] * factors[*j as usize];
+                    let larger = |a: &u32, b: &u32| rank(b).total_cmp(&rank(a)).then(a.cmp(b));
                     order.select_nth_unstable_by(k - 1, larger);
                     order.truncate(k);
                     order.sort_unstable();

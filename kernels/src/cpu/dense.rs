@@ -312,7 +312,9 @@ pub(crate) fn backward_panel(
             *by_value += if *a > 0.0 { *penalty } else { at_zero };
         }
         let z = out.z[at * rows..][..rows].iter().copied().enumerate();
-        out.by_threshold.push(jump.derivatives(thresholds[at], z, by_value));
+        let active = column.iter().filter(|a| **a > 0.0).count();
+        let by_threshold = jump.derivatives(thresholds[at], z, by_value);
+        out.by_threshold.push(by_threshold + jump.of_silent_rows(thresholds[at], active));
         out.encoder_bias.push(by_value.iter().sum());
     }
 

@@ -82,6 +82,15 @@ impl ActivePairs {
         (&self.rows[range.clone()], &self.feature_values[range])
     }
 
+    /// Divides each activation by its feature's number, [F].
+    pub(crate) fn divide(&mut self, by: &[f32]) {
+        let of_rows = self.row_values.par_iter_mut().zip(&self.features);
+        of_rows.for_each(|(value, feature)| *value /= by[*feature as usize]);
+        for (feature, range) in self.feature_starts.windows(2).enumerate() {
+            self.feature_values[range[0]..range[1]].iter_mut().for_each(|value| *value /= by[feature]);
+        }
+    }
+
     /// In how many rows each feature is active, [F].
     pub fn counts(&self) -> Vec<u32> {
         self.feature_starts.windows(2).map(|at| (at[1] - at[0]) as u32).collect()

@@ -27,7 +27,9 @@ fn logged(penalty: Penalty, a: f32) -> f32 {
         Penalty::Tanh { scale } => (scale * a).tanh(),
         Penalty::Log { epsilon } => (a / epsilon).ln_1p(),
         Penalty::Step => 1.0,
-        Penalty::Quadratic { .. } => unreachable!("it is a function of the row, not of an activation"),
+        Penalty::Quadratic { .. } | Penalty::MeanQuadratic { .. } => {
+            unreachable!("they are functions of how many are active, not of an activation")
+        }
     }
 }
 
@@ -35,7 +37,7 @@ fn logged(penalty: Penalty, a: f32) -> f32 {
 #[inline(always)]
 fn derivative(penalty: Penalty, a: f32) -> f32 {
     match penalty {
-        Penalty::None | Penalty::Step | Penalty::Quadratic { .. } => 0.0,
+        Penalty::None | Penalty::Step | Penalty::Quadratic { .. } | Penalty::MeanQuadratic { .. } => 0.0,
         Penalty::ApproxL0 { epsilon } => epsilon / ((a + epsilon) * (a + epsilon)),
         Penalty::L1 => 1.0,
         Penalty::Tanh { scale } => {
@@ -58,12 +60,12 @@ impl Sparsity {
         }
     }
 
-    /// Σ a and Σ p(a·norm_j), as logged, over the pairs of one row. `norms` [F] are ‖W_dec_j‖, or None
+    /// Σ a and Σ p(a·norm_j), as logged, over the pairs of one row, 0 where [`Sparsity::of_mean`] has it. `norms` [F] are ‖W_dec_j‖, or None
     /// where they are no part of the penalty.
     pub fn row_sums(&self, features: &[u32], values: &[f32], norms: Option<&[f32]>) -> (f64, f64) {
         let l1: f64 = values.iter().map(|a| f64::from(*a)).sum();
         let penalty = match (self.penalty, norms) {
-            (Penalty::None, _) => 0.0,
+            (Penalty::None | Penalty::MeanQuadratic { .. }, _) => 0.0,
             (Penalty::ApproxL0 { .. }, None) | (Penalty::Step, _) => values.len() as f64,
             (Penalty::Quadratic { target }, _) => {
                 let over = values.len() as f64 - f64::from(target);
@@ -82,11 +84,23 @@ impl Sparsity {
         (l1, penalty)
     }
 
-    /// The derivative of the penalty by how many features are active in a row, of which `active` are.
-    pub fn by_count(&self, active: u32) -> f32 {
+    /// The penalty of a batch in whose rows `mean` features are active on average, if it is a function of that alone.
+    pub fn of_mean(&self, mean: f64) -> Option<f64> {
+        match self.penalty {
+            Penalty::MeanQuadratic { target } => Some((mean / f64::from(target) - 1.0).powi(2)),
+            _ => None,
+        }
+    }
+
+    /// The derivative of the penalty by how many features are active in a row, of which `active` are, and `mean` on average
+    /// over the batch.
+    pub fn by_count(&self, active: u32, mean: f64) -> f32 {
         match self.penalty {
             Penalty::Step => self.coefficient,
             Penalty::Quadratic { target } => self.coefficient * 4.0 / target * (active as f32 - target),
+            Penalty::MeanQuadratic { target } => {
+                self.coefficient * 2.0 / target * (mean / f64::from(target) - 1.0) as f32
+            }
             _ => 0.0,
         }
     }

@@ -97,6 +97,8 @@ struct Buffers {
     norms: RowNorms,
     /// X − b_dec, with the pre-bias.
     shifted: Vec<f32>,
+    /// Encoder and its bias times ‖W_dec_j‖, where features are ranked so: [F,d], [F].
+    ranked: (Vec<f32>, Vec<f32>),
     /// The encode's factors in bfloat16, where that is asked for: [B,d], [F,d].
     rounded: (Vec<f32>, Vec<f32>),
     encode: EncodeBuffers,
@@ -193,9 +195,11 @@ impl CpuStep {
         groups.push(GroupGradient { end: spec.features, g: &buffers.gradient });
         let jump = match spec.activation {
             Activation::JumpRelu { bandwidth, to_input } => {
-                let of_row = |row: &RowActivity| sparsity.by_count(row.active);
+                let mean = sums.l0();
+                let of_row = |row: &RowActivity| sparsity.by_count(row.active, mean);
                 buffers.by_count = buffers.activity.iter().map(of_row).collect();
-                Some(Jump { bandwidth, to_input, by_count: &buffers.by_count })
+                let sees_activations = spec.loss.penalty.sees_activations();
+                Some(Jump { bandwidth, to_input, by_count: &buffers.by_count, sees_activations })
             }
             _ => None,
         };
@@ -223,7 +227,14 @@ impl CpuStep {
         self.steps += 1;
         self.expected = found.encoded;
         if let Activation::BatchTopK { threshold, .. } = spec.activation {
-            let smallest = buffers.selected.kept.row_values.iter().copied().reduce(f32::min);
+            let kept = &buffers.selected.kept;
+            let smallest = match spec.rank_by_decoder_norm {
+                true => {
+                    let pairs = kept.features.iter().zip(&kept.row_values);
+                    pairs.map(|(feature, a)| a * buffers.decoder_norms[*feature as usize]).reduce(f32::min)
+                }
+                false => kept.row_values.iter().copied().reduce(f32::min),
+            };
             self.threshold = threshold.after(self.steps, self.threshold, smallest);
         }
         for (feature, count) in found.counts.iter().enumerate() {
@@ -420,11 +431,13 @@ struct Found {
     dead: Vec<u32>,
 }
 
-/// What the encode multiplies, from the batch `input` [B,d]; `shifted` and `rounded` are memory for it.
+/// What the encode multiplies, from the batch `input` [B,d]; `shifted` and `rounded` are memory for it. `ranked` [F,d], [F] is the
+/// encoder in place of that of `weights`, where features are ranked by another number than z.
 fn factors<'a>(
     options: &CpuOptions,
     spec: &StepSpec,
     weights: &'a Parameters,
+    ranked: &'a (Vec<f32>, Vec<f32>),
     input: &'a [f32],
     shifted: &'a mut Vec<f32>,
     rounded: &'a mut (Vec<f32>, Vec<f32>),
@@ -432,12 +445,12 @@ fn factors<'a>(
     if spec.pre_bias {
         subtract_bias(input, numbers(&weights.decoder_bias), shifted);
     }
-    let mut factors = Encode {
-        x: if spec.pre_bias { shifted } else { input },
-        weights: numbers(&weights.encoder),
-        bias: numbers(&weights.encoder_bias),
-        width: spec.width,
+    let (encoder, bias) = match spec.rank_by_decoder_norm {
+        true => (&ranked.0[..], &ranked.1[..]),
+        false => (numbers(&weights.encoder), numbers(&weights.encoder_bias)),
     };
+    let mut factors =
+        Encode { x: if spec.pre_bias { shifted } else { input }, weights: encoder, bias, width: spec.width };
     if options.bf16 {
         round_to_bf16(factors.x, &mut rounded.0);
         round_to_bf16(factors.weights, &mut rounded.1);
@@ -498,6 +511,46 @@ impl Forward<'_> {
     /// Fills the active pairs, or the dense activations. Says where they are, which path the encode took, and how many pairs
     /// screening left to recompute.
     fn activate(&mut self, input: &[f32]) -> (Path, Path, usize) {
+        if !self.spec.rank_by_decoder_norm {
+            return self.activate_by_rank(input);
+        }
+        // An encoder times the norms has z·‖W_dec_j‖ for its z, so nothing that finds the largest need know of them.
+        self.measure_decoder();
+        let Buffers { ranked, decoder_norms: norms, .. } = &mut *self.buffers;
+        for (ranked, tensor) in [
+            (&mut ranked.0, numbers(&self.weights.encoder)),
+            (&mut ranked.1, numbers(&self.weights.encoder_bias)),
+        ] {
+            ranked.clear();
+            ranked.extend_from_slice(tensor);
+        }
+        let rows = ranked.0.par_chunks_mut(self.spec.width).zip(&mut ranked.1).zip(&*norms);
+        rows.for_each(|((row, bias), norm)| {
+            row.iter_mut().for_each(|w| *w *= norm);
+            *bias *= norm;
+        });
+        let found = self.activate_by_rank(input);
+        let Buffers { selected, activations, decoder_norms: norms, .. } = &mut *self.buffers;
+        match found.0 {
+            // What is above 0 has a norm above 0.
+            Path::Sparse => selected.kept.divide(norms),
+            Path::Dense => activations.par_chunks_mut(self.spec.features).for_each(|row| {
+                let active = row.iter_mut().zip(norms.iter()).filter(|(a, _)| **a > 0.0);
+                active.for_each(|(a, norm)| *a /= norm);
+            }),
+        }
+        found
+    }
+
+    /// ‖W_dec_j‖ of all features into the buffers.
+    fn measure_decoder(&mut self) {
+        let isa = self.options.isa;
+        let rows = numbers(&self.weights.decoder).par_chunks_exact(self.spec.width);
+        rows.map(|row| vector::dot(isa, row, row).sqrt()).collect_into_vec(&mut self.buffers.decoder_norms);
+    }
+
+    /// The same by the number that features are ranked by; the activations are those of this number.
+    fn activate_by_rank(&mut self, input: &[f32]) -> (Path, Path, usize) {
         let Forward { options, spec, weights, purpose, .. } = *self;
         let (isa, search) = (options.isa, options.search);
         if let Activation::Relu = spec.activation {
@@ -506,9 +559,17 @@ impl Forward<'_> {
         }
         let threshold = self.threshold.unwrap_or(0.0) as f32;
         let Buffers {
-            shifted, rounded, encode, selected, activations, preactivations: dense_z, cutoffs, ..
+            shifted,
+            ranked,
+            rounded,
+            encode,
+            selected,
+            activations,
+            preactivations: dense_z,
+            cutoffs,
+            ..
         } = &mut *self.buffers;
-        let factors = factors(options, spec, weights, input, shifted, rounded);
+        let factors = factors(options, spec, weights, ranked, input, shifted, rounded);
         // What is below the cutoffs is neither active nor near; what is above the thresholds is active.
         let thresholds: &[f32] = match (spec.activation, purpose) {
             (Activation::TopK { k }, _) | (Activation::BatchTopK { k, .. }, Purpose::Training) => {
@@ -529,7 +590,7 @@ impl Forward<'_> {
         let lowest: Vec<f32>;
         let above = match (spec.activation, purpose) {
             (Activation::JumpRelu { bandwidth, to_input }, Purpose::Training) => {
-                let jump = Jump { bandwidth, to_input, by_count: &[] };
+                let jump = Jump { bandwidth, to_input, by_count: &[], sees_activations: false };
                 lowest = thresholds.iter().map(|threshold| jump.lowest(*threshold)).collect();
                 &lowest[..]
             }
@@ -580,7 +641,7 @@ impl Forward<'_> {
         self.buffers.dead.features.clear();
         let Some(loss) = self.spec.dead.filter(|_| !dead.is_empty()) else { return 0.0 };
         let (spec, weights) = (self.spec, self.weights);
-        let Buffers { norms, shifted, residual, dead: gradient, .. } = &mut *self.buffers;
+        let Buffers { norms, shifted, residual, decoder_norms, dead: gradient, .. } = &mut *self.buffers;
         let mse = Finish { target: input, norms, mse: spec.loss.mse };
         let denominators: Vec<f32> = (0..spec.batch).map(|row| mse.denominator(row, spec.width)).collect();
         let loss = Dead {
@@ -594,6 +655,7 @@ impl Forward<'_> {
             },
             decoder: numbers(&weights.decoder),
             threshold: weights.threshold.as_ref().map(numbers),
+            rank_by: spec.rank_by_decoder_norm.then_some(&decoder_norms[..]),
             residual,
             denominators: &denominators,
             sparsity: self.sparsity,
@@ -620,11 +682,11 @@ impl Forward<'_> {
     /// `expected` only says what to try first. Also returns how many pairs screening left to recompute.
     fn encode(&mut self, input: &[f32]) -> (Path, usize) {
         let (isa, spec, weights) = (self.options.isa, self.spec, self.weights);
-        let Buffers { shifted, rounded, encode, selected, activations, .. } = &mut *self.buffers;
+        let Buffers { shifted, ranked, rounded, encode, selected, activations, .. } = &mut *self.buffers;
         let pairs = &mut selected.kept;
         let cells = input.len() / spec.width * spec.features;
         let limit = (cells as f64 * self.options.sparse_density) as usize;
-        let factors = factors(self.options, spec, weights, input, shifted, rounded);
+        let factors = factors(self.options, spec, weights, ranked, input, shifted, rounded);
         let search = self.options.search;
         let mut sparse =
             || encode_sparse(isa, factors, search, limit, encode, pairs).map(|found| found.rechecked);
@@ -648,16 +710,13 @@ impl Forward<'_> {
 
     /// Calls `work` with what the decode's first half reads.
     fn with_decode<R>(&mut self, work: impl FnOnce(Decode<'_>, &mut Buffers) -> R) -> R {
-        let (isa, spec, weights) = (self.options.isa, self.spec, self.weights);
-        let decoder = numbers(&weights.decoder);
-        let mut decoder_norms = std::mem::take(&mut self.buffers.decoder_norms);
+        let (spec, weights) = (self.spec, self.weights);
         if spec.loss.weight_by_decoder_norm {
-            let rows = decoder.chunks_exact(spec.width);
-            decoder_norms.clear();
-            decoder_norms.extend(rows.map(|row| vector::dot(isa, row, row).sqrt()));
+            self.measure_decoder();
         }
+        let decoder_norms = std::mem::take(&mut self.buffers.decoder_norms);
         let decode = Decode {
-            weights: decoder,
+            weights: numbers(&weights.decoder),
             bias: numbers(&weights.decoder_bias),
             decoder_norms: spec.loss.weight_by_decoder_norm.then_some(&decoder_norms[..]),
             sparsity: self.sparsity,
@@ -816,6 +875,9 @@ impl Forward<'_> {
             }
         }
         // The distances are those from x̄ as float32.
+        if let Some(penalty) = self.sparsity.of_mean(sums.l0()) {
+            sums.penalty = sums.rows as f64 * penalty;
+        }
         let rows = sums.rows as f64;
         let rounding =
             norms.sum.iter().zip(&norms.mean).map(|(sum, mean)| (sum / rows - f64::from(*mean)).powi(2));

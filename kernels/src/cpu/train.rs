@@ -311,6 +311,7 @@ fn train_decoders(
             let by_value = &mut decoders.near_by_value[begun..];
             add_dots(isa, near_rows, g, decoder_row, by_value);
             by_threshold += jump.derivatives(threshold, pairs(near_rows, near_z).into_iter(), by_value);
+            by_threshold += jump.of_silent_rows(threshold, rows.len());
         }
         decoders.by_value.extend_from_slice(&penalties);
         decoders.by_threshold.push(by_threshold);

@@ -23,6 +23,9 @@ pub(crate) struct Scalars {
     pub(crate) epsilon: f32,
 }
 
+/// Why a penalty has no number here.
+const REFUSED: &str = "a plan refuses the mean quadratic penalty";
+
 impl Scalars {
     /// Those of step number `step`, counted from 1, on batches of `rows`; as the CPU forms them in
     /// `cpu::update` and `cpu::sparsity`.
@@ -35,6 +38,7 @@ impl Scalars {
             Penalty::Tanh { scale } => scale,
             Penalty::Quadratic { target } => target,
             Penalty::None | Penalty::L1 | Penalty::Step => 0.0,
+            Penalty::MeanQuadratic { .. } => unreachable!("{REFUSED}"),
         };
         Scalars {
             step,
@@ -135,6 +139,7 @@ pub(crate) fn penalty_kind(penalty: Penalty) -> u32 {
         Penalty::Log { .. } => 4,
         Penalty::Step => 5,
         Penalty::Quadratic { .. } => 6,
+        Penalty::MeanQuadratic { .. } => unreachable!("{REFUSED}"),
     }
 }
 

@@ -2,6 +2,7 @@
 
 use crate::activation::Activation;
 use crate::error::StepError;
+use crate::loss::Penalty;
 use crate::path::PathChoice;
 use crate::precision::Precision;
 use crate::spec::StepSpec;
@@ -89,6 +90,8 @@ fn unsupported(spec: &StepSpec) -> Option<&'static str> {
         (spec.skip, "a skip connection"),
         (!spec.prefixes.is_empty(), "prefixes (matryoshka)"),
         (spec.dead.is_some(), "a loss over dead features"),
+        (spec.rank_by_decoder_norm, "ranking by decoder norms"),
+        (matches!(spec.loss.penalty, Penalty::MeanQuadratic { .. }), "the mean quadratic penalty"),
     ];
     activation.or_else(|| others.into_iter().find_map(|(asked, what)| asked.then_some(what)))
 }
@@ -217,9 +220,14 @@ mod tests {
     fn what_the_kernels_do_not_compute_is_refused_with_the_way_out() {
         let plain = spec(8, 33, 4);
         let dead = DeadLoss { after_steps: 1, kind: DeadLossKind::Ghost };
+        let thresholds = Activation::JumpRelu { bandwidth: 0.5, to_input: false };
+        let squared = LossSpec { penalty: Penalty::MeanQuadratic { target: 3.0 }, ..plain.loss };
+        let topk = Activation::TopK { k: 3 };
         let batch_topk = Activation::BatchTopK { k: 3, threshold: Default::default() };
         for (spec, what) in [
             (StepSpec { activation: batch_topk, ..plain }, "batch-topk activations"),
+            (StepSpec { activation: topk, rank_by_decoder_norm: true, ..plain }, "ranking by decoder norms"),
+            (StepSpec { activation: thresholds, loss: squared, ..plain }, "the mean quadratic penalty"),
             (StepSpec { skip: true, ..plain }, "a skip connection"),
             (StepSpec { dead: Some(dead), ..plain }, "a loss over dead features"),
             (StepSpec { prefixes: Prefixes::new(&[4], 1.0).unwrap(), ..plain }, "prefixes (matryoshka)"),

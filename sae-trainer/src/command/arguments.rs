@@ -241,7 +241,8 @@ pub(crate) struct DataArguments {
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub(crate) mixing_chunks: Option<usize>,
     /// Scale rows before the autoencoder sees them: by one factor, so that their mean norm is the root of their width
-    /// (mean-norm), each to that norm (row-norm), or not at all (none) [default: none]
+    /// (mean-norm) or their mean squared norm is 1 (mean-square), each to the root of their width (row-norm), or not at all
+    /// (none) [default: none]
     #[arg(long, value_enum, value_name = "KIND", hide_possible_values = true)]
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub(crate) input_scale: Option<InputScaleChoice>,
@@ -333,9 +334,14 @@ pub(crate) struct ModelArguments {
     #[arg(long, value_enum, value_name = "KIND", hide_possible_values = true)]
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub(crate) b_dec_init: Option<DecoderBias>,
+    /// Initial encoder bias: zeros, or with relu and jump-relu what lets each feature fire on a share X of 32,768 rows of the
+    /// store, as in 0.1; from 1 on, X is how many features are active in a row on average [default: zeros]
+    #[arg(long, value_name = "X", allow_negative_numbers = true, value_parser = parse_encoder_bias)]
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub(crate) b_enc_init: Option<EncoderBias>,
     /// Start from an autoencoder in SAELens' format (a run's sae/ or one of its checkpoints) instead of
     /// random weights
-    #[arg(long, value_name = "FOLDER", conflicts_with_all = ["features", "expansion", "encoder_init", "encoder_init_scale", "decoder_init_norm", "b_dec_init"])]
+    #[arg(long, value_name = "FOLDER", conflicts_with_all = ["features", "expansion", "encoder_init", "encoder_init_scale", "decoder_init_norm", "b_dec_init", "b_enc_init"])]
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub(crate) init_from: Option<PathBuf>,
 }
@@ -370,6 +376,11 @@ pub(crate) struct SelectionArguments {
     #[arg(long)]
     #[serde(default, skip_serializing_if = "is_false")]
     pub(crate) threshold_from_zero: bool,
+    /// Let topk and batch-topk rank features by pre-activation times the norm of the decoder row, as SAELens does
+    /// (rescale_acts_by_decoder_norm), where --decoder-norm free lets norms differ
+    #[arg(long)]
+    #[serde(default, skip_serializing_if = "is_false")]
+    pub(crate) rank_by_decoder_norm: bool,
     /// Let prefixes of the features reconstruct by themselves too (Matryoshka): their widths, or their shares of all
     /// features, as in 0.0625,0.125,0.25,0.5
     #[arg(long, value_name = "WIDTH,…", value_delimiter = ',', value_parser = parse_width)]
@@ -408,12 +419,12 @@ pub(crate) struct DeadArguments {
 #[derive(Debug, Clone, Default, PartialEq, Args, Serialize, Deserialize)]
 #[command(next_help_heading = "Loss")]
 pub(crate) struct LossArguments {
-    /// Sparsity penalty: approx-l0, l1, tanh, log, or none; with jump-relu also the true L0 (step) or its squared distance from
-    /// --target-l0 (quadratic) [default: approx-l0 with relu, step with jump-relu, none with topk and batch-topk]
+    /// Sparsity penalty: approx-l0, l1, tanh, log, or none; with jump-relu also the true L0 (step), its squared distance from
+    /// --target-l0 in each row (quadratic), or that of its mean, relative to --target-l0 (mean-quadratic) [default: approx-l0 with relu, step with jump-relu, none with topk and batch-topk]
     #[arg(long, value_enum, value_name = "PENALTY", hide_possible_values = true)]
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub(crate) loss: Option<PenaltyChoice>,
-    /// Coefficient of approx-l0, step and quadratic [default: 7e-5]
+    /// Coefficient of approx-l0, step, quadratic and mean-quadratic [default: 7e-5]
     #[arg(long, value_name = "X", allow_negative_numbers = true, value_parser = parse_coefficient)]
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub(crate) l0_coefficient: Option<f64>,
@@ -433,7 +444,7 @@ pub(crate) struct LossArguments {
     #[arg(long, value_name = "X", allow_negative_numbers = true, value_parser = parse_positive)]
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub(crate) tanh_scale: Option<f64>,
-    /// The L0 that quadratic aims at
+    /// The L0 that quadratic and mean-quadratic aim at
     #[arg(long, value_name = "L0", allow_negative_numbers = true, value_parser = parse_positive)]
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub(crate) target_l0: Option<f64>,
@@ -442,10 +453,10 @@ pub(crate) struct LossArguments {
     #[arg(long, value_name = "X,…", value_delimiter = ',', allow_negative_numbers = true, value_parser = parse_positive)]
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     pub(crate) epsilon: Vec<f64>,
-    /// Raise the penalty's coefficient linearly from 0 over the first STEPS steps [default: 0]
-    #[arg(long, value_name = "STEPS", value_parser = parse_count)]
+    /// Raise the penalty's coefficient linearly from 0 over the first STEPS steps, or a share of the run: 100% [default: 0]
+    #[arg(long, value_name = "STEPS", value_parser = parse_span)]
     #[serde(default, skip_serializing_if = "Option::is_none")]
-    pub(crate) coefficient_warmup_steps: Option<u64>,
+    pub(crate) coefficient_warmup_steps: Option<Span>,
     /// Begin that rise at 0, as SAELens and dictionary_learning do, instead of one step above it
     #[arg(long)]
     #[serde(default, skip_serializing_if = "is_false")]
@@ -514,10 +525,10 @@ pub(crate) struct LengthArguments {
     #[arg(long, value_name = "X", allow_negative_numbers = true, value_parser = parse_below_one)]
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub(crate) beta2: Option<f64>,
-    /// Raise the learning rate linearly over the first STEPS steps [default: 0]
-    #[arg(long, value_name = "STEPS", value_parser = parse_count)]
+    /// Raise the learning rate linearly over the first STEPS steps, or a share of the run, as in 5% [default: 0]
+    #[arg(long, value_name = "STEPS", value_parser = parse_span)]
     #[serde(default, skip_serializing_if = "Option::is_none")]
-    pub(crate) warmup_steps: Option<u64>,
+    pub(crate) warmup_steps: Option<Span>,
     /// Begin the warm-up of the learning rate at 0, as dictionary_learning does, instead of one step above it
     #[arg(long)]
     #[serde(default, skip_serializing_if = "is_false")]
@@ -527,10 +538,10 @@ pub(crate) struct LengthArguments {
     #[arg(long, value_enum, value_name = "KIND", hide_possible_values = true)]
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub(crate) lr_decay: Option<DecayChoice>,
-    /// Lower the learning rate linearly to 0 over the last STEPS steps [default: 0]
-    #[arg(long, value_name = "STEPS", value_parser = parse_count)]
+    /// Lower the learning rate linearly to 0 over the last STEPS steps, or a share of the run, as in 20% [default: 0]
+    #[arg(long, value_name = "STEPS", value_parser = parse_span)]
     #[serde(default, skip_serializing_if = "Option::is_none")]
-    pub(crate) lr_decay_steps: Option<u64>,
+    pub(crate) lr_decay_steps: Option<Span>,
     /// The learning rate at the end of the cosine [default: a tenth of --lr]
     #[arg(long, value_name = "X", allow_negative_numbers = true, value_parser = parse_coefficient)]
     #[serde(default, skip_serializing_if = "Option::is_none")]
@@ -610,7 +621,97 @@ pub(crate) enum InputScaleChoice {
     #[default]
     None,
     MeanNorm,
+    MeanSquare,
     RowNorm,
+}
+
+/// A part of the run.
+#[derive(Debug, Clone, Copy, PartialEq, Serialize, Deserialize)]
+#[serde(try_from = "SpanText", into = "SpanText")]
+pub(crate) enum Span {
+    /// So many steps.
+    Steps(u64),
+    /// So many hundredths of its steps.
+    Percent(f64),
+}
+
+/// A span as files have it: a number of steps, or `"20%"`.
+#[derive(Serialize, Deserialize)]
+#[serde(untagged)]
+enum SpanText {
+    Steps(u64),
+    Percent(String),
+}
+
+impl From<Span> for SpanText {
+    fn from(span: Span) -> SpanText {
+        match span {
+            Span::Steps(steps) => SpanText::Steps(steps),
+            Span::Percent(percent) => SpanText::Percent(format!("{percent}%")),
+        }
+    }
+}
+
+impl TryFrom<SpanText> for Span {
+    type Error = String;
+
+    fn try_from(text: SpanText) -> Result<Span, String> {
+        match text {
+            SpanText::Steps(steps) => Ok(Span::Steps(steps)),
+            SpanText::Percent(text) => parse_span(&text),
+        }
+    }
+}
+
+impl Span {
+    /// In steps of a run of `steps`.
+    pub(crate) fn of(self, steps: u64) -> u64 {
+        match self {
+            Span::Steps(steps) => steps,
+            Span::Percent(100.0) => steps,
+            Span::Percent(percent) => (steps as f64 * percent / 100.0).round() as u64,
+        }
+    }
+}
+
+fn parse_span(text: &str) -> Result<Span, String> {
+    let Some(number) = text.strip_suffix('%') else {
+        return parse_count(text).map(Span::Steps).map_err(|error| format!("{error}, or a share, as in 20%"));
+    };
+    parse_number(number, |x| (0.0..=100.0).contains(&x), "a share must be at least 0% and at most 100%")
+        .map(Span::Percent)
+}
+
+/// The encoder bias before the first step.
+#[derive(Debug, Clone, Copy, PartialEq, Default, Serialize, Deserialize)]
+#[serde(rename_all = "kebab-case")]
+pub(crate) enum EncoderBias {
+    #[default]
+    Zeros,
+    /// Each feature fires on this share of the rows; from 1 on it is the mean number of features that fire on a row.
+    #[serde(untagged)]
+    Firing(f64),
+}
+
+impl EncoderBias {
+    /// On which share of the rows each of so many features fires, if that is settled.
+    pub(crate) fn share(self, features: usize) -> Option<f64> {
+        match self {
+            EncoderBias::Zeros => None,
+            EncoderBias::Firing(share) if share < 1.0 => Some(share),
+            EncoderBias::Firing(active) => Some(active / features as f64),
+        }
+    }
+}
+
+fn parse_encoder_bias(text: &str) -> Result<EncoderBias, String> {
+    if text == "zeros" {
+        return Ok(EncoderBias::Zeros);
+    }
+    // A count may have a suffix.
+    let number =
+        parse_positive(text).or_else(|rule| parse_count(text).map(|count| count as f64).map_err(|_| rule));
+    number.map(EncoderBias::Firing).map_err(|rule| format!("{rule}, or zeros"))
 }
 
 /// Which features of a row are active.
@@ -685,6 +786,7 @@ pub(crate) enum PenaltyChoice {
     Log,
     Step,
     Quadratic,
+    MeanQuadratic,
     None,
 }
 

@@ -146,6 +146,7 @@ mod tests {
     use crate::command::arguments::SettingArguments;
     use crate::command::presets::PRESETS;
     use crate::command::settings::Settings;
+    use crate::engine::Penalty;
 
     /// The flags that `line` amounts to, as words.
     fn resolved(line: &str) -> Result<String> {
@@ -190,6 +191,29 @@ mod tests {
         let post = of(&resolved("--preset post").unwrap());
         assert_eq!(post.init.decoder_norm, None);
         assert_eq!(Settings { init: sae::Init::default(), ..post }, of("--seed 0"));
+    }
+
+    #[test]
+    fn the_recipes_of_2025_settle_what_their_sources_say() {
+        let of = |line: &str| Settings::resolve(&settings(&resolved(line).unwrap()), 768, None).unwrap();
+        let anthropic = of("--preset anthropic-2025 --steps 1000");
+        assert_eq!((anthropic.coefficient_warmup_steps, anthropic.lr_decay_steps), (1000, 200));
+        assert_eq!(anthropic.b_enc_init.share(anthropic.step.features), Some(10_000.0 / 24_576.0));
+        let gemma = of("--preset gemma-scope-2");
+        assert_eq!(gemma.step.loss.penalty, Penalty::Quadratic { target: 50.0 });
+        assert_eq!((gemma.lr, gemma.step.adam.beta1, gemma.threshold_init), (7e-5, 0.0, 0.001));
+        // Few features cannot have 10,000 active ones.
+        let told = Settings::resolve(
+            &settings(&resolved("--preset anthropic-2025 --features 512").unwrap()),
+            768,
+            None,
+        );
+        assert!(told.unwrap_err().to_string().contains("there are 512"));
+        // With another activation what belongs to JumpReLU goes.
+        let line = resolved("--preset anthropic-2025 --activation topk").unwrap();
+        for gone in ["--b-enc-init", "--bandwidth", "--pre-activation-coefficient", "--jump-to-input"] {
+            assert!(!line.contains(gone), "{gone} is still in {line}");
+        }
     }
 
     #[test]

@@ -356,6 +356,7 @@ mod tests {
             sparsity_window: 3,
             prefixes: Default::default(),
             dead: None,
+            rank_by_decoder_norm: false,
             gradient_clip: None,
         }
     }

@@ -57,7 +57,7 @@ pub(super) fn export(folders: &[PathBuf], out: &Path) -> Result<()> {
     let set = set.context("there is no transcoder to write")?;
     durable_files::create_folder(out, |new| -> Result<()> {
         for (layer, folder) in &layers {
-            write_layer(&new.join(format!("layer_{layer}.safetensors")), &Sae::load(folder)?)?;
+            write_layer(&new.join(format!("layer_{layer}.safetensors")), &Sae::load(folder)?.folded())?;
         }
         let config = new.join("config.yaml");
         fs::write(&config, yaml(&set)).with_context(|| format!("cannot write {}", foreign_path(&config)))

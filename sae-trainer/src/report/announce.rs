@@ -134,6 +134,7 @@ fn autoencoder(settings: &Settings) -> String {
     let scale = match settings.input_scale {
         InputScaleChoice::None => "",
         InputScaleChoice::MeanNorm => ", rows scaled by their mean norm",
+        InputScaleChoice::MeanSquare => ", rows scaled by their mean squared norm",
         InputScaleChoice::RowNorm => ", rows scaled each by its norm",
     };
     let activation = match step.activation {
@@ -145,6 +146,7 @@ fn autoencoder(settings: &Settings) -> String {
             format!(", thresholds trained{input} through a bandwidth of {}", short(short_f32(bandwidth)))
         }
     };
+    let rank = if step.rank_by_decoder_norm { " by decoder norm" } else { "" };
     let prefixes = match step.prefixes.widths() {
         [] => String::new(),
         widths => {
@@ -153,7 +155,7 @@ fn autoencoder(settings: &Settings) -> String {
         }
     };
     format!(
-        "{} -> {} features{activation}{prefixes}, decoder norm {}{}{scale}{revival}",
+        "{} -> {} features{activation}{rank}{prefixes}, decoder norm {}{}{scale}{revival}",
         step.width,
         grouped(step.features as u64),
         json_name(&step.decoder_norm),
@@ -209,7 +211,9 @@ fn loss(settings: &Settings) -> String {
             format!(" (epsilon {})", epsilons.collect::<Vec<_>>().join(", "))
         }
         Penalty::Tanh { scale } => format!(" (scale {})", short(short_f32(scale))),
-        Penalty::Quadratic { target } => format!(" (target L0 {})", short(short_f32(target))),
+        Penalty::Quadratic { target } | Penalty::MeanQuadratic { target } => {
+            format!(" (target L0 {})", short(short_f32(target)))
+        }
         Penalty::L1 | Penalty::None | Penalty::Step => String::new(),
     };
     let mut text = match loss.penalty {

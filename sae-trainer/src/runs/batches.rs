@@ -11,7 +11,8 @@ use std::time::Duration;
 use activation_store::{BatchStream, RowType, Store, StreamOptions};
 use anyhow::{Result, bail};
 use half::f16;
-use ndarray::{Array2, Axis};
+use kernels::batch::Batch;
+use ndarray::{Array2, ArrayView2, Axis};
 
 use crate::engine::{Rows, StoredBatch};
 
@@ -62,6 +63,15 @@ impl Batches {
     /// # Errors
     /// A store that cannot be read, or rows of which nothing can be estimated.
     pub(crate) fn sample(&mut self) -> Result<Array2<f32>> {
+        self.first_rows(|batch| batch.target)
+    }
+
+    /// The first rows of training that the encoder reads, as [`Batches::sample`].
+    pub(crate) fn input_sample(&mut self) -> Result<Array2<f32>> {
+        self.first_rows(|batch| batch.input)
+    }
+
+    fn first_rows(&mut self, of: impl for<'a> Fn(Batch<'a>) -> ArrayView2<'a, f32>) -> Result<Array2<f32>> {
         let (batch, width) = self.input.shape();
         let rows = SAMPLE_ROWS.min(usize::try_from(self.rows_per_epoch())?);
         let count = (rows / batch).max(1);
@@ -69,12 +79,10 @@ impl Batches {
         sample.reserve_rows(count * batch)?;
         self.seek(0)?;
         for _ in 0..count {
-            sample.append(Axis(0), self.next()?.to_f32().view().target)?;
+            sample.append(Axis(0), of(self.next()?.to_f32().view()))?;
         }
         if let Some(number) = sample.iter().find(|x| !x.is_finite()) {
-            bail!(
-                "a row of the store holds {number}, so neither decoder bias nor input scale can be computed"
-            );
+            bail!("a row of the store holds {number}, so neither biases nor an input scale can be computed");
         }
         Ok(sample)
     }

@@ -1,7 +1,7 @@
 //! `--input-scale`: rows are scaled between the store and the engine, which sees nothing else.
 
 use anyhow::{Result, ensure};
-use ndarray::{Array2, ArrayView2};
+use ndarray::{Array2, ArrayView1, ArrayView2};
 use sae::{InputScale, Weights};
 
 use crate::command::arguments::InputScaleChoice;
@@ -17,15 +17,20 @@ pub(crate) struct Scaler {
 }
 
 impl Scaler {
-    /// As `choice` says; the factor of `mean-norm` is `known`, of a run that goes on, or taken from the first rows of
+    /// As `choice` says; the factor of `mean-norm` and `mean-square` is `known`, of a run that goes on, or taken from the first rows of
     /// `batches`.
     pub(crate) fn new(choice: InputScaleChoice, known: Option<f64>, batches: &mut Batches) -> Result<Scaler> {
         let scale = match (choice, known) {
             (InputScaleChoice::None, _) => InputScale::None,
             (InputScaleChoice::RowNorm, _) => InputScale::RowNorm,
-            (InputScaleChoice::MeanNorm, Some(factor)) => InputScale::Factor(factor),
+            (InputScaleChoice::MeanNorm | InputScaleChoice::MeanSquare, Some(factor)) => {
+                InputScale::Factor(factor)
+            }
             (InputScaleChoice::MeanNorm, None) => {
                 InputScale::Factor(mean_norm_factor(batches.sample()?.view())?)
+            }
+            (InputScaleChoice::MeanSquare, None) => {
+                InputScale::Factor(mean_square_factor(batches.sample()?.view())?)
             }
         };
         Ok(Scaler { scale, scaled: Array2::zeros((0, 0)) })
@@ -73,9 +78,7 @@ impl Scaler {
 
 /// √d over the mean norm of `rows` [n, d].
 fn mean_norm_factor(rows: ArrayView2<'_, f32>) -> Result<f64> {
-    let norm =
-        |row: ndarray::ArrayView1<'_, f32>| row.iter().map(|x| f64::from(*x).powi(2)).sum::<f64>().sqrt();
-    let mean = rows.rows().into_iter().map(norm).sum::<f64>() / rows.nrows() as f64;
+    let mean = rows.rows().into_iter().map(|row| squared_norm(row).sqrt()).sum::<f64>() / rows.nrows() as f64;
     let factor = (rows.ncols() as f64).sqrt() / mean;
     ensure!(
         (factor as f32).is_normal(),
@@ -83,6 +86,22 @@ fn mean_norm_factor(rows: ArrayView2<'_, f32>) -> Result<f64> {
         rows.nrows()
     );
     Ok(factor)
+}
+
+/// 1 over the root of the mean squared norm of `rows` [n, d].
+fn mean_square_factor(rows: ArrayView2<'_, f32>) -> Result<f64> {
+    let mean = rows.rows().into_iter().map(squared_norm).sum::<f64>() / rows.nrows() as f64;
+    let factor = 1.0 / mean.sqrt();
+    ensure!(
+        (factor as f32).is_normal(),
+        "the mean squared norm of the first {} rows is {mean}, and no factor makes it 1; use --input-scale none",
+        rows.nrows()
+    );
+    Ok(factor)
+}
+
+fn squared_norm(row: ArrayView1<'_, f32>) -> f64 {
+    row.iter().map(|x| f64::from(*x).powi(2)).sum()
 }
 
 #[cfg(test)]
@@ -105,6 +124,14 @@ mod tests {
         let factor = mean_norm_factor(rows.view()).unwrap();
         assert_eq!(factor, 2.0 / 3.0);
         assert!(mean_norm_factor(aview2(&[[0.0, 0.0]])).unwrap_err().to_string().contains("is 0"));
+    }
+
+    #[test]
+    fn the_mean_squared_norm_becomes_one() {
+        let rows = array![[3.0, 0.0, 4.0, 0.0], [0.0, -1.0, 0.0, 0.0]];
+        let factor = mean_square_factor(rows.view()).unwrap();
+        assert!((factor - 1.0 / 13.0_f64.sqrt()).abs() < 1e-15, "{factor}");
+        assert!(mean_square_factor(aview2(&[[0.0, 0.0]])).unwrap_err().to_string().contains("is 0"));
     }
 
     #[test]

@@ -4,6 +4,7 @@
 pub(crate) mod batches;
 pub(crate) mod checkpoint;
 pub(crate) mod decoder_bias;
+pub(crate) mod encoder_bias;
 pub(crate) mod event_file;
 pub(crate) mod folder;
 pub(crate) mod input_scale;

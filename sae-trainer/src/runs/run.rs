@@ -5,7 +5,7 @@ use std::time::{Duration, Instant};
 
 use anyhow::{Context, Result};
 use kernels::stats::log10_frequency;
-use ndarray::{Array1, Array2};
+use ndarray::{Array1, Array2, ArrayView2};
 use sae::{InputScale, Sae, Weights};
 use terminal::foreign_path;
 
@@ -16,6 +16,7 @@ use crate::engine::{Engine, Evaluation, State, StepError, StepReport, StoredBatc
 use crate::runs::batches::Batches;
 use crate::runs::checkpoint;
 use crate::runs::decoder_bias;
+use crate::runs::encoder_bias;
 use crate::runs::folder::{RunFolder, checkpoints, program};
 use crate::runs::input_scale::Scaler;
 use crate::runs::plan::RunPlan;
@@ -378,17 +379,28 @@ impl Run {
     }
 }
 
-/// Random weights as `--encoder-init` and `--decoder-init-norm` say, the decoder bias as `--b-dec-init` says.
+/// Random weights as `--encoder-init` and `--decoder-init-norm` say, the biases as `--b-dec-init` and `--b-enc-init` say.
 fn initial_weights(settings: &Settings, batches: &mut Batches, scaler: &mut Scaler) -> Result<Weights> {
     let (d, f) = (settings.step.width, settings.step.features);
     let mut weights = Weights::init_with(d, f, settings.seed, &settings.init);
     let from_rows = match settings.b_dec_init {
-        DecoderBias::Zeros => return Ok(weights),
-        DecoderBias::Mean => decoder_bias::mean,
-        DecoderBias::GeometricMedian => decoder_bias::geometric_median,
+        DecoderBias::Zeros => None,
+        DecoderBias::Mean => Some(decoder_bias::mean as fn(ArrayView2<'_, f32>) -> Array1<f32>),
+        DecoderBias::GeometricMedian => Some(decoder_bias::geometric_median as _),
     };
-    let mut sample = batches.sample()?;
-    scaler.scale_in_place(&mut sample);
-    weights.b_dec = from_rows(sample.view());
+    if let Some(from_rows) = from_rows {
+        let mut sample = batches.sample()?;
+        scaler.scale_in_place(&mut sample);
+        weights.b_dec = from_rows(sample.view());
+    }
+    if let Some(share) = settings.b_enc_init.share(f) {
+        let mut sample = batches.input_sample()?;
+        scaler.scale_in_place(&mut sample);
+        if settings.step.pre_bias {
+            sample -= &weights.b_dec;
+        }
+        let bias = encoder_bias::for_share(weights.w_enc.view(), sample.view(), share);
+        weights.b_enc = bias + settings.threshold_init as f32;
+    }
     Ok(weights)
 }

@@ -60,7 +60,7 @@ pub(crate) fn config(
     let config = Config::standard(step.width, step.features, step.pre_bias, metadata).scaled(scale);
     let config = match step.activation {
         Activation::Relu => config,
-        Activation::TopK { k } => config.topk(k),
+        Activation::TopK { k } => config.topk(k).ranked_by_decoder_norm(step.rank_by_decoder_norm),
         // A row is not encoded together with the rows of a batch: one threshold stands for the k largest.
         Activation::BatchTopK { .. } | Activation::JumpRelu { .. } => config.jumprelu(),
     };
@@ -83,6 +83,9 @@ fn training_architecture(settings: &Settings) -> (&'static str, serde_json::Valu
             json!({ "jumprelu_bandwidth": bandwidth, "jumprelu_ste_to_input": to_input })
         }
     };
+    if step.rank_by_decoder_norm {
+        details["rescale_acts_by_decoder_norm"] = true.into();
+    }
     if !widths.is_empty() {
         details["matryoshka_widths"] = json!(widths);
     }

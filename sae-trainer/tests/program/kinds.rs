@@ -7,15 +7,30 @@ use sae::Sae;
 use crate::fixture::{Place, json, lines, number, start, text, wait_for};
 
 /// Flags of each kind, the name of its loss, and the architecture that SAELens knows it by.
-const KINDS: [(&str, &str, &str); 8] = [
+const KINDS: [(&str, &str, &str); 11] = [
     ("--activation topk --k 4 --aux-k 8 --dead-rows 1k", "topk-4", "topk"),
     ("--activation batch-topk --k 4 --threshold-after 5", "batch-topk-4", "jumprelu"),
+    (
+        "--activation topk --k 4 --rank-by-decoder-norm --decoder-norm free --aux-k 8 --dead-rows 1k",
+        "topk-4",
+        "topk",
+    ),
+    (
+        "--activation batch-topk --k 4 --rank-by-decoder-norm --decoder-norm free --decoder-init-norm free",
+        "batch-topk-4",
+        "jumprelu",
+    ),
     ("--activation batch-topk --k 4 --matryoshka 0.125,0.5", "matryoshka-batch-topk-4", "jumprelu"),
     ("--activation jump-relu --mse sum --l0-coefficient 1e-2", "jump-relu-step", "jumprelu"),
     (
         "--activation jump-relu --loss quadratic --target-l0 6 --mse sum --l0-coefficient 1e-3 --bandwidth 0.2 \
          --jump-to-input --pre-activation-coefficient 1e-4 --dead-rows 1k",
         "jump-relu-quadratic",
+        "jumprelu",
+    ),
+    (
+        "--activation jump-relu --loss mean-quadratic --target-l0 6 --mse sum --l0-coefficient 1 --bandwidth 0.2",
+        "jump-relu-mean-quadratic",
         "jumprelu",
     ),
     (
@@ -101,6 +116,19 @@ fn contradictory_flags_are_refused_with_what_would_go() {
         ("--aux-k 4 --revive ghost", "--aux-k and --revive ghost"),
         ("--pre-activation-coefficient 1", "without --activation jump-relu"),
         ("--activation batch-topk --k 65", "at most the number of features"),
+        ("--activation topk --k 4 --b-enc-init 0.1", "--b-enc-init has no effect with --activation topk"),
+        ("--b-enc-init 10k", "asks for 10000 active features in a row, but there are 64"),
+        ("--b-enc-init -1", "above 0, as in 0.2 or 7e-5, or zeros"),
+        ("--rank-by-decoder-norm --decoder-norm free", "without --activation topk or batch-topk"),
+        ("--rank-by-decoder-norm --activation topk --k 4", "without --decoder-norm free"),
+        ("--activation jump-relu --loss mean-quadratic", "--loss mean-quadratic needs the L0 to aim at"),
+        ("--loss mean-quadratic --target-l0 4", "--loss mean-quadratic needs --activation jump-relu"),
+        (
+            "--activation jump-relu --loss mean-quadratic --target-l0 4 --jump-to-input",
+            "leave one of them out",
+        ),
+        ("--lr-decay-steps 120%", "at most 100%"),
+        ("--warmup-steps x", "or a share, as in 20%"),
         ("--clip-gradient 0", "above 0"),
         ("--threshold-rate 2 --activation batch-topk --k 4", "at most 1"),
     ] {
@@ -125,4 +153,35 @@ fn an_autoencoder_with_thresholds_goes_on_with_them() {
     let relu = "--store store --batch 128 --steps 1 --lr 1e-12 --init-from first/sae --activation relu";
     place.run(&format!("{relu} --out third"));
     assert_eq!(thresholds("third"), None);
+}
+
+#[test]
+fn ranks_by_decoder_norm_are_folded_into_what_is_saved() {
+    let place = Place::new();
+    let flags = "--rank-by-decoder-norm --decoder-norm free --decoder-init-norm free --input-scale mean-norm";
+    for (kind, out) in [("topk", "topk"), ("batch-topk", "batch")] {
+        place.run(&format!("{RUN} --activation {kind} --k 4 {flags} --steps 100 --out {out}"));
+        let checkpoint = Sae::load(&place.path(out).join("checkpoints/step-00000100")).unwrap();
+        let sae = Sae::load(&place.path(out).join("sae")).unwrap();
+        let norms: Vec<f32> =
+            checkpoint.weights.w_dec.rows().into_iter().map(|row| row.dot(&row).sqrt()).collect();
+        let (least, most) =
+            norms.iter().fold((f32::MAX, 0.0_f32), |(a, b), norm| (a.min(*norm), b.max(*norm)));
+        assert!(most > 1.05 * least, "{kind}: norms from {least} to {most}");
+        assert_eq!(checkpoint.config.rescale_acts_by_decoder_norm, kind == "topk");
+        assert!(!sae.config.rescale_acts_by_decoder_norm);
+        match checkpoint.weights.threshold {
+            None => {
+                let scaled: Vec<f32> =
+                    sae.weights.w_dec.rows().into_iter().map(|row| row.dot(&row).sqrt()).collect();
+                assert!(scaled.iter().all(|norm| (norm / scaled[0] - 1.0).abs() < 1e-5), "{scaled:?}");
+            }
+            // One threshold of what features are ranked by.
+            Some(thresholds) => {
+                let ranks: Vec<f32> = thresholds.iter().zip(&norms).map(|(a, b)| a * b).collect();
+                assert!(ranks[0] > 0.0 && ranks.iter().all(|rank| (rank / ranks[0] - 1.0).abs() < 1e-5));
+                assert_eq!(sae.weights.threshold.unwrap(), thresholds);
+            }
+        }
+    }
 }

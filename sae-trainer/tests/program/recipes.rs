@@ -85,6 +85,78 @@ fn a_run_starts_from_the_weights_it_was_asked_to() {
 }
 
 #[test]
+fn each_feature_fires_on_the_share_of_the_rows_asked_for() {
+    let place = Place::new();
+    // All rows are in the sample, and the evaluation is of all.
+    let run = format!("{SMALL} --held-out 0 --steps 1 --lr 1e-12");
+    for (flags, l0) in [
+        ("--b-enc-init 0.25", 16.0),
+        ("--b-enc-init 8 --activation jump-relu --threshold-init 0.5 --mse sum", 8.0),
+        ("--b-enc-init 0.5 --pre-bias --b-dec-init mean --input-scale mean-square", 32.0),
+    ] {
+        let out = format!("l0-{l0}");
+        place.run(&format!("{run} {flags} --out {out}"));
+        let summary = json(&place.path(&format!("{out}/summary.json")));
+        let found = summary["evaluation"]["l0"].as_f64().unwrap();
+        // Rounding may decide about a row or two of a feature.
+        assert!((found - l0).abs() < 0.05, "{flags}: {found}");
+    }
+    let output = place.command("--store store --init-from l0-16/sae --b-enc-init 0.1").output().unwrap();
+    assert!(text(&output.stderr).contains("cannot be used with"), "{}", text(&output.stderr));
+    let told = place.fail("--resume --out l0-16 --b-enc-init 0.5");
+    assert!(told.contains("b_enc_init is 0.25 there and 0.5 here"), "{told}");
+}
+
+#[test]
+fn a_schedule_can_be_told_in_shares_of_the_run() {
+    let place = Place::new();
+    let run =
+        format!("{SMALL} --lr 1e-3 --lr-decay-steps 20% --coefficient-warmup-steps 100% --warmup-steps 2");
+    place.run(&format!("{run} --steps 10 --out whole"));
+    let config = json(&place.path("whole/config.json"));
+    assert_eq!(config["arguments"]["lr_decay_steps"], "20%");
+    let settings = &config["settings"];
+    assert_eq!((&settings["lr_decay_steps"], &settings["coefficient_warmup_steps"]), (&2.into(), &10.into()));
+    let scales: Vec<f64> =
+        place.metrics("whole").iter().filter_map(|line| line["coefficient_scale"].as_f64()).collect();
+    assert_eq!(scales, (1..=10).map(|step| f64::from(step) / 10.0).collect::<Vec<_>>());
+    let told = place.fail("--resume --out whole --steps 20");
+    assert!(told.contains("coefficient_warmup_steps is 10 there and 20 here"), "{told}");
+    // The file that it is printed as means the same.
+    let printed = text(&place.run(&format!("{run} --steps 10 --print-config")).stdout);
+    assert!(printed.contains("lr-decay-steps = \"20%\"\n"), "{printed}");
+    std::fs::write(place.path("printed.toml"), &printed).unwrap();
+    place.run("--config printed.toml --out again");
+    assert_eq!(place.sae_bytes("again"), place.sae_bytes("whole"));
+}
+
+#[test]
+fn the_recipes_for_jump_relu_train_and_are_resumed() {
+    let place = Place::new();
+    for (preset, flags, loss) in [
+        (
+            "anthropic-2025",
+            "--encoder-init-scale 0.25 --b-enc-init 0.3 --tanh-coefficient 0.01",
+            "jump-relu-tanh",
+        ),
+        ("gemma-scope-2", "--target-l0 4", "matryoshka-jump-relu-quadratic"),
+        ("dictionary-learning-jump-relu", "--target-l0 4", "jump-relu-mean-quadratic"),
+    ] {
+        let run = format!("{SMALL} --preset {preset} {flags} --lr 1e-3 --steps 30");
+        place.run(&format!("{run} --out {preset}"));
+        assert_eq!(json(&place.path(&format!("{preset}/summary.json")))["loss"], loss);
+        let line = |step: usize, name: &str| place.metrics(preset)[step - 1][name].as_f64().unwrap();
+        assert!(line(30, "mse") < line(1, "mse"), "{preset}: {} {}", line(1, "mse"), line(30, "mse"));
+        place.run(&format!("{run} --checkpoint-every 10 --out straight"));
+        assert_eq!(place.sae_bytes("straight"), place.sae_bytes(preset), "{preset}");
+        std::fs::remove_dir_all(place.path("straight/checkpoints/step-00000030")).unwrap();
+        place.run("--resume --log-every 1 --out straight");
+        assert_eq!(place.sae_bytes("straight"), place.sae_bytes(preset), "{preset}, resumed");
+        std::fs::remove_dir_all(place.path("straight")).unwrap();
+    }
+}
+
+#[test]
 fn a_preset_a_file_and_flags_make_one_run() {
     let place = Place::new();
     let file = "lr = 1e-3\nbatch = 128\nlog-every = 1\nout = \"run\"\nstore = \"store\"\n";

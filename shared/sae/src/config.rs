@@ -42,7 +42,7 @@ pub struct Config {
     /// With "topk": how many features of a row can be active.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub k: Option<usize>,
-    /// With "topk": whether z is multiplied by the norm of its decoder row; not supported.
+    /// With "topk": whether z is multiplied by the norm of its decoder row, and divided by it before the decode.
     #[serde(default, skip_serializing_if = "is_false")]
     pub rescale_acts_by_decoder_norm: bool,
     /// Where the training data came from.
@@ -149,6 +149,11 @@ impl Config {
     /// The same with a threshold for each feature.
     pub fn jumprelu(self) -> Config {
         Config { architecture: "jumprelu".into(), k: None, ..self }
+    }
+
+    /// The same with features that are ranked by z times the norm of their decoder row.
+    pub fn ranked_by_decoder_norm(self, ranked: bool) -> Config {
+        Config { rescale_acts_by_decoder_norm: ranked, ..self }
     }
 
     /// The same with only the `k` largest z of a row.

@@ -80,7 +80,7 @@ fn parse_config(path: &Path, text: &[u8]) -> Result<Config, Error> {
         ("apply_b_dec_to_input", !shifted, "false", shifted.to_string()),
         (
             "rescale_acts_by_decoder_norm",
-            !config.rescale_acts_by_decoder_norm,
+            !config.rescale_acts_by_decoder_norm || config.activation() == "topk",
             "false",
             config.rescale_acts_by_decoder_norm.to_string(),
         ),

@@ -1,17 +1,36 @@
 //! What the autoencoder computes, as plain loops.
 
+use std::borrow::Cow;
+
 use ndarray::{Array2, ArrayView2};
 
-use crate::{InputScale, Sae};
+use crate::{InputScale, Sae, Weights};
 
 impl Sae {
-    /// The autoencoder for rows as they are, where it is one for rows that are multiplied by a factor.
+    /// The autoencoder for rows as they are, where it is one for rows that are multiplied by a factor; and that which ranks
+    /// features by z, where it is one that multiplies z by the norms of decoder rows.
     pub fn folded(mut self) -> Sae {
+        // First: the factor is none of the norms by which features were ranked.
+        if self.config.rescale_acts_by_decoder_norm {
+            self.weights.fold_decoder_norms();
+            self.config = self.config.ranked_by_decoder_norm(false);
+        }
         if let Some(InputScale::Factor(factor)) = self.config.input_scale() {
             self.weights.fold_input_factor(factor);
             self.config = self.config.scaled(InputScale::None);
         }
         self
+    }
+
+    /// The weights that encode and decode use: with the norms of decoder rows moved into the activations, where z is multiplied by
+    /// them.
+    fn applied(&self) -> Cow<'_, Weights> {
+        if !self.config.rescale_acts_by_decoder_norm {
+            return Cow::Borrowed(&self.weights);
+        }
+        let mut weights = self.weights.clone();
+        weights.fold_decoder_norms();
+        Cow::Owned(weights)
     }
 
     /// Features of `rows` [n, d] → [n, F]: ReLU(x W_enc + b_enc), of x - b_dec with the pre-bias; with a `k` only of the k
@@ -21,7 +40,7 @@ impl Sae {
     /// # Panics
     /// If the rows have another width.
     pub fn encode(&self, rows: ArrayView2<'_, f32>) -> Array2<f32> {
-        let weights = &self.weights;
+        let weights = &*self.applied();
         assert_eq!(rows.ncols(), weights.d_in(), "rows must be [n, {}]", weights.d_in());
         let scale = self.config.input_scale().unwrap_or_default();
         let mut features = Array2::zeros((rows.nrows(), weights.d_sae()));
@@ -67,7 +86,7 @@ impl Sae {
     /// # Panics
     /// If there is another number of features.
     pub fn decode(&self, features: ArrayView2<'_, f32>) -> Array2<f32> {
-        let weights = &self.weights;
+        let weights = &*self.applied();
         assert_eq!(features.ncols(), weights.d_sae(), "features must be [n, {}]", weights.d_sae());
         let mut rows = Array2::zeros((features.nrows(), weights.d_in()));
         for (activations, mut row) in features.rows().into_iter().zip(rows.rows_mut()) {
@@ -98,6 +117,22 @@ mod tests {
         };
         let config = Config::standard(2, 3, pre_bias, Metadata::default());
         Sae { weights, config, log_sparsity: None }
+    }
+
+    #[test]
+    fn features_ranked_by_decoder_norm_are_folded_to_the_same() {
+        let mut sae = hand_made(false);
+        sae.config = sae.config.topk(1);
+        let rows = aview2(&[[4.0, 2.0], [-5.0, 1.0]]);
+        let by_z = sae.encode(rows);
+        sae.config = sae.config.ranked_by_decoder_norm(true);
+        // z of the first row is 4.5, 3, -2, and the decoder rows' norms are 1, 3 and the root of 5.
+        let features = sae.encode(rows);
+        assert_eq!((by_z[[0, 0]], features[[0, 0]], features[[0, 1]]), (4.5, 0.0, 9.0));
+        assert_eq!(sae.decode(features.view()).row(0), array![0.25, 8.5]);
+        let folded = sae.clone().folded();
+        assert!(!folded.config.rescale_acts_by_decoder_norm);
+        assert_eq!((folded.encode(rows), folded.reconstruct(rows)), (features, sae.reconstruct(rows)));
     }
 
     #[test]

@@ -119,6 +119,20 @@ impl Weights {
         // W_skip multiplies and is divided by the same.
     }
 
+    /// Moves the norm of each decoder row into its feature's activation: W_enc, b_enc and the threshold times it, W_dec divided by
+    /// it. A row of zeros stays one.
+    pub fn fold_decoder_norms(&mut self) {
+        for (j, mut row) in self.w_dec.rows_mut().into_iter().enumerate() {
+            let norm = norm(row.view()) as f32;
+            if norm > 0.0 {
+                row.mapv_inplace(|w| w / norm);
+                self.w_enc.column_mut(j).mapv_inplace(|w| w * norm);
+                self.b_enc[j] *= norm;
+                self.threshold.iter_mut().for_each(|threshold| threshold[j] *= norm);
+            }
+        }
+    }
+
     /// Mean over the features of the decoder rows' norms.
     pub fn decoder_norm_mean(&self) -> f64 {
         self.w_dec.rows().into_iter().map(norm).sum::<f64>() / self.d_sae() as f64
