@@ -55,6 +55,12 @@ COLUMNS = {
     "over 20 %": ("features_over_20_percent", 1, "{:.0f}"),
 }
 
+REFERENCE = "l1-ghost"
+# At which L0 fronts are compared: as they lie between the points of most of them.
+LEVELS = (20, 35, 60)
+# Between these frequencies the slope of their distribution is taken: rows are too few below, and a feature cannot fire in more than all.
+STRAIGHT = (-4.0, -1.0)
+
 EVALUATED_ON = {
     "held-out-rows": "held-out rows",
     "training-rows": "rows that training saw too",
@@ -74,6 +80,19 @@ class Point(typing.NamedTuple):
 
     def mean(self, metric):
         return statistics.mean(self.values(metric))
+
+    def slope(self):
+        """Of the features' density by frequency, as a power law: least squares in logarithms."""
+        slopes = []
+        for summary in self.summaries:
+            histogram = summary["evaluation"]["log10_frequency"]
+            lowest, width = histogram["lowest"], histogram["bin_width"]
+            bins = [(lowest + (at + 0.5) * width, count) for at, count in enumerate(histogram["counts"])]
+            # A bin ten times as far to the right is ten times as wide.
+            straight = [(at, math.log10(count) - at) for at, count in bins if STRAIGHT[0] < at < STRAIGHT[1] and count]
+            if len(straight) > 2:
+                slopes.append(statistics.linear_regression(*zip(*straight)).slope)
+        return statistics.mean(slopes) if slopes else math.nan
 
 
 def main():
@@ -174,6 +193,8 @@ def read(arguments):
                 if point.get("summary") is not None:
                     (value,) = point["varied"].values()
                     found.setdefault((name, value), []).append(point["summary"])
+    # Methods in their own order, whatever order they were trained in.
+    found = dict(sorted(found.items(), key=lambda item: list(METHODS).index(item[0][0])))
     return [Point(METHODS[name], value, summaries) for (name, value), summaries in found.items()]
 
 
@@ -187,13 +208,48 @@ def report(points):
         f"d {first['width']}, F {first['features']:,}, {first['steps']:,} steps of {first['batch']:,} rows;"
         f" {evaluation['rows']:,} {EVALUATED_ON[evaluation['evaluated_on']]}. {means}",
         "",
-        "| method | at | " + " | ".join(COLUMNS) + " |",
-        "|---|---|" + "---|" * len(COLUMNS),
+        "| method | at | " + " | ".join(COLUMNS) + " | slope of the density |",
+        "|---|---|" + "---|" * len(COLUMNS) + "---|",
     ]
     for point in points:
         cells = [cell(point.values(metric), factor, form) for metric, factor, form in COLUMNS.values()]
+        cells.append(f"{point.slope():.2f}")
         lines.append(f"| {point.method.title} | {point.method.varied[2:]} {point.value} | {' | '.join(cells)} |")
+    lines += ["", *fronts(points)]
     return "\n".join(lines) + "\n"
+
+
+def fronts(points):
+    """A table of the methods' errors at equal L0, beside that of the reference."""
+    methods = list(dict.fromkeys(point.method for point in points))
+    lines = [
+        "Centered MSE, 10⁻³, at equal L0, interpolated between the means of a method's points (straight in logarithms), and how much that"
+        " is more or less than the reference's; — where a front does not reach.",
+        "",
+        "| method | " + " | ".join(f"L0 {level}" for level in LEVELS) + " |",
+        "|---|" + "---|" * len(LEVELS),
+    ]
+    reference = {level: error_at(points, METHODS[REFERENCE], level) for level in LEVELS}
+    for method in methods:
+        cells = []
+        for level in LEVELS:
+            error, against = error_at(points, method, level), reference[level]
+            cell = "—" if error is None else f"{1e3 * error:.2f}"
+            if None not in (error, against) and method is not METHODS[REFERENCE]:
+                cell += f" ({100 * (error / against - 1):+.0f} %)"
+            cells.append(cell)
+        lines.append(f"| {method.title} | {' | '.join(cells)} |")
+    return lines
+
+
+def error_at(points, method, level):
+    """The centered MSE of a method's front at an L0; None beyond its ends."""
+    own = sorted((p.mean("l0"), p.mean("mse_centered")) for p in points if p.method is method)
+    for (l0, error), (next_l0, next_error) in zip(own, own[1:]):
+        if l0 <= level <= next_l0:
+            share = math.log(level / l0) / math.log(next_l0 / l0)
+            return error * (next_error / error) ** share
+    return None
 
 
 def cell(values, factor, form):
