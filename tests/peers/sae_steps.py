@@ -470,7 +470,7 @@ def cases(width, features, batch, steps, lr, coefficient):
     add("jump-relu quadratic", penalty=quadratic, activation=jump(), mse="sum", pre_bias=True)
     mean = {"kind": "mean-quadratic", "target": features / 10}
     # Of thresholds on both sides of half the bandwidth.
-    add("jump-relu mean-quadratic", penalty=mean, activation=jump(bandwidth=0.2), mse="sum", beta1=0.0)
+    add("jump-relu mean-quadratic", penalty=mean, activation=jump(bandwidth=0.25), mse="sum", beta1=0.0)
     add("jump-relu tanh by norm", penalty=kinds["tanh"], activation=jump(True), weight_by_decoder_norm=True, decoder_norm="free")
     add("jump-relu approx-l0", activation=jump(), min_sparsity=low, max_sparsity=high)
 

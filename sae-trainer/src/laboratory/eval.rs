@@ -2,18 +2,18 @@
 
 use std::path::PathBuf;
 
-use activation_store::{Part, RowFilter, Store, StreamOptions};
-use anyhow::{Context, Result, ensure};
+use activation_store::{Part, RowFilter, StreamOptions};
+use anyhow::{Context, Result};
 use kernels::parameters::transposed;
 use sae::Sae;
 use serde::Serialize;
 use terminal::{foreign, foreign_path};
 
+use super::data::Data;
 use super::in_model::{InModel, in_model};
 use super::similarity::{mean_largest_with_another, unit_rows};
 use super::trained::{Trained, autoencoder_of};
 use crate::command::arguments::EvalArguments;
-use crate::command::default_store::default_store;
 use crate::engine::{CpuThreads, Evaluation};
 use crate::report::progress;
 use crate::report::table::{columns, grouped, number, share};
@@ -50,14 +50,6 @@ struct OnRows {
     #[serde(flatten)]
     metrics: Metrics,
     log10_frequency: Histogram,
-}
-
-/// What is evaluated on.
-pub(super) struct Data {
-    pub(super) stores: Vec<Store>,
-    /// Of a transcoder; else none.
-    pub(super) targets: Vec<Store>,
-    pub(super) part: Part,
 }
 
 /// Evaluates each autoencoder and prints what is found.
@@ -99,31 +91,6 @@ pub(crate) fn eval(arguments: &EvalArguments) -> Result<()> {
         false => terminal::report!("{}", text(&found).trim_end()),
     }
     Ok(())
-}
-
-impl Data {
-    fn open(arguments: &EvalArguments) -> Result<Data> {
-        let open = |folder: &PathBuf| Store::open(folder).map_err(anyhow::Error::from);
-        let stores = match &arguments.store[..] {
-            [] => vec![open(&default_store()?)?],
-            folders => folders.iter().map(open).collect::<Result<_>>()?,
-        };
-        let targets: Vec<Store> = arguments.target.iter().map(open).collect::<Result<_>>()?;
-        ensure!(
-            targets.is_empty() || targets.len() == stores.len(),
-            "there are {} stores and {} targets: each --store needs its --target",
-            stores.len(),
-            targets.len()
-        );
-        for (store, target) in stores.iter().zip(&targets) {
-            store.check_aligned(target)?;
-        }
-        let part = match arguments.held_out {
-            0.0 => Part::All,
-            held_out => Part::HeldOut { held_out },
-        };
-        Ok(Data { stores, targets, part })
-    }
 }
 
 fn on_rows(

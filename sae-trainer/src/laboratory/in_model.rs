@@ -11,7 +11,7 @@ use ndarray::{Array1, Array2, Array3, ArrayView2, Axis, concatenate, s};
 use serde::Serialize;
 use terminal::{foreign, foreign_path};
 
-use super::eval::Data;
+use super::data::Data;
 use super::predictions::{Mean, Sums};
 use super::sae_bench::{Core, CoreSums};
 use super::trained::Trained;

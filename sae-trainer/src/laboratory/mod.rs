@@ -1,9 +1,10 @@
 //! What trained autoencoders have learned, and how well a language model works through them.
 //!
-//! - `eval`: the command; `in_model` puts reconstructions into a language model, [`predictions`] takes means of what comes of
+//! - `eval`: the command, on the rows of `data`; `in_model` puts reconstructions into a language model, [`predictions`] takes means of what comes of
 //!   it, [`sae_bench`] names them as that benchmark does.
 //! - `trained`: an autoencoder from disk that can be asked; [`similarity`]: directions against directions.
 
+mod data;
 mod eval;
 mod in_model;
 mod predictions;

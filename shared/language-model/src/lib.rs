@@ -54,6 +54,7 @@ mod runtime;
 mod self_check;
 mod session;
 mod suffix;
+mod unembedding;
 mod wire;
 mod work;
 
@@ -62,7 +63,6 @@ pub use checkpoint::Checkpoint;
 pub use config::{Activation, ModelConfig, NormKind};
 pub use error::Error;
 pub use family::Family;
-pub use head::Unembedding;
 pub use hook::{HookPoint, Site};
 pub use onnx_file::OnnxFile;
 pub use precision::ModelPrecision;
@@ -71,6 +71,7 @@ pub use rope::{Rope, RopeScaling};
 pub use runtime::Runtime;
 pub use self_check::{self_check, tolerance};
 pub use suffix::{Predictions, SuffixModel, suffix_graph};
+pub use unembedding::Unembedding;
 
 /// The examples of the README, run as tests.
 #[cfg(doctest)]

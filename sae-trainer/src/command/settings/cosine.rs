@@ -48,7 +48,7 @@ impl Settings {
 
 #[cfg(test)]
 mod tests {
-    use crate::command::settings::from_words::error;
+    use crate::command::settings::tests::error;
 
     #[test]
     fn a_cosine_that_cannot_be_is_refused() {

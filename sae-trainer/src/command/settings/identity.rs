@@ -52,7 +52,7 @@ fn compare(
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::command::settings::from_words::resolve;
+    use crate::command::settings::tests::resolve;
 
     #[test]
     fn only_length_and_evaluation_may_change_on_resume() {

@@ -76,8 +76,8 @@ pub(super) fn resolve(flags: &ModelArguments) -> Init {
 mod tests {
     use super::*;
     use crate::command::settings::Settings;
-    use crate::command::settings::from_words::{arguments, error, resolve};
     use crate::command::settings::identity::json;
+    use crate::command::settings::tests::{arguments, error, resolve};
 
     #[test]
     fn the_initial_weights_are_those_asked_for() {

@@ -129,7 +129,7 @@ impl Settings {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::command::settings::from_words::resolve;
+    use crate::command::settings::tests::resolve;
 
     #[test]
     fn l1_has_the_reference_coefficient_and_no_frequency_penalty() {

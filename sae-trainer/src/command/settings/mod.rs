@@ -265,16 +265,15 @@ fn resolve_adam(flags: &LengthArguments) -> Adam {
 }
 
 #[cfg(test)]
-mod from_words {
-    //! Settings from the words of a command line.
-
-    use anyhow::Result;
+mod tests {
     use clap::Parser;
 
-    use super::Settings;
+    use super::*;
     use crate::command::arguments::SettingArguments;
     use crate::command::line::CommandLine;
+    use crate::engine::{FrequencyPenalty, Mse, Penalty};
 
+    /// The flags in the words of a command line.
     pub(super) fn arguments(words: &[&str]) -> SettingArguments {
         let line = ["sae-trainer", "--store", "s"].iter().chain(words);
         CommandLine::try_parse_from(line).unwrap().train.settings
@@ -287,13 +286,6 @@ mod from_words {
     pub(super) fn error(words: &[&str]) -> String {
         resolve(words).unwrap_err().to_string()
     }
-}
-
-#[cfg(test)]
-mod tests {
-    use super::from_words::{arguments, error, resolve};
-    use super::*;
-    use crate::engine::{FrequencyPenalty, Mse, Penalty};
 
     #[test]
     fn without_flags_it_is_the_reference_configuration() {

@@ -141,7 +141,7 @@ pub(crate) fn flags_without_effect(
 
 #[cfg(test)]
 mod tests {
-    use crate::command::settings::from_words::{error, resolve};
+    use crate::command::settings::tests::{error, resolve};
 
     #[test]
     fn flags_of_another_loss_are_refused_by_name() {
