@@ -468,7 +468,7 @@ def cases(width, features, batch, steps, lr, coefficient):
     add("jump-relu", penalty=step, activation=jump(), mse="sum", decoder_norm="free")
     add("jump-relu to input", penalty=step, activation=jump(True), mse="sum", decoder_norm="tied")
     add("jump-relu quadratic", penalty=quadratic, activation=jump(), mse="sum", pre_bias=True)
-    mean = {"kind": "mean-quadratic", "target": features / 10}
+    mean = {"kind": "mean-quadratic", "target": features / 8}
     # Of thresholds on both sides of half the bandwidth.
     add("jump-relu mean-quadratic", penalty=mean, activation=jump(bandwidth=0.25), mse="sum", beta1=0.0)
     add("jump-relu tanh by norm", penalty=kinds["tanh"], activation=jump(True), weight_by_decoder_norm=True, decoder_norm="free")

@@ -2,13 +2,12 @@
 
 use anyhow::{Context, Result, ensure};
 
-use super::Settings;
 use super::initial::Initial;
 use crate::command::arguments::{
     ActivationChoice, LossArguments, MseChoice, PenaltyChoice, SettingArguments,
 };
 use crate::command::selection;
-use crate::engine::{Activation, FrequencyPenalty, LossSpec, Mse, Penalty};
+use crate::engine::{FrequencyPenalty, LossSpec, Mse, Penalty};
 
 /// The penalty where none is asked for: the k largest need none.
 pub(super) fn penalty_of(arguments: &SettingArguments, initial: Option<Initial>) -> PenaltyChoice {
@@ -94,36 +93,6 @@ pub(super) fn frequency_coefficients(flags: &LossArguments, choice: PenaltyChoic
     let protects = matches!(choice, ApproxL0 | Tanh | Log);
     let min = flags.min_sparsity_coefficient.unwrap_or(if protects { 1e-6 } else { 0.0 });
     (min, flags.max_sparsity_coefficient.unwrap_or(0.0))
-}
-
-impl Settings {
-    /// The penalty's name on the command line.
-    pub(crate) fn penalty_name(&self) -> &'static str {
-        match self.step.loss.penalty {
-            Penalty::None => "none",
-            Penalty::ApproxL0 { .. } => "approx-l0",
-            Penalty::L1 => "l1",
-            Penalty::Tanh { .. } => "tanh",
-            Penalty::Log { .. } => "log",
-            Penalty::Step => "step",
-            Penalty::Quadratic { .. } => "quadratic",
-            Penalty::MeanQuadratic { .. } => "mean-quadratic",
-        }
-    }
-
-    /// What makes the activations sparse: the penalty's name, or `topk-100`, or both.
-    pub(crate) fn loss_name(&self) -> String {
-        let selection = match self.step.activation {
-            Activation::Relu => None,
-            Activation::TopK { k } => Some(format!("topk-{k}")),
-            Activation::BatchTopK { k, .. } => Some(format!("batch-topk-{k}")),
-            Activation::JumpRelu { .. } => Some("jump-relu".to_owned()),
-        };
-        let penalty = Some(self.penalty_name()).filter(|name| *name != "none" || selection.is_none());
-        let prefixes = (!self.step.prefixes.is_empty()).then_some("matryoshka");
-        let names = [prefixes, selection.as_deref(), penalty].into_iter().flatten();
-        names.collect::<Vec<_>>().join("-")
-    }
 }
 
 #[cfg(test)]

@@ -21,6 +21,7 @@ mod cosine;
 mod identity;
 mod initial;
 mod loss;
+mod names;
 mod without_effect;
 
 pub(crate) use cosine::Cosine;
