@@ -81,23 +81,23 @@ def random_gpt2(folder):
     return folder, model
 
 
-def dump(program, repository, tmp_path, folder):
+def dump(program, repository, tmp_path, folder, contexts):
     store = tmp_path / "store"
     tokenizer = repository / "models/smollm2-135m/tokenizer.json"
-    program("activation-dump", "--model", folder, "--layer", 1, "--dataset", repository / "tests/data", "--tokens", 1024,
+    program("activation-dump", "--model", folder, "--layer", 1, "--dataset", repository / "tests/data", "--tokens", 32 * contexts,
             "--context", 32, "--tokenizer", tokenizer, "--out", store)  # fmt: skip
     return store
 
 
-def evaluate(program, tmp_path, store, folder, train, flags):
+def evaluate(program, tmp_path, store, folder, contexts, train, flags):
     """Trains an autoencoder, and returns it as SAELens opens it, with what our evaluation says of it and the tokens."""
     run = tmp_path / "run"
-    program("sae-trainer", "--store", store, "--out", run, "--features", 300, "--batch", 256, "--steps", 100,
+    program("sae-trainer", "--store", store, "--out", run, "--features", 300, "--batch", 128, "--steps", 200,
             "--lr", "3e-3", *train)  # fmt: skip
     printed = program("sae-trainer", "eval", run, "--store", store, "--held-out", 0, "--model", folder,
-                      "--contexts", 32, "--json", *flags)  # fmt: skip
+                      "--contexts", contexts, "--json", *flags)  # fmt: skip
     tokens = torch.from_numpy(np.asarray(zarr.open(store, mode="r")["tokens"][:]).astype(np.int64))
-    assert tokens.shape == (32, 32)
+    assert tokens.shape == (contexts, 32)
     (found,) = json.loads(printed)
     return SAE.load_from_disk(run / "sae"), found, tokens
 
@@ -115,12 +115,13 @@ CASES = {
 }
 
 
-# A model of true size takes its time: it is measured with one of them.
 @pytest.mark.parametrize(("name", "case"), [("gpt2", case) for case in CASES] + [("smollm2", "topk, trained without BOS")])
 def test_sae_bench_and_sae_lens_measure_the_same(program, repository, tmp_path, smollm2, name, case):
     folder, model = smollm2 if name == "smollm2" else random_gpt2(tmp_path / "model")
-    store = dump(program, repository, tmp_path, folder)
-    sae, found, tokens = evaluate(program, tmp_path, store, folder, *CASES[case])
+    # A model of true size takes its time.
+    contexts = GROUP if name == "smollm2" else 2 * GROUP
+    store = dump(program, repository, tmp_path, folder, contexts)
+    sae, found, tokens = evaluate(program, tmp_path, store, folder, contexts, *CASES[case])
     bos = int(tokens[0, 0])
     keep = case == "topk, trained without BOS"
     assert found["in_model"]["special_tokens"] == ("keep" if keep else "reconstruct")
@@ -131,11 +132,11 @@ def test_sae_bench_and_sae_lens_measure_the_same(program, repository, tmp_path, 
     core = found["in_model"]["sae_bench"]
     with torch.no_grad():
         predicted = sae_bench.get_downstream_reconstruction_metrics(
-            proxy, hooked, Contexts(tokens), compute_kl=True, compute_ce_loss=True, n_batches=2,
+            proxy, hooked, Contexts(tokens), compute_kl=True, compute_ce_loss=True, n_batches=contexts // GROUP,
             eval_batch_size_prompts=GROUP, ignore_tokens={bos}, exclude_special_tokens_from_reconstruction=keep,
         )  # fmt: skip
         rows, features = sae_bench.get_sparsity_and_variance_metrics(
-            proxy, hooked, Contexts(tokens), n_batches=2, compute_l2_norms=True, compute_sparsity_metrics=True,
+            proxy, hooked, Contexts(tokens), n_batches=contexts // GROUP, compute_l2_norms=True, compute_sparsity_metrics=True,
             compute_variance_metrics=True, compute_featurewise_density_statistics=True,
             eval_batch_size_prompts=GROUP, model_kwargs={}, ignore_tokens={bos},
         )  # fmt: skip
@@ -156,7 +157,7 @@ def test_sae_bench_and_sae_lens_measure_the_same(program, repository, tmp_path, 
     if keep:
         with torch.no_grad():
             expected = sae_lens.evals.get_downstream_reconstruction_metrics(
-                proxy, hooked, Contexts(tokens), ActivationScaler(), compute_kl=True, compute_ce_loss=True, n_batches=2,
+                proxy, hooked, Contexts(tokens), ActivationScaler(), compute_kl=True, compute_ce_loss=True, n_batches=contexts // GROUP,
                 eval_batch_size_prompts=GROUP, ignore_tokens=[bos],
             )  # fmt: skip
         assert_close(ours, expected)
