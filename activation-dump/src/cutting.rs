@@ -13,9 +13,9 @@
 use std::sync::Arc;
 
 use anyhow::Result;
+use language_model::{Places, Tokenizer};
 
 use crate::documents::{Content, Damage, DamageKind, Document, Place};
-use crate::tokenizer::{Places, Tokenizer};
 
 /// Sizes, in bytes.
 #[derive(Debug, Clone, Copy)]

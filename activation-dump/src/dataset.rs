@@ -14,7 +14,6 @@ use terminal::{foreign, foreign_path};
 use workers::Worker;
 
 use crate::documents::{self, Document, Documents, ReadOptions, STANDARD_INPUT};
-use crate::tokenizer::hex;
 
 /// The files of a dataset, in the order in which they are read.
 pub(crate) struct Dataset {
@@ -219,6 +218,11 @@ fn sha256(path: &Path) -> Result<[u8; 32]> {
             read => hash.update(&buffer[..read]),
         }
     }
+}
+
+/// Lower-case hexadecimal digits.
+fn hex(bytes: &[u8]) -> String {
+    bytes.iter().map(|byte| format!("{byte:02x}")).collect()
 }
 
 #[cfg(test)]

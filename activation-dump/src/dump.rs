@@ -8,7 +8,9 @@ use std::time::{Duration, Instant};
 use activation_store::{Store, StoreError, StoreSummary, StoreWriter};
 use anyhow::{Context, Result, bail};
 use human_units::{format_bytes, format_count};
-use language_model::{Device, ModelPrecision, PrefixModel, Runtime, SelfCheck, SessionOptions, self_check};
+use language_model::{
+    Device, ModelPrecision, PrefixModel, Runtime, SelfCheck, SessionOptions, Tokenizer, self_check,
+};
 use ndarray::ArrayView2;
 use terminal::{Interrupt, foreign, foreign_path};
 
@@ -24,7 +26,6 @@ use crate::share::Share;
 use crate::stores::{self, Common, Target};
 use crate::summary::Summary;
 use crate::text::{Contexts, TextOptions};
-use crate::tokenizer::Tokenizer;
 
 /// The exit code of a program that Ctrl-C ended: 128 + SIGINT.
 const INTERRUPTED: u8 = 130;

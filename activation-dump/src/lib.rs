@@ -21,7 +21,6 @@ mod share;
 mod stores;
 mod summary;
 mod text;
-mod tokenizer;
 #[doc(hidden)]
 pub mod untrusted;
 

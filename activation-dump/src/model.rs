@@ -4,10 +4,11 @@ use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
 use anyhow::{Context, Result, bail};
-use language_model::{Checkpoint, HookPoint, OnnxFile, PrefixModel, Runtime, SessionOptions, hub};
+use language_model::{
+    Checkpoint, HookPoint, OnnxFile, PrefixModel, Runtime, SessionOptions, Tokenizer, hub, json_file,
+};
 
 use crate::arguments::{DumpArguments, SourceArguments};
-use crate::tokenizer::{Tokenizer, json_file};
 
 /// A model and the requested hooks; nothing is loaded yet.
 pub(crate) struct Model {
@@ -113,7 +114,7 @@ impl Model {
             Kind::Onnx(_) => {
                 tokenizer.context("--tokenizer names the tokenizer.json of an ONNX file's model")
             }
-            Kind::Checkpoint(_) => tokenizer,
+            Kind::Checkpoint(_) => tokenizer.map_err(anyhow::Error::from),
         };
         tokenizer.map(|tokenizer| Some(Arc::new(tokenizer)))
     }

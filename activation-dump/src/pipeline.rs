@@ -18,13 +18,12 @@ use std::time::{Duration, Instant};
 
 use activation_store::{StoreError, StoreWriter, WriteProgress};
 use anyhow::{Context, Error, Result, bail};
-use language_model::{Activations, PrefixModel};
+use language_model::{Activations, PrefixModel, Tokenizer};
 use ndarray::{Array2, ArrayView2, CowArray, Ix3, s};
 use workers::ScopedWorker;
 
 use crate::plan::DumpPlan;
 use crate::text::{Contexts, TextCounts};
-use crate::tokenizer::Tokenizer;
 
 /// Batches that may wait between two stages: enough to ride out an uneven moment, little memory.
 const QUEUE: usize = 4;

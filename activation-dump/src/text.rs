@@ -13,6 +13,7 @@ use std::sync::mpsc::SyncSender;
 use std::time::{Duration, Instant};
 
 use anyhow::{Context, Result, anyhow, bail};
+use language_model::Tokenizer;
 use ndarray::Array2;
 use workers::{Answer, Next, Source};
 
@@ -21,7 +22,6 @@ use crate::damage::Skipped;
 use crate::documents::{Content, Damage, DamageKind, Document, Place, ReadOptions};
 use crate::packing::Packer;
 use crate::share::Share;
-use crate::tokenizer::Tokenizer;
 
 /// Text that one task tokenizes, in bytes: enough that the hand-over costs nothing, little enough that a short dump does
 /// not tokenize much that it will not use.
@@ -304,7 +304,7 @@ fn encode(document: Document, tokenizer: Option<&Tokenizer>) -> Result<Encoded> 
     let encode = |text: &str| {
         let tokenizer =
             tokenizer.ok_or_else(|| anyhow!("{place} is text, and there is no tokenizer for it"))?;
-        tokenizer.encode(text).map_err(|error| error.context(place.to_string()))
+        tokenizer.encode(text).with_context(|| place.to_string())
     };
     let content = match content {
         Content::Text(text) => Content::Text(encode(&text)?),

@@ -3,9 +3,9 @@
 use std::path::Path;
 
 use anyhow::Result;
+use language_model::Tokenizer;
 
 use crate::documents::{self, Content, ReadOptions};
-use crate::tokenizer::Tokenizer;
 
 /// Reads a file of text or tokens to its end; returns the number of documents that could be read.
 ///

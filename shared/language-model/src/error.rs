@@ -206,6 +206,49 @@ pub enum Error {
         /// ONNX Runtime's own message.
         message: String,
     },
+    /// There is no tokenizer where one is needed.
+    #[error("reading {}; put the model's tokenizer.json (Hugging Face format) there", foreign_path(path))]
+    NoTokenizer {
+        /// Where it should be.
+        path: PathBuf,
+        /// The operating system's reason.
+        source: std::io::Error,
+    },
+    /// A `tokenizer.json` that cannot be used.
+    #[error("{} is not a Hugging Face tokenizer: {}", foreign_path(path), foreign(problem))]
+    NotATokenizer {
+        /// The file.
+        path: PathBuf,
+        /// What the library says.
+        problem: String,
+    },
+    /// The library that reads tokenizers died of one.
+    #[error(transparent)]
+    TokenizerDied(workers::Died),
+    /// A tokenizer with other tokens than the model's.
+    #[error("{} is not this model's tokenizer: {}", foreign_path(path), foreign(problem))]
+    OtherTokenizer {
+        /// Its file.
+        path: PathBuf,
+        /// What differs.
+        problem: String,
+    },
+    /// A tokenizer that could not tokenize a text.
+    #[error("{} failed on a document: {}", foreign_path(path), foreign(problem))]
+    Tokenize {
+        /// Its file.
+        path: PathBuf,
+        /// What the library says.
+        problem: String,
+    },
+    /// A file that should hold JSON.
+    #[error("{} is not JSON", foreign_path(path))]
+    NotJson {
+        /// The file.
+        path: PathBuf,
+        /// Where it is not.
+        source: serde_json::Error,
+    },
     /// Something was not on the Hugging Face hub, or the hub could not be reached.
     #[error("{}", foreign(.0))]
     Hub(String),

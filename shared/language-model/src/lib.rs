@@ -54,6 +54,7 @@ mod runtime;
 mod self_check;
 mod session;
 mod suffix;
+mod tokenizer;
 mod unembedding;
 mod wire;
 mod work;
@@ -71,6 +72,7 @@ pub use rope::{Rope, RopeScaling};
 pub use runtime::Runtime;
 pub use self_check::{self_check, tolerance};
 pub use suffix::{Predictions, SuffixModel, suffix_graph};
+pub use tokenizer::{Places, Tokenizer, json_file};
 pub use unembedding::Unembedding;
 
 /// The examples of the README, run as tests.
