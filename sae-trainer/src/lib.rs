@@ -55,6 +55,7 @@ fn execute(line: CommandLine) -> Result<ExitCode> {
         Some(Command::Sweep(sweep)) => sweep::sweep(sweep).map(ExitCode::from),
         Some(Command::Compare(compare)) => compare::compare(&compare).map(|()| ExitCode::SUCCESS),
         Some(Command::Eval(eval)) => laboratory::eval(&eval).map(|()| ExitCode::SUCCESS),
+        Some(Command::Features(features)) => laboratory::features(&features).map(ExitCode::from),
         Some(Command::Verify(verify)) => verify::verify(&verify).map(ExitCode::from),
         Some(Command::Export(export)) => export::export(&export).map(|()| ExitCode::SUCCESS),
         Some(Command::Bench(bench)) => bench::bench(&bench).map(|()| ExitCode::SUCCESS),

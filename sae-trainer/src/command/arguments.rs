@@ -75,6 +75,91 @@ pub(crate) enum SpecialTokens {
 }
 
 #[derive(Debug, Args)]
+pub(crate) struct FeaturesArguments {
+    /// Folder of a run, or of an autoencoder in SAELens' format
+    #[arg(value_name = "SAE")]
+    pub(crate) sae: PathBuf,
+    /// Make the index from the rows of this activation store; without it, an index that is there is read
+    #[arg(long, value_name = "FOLDER")]
+    pub(crate) store: Option<PathBuf>,
+    /// Folder of the index [default: features in the folder of the autoencoder]
+    #[arg(long, value_name = "FOLDER")]
+    pub(crate) out: Option<PathBuf>,
+    /// Tokens of the store to read, in whole contexts from its first on [default: all]
+    #[arg(long, value_name = "TOKENS", value_parser = parse_count, requires = "store")]
+    pub(crate) tokens: Option<u64>,
+    /// Leave out the rows of BOS tokens
+    #[arg(long, requires = "store")]
+    pub(crate) drop_bos: bool,
+    /// Leave out the rows of these tokens
+    #[arg(long, value_name = "ID,…", value_delimiter = ',', requires = "store")]
+    pub(crate) drop_tokens: Vec<u32>,
+    /// Print this feature
+    #[arg(long, value_name = "FEATURE", conflicts_with = "list")]
+    pub(crate) id: Option<u32>,
+    /// Print a line for each feature of this kind
+    #[arg(long, value_enum, value_name = "KIND")]
+    pub(crate) list: Option<FeatureKind>,
+    /// Language model that made the store, a hub id or a folder: for token texts and, with --id, effects on its logits
+    #[arg(long, value_name = "MODEL")]
+    pub(crate) model: Option<String>,
+    /// The model's tokenizer.json, for token texts [default: the one beside --model]
+    #[arg(long, value_name = "FILE")]
+    pub(crate) tokenizer: Option<PathBuf>,
+    /// CPU threads [default: one per core]
+    #[arg(long, value_name = "N", value_parser = clap::value_parser!(u16).range(1..=1024))]
+    pub(crate) threads: Option<u16>,
+    /// Print JSON: one object, or for --list an array
+    #[arg(long)]
+    pub(crate) json: bool,
+}
+
+/// What a feature is called for what it responds to.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum, Serialize, Deserialize)]
+#[serde(rename_all = "kebab-case")]
+pub(crate) enum FeatureKind {
+    /// Every feature
+    All,
+    /// Never fires
+    Dead,
+    /// Fires in more than 10 % of the rows
+    Dense,
+    /// Fires in more than 20 % of the rows
+    VeryDense,
+    /// The position in the context explains more than half the variance of its activations
+    Positional,
+    /// More than half its activation is at newlines and punctuation
+    Punctuation,
+    /// Another decoder row has a cosine above 0.9 with its own
+    Twin,
+}
+
+impl FeatureKind {
+    /// Those that not every feature is of.
+    pub(crate) const KINDS: [FeatureKind; 6] = [
+        FeatureKind::Dead,
+        FeatureKind::Dense,
+        FeatureKind::VeryDense,
+        FeatureKind::Positional,
+        FeatureKind::Punctuation,
+        FeatureKind::Twin,
+    ];
+
+    /// As it is written on the command line.
+    pub(crate) fn name(self) -> &'static str {
+        match self {
+            FeatureKind::All => "all",
+            FeatureKind::Dead => "dead",
+            FeatureKind::Dense => "dense",
+            FeatureKind::VeryDense => "very-dense",
+            FeatureKind::Positional => "positional",
+            FeatureKind::Punctuation => "punctuation",
+            FeatureKind::Twin => "twin",
+        }
+    }
+}
+
+#[derive(Debug, Args)]
 pub(crate) struct ExportArguments {
     /// Folders of autoencoders: a run's sae/
     #[arg(required = true, value_name = "SAE")]

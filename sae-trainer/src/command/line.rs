@@ -3,7 +3,8 @@
 use clap::{Parser, Subcommand};
 
 use super::arguments::{
-    BenchArguments, CompareArguments, EvalArguments, ExportArguments, TrainArguments, VerifyArguments,
+    BenchArguments, CompareArguments, EvalArguments, ExportArguments, FeaturesArguments, TrainArguments,
+    VerifyArguments,
 };
 use crate::sweep::SweepArguments;
 
@@ -29,6 +30,8 @@ Examples:
       a table of several runs, and a picture: L0 against error, firing frequencies, the course of training
   sae-trainer eval runs/l0 --store stores/gpt2 --model openai-community/gpt2
       how well the language model predicts through an autoencoder
+  sae-trainer features runs/l0 --store stores/gpt2
+      what each feature responds to; --id 8684 then prints one
   sae-trainer verify runs/l1 runs/front
       checks every file of these runs and sweeps and lists the damaged ones
   sae-trainer export runs/mlp/sae --to circuit-tracer --out transcoders
@@ -74,6 +77,9 @@ pub(crate) enum Command {
     /// reconstructions in place
     #[command(after_help = EVAL_HELP)]
     Eval(EvalArguments),
+    /// Finds what the features of an autoencoder respond to: an index of their activations over a store, and what it tells of each
+    #[command(after_help = FEATURES_HELP)]
+    Features(FeaturesArguments),
     /// Checks the files of runs, sweeps and autoencoders against their checksums; exits with 1 if any is damaged
     #[command(after_help = VERIFY_HELP)]
     Verify(VerifyArguments),
@@ -95,6 +101,21 @@ Examples:
       a line for each on the contexts of the store that no run trains on
   sae-trainer eval runs/l0 --store stores/gpt2 --model openai-community/gpt2 --contexts 1000 --json
       what GPT-2 predicts through it";
+
+const FEATURES_HELP: &str = "\
+With --store, every row is encoded once, and the index is written to features/ in the autoencoder's folder: the figures of each \
+feature in features.jsonl, and all activations in latents/, where delphi's automatic interpretation reads them. The memory and disk \
+that this takes are said first. Activations are kept in float16. Without --store, that index is read.
+
+Examples:
+  sae-trainer features runs/l0 --store stores/gpt2 --tokens 3M
+      makes the index and counts the features of each kind
+  sae-trainer features runs/l0 --list positional
+      a line for each feature that follows the position
+  sae-trainer features runs/l0 --id 8684
+      one feature: how often and how strongly it fires, where, and with which others
+  sae-trainer features runs/l0 --id 8684 --model openai-community/gpt2
+      the same with the text of its contexts, and the tokens that it makes more and less likely";
 
 const EXPORT_HELP: &str = "\
 circuit-tracer: a folder with config.yaml and layer_N.safetensors for every transcoder given; N is the block of its hooks. \

@@ -2,10 +2,12 @@
 //!
 //! - `eval`: the command, on the rows of `data`; `in_model` puts reconstructions into a language model, [`predictions`] takes means of what comes of
 //!   it, [`sae_bench`] names them as that benchmark does.
+//! - `features`: what single features respond to, from an index of their activations.
 //! - `trained`: an autoencoder from disk that can be asked; [`similarity`]: directions against directions.
 
 mod data;
 mod eval;
+mod features;
 mod in_model;
 mod predictions;
 mod sae_bench;
@@ -13,4 +15,5 @@ pub(crate) mod similarity;
 mod trained;
 
 pub(crate) use eval::eval;
+pub(crate) use features::features;
 pub(crate) use trained::autoencoder_of;

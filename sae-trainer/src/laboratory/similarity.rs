@@ -2,12 +2,13 @@
 
 use ndarray::{Array2, ArrayView2, s};
 use rayon::prelude::*;
+use serde::{Deserialize, Serialize};
 
 /// Rows of a task: one product with all rows of the other matrix. The order of no sum depends on it.
 const BLOCK: usize = 256;
 
 /// The row with the largest product, the first of equals.
-#[derive(Debug, Clone, Copy, PartialEq)]
+#[derive(Debug, Clone, Copy, PartialEq, Serialize, Deserialize)]
 pub(crate) struct Best {
     /// Its number.
     pub(crate) feature: u32,
@@ -43,18 +44,35 @@ fn largest(cosines: impl Iterator<Item = f32>) -> Best {
     })
 }
 
-/// The mean over the rows of `rows` [n, d], which have norm 1, of the largest cosine with any other of them.
-pub(super) fn mean_largest_with_another(rows: ArrayView2<'_, f32>) -> f64 {
-    let block = |block: usize| -> Vec<f32> {
+/// For each row of `rows` [n, d] the other row with the largest product, if there is another.
+pub(super) fn nearest_others(rows: ArrayView2<'_, f32>) -> Vec<Option<Best>> {
+    let block = |block: usize| -> Vec<Option<Best>> {
         let range = block * BLOCK..((block + 1) * BLOCK).min(rows.nrows());
         let mut products = rows.slice(s![range.clone(), ..]).dot(&rows.t());
         for (row, own) in products.rows_mut().into_iter().zip(range) {
             row.into_slice().expect("a product is row-major")[own] = f32::NEG_INFINITY;
         }
-        products.rows().into_iter().map(|row| largest(row.iter().copied()).cosine).collect()
+        let nearest = products.rows().into_iter().map(|row| largest(row.iter().copied()));
+        nearest.map(|best| (best.cosine > f32::NEG_INFINITY).then_some(best)).collect()
     };
-    let found: Vec<f32> = (0..rows.nrows().div_ceil(BLOCK)).into_par_iter().flat_map_iter(block).collect();
-    found.iter().map(|cosine| f64::from(*cosine)).sum::<f64>() / found.len() as f64
+    (0..rows.nrows().div_ceil(BLOCK)).into_par_iter().flat_map_iter(block).collect()
+}
+
+/// The other rows of `rows` [n, d] by their product with row `own`, the largest first.
+pub(super) fn nearest_to(rows: ArrayView2<'_, f32>, own: usize) -> Vec<Best> {
+    let products = rows.dot(&rows.row(own));
+    let others = products.iter().enumerate().filter(|(at, _)| *at != own);
+    let mut others: Vec<Best> =
+        others.map(|(at, cosine)| Best { feature: at as u32, cosine: *cosine }).collect();
+    others.sort_by(|a, b| b.cosine.total_cmp(&a.cosine));
+    others
+}
+
+/// The mean over the rows of `rows` [n, d], which have norm 1, of the largest cosine with any other of them.
+pub(super) fn mean_largest_with_another(rows: ArrayView2<'_, f32>) -> f64 {
+    let nearest = nearest_others(rows);
+    let cosine = |best: &Option<Best>| best.map_or(f64::NEG_INFINITY, |best| f64::from(best.cosine));
+    nearest.iter().map(cosine).sum::<f64>() / nearest.len() as f64
 }
 
 #[cfg(test)]
@@ -79,5 +97,11 @@ mod tests {
         let rows = array![[1.0, 0.0], [0.6, 0.8], [0.0, 1.0]];
         let mean = mean_largest_with_another(rows.view());
         assert!((mean - (0.6 + 0.8 + 0.8) / 3.0).abs() < 1e-6, "{mean}");
+        let nearest: Vec<u32> =
+            nearest_others(rows.view()).iter().map(|best| best.unwrap().feature).collect();
+        assert_eq!(nearest, [1, 2, 1]);
+        let order: Vec<u32> = nearest_to(rows.view(), 0).iter().map(|best| best.feature).collect();
+        assert_eq!(order, [1, 2]);
+        assert_eq!(nearest_others(rows.slice(s![..1, ..])), [None]);
     }
 }

@@ -74,7 +74,7 @@ impl Trained {
 
     /// Refuses rows that it cannot read, and says if a store has other rows than it was trained on.
     pub(super) fn check(&self, store: &Store, target: Option<&Store>) -> Result<()> {
-        let (folder, path) = (foreign_path(&self.folder), foreign_path(store.path()));
+        let folder = foreign_path(&self.folder);
         match (target, self.config.is_transcoder()) {
             (None, true) => {
                 bail!("{folder} holds a transcoder: --target names the store of what it reconstructs")
@@ -84,26 +84,33 @@ impl Trained {
             }
             _ => {}
         }
+        self.check_input(store)?;
+        let out = self.config.metadata.further.get("hook_name_out").and_then(|hook| hook.as_str());
+        self.tell_other_hook(out, target);
+        Ok(())
+    }
+
+    /// Refuses rows that its encoder cannot read, and says if a store has other rows than it was trained on.
+    pub(super) fn check_input(&self, store: &Store) -> Result<()> {
+        let (folder, path) = (foreign_path(&self.folder), foreign_path(store.path()));
         ensure!(
             store.width() == self.config.d_in,
             "the rows of {path} have {} numbers, and the autoencoder in {folder} takes {}",
             store.width(),
             self.config.d_in
         );
-        let metadata = &self.config.metadata;
-        let out = metadata.further.get("hook_name_out").and_then(|hook| hook.as_str());
-        for (own, store) in [(metadata.hook_name.as_deref(), Some(store)), (out, target)] {
-            if let (Some(own), Some(store)) = (own, store)
-                && own != store.provenance().hook
-            {
-                let (path, other) = (foreign_path(store.path()), foreign(&store.provenance().hook));
-                terminal::say!(
-                    "what is in {folder} was trained at {}, and {path} holds {other}",
-                    foreign(own)
-                );
-            }
-        }
+        self.tell_other_hook(self.config.metadata.hook_name.as_deref(), Some(store));
         Ok(())
+    }
+
+    fn tell_other_hook(&self, own: Option<&str>, store: Option<&Store>) {
+        if let (Some(own), Some(store)) = (own, store)
+            && own != store.provenance().hook
+        {
+            let (path, other) = (foreign_path(store.path()), foreign(&store.provenance().hook));
+            let folder = foreign_path(&self.folder);
+            terminal::say!("what is in {folder} was trained at {}, and {path} holds {other}", foreign(own));
+        }
     }
 
     /// The sums over a batch, from which the metrics follow: of rows scaled as in training, where each row is scaled by its own norm.

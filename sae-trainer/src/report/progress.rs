@@ -131,12 +131,21 @@ fn range(values: impl Iterator<Item = f64>, text: &dyn Fn(f64) -> String) -> Str
 
 /// A bar over `rows` rows with which something is done; without a terminal, one line.
 pub(crate) fn rows(doing: &str, rows: u64) -> ProgressBar {
-    let bar = ProgressBar::with_draw_target(Some(rows), ProgressDrawTarget::stderr());
-    let style = ProgressStyle::with_template("{bar:24} {prefix}: {human_pos} of {human_len} rows  ETA {eta}");
-    bar.set_style(style.expect("the template is valid"));
+    counted(doing, rows, "rows")
+}
+
+/// A bar over `features` features whose activations are put in order; without a terminal, one line.
+pub(crate) fn features(features: u64) -> ProgressBar {
+    counted("sorting", features, "features")
+}
+
+fn counted(doing: &str, count: u64, what: &str) -> ProgressBar {
+    let bar = ProgressBar::with_draw_target(Some(count), ProgressDrawTarget::stderr());
+    let template = format!("{{bar:24}} {{prefix}}: {{human_pos}} of {{human_len}} {what}  ETA {{eta}}");
+    bar.set_style(ProgressStyle::with_template(&template).expect("the template is valid"));
     bar.set_prefix(doing.to_owned());
     if bar.is_hidden() {
-        terminal::say!("{doing}: {} rows", grouped(rows));
+        terminal::say!("{doing}: {} {what}", grouped(count));
     }
     bar
 }

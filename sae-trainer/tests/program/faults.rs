@@ -13,7 +13,7 @@ const CALLS: [&str; 9] =
     ["fsync", "fdatasync", "rename", "renameat2", "mkdir", "unlink", "unlinkat", "rmdir", "write"];
 
 /// Compiles the library that faults come from.
-fn compile_library(place: &Place) {
+pub(crate) fn compile_library(place: &Place) {
     let source = concat!(env!("CARGO_MANIFEST_DIR"), "/tests/program/faults.c");
     let library = place.path("faults.so");
     let mut compile = Command::new(std::env::var_os("CC").unwrap_or("cc".into()));
@@ -22,14 +22,14 @@ fn compile_library(place: &Place) {
 }
 
 /// Runs the program with a variable for each of `faults`.
-fn with_faults(place: &Place, line: &str, faults: &[(&str, &str)]) -> Output {
+pub(crate) fn with_faults(place: &Place, line: &str, faults: &[(&str, &str)]) -> Output {
     let mut command = place.command(line);
     command.env("LD_PRELOAD", place.path("faults.so")).envs(faults.iter().copied());
     command.output().unwrap()
 }
 
 /// How often a whole run makes `call`.
-fn count_of(place: &Place, call: &str, line: &str) -> usize {
+pub(crate) fn count_of(place: &Place, call: &str, line: &str) -> usize {
     let count = place.path("count");
     let output = with_faults(place, line, &[("FAULT_CALL", call), ("FAULT_COUNT", count.to_str().unwrap())]);
     assert!(output.status.success(), "{}", text(&output.stderr));

@@ -9,6 +9,7 @@ mod endings;
 mod errors;
 mod eval;
 mod faults;
+mod features;
 mod fixture;
 mod gpu_check;
 mod held_out;

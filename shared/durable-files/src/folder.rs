@@ -208,21 +208,28 @@ fn take(marker: &File, folder: &Path) -> Result<(), Error> {
     }
 }
 
-/// Lets whoever may read the folder read its files. Some libraries write a file for its owner alone.
+/// Lets whoever may read the folder read its files, and those of the folders in it. Some libraries write a file for its owner alone.
 fn share_content(folder: &Path) -> Result<(), Error> {
     let mode = fs::metadata(folder).map_err(Error::io("read", folder))?.permissions().mode() & 0o666;
     for entry in fs::read_dir(folder).map_err(Error::io("read", folder))? {
         let path = entry.map_err(Error::io("read", folder))?.path();
-        if path.is_file() {
+        if path.is_dir() {
+            share_content(&path)?;
+        } else if path.is_file() {
             fs::set_permissions(&path, Permissions::from_mode(mode)).map_err(Error::io("share", &path))?;
         }
     }
     Ok(())
 }
 
+/// Waits until a folder and all that is in it are on the disk.
 fn sync_content(folder: &Path) -> Result<(), Error> {
     for entry in fs::read_dir(folder).map_err(Error::io("read", folder))? {
-        sync(&entry.map_err(Error::io("read", folder))?.path())?;
+        let path = entry.map_err(Error::io("read", folder))?.path();
+        match path.is_dir() {
+            true => sync_content(&path)?,
+            false => sync(&path)?,
+        }
     }
     sync(folder)
 }
@@ -360,13 +367,17 @@ mod tests {
     fn files_may_be_read_by_whoever_may_read_their_folder() {
         let (_dir, folder) = setting();
         replace_folder(&folder, |new| {
-            put("secret")(new)?;
-            fs::set_permissions(new.join("secret"), Permissions::from_mode(0o600))
-                .map_err(Error::io("share", new))
+            fs::create_dir(new.join("within")).unwrap();
+            for name in ["secret", "within/secret"] {
+                put(name)(new)?;
+                fs::set_permissions(new.join(name), Permissions::from_mode(0o600)).unwrap();
+            }
+            Ok::<(), Error>(())
         })
         .unwrap();
         let mode = |path: &Path| fs::metadata(path).unwrap().permissions().mode() & 0o666;
         assert_eq!(mode(&folder.join("secret")), mode(&folder));
+        assert_eq!(mode(&folder.join("within/secret")), mode(&folder));
     }
 
     #[test]

@@ -10,11 +10,12 @@
 
 mod foreign;
 mod interrupt;
+mod shade;
 mod write;
 
 pub use foreign::{Foreign, foreign, foreign_path};
 pub use interrupt::Interrupt;
-pub use write::{exit_code, write_message, write_result};
+pub use write::{exit_code, write_message, write_result, write_shaded};
 
 /// Writes a line to standard error, like `eprintln!`; a failure to write is ignored.
 #[macro_export]

@@ -1,22 +1,36 @@
 //! Lines on standard error and standard output that never end the work they report on.
 
-use std::io::{self, ErrorKind, Write};
+use std::io::{self, ErrorKind, IsTerminal, Write};
 use std::process::ExitCode;
 use std::sync::Mutex;
 
 use crate::foreign::harmless;
+use crate::shade::shaded;
 
 /// The first failure to write a result.
 static LOST: Mutex<Option<io::Error>> = Mutex::new(None);
 
 /// Writes `text` and a newline to standard error. A failure is ignored: there is nobody left to tell.
 pub fn write_message(text: &str) {
-    let _ = write_line(&mut io::stderr().lock(), text);
+    let _ = write_line(&mut io::stderr().lock(), &harmless(text));
 }
 
 /// Writes `text` and a newline to standard output. The first failure is kept for [`exit_code`]; after one,
 /// nothing more is written, so that no result appears with a hole in it.
 pub fn write_result(text: &str) {
+    write_kept(&harmless(text));
+}
+
+/// Writes a line of pieces to standard output, as [`write_result`] does: foreign texts, each with how strongly it is to stand out,
+/// from 0 to 1, if at all. On a terminal, unless `NO_COLOR` is set, a colour behind the text says how strongly; elsewhere the
+/// strongest stands between « and ».
+pub fn write_shaded(pieces: &[(String, Option<f32>)]) {
+    let set = |name: &str| std::env::var_os(name).filter(|value| !value.is_empty());
+    let colours = set("NO_COLOR").is_none() && set("TERM").is_none_or(|term| term != "dumb");
+    write_kept(&shaded(pieces, colours && io::stdout().is_terminal()));
+}
+
+fn write_kept(text: &str) {
     let mut lost = LOST.lock().unwrap_or_else(|poisoned| poisoned.into_inner());
     if lost.is_none() {
         *lost = write_line(&mut io::stdout().lock(), text).err();
@@ -39,9 +53,9 @@ pub fn exit_code(code: ExitCode) -> ExitCode {
     }
 }
 
+/// Writes a text in which nothing is left that a terminal should not obey.
 fn write_line(out: &mut impl Write, text: &str) -> io::Result<()> {
-    let mut line = harmless(text).into_owned();
-    line.push('\n');
+    let line = format!("{text}\n");
     out.write_all(line.as_bytes())?;
     out.flush()
 }
@@ -53,7 +67,7 @@ mod tests {
     #[test]
     fn a_line_is_written_whole_and_harmless() {
         let mut out = Vec::new();
-        write_line(&mut out, "two\nlines \u{1b}[0m").unwrap();
+        write_line(&mut out, &harmless("two\nlines \u{1b}[0m")).unwrap();
         assert_eq!(out, b"two\nlines \\u001b[0m\n");
     }
 }

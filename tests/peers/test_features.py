@@ -1,0 +1,121 @@
+"""`sae-trainer features`: the index against SAELens' activations, and the figures against numpy on the index."""
+
+import json
+
+import numpy as np
+import pytest
+import torch
+import zarr
+from sae_lens import SAE
+from safetensors.numpy import load_file
+from test_evaluation import dump, random_gpt2
+
+F, T = 300, 32
+HOOK = "blocks.1.hook_resid_pre"
+
+
+@pytest.fixture(scope="module")
+def made(program, repository, tmp_path_factory):
+    """The folder of an autoencoder with its index, and the store that both were made of."""
+    folder = tmp_path_factory.mktemp("features")
+    model, _ = random_gpt2(folder / "model")
+    store = dump(program, repository, folder, model)
+    program("sae-trainer", "--store", store, "--out", folder / "run", "--features", F, "--batch", 256, "--steps", 100,
+            "--lr", "3e-3", "--loss", "approx-l0", "--l0-coefficient", "1e-4")  # fmt: skip
+    program("sae-trainer", "features", folder / "run", "--store", store,
+            "--tokenizer", repository / "models/smollm2-135m/tokenizer.json")  # fmt: skip
+    return folder / "run/sae", zarr.open(store, mode="r")
+
+
+def loaded(sae):
+    """Activations [contexts, T, F] and tokens, read as `TensorBuffer.load` of delphi reads them (delphi/latents/loader.py)."""
+    folder, dense, tokens = sae / "features/latents" / HOOK, None, None
+    edges = sorted(tuple(map(int, file.stem.split("_"))) for file in folder.glob("*.safetensors"))
+    assert [start for start, _ in edges] == [0] + [end + 1 for _, end in edges[:-1]] and edges[-1][1] == F - 1
+    for start, end in edges:
+        data = load_file(folder / f"{start}_{end}.safetensors")
+        # What `to_int64_tensor` takes, and the half precision that `save_splits` writes.
+        assert data["locations"].dtype in (np.uint16, np.uint32) and data["activations"].dtype == np.float16
+        tokens = data["tokens"].astype(np.int64)
+        dense = np.zeros((*tokens.shape, F), np.float16) if dense is None else dense
+        context, position, feature = data["locations"].astype(np.int64).T
+        # `pool_max_activation_windows` takes runs of equal windows for windows: a feature's places must ascend.
+        assert (np.diff(np.ravel_multi_index((feature, context, position), (F, *tokens.shape))) > 0).all()
+        dense[context, position, feature + start] = data["activations"]
+    assert "model_name" in json.loads((folder / "config.json").read_text())
+    return dense, tokens
+
+
+def test_the_index_has_what_sae_lens_encodes(made):
+    sae, store = made
+    dense, tokens = loaded(sae)
+    assert (tokens == store["tokens"][:]).all()
+    rows, origin = torch.from_numpy(store["activations"][:].astype(np.float32)), store["origin"][:].astype(np.int64)
+    with torch.no_grad():
+        expected = SAE.load_from_disk(sae).encode(rows).numpy()
+    ours = dense.reshape(-1, F)[origin].astype(np.float32)
+    assert (ours > 0).sum() > 1000, "the comparison is about something"
+    np.testing.assert_allclose(ours, expected, rtol=2e-3, atol=1e-4)
+
+
+def test_figures_are_those_of_numpy(made, program):
+    sae, _ = made
+    dense, tokens = loaded(sae)
+    dense, rows = dense.astype(np.float64), tokens.size
+    lines = [json.loads(line) for line in (sae / "features/features.jsonl").read_text().splitlines()]
+    assert [line["feature"] for line in lines] == list(range(F))
+    firing = [line for line in lines if line["firings"] > 20]
+    assert len(firing) > 20, "the comparison is about something"
+    for line in lines:
+        a = dense[:, :, line["feature"]]
+        values = np.sort(a[a > 0])
+        assert (line["firings"], line["maximum"]) == (len(values), a.max())
+        assert line["density"] == pytest.approx(len(values) / rows)
+        if len(values) == 0:
+            assert line["kinds"][0] == "dead" and line["quantiles"] == []
+            continue
+        assert line["quantiles"] == list(np.quantile(values, [0.1, 0.25, 0.5, 0.75, 0.9], method="lower"))
+        assert line["histogram"] == list(np.histogram(values, 20, (0, a.max()))[0])
+        between = ((a.mean(0) - a.mean()) ** 2).mean()
+        assert line["positional_share"] == pytest.approx(between / a.var(), abs=1e-9)
+        sums = np.bincount(tokens.ravel(), a.ravel())
+        assert line["token"] == {"token": int(sums.argmax()), "share": pytest.approx(sums.max() / a.sum())}
+        before = np.bincount(tokens[:, :-1].ravel(), a[:, 1:].ravel())
+        if before.max() > 0:
+            share = pytest.approx(before.max() / a.sum())
+            assert line["token_before"] == {"token": int(before.argmax()), "share": share}
+    decoder = SAE.load_from_disk(sae).W_dec.detach().numpy()
+    decoder /= np.linalg.norm(decoder, axis=1, keepdims=True)
+    cosines = decoder @ decoder.T - 2 * np.eye(F)
+    assert [line["nearest"]["cosine"] for line in lines] == pytest.approx(list(cosines.max(1)), abs=1e-5)
+
+
+@pytest.mark.parametrize("rank", [0, 3, 20])
+def test_a_feature_is_shown_as_numpy_finds_it(made, program, rank):
+    sae, _ = made
+    dense, tokens = loaded(sae)
+    dense = dense.astype(np.float64)
+    feature = int(np.argsort(-(dense > 0).sum((0, 1)))[rank])
+    found = json.loads(program("sae-trainer", "features", sae, "--id", feature, "--json"))
+    a = dense[:, :, feature]
+    largest = a.max(1)
+    contexts = [int(c) for c in np.argsort(-largest, kind="stable")[:20] if largest[c] > 0]
+    assert [top["context"] for top in found["top"]] == contexts
+    for top in found["top"]:
+        context, position, start = top["context"], top["position"], top["start"]
+        assert position == a[context].argmax() and top["activation"] == largest[context]
+        shown = slice(start, start + len(top["tokens"]))
+        assert top["tokens"] == list(tokens[context, shown]) and top["activations"] == list(a[context, shown])
+    values = np.sort(a[a > 0])
+    for tenth, sample in enumerate(found["samples"][:10]):
+        low, high = values[tenth * len(values) // 10], values[(tenth + 1) * len(values) // 10 - 1]
+        assert all(low <= excerpt["activation"] <= high for excerpt in sample["excerpts"])
+    near = np.sort(np.abs(values - a.max() / 10))[:5]
+    assert [abs(e["activation"] - a.max() / 10) for e in found["samples"][10]["excerpts"]] == pytest.approx(list(near), abs=1e-6)
+    assert found["mean_by_position"] == pytest.approx(list(a.mean(0)))
+    both = ((a > 0)[:, :, None] & (dense > 0)).sum((0, 1))
+    jaccard = both / ((a > 0)[:, :, None] | (dense > 0)).sum((0, 1))
+    jaccard[feature] = -1
+    order = [int(j) for j in np.argsort(-jaccard, kind="stable")[:10] if jaccard[j] > 0]
+    assert [other["feature"] for other in found["cofiring"]] == order
+    assert [other["both"] for other in found["cofiring"]] == [int(both[j]) for j in order]
