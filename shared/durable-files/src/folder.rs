@@ -118,7 +118,7 @@ pub fn tidy(folder: &Path) -> Result<(), Error> {
 /// The temporary folder beside a folder that is being written; gone when the value is dropped.
 struct Staged {
     path: PathBuf,
-    _lock: File,
+    lock: File,
 }
 
 impl Staged {
@@ -130,10 +130,10 @@ impl Staged {
         remove_remains(&path, folder)?;
         fs::create_dir(&path).map_err(Error::io("create", &path))?;
         let marker = path.join(MARKER);
-        let mut file = File::create_new(&marker).map_err(Error::io("create", &marker))?;
-        file.write_all(MARK.as_bytes()).map_err(Error::io("write", &marker))?;
-        take(&file, folder)?;
-        let staged = Staged { path, _lock: file };
+        let file = File::create_new(&marker).map_err(Error::io("create", &marker))?;
+        let staged = Staged { path, lock: file };
+        (&staged.lock).write_all(MARK.as_bytes()).map_err(Error::io("write", &marker))?;
+        take(&staged.lock, folder)?;
         fs::create_dir(staged.content()).map_err(Error::io("create", staged.content()))?;
         Ok(staged)
     }

@@ -15,6 +15,7 @@ mod write;
 
 pub use foreign::{Foreign, foreign, foreign_path};
 pub use interrupt::Interrupt;
+pub use shade::Piece;
 pub use write::{exit_code, write_message, write_result, write_shaded};
 
 /// Writes a line to standard error, like `eprintln!`; a failure to write is ignored.

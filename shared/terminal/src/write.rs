@@ -5,7 +5,7 @@ use std::process::ExitCode;
 use std::sync::Mutex;
 
 use crate::foreign::harmless;
-use crate::shade::shaded;
+use crate::shade::{Piece, shaded};
 
 /// The first failure to write a result.
 static LOST: Mutex<Option<io::Error>> = Mutex::new(None);
@@ -21,10 +21,9 @@ pub fn write_result(text: &str) {
     write_kept(&harmless(text));
 }
 
-/// Writes a line of pieces to standard output, as [`write_result`] does: foreign texts, each with how strongly it is to stand out,
-/// from 0 to 1, if at all. On a terminal, unless `NO_COLOR` is set, a colour behind the text says how strongly; elsewhere the
-/// strongest stands between « and ».
-pub fn write_shaded(pieces: &[(String, Option<f32>)]) {
+/// Writes a line of pieces to standard output, as [`write_result`] does. On a terminal, unless `NO_COLOR` is set, a colour says how
+/// strongly each stands out; elsewhere what is marked stands between « and ».
+pub fn write_shaded(pieces: &[Piece]) {
     let set = |name: &str| std::env::var_os(name).filter(|value| !value.is_empty());
     let colours = set("NO_COLOR").is_none() && set("TERM").is_none_or(|term| term != "dumb");
     write_kept(&shaded(pieces, colours && io::stdout().is_terminal()));

@@ -1,6 +1,6 @@
 //! Features as a person reads them.
 
-use terminal::{foreign, foreign_path};
+use terminal::{Piece, foreign, foreign_path};
 
 use super::detail::{Detail, Excerpt, TokenSum};
 use super::figures::{Figures, QUANTILES, TokenShare};
@@ -137,16 +137,16 @@ fn excerpts(title: &str, excerpts: &[Excerpt], count: usize, maximum: f32) {
     terminal::report!("{title}:");
     for excerpt in excerpts.iter().take(count) {
         let place = format!("{}:{}", excerpt.context, excerpt.position);
-        let mut pieces =
-            vec![(format!("  {:>8}  {place:>10}  ", number(f64::from(excerpt.activation))), None)];
+        let head = format!("  {:>8}  {place:>10}  ", number(f64::from(excerpt.activation)));
+        let mut pieces = vec![Piece::plain(head)];
         for (at, token) in excerpt.tokens.iter().enumerate() {
-            let (text, behind) = match &excerpt.texts {
-                Some(texts) => (texts[at].clone(), ""),
-                None => (token.to_string(), " "),
-            };
             let activation = excerpt.activations[at];
-            pieces.push((text, (activation > 0.0).then_some(activation / maximum)));
-            pieces.push((behind.to_owned(), None));
+            let text = excerpt.texts.as_ref().map_or_else(|| token.to_string(), |texts| texts[at].clone());
+            let strength = (activation > 0.0).then_some(activation / maximum);
+            pieces.push(Piece { text, strength, marked: excerpt.start + at == excerpt.position });
+            if excerpt.texts.is_none() {
+                pieces.push(Piece::plain(" "));
+            }
         }
         terminal::write_shaded(&pieces);
     }
