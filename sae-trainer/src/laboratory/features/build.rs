@@ -335,7 +335,7 @@ mod tests {
 
     #[test]
     fn files_hold_every_feature_once_and_no_more_firings_than_they_may() {
-        assert_eq!(files(&[1, 2, 3]), [0..3]);
+        assert_eq!(files(&[1, 2, FILE - 3, 4]), [0..3, 3..4]);
         assert_eq!(files(&[FILE, 0, 1, FILE - 1, 5]), [0..2, 2..4, 4..5]);
         assert_eq!(files(&[0, 3 * FILE, 0]), [0..1, 1..2, 2..3]);
     }

@@ -132,7 +132,7 @@ impl Detail {
         let at = |firing: &Firing| Some(tokens[firing.place() as usize]);
         let before = |firing: &Firing| {
             let place = firing.place() as usize;
-            (place % length > 0).then(|| tokens[place - 1])
+            (!place.is_multiple_of(length)).then(|| tokens[place - 1])
         };
         Ok(Detail {
             figures: index.figures[feature].clone(),
