@@ -19,7 +19,7 @@ def made(program, repository, tmp_path_factory):
     """The folder of an autoencoder with its index, and the store that both were made of."""
     folder = tmp_path_factory.mktemp("features")
     model, _ = random_gpt2(folder / "model")
-    store = dump(program, repository, folder, model)
+    store = dump(program, repository, folder, model, contexts=32)
     program("sae-trainer", "--store", store, "--out", folder / "run", "--features", F, "--batch", 256, "--steps", 100,
             "--lr", "3e-3", "--loss", "approx-l0", "--l0-coefficient", "1e-4")  # fmt: skip
     program("sae-trainer", "features", folder / "run", "--store", store,
