@@ -20,7 +20,7 @@ pub(crate) fn bench(arguments: &BenchArguments) -> Result<()> {
     let batch = usize::try_from(arguments.batch)?;
     let (spec, weights, rows) = match (&arguments.from, &arguments.store) {
         (Some(from), Some(store)) => {
-            let Sae { weights, config, .. } = Sae::load(from)?;
+            let Sae { weights, config, .. } = Sae::load(from)?.folded();
             let activation = match (config.largest(), &weights.threshold) {
                 (Some(k), _) => Activation::TopK { k },
                 (None, Some(_)) => Activation::JumpRelu { bandwidth: DEFAULT_BANDWIDTH, to_input: false },

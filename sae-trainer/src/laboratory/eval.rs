@@ -32,12 +32,19 @@ struct Evaluated {
     width: usize,
     features: usize,
     decoder_norm_mean: f64,
-    /// Means over the features of the largest cosine with another feature, under SAEBench's names.
-    average_max_encoder_cosine_sim: f64,
-    average_max_decoder_cosine_sim: f64,
+    /// F² products, which the table does not show and does not wait for.
+    #[serde(flatten, skip_serializing_if = "Option::is_none")]
+    crowding: Option<Crowding>,
     on_rows: OnRows,
     #[serde(skip_serializing_if = "Option::is_none")]
     in_model: Option<InModel>,
+}
+
+/// How near features are to one another: means over the features of the largest cosine with another, under SAEBench's names.
+#[derive(Debug, Serialize)]
+struct Crowding {
+    average_max_encoder_cosine_sim: f64,
+    average_max_decoder_cosine_sim: f64,
 }
 
 /// The metrics on rows of a store.
@@ -71,7 +78,6 @@ pub(crate) fn eval(arguments: &EvalArguments) -> Result<()> {
     };
     let found = trained.iter().zip(on_rows.into_iter().zip(in_model));
     let found = found.map(|(sae, (on_rows, in_model))| {
-        let [encoder, decoder] = crowding(sae)?;
         let (width, features) = sae.sizes();
         Ok(Evaluated {
             sae: sae.folder.clone(),
@@ -79,8 +85,7 @@ pub(crate) fn eval(arguments: &EvalArguments) -> Result<()> {
             width,
             features,
             decoder_norm_mean: sae.decoder_norm_mean,
-            average_max_encoder_cosine_sim: encoder,
-            average_max_decoder_cosine_sim: decoder,
+            crowding: if arguments.json { Some(Crowding::of(sae)?) } else { None },
             on_rows,
             in_model,
         })
@@ -134,11 +139,15 @@ fn on_rows(
     Ok(found.collect())
 }
 
-/// How near features are to one another: of encoder columns and decoder rows, the mean of their largest cosine with another.
-fn crowding(sae: &Trained) -> Result<[f64; 2]> {
-    let weights = Sae::load(&autoencoder_of(&sae.folder))?.weights;
-    let directions = [transposed(weights.w_enc.view()), weights.w_dec];
-    Ok(directions.map(|rows| mean_largest_with_another(unit_rows(rows).view())))
+impl Crowding {
+    fn of(sae: &Trained) -> Result<Crowding> {
+        let weights = Sae::load(&autoencoder_of(&sae.folder))?.weights;
+        let mean = |rows| mean_largest_with_another(unit_rows(rows).view());
+        Ok(Crowding {
+            average_max_encoder_cosine_sim: mean(transposed(weights.w_enc.view())),
+            average_max_decoder_cosine_sim: mean(weights.w_dec),
+        })
+    }
 }
 
 /// A table with a line for each autoencoder, and what was measured on.
