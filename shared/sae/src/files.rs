@@ -67,6 +67,12 @@ impl Sae {
 fn parse_config(path: &Path, text: &[u8]) -> Result<Config, Error> {
     let config: Config =
         serde_json::from_slice(text).map_err(|source| Error::Json { path: path.into(), source })?;
+    check_config(path, &config)?;
+    Ok(config)
+}
+
+/// Refuses what the configuration in the file `path` asks for and this crate does not compute.
+pub(crate) fn check_config(path: &Path, config: &Config) -> Result<(), Error> {
     if config.activation() == "topk" && config.k.is_none_or(|k| k == 0 || k > config.d_sae) {
         let found = config.k.map_or("absent".to_owned(), |k| k.to_string());
         return Err(Error::Unsupported { path: path.into(), key: "k", expected: "1 to d_sae", found });
@@ -102,7 +108,7 @@ fn parse_config(path: &Path, text: &[u8]) -> Result<Config, Error> {
             return Err(Error::Unsupported { path: path.into(), key, expected, found });
         }
     }
-    Ok(config)
+    Ok(())
 }
 
 fn parse<'a>(path: &Path, bytes: &'a [u8]) -> Result<SafeTensors<'a>, Error> {

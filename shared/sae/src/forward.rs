@@ -22,6 +22,22 @@ impl Sae {
         self
     }
 
+    /// The same function with the pre-bias (`pre_bias`) or without it: b_enc takes up what b_dec W_enc adds.
+    ///
+    /// # Panics
+    /// If features are ranked by the norms of decoder rows: see [`Sae::folded`].
+    pub fn with_pre_bias(mut self, pre_bias: bool) -> Sae {
+        assert!(!self.config.rescale_acts_by_decoder_norm, "b_enc is that of features as they are ranked");
+        let sign = f64::from(i8::from(pre_bias) - i8::from(self.config.apply_b_dec_to_input));
+        let Weights { w_enc, b_enc, b_dec, .. } = &mut self.weights;
+        for (column, bias) in w_enc.columns().into_iter().zip(b_enc) {
+            let shift: f64 = column.iter().zip(&*b_dec).map(|(w, b)| f64::from(*w) * f64::from(*b)).sum();
+            *bias = (f64::from(*bias) + sign * shift) as f32;
+        }
+        self.config.apply_b_dec_to_input = pre_bias;
+        self
+    }
+
     /// The weights that encode and decode use: with the norms of decoder rows moved into the activations, where z is multiplied by
     /// them.
     fn applied(&self) -> Cow<'_, Weights> {
@@ -133,6 +149,22 @@ mod tests {
         let folded = sae.clone().folded();
         assert!(!folded.config.rescale_acts_by_decoder_norm);
         assert_eq!((folded.encode(rows), folded.reconstruct(rows)), (features, sae.reconstruct(rows)));
+    }
+
+    #[test]
+    fn the_encoder_bias_can_take_up_the_pre_bias() {
+        let rows = aview2(&[[4.0, 2.0], [-5.0, 1.0]]);
+        for pre_bias in [false, true] {
+            let sae = hand_made(pre_bias);
+            let other = sae.clone().with_pre_bias(!pre_bias);
+            assert_eq!(other.config.apply_b_dec_to_input, !pre_bias);
+            assert_ne!(other.weights.b_enc, sae.weights.b_enc);
+            assert_eq!(
+                (other.encode(rows), other.reconstruct(rows)),
+                (sae.encode(rows), sae.reconstruct(rows))
+            );
+            assert_eq!(sae.clone().with_pre_bias(pre_bias), sae);
+        }
     }
 
     #[test]

@@ -13,17 +13,19 @@
 //! Training lives elsewhere. This crate knows how an autoencoder is initialised ([`Weights::init`]), what it computes
 //! ([`Sae::encode`], [`Sae::decode`]: plain loops, the definition that faster code is tested against) and how it is stored
 //! on disk ([`Sae::save`], [`Sae::load`]: SAELens' folder format, so that its users load our autoencoders without
-//! conversion).
+//! conversion). [`open`] reads those of other programs, too, and [`export_into`] writes them.
 
 mod config;
 mod error;
 mod files;
+mod formats;
 mod forward;
 mod weights;
 
 pub use config::{Config, INPUT_SCALE, InputScale, Metadata};
-pub use error::Error;
+pub use error::{Error, TorchError};
 pub use files::{CONFIG_FILE, SPARSITY_FILE, WEIGHTS_FILE, write_tensors};
+pub use formats::{Format, Given, Opened, export_file, export_into, format_of, open};
 pub use weights::{EncoderInit, Init, Optional, Weights};
 
 // Tensors go to disk as they lie in memory; safetensors is little-endian.
