@@ -7,6 +7,7 @@ use sae::{Sae, Weights};
 use serde_json::json;
 use terminal::foreign_path;
 
+use crate::autoencoder::load_and_tell;
 use crate::command::arguments::{ActivationChoice, BenchArguments};
 use crate::command::selection::DEFAULT_BANDWIDTH;
 use crate::engine::{
@@ -20,7 +21,7 @@ pub(crate) fn bench(arguments: &BenchArguments) -> Result<()> {
     let batch = usize::try_from(arguments.batch)?;
     let (spec, weights, rows) = match (&arguments.from, &arguments.store) {
         (Some(from), Some(store)) => {
-            let Sae { weights, config, .. } = Sae::load(from)?.folded();
+            let Sae { weights, config, .. } = load_and_tell(from)?.folded();
             let activation = match (config.largest(), &weights.threshold) {
                 (Some(k), _) => Activation::TopK { k },
                 (None, Some(_)) => Activation::JumpRelu { bandwidth: DEFAULT_BANDWIDTH, to_input: false },

@@ -9,7 +9,8 @@
 //! - [`engine`]: the arithmetic of a step, behind one trait.
 //! - `runs`: one run, from its plan to what it leaves on disk; `evaluate`: the autoencoder on held-out rows.
 //! - `train`: the loop over batches, for one run or for those of a `sweep`.
-//! - `compare`, `verify`, `export`, `bench`: what is done with finished runs; `laboratory`: what autoencoders have learned;
+//! - `compare`, `verify`, `import`, `export`, `bench`: what is done with finished runs; `autoencoder`: one by its path, whichever program
+//!   wrote it; `laboratory`: what autoencoders have learned;
 //!   `report`: what a person sees.
 
 #![warn(clippy::print_stdout, clippy::print_stderr)] // `terminal` writes; see there why
@@ -21,12 +22,14 @@ use anyhow::Result;
 use command::layers;
 use command::line::{Command, CommandLine};
 
+mod autoencoder;
 mod bench;
 mod command;
 mod compare;
 pub mod engine;
 mod evaluate;
 mod export;
+mod import;
 mod laboratory;
 mod report;
 mod runs;
@@ -57,6 +60,7 @@ fn execute(line: CommandLine) -> Result<ExitCode> {
         Some(Command::Eval(eval)) => laboratory::eval(&eval).map(|()| ExitCode::SUCCESS),
         Some(Command::Features(features)) => laboratory::features(&features).map(ExitCode::from),
         Some(Command::Verify(verify)) => verify::verify(&verify).map(ExitCode::from),
+        Some(Command::Import(import)) => import::import(&import).map(|()| ExitCode::SUCCESS),
         Some(Command::Export(export)) => export::export(&export).map(|()| ExitCode::SUCCESS),
         Some(Command::Bench(bench)) => bench::bench(&bench).map(|()| ExitCode::SUCCESS),
         None => train::train(line.train).map(ExitCode::from),

@@ -25,7 +25,7 @@ pub(crate) struct VerifyArguments {
 
 #[derive(Debug, Args)]
 pub(crate) struct EvalArguments {
-    /// Folders of runs, or of autoencoders in SAELens' format
+    /// Runs, or autoencoders of SAELens, dictionary_learning, sparsify and others (see import)
     #[arg(required = true, value_name = "SAE")]
     pub(crate) saes: Vec<PathBuf>,
     /// Folder of an activation store; repeatable [default: the only complete store under stores/]
@@ -76,7 +76,7 @@ pub(crate) enum SpecialTokens {
 
 #[derive(Debug, Args)]
 pub(crate) struct FeaturesArguments {
-    /// Folder of a run, or of an autoencoder in SAELens' format
+    /// A run, or an autoencoder of SAELens, dictionary_learning, sparsify and others (see import)
     #[arg(value_name = "SAE")]
     pub(crate) sae: PathBuf,
     /// Make the index from the rows of this activation store; without it, an index that is there is read
@@ -160,21 +160,45 @@ impl FeatureKind {
 }
 
 #[derive(Debug, Args)]
+pub(crate) struct ImportArguments {
+    /// The other program's folder or file
+    #[arg(value_name = "SOURCE")]
+    pub(crate) source: PathBuf,
+    /// Folder to write; it must not exist
+    #[arg(long, value_name = "FOLDER")]
+    pub(crate) out: PathBuf,
+    /// Of a file that does not say it: only the k largest features of a row are active
+    #[arg(long, value_name = "N")]
+    pub(crate) k: Option<usize>,
+    /// Of a file that does not say it: b_dec is subtracted from the input
+    #[arg(long)]
+    pub(crate) pre_bias: bool,
+}
+
+#[derive(Debug, Args)]
 pub(crate) struct ExportArguments {
-    /// Folders of autoencoders: a run's sae/
+    /// Runs, or autoencoders of this program or another; several for circuit-tracer alone
     #[arg(required = true, value_name = "SAE")]
     pub(crate) saes: Vec<PathBuf>,
     /// The program that is to read them
     #[arg(long, value_name = "PROGRAM")]
     pub(crate) to: ExportFormat,
-    /// Folder to write; it must not exist
-    #[arg(long, value_name = "FOLDER")]
+    /// Folder to write, of safetensors the file; it must not exist
+    #[arg(long, value_name = "PATH")]
     pub(crate) out: PathBuf,
 }
 
 /// A program whose files can be written.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum)]
 pub(crate) enum ExportFormat {
+    /// SAELens' folder
+    SaeLens,
+    /// A trainer's folder of dictionary_learning
+    DictionaryLearning,
+    /// A hook's folder of sparsify (EleutherAI)
+    Sparsify,
+    /// One file of tensors
+    Safetensors,
     /// A set of transcoders, one for each block (safety-research/circuit-tracer)
     CircuitTracer,
 }
@@ -192,7 +216,7 @@ pub(crate) struct CompareArguments {
     #[arg(long, value_name = "FILE.svg", value_parser = parse_svg)]
     pub(crate) plot: Option<PathBuf>,
     /// Also match the features of the first run with those of each other, by the cosine similarity of their decoder rows and of
-    /// their encoder columns. Folders of autoencoders (a run's sae/, a checkpoint, SAELens' own) can then be named too
+    /// their encoder columns. Autoencoders (a run's sae/, a checkpoint, those of other programs) can then be named too
     #[arg(long)]
     pub(crate) features: bool,
     /// Write the best match of every feature as CSV
@@ -226,8 +250,8 @@ pub(crate) struct BenchArguments {
     /// Take the batch from this store
     #[arg(long, value_name = "FOLDER", requires = "from")]
     pub(crate) store: Option<PathBuf>,
-    /// Take the weights, and so the density, from a run's sae/ or one of its checkpoints
-    #[arg(long, value_name = "FOLDER", requires = "store")]
+    /// Take the weights, and so the density, from a run's sae/, one of its checkpoints, or another program's autoencoder
+    #[arg(long, value_name = "PATH", requires = "store")]
     pub(crate) from: Option<PathBuf>,
     /// The activation: relu, topk, batch-topk or jump-relu, whose k or thresholds follow from --l0
     #[arg(
@@ -424,9 +448,9 @@ pub(crate) struct ModelArguments {
     #[arg(long, value_name = "X", allow_negative_numbers = true, value_parser = parse_encoder_bias)]
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub(crate) b_enc_init: Option<EncoderBias>,
-    /// Start from an autoencoder in SAELens' format (a run's sae/ or one of its checkpoints) instead of
+    /// Start from an autoencoder (a run's sae/, one of its checkpoints, or another program's, see import) instead of
     /// random weights
-    #[arg(long, value_name = "FOLDER", conflicts_with_all = ["features", "expansion", "encoder_init", "encoder_init_scale", "decoder_init_norm", "b_dec_init", "b_enc_init"])]
+    #[arg(long, value_name = "PATH", conflicts_with_all = ["features", "expansion", "encoder_init", "encoder_init_scale", "decoder_init_norm", "b_dec_init", "b_enc_init"])]
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub(crate) init_from: Option<PathBuf>,
 }

@@ -3,8 +3,8 @@
 use clap::{Parser, Subcommand};
 
 use super::arguments::{
-    BenchArguments, CompareArguments, EvalArguments, ExportArguments, FeaturesArguments, TrainArguments,
-    VerifyArguments,
+    BenchArguments, CompareArguments, EvalArguments, ExportArguments, FeaturesArguments, ImportArguments,
+    TrainArguments, VerifyArguments,
 };
 use crate::sweep::SweepArguments;
 
@@ -34,6 +34,8 @@ Examples:
       what each feature responds to; --id 8684 then prints one
   sae-trainer verify runs/l1 runs/front
       checks every file of these runs and sweeps and lists the damaged ones
+  sae-trainer import trainer_0 --out imported
+      turns an autoencoder of another program into SAELens' folder; eval and features read it as it is, too
   sae-trainer export runs/mlp/sae --to circuit-tracer --out transcoders
       writes a transcoder as another program reads it
   sae-trainer bench --features 24576 --batch 4096
@@ -83,6 +85,9 @@ pub(crate) enum Command {
     /// Checks the files of runs, sweeps and autoencoders against their checksums; exits with 1 if any is damaged
     #[command(after_help = VERIFY_HELP)]
     Verify(VerifyArguments),
+    /// Turns an autoencoder of another program into this program's folder, which is SAELens'
+    #[command(after_help = IMPORT_HELP)]
+    Import(ImportArguments),
     /// Writes trained autoencoders in the file format of another program
     #[command(after_help = EXPORT_HELP)]
     Export(ExportArguments),
@@ -117,11 +122,37 @@ Examples:
   sae-trainer features runs/l0 --id 8684 --model openai-community/gpt2
       the same with the text of its contexts, and the tokens that it makes more and less likely";
 
+const IMPORT_HELP: &str = "\
+Which program wrote the files follows from what is there:
+  SAELens               a folder with cfg.json and sae_weights.safetensors, also of versions before 6
+  dictionary_learning   trainer_N/ with ae.pt and config.json, or a checkpoint ae_N.pt
+  sparsify              a hook's folder with cfg.json and sae.safetensors
+  circuit-tracer        layer_N.safetensors beside the config.yaml of its set
+  safetensors           one file with W_enc, b_enc, W_dec, b_dec or encoder.weight, ...; threshold and W_skip if it has them
+ae.pt is read without executing anything. A kind that this program does not compute exactly is refused by its name. eval, features, compare \
+--features, bench --from, export and --init-from read all of these as they are.
+
+Examples:
+  sae-trainer import dictionaries/trainer_0 --out imported
+      an autoencoder of dictionary_learning
+  sae-trainer import weights.safetensors --k 32 --pre-bias --out imported
+      tensors alone, of a TopK autoencoder whose input has b_dec subtracted
+  sae-trainer eval imported runs/l0 --store stores/gpt2
+      how it does next to a run";
+
 const EXPORT_HELP: &str = "\
+sae-lens: SAELens' folder. dictionary-learning: ae.pt and config.json. sparsify: cfg.json and sae.safetensors, of TopK alone. safetensors: \
+one file with W_enc [d, F], b_enc, W_dec [F, d], b_dec, threshold. The autoencoder may be any that import reads. Input scales are folded into the \
+weights; BatchTopK and Matryoshka autoencoders keep their one threshold. What a program cannot hold is refused with the reason.
+
 circuit-tracer: a folder with config.yaml and layer_N.safetensors for every transcoder given; N is the block of its hooks. \
 circuit-tracer reads a folder that has a transcoder for each block from 0 on, all of one kind and between the same hooks.
 
 Examples:
+  sae-trainer export runs/l0/sae --to dictionary-learning --out trainer_0
+      an autoencoder that dictionary_learning's load_dictionary reads
+  sae-trainer export trainer_0 --to safetensors --out sae.safetensors
+      dictionary_learning's as plain tensors
   sae-trainer export runs/mlp-0/sae runs/mlp-1/sae --to circuit-tracer --out transcoders
       the transcoders of blocks 0 and 1 as one set";
 

@@ -12,7 +12,7 @@ use sae::Sae;
 use serde::Serialize;
 use terminal::foreign_path;
 
-use crate::laboratory::autoencoder_of;
+use crate::autoencoder::load_and_tell;
 use crate::laboratory::similarity::{Best, best, unit_rows};
 use crate::report::table::{columns, grouped, share};
 
@@ -91,7 +91,7 @@ pub(super) fn match_features(folders: &[PathBuf]) -> Result<Vec<FeatureMatches>>
 
 impl Directions {
     fn load(folder: &Path) -> Result<Directions> {
-        let Sae { weights, log_sparsity, .. } = Sae::load(&autoencoder_of(folder))?;
+        let Sae { weights, log_sparsity, .. } = load_and_tell(folder)?;
         let fires = |feature: &u32| log_sparsity.as_ref().is_none_or(|of| of[*feature as usize] > SILENT);
         let compared: Vec<u32> = (0..weights.d_sae() as u32).filter(fires).collect();
         ensure!(!compared.is_empty(), "no feature of {} fires", foreign_path(folder));

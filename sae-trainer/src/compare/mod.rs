@@ -7,7 +7,7 @@ mod table;
 use std::path::Path;
 
 use anyhow::{Context, Result, bail};
-use sae::CONFIG_FILE;
+use sae::format_of;
 use serde_json::json;
 pub(crate) use table::table;
 use terminal::foreign_path;
@@ -36,7 +36,7 @@ pub(crate) fn compare(arguments: &CompareArguments) -> Result<()> {
                 summaries.push(Summary { run: run.clone(), ..found });
                 autoencoders.push(run.clone());
             }
-            None if arguments.features && run.join(CONFIG_FILE).exists() => autoencoders.push(run.clone()),
+            None if arguments.features && is_autoencoder(run) => autoencoders.push(run.clone()),
             None if has_diverged(run)? => terminal::say!("{} diverged and is left out", foreign_path(run)),
             None if RunConfig::read(run)?.is_some() => {
                 bail!("the run in {} is not finished; continue {}", foreign_path(run), how_to_go_on(run)?)
@@ -70,6 +70,11 @@ pub(crate) fn compare(arguments: &CompareArguments) -> Result<()> {
         }
     }
     Ok(())
+}
+
+/// Whether there is an autoencoder, of whichever program.
+fn is_autoencoder(path: &Path) -> bool {
+    format_of(path).is_ok_and(|format| format.is_some())
 }
 
 /// The command that continues the run in `run`, or the sweep that it is a point of.

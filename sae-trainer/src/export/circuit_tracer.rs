@@ -11,6 +11,8 @@ use sae::{Config, Sae, write_tensors};
 use serde_json::Value;
 use terminal::foreign_path;
 
+use crate::autoencoder::load;
+
 /// What all transcoders of a set have in common.
 #[derive(Debug, Clone, PartialEq)]
 struct Set {
@@ -31,7 +33,7 @@ pub(super) fn export(folders: &[PathBuf], out: &Path) -> Result<()> {
     let mut set: Option<Set> = None;
     for folder in folders {
         let refused = || format!("cannot write {} for circuit-tracer", foreign_path(folder));
-        let config = Sae::load(folder)?.config;
+        let config = load(folder)?.config;
         let (layer, found) = describe(&config).with_context(refused)?;
         if config.metadata.further.get("residual_centered") == Some(&Value::Bool(true)) {
             terminal::say!(
@@ -57,7 +59,7 @@ pub(super) fn export(folders: &[PathBuf], out: &Path) -> Result<()> {
     let set = set.context("there is no transcoder to write")?;
     durable_files::create_folder(out, |new| -> Result<()> {
         for (layer, folder) in &layers {
-            write_layer(&new.join(format!("layer_{layer}.safetensors")), &Sae::load(folder)?.folded())?;
+            write_layer(&new.join(format!("layer_{layer}.safetensors")), &load(folder)?.folded())?;
         }
         let config = new.join("config.yaml");
         fs::write(&config, yaml(&set)).with_context(|| format!("cannot write {}", foreign_path(&config)))

@@ -1,14 +1,47 @@
 //! `sae-trainer export`: writes trained autoencoders as other programs read them.
 
-use anyhow::Result;
+use std::path::Path;
 
+use anyhow::{Context, Result, bail, ensure};
+use sae::{Format, export_file, export_into};
+use terminal::foreign_path;
+
+use crate::autoencoder::load_and_tell;
 use crate::command::arguments::{ExportArguments, ExportFormat};
 
 mod circuit_tracer;
 
-/// Writes the folder asked for, whole or not at all.
+/// Writes the folder or file asked for, whole or not at all.
 pub(crate) fn export(arguments: &ExportArguments) -> Result<()> {
-    match arguments.to {
-        ExportFormat::CircuitTracer => circuit_tracer::export(&arguments.saes, &arguments.out),
-    }
+    let (saes, out) = (&arguments.saes, &arguments.out);
+    let format = match arguments.to {
+        ExportFormat::CircuitTracer => return circuit_tracer::export(saes, out),
+        ExportFormat::SaeLens => Format::SaeLens,
+        ExportFormat::DictionaryLearning => Format::DictionaryLearning,
+        ExportFormat::Sparsify => Format::Sparsify,
+        ExportFormat::Safetensors => Format::Safetensors,
+    };
+    let [sae] = &saes[..] else {
+        bail!("one autoencoder is exported at a time; only circuit-tracer's sets have several")
+    };
+    one(sae, format, out)
+}
+
+fn one(path: &Path, format: Format, out: &Path) -> Result<()> {
+    let sae = load_and_tell(path)?;
+    let mut notes = Vec::new();
+    let written = match format {
+        Format::Safetensors => {
+            ensure!(out.symlink_metadata().is_err(), "{} exists; name a new file", foreign_path(out));
+            export_file(&sae, out)
+        }
+        format => durable_files::create_folder(out, |new| {
+            notes = export_into(&sae, format, new)?;
+            Ok(())
+        }),
+    };
+    written.with_context(|| format!("cannot write {} for {}", foreign_path(path), format.name()))?;
+    notes.iter().for_each(|note| terminal::say!("{note}"));
+    terminal::say!("{} for {}: {}", foreign_path(path), format.name(), foreign_path(out));
+    Ok(())
 }

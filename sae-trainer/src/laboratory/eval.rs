@@ -5,14 +5,14 @@ use std::path::PathBuf;
 use activation_store::{Part, RowFilter, StreamOptions};
 use anyhow::{Context, Result};
 use kernels::parameters::transposed;
-use sae::Sae;
 use serde::Serialize;
 use terminal::{foreign, foreign_path};
 
 use super::data::Data;
 use super::in_model::{InModel, in_model};
 use super::similarity::{mean_largest_with_another, unit_rows};
-use super::trained::{Trained, autoencoder_of};
+use super::trained::Trained;
+use crate::autoencoder::load;
 use crate::command::arguments::EvalArguments;
 use crate::engine::{CpuThreads, Evaluation};
 use crate::report::progress;
@@ -141,7 +141,7 @@ fn on_rows(
 
 impl Crowding {
     fn of(sae: &Trained) -> Result<Crowding> {
-        let weights = Sae::load(&autoencoder_of(&sae.folder))?.weights;
+        let weights = load(&sae.folder)?.weights;
         let mean = |rows| mean_largest_with_another(unit_rows(rows).view());
         Ok(Crowding {
             average_max_encoder_cosine_sim: mean(transposed(weights.w_enc.view())),

@@ -16,4 +16,3 @@ mod trained;
 
 pub(crate) use eval::eval;
 pub(crate) use features::features;
-pub(crate) use trained::autoencoder_of;

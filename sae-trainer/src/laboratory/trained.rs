@@ -5,19 +5,14 @@ use std::path::{Path, PathBuf};
 use activation_store::Store;
 use anyhow::{Result, bail, ensure};
 use ndarray::{Array2, ArrayView2, CowArray, Ix2};
-use sae::{CONFIG_FILE, Config, InputScale, Sae};
+use sae::{Config, InputScale, Sae};
 use terminal::{foreign, foreign_path};
 
+use crate::autoencoder::load_and_tell;
 use crate::engine::{
     Activation, Batch, CpuEngine, CpuOptions, CpuThreads, DecoderNorm, Evaluation, Forward, LossSpec, Mse,
     SparseActivations, StepSpec,
 };
-use crate::runs::folder::SAE;
-
-/// The folder of the autoencoder of a run, or `folder` itself if it is one.
-pub(crate) fn autoencoder_of(folder: &Path) -> PathBuf {
-    if folder.join(CONFIG_FILE).exists() { folder.to_owned() } else { folder.join(SAE) }
-}
 
 /// An autoencoder for rows as they are in the model, however it was trained.
 pub(super) struct Trained {
@@ -32,7 +27,7 @@ pub(super) struct Trained {
 impl Trained {
     /// Reads the autoencoder of a run or in a folder of its own, to be asked about up to `batch` rows at once.
     pub(super) fn load(folder: &Path, threads: &CpuThreads, batch: usize) -> Result<Trained> {
-        let Sae { weights, config, .. } = Sae::load(&autoencoder_of(folder))?.folded();
+        let Sae { weights, config, .. } = load_and_tell(folder)?.folded();
         let activation = match (config.largest(), config.has_thresholds()) {
             (Some(k), _) => Activation::TopK { k },
             // The rectangle matters to training alone.

@@ -10,6 +10,7 @@ use sae::{Config, InputScale, Sae};
 use serde_json::{Map, Value};
 use terminal::foreign_path;
 
+use crate::autoencoder::load_and_tell;
 use crate::command::arguments::{InputScaleChoice, RunArguments, SettingArguments};
 use crate::command::default_store::default_store;
 use crate::command::selection::DEFAULT_BANDWIDTH;
@@ -252,7 +253,7 @@ fn open_eval_stores(paths: &[PathBuf], stores: &[Store]) -> Result<Vec<Store>> {
 }
 
 fn load_initial(path: &Path, store: &Store) -> Result<Sae> {
-    let sae = Sae::load(path).with_context(|| format!("cannot start from {}", foreign_path(path)))?;
+    let sae = load_and_tell(path).with_context(|| format!("cannot start from {}", foreign_path(path)))?;
     ensure!(
         sae.config.d_in == store.width(),
         "the autoencoder in {} reads rows of width {}, but the rows of {} are {} wide",

@@ -107,6 +107,14 @@ pub enum Error {
         /// What it is, and what to do.
         reason: String,
     },
+    /// Another program's files cannot hold this kind of autoencoder.
+    #[error("{program} cannot hold it: {reason}")]
+    NotHeld {
+        /// The program, or the file type.
+        program: &'static str,
+        /// What it is that is not held.
+        reason: String,
+    },
     /// The tensors in memory do not fit together.
     #[error("tensor `{array}` has shape {found:?}, but the others ask for {expected:?}")]
     Misfit {

@@ -289,7 +289,7 @@ fn every_kind_is_exported_to_the_same_or_refused() {
                     );
                     written.push(format);
                 }
-                Err(Error::Refused { reason, .. }) => assert!(reason.contains("it is"), "{reason}"),
+                Err(Error::NotHeld { reason, .. }) => assert!(reason.contains("it is"), "{reason}"),
                 Err(error) => panic!("{}", chain(&error)),
             }
         }

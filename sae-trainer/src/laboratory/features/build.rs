@@ -11,7 +11,6 @@ use durable_files::{available_space, create_folder};
 use human_units::{format_bytes, format_count};
 use ndarray::{Array2, Axis, CowArray, Ix2};
 use rayon::prelude::*;
-use sae::Sae;
 use terminal::{Interrupt, foreign, foreign_path};
 
 use super::figures::{Figures, Ground, Scratch};
@@ -19,10 +18,11 @@ use super::firing::Firing;
 use super::index::{Record, Shape, write_firings, write_record};
 use super::spill::{self, Spill, Spilled};
 use super::texts::Texts;
+use crate::autoencoder::load;
 use crate::command::arguments::FeaturesArguments;
 use crate::engine::CpuThreads;
 use crate::laboratory::similarity::{Best, nearest_others, unit_rows};
-use crate::laboratory::trained::{Trained, autoencoder_of};
+use crate::laboratory::trained::Trained;
 use crate::report::progress;
 use crate::report::table::grouped;
 
@@ -174,7 +174,7 @@ impl Source<'_> {
             foreign_path(self.store.path())
         );
 
-        let decoder = Sae::load(&autoencoder_of(&trained.folder))?.weights.w_dec;
+        let decoder = load(&trained.folder)?.weights.w_dec;
         let decoder_crc32c = decoder_crc32c(&decoder);
         let nearest = nearest_others(unit_rows(decoder).view());
         let punctuation = texts.map(Texts::punctuation);

@@ -19,7 +19,6 @@ use activation_store::Store;
 use anyhow::{Context, Result, ensure};
 use language_model::{Checkpoint, Unembedding, hub};
 use ndarray::ArrayView1;
-use sae::Sae;
 use serde_json::json;
 use terminal::{Interrupt, foreign, foreign_path};
 
@@ -29,7 +28,7 @@ use self::figures::Figures;
 use self::index::{Index, RECORD};
 use self::texts::Texts;
 use super::similarity::{nearest_to, unit_rows};
-use super::trained::autoencoder_of;
+use crate::autoencoder::{autoencoder_of, load};
 use crate::command::arguments::{FeatureKind, FeaturesArguments};
 
 /// Where an index lies in the folder of its autoencoder.
@@ -38,7 +37,7 @@ const TOKENIZER: &str = "tokenizer.json";
 
 /// Makes the index if a store is given, and prints what is asked for of it. Returns the process' exit code.
 pub(crate) fn features(arguments: &FeaturesArguments) -> Result<u8> {
-    let folder = arguments.out.clone().unwrap_or_else(|| autoencoder_of(&arguments.sae).join(FEATURES));
+    let folder = arguments.out.clone().unwrap_or_else(|| folder_of(&autoencoder_of(&arguments.sae)));
     let model = arguments.model.as_deref().map(hub::model).transpose()?;
     let mut texts = None;
     match &arguments.store {
@@ -78,6 +77,11 @@ pub(crate) fn features(arguments: &FeaturesArguments) -> Result<u8> {
         (None, None) => print_summary(arguments, &index)?,
     }
     Ok(0)
+}
+
+/// In the folder of the autoencoder, or beside its file.
+fn folder_of(autoencoder: &Path) -> PathBuf {
+    if autoencoder.is_file() { autoencoder.with_extension(FEATURES) } else { autoencoder.join(FEATURES) }
 }
 
 /// What the tokens of a tokenizer with the hash `known` say: the one named, or the one in the model's folder if there is one.
@@ -143,13 +147,12 @@ fn detail(
         feature < features,
         "there is no feature {feature}: the autoencoder has {features}, counted from 0"
     );
-    let own: PathBuf = autoencoder_of(&arguments.sae);
-    let decoder = Sae::load(&own)?.weights.w_dec;
+    let decoder = load(&arguments.sae)?.weights.w_dec;
     ensure!(
         decoder_crc32c(&decoder) == index.record.decoder_crc32c && decoder.nrows() == features,
         "the index in {} is not of the autoencoder in {} as it is now; remove it and make it again",
         foreign_path(folder),
-        foreign_path(&own)
+        foreign_path(&arguments.sae)
     );
     let logits = model.map(|model| logits(index, model, decoder.row(feature), texts)).transpose()?;
     let neighbours = nearest_to(unit_rows(decoder).view(), feature);

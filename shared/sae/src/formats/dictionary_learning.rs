@@ -228,7 +228,8 @@ fn widths(sizes: &[Value]) -> Value {
 
 /// Writes `ae.pt` and `config.json` into `folder`.
 pub(super) fn write_into(sae: &Sae, folder: &Path) -> Result<Vec<String>, Error> {
-    let refused = |reason: &str| Error::Refused { path: folder.into(), reason: reason.into() };
+    let program = Format::DictionaryLearning.name();
+    let refused = |reason: &str| Error::NotHeld { program, reason: reason.into() };
     if sae.config.is_transcoder() {
         return Err(refused("it is a transcoder, and dictionary_learning has none"));
     }

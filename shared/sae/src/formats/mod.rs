@@ -119,7 +119,7 @@ pub fn export_into(sae: &Sae, format: Format, folder: &Path) -> Result<Vec<Strin
         Format::SaeLens => {
             if folded.config.is_transcoder() && folded.config.largest().is_some() {
                 let reason = "it is a TopK transcoder, and SAELens has none".into();
-                return Err(Error::Refused { path: folder.into(), reason });
+                return Err(Error::NotHeld { program: format.name(), reason });
             }
             folded.write_into(folder)?;
             durable_files::write_sums(folder)?;

@@ -99,7 +99,7 @@ pub(super) fn file(sae: &Sae, path: &Path) -> Result<Vec<u8>, Error> {
     let config = &sae.config;
     if config.normalize_activations != "none" {
         let reason = "it scales each row to the same norm, which tensors alone do not say".into();
-        return Err(Error::Refused { path: path.into(), reason });
+        return Err(Error::NotHeld { program: "a safetensors file", reason });
     }
     let error = |source| Error::Safetensors { path: path.into(), source };
     let named = [

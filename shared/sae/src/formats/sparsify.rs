@@ -75,7 +75,7 @@ pub(super) fn read_folder(folder: &Path) -> Result<Opened, Error> {
 
 /// Writes `cfg.json` and `sae.safetensors` into `folder`.
 pub(super) fn write_into(sae: &Sae, folder: &Path) -> Result<Vec<String>, Error> {
-    let refused = |reason: String| Error::Refused { path: folder.into(), reason };
+    let refused = |reason: String| Error::NotHeld { program: Format::Sparsify.name(), reason };
     let Some(k) = sae.config.largest() else {
         let kind = &sae.config.architecture;
         return Err(refused(format!(
