@@ -1,9 +1,11 @@
 //! Recomputes the checksums of damaged files, so that fuzzing reaches the code behind the checks.
 
-use std::fs;
 use std::path::Path;
+use std::{fs, io};
 
 use serde_json::Value;
+use zip::write::SimpleFileOptions;
+use zip::{CompressionMethod, ZipArchive, ZipWriter};
 
 /// Makes the manifest's entry fit the file `name` of the store.
 pub(crate) fn manifest(ground: &Path, name: &str) {
@@ -76,6 +78,25 @@ fn edit_journal(ground: &Path, mut edit: impl FnMut(&mut Value)) {
     }
     write(ground, "journal", lines);
     manifest(ground, "journal");
+}
+
+/// Writes the sound archive `sound` of torch to `to`, with the file `pickle` in place of its pickle.
+pub(crate) fn archive(sound: &Path, pickle: &Path, to: &Path) {
+    let open = |path: &Path| fs::File::open(path).expect("the file is there");
+    let mut from = ZipArchive::new(open(sound)).expect("the archive is sound");
+    let mut new = ZipWriter::new(fs::File::create(to).expect("a file can be made"));
+    let options = SimpleFileOptions::default().compression_method(CompressionMethod::Stored);
+    for at in 0..from.len() {
+        let mut file = from.by_index(at).expect("the archive is sound");
+        let name = file.name().expect("a name is UTF-8").into_owned();
+        new.start_file(&name, options).expect("a file can be begun");
+        let copied = match name.ends_with("/data.pkl") {
+            true => io::copy(&mut open(pickle), &mut new),
+            false => io::copy(&mut file, &mut new),
+        };
+        copied.expect("a file can be written");
+    }
+    new.finish().expect("an archive can be written");
 }
 
 fn json_line(line: &str) -> Value {

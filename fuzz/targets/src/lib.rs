@@ -34,7 +34,7 @@ const fn forged(name: &'static str, file: &'static str, forge: fn(&Path, &str)) 
 }
 
 /// All of them.
-pub const TARGETS: [Target; 26] = [
+pub const TARGETS: [Target; 28] = [
     forged("store-metadata", "store/zarr.json", forge::manifest),
     forged("store-array", "store/activations/zarr.json", forge::manifest),
     forged("store-manifest", "store/manifest", forge::line),
@@ -50,6 +50,8 @@ pub const TARGETS: [Target; 26] = [
     plain("onnx", "model/graph.onnx", read::onnx),
     plain("autoencoder-config", "run/sae/cfg.json", read::autoencoder),
     plain("autoencoder-weights", "run/sae/sae_weights.safetensors", read::autoencoder),
+    plain("torch-archive", "dictionary/ae.pt", read::dictionary),
+    plain("torch-pickle", "pickled/data.pkl", read::pickle),
     plain("run-config", "run/config.json", read::run),
     plain("run-metrics", "run/metrics.jsonl", read::run),
     plain("run-summary", "run/summary.json", read::run),

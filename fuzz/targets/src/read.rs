@@ -2,6 +2,7 @@
 
 use std::path::Path;
 
+use crate::forge;
 use activation_store::{BatchStream, Part, RowFilter, Store, StoreWriter, StreamOptions, WriterOptions};
 use language_model::{Checkpoint, HookPoint, ModelPrecision, OnnxFile, prefix_graph};
 
@@ -61,6 +62,18 @@ pub(crate) fn onnx(ground: &Path) {
 
 pub(crate) fn autoencoder(ground: &Path) {
     let _ = sae::Sae::load(&ground.join("run/sae"));
+}
+
+/// dictionary_learning's file of torch.
+pub(crate) fn dictionary(ground: &Path) {
+    let _ = sae::open(&ground.join("dictionary"), &sae::Given::default());
+}
+
+/// The same with another pickle in the archive, whose checksums fit.
+pub(crate) fn pickle(ground: &Path) {
+    let folder = ground.join("pickled");
+    forge::archive(&ground.join("dictionary/ae.pt"), &folder.join("data.pkl"), &folder.join("ae.pt"));
+    let _ = sae::open(&folder, &sae::Given::default());
 }
 
 pub(crate) fn run(ground: &Path) {

@@ -11,6 +11,7 @@ mod eval;
 mod faults;
 mod features;
 mod fixture;
+mod formats;
 mod gpu_check;
 mod held_out;
 mod kinds;
