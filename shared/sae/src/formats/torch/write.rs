@@ -8,7 +8,7 @@ use zip::{CompressionMethod, ZipWriter};
 
 /// What an entry of the state dict holds.
 #[derive(Debug)]
-pub(in crate::formats) enum Content<'a> {
+pub(crate) enum Content<'a> {
     /// float32.
     Floats(ArrayViewD<'a, f32>),
     /// int32 without dimensions.
@@ -44,7 +44,7 @@ impl Content<'_> {
 }
 
 /// The file that `torch.load(weights_only=True)` reads as a dictionary of these tensors.
-pub(in crate::formats) fn write(tensors: &[(&str, Content<'_>)]) -> Vec<u8> {
+pub(crate) fn write(tensors: &[(&str, Content<'_>)]) -> Vec<u8> {
     archive(tensors).expect("an archive in memory can be written")
 }
 
