@@ -36,7 +36,7 @@ fn every_command_reads_what_export_writes() {
     );
 
     let found = on_rows(&place, "run trainer coder sae.safetensors lens imported trainer/ae.pt");
-    assert!(found[0]["explained_variance"].as_f64().unwrap() > 0.1);
+    assert!(found[0]["l0"].as_f64().unwrap() > 1.0);
     for other in &found[1..] {
         assert_eq!(other, &found[0]);
     }
