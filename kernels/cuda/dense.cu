@@ -13,13 +13,10 @@
 // da, whose products have small results, are written as two arrays by the kernels that compute them.
 #include "dense.cuh"
 
-// a = max(0, z + b_enc) in place, its halves, and bit i%32 of mask[j, i/32] = a_ij > 0. A thread owns a feature and 32 rows:
-// a word of the mask. `high` and `low` [B,line] may be null. Block 256 threads, grid (⌈F/256⌉, words).
-extern "C" __global__ void __launch_bounds__(256)
-    activate(float *__restrict__ a, const float *__restrict__ encoder_bias, u32 *__restrict__ mask,
-             bf16 *__restrict__ high, bf16 *__restrict__ low, u32 features, u32 rows, u32 line, u32 words,
-             const Report *__restrict__ report) {
-    if (report->status != RUNNING) return;
+// a = z where z = z + b_enc is above `threshold`, else 0, in place, its halves, and bit i%32 of mask[j, i/32] = a_ij > 0. A thread
+// owns a feature and 32 rows: a word of the mask.
+__device__ __forceinline__ void activate_rows(float threshold, float *a, const float *encoder_bias, u32 *mask, bf16 *high,
+                                              bf16 *low, u32 features, u32 rows, u32 line, u32 words) {
     u32 feature = blockIdx.x * blockDim.x + threadIdx.x, first = blockIdx.y * 32;
     if (feature >= features) return;
     float bias = encoder_bias[feature];
@@ -30,7 +27,7 @@ extern "C" __global__ void __launch_bounds__(256)
         if (row >= rows) break;
         u64 place = (u64)row * line + feature;
         float z = a[place] + bias;
-        bool active = z > 0.0f;
+        bool active = z > threshold;
         float value = active ? z : 0.0f;
         a[place] = value;
         Halves halves = halves_of(value);
@@ -39,6 +36,24 @@ extern "C" __global__ void __launch_bounds__(256)
         bits |= (u32)active << at;
     }
     mask[(u64)feature * words + blockIdx.y] = bits;
+}
+
+// ReLU's. `high` and `low` [B,line] may be null. Block 256 threads, grid (⌈F/256⌉, words).
+extern "C" __global__ void __launch_bounds__(256)
+    activate(float *__restrict__ a, const float *__restrict__ encoder_bias, u32 *__restrict__ mask,
+             bf16 *__restrict__ high, bf16 *__restrict__ low, u32 features, u32 rows, u32 line, u32 words,
+             const Report *__restrict__ report) {
+    if (report->status != RUNNING) return;
+    activate_rows(0.0f, a, encoder_bias, mask, high, low, features, rows, line, words);
+}
+
+// Those of an autoencoder with one threshold of at least 0 for all features: BatchTopK where it is not trained.
+extern "C" __global__ void __launch_bounds__(256)
+    activate_above(float *__restrict__ a, const float *__restrict__ encoder_bias, u32 *__restrict__ mask,
+                   bf16 *__restrict__ high, bf16 *__restrict__ low, u32 features, u32 rows, u32 line, u32 words,
+                   const Report *__restrict__ report, float threshold) {
+    if (report->status != RUNNING) return;
+    activate_rows(threshold, a, encoder_bias, mask, high, low, features, rows, line, words);
 }
 
 // From x̂ without its bias, in g [B,stride], and the activations: g in place, and the row's results. Block of up to 256

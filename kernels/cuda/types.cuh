@@ -44,6 +44,8 @@ struct Report {
     u32 diverged;        // a weight became NaN or infinite
     u32 non_finite_row;  // the first row with NaN or infinity, or NO_ROW
     u32 zero_row;        // the first row whose norm the MSE cannot divide by, or NO_ROW
+    u32 smallest;        // the bits of the smallest activation; only written where BatchTopK's threshold follows it
+    u32 unused;
 };
 constexpr u32 NO_ROW = 0xffffffffu;
 

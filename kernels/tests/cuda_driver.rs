@@ -6,7 +6,7 @@
 
 use emulation::{EmulatedDevice, EmulatedDriver};
 use example_steps::{batch, numbers};
-use kernels::activation::Activation;
+use kernels::activation::{Activation, ThresholdAverage};
 use kernels::cuda::cuda_device::{CudaBuffer, CudaDevice, CudaMailbox, CudaOptions, ScreenKernel};
 use kernels::cuda::device::Device;
 use kernels::cuda::launch::rows::PadRows;
@@ -261,6 +261,37 @@ fn steps_with_other_losses_equal_those_of_the_emulated_device() {
     specs()[1..].iter().for_each(|spec| compare(&mut device, *spec));
 }
 
+#[test]
+fn every_kind_of_step_is_replayed_as_on_the_kernels() {
+    EmulatedDriver::new().with("MODE", "lazy").with("CAPABILITY", "8.0").pass_test("steps_of_every_kind");
+    EmulatedDriver::new().with("MODE", "random:6").with("CAPABILITY", "9.0").pass_test("steps_of_every_kind");
+}
+
+/// Other activations, losses and updates than those of [`specs`].
+fn kinds() -> Vec<StepSpec> {
+    let all = StepSpec { activation: Activation::Relu, ..spec() };
+    let jump = Activation::JumpRelu { bandwidth: 1.5, to_input: true };
+    let counted = LossSpec { penalty: Penalty::Quadratic { target: 3.0 }, ..all.loss };
+    let counted = LossSpec { weight_by_decoder_norm: false, ..counted };
+    let threshold = ThresholdAverage { rate: 0.25, skipped_steps: 1, from_zero: false };
+    let dense = LossSpec { mean_density: 1e-2, log_density: 1e-3, ..all.loss };
+    vec![
+        StepSpec { activation: jump, loss: counted, ..all },
+        StepSpec { activation: Activation::TopK { k: 5 }, ..all },
+        StepSpec { activation: Activation::BatchTopK { k: 5, threshold }, ..all },
+        StepSpec { gradient_clip: Some(1e-2), ..all },
+        StepSpec { activation: jump, gradient_clip: Some(1e-2), loss: counted, ..all },
+        StepSpec { loss: dense, ..all },
+    ]
+}
+
+#[test]
+#[ignore = "started on the emulated driver"]
+fn steps_of_every_kind() {
+    let mut device = device();
+    kinds().into_iter().for_each(|spec| compare(&mut device, spec));
+}
+
 /// Trains with every precision on both paths, on the driver and on the kernels.
 fn compare(device: &mut CudaDevice, spec: StepSpec) {
     for precision in [Precision::Exact, Precision::Fp32, Precision::Bf16] {
@@ -269,7 +300,7 @@ fn compare(device: &mut CudaDevice, spec: StepSpec) {
             let options = DeviceOptions { precision, sparse_density: density };
             let (expected, end) = train(&mut EmulatedDevice::new(), spec, options, 6);
             let (got, reached) = train(device, spec, options, 6);
-            let what = format!("{:?} {precision:?} {path:?}", spec.loss.mse);
+            let what = format!("{:?} {:?} {precision:?} {path:?}", spec.activation, spec.loss.mse);
             assert_eq!(got.len(), 6);
             for (got, expected) in got.iter().zip(&expected) {
                 let (loss, expected_loss) = (got.terms.loss(), expected.terms.loss());

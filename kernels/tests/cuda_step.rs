@@ -2,7 +2,8 @@
 
 use emulation::{Buffer, EmulatedDevice, EmulatedDriver, on_a_gpu, run_again_sanitized};
 use example_steps::{batch, relative_difference, rows, spec, weights, wide};
-use kernels::activation::Activation;
+use kernels::activation::{Activation, ThresholdAverage};
+use kernels::cpu::step::{CpuOptions, CpuStep};
 use kernels::cuda::plan::DeviceOptions;
 use kernels::cuda::step::{CudaStep, Outcome};
 use kernels::error::StepError;
@@ -265,6 +266,88 @@ fn selections_from_rough_z_equal_a_float32_run_bit_for_bit() {
     let rows = run.upload(&batch(&spec, 0));
     let evaluation = run.step.evaluate(&mut run.device, &rows, 37).unwrap();
     assert_eq!((evaluation.sums.active, evaluation.sums.rows), (9 * 37, 37));
+}
+
+fn batch_top_k(k: usize, spec: StepSpec) -> StepSpec {
+    let threshold = ThresholdAverage { rate: 0.25, skipped_steps: 1, from_zero: false };
+    StepSpec { activation: Activation::BatchTopK { k, threshold }, ..spec }
+}
+
+#[test]
+fn the_largest_of_each_batch_follow_the_definition() {
+    for ((d, f, b), k) in [((3, 17, 5), 4), ((20, 40, 33), 1), ((20, 40, 33), 40), ((65, 33, 131), 5)] {
+        // More pairs above 0 than are selected, and fewer.
+        for shift in [4.0, 0.0, -30.0] {
+            for precision in [Precision::Exact, Precision::Fp32] {
+                let options = options(Path::Dense, precision);
+                follow_the_definition(batch_top_k(k, spec(d, f, b)), options, shift, 2, 2e-5);
+            }
+        }
+    }
+    // Segments of features that are active in most rows, and a gradient that is clipped.
+    let free = StepSpec { decoder_norm: DecoderNorm::Free, ..spec(20, 9, 300) };
+    follow_the_definition(batch_top_k(6, free), options(Path::Sparse, Precision::Exact), -3.0, 2, 1e-5);
+    let clipped = StepSpec { gradient_clip: Some(0.01), ..spec(20, 40, 33) };
+    follow_the_definition(batch_top_k(7, clipped), options(Path::Sparse, Precision::Exact), 0.0, 2, 1e-5);
+    let rounded = batch_top_k(7, spec(35, 60, 70));
+    follow_the_definition(rounded, options(Path::Sparse, Precision::Bf16), 0.5, 2, 5e-2);
+}
+
+#[test]
+fn selections_of_a_batch_from_rough_z_equal_a_float32_run() {
+    let run = |precision, order| {
+        let spec = batch_top_k(9, spec(35, 150, 130));
+        let mut run = Run::new(spec, options(Path::Sparse, precision), &weights(&spec, 0.0), order);
+        (run.steps(0..4), run.state())
+    };
+    let expected = run(Precision::Fp32, 0);
+    assert!(expected.0.iter().all(|report| report.path == Path::Sparse && report.sums.active == 9 * 130));
+    // Rows have what they have: the selection is one of the batch.
+    assert!(expected.0.iter().all(|report| report.sums.active_squared > 81 * 130));
+    assert!(expected.1.threshold.is_some());
+    for (precision, order) in [(Precision::Exact, 0), (Precision::Exact, 3), (Precision::Fp32, 12_345)] {
+        assert!(run(precision, order) == expected, "{precision:?} in order {order}");
+    }
+}
+
+#[test]
+fn the_threshold_of_a_batch_is_the_cpu_engines_and_evaluates() {
+    let spec = batch_top_k(9, spec(35, 150, 130));
+    for precision in [Precision::Exact, Precision::Fp32] {
+        let mut run = Run::new(spec, options(Path::Sparse, precision), &weights(&spec, 0.0), 0);
+        let mut cpu = CpuStep::new(spec, CpuOptions::default(), weights(&spec, 0.0)).unwrap();
+        for step in 0..4 {
+            // One threshold of 0 at first, at which more pairs are active than lists of a step hold; then what is learned.
+            let others = batch(&spec, 100 + step);
+            let expected = cpu.evaluate(others.view().into()).unwrap();
+            let uploaded = run.upload(&others);
+            let got = run.step.evaluate(&mut run.device, &uploaded, spec.batch).unwrap();
+            assert_eq!((got.sums.active, &got.firings), (expected.sums.active, &expected.firings));
+            let off = (got.sums.squared_error - expected.sums.squared_error).abs();
+            assert!(off < 1e-5 * expected.sums.squared_error);
+            assert_eq!(got.sums.active > 2 * 9 * 130, step < 2, "{}", got.sums.active);
+            let encoded = run.step.encode(&mut run.device, &uploaded, 37).unwrap();
+            let expected = cpu.encode(others.slice(ndarray::s![..37, ..])).unwrap();
+            assert_eq!((encoded.row_starts, encoded.features), (expected.row_starts, expected.features));
+
+            run.step(&batch(&spec, step)).unwrap();
+            cpu.step(batch(&spec, step).view().into(), &Schedule::constant(1e-3)).unwrap();
+            let (got, expected) = (run.step.threshold(), cpu.threshold());
+            assert_eq!((got.is_some(), expected.is_some()), (step > 0, step > 0));
+            for (got, expected) in got.into_iter().zip(expected) {
+                assert!((got - expected).abs() < 1e-5 * expected, "step {step}: {got} {expected}");
+            }
+        }
+        // A step that is refused leaves it alone; a run that is resumed goes on with it.
+        let (before, mut bad) = (run.trained(), batch(&spec, 5));
+        bad[[3, 4]] = f32::NAN;
+        assert!(matches!(run.step(&bad), Err(StepError::NonFiniteRow { row: 3 })));
+        assert!(run.trained() == before);
+        let mut resumed = Run::new(spec, options(Path::Sparse, precision), &weights(&spec, 3.0), 0);
+        resumed.step.restore(&mut resumed.device, &run.state()).unwrap();
+        assert_eq!(resumed.steps(5..7), run.steps(5..7));
+        assert!(resumed.state() == run.state());
+    }
 }
 
 #[test]

@@ -7,9 +7,10 @@ use super::launch::dense::slope_parts;
 use super::launch::frequency::{FREQUENCY_TARGETS, frequency_parts};
 use super::launch::lists::list_blocks;
 use super::launch::report::REPORT_PARTS;
+use super::launch::select_batch::HISTOGRAM;
 use super::launch::update::update_blocks;
 use super::launch::{COLUMNS, SUMMED_ROWS, Slice};
-use super::layout::{Clip, ROW_RESULT_BYTES, Report, Scalars, Window};
+use super::layout::{BatchCut, Clip, ROW_RESULT_BYTES, Report, Scalars, Window};
 use super::plan::DevicePlan;
 use crate::error::DeviceError;
 use crate::precision::Precision;
@@ -135,6 +136,10 @@ table! {
 
         /// The largest ‖w_j‖ and |b_j|; only where the largest z are selected.
         largest_norms: Option<B>, plan.selects.then_some(2 * 4), "the selection";
+        /// `BatchCut`, counts of digits and of ties; only where those of a batch are selected.
+        batch_cut: Option<B>, plan.of_batch.then_some(size_of::<BatchCut>()), "the selection";
+        histogram: Option<B>, plan.of_batch.then_some(8 * HISTOGRAM), "the selection";
+        tie_starts: Option<B>, plan.of_batch.then_some(4 * (plan.features + 1)), "the selection";
 
         g: B, 4 * plan.rows * plan.stride, "the reconstruction's gradient";
         results: B, ROW_RESULT_BYTES * plan.rows, "the rows' results";
@@ -213,7 +218,9 @@ fn of_step(plan: &DevicePlan, bytes: usize) -> usize {
 
 /// Bytes of a factor's halves, if there are any.
 fn halves(plan: &DevicePlan, matrix: Matrix) -> Option<usize> {
-    let used = !plan.selects || matches!(matrix, Matrix::X | Matrix::Encoder);
+    let of_encode = matches!(matrix, Matrix::X | Matrix::Encoder);
+    let of_forward = of_encode || matches!(matrix, Matrix::Activations | Matrix::Decoder);
+    let used = !plan.selects || of_encode || (plan.of_batch && of_forward);
     matrix.halves(plan).filter(|_| used).map(|halves| halves.bytes)
 }
 
@@ -224,6 +231,7 @@ pub(crate) enum Arrivals {
     Frequencies,
     Lists,
     DecoderBias,
+    Selection,
     /// The first of one for each 64 columns.
     Columns,
 }

@@ -158,13 +158,14 @@ impl<D: Device> CudaStep<D> {
             rows,
             report: &b.report,
             jump: self.thresholds().zip(dense.preactivations.as_ref()),
+            above: match self.spec.activation {
+                Activation::Relu | Activation::JumpRelu { .. } => None,
+                // Not in training, which selects.
+                Activation::BatchTopK { .. } => Some(self.threshold.unwrap_or(0.0) as f32),
+                Activation::TopK { .. } => unreachable!("selections are sparse"),
+            },
         };
         activate.launch(device)?;
-        match self.spec.activation {
-            // The kernel has made a of z.
-            Activation::Relu | Activation::JumpRelu { .. } => {}
-            Activation::TopK { .. } | Activation::BatchTopK { .. } => unreachable!("selections are sparse"),
-        }
         self.count_features(device, rows, Path::Dense)?;
 
         self.split(device, Matrix::Decoder, batch, features)?;

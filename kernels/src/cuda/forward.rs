@@ -226,10 +226,17 @@ impl<D: Device> CudaStep<D> {
                 self.list_candidates(device, rows)?;
             }
             Activation::TopK { k } => self.select_largest(device, batch, rows, k)?,
-            Activation::BatchTopK { .. } => unreachable!("the plan refuses it"),
+            // In training: an evaluation takes the dense path.
+            Activation::BatchTopK { k, .. } => {
+                self.mark_largest_of_batch(device, batch, k)?;
+                self.list_candidates(device, rows)?;
+            }
         }
         // Leaves out what is not above 0, or its threshold.
         self.recheck(device, batch, rows)?;
+        if self.plan.of_batch {
+            self.report_smallest(device)?;
+        }
         // Lists by feature hold near pairs too, and are made of other counts then.
         let counted = if self.plan.thresholds { Path::Dense } else { Path::Sparse };
         self.count_features(device, rows, counted)?;

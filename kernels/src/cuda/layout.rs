@@ -88,6 +88,8 @@ pub(crate) struct Report {
     pub(crate) diverged: u32,
     pub(crate) non_finite_row: u32,
     pub(crate) zero_row: u32,
+    pub(crate) smallest: u32,
+    pub(crate) unused: u32,
 }
 
 /// `Report::status`.
@@ -107,6 +109,21 @@ pub(crate) struct Clip {
     pub(crate) scale: f32,
     pub(crate) unused: u32,
 }
+
+/// What the search for the largest z of a batch has found.
+#[repr(C)]
+#[derive(Debug, Clone, Copy, PartialEq, Pod, Zeroable)]
+pub(crate) struct BatchCut {
+    pub(crate) above: [u64; 2],
+    pub(crate) equal: u64,
+    pub(crate) limit: [u32; 2],
+    pub(crate) few: [u32; 2],
+    pub(crate) smallest: u32,
+    pub(crate) unused: u32,
+}
+
+/// [`BatchCut::smallest`] and [`Report::smallest`] where there is no activation.
+pub(crate) const NOTHING: u32 = u32::MAX;
 
 /// Where a step's report lies in its mailbox; its scalars are at the beginning.
 pub(crate) const REPLY: usize = 64;

@@ -76,24 +76,23 @@ pub struct DevicePlan {
     /// Whether the largest z are selected: so many pairs are active that the lists are made for them, and every step takes the
     /// sparse path.
     pub selects: bool,
+    /// Whether they are the largest of the whole batch. What is not trained is then computed on the dense path: it has a threshold
+    /// in place of the selection, and its rows any number of active pairs.
+    pub of_batch: bool,
     /// How products are computed.
     pub precision: Precision,
 }
 
 /// The first thing in a step that the kernels do not compute.
 fn unsupported(spec: &StepSpec) -> Option<&'static str> {
-    let activation = match spec.activation {
-        Activation::Relu | Activation::TopK { .. } | Activation::JumpRelu { .. } => None,
-        Activation::BatchTopK { .. } => Some("batch-topk activations"),
-    };
-    let others = [
+    let parts = [
         (spec.skip, "a skip connection"),
         (!spec.prefixes.is_empty(), "prefixes (matryoshka)"),
         (spec.dead.is_some(), "a loss over dead features"),
         (spec.rank_by_decoder_norm, "ranking by decoder norms"),
         (matches!(spec.loss.penalty, Penalty::MeanQuadratic { .. }), "the mean quadratic penalty"),
     ];
-    activation.or_else(|| others.into_iter().find_map(|(asked, what)| asked.then_some(what)))
+    parts.into_iter().find_map(|(asked, what)| asked.then_some(what))
 }
 
 fn at_most(name: &'static str, value: usize, most: usize) -> Result<(), StepError> {
@@ -120,7 +119,7 @@ impl DevicePlan {
         let share = options.sparse_density.clamp(0.0, 1.0);
         let of_share = (cells * share).min(f64::from(u32::MAX / 2)) as usize;
         let (selects, pairs) = match spec.activation {
-            Activation::TopK { k } => (true, k.saturating_mul(spec.batch)),
+            Activation::TopK { k } | Activation::BatchTopK { k, .. } => (true, k.saturating_mul(spec.batch)),
             _ => (false, of_share),
         };
         at_most("k × batch", if selects { pairs } else { 0 }, (u32::MAX / 2) as usize)?;
@@ -139,6 +138,7 @@ impl DevicePlan {
             thresholds: spec.activation.has_thresholds(),
             clips: spec.gradient_clip.is_some(),
             selects,
+            of_batch: matches!(spec.activation, Activation::BatchTopK { .. }),
             precision: options.precision,
         })
     }
@@ -223,9 +223,7 @@ mod tests {
         let thresholds = Activation::JumpRelu { bandwidth: 0.5, to_input: false };
         let squared = LossSpec { penalty: Penalty::MeanQuadratic { target: 3.0 }, ..plain.loss };
         let topk = Activation::TopK { k: 3 };
-        let batch_topk = Activation::BatchTopK { k: 3, threshold: Default::default() };
         for (spec, what) in [
-            (StepSpec { activation: batch_topk, ..plain }, "batch-topk activations"),
             (StepSpec { activation: topk, rank_by_decoder_norm: true, ..plain }, "ranking by decoder norms"),
             (StepSpec { activation: thresholds, loss: squared, ..plain }, "the mean quadratic penalty"),
             (StepSpec { skip: true, ..plain }, "a skip connection"),

@@ -18,6 +18,8 @@ pub struct CudaStep<D: Device> {
     /// Allocated at the first dense pass.
     pub(crate) dense: Option<DenseBuffers<D::Buffer>>,
     pub(crate) choice: PathChoice,
+    /// θ of BatchTopK, once it has a value, as of the steps done.
+    pub(crate) threshold: Option<f64>,
     /// Steps done, as far as reports have been read.
     pub(crate) done: u64,
     /// Steps queued.

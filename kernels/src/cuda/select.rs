@@ -1,8 +1,10 @@
 //! Activations of which the largest z are selected: all z come from a dense product, all that follows is the sparse path's.
 
+use super::buffers::Arrivals;
 use super::device::Device;
 use super::halves::Matrix;
 use super::launch::select::{LargestNorms, MaskOfRows, SelectRows};
+use super::launch::select_batch::{BatchZ, CountBatch, MarkBatch, Rough, SettleDoubts, SmallestKept, TURNS};
 use super::resident::CudaStep;
 use crate::error::DeviceError;
 use crate::precision::Precision;
@@ -20,6 +22,9 @@ fn roughness(precision: Precision, stride: usize) -> f32 {
     }
 }
 
+/// Why a buffer is there.
+const PRESENT: &str = "it is there where the largest are selected";
+
 impl<D: Device> CudaStep<D> {
     /// Lists the k largest z of each row, and sets their bits in the mask.
     pub(crate) fn select_largest(
@@ -32,10 +37,8 @@ impl<D: Device> CudaStep<D> {
         let (plan, b) = (&self.plan, &self.buffers);
         let (features, stride, report) = (plan.features, plan.stride, &b.report);
         let z = self.dense_preactivations(device, batch, rows)?;
-        let largest = b.largest_norms.as_ref().expect("they are there where the largest are selected");
-        let encoder_bias = self.weights_from(plan.encoder_bias_at());
-        let norms = LargestNorms { feature_norm: &b.feature_norm, encoder_bias, largest, features, report };
-        norms.launch(device)?;
+        let (largest, encoder_bias) =
+            (self.largest_norms(device)?, self.weights_from(plan.encoder_bias_at()));
         let select = SelectRows {
             z,
             x: self.encoder_input(batch),
@@ -55,6 +58,90 @@ impl<D: Device> CudaStep<D> {
         };
         select.launch(device)?;
         MaskOfRows { row_mask: &b.row_mask, mask: &b.mask, features, rows, report }.launch(device)
+    }
+
+    /// The largest ‖w_j‖ and |b_j|.
+    fn largest_norms(&self, device: &mut D) -> Result<&D::Buffer, DeviceError> {
+        let (plan, b) = (&self.plan, &self.buffers);
+        let largest = b.largest_norms.as_ref().expect(PRESENT);
+        let norms = LargestNorms {
+            feature_norm: &b.feature_norm,
+            encoder_bias: self.weights_from(plan.encoder_bias_at()),
+            largest,
+            features: plan.features,
+            report: &b.report,
+        };
+        norms.launch(device)?;
+        Ok(largest)
+    }
+
+    /// Sets the bits of the k·B largest z of the batch in the mask.
+    pub(crate) fn mark_largest_of_batch(
+        &self,
+        device: &mut D,
+        batch: &D::Buffer,
+        k: usize,
+    ) -> Result<(), DeviceError> {
+        let (plan, b) = (&self.plan, &self.buffers);
+        let (rows, features, report) = (plan.rows, plan.features, &b.report);
+        let (cut, tie_starts) = (b.batch_cut.as_ref().expect(PRESENT), b.tie_starts.as_ref().expect(PRESENT));
+        let z = self.dense_preactivations(device, batch, rows)?;
+        let (largest, encoder_bias) =
+            (self.largest_norms(device)?, self.weights_from(plan.encoder_bias_at()));
+        let roughness = roughness(plan.precision, plan.stride);
+        let mut rough = Rough { length: &b.length, largest, stride: plan.stride, roughness };
+        let mut of_z = BatchZ { z, encoder_bias: Some(encoder_bias), count: k * rows, features, rows };
+        if roughness > 0.0 {
+            self.search_batch(device, of_z, rough)?;
+            let settle = SettleDoubts {
+                z,
+                x: self.encoder_input(batch),
+                encoder: self.weights_from(0),
+                encoder_bias,
+                rough,
+                cut,
+                features,
+                rows,
+                report,
+            };
+            settle.launch(device)?;
+            (of_z.encoder_bias, rough.roughness) = (None, 0.0);
+        }
+        self.search_batch(device, of_z, rough)?;
+        let arrived = b.arrivals(Arrivals::Selection);
+        MarkBatch { batch: of_z, cut, mask: &b.mask, tie_starts, arrived, report }.launch(device)
+    }
+
+    /// Finds the limits of the largest.
+    fn search_batch(
+        &self,
+        device: &mut D,
+        batch: BatchZ<'_, D::Buffer>,
+        rough: Rough<'_, D::Buffer>,
+    ) -> Result<(), DeviceError> {
+        let b = &self.buffers;
+        let (histogram, cut) = (b.histogram.as_ref().expect(PRESENT), b.batch_cut.as_ref().expect(PRESENT));
+        let (tie_starts, report) = (b.tie_starts.as_ref().expect(PRESENT), &b.report);
+        let arrived = b.arrivals(Arrivals::Selection);
+        (0..TURNS).try_for_each(|turn| {
+            CountBatch { batch, rough, histogram, cut, tie_starts, arrived, turn, report }.launch(device)
+        })
+    }
+
+    /// The smallest activation into the report.
+    pub(crate) fn report_smallest(&self, device: &mut D) -> Result<(), DeviceError> {
+        let (plan, b) = (&self.plan, &self.buffers);
+        let smallest = SmallestKept {
+            starts: &b.row_starts,
+            row_active: &b.row_active,
+            row_values: &b.row_values,
+            cut: b.batch_cut.as_ref().expect(PRESENT),
+            arrived: b.arrivals(Arrivals::Selection),
+            rows: plan.rows,
+            capacity: plan.pairs,
+            report: &b.report,
+        };
+        smallest.launch(device)
     }
 
     /// z without its bias, [rows,line].

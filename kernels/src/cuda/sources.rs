@@ -33,6 +33,7 @@ pub const KERNELS: &[Source] = sources!(".cu":
     "rows"
     "screen"
     "select"
+    "select_batch"
     "update"
     "widen"
 );

@@ -41,6 +41,11 @@ impl<D: Device> CudaStep<D> {
         Ok(steps.into())
     }
 
+    /// θ of BatchTopK, once it has a value, as of the last step that was finished.
+    pub fn threshold(&self) -> Option<f64> {
+        self.threshold
+    }
+
     /// Everything a run needs to continue. Steps must have been finished.
     ///
     /// # Errors
@@ -63,7 +68,7 @@ impl<D: Device> CudaStep<D> {
             second_moments: self.download_parameters(device, 2)?,
             window: Array2::from_shape_vec((lines, features), counts).expect("a count per batch and feature"),
             steps_since_fired: self.steps_since_fired(device)?,
-            threshold: None,
+            threshold: self.threshold,
             path_choice: Some(self.choice.clone()),
         })
     }
@@ -116,6 +121,7 @@ impl<D: Device> CudaStep<D> {
         device.zero(&mut self.buffers.report, 0, size_of::<Report>())?;
         self.done = state.step;
         self.submitted = state.step;
+        self.threshold = state.threshold;
         let fresh = self.plan.path_choice();
         // One for other lists is of no use.
         let same = |choice: &&PathChoice| choice.capacity() == fresh.capacity();

@@ -11,6 +11,7 @@ use std::collections::HashMap;
 
 use bytemuck::Zeroable;
 
+use crate::activation::Activation;
 use crate::activations::SparseActivations;
 use crate::error::{DeviceError, StepError};
 use crate::outcome::{StepReport, Terms};
@@ -23,9 +24,11 @@ use crate::stats::{Evaluation, Sums};
 use super::buffers::{Buffers, DenseBuffers, arrivals};
 use super::device::Device;
 use super::forward::Purpose;
+use super::launch::select_batch::HISTOGRAM;
 use super::launch::update::{Derive, Derived};
 use super::layout::{
-    Clip, MAILBOX_BYTES, REPLY, ROW_RESULT_BYTES, Report, Scalars, frequency_targets, status,
+    BatchCut, Clip, MAILBOX_BYTES, NOTHING, REPLY, ROW_RESULT_BYTES, Report, Scalars, frequency_targets,
+    status,
 };
 use super::plan::{DeviceOptions, DevicePlan};
 pub use super::resident::CudaStep;
@@ -75,6 +78,7 @@ impl<D: Device> CudaStep<D> {
             plan,
             buffers,
             dense: None,
+            threshold: None,
             done: 0,
             submitted: 0,
             mailboxes: Vec::new(),
@@ -85,11 +89,28 @@ impl<D: Device> CudaStep<D> {
         if let (Some(to), Some(most)) = (&mut step.buffers.clip, spec.gradient_clip) {
             device.upload(to, 0, bytemuck::bytes_of(&Clip { most, scale: 1.0, unused: 0 }))?;
         }
+        step.clear_selection(device)?;
         device.zero(&mut step.buffers.report, 0, size_of::<Report>())?;
         device.zero(&mut step.buffers.arrivals, 0, 4 * arrivals(&step.plan))?;
         weights.check(&spec)?;
         step.load(device, &State::new(weights))?;
         Ok(step)
+    }
+
+    /// What the search for a batch's largest z leaves as it found it.
+    fn clear_selection(&mut self, device: &mut D) -> Result<(), DeviceError> {
+        let b = &mut self.buffers;
+        if let Some(cut) = &mut b.batch_cut {
+            device.upload(
+                cut,
+                0,
+                bytemuck::bytes_of(&BatchCut { smallest: NOTHING, ..Zeroable::zeroed() }),
+            )?;
+        }
+        if let Some(histogram) = &mut b.histogram {
+            device.zero(histogram, 0, 8 * HISTOGRAM)?;
+        }
+        Ok(())
     }
 
     /// One optimizer step on `batch` [B,d], whichever path it takes, and its report.
@@ -164,6 +185,10 @@ impl<D: Device> CudaStep<D> {
             }));
         }
         self.done = step;
+        if let Activation::BatchTopK { threshold, .. } = self.spec.activation {
+            let smallest = (report.smallest != NOTHING).then(|| f32::from_bits(report.smallest));
+            self.threshold = threshold.after(step, self.threshold, smallest);
+        }
         // What lists would hold: with thresholds more than the active pairs.
         let listed = report.active.max(report.candidates);
         self.choice.done(step, (path == Path::Dense).then_some(listed));
@@ -235,7 +260,7 @@ impl<D: Device> CudaStep<D> {
     /// A forward pass, on the dense path if the lists are too short: its report, and the path it took.
     fn pass(&mut self, device: &mut D, batch: &D::Buffer, rows: usize) -> Result<(Report, Path), StepError> {
         assert!(rows <= self.plan.rows, "an evaluation of {rows} rows in buffers for {}", self.plan.rows);
-        let mut path = self.choice.next();
+        let mut path = if self.plan.of_batch { Path::Dense } else { self.choice.next() };
         loop {
             self.prepare_path(device, path)?;
             let scalars = self.scalars(&Schedule::constant(0.0), rows, self.submitted);

@@ -52,12 +52,12 @@ pub(crate) struct Case {
     pub(crate) report: Buffer,
 }
 
-pub(crate) const REPORT_BYTES: usize = 192;
+pub(crate) const REPORT_BYTES: usize = 200;
 
 /// The report of a step that has begun: no row has been found bad yet.
 pub(crate) fn begun(device: &mut EmulatedDevice) -> Buffer {
     let mut report = vec![0u32; REPORT_BYTES / 4];
-    report[REPORT_BYTES / 4 - 2..].fill(u32::MAX);
+    report[46..48].fill(u32::MAX);
     device.holding(&report)
 }
 

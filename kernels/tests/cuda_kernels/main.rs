@@ -10,6 +10,7 @@ mod recheck;
 mod rows;
 mod screen;
 mod select;
+mod select_batch;
 mod widen;
 
 use emulation::run_again_sanitized;

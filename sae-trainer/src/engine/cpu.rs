@@ -3,7 +3,6 @@
 use std::borrow::Cow;
 use std::sync::Arc;
 
-use kernels::activation::Activation;
 use kernels::activations::SparseActivations;
 use kernels::batch::Batch;
 use kernels::cpu::step::{CpuOptions, CpuStep};
@@ -107,22 +106,7 @@ impl Forward for CpuEngine {
     }
 
     fn weights(&self) -> Result<sae::Weights, StepError> {
-        let mut weights = layout::weights(self.step.weights());
-        // BatchTopK is used with one threshold for all features, of what they are ranked by.
-        let spec = self.step.spec();
-        if let Activation::BatchTopK { .. } = spec.activation {
-            let threshold = self.step.threshold().unwrap_or(0.0) as f32;
-            let mut thresholds = Array1::from_elem(spec.features, threshold);
-            if spec.rank_by_decoder_norm {
-                for (threshold, row) in thresholds.iter_mut().zip(weights.w_dec.rows()) {
-                    let norm = row.dot(&row).sqrt();
-                    // A feature that writes nothing is never among the largest.
-                    *threshold = if norm > 0.0 { *threshold / norm } else { f32::MAX };
-                }
-            }
-            weights.threshold = Some(thresholds);
-        }
-        Ok(weights)
+        Ok(layout::used_weights(self.step.weights(), self.step.spec(), self.step.threshold()))
     }
 }
 

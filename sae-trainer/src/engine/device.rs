@@ -382,7 +382,8 @@ impl<D: Device> Forward for DeviceEngine<D> {
     }
 
     fn weights(&self) -> Result<sae::Weights, StepError> {
-        Ok(layout::weights(&self.shared.with(|device| self.step.weights(device))?))
+        let parameters = self.shared.with(|device| self.step.weights(device))?;
+        Ok(layout::used_weights(&parameters, self.step.spec(), self.step.threshold()))
     }
 }
 

@@ -1,7 +1,10 @@
 //! Between the public layout of an autoencoder's weights, W_enc [d,F], and the step's, in which everything about one feature is
 //! contiguous.
 
+use kernels::activation::Activation;
 use kernels::parameters::{Parameters, transposed};
+use kernels::spec::StepSpec;
+use ndarray::Array1;
 use sae::Weights;
 
 /// The step's layout of these weights.
@@ -26,4 +29,22 @@ pub(crate) fn weights(parameters: &Parameters) -> Weights {
         threshold: parameters.threshold.clone(),
         skip: parameters.skip.clone(),
     }
+}
+
+/// The public layout of an autoencoder that is to be used: with BatchTopK's `threshold`, which is one of what features are ranked
+/// by, for each of them.
+pub(crate) fn used_weights(parameters: &Parameters, spec: &StepSpec, threshold: Option<f64>) -> Weights {
+    let mut weights = weights(parameters);
+    if let Activation::BatchTopK { .. } = spec.activation {
+        let mut thresholds = Array1::from_elem(spec.features, threshold.unwrap_or(0.0) as f32);
+        if spec.rank_by_decoder_norm {
+            for (threshold, row) in thresholds.iter_mut().zip(weights.w_dec.rows()) {
+                let norm = row.dot(&row).sqrt();
+                // A feature that writes nothing is never among the largest.
+                *threshold = if norm > 0.0 { *threshold / norm } else { f32::MAX };
+            }
+        }
+        weights.threshold = Some(thresholds);
+    }
+    weights
 }

@@ -10,6 +10,7 @@ use serde_json::Value;
 
 use crate::fixture::{Place, WIDTH, mixtures, text, write_hook_store};
 use emulation::EmulatedDriver;
+use sae::Sae;
 
 /// From an autoencoder that few features of which are active in a row: after the first steps the sparse path is taken.
 const RUN: &str = "--store store --batch 128 --lr 1e-3 --l0-coefficient 2e-2 --log-every 1 --steps 30 \
@@ -98,6 +99,46 @@ fn a_run_on_the_gpu_is_the_run_on_the_cpu() {
         assert!(counted(&report, "graph-launches") > 10);
         let found = place.metrics(&name);
         assert_alike(&found, &expected);
+    }
+}
+
+/// Other kinds than ReLU, each with a kernel that only it has.
+const KINDS: [(&str, &str); 5] = [
+    ("--activation topk --k 6", "kernel select_rows"),
+    ("--activation batch-topk --k 6 --threshold-after 2", "kernel keep_ties"),
+    ("--activation jump-relu --mse sum --l0-coefficient 1e-2 --bandwidth 0.2", "kernel activate_jump"),
+    ("--loss l1 --l1-coefficient 1e-2 --clip-gradient 0.1", "kernel clip_scale"),
+    ("--mean-density-coefficient 1e-2 --log-density-coefficient 1e-3 --loss tanh", "kernel window_densities"),
+];
+
+#[test]
+fn every_kind_on_the_gpu_is_the_kind_on_the_cpu() {
+    let place = Place::new();
+    let line = "--store store --features 64 --batch 128 --lr 1e-3 --steps 14 --sparsity-window 25 \
+                --log-every 1 --eval-rows 512";
+    for (number, (kind, kernel)) in KINDS.into_iter().enumerate() {
+        let [cpu, cuda, report] = ["cpu", "cuda", "report"].map(|name| format!("{name}-{number}"));
+        place.run(&format!("{line} {kind} --device cpu --out {cpu}"));
+        let driver = late().with("REPORT", &place.path(&report).display().to_string());
+        run(&place, &driver, &format!("{line} {kind} --device cuda --out {cuda}"));
+        assert!(counted(&place.path(&report), kernel) > 0, "{kind}: {kernel} did not run");
+        assert!(counted(&place.path(&report), "graph-launches") > 7, "{kind} is not replayed");
+        assert_alike(&place.metrics(&cuda), &place.metrics(&cpu));
+        let threshold = |run: &str| Sae::load(&place.path(&format!("{run}/sae"))).unwrap().weights.threshold;
+        match (threshold(&cuda), threshold(&cpu)) {
+            (Some(found), Some(expected)) => {
+                assert!(expected.iter().any(|threshold| *threshold > 0.0));
+                let pairs = found.iter().zip(&expected);
+                pairs.for_each(|(a, b)| assert!((a - b).abs() <= 1e-4 * b.abs(), "{kind}: {a} {b}"));
+            }
+            (found, expected) => assert!(found.is_none() && expected.is_none(), "{kind}"),
+        }
+        // In two parts, to the same bytes.
+        let parts = format!("parts-{number}");
+        let first = line.replace("--steps 14", "--steps 7");
+        run(&place, &late(), &format!("{first} {kind} --device cuda --out {parts}"));
+        run(&place, &late(), &format!("--resume --out {parts} --steps 14 --log-every 1"));
+        assert_eq!(place.sae_bytes(&parts), place.sae_bytes(&cuda), "{kind}");
     }
 }
 

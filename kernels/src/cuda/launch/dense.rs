@@ -1,7 +1,7 @@
 //! `dense.cu`: what stands between the dense products.
 
 use super::jump::{Pseudo, Thresholds};
-use super::parameter::{bytes, floats, halves, kind, number, u32s};
+use super::parameter::{bytes, floats, halves, kind, number, real, u32s};
 use super::{
     REPORT_BYTES, SCALARS_BYTES, SLOPE_ROWS, Slice, dense_line, launch, mask_words, stride_of, walk_threads,
 };
@@ -46,6 +46,8 @@ pub struct Activate<'a, B> {
     pub report: &'a B,
     /// JumpReLU's thresholds, and z, [B,line], written.
     pub jump: Option<(Thresholds<'a, B>, &'a B)>,
+    /// One threshold of at least 0 for all features.
+    pub above: Option<f32>,
 }
 
 impl<B> Activate<'_, B> {
@@ -73,6 +75,9 @@ impl<B> Activate<'_, B> {
             parameters.extend(thresholds.parameters(features));
             parameters.push(floats("preactivations", preactivations, rows * line));
             kernel = ("jump_dense", "activate_jump");
+        } else if let Some(threshold) = self.above {
+            parameters.push(real("threshold", threshold));
+            kernel = ("dense", "activate_above");
         }
         launch(device, kernel, (features.div_ceil(FEATURES), words), FEATURES, &parameters)
     }

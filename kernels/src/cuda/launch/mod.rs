@@ -22,13 +22,14 @@ pub mod report;
 pub mod rows;
 pub mod screen;
 pub mod select;
+pub mod select_batch;
 pub mod update;
 pub mod widen;
 
 pub use parameter::Slice;
 
 use super::device::{Device, Kernel, Launch};
-use super::layout::{Clip, Report, Scalars};
+use super::layout::{BatchCut, Clip, Report, Scalars};
 use crate::error::DeviceError;
 use parameter::Parameter;
 
@@ -46,6 +47,7 @@ pub(crate) const COLUMNS: usize = 64;
 const SCALARS_BYTES: usize = size_of::<Scalars>();
 const REPORT_BYTES: usize = size_of::<Report>();
 const CLIP_BYTES: usize = size_of::<Clip>();
+const BATCH_CUT_BYTES: usize = size_of::<BatchCut>();
 
 /// Numbers from one row of a matrix of `width` columns to the next.
 pub(crate) fn stride_of(width: usize) -> usize {
