@@ -14,13 +14,11 @@
 #include "dense.cuh"
 
 // a = z where z = z + b_enc is above `threshold`, else 0, in place, its halves, and bit i%32 of mask[j, i/32] = a_ij > 0. A thread
-// owns a feature and 32 rows: a word of the mask.
-__device__ __forceinline__ void activate_rows(float threshold, float *a, const float *encoder_bias, u32 *mask, bf16 *high,
-                                              bf16 *low, u32 features, u32 rows, u32 line, u32 words) {
-    u32 feature = blockIdx.x * blockDim.x + threadIdx.x, first = blockIdx.y * 32;
-    if (feature >= features) return;
-    float bias = encoder_bias[feature];
-    u32 bits = 0;
+// owns a feature and 32 rows: a word of the mask. With RANKED what is left is divided by `norm`.
+template <bool RANKED>
+__device__ __forceinline__ void activate_rows(float threshold, float norm, float *a, float bias, u32 *mask, bf16 *high,
+                                              bf16 *low, u32 feature, u32 rows, u32 line, u32 words) {
+    u32 first = blockIdx.y * 32, bits = 0;
 #pragma unroll 8
     for (u32 at = 0; at < 32; at++) {
         u32 row = first + at;
@@ -29,6 +27,7 @@ __device__ __forceinline__ void activate_rows(float threshold, float *a, const f
         float z = a[place] + bias;
         bool active = z > threshold;
         float value = active ? z : 0.0f;
+        if (RANKED && active) value /= norm;
         a[place] = value;
         Halves halves = halves_of(value);
         if (high) high[place] = halves.high;
@@ -44,16 +43,22 @@ extern "C" __global__ void __launch_bounds__(256)
              bf16 *__restrict__ high, bf16 *__restrict__ low, u32 features, u32 rows, u32 line, u32 words,
              const Report *__restrict__ report) {
     if (report->status != RUNNING) return;
-    activate_rows(0.0f, a, encoder_bias, mask, high, low, features, rows, line, words);
+    u32 feature = blockIdx.x * blockDim.x + threadIdx.x;
+    if (feature >= features) return;
+    activate_rows<false>(0.0f, 1.0f, a, encoder_bias[feature], mask, high, low, feature, rows, line, words);
 }
 
-// Those of an autoencoder with one threshold of at least 0 for all features: BatchTopK where it is not trained.
+// Those of an autoencoder with one threshold of at least 0 for all features: BatchTopK where it is not trained. `decoder_norm` [F]
+// is null unless z is one times it.
 extern "C" __global__ void __launch_bounds__(256)
     activate_above(float *__restrict__ a, const float *__restrict__ encoder_bias, u32 *__restrict__ mask,
                    bf16 *__restrict__ high, bf16 *__restrict__ low, u32 features, u32 rows, u32 line, u32 words,
-                   const Report *__restrict__ report, float threshold) {
+                   const Report *__restrict__ report, float threshold, const float *__restrict__ decoder_norm) {
     if (report->status != RUNNING) return;
-    activate_rows(threshold, a, encoder_bias, mask, high, low, features, rows, line, words);
+    u32 feature = blockIdx.x * blockDim.x + threadIdx.x;
+    if (feature >= features) return;
+    float norm = decoder_norm ? decoder_norm[feature] : 1.0f;
+    activate_rows<true>(threshold, norm, a, encoder_bias[feature], mask, high, low, feature, rows, line, words);
 }
 
 // From x̂ without its bias, in g [B,stride], and the activations: g in place, and the row's results. Block of up to 256

@@ -7,6 +7,7 @@
 #include "backward.cuh"
 #include "encode.cuh"
 #include "jump.cuh"
+#include "place.cuh"
 #include "update.cuh"
 
 // Block of 128 threads, grid (⌈words/2⌉, ⌈F/64⌉).
@@ -66,19 +67,6 @@ extern "C" __global__ void __launch_bounds__(128)
     for (u32 at = begin + threadIdx.x; at < end; at += blockDim.x) {
         atomicOr(&mask[(u64)near_features[at] * words + row / 32], 1u << (row & 31u));
     }
-}
-
-// The last place from `low` on, below `high`, that holds at most `feature`; the list ascends. `low` if there is none.
-__device__ __forceinline__ u32 place_of(const u32 *list, u32 low, u32 high, u32 feature) {
-    while (high - low > 1) {
-        u32 middle = low + (high - low) / 2;
-        if (list[middle] <= feature) {
-            low = middle;
-        } else {
-            high = middle;
-        }
-    }
-    return low;
 }
 
 // gather_values for active and near pairs: z in place of the activations. One warp per feature.

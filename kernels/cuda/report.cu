@@ -91,8 +91,8 @@ extern "C" __global__ void __launch_bounds__(128)
         report->rows_off_mean = counts[2];
         report->rows_off_zero = counts[3];
         double error = mse == MSE_CENTERED ? shared[1] : mse == MSE_UNCENTERED ? shared[2] : shared[0];
-        double mean_error = error / rows, penalty_term = scalars->coefficient * shared[7] / rows;
-        double loss = mean_error + penalty_term;
+        double mean_error = error / rows + report->prefixes, penalty_term = scalars->coefficient * shared[7] / rows;
+        double loss = mean_error + penalty_term + report->dead;
         report->mse = mean_error;
         report->penalty_term = penalty_term;
         report->loss = loss;

@@ -44,6 +44,8 @@ struct Report {
     u32 diverged;        // a weight became NaN or infinite
     u32 non_finite_row;  // the first row with NaN or infinity, or NO_ROW
     u32 zero_row;        // the first row whose norm the MSE cannot divide by, or NO_ROW
+    double dead;         // the term for dead features; only written where there is one
+    double prefixes;     // what their term is more than that of all features; only written where there are some
     u32 smallest;        // the bits of the smallest activation; only written where BatchTopK's threshold follows it
     u32 unused;
 };

@@ -47,25 +47,31 @@ pub enum DeadLossKind {
     },
 }
 
+impl DeadLossKind {
+    /// Its coefficient; 0 for ghost gradients, whose scale is another.
+    pub(crate) fn coefficient(&self) -> f64 {
+        match *self {
+            DeadLossKind::AuxK { coefficient, .. }
+            | DeadLossKind::AuxKSum { coefficient, .. }
+            | DeadLossKind::PreActivation { coefficient } => coefficient,
+            DeadLossKind::Ghost => 0.0,
+        }
+    }
+}
+
 impl DeadLoss {
     /// What is wrong with it beside such an activation: which value, and which rule it breaks.
     pub(crate) fn check(&self, activation: &Activation) -> Result<(), (&'static str, String, &'static str)> {
-        let coefficient = match self.kind {
-            DeadLossKind::AuxK { k, coefficient } | DeadLossKind::AuxKSum { k, coefficient } => {
-                if k == 0 {
-                    return Err(("aux_k", k.to_string(), "it must be at least 1"));
-                }
-                coefficient
-            }
-            DeadLossKind::PreActivation { coefficient } => {
-                if !activation.has_thresholds() {
-                    let rule = "only jump-relu has the thresholds that it brings pre-activations up to";
-                    return Err(("the loss over dead features", "pre-activation".into(), rule));
-                }
-                coefficient
-            }
-            DeadLossKind::Ghost => 0.0,
-        };
+        let coefficient = self.kind.coefficient();
+        if let DeadLossKind::AuxK { k: 0, .. } | DeadLossKind::AuxKSum { k: 0, .. } = self.kind {
+            return Err(("aux_k", "0".into(), "it must be at least 1"));
+        }
+        if let DeadLossKind::PreActivation { .. } = self.kind
+            && !activation.has_thresholds()
+        {
+            let rule = "only jump-relu has the thresholds that it brings pre-activations up to";
+            return Err(("the loss over dead features", "pre-activation".into(), rule));
+        }
         if !(coefficient.is_finite() && coefficient >= 0.0) {
             let rule = "it must be a number of at least 0";
             return Err(("the coefficient of the loss over dead features", coefficient.to_string(), rule));

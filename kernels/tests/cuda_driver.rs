@@ -12,12 +12,14 @@ use kernels::cuda::device::Device;
 use kernels::cuda::launch::rows::PadRows;
 use kernels::cuda::plan::DeviceOptions;
 use kernels::cuda::step::{CudaStep, Outcome};
+use kernels::dead::{DeadLoss, DeadLossKind};
 use kernels::error::DeviceError;
 use kernels::loss::{LossSpec, Mse, Penalty};
 use kernels::outcome::StepReport;
 use kernels::parameters::Parameters;
 use kernels::path::Path;
 use kernels::precision::Precision;
+use kernels::prefixes::Prefixes;
 use kernels::spec::{DecoderNorm, Schedule, StepSpec};
 use kernels::state::State;
 
@@ -282,6 +284,14 @@ fn kinds() -> Vec<StepSpec> {
         StepSpec { gradient_clip: Some(1e-2), ..all },
         StepSpec { activation: jump, gradient_clip: Some(1e-2), loss: counted, ..all },
         StepSpec { loss: dense, ..all },
+        StepSpec {
+            activation: Activation::BatchTopK { k: 2, threshold },
+            prefixes: Prefixes::new(&[20, 60], 0.4).unwrap(),
+            rank_by_decoder_norm: true,
+            decoder_norm: DecoderNorm::Free,
+            dead: Some(DeadLoss { after_steps: 1, kind: DeadLossKind::AuxK { k: 9, coefficient: 0.3 } }),
+            ..all
+        },
     ]
 }
 

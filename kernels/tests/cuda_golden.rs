@@ -5,6 +5,7 @@ use example_steps::{Golden, relative_difference, single};
 use kernels::activation::Activation;
 use kernels::cuda::plan::{DeviceOptions, DevicePlan};
 use kernels::cuda::step::CudaStep;
+use kernels::dead::DeadLossKind;
 use kernels::error::StepError;
 use kernels::parameters::{Parameters, transposed};
 use kernels::path::Path;
@@ -35,6 +36,10 @@ fn fifty_steps_end_at_pytorchs_weights_on_both_paths() {
             continue;
         }
         cases += 1;
+        // Where AuxK's e is far from r, as in two of these batches, the loss is two hundred times that of others, and depends on
+        // the few weights that e comes from as much more.
+        let normalised = spec.dead.is_some_and(|dead| matches!(dead.kind, DeadLossKind::AuxK { .. }));
+        let tolerance = if normalised { 3e-5 } else { 1e-5 };
         let losses = golden.tensor(&format!("{name}/loss"));
         for (path, precision) in [(Path::Sparse, Precision::Exact), (Path::Dense, Precision::Fp32)] {
             let sparse_density = if path == Path::Sparse { 1.0 } else { 0.0 };
@@ -52,7 +57,7 @@ fn fifty_steps_end_at_pytorchs_weights_on_both_paths() {
                 assert_eq!(report.path, if selects { Path::Sparse } else { path });
                 let got = report.terms.loss();
                 let off = (got - loss).abs() / loss.abs();
-                assert!(off < 1e-5, "{name} {path:?} step {}: {got} {loss}", report.step);
+                assert!(off < tolerance, "{name} {path:?} step {}: {got} {loss}", report.step);
             }
             let weights = step.weights(&mut device).unwrap();
             let encoder = transposed(weights.encoder.view());
@@ -67,13 +72,13 @@ fn fifty_steps_end_at_pytorchs_weights_on_both_paths() {
             for (key, got) in tensors.into_iter().filter_map(|(key, got)| Some((key, got?))) {
                 let expected = golden.tensor(&format!("{name}/weights/{key}"));
                 let off = relative_difference(got, expected);
-                assert!(off < 1e-5, "{name} {path:?} {precision:?} {key}: {off:e}");
+                assert!(off < tolerance, "{name} {path:?} {precision:?} {key}: {off:e}");
                 if off > worst.0 {
                     worst = (off, format!("{name} {path:?} {key}"));
                 }
             }
         }
     }
-    assert!(cases >= 36, "{cases} cases are computed on a device");
+    assert!(cases >= 42, "{cases} cases are computed on a device");
     println!("largest relative difference {:.1e} ({})", worst.0, worst.1);
 }

@@ -6,12 +6,14 @@ use kernels::activation::{Activation, ThresholdAverage};
 use kernels::cpu::step::{CpuOptions, CpuStep};
 use kernels::cuda::plan::DeviceOptions;
 use kernels::cuda::step::{CudaStep, Outcome};
+use kernels::dead::{DeadLoss, DeadLossKind};
 use kernels::error::StepError;
 use kernels::loss::{LossSpec, Mse, Penalty};
 use kernels::outcome::StepReport;
 use kernels::parameters::{Parameters, transposed};
 use kernels::path::Path;
 use kernels::precision::Precision;
+use kernels::prefixes::Prefixes;
 use kernels::reference;
 use kernels::spec::{DecoderNorm, Schedule, StepSpec};
 use kernels::state::State;
@@ -347,6 +349,200 @@ fn the_threshold_of_a_batch_is_the_cpu_engines_and_evaluates() {
         resumed.step.restore(&mut resumed.device, &run.state()).unwrap();
         assert_eq!(resumed.steps(5..7), run.steps(5..7));
         assert!(resumed.state() == run.state());
+    }
+}
+
+/// A spec whose dead features have a loss; most features of a selection are dead after a few steps.
+fn auxiliary(kind: DeadLossKind, spec: StepSpec) -> StepSpec {
+    StepSpec { dead: Some(DeadLoss { after_steps: 1, kind }), ..spec }
+}
+
+const AUX_KINDS: [fn(usize) -> DeadLossKind; 2] =
+    [|k| DeadLossKind::AuxK { k, coefficient: 0.3 }, |k| DeadLossKind::AuxKSum { k, coefficient: 0.3 }];
+
+#[test]
+fn an_auxiliary_loss_over_dead_features_follows_the_definition() {
+    for kind in AUX_KINDS {
+        for ((d, f, b), k_aux) in [((3, 17, 5), 2), ((20, 70, 33), 7), ((20, 70, 33), 90), ((65, 90, 131), 3)]
+        {
+            for precision in [Precision::Exact, Precision::Fp32] {
+                for spec in [top_k(2, spec(d, f, b)), batch_top_k(2, spec(d, f, b))] {
+                    let options = options(Path::Sparse, precision);
+                    follow_the_definition(auxiliary(kind(k_aux), spec), options, 0.0, 4, 3e-5);
+                }
+            }
+        }
+        let options = options(Path::Sparse, Precision::Exact);
+        // Segments, of pairs of both kinds; a gradient that is clipped; every MSE; weights of the penalty.
+        for mse in [Mse::Sum, Mse::Centered, Mse::Uncentered] {
+            let mut of_mse = StepSpec { decoder_norm: DecoderNorm::Free, ..top_k(2, spec(20, 12, 300)) };
+            of_mse.loss.mse = mse;
+            of_mse.loss.weight_by_decoder_norm = true;
+            follow_the_definition(auxiliary(kind(5), of_mse), options, -3.0, 4, 3e-5);
+        }
+        let clipped = StepSpec { gradient_clip: Some(0.01), pre_bias: false, ..top_k(3, spec(20, 40, 33)) };
+        follow_the_definition(auxiliary(kind(5), clipped), options, 0.0, 4, 3e-5);
+        // Nothing is dead yet; and a batch of one row, whose error has no spread.
+        let never = DeadLoss { after_steps: 100, kind: kind(5) };
+        follow_the_definition(
+            StepSpec { dead: Some(never), ..top_k(3, spec(20, 40, 33)) },
+            options,
+            0.0,
+            3,
+            2e-5,
+        );
+        let sum = LossSpec { mse: Mse::Sum, ..spec(20, 40, 1).loss };
+        let one = StepSpec { loss: sum, ..top_k(3, spec(20, 40, 1)) };
+        follow_the_definition(auxiliary(kind(5), one), options, 0.0, 4, 3e-5);
+    }
+}
+
+#[test]
+fn each_step_with_dead_features_is_the_cpu_engines() {
+    for kind in AUX_KINDS {
+        let nested = Prefixes::new(&[20, 90], 0.4).unwrap();
+        let plain = auxiliary(kind(12), batch_top_k(3, spec(35, 150, 130)));
+        for spec in [plain, StepSpec { prefixes: nested, rank_by_decoder_norm: true, ..plain }] {
+            let mut run = Run::new(spec, options(Path::Sparse, Precision::Exact), &weights(&spec, 0.0), 0);
+            let mut cpu = CpuStep::new(spec, CpuOptions::default(), weights(&spec, 0.0)).unwrap();
+            for step in 0..5 {
+                // From the same state: what differs is the arithmetic of one step.
+                run.step.restore(&mut run.device, &cpu.state()).unwrap();
+                let got = run.step(&batch(&spec, step)).unwrap();
+                let expected = cpu.step(batch(&spec, step).view().into(), &Schedule::constant(1e-3)).unwrap();
+                assert_eq!((got.sums.active, got.terms.dead > 0.0), (expected.sums.active, step > 1));
+                for (got, expected) in
+                    [(got.terms.dead, expected.terms.dead), (got.terms.mse, expected.terms.mse)]
+                {
+                    assert!(
+                        (got - expected).abs() <= 2e-6 * expected,
+                        "step {step} of {:?}: {got} {expected}",
+                        spec.dead
+                    );
+                }
+                let (got, expected) = (run.state(), cpu.state());
+                assert_eq!(got.steps_since_fired, expected.steps_since_fired);
+                let off = relative_difference(
+                    numbers(&got.weights.encoder),
+                    &wide(numbers(&expected.weights.encoder)),
+                );
+                assert!(off < 2e-6, "step {step}: {off:e}");
+            }
+        }
+    }
+}
+
+#[test]
+fn features_ranked_by_decoder_norms_follow_the_definition() {
+    let ranked =
+        |spec: StepSpec| StepSpec { rank_by_decoder_norm: true, decoder_norm: DecoderNorm::Free, ..spec };
+    for (d, f, b) in [(3, 17, 5), (20, 70, 33), (65, 90, 131)] {
+        for shift in [2.0, 0.0, -30.0] {
+            for precision in [Precision::Exact, Precision::Fp32] {
+                let options = options(Path::Sparse, precision);
+                for spec in [top_k(3, spec(d, f, b)), batch_top_k(3, spec(d, f, b))] {
+                    follow_the_definition(ranked(spec), options, shift, 3, 3e-5);
+                    let auxiliary = auxiliary(AUX_KINDS[f % 2](4), spec);
+                    follow_the_definition(ranked(auxiliary), options, shift, 4, 3e-5);
+                }
+            }
+        }
+    }
+    follow_the_definition(
+        ranked(batch_top_k(7, spec(35, 60, 70))),
+        options(Path::Sparse, Precision::Bf16),
+        0.5,
+        2,
+        5e-2,
+    );
+}
+
+#[test]
+fn prefixes_follow_the_definition() {
+    let nested =
+        |widths: &[usize], spec: StepSpec| StepSpec { prefixes: Prefixes::new(widths, 0.4).unwrap(), ..spec };
+    for (d, f, b) in [(3, 17, 5), (20, 70, 33), (65, 90, 131)] {
+        for widths in [&[1][..], &[2, 3, f / 2, f - 1]] {
+            for precision in [Precision::Exact, Precision::Fp32] {
+                let options = options(Path::Sparse, precision);
+                for spec in [top_k(3, spec(d, f, b)), batch_top_k(3, spec(d, f, b))] {
+                    follow_the_definition(nested(widths, spec), options, 0.0, 3, 3e-5);
+                }
+                let both = auxiliary(AUX_KINDS[f % 2](4), batch_top_k(2, spec(d, f, b)));
+                let ranked = StepSpec { rank_by_decoder_norm: true, gradient_clip: Some(0.1), ..both };
+                follow_the_definition(nested(widths, ranked), options, 0.0, 4, 3e-5);
+            }
+        }
+    }
+    let options = |precision| options(Path::Sparse, precision);
+    // Segments, every MSE, weights of the penalty, rows too wide for four components a thread.
+    for mse in [Mse::Sum, Mse::Centered, Mse::Uncentered] {
+        let mut spec = StepSpec { decoder_norm: DecoderNorm::Free, ..top_k(5, spec(20, 12, 300)) };
+        spec.loss.mse = mse;
+        spec.loss.weight_by_decoder_norm = true;
+        follow_the_definition(nested(&[3, 8], spec), options(Precision::Exact), -3.0, 3, 3e-5);
+    }
+    let loss = LossSpec::reconstruction(Mse::Centered);
+    let wide = StepSpec { loss, ..top_k(4, spec(1025, 9, 5)) };
+    follow_the_definition(nested(&[2, 5], wide), options(Precision::Fp32), 0.0, 1, 2e-5);
+    let rounded = nested(&[10, 30], top_k(7, spec(35, 60, 70)));
+    follow_the_definition(rounded, options(Precision::Bf16), 0.5, 2, 5e-2);
+}
+
+#[test]
+fn nested_selections_are_the_same_in_every_order() {
+    let spec = auxiliary(AUX_KINDS[0](40), batch_top_k(4, spec(35, 150, 130)));
+    let prefixes = Prefixes::new(&[10, 40, 149], 0.3).unwrap();
+    let spec = StepSpec { prefixes, rank_by_decoder_norm: true, decoder_norm: DecoderNorm::Free, ..spec };
+    let run = |precision, order| {
+        let mut run = Run::new(spec, options(Path::Sparse, precision), &weights(&spec, 0.0), order);
+        (run.steps(0..5), run.state())
+    };
+    let expected = run(Precision::Exact, 0);
+    assert!(expected.0[4].terms.dead > 0.0);
+    for (precision, order) in [(Precision::Exact, 1), (Precision::Exact, 3), (Precision::Fp32, 12_345)] {
+        assert!(run(precision, order) == expected, "{precision:?} in order {order}");
+    }
+    // What is not trained has one reconstruction, with the threshold of what features are ranked by.
+    let mut run = Run::new(spec, options(Path::Sparse, Precision::Exact), &weights(&spec, 0.0), 0);
+    let mut cpu = CpuStep::new(spec, CpuOptions::default(), weights(&spec, 0.0)).unwrap();
+    run.steps(0..3);
+    cpu.restore(run.state()).unwrap();
+    let others = batch(&spec, 100);
+    let uploaded = run.upload(&others);
+    let got = run.step.evaluate(&mut run.device, &uploaded, spec.batch).unwrap();
+    let expected = cpu.evaluate(others.view().into()).unwrap();
+    assert_eq!(got.firings, expected.firings);
+    for (got, expected) in [
+        (got.sums.squared_error, expected.sums.squared_error),
+        (got.sums.l1, expected.sums.l1),
+        (got.sums.norm_ratio, expected.sums.norm_ratio),
+    ] {
+        assert!((got - expected).abs() < 1e-5 * expected, "{got} {expected}");
+    }
+}
+
+#[test]
+fn a_run_with_dead_features_is_the_same_in_every_order() {
+    for kind in AUX_KINDS {
+        let spec = auxiliary(kind(40), batch_top_k(4, spec(35, 150, 130)));
+        let run =
+            |precision, order| Run::new(spec, options(Path::Sparse, precision), &weights(&spec, 0.0), order);
+        let (mut first, mut others) =
+            (run(Precision::Exact, 0), [1, 3, 12_345].map(|o| run(Precision::Exact, o)));
+        let reports = first.steps(0..5);
+        assert!(reports[4].terms.dead > 0.0 && reports[0].terms.dead == 0.0, "{reports:?}");
+        for other in &mut others {
+            assert_eq!(other.steps(0..5), reports);
+            assert!(other.state() == first.state());
+        }
+        // Resumed, and with products of another kind.
+        let mut parts = run(Precision::Fp32, 0);
+        assert_eq!(parts.steps(0..3), reports[..3]);
+        let mut rest = run(Precision::Exact, 0);
+        rest.step.restore(&mut rest.device, &parts.state()).unwrap();
+        assert_eq!(rest.steps(3..5), reports[3..]);
+        assert!(rest.state() == first.state());
     }
 }
 

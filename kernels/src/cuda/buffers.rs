@@ -3,14 +3,15 @@
 use super::device::Device;
 use super::halves::Matrix;
 use super::launch::backward::segment_length;
+use super::launch::dead::spread_parts;
 use super::launch::dense::slope_parts;
 use super::launch::frequency::{FREQUENCY_TARGETS, frequency_parts};
 use super::launch::lists::list_blocks;
 use super::launch::report::REPORT_PARTS;
 use super::launch::select_batch::HISTOGRAM;
 use super::launch::update::update_blocks;
-use super::launch::{COLUMNS, SUMMED_ROWS, Slice};
-use super::layout::{BatchCut, Clip, ROW_RESULT_BYTES, Report, Scalars, Window};
+use super::launch::{COLUMNS, SUMMED_ROWS, Slice, mask_words};
+use super::layout::{BatchCut, Clip, Dead, ROW_RESULT_BYTES, Report, Scalars, Window};
 use super::plan::DevicePlan;
 use crate::error::DeviceError;
 use crate::precision::Precision;
@@ -111,17 +112,17 @@ table! {
         /// Of blocks of lines of a mask: their bits, then the bits before them.
         block_totals: B, 8 * list_blocks(plan.rows.max(plan.features)), "the lists' blocks";
         row_counts: B, 4 * plan.rows, "the rows' lists";
-        row_starts: B, 4 * (plan.rows + 1), "the rows' lists";
-        row_active: B, 4 * plan.rows, "the rows' lists";
-        pair_features: B, 4 * plan.pairs, "the active pairs";
-        row_values: B, 4 * plan.pairs, "the active pairs";
+        row_starts: B, 4 * (plan.listed_rows() + 1), "the rows' lists";
+        row_active: B, 4 * plan.listed_rows(), "the rows' lists";
+        pair_features: B, 4 * plan.listed_pairs(), "the active pairs";
+        row_values: B, 4 * plan.listed_pairs(), "the active pairs";
         counts: B, 4 * plan.features, "the features' lists";
         feature_starts: B, 4 * (plan.features + 1), "the features' lists";
         segment_starts: B, 4 * (plan.features + 1), "the features' lists";
         segment_features: B, 4 * plan.segments, "the features' lists";
-        pair_rows: B, 4 * plan.pairs, "the active pairs";
-        feature_values: B, 4 * plan.pairs, "the active pairs";
-        feature_slopes: B, 4 * plan.pairs, "the active pairs";
+        pair_rows: B, 4 * plan.listed_pairs(), "the active pairs";
+        feature_values: B, 4 * plan.listed_pairs(), "the active pairs";
+        feature_slopes: B, 4 * plan.listed_pairs(), "the active pairs";
         by_norm: B, 4 * plan.features, "the norms' gradient";
         segment_sums: B, 4 * plan.segments * segment_length(plan.stride), "the segments of frequent features";
 
@@ -141,8 +142,30 @@ table! {
         histogram: Option<B>, plan.of_batch.then_some(8 * HISTOGRAM), "the selection";
         tie_starts: Option<B>, plan.of_batch.then_some(4 * (plan.features + 1)), "the selection";
 
-        g: B, 4 * plan.rows * plan.stride, "the reconstruction's gradient";
+        g: B, 4 * plan.backward_rows() * plan.stride, "the reconstruction's gradient";
         results: B, ROW_RESULT_BYTES * plan.rows, "the rows' results";
+
+        /// The features' pairs in the lists, where those are not the active ones alone.
+        listed_counts: Option<B>, (plan.thresholds || plan.dead.is_some()).then_some(4 * plan.features),
+            "the features' lists";
+        /// `Dead`, and what an auxiliary loss over dead features needs; only where there is one.
+        dead: Option<B>, plan.dead.map(|_| size_of::<Dead>()), "the dead features";
+        dead_features: Option<B>, plan.dead.map(|_| 4 * plan.features), "the dead features";
+        /// The mask [F,words] of a batch of `listed_rows`.
+        dead_mask: Option<B>, plan.dead.map(|_| 4 * plan.features * mask_words(plan.listed_rows())), "the dead features";
+        residual_mean: Option<B>, plan.dead.map(|_| 4 * plan.stride), "the dead features";
+        spread_parts: Option<B>, plan.dead.map(|_| 8 * spread_parts(plan.rows)), "the dead features";
+        dead_losses: Option<B>, plan.dead.map(|_| 8 * plan.rows), "the dead features";
+
+        /// The encoder's input, once for each reconstruction and loss; only where there are several.
+        x_copies: Option<B>, (plan.copies() > 1).then_some(4 * plan.backward_rows() * plan.stride), "the prefixes";
+        /// Where groups of features end, u32, and the rows' terms; only with prefixes.
+        group_ends: Option<B>, (plan.groups > 1).then_some(4 * plan.groups), "the prefixes";
+        group_terms: Option<B>, (plan.groups > 1).then_some(8 * plan.rows), "the prefixes";
+        /// The encoder times the decoder's norms, its bias and its norms; only where features are ranked so.
+        ranked_encoder: Option<B>, plan.ranks.then_some(4 * plan.features * plan.stride), "the ranking";
+        ranked_bias: Option<B>, plan.ranks.then_some(4 * plan.features), "the ranking";
+        ranked_norm: Option<B>, plan.ranks.then_some(4 * plan.features), "the ranking";
 
         window: B, size_of::<Window>(), "the frequency window";
         levels: B, 8 * plan.window, "the frequency window";
@@ -163,8 +186,6 @@ table! {
         near_features: Option<B>, plan.thresholds.then_some(4 * plan.pairs), "the near pairs";
         near_values: Option<B>, plan.thresholds.then_some(4 * plan.pairs), "the near pairs";
         row_near: Option<B>, plan.thresholds.then_some(4 * plan.rows), "the near pairs";
-        /// The features' active and near pairs.
-        listed_counts: Option<B>, plan.thresholds.then_some(4 * plan.features), "the features' lists";
         encoder_bf16: Option<B>, copy(plan, plan.precision != Precision::Fp32), "the encoder in bfloat16";
         decoder_bf16: Option<B>, copy(plan, plan.precision == Precision::Bf16), "the decoder in bfloat16";
         feature_base: B, 4 * plan.features, "the screening bounds";
@@ -232,6 +253,8 @@ pub(crate) enum Arrivals {
     Lists,
     DecoderBias,
     Selection,
+    Dead,
+    Groups,
     /// The first of one for each 64 columns.
     Columns,
 }

@@ -25,7 +25,7 @@ impl<D: Device> CudaStep<D> {
         let (b, dense) = (&self.buffers, self.dense_buffers());
         match matrix {
             Matrix::X => self.encoder_input(batch).into(),
-            Matrix::Encoder => self.weights_from(0),
+            Matrix::Encoder => self.ranking().encoder,
             Matrix::Decoder => self.weights_from(self.plan.decoder_at()),
             Matrix::Activations => (&dense.activations).into(),
             Matrix::Gradient => (&b.g).into(),
@@ -151,7 +151,7 @@ impl<D: Device> CudaStep<D> {
         self.dense_preactivations(device, batch, rows)?;
         let activate = Activate {
             a: &dense.activations,
-            encoder_bias: self.weights_from(plan.encoder_bias_at()),
+            encoder_bias: self.ranking().bias,
             mask: &b.mask,
             halves: self.written_halves(Matrix::Activations),
             features,
@@ -161,7 +161,9 @@ impl<D: Device> CudaStep<D> {
             above: match self.spec.activation {
                 Activation::Relu | Activation::JumpRelu { .. } => None,
                 // Not in training, which selects.
-                Activation::BatchTopK { .. } => Some(self.threshold.unwrap_or(0.0) as f32),
+                Activation::BatchTopK { .. } => {
+                    Some((self.threshold.unwrap_or(0.0) as f32, self.rank_norms()))
+                }
                 Activation::TopK { .. } => unreachable!("selections are sparse"),
             },
         };

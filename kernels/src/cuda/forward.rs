@@ -77,14 +77,18 @@ impl<D: Device> CudaStep<D> {
         purpose: Purpose<'_, D::Buffer>,
     ) -> Result<(), DeviceError> {
         self.rows(device, batch, rows, &purpose)?;
+        self.rank_encoder(device)?;
         match path {
-            Path::Sparse => self.encode_and_decode_pairs(device, batch, rows)?,
+            Path::Sparse => self.encode_and_decode_pairs(device, batch, rows, &purpose)?,
             Path::Dense => self.encode_and_decode_dense(device, batch, rows)?,
         }
         let (b, penalty) = (&self.buffers, self.spec.loss.penalty);
         if penalty.counts() {
             let (results, scalars, report) = (&b.results, &b.scalars, &b.report);
             PenaltyOfCount { results, rows, penalty, scalars, report }.launch(device)?;
+        }
+        if let Purpose::Training(_) = purpose {
+            self.add_dead_loss(device, batch)?;
         }
         self.report_rows(device, rows, &purpose)
     }
@@ -219,6 +223,7 @@ impl<D: Device> CudaStep<D> {
         device: &mut D,
         batch: &D::Buffer,
         rows: usize,
+        purpose: &Purpose<'_, D::Buffer>,
     ) -> Result<(), DeviceError> {
         match self.spec.activation {
             Activation::Relu | Activation::JumpRelu { .. } => {
@@ -237,10 +242,14 @@ impl<D: Device> CudaStep<D> {
         if self.plan.of_batch {
             self.report_smallest(device)?;
         }
-        // Lists by feature hold near pairs too, and are made of other counts then.
-        let counted = if self.plan.thresholds { Path::Dense } else { Path::Sparse };
+        self.divide_by_norms(device, rows)?;
+        // Lists by feature hold other pairs too, and are made of other counts then.
+        let counted = if self.buffers.listed_counts.is_some() { Path::Dense } else { Path::Sparse };
         self.count_features(device, rows, counted)?;
-        self.decode(device, batch, rows)
+        match (&self.buffers.group_ends, purpose) {
+            (Some(ends), Purpose::Training(_)) => self.decode_groups(device, batch, ends),
+            _ => self.decode(device, batch, rows),
+        }
     }
 
     fn list_candidates(&self, device: &mut D, rows: usize) -> Result<(), DeviceError> {
@@ -276,18 +285,19 @@ impl<D: Device> CudaStep<D> {
 
     fn recheck(&self, device: &mut D, batch: &D::Buffer, rows: usize) -> Result<(), DeviceError> {
         let (plan, b) = (&self.plan, &self.buffers);
+        let ranking = self.ranking();
         let operands = match (&b.encoder_bf16, plan.precision) {
-            (Some(encoder), Precision::Bf16) => Operands::Bf16 { x: &b.x_bf16, encoder },
+            (Some(encoder), Precision::Bf16) if !plan.ranks => Operands::Bf16 { x: &b.x_bf16, encoder },
             _ => Operands::Float32 {
                 x: self.encoder_input(batch),
-                encoder: self.weights_from(0),
+                encoder: ranking.encoder,
                 length: &b.length,
-                feature_norm: &b.feature_norm,
+                feature_norm: ranking.norm,
             },
         };
         let recheck = Recheck {
             operands,
-            encoder_bias: self.weights_from(plan.encoder_bias_at()),
+            encoder_bias: ranking.bias,
             starts: &b.row_starts,
             pair_features: &b.pair_features,
             row_values: &b.row_values,
@@ -304,9 +314,14 @@ impl<D: Device> CudaStep<D> {
     }
 
     fn decode(&self, device: &mut D, batch: &D::Buffer, rows: usize) -> Result<(), DeviceError> {
+        self.decode_of(batch, rows).launch(device)
+    }
+
+    /// The decode of the lists.
+    pub(crate) fn decode_of<'a>(&'a self, batch: &'a D::Buffer, rows: usize) -> Decode<'a, D::Buffer> {
         let (plan, b) = (&self.plan, &self.buffers);
         let in_float32 = || Decoder::Float32(self.weights_from(plan.decoder_at()));
-        let decode = Decode {
+        Decode {
             x: self.padded(batch),
             squared: &b.squared,
             centered: &b.centered,
@@ -327,8 +342,7 @@ impl<D: Device> CudaStep<D> {
             penalty: self.spec.loss.penalty,
             scalars: &b.scalars,
             report: &b.report,
-        };
-        decode.launch(device)
+        }
     }
 
     /// Where features begin in the lists.
@@ -338,20 +352,21 @@ impl<D: Device> CudaStep<D> {
 
     /// In how many of `rows` each feature is active, and on the sparse path where blocks of features begin in the lists.
     pub(crate) fn count_features(&self, device: &mut D, rows: usize, path: Path) -> Result<(), DeviceError> {
-        self.count_bits(device, rows, path, &self.buffers.counts)
+        self.count_bits(device, &self.buffers.mask, rows, path, &self.buffers.counts)
     }
 
-    /// The bits of each feature in the mask.
+    /// The bits of each feature in a mask of `rows` rows.
     pub(crate) fn count_bits(
         &self,
         device: &mut D,
+        mask: &D::Buffer,
         rows: usize,
         path: Path,
         counts: &D::Buffer,
     ) -> Result<(), DeviceError> {
         let b = &self.buffers;
         let count = CountFeatures {
-            mask: &b.mask,
+            mask,
             counts,
             totals: &b.block_totals,
             arrived: b.arrivals(Arrivals::Lists),

@@ -88,6 +88,8 @@ pub(crate) struct Report {
     pub(crate) diverged: u32,
     pub(crate) non_finite_row: u32,
     pub(crate) zero_row: u32,
+    pub(crate) dead: f64,
+    pub(crate) prefixes: f64,
     pub(crate) smallest: u32,
     pub(crate) unused: u32,
 }
@@ -107,6 +109,16 @@ pub(crate) mod status {
 pub(crate) struct Clip {
     pub(crate) most: f64,
     pub(crate) scale: f32,
+    pub(crate) unused: u32,
+}
+
+/// What a step finds of its dead features.
+#[repr(C)]
+#[derive(Debug, Clone, Copy, PartialEq, Pod, Zeroable)]
+pub(crate) struct Dead {
+    pub(crate) coefficient: f64,
+    pub(crate) scale: f64,
+    pub(crate) count: u32,
     pub(crate) unused: u32,
 }
 

@@ -1,12 +1,14 @@
 //! What can be decided without a device: the sizes of a step.
 
 use crate::activation::Activation;
+use crate::dead::DeadLossKind;
 use crate::error::StepError;
 use crate::loss::Penalty;
 use crate::path::PathChoice;
 use crate::precision::Precision;
 use crate::spec::StepSpec;
 
+use super::launch::dead::DeadPairs;
 use super::launch::lists::most_segments;
 use super::launch::{RowBlock, dense_line, mask_words, parameters_length, row_mask_words, stride_of};
 
@@ -79,17 +81,30 @@ pub struct DevicePlan {
     /// Whether they are the largest of the whole batch. What is not trained is then computed on the dense path: it has a threshold
     /// in place of the selection, and its rows any number of active pairs.
     pub of_batch: bool,
+    /// Whether features are ranked by their decoder's norms too.
+    pub ranks: bool,
+    /// The reconstructions of a row in training: those of the prefixes, and that of all features.
+    pub groups: usize,
+    /// Where the pairs of an auxiliary loss over dead features lie, if there is one.
+    pub dead: Option<DeadPairs>,
     /// How products are computed.
     pub precision: Precision,
 }
 
 /// The first thing in a step that the kernels do not compute.
 fn unsupported(spec: &StepSpec) -> Option<&'static str> {
+    let dead = spec.dead.map(|dead| dead.kind);
+    // What follows a selection never takes the dense path.
+    let selects = spec.activation.takes_the_largest();
     let parts = [
         (spec.skip, "a skip connection"),
-        (!spec.prefixes.is_empty(), "prefixes (matryoshka)"),
-        (spec.dead.is_some(), "a loss over dead features"),
-        (spec.rank_by_decoder_norm, "ranking by decoder norms"),
+        (
+            !spec.prefixes.is_empty() && !selects,
+            "prefixes (matryoshka) of other activations than topk and batch-topk",
+        ),
+        (dead == Some(DeadLossKind::Ghost), "ghost gradients"),
+        (matches!(dead, Some(DeadLossKind::PreActivation { .. })), "the pre-activation loss"),
+        (dead.is_some() && !selects, "aux-k beside other activations than topk and batch-topk"),
         (matches!(spec.loss.penalty, Penalty::MeanQuadratic { .. }), "the mean quadratic penalty"),
     ];
     parts.into_iter().find_map(|(asked, what)| asked.then_some(what))
@@ -97,6 +112,12 @@ fn unsupported(spec: &StepSpec) -> Option<&'static str> {
 
 fn at_most(name: &'static str, value: usize, most: usize) -> Result<(), StepError> {
     if value <= most { Ok(()) } else { Err(StepError::TooLarge { name, value, most }) }
+}
+
+/// From a row of a batch to the same row of the batch that lies behind it, where there are several: a number of whole words of a
+/// mask, which leaves a place in the list of where rows begin between the two.
+fn row_distance(rows: usize) -> usize {
+    32 * mask_words(rows + 1)
 }
 
 impl DevicePlan {
@@ -122,6 +143,18 @@ impl DevicePlan {
             Activation::TopK { k } | Activation::BatchTopK { k, .. } => (true, k.saturating_mul(spec.batch)),
             _ => (false, of_share),
         };
+        let dead = spec.dead.and_then(|dead| match dead.kind {
+            DeadLossKind::AuxK { k, .. } | DeadLossKind::AuxKSum { k, .. } => Some(DeadPairs {
+                first: pairs,
+                asked: k.min(u32::MAX as usize),
+                k: k.min(spec.features),
+                dead_row: row_distance(spec.batch),
+            }),
+            DeadLossKind::Ghost | DeadLossKind::PreActivation { .. } => None,
+        });
+        let of_dead = dead.map_or(0, |dead| dead.k.saturating_mul(spec.batch));
+        at_most("(k + aux_k) × batch", pairs.saturating_add(of_dead), (u32::MAX / 2) as usize)?;
+        let rows = dead.map_or(spec.batch, |_| 2 * spec.batch);
         at_most("k × batch", if selects { pairs } else { 0 }, (u32::MAX / 2) as usize)?;
         Ok(DevicePlan {
             rows: spec.batch,
@@ -132,13 +165,16 @@ impl DevicePlan {
             row_words: row_mask_words(spec.features),
             line: dense_line(spec.features),
             pairs,
-            segments: most_segments(pairs, spec.features, spec.batch),
+            segments: most_segments(pairs + of_dead, spec.features, rows),
             window: spec.sparsity_window,
             pre_bias: spec.pre_bias,
             thresholds: spec.activation.has_thresholds(),
             clips: spec.gradient_clip.is_some(),
             selects,
             of_batch: matches!(spec.activation, Activation::BatchTopK { .. }),
+            ranks: spec.rank_by_decoder_norm,
+            groups: spec.prefixes.widths().len() + 1,
+            dead,
             precision: options.precision,
         })
     }
@@ -149,6 +185,31 @@ impl DevicePlan {
         // A selection always fits.
         let capacity = if self.selects { self.rows * self.features } else { self.pairs };
         PathChoice::new(capacity, cells)
+    }
+
+    /// The rows that the lists of the backward pass are of: with an auxiliary loss those of a batch that is twice as long.
+    pub(crate) fn listed_rows(&self) -> usize {
+        self.dead.map_or(self.rows, |dead| dead.dead_row + self.rows)
+    }
+
+    /// From a row to the same row of the next reconstruction, or of an auxiliary loss.
+    pub(crate) fn row_distance(&self) -> usize {
+        row_distance(self.rows)
+    }
+
+    /// How often a batch lies behind itself in the backward pass: for each reconstruction, and for an auxiliary loss.
+    pub(crate) fn copies(&self) -> usize {
+        self.groups + usize::from(self.dead.is_some())
+    }
+
+    /// The rows of g, of all copies.
+    pub(crate) fn backward_rows(&self) -> usize {
+        (self.copies() - 1) * self.row_distance() + self.rows
+    }
+
+    /// The pairs that those lists hold.
+    pub(crate) fn listed_pairs(&self) -> usize {
+        self.pairs + self.dead.map_or(0, |dead| dead.k * self.rows)
     }
 
     /// Numbers in one copy of the parameters: encoder, decoder, encoder bias, decoder bias, each padded.
@@ -186,7 +247,7 @@ impl DevicePlan {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::dead::{DeadLoss, DeadLossKind};
+    use crate::dead::DeadLoss;
     use crate::loss::{LossSpec, Mse};
     use crate::prefixes::Prefixes;
 
@@ -219,16 +280,22 @@ mod tests {
     #[test]
     fn what_the_kernels_do_not_compute_is_refused_with_the_way_out() {
         let plain = spec(8, 33, 4);
-        let dead = DeadLoss { after_steps: 1, kind: DeadLossKind::Ghost };
+        let dead = |kind| Some(DeadLoss { after_steps: 1, kind });
+        let aux_k = dead(DeadLossKind::AuxK { k: 2, coefficient: 1.0 });
+        let (ghost, pre) =
+            (dead(DeadLossKind::Ghost), dead(DeadLossKind::PreActivation { coefficient: 1.0 }));
         let thresholds = Activation::JumpRelu { bandwidth: 0.5, to_input: false };
         let squared = LossSpec { penalty: Penalty::MeanQuadratic { target: 3.0 }, ..plain.loss };
-        let topk = Activation::TopK { k: 3 };
         for (spec, what) in [
-            (StepSpec { activation: topk, rank_by_decoder_norm: true, ..plain }, "ranking by decoder norms"),
             (StepSpec { activation: thresholds, loss: squared, ..plain }, "the mean quadratic penalty"),
             (StepSpec { skip: true, ..plain }, "a skip connection"),
-            (StepSpec { dead: Some(dead), ..plain }, "a loss over dead features"),
-            (StepSpec { prefixes: Prefixes::new(&[4], 1.0).unwrap(), ..plain }, "prefixes (matryoshka)"),
+            (StepSpec { dead: ghost, ..plain }, "ghost gradients"),
+            (StepSpec { activation: thresholds, dead: pre, ..plain }, "the pre-activation loss"),
+            (StepSpec { dead: aux_k, ..plain }, "aux-k beside other activations than topk and batch-topk"),
+            (
+                StepSpec { prefixes: Prefixes::new(&[4], 1.0).unwrap(), ..plain },
+                "prefixes (matryoshka) of other activations than topk and batch-topk",
+            ),
         ] {
             let error = DevicePlan::new(&spec, &DeviceOptions::default()).unwrap_err().to_string();
             let expected = format!("the CUDA kernels do not compute {what} yet: train with --device cpu");

@@ -37,13 +37,12 @@ impl<D: Device> CudaStep<D> {
         let (plan, b) = (&self.plan, &self.buffers);
         let (features, stride, report) = (plan.features, plan.stride, &b.report);
         let z = self.dense_preactivations(device, batch, rows)?;
-        let (largest, encoder_bias) =
-            (self.largest_norms(device)?, self.weights_from(plan.encoder_bias_at()));
+        let (largest, ranking) = (self.largest_norms(device)?, self.ranking());
         let select = SelectRows {
             z,
             x: self.encoder_input(batch),
-            encoder: self.weights_from(0),
-            encoder_bias,
+            encoder: ranking.encoder,
+            encoder_bias: ranking.bias,
             length: &b.length,
             largest,
             starts: &b.row_starts,
@@ -63,10 +62,10 @@ impl<D: Device> CudaStep<D> {
     /// The largest ‖w_j‖ and |b_j|.
     fn largest_norms(&self, device: &mut D) -> Result<&D::Buffer, DeviceError> {
         let (plan, b) = (&self.plan, &self.buffers);
-        let largest = b.largest_norms.as_ref().expect(PRESENT);
+        let (largest, ranking) = (b.largest_norms.as_ref().expect(PRESENT), self.ranking());
         let norms = LargestNorms {
-            feature_norm: &b.feature_norm,
-            encoder_bias: self.weights_from(plan.encoder_bias_at()),
+            feature_norm: ranking.norm,
+            encoder_bias: ranking.bias,
             largest,
             features: plan.features,
             report: &b.report,
@@ -86,18 +85,17 @@ impl<D: Device> CudaStep<D> {
         let (rows, features, report) = (plan.rows, plan.features, &b.report);
         let (cut, tie_starts) = (b.batch_cut.as_ref().expect(PRESENT), b.tie_starts.as_ref().expect(PRESENT));
         let z = self.dense_preactivations(device, batch, rows)?;
-        let (largest, encoder_bias) =
-            (self.largest_norms(device)?, self.weights_from(plan.encoder_bias_at()));
+        let (largest, ranking) = (self.largest_norms(device)?, self.ranking());
         let roughness = roughness(plan.precision, plan.stride);
         let mut rough = Rough { length: &b.length, largest, stride: plan.stride, roughness };
-        let mut of_z = BatchZ { z, encoder_bias: Some(encoder_bias), count: k * rows, features, rows };
+        let mut of_z = BatchZ { z, encoder_bias: Some(ranking.bias), count: k * rows, features, rows };
         if roughness > 0.0 {
             self.search_batch(device, of_z, rough)?;
             let settle = SettleDoubts {
                 z,
                 x: self.encoder_input(batch),
-                encoder: self.weights_from(0),
-                encoder_bias,
+                encoder: ranking.encoder,
+                encoder_bias: ranking.bias,
                 rough,
                 cut,
                 features,

@@ -27,8 +27,8 @@ use super::forward::Purpose;
 use super::launch::select_batch::HISTOGRAM;
 use super::launch::update::{Derive, Derived};
 use super::layout::{
-    BatchCut, Clip, MAILBOX_BYTES, NOTHING, REPLY, ROW_RESULT_BYTES, Report, Scalars, frequency_targets,
-    status,
+    BatchCut, Clip, Dead, MAILBOX_BYTES, NOTHING, REPLY, ROW_RESULT_BYTES, Report, Scalars,
+    frequency_targets, status,
 };
 use super::plan::{DeviceOptions, DevicePlan};
 pub use super::resident::CudaStep;
@@ -90,6 +90,14 @@ impl<D: Device> CudaStep<D> {
             device.upload(to, 0, bytemuck::bytes_of(&Clip { most, scale: 1.0, unused: 0 }))?;
         }
         step.clear_selection(device)?;
+        if let Some(to) = &mut step.buffers.group_ends {
+            let ends: Vec<u32> = spec.prefixes.ends(spec.features).map(|end| end as u32).collect();
+            device.upload(to, 0, bytemuck::cast_slice(&ends))?;
+        }
+        if let (Some(to), Some(loss)) = (&mut step.buffers.dead, spec.dead) {
+            let dead = Dead { coefficient: loss.kind.coefficient(), ..Zeroable::zeroed() };
+            device.upload(to, 0, bytemuck::bytes_of(&dead))?;
+        }
         device.zero(&mut step.buffers.report, 0, size_of::<Report>())?;
         device.zero(&mut step.buffers.arrivals, 0, 4 * arrivals(&step.plan))?;
         weights.check(&spec)?;
@@ -414,6 +422,7 @@ impl<D: Device> CudaStep<D> {
                 min_sparsity: report.min_sparsity,
                 max_sparsity: report.max_sparsity,
                 density: report.density,
+                dead: report.dead,
                 below_target: report.below_target as usize,
                 ..Terms::default()
             },

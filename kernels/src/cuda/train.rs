@@ -59,20 +59,21 @@ impl<D: Device> CudaStep<D> {
 
     fn update_from_pairs(&self, device: &mut D, batch: &D::Buffer) -> Result<(), DeviceError> {
         let (plan, b) = (&self.plan, &self.buffers);
-        let counts = self.add_near_pairs(device)?;
-        self.list_features(device, counts)?;
+        let (mask, counts) = self.add_other_pairs(device)?;
+        self.list_features(device, mask, counts)?;
         self.gather_values(device)?;
+        self.shift_rows(device)?;
         let pairs = ActivePairs {
             starts: self.feature_starts(),
             pair_rows: &b.pair_rows,
             feature_values: &b.feature_values,
             feature_slopes: &b.feature_slopes,
-            x: self.encoder_input(batch),
+            x: self.repeated_input(device, batch)?,
             g: &b.g,
-            rows: plan.rows,
+            rows: plan.backward_rows(),
             features: plan.features,
             stride: plan.stride,
-            capacity: plan.pairs,
+            capacity: plan.listed_pairs(),
             pseudo: self.pseudo(),
             penalty: self.spec.loss.penalty,
         };
@@ -113,36 +114,40 @@ impl<D: Device> CudaStep<D> {
         update.launch(device)
     }
 
-    /// Adds the near pairs to the mask, where thresholds are trained. The counts of what the lists by feature are to hold.
-    fn add_near_pairs(&self, device: &mut D) -> Result<&D::Buffer, DeviceError> {
+    /// Adds the pairs near thresholds, where those are trained, or those of a loss over dead features. The mask and the counts of
+    /// what the lists by feature are to hold.
+    fn add_other_pairs(&self, device: &mut D) -> Result<(&D::Buffer, &D::Buffer), DeviceError> {
         let (plan, b) = (&self.plan, &self.buffers);
-        let (Some(near), Some(counts)) = (self.near_pairs(), &b.listed_counts) else { return Ok(&b.counts) };
-        let mark = MarkNear {
-            starts: &b.row_starts,
-            near,
-            mask: &b.mask,
-            rows: plan.rows,
-            features: plan.features,
-            capacity: plan.pairs,
-            report: &b.report,
-        };
-        mark.launch(device)?;
-        self.count_bits(device, plan.rows, Path::Sparse, counts)?;
-        Ok(counts)
+        let Some(counts) = &b.listed_counts else { return Ok((&b.mask, &b.counts)) };
+        let mask = b.dead_mask.as_ref().unwrap_or(&b.mask);
+        if let Some(near) = self.near_pairs() {
+            let mark = MarkNear {
+                starts: &b.row_starts,
+                near,
+                mask,
+                rows: plan.rows,
+                features: plan.features,
+                capacity: plan.pairs,
+                report: &b.report,
+            };
+            mark.launch(device)?;
+        }
+        self.count_bits(device, mask, plan.listed_rows(), Path::Sparse, counts)?;
+        Ok((mask, counts))
     }
 
-    fn list_features(&self, device: &mut D, counts: &D::Buffer) -> Result<(), DeviceError> {
+    fn list_features(&self, device: &mut D, mask: &D::Buffer, counts: &D::Buffer) -> Result<(), DeviceError> {
         let (plan, b) = (&self.plan, &self.buffers);
         let list = ListFeatures {
-            mask: &b.mask,
+            mask,
             counts,
             totals: &b.block_totals,
             starts: self.feature_starts(),
             segment_features: &b.segment_features,
             pair_rows: &b.pair_rows,
             features: plan.features,
-            rows: plan.rows,
-            capacity: plan.pairs,
+            rows: plan.listed_rows(),
+            capacity: plan.listed_pairs(),
             report: &b.report,
         };
         list.launch(device)
@@ -160,11 +165,12 @@ impl<D: Device> CudaStep<D> {
             slopes: &b.slopes,
             by_norm: self.penalty_norms().map(|decoder_norm| ByNorm { decoder_norm, by_norm: &b.by_norm }),
             near: self.near_pairs(),
+            dead_row: plan.dead.map(|dead| dead.dead_row),
             feature_values: &b.feature_values,
             feature_slopes: &b.feature_slopes,
             features: plan.features,
-            rows: plan.rows,
-            capacity: plan.pairs,
+            rows: plan.listed_rows(),
+            capacity: plan.listed_pairs(),
             penalty: self.spec.loss.penalty,
             scalars: &b.scalars,
             report: &b.report,

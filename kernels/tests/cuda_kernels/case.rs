@@ -52,7 +52,7 @@ pub(crate) struct Case {
     pub(crate) report: Buffer,
 }
 
-pub(crate) const REPORT_BYTES: usize = 200;
+pub(crate) const REPORT_BYTES: usize = 216;
 
 /// The report of a step that has begun: no row has been found bad yet.
 pub(crate) fn begun(device: &mut EmulatedDevice) -> Buffer {

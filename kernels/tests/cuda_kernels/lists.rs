@@ -115,6 +115,7 @@ fn check_feature_lists(
         slopes: &penalties,
         by_norm: None,
         near: None,
+        dead_row: None,
         feature_values: &feature_values,
         feature_slopes: &feature_slopes,
         features,

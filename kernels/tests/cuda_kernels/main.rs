@@ -1,6 +1,7 @@
 //! Kernel by kernel, emulated, against the CPU engine's pieces: random, odd-sized, empty and all-active batches.
 
 mod case;
+mod dead;
 mod dense;
 mod encode;
 mod frequency;

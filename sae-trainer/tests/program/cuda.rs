@@ -103,9 +103,15 @@ fn a_run_on_the_gpu_is_the_run_on_the_cpu() {
 }
 
 /// Other kinds than ReLU, each with a kernel that only it has.
-const KINDS: [(&str, &str); 5] = [
+const KINDS: [(&str, &str); 7] = [
     ("--activation topk --k 6", "kernel select_rows"),
     ("--activation batch-topk --k 6 --threshold-after 2", "kernel keep_ties"),
+    ("--activation topk --k 4 --aux-k 8 --dead-rows 500", "kernel gather_dead"),
+    (
+        "--activation batch-topk --k 4 --rank-by-decoder-norm --decoder-norm free --aux-k 8 --aux-loss sum --dead-rows 500 \
+         --matryoshka 0.125,0.5",
+        "kernel decode_groups",
+    ),
     ("--activation jump-relu --mse sum --l0-coefficient 1e-2 --bandwidth 0.2", "kernel activate_jump"),
     ("--loss l1 --l1-coefficient 1e-2 --clip-gradient 0.1", "kernel clip_scale"),
     ("--mean-density-coefficient 1e-2 --log-density-coefficient 1e-3 --loss tanh", "kernel window_densities"),

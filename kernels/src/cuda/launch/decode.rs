@@ -1,6 +1,6 @@
 //! `decode.cu`: x̂ from the active pairs, its losses, and g = dL/dx̂.
 
-use super::parameter::{bytes, floats, halves, kind, number, u32s};
+use super::parameter::{Parameter, bytes, floats, halves, kind, number, u32s};
 use super::{REPORT_BYTES, SCALARS_BYTES, Slice, launch, stride_of, walk_threads};
 use crate::cuda::device::Device;
 use crate::cuda::layout::{ROW_RESULT_BYTES, mse_kind, penalty_kind};
@@ -61,18 +61,23 @@ pub struct Decode<'a, B> {
     pub report: &'a B,
 }
 
-impl<B> Decode<'_, B> {
-    /// Queues the kernel.
-    ///
-    /// # Errors
-    /// A buffer that is too short, or what the device says.
-    pub fn launch<D: Device<Buffer = B>>(&self, device: &mut D) -> Result<(), DeviceError> {
+impl<'a, B> Decode<'a, B> {
+    /// The kernel for the decoder, of that for float32 and that for bfloat16.
+    pub(super) fn one_of(&self, [float32, bf16]: [&'static str; 2]) -> &'static str {
+        match self.decoder {
+            Decoder::Float32(_) => float32,
+            Decoder::Bf16(_) => bf16,
+        }
+    }
+
+    /// The kernel's parameters, g being of `g_rows` rows.
+    pub(super) fn parameters(&self, g_rows: usize) -> Vec<Parameter<'a, B>> {
         let (rows, features, width, stride) = (self.rows, self.features, self.width, stride_of(self.width));
-        let (function, decoder) = match self.decoder {
-            Decoder::Float32(decoder) => ("decode", floats("decoder", decoder, features * stride)),
-            Decoder::Bf16(decoder) => ("decode_bf16", halves("decoder", decoder, features * stride)),
+        let decoder = match self.decoder {
+            Decoder::Float32(decoder) => floats("decoder", decoder, features * stride),
+            Decoder::Bf16(decoder) => halves("decoder", decoder, features * stride),
         };
-        let parameters = [
+        vec![
             floats("x", self.x, rows * stride),
             floats("squared", self.squared, rows),
             floats("centered", self.centered, rows),
@@ -83,7 +88,7 @@ impl<B> Decode<'_, B> {
             u32s("row_active", self.row_active, rows),
             u32s("pair_features", self.pair_features, self.capacity),
             floats("row_values", self.row_values, self.capacity),
-            floats("g", self.g, rows * stride),
+            floats("g", self.g, g_rows * stride),
             bytes("results", self.results, rows * ROW_RESULT_BYTES),
             number("rows", rows),
             number("width", width),
@@ -92,7 +97,21 @@ impl<B> Decode<'_, B> {
             kind("kind", penalty_kind(self.penalty)),
             bytes("scalars", self.scalars, SCALARS_BYTES),
             bytes("report", self.report, REPORT_BYTES),
-        ];
-        launch(device, ("decode", function), (rows, 1), walk_threads(stride), &parameters)
+        ]
+    }
+
+    /// Queues the kernel.
+    ///
+    /// # Errors
+    /// A buffer that is too short, or what the device says.
+    pub fn launch<D: Device<Buffer = B>>(&self, device: &mut D) -> Result<(), DeviceError> {
+        let kernel = ("decode", self.one_of(["decode", "decode_bf16"]));
+        launch(
+            device,
+            kernel,
+            (self.rows, 1),
+            walk_threads(stride_of(self.width)),
+            &self.parameters(self.rows),
+        )
     }
 }

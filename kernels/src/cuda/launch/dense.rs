@@ -46,8 +46,8 @@ pub struct Activate<'a, B> {
     pub report: &'a B,
     /// JumpReLU's thresholds, and z, [B,line], written.
     pub jump: Option<(Thresholds<'a, B>, &'a B)>,
-    /// One threshold of at least 0 for all features.
-    pub above: Option<f32>,
+    /// One threshold of at least 0 for all features; and ‖W_dec_j‖, [F], if z has to be divided by it.
+    pub above: Option<(f32, Option<&'a B>)>,
 }
 
 impl<B> Activate<'_, B> {
@@ -75,8 +75,8 @@ impl<B> Activate<'_, B> {
             parameters.extend(thresholds.parameters(features));
             parameters.push(floats("preactivations", preactivations, rows * line));
             kernel = ("jump_dense", "activate_jump");
-        } else if let Some(threshold) = self.above {
-            parameters.push(real("threshold", threshold));
+        } else if let Some((threshold, norms)) = self.above {
+            parameters.extend([real("threshold", threshold), floats("decoder_norm", norms, features)]);
             kernel = ("dense", "activate_above");
         }
         launch(device, kernel, (features.div_ceil(FEATURES), words), FEATURES, &parameters)

@@ -281,6 +281,8 @@ pub struct GatherValues<'a, B> {
     pub by_norm: Option<ByNorm<'a, B>>,
     /// The near pairs: the lists by feature hold them too, and z in place of the activations.
     pub near: Option<NearPairs<'a, B>>,
+    /// From which row on pairs are those of a loss over dead features, which no penalty sees.
+    pub dead_row: Option<usize>,
     /// The activations in the features' lists, [capacity], written.
     pub feature_values: &'a B,
     /// The penalties' derivatives by them, [capacity], written.
@@ -325,7 +327,12 @@ impl<B> GatherValues<'_, B> {
             bytes("report", self.report, REPORT_BYTES),
         ];
         parameters.extend(self.near.iter().flat_map(|near| near.parameters(rows, capacity)));
-        let kernel = if self.near.is_some() { ("jump", "gather_jump") } else { ("lists", "gather_values") };
+        parameters.extend(self.dead_row.map(|row| number("dead_row", row)));
+        let kernel = match (&self.near, self.dead_row) {
+            (Some(_), _) => ("jump", "gather_jump"),
+            (None, Some(_)) => ("dead", "gather_dead"),
+            (None, None) => ("lists", "gather_values"),
+        };
         // A warp for each feature.
         launch(device, kernel, (features.div_ceil(8), 1), 256, &parameters)
     }

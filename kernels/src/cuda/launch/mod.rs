@@ -10,13 +10,16 @@
 
 pub mod backward;
 pub mod clip;
+pub mod dead;
 pub mod decode;
 pub mod dense;
 pub mod encode;
 pub mod frequency;
+pub mod groups;
 pub mod jump;
 pub mod lists;
 mod parameter;
+pub mod rank;
 pub mod recheck;
 pub mod report;
 pub mod rows;
@@ -29,7 +32,7 @@ pub mod widen;
 pub use parameter::Slice;
 
 use super::device::{Device, Kernel, Launch};
-use super::layout::{BatchCut, Clip, Report, Scalars};
+use super::layout::{BatchCut, Clip, Dead, Report, Scalars};
 use crate::error::DeviceError;
 use parameter::Parameter;
 
@@ -47,6 +50,7 @@ pub(crate) const COLUMNS: usize = 64;
 const SCALARS_BYTES: usize = size_of::<Scalars>();
 const REPORT_BYTES: usize = size_of::<Report>();
 const CLIP_BYTES: usize = size_of::<Clip>();
+const DEAD_BYTES: usize = size_of::<Dead>();
 const BATCH_CUT_BYTES: usize = size_of::<BatchCut>();
 
 /// Numbers from one row of a matrix of `width` columns to the next.
