@@ -27,8 +27,8 @@ struct Dead {
     u32 unused;
 };
 
-// The features that were silent for more than `after` steps, ascending into dead_features [F], and for DEAD_AUX_K are so in this
-// batch. The scale too, for DEAD_AUX_K_SUM. One block of 1024 threads.
+// The features that were silent for more than `after` steps, and for DEAD_AUX_K are so in this batch too, ascending into
+// dead_features [F]; and the scale of DEAD_AUX_K_SUM. One block of 1024 threads.
 extern "C" __global__ void __launch_bounds__(1024)
     list_dead(const u64 *__restrict__ steps_since_fired, const u32 *__restrict__ counts, u32 *__restrict__ dead_features,
               Dead *dead, u64 after, u32 dead_kind, u32 k, u32 features, u32 rows,
@@ -142,9 +142,9 @@ struct RankedZ {
     __device__ __forceinline__ float operator[](u32 at) const { return norms ? z[at] * norms[features[at]] : z[at]; }
 };
 
-// For each row its k largest z of dead features, or z times rank_norm [F] unless that is null, ties by the lower feature; those above 0 alone for DEAD_AUX_K. The list of row i is
-// that of row dead_row + i: from `first` + i·k on in pair_features and row_values. Its pairs' bits are set in dead_mask [F,words].
-// Block 256, grid B.
+// For each row its k largest z of dead features, or z times rank_norm [F] unless that is null, ties by the lower feature; those above
+// 0 alone for DEAD_AUX_K. The list of row i is that of row dead_row + i: from `first` + i·k on in pair_features and row_values. Its
+// pairs' bits are set in dead_mask [F,words]. Block 256, grid B.
 extern "C" __global__ void __launch_bounds__(SELECT_THREADS)
     select_dead(const float *__restrict__ z, const float *__restrict__ rank_norm,
                 const u32 *__restrict__ dead_features, const Dead *__restrict__ dead,

@@ -36,8 +36,8 @@ fn fifty_steps_end_at_pytorchs_weights_on_both_paths() {
             continue;
         }
         cases += 1;
-        // Where AuxK's e is far from r, as in two of these batches, the loss is two hundred times that of others, and depends on
-        // the few weights that e comes from as much more.
+        // Where AuxK's e is far from r, as in two of these batches, the loss is two hundred times that of the others, and depends on
+        // the few weights that e comes from as much more. The weights themselves end as near as elsewhere.
         let normalised = spec.dead.is_some_and(|dead| matches!(dead.kind, DeadLossKind::AuxK { .. }));
         let tolerance = if normalised { 3e-5 } else { 1e-5 };
         let losses = golden.tensor(&format!("{name}/loss"));
@@ -72,7 +72,7 @@ fn fifty_steps_end_at_pytorchs_weights_on_both_paths() {
             for (key, got) in tensors.into_iter().filter_map(|(key, got)| Some((key, got?))) {
                 let expected = golden.tensor(&format!("{name}/weights/{key}"));
                 let off = relative_difference(got, expected);
-                assert!(off < tolerance, "{name} {path:?} {precision:?} {key}: {off:e}");
+                assert!(off < 1e-5, "{name} {path:?} {precision:?} {key}: {off:e}");
                 if off > worst.0 {
                     worst = (off, format!("{name} {path:?} {key}"));
                 }

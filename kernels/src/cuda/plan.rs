@@ -153,9 +153,9 @@ impl DevicePlan {
             DeadLossKind::Ghost | DeadLossKind::PreActivation { .. } => None,
         });
         let of_dead = dead.map_or(0, |dead| dead.k.saturating_mul(spec.batch));
-        at_most("(k + aux_k) × batch", pairs.saturating_add(of_dead), (u32::MAX / 2) as usize)?;
         let rows = dead.map_or(spec.batch, |_| 2 * spec.batch);
         at_most("k × batch", if selects { pairs } else { 0 }, (u32::MAX / 2) as usize)?;
+        at_most("(k + aux_k) × batch", pairs.saturating_add(of_dead), (u32::MAX / 2) as usize)?;
         Ok(DevicePlan {
             rows: spec.batch,
             width: spec.width,
@@ -301,6 +301,34 @@ mod tests {
             let expected = format!("the CUDA kernels do not compute {what} yet: train with --device cpu");
             assert_eq!(error, expected);
         }
+    }
+
+    #[test]
+    fn batches_behind_a_batch_have_rows_and_pairs_of_their_own() {
+        let kind = DeadLossKind::AuxK { k: 500, coefficient: 1.0 };
+        let dead = Some(DeadLoss { after_steps: 1, kind });
+        let prefixes = Prefixes::new(&[4, 9], 1.0).unwrap();
+        let of =
+            |batch| StepSpec { activation: Activation::TopK { k: 3 }, dead, prefixes, ..spec(8, 33, batch) };
+        for batch in [1, 127, 128, 300] {
+            let plan = DevicePlan::new(&of(batch), &DeviceOptions::default()).unwrap();
+            let distance = plan.row_distance();
+            assert!(distance > batch && distance.is_multiple_of(128), "{distance}");
+            assert_eq!((plan.listed_rows(), plan.backward_rows()), (distance + batch, 3 * distance + batch));
+            // No row selects more features than there are.
+            assert_eq!((plan.pairs, plan.listed_pairs()), (3 * batch, (3 + 33) * batch));
+        }
+        let plain = DevicePlan::new(&spec(8, 33, 300), &DeviceOptions::default()).unwrap();
+        assert_eq!((plain.copies(), plain.listed_rows(), plain.backward_rows()), (1, 300, 300));
+        assert_eq!(plain.listed_pairs(), plain.pairs);
+        let large = StepSpec {
+            features: 1 << 12,
+            activation: Activation::TopK { k: 4000 },
+            dead: None,
+            ..of(1 << 20)
+        };
+        let error = DevicePlan::new(&large, &DeviceOptions::default()).unwrap_err().to_string();
+        assert!(error.starts_with("k × batch is 4194304000"), "{error}");
     }
 
     #[test]

@@ -53,11 +53,16 @@ pub(crate) struct Case {
 }
 
 pub(crate) const REPORT_BYTES: usize = 216;
+/// Words of the report: the features below the target, the first row that is not finite (behind it the first of zeros), and the
+/// smallest activation.
+pub(crate) const BELOW_TARGET: usize = 44;
+pub(crate) const NON_FINITE_ROW: usize = 46;
+pub(crate) const SMALLEST: usize = 52;
 
 /// The report of a step that has begun: no row has been found bad yet.
 pub(crate) fn begun(device: &mut EmulatedDevice) -> Buffer {
     let mut report = vec![0u32; REPORT_BYTES / 4];
-    report[46..48].fill(u32::MAX);
+    report[NON_FINITE_ROW..][..2].fill(u32::MAX);
     device.holding(&report)
 }
 

@@ -10,7 +10,7 @@ use kernels::cuda::launch::report::{REPORT_PARTS, ReportRows};
 use kernels::loss::{FrequencyPenalty, LossSpec, Mse};
 use kernels::outcome::Terms;
 
-use crate::case::{REPORT_BYTES, SCALAR_BYTES, begun};
+use crate::case::{BELOW_TARGET, SCALAR_BYTES, begun};
 
 #[test]
 fn frequencies_and_slopes_equal_the_cpus_as_batches_come_and_go() {
@@ -119,7 +119,7 @@ fn follow_the_cpu((mean_density, log_density): (f64, f64)) {
         assert!((density - terms.density).abs() <= 1e-12 * terms.density.abs(), "batch {t}");
         assert_eq!(loss, min + max + density);
         assert_eq!(arrived.numbers::<u32>(), [0, 0], "counters are ready for the next batch");
-        assert_eq!(report.numbers::<u32>()[REPORT_BYTES / 4 - 4], terms.below_target as u32, "batch {t}");
+        assert_eq!(report.numbers::<u32>()[BELOW_TARGET], terms.below_target as u32, "batch {t}");
         let update = |since: &mut u64, count: &u32| *since = if *count > 0 { 0 } else { *since + 1 };
         since.iter_mut().zip(&counts).for_each(|(since, count)| update(since, count));
         assert_eq!(fired.numbers::<u64>(), since, "batch {t}");

@@ -8,7 +8,7 @@ use kernels::cuda::launch::select_batch::{
     BatchZ, CountBatch, HISTOGRAM, MarkBatch, Rough, SettleDoubts, SmallestKept, TURNS,
 };
 
-use crate::case::{Activity, Case, REPORT_BYTES, padded};
+use crate::case::{Activity, Case, REPORT_BYTES, SMALLEST, padded};
 
 /// How much z are off at most, relative to the product of the norms; far more than rounding.
 const ROUGHNESS: f32 = 1e-4;
@@ -173,7 +173,7 @@ fn the_smallest_activation_of_a_batch_is_found() {
         };
         for _ in 0..2 {
             smallest.launch(&mut device).unwrap();
-            assert_eq!(report.numbers::<u32>()[REPORT_BYTES / 4 - 2], expected);
+            assert_eq!(report.numbers::<u32>()[SMALLEST], expected);
         }
     }
 }
