@@ -424,7 +424,6 @@ impl<D: Device> CudaStep<D> {
                 density: report.density,
                 dead: report.dead,
                 below_target: report.below_target as usize,
-                ..Terms::default()
             },
             sums: self.sums(report, self.plan.rows),
             path,
