@@ -95,11 +95,48 @@ def evaluate(program, tmp_path, store, folder, contexts, train, flags):
     program("sae-trainer", "--store", store, "--out", run, "--features", 300, "--batch", 128, "--steps", 200,
             "--lr", "3e-3", *train)  # fmt: skip
     printed = program("sae-trainer", "eval", run, "--store", store, "--held-out", 0, "--model", folder,
-                      "--contexts", contexts, "--json", *flags)  # fmt: skip
-    tokens = torch.from_numpy(np.asarray(zarr.open(store, mode="r")["tokens"][:]).astype(np.int64))
+                      "--contexts", contexts, "--sparsity-measures", "--json", *flags)  # fmt: skip
+    arrays = zarr.open(store, mode="r")
+    tokens = torch.from_numpy(np.asarray(arrays["tokens"][:]).astype(np.int64))
     assert tokens.shape == (contexts, 32)
     (found,) = json.loads(printed)
-    return SAE.load_from_disk(run / "sae"), found, tokens
+    sae = SAE.load_from_disk(run / "sae")
+    with torch.no_grad():
+        activations = sae.encode(torch.from_numpy(arrays["activations"][:].astype(np.float32))).numpy()
+    expected, rows = sparsity(activations)
+    measured = found["on_rows"]["sparsity"]
+    assert (measured["rows"], measured["silent_rows"]) == (rows, len(activations) - rows)
+    assert_close({measure["name"]: measure["mean"] for measure in measured["measures"]}, expected)
+    return sae, found, tokens
+
+
+def sparsity(activations):
+    """The measures of Hurley and Rickard's Table II for each row of [n, F] in float64, means over rows that have any activation."""
+    c = np.sort(activations[activations.max(1) > 0].astype(np.float64), 1)
+    n = c.shape[1]
+    energy = c**2 / (c**2).sum(1, keepdims=True)
+    ones, l1, l2 = np.where(c > 0, c, 1), c.sum(1), np.sqrt((c**2).sum(1))
+    inside = -(-n // 2)
+    narrowest = (c[:, inside - 1 :] - c[:, : n - inside + 1]).min(1)
+    measures = {
+        "l0": (c == 0).sum(1),
+        "l0_epsilon": (c <= 0.1).sum(1),
+        "-l1": -l1,
+        "-lp": -(np.sqrt(c).sum(1) ** 2),
+        "l2/l1": l2 / l1,
+        "-tanh": -np.tanh(c).sum(1),
+        "-log": -np.log(1 + c**2).sum(1),
+        "kappa4": (c**4).sum(1) / (c**2).sum(1) ** 2,
+        "u_theta": 1 - narrowest / (c[:, -1] - c[:, 0]),
+        "-lp_negative": -np.where(c > 0, ones**-0.5, 0).sum(1),
+        "h_gauss": -np.log(ones**2).sum(1),
+        "h_shannon": -(energy * np.log(np.where(energy > 0, energy, 1) ** 2)).sum(1),
+        "h_shannon_modified": -(c * np.log(ones**2)).sum(1),
+        "hoyer": (np.sqrt(n) - l1 / l2) / (np.sqrt(n) - 1),
+        "pq_mean": -(np.sqrt(c).mean(1) ** 2) / np.sqrt((c**2).mean(1)),
+        "gini": 1 - 2 * (c / l1[:, None] * (n - np.arange(1, n + 1) + 0.5) / n).sum(1),
+    }
+    return {name: values.mean() for name, values in measures.items()}, len(c)
 
 
 def assert_close(found, expected, rel=2e-4):

@@ -56,6 +56,9 @@ pub(crate) struct EvalArguments {
     /// [default: keep for autoencoders that were trained without these rows]
     #[arg(long, value_enum, value_name = "WHAT", requires = "model")]
     pub(crate) special_tokens: Option<SpecialTokens>,
+    /// Also measure how sparse the activations are by the sixteen measures of Hurley and Rickard, and say which criteria each meets
+    #[arg(long)]
+    pub(crate) sparsity_measures: bool,
     /// CPU threads [default: one per core]
     #[arg(long, value_name = "N", value_parser = clap::value_parser!(u16).range(1..=1024))]
     pub(crate) threads: Option<u16>,
@@ -112,6 +115,37 @@ pub(crate) struct FeaturesArguments {
     /// Print JSON: one object, or for --list an array
     #[arg(long)]
     pub(crate) json: bool,
+}
+
+#[derive(Debug, Args)]
+pub(crate) struct ReportArguments {
+    /// Folders of runs, of sweeps, or of autoencoders in SAELens' format
+    #[arg(required = true, value_name = "RUN")]
+    pub(crate) runs: Vec<PathBuf>,
+    /// Folder of the pages, or with --single-file their file
+    #[arg(long, value_name = "FOLDER", default_value = "report")]
+    pub(crate) out: PathBuf,
+    /// Language model that made the stores, a hub id or a folder: for token texts, and what features do to its logits
+    #[arg(long, value_name = "MODEL")]
+    pub(crate) model: Option<String>,
+    /// The model's tokenizer.json, for token texts [default: the one beside the model]
+    #[arg(long, value_name = "FILE")]
+    pub(crate) tokenizer: Option<PathBuf>,
+    /// What sae-trainer eval --json printed of these autoencoders: cross-entropies and more
+    #[arg(long, value_name = "FILE.json")]
+    pub(crate) eval: Option<PathBuf>,
+    /// Show the first so many features of each autoencoder [default: all]
+    #[arg(long, value_name = "N", value_parser = parse_count)]
+    pub(crate) features: Option<u64>,
+    /// Contexts of the store that can be looked at token by token
+    #[arg(long, value_name = "N", default_value = "200", value_parser = parse_count)]
+    pub(crate) contexts: u64,
+    /// Write one file with everything in it
+    #[arg(long)]
+    pub(crate) single_file: bool,
+    /// CPU threads [default: one per core]
+    #[arg(long, value_name = "N", value_parser = clap::value_parser!(u16).range(1..=1024))]
+    pub(crate) threads: Option<u16>,
 }
 
 /// What a feature is called for what it responds to.

@@ -11,6 +11,7 @@ use terminal::{foreign, foreign_path};
 use super::data::Data;
 use super::in_model::{InModel, in_model};
 use super::similarity::{mean_largest_with_another, unit_rows};
+use super::sparsity::{self, CRITERIA, MEASURES, Sparsity};
 use super::trained::Trained;
 use crate::autoencoder::load;
 use crate::command::arguments::EvalArguments;
@@ -57,6 +58,8 @@ struct OnRows {
     #[serde(flatten)]
     metrics: Metrics,
     log10_frequency: Histogram,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    sparsity: Option<Sparsity>,
 }
 
 /// Evaluates each autoencoder and prints what is found.
@@ -119,22 +122,29 @@ fn on_rows(
     let rows = available.min(BATCH as u64) as usize;
     let mut sums: Vec<Evaluation> =
         trained.iter().map(Trained::sizes).map(|(d, f)| Evaluation::new(d, f)).collect();
+    let mut sparsity: Vec<sparsity::Sums> =
+        trained.iter().map(|sae| sparsity::Sums::new(sae.sizes().1)).collect();
     let bar = progress::rows("evaluating", count * rows as u64);
     batches.seek(0)?;
     for _ in 0..count {
         let batch = batches.next()?.to_f32();
-        for (sae, sums) in trained.iter_mut().zip(&mut sums) {
-            sums.merge(&sae.evaluate(batch.first(rows))?);
+        let batch = batch.first(rows);
+        for ((sae, sums), sparsity) in trained.iter_mut().zip(&mut sums).zip(&mut sparsity) {
+            sums.merge(&sae.evaluate(batch)?);
+            if arguments.sparsity_measures {
+                sparsity.add(&sae.encode(batch.input)?);
+            }
         }
         bar.inc(rows as u64);
     }
     bar.finish_and_clear();
-    let found = sums.iter().map(|sums| OnRows {
+    let found = sums.iter().zip(&sparsity).map(|(sums, sparsity)| OnRows {
         rows: sums.sums.rows,
         rows_available: available,
         held_out: data.part != Part::All,
         metrics: Metrics::of(sums),
         log10_frequency: Histogram::of(sums.feature_densities().into_iter()),
+        sparsity: arguments.sparsity_measures.then(|| sparsity.sparsity()),
     });
     Ok(found.collect())
 }
@@ -196,6 +206,7 @@ fn text(found: &[Evaluated]) -> String {
             grouped(first.on_rows.rows_available)
         );
     }
+    text += &sparsity_text(found);
     if let Some(model) = found.iter().find_map(|of| of.in_model.as_ref()) {
         text += &format!(
             "in {} at {}, on {} contexts of {} tokens: cross-entropy {} clean, {} with zeros, {} with the mean row (± standard error)\n",
@@ -209,4 +220,23 @@ fn text(found: &[Evaluated]) -> String {
         );
     }
     text
+}
+
+/// A table with a line for each measure of sparsity and a column for each autoencoder, if they were asked for.
+fn sparsity_text(found: &[Evaluated]) -> String {
+    let mut head = vec!["sparsity".to_owned()];
+    head.extend(CRITERIA.iter().map(|criterion| format!("{criterion:?}")));
+    let mut rows = vec![head];
+    rows.extend(MEASURES.iter().map(|measure| {
+        let met = CRITERIA.iter().map(|criterion| if measure.meets.contains(criterion) { "x" } else { "" });
+        [measure.name].into_iter().chain(met).map(str::to_owned).collect::<Vec<_>>()
+    }));
+    for (of, sparsity) in found.iter().filter_map(|of| Some((of, of.on_rows.sparsity.as_ref()?))) {
+        let cells = [foreign_path(&of.sae).to_string()].into_iter().chain(sparsity.means().map(number));
+        rows.iter_mut().zip(cells).for_each(|(row, cell)| row.push(cell));
+    }
+    match rows[0].len() > 1 + CRITERIA.len() {
+        true => format!("\n{}\n", columns(&rows)),
+        false => String::new(),
+    }
 }

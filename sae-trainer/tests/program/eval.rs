@@ -70,11 +70,29 @@ fn the_table_has_a_line_for_each_and_says_what_it_is_of() {
 }
 
 #[test]
+fn measures_of_sparsity_say_which_criteria_they_meet() {
+    let place = Place::new();
+    place.run(&format!("{RUN} --activation topk --k 5 --out run"));
+    let table = text(&place.run("eval run run/sae --store store --sparsity-measures").stdout);
+    let line =
+        |name: &str| table.lines().find(|line| line.starts_with(name)).unwrap().split_whitespace().collect();
+    let head: Vec<&str> = line("sparsity");
+    assert_eq!(head, ["sparsity", "D1", "D2", "D3", "D4", "P1", "P2", "run", "run/sae"], "{table}");
+    // 64 features of which 5 are active.
+    let l0: Vec<&str> = line("l0 ");
+    assert_eq!(l0, ["l0", "x", "x", "59.0", "59.0"], "{table}");
+    let gini: Vec<&str> = line("gini");
+    assert_eq!((gini.len(), gini[7]), (9, gini[8]), "{table}");
+    let without = text(&place.run("eval run --store store").stdout);
+    assert!(!without.contains("gini"), "{without}");
+}
+
+#[test]
 fn what_cannot_be_evaluated_is_refused_with_the_reason() {
     let place = Place::new();
     place.run(&format!("{RUN} --out run"));
     for (line, words) in [
-        ("eval nothing --store store", "nothing/sae"),
+        ("eval nothing --store store", "cannot read nothing"),
         ("eval run --store nothing", "nothing"),
         ("eval run --store store --target store", "leave --target out"),
         ("eval run --store store --store store --target store", "each --store needs its --target"),
