@@ -18,5 +18,5 @@ use emulation::run_again_sanitized;
 
 #[test]
 fn no_kernel_reads_or_writes_outside_of_its_buffers() {
-    run_again_sanitized("no_kernel_reads_or_writes_outside_of_its_buffers");
+    run_again_sanitized("no_kernel_reads_or_writes_outside_of_its_buffers", &[]);
 }
