@@ -28,20 +28,20 @@ const NAMED: usize = 10;
 const SILENT: f32 = -9.9;
 
 /// An autoencoder with its features as unit vectors.
-struct Directions {
+pub(crate) struct Directions {
     folder: PathBuf,
     /// F.
     features: usize,
     /// The features that are compared: those that fire, where the file says which do.
     compared: Vec<u32>,
     /// [features compared, d], each row of norm 1 or 0.
-    decoder: Array2<f32>,
+    pub(crate) decoder: Array2<f32>,
     encoder: Array2<f32>,
 }
 
 /// The best match of each feature of `a` among those of `b`.
 #[derive(Debug, Serialize)]
-pub(super) struct FeatureMatches {
+pub(crate) struct FeatureMatches {
     a: PathBuf,
     b: PathBuf,
     /// F of each.
@@ -57,7 +57,7 @@ pub(super) struct FeatureMatches {
     /// Features that are each other's best match, by their decoder rows.
     mutual: usize,
     #[serde(skip)]
-    matches: Vec<FeatureMatch>,
+    pub(crate) matches: Vec<FeatureMatch>,
 }
 
 /// How the best cosines are distributed.
@@ -75,10 +75,10 @@ struct Similarity {
 }
 
 #[derive(Debug, Clone, Copy, PartialEq)]
-struct FeatureMatch {
-    feature: u32,
-    decoder: Best,
-    encoder: Best,
+pub(crate) struct FeatureMatch {
+    pub(crate) feature: u32,
+    pub(crate) decoder: Best,
+    pub(crate) encoder: Best,
 }
 
 /// Matches the features of the first autoencoder with those of each other. A folder is a run or an autoencoder's own.
@@ -90,7 +90,8 @@ pub(super) fn match_features(folders: &[PathBuf]) -> Result<Vec<FeatureMatches>>
 }
 
 impl Directions {
-    fn load(folder: &Path) -> Result<Directions> {
+    /// Of the run or autoencoder in `folder`.
+    pub(crate) fn load(folder: &Path) -> Result<Directions> {
         let Sae { weights, log_sparsity, .. } = load_and_tell(folder)?;
         let fires = |feature: &u32| log_sparsity.as_ref().is_none_or(|of| of[*feature as usize] > SILENT);
         let compared: Vec<u32> = (0..weights.d_sae() as u32).filter(fires).collect();
@@ -102,7 +103,8 @@ impl Directions {
     }
 }
 
-fn matches(a: &Directions, b: &Directions) -> Result<FeatureMatches> {
+/// Matches the features of `a` with those of `b`.
+pub(crate) fn matches(a: &Directions, b: &Directions) -> Result<FeatureMatches> {
     let (width, other) = (a.decoder.ncols(), b.decoder.ncols());
     ensure!(
         width == other,

@@ -1,6 +1,6 @@
 //! `sae-trainer compare`: several finished runs side by side.
 
-mod features;
+pub(crate) mod features;
 mod plot;
 mod table;
 
@@ -13,21 +13,13 @@ pub(crate) use table::table;
 use terminal::foreign_path;
 
 use crate::command::arguments::CompareArguments;
-use crate::runs::folder::{RunConfig, SWEEP, summary};
+use crate::runs::folder::{RunConfig, summary};
 use crate::runs::record::Summary;
-use crate::sweep::{PointState, SweepRecord};
+use crate::sweep::{PointState, SweepRecord, points};
 
 /// Prints the table of the runs, or their summaries as JSON; plots them and matches their features if asked to.
 pub(crate) fn compare(arguments: &CompareArguments) -> Result<()> {
-    let mut runs = Vec::new();
-    for folder in &arguments.runs {
-        match SweepRecord::read(folder)? {
-            Some(sweep) => runs.extend(sweep.points.iter().map(|point| folder.join(&point.name))),
-            // As `SWEEP/*` names it beside the points.
-            None if folder.is_file() && folder.ends_with(SWEEP) => {}
-            None => runs.push(folder.clone()),
-        }
-    }
+    let runs = points(&arguments.runs)?;
     let (mut summaries, mut autoencoders) = (Vec::new(), Vec::new());
     for run in &runs {
         match summary(run)? {

@@ -1,6 +1,8 @@
 //! Cosine similarities of many directions with many others.
 
-use ndarray::{Array2, ArrayView2, s};
+use std::ops::Range;
+
+use ndarray::{Array2, ArrayView1, ArrayView2, s};
 use rayon::prelude::*;
 use serde::{Deserialize, Serialize};
 
@@ -58,6 +60,24 @@ pub(super) fn nearest_others(rows: ArrayView2<'_, f32>) -> Vec<Option<Best>> {
     (0..rows.nrows().div_ceil(BLOCK)).into_par_iter().flat_map_iter(block).collect()
 }
 
+/// For each row of `range` of `rows` [n, d] the `count` other rows with the largest products, the largest first.
+pub(crate) fn nearest(rows: ArrayView2<'_, f32>, range: Range<usize>, count: usize) -> Vec<Vec<Best>> {
+    let products = rows.slice(s![range.clone(), ..]).dot(&rows.t());
+    let of_row = |(products, own): (ArrayView1<'_, f32>, usize)| {
+        let others = products.iter().enumerate().filter(|(at, _)| *at != own);
+        let mut others: Vec<Best> =
+            others.map(|(at, cosine)| Best { feature: at as u32, cosine: *cosine }).collect();
+        let by = |a: &Best, b: &Best| b.cosine.total_cmp(&a.cosine).then(a.feature.cmp(&b.feature));
+        if others.len() > count {
+            others.select_nth_unstable_by(count, by);
+            others.truncate(count);
+        }
+        others.sort_by(by);
+        others
+    };
+    products.rows().into_iter().zip(range).map(of_row).collect()
+}
+
 /// The other rows of `rows` [n, d] by their product with row `own`, the largest first.
 pub(super) fn nearest_to(rows: ArrayView2<'_, f32>, own: usize) -> Vec<Best> {
     let products = rows.dot(&rows.row(own));
@@ -103,5 +123,16 @@ mod tests {
         let order: Vec<u32> = nearest_to(rows.view(), 0).iter().map(|best| best.feature).collect();
         assert_eq!(order, [1, 2]);
         assert_eq!(nearest_others(rows.slice(s![..1, ..])), [None]);
+    }
+
+    #[test]
+    fn the_nearest_few_are_those_of_a_whole_sort() {
+        let rows = unit_rows(Weights::init(16, 300, 1).w_dec);
+        let found = nearest(rows.view(), 100..120, 7);
+        for (at, found) in found.iter().enumerate() {
+            let all: Vec<u32> = nearest_to(rows.view(), 100 + at).iter().map(|best| best.feature).collect();
+            assert_eq!(found.iter().map(|best| best.feature).collect::<Vec<_>>(), all[..7]);
+        }
+        assert_eq!(nearest(rows.view(), 0..1, 1000)[0].len(), 299);
     }
 }

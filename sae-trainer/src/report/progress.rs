@@ -1,10 +1,13 @@
 //! What a person sees while runs are in progress: a bar on a terminal, an occasional line elsewhere. All of it goes to
 //! standard error; standard output is for the summary.
 
+use std::sync::atomic::Ordering;
 use std::time::{Duration, Instant};
 
+use anyhow::{Result, bail};
 use human_units::{format_count, format_duration};
 use indicatif::{ProgressBar, ProgressDrawTarget, ProgressStyle};
+use terminal::Interrupt;
 
 use crate::report::table::{grouped, number, share};
 use crate::runs::run::{Latest, Run};
@@ -129,6 +132,14 @@ fn range(values: impl Iterator<Item = f64>, text: &dyn Fn(f64) -> String) -> Str
     }
 }
 
+/// An error once the program was asked to stop, for what leaves nothing then.
+pub(crate) fn proceed(interrupt: &Interrupt) -> Result<()> {
+    match interrupt.flag().load(Ordering::Relaxed) {
+        true => bail!("interrupted; nothing was kept"),
+        false => Ok(()),
+    }
+}
+
 /// A bar over `rows` rows with which something is done; without a terminal, one line.
 pub(crate) fn rows(doing: &str, rows: u64) -> ProgressBar {
     counted(doing, rows, "rows")
@@ -139,7 +150,8 @@ pub(crate) fn features(features: u64) -> ProgressBar {
     counted("sorting", features, "features")
 }
 
-fn counted(doing: &str, count: u64, what: &str) -> ProgressBar {
+/// A bar over `count` of what is counted; without a terminal, one line.
+pub(crate) fn counted(doing: &str, count: u64, what: &str) -> ProgressBar {
     let bar = ProgressBar::with_draw_target(Some(count), ProgressDrawTarget::stderr());
     let template = format!("{{bar:24}} {{prefix}}: {{human_pos}} of {{human_len}} {what}  ETA {{eta}}");
     bar.set_style(ProgressStyle::with_template(&template).expect("the template is valid"));

@@ -457,15 +457,21 @@ pub(crate) fn read_json<T: DeserializeOwned>(
     Ok(Some(serde_json::from_slice(&text).with_context(|| format!("{shown} is not {what}"))?))
 }
 
-/// What a plot needs from a line of `metrics.jsonl`.
+/// What figures need from a line of `metrics.jsonl`.
 #[derive(Debug, Clone, Copy, PartialEq, Deserialize)]
 pub(crate) struct LoggedStep {
+    pub(crate) step: u64,
     pub(crate) tokens: u64,
     #[serde(deserialize_with = "number")]
     pub(crate) l0: f64,
-    /// NaN where it is undefined.
+    #[serde(deserialize_with = "number")]
+    pub(crate) l1: f64,
+    /// NaN where it is undefined, as are the others.
     #[serde(deserialize_with = "number")]
     pub(crate) mse_centered: f64,
+    #[serde(deserialize_with = "number")]
+    pub(crate) explained_variance: f64,
+    pub(crate) dead_features: u64,
 }
 
 /// The steps that the run in `folder` has logged, in order.

@@ -171,6 +171,20 @@ pub(crate) struct SweepFolder {
     _lock: File,
 }
 
+/// The folders of runs among `folders`, those of a sweep's points in its place.
+pub(crate) fn points(folders: &[PathBuf]) -> Result<Vec<PathBuf>> {
+    let mut runs = Vec::new();
+    for folder in folders {
+        match SweepRecord::read(folder)? {
+            Some(sweep) => runs.extend(sweep.points.iter().map(|point| folder.join(&point.name))),
+            // As `SWEEP/*` names it beside the points.
+            None if folder.is_file() && folder.ends_with(SWEEP) => {}
+            None => runs.push(folder.clone()),
+        }
+    }
+    Ok(runs)
+}
+
 impl SweepFolder {
     /// Creates the folder or opens the sweep in it, and writes `record`.
     pub(crate) fn open(path: &Path, record: SweepRecord) -> Result<SweepFolder> {

@@ -8,7 +8,7 @@ use std::path::{Path, PathBuf};
 use anyhow::{Context, Result, bail, ensure};
 use terminal::{Interrupt, foreign_path};
 
-pub(crate) use folder::{PointState, SweepFolder, SweepRecord};
+pub(crate) use folder::{PointState, SweepFolder, SweepRecord, points};
 use grid::Grid;
 pub(crate) use grid::SweepArguments;
 

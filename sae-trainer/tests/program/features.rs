@@ -12,7 +12,9 @@ use safetensors::SafeTensors;
 use serde_json::{Value, json};
 
 use crate::faults::{compile_library, count_of, with_faults};
-use crate::fixture::{CONTEXT, Place, WIDTH, copy, mixtures, signal, start, text, wait_for, write_store};
+use crate::fixture::{
+    CONTEXT, Place, WIDTH, copy, mixtures, signal, start, text, wait_for, write_hook_store, write_store,
+};
 
 const RUN: &str = "--store store --features 64 --batch 128 --lr 3e-3 --steps 60";
 const HOOK: &str = "blocks.1.hook_resid_pre";
@@ -27,10 +29,10 @@ fn numbers(file: &SafeTensors<'_>, name: &str) -> Vec<u32> {
     tensor.data().chunks_exact(size).map(number).collect()
 }
 
-/// Reads an index as delphi's `TensorBuffer.load` does: by the names of the files.
-fn read(index: &Path) -> (Activations, Vec<u32>) {
+/// Reads an index of a hook as delphi's `TensorBuffer.load` does: by the names of the files.
+fn read(index: &Path, hook: &str) -> (Activations, Vec<u32>) {
     let (mut found, mut tokens) = (Activations::new(), Vec::new());
-    let folder = index.join("latents").join(HOOK);
+    let folder = index.join("latents").join(hook);
     assert!(folder.join("config.json").exists());
     for entry in fs::read_dir(folder).unwrap() {
         let path = entry.unwrap().path();
@@ -89,10 +91,25 @@ fn every_activation_is_that_of_the_plain_definition() {
     ] {
         place.run(&format!("{RUN} {kind} --out {run}"));
         place.run(&format!("features {run} --store store"));
-        let (found, tokens) = read(&place.path(run).join("sae/features"));
+        let (found, tokens) = read(&place.path(run).join("sae/features"), HOOK);
         assert_same(&found, &defined(&place.path(run).join("sae"), &place.path("store"), u64::MAX), run);
         assert_eq!(tokens, (0..512 * CONTEXT as u32).map(|place| place % CONTEXT as u32).collect::<Vec<_>>());
     }
+}
+
+#[test]
+fn a_transcoder_has_its_features_where_it_reads() {
+    let place = Place::new();
+    for (name, hook, seed) in [("in", "blocks.1.hook_mlp_in", 1), ("out", "blocks.1.hook_mlp_out", 2)] {
+        write_hook_store(&place.path(name), hook, WIDTH, &mixtures(512, seed), RowType::F32);
+    }
+    place.run("--store in --target out --features 64 --batch 128 --lr 3e-3 --steps 60 --out run");
+    let told = text(&place.run("features run --store out --out other").stderr);
+    assert!(told.contains("was trained at blocks.1.hook_mlp_in"), "{told}");
+    place.run("features run --store in");
+    let sae = place.path("run/sae");
+    let (found, _) = read(&sae.join("features"), "blocks.1.hook_mlp_in");
+    assert_same(&found, &defined(&sae, &place.path("in"), u64::MAX), "transcoder");
 }
 
 /// A store whose rows of BOS are missing, so that contexts span its windows.
@@ -123,7 +140,7 @@ fn the_first_contexts_are_whole_across_windows() {
     assert_eq!((&record["contexts"], &record["rows"]), (&json!(147), &json!(147 * 7)));
     assert_eq!(record["rows_by_position"], json!([0, 147, 147, 147, 147, 147, 147, 147]));
     assert_same(
-        &read(&place.path("index")).0,
+        &read(&place.path("index"), HOOK).0,
         &defined(&place.path("run/sae"), &place.path("other"), 147),
         "some",
     );
@@ -211,7 +228,7 @@ fn what_cannot_be_done_is_refused_with_what_to_do() {
     fs::write(&group, changed.replace("\"complete\": true", "\"complete\": false")).unwrap();
     for (line, words) in [
         ("features run", "sae-trainer features run --store STORE makes it"),
-        ("features nothing --store store", "nothing/sae"),
+        ("features nothing --store store", "cannot read nothing"),
         ("features run --store nothing", "nothing"),
         ("features run --store narrow", "have 12 numbers"),
         ("features run --store unfinished", "unfinished"),

@@ -3,13 +3,12 @@
 use std::fs;
 use std::ops::Range;
 use std::path::Path;
-use std::sync::atomic::Ordering;
 
 use activation_store::Store;
-use anyhow::{Context, Result, bail, ensure};
+use anyhow::{Context, Result, ensure};
 use durable_files::{available_space, create_folder};
 use human_units::{format_bytes, format_count};
-use ndarray::{Array2, Axis, CowArray, Ix2};
+use ndarray::{Axis, CowArray, Ix2};
 use rayon::prelude::*;
 use terminal::{Interrupt, foreign, foreign_path};
 
@@ -18,12 +17,13 @@ use super::firing::Firing;
 use super::index::{Record, Shape, write_firings, write_record};
 use super::spill::{self, Spill, Spilled};
 use super::texts::Texts;
+use super::weights::decoder_crc32c;
 use crate::autoencoder::load;
 use crate::command::arguments::FeaturesArguments;
 use crate::engine::CpuThreads;
 use crate::laboratory::similarity::{Best, nearest_others, unit_rows};
 use crate::laboratory::trained::Trained;
-use crate::report::progress;
+use crate::report::progress::{self, proceed};
 use crate::report::table::grouped;
 
 /// Rows that are encoded at once.
@@ -258,22 +258,6 @@ impl Source<'_> {
             token_bytes: if self.store.spec().vocabulary <= 1 << 16 { 2 } else { 4 },
         }
     }
-}
-
-/// An error once the program was asked to stop.
-fn proceed(interrupt: &Interrupt) -> Result<()> {
-    match interrupt.flag().load(Ordering::Relaxed) {
-        true => bail!("interrupted; nothing was kept"),
-        false => Ok(()),
-    }
-}
-
-/// CRC-32C of the numbers of a decoder.
-pub(super) fn decoder_crc32c(decoder: &Array2<f32>) -> u32 {
-    decoder
-        .as_standard_layout()
-        .iter()
-        .fold(0, |crc, number| crc32c::crc32c_append(crc, &number.to_le_bytes()))
 }
 
 /// Cuts the features where the firings of a file reach [`FILE`].

@@ -2,7 +2,6 @@
 
 use std::collections::HashMap;
 
-use anyhow::Result;
 use ndarray::ArrayView1;
 use serde::Serialize;
 
@@ -17,88 +16,88 @@ const TOP: usize = 20;
 /// Activations that are shown of each sample.
 const SAMPLE: usize = 5;
 /// Tokens, features and logits that are listed.
-const LISTED: usize = 10;
+pub(crate) const LISTED: usize = 10;
 /// Tokens that are shown before an activation and behind it.
 const BEFORE: usize = 20;
 const BEHIND: usize = 8;
 
 /// What is known of a feature.
 #[derive(Debug, Serialize)]
-pub(super) struct Detail {
+pub(crate) struct Detail {
     #[serde(flatten)]
-    pub(super) figures: Figures,
+    pub(crate) figures: Figures,
     /// The contexts with the largest activations, each at its largest.
-    pub(super) top: Vec<Excerpt>,
-    pub(super) samples: Vec<Sample>,
+    pub(crate) top: Vec<Excerpt>,
+    pub(crate) samples: Vec<Sample>,
     /// The mean activation at each position, over all its rows, [T].
-    pub(super) mean_by_position: Vec<f64>,
-    pub(super) tokens: Vec<TokenSum>,
+    pub(crate) mean_by_position: Vec<f64>,
+    pub(crate) tokens: Vec<TokenSum>,
     /// The same of the tokens that precede firings.
-    pub(super) tokens_before: Vec<TokenSum>,
-    pub(super) cofiring: Vec<Cofiring>,
-    pub(super) neighbours: Vec<Best>,
+    pub(crate) tokens_before: Vec<TokenSum>,
+    pub(crate) cofiring: Vec<Cofiring>,
+    pub(crate) neighbours: Vec<Best>,
     #[serde(skip_serializing_if = "Option::is_none")]
-    pub(super) logits: Option<Logits>,
+    pub(crate) logits: Option<Logits>,
 }
 
 /// An activation with the text around it.
 #[derive(Debug, Serialize)]
-pub(super) struct Excerpt {
-    pub(super) context: usize,
-    pub(super) position: usize,
-    pub(super) activation: f32,
+pub(crate) struct Excerpt {
+    pub(crate) context: usize,
+    pub(crate) position: usize,
+    pub(crate) activation: f32,
     /// The position of the first token that is shown.
-    pub(super) start: usize,
-    pub(super) tokens: Vec<u32>,
+    pub(crate) start: usize,
+    pub(crate) tokens: Vec<u32>,
     #[serde(skip_serializing_if = "Option::is_none")]
-    pub(super) texts: Option<Vec<String>>,
+    pub(crate) texts: Option<Vec<String>>,
     /// Of the feature, at each token that is shown.
-    pub(super) activations: Vec<f32>,
+    pub(crate) activations: Vec<f32>,
 }
 
 /// Some of the activations of a range, evenly spread over it.
 #[derive(Debug, Serialize)]
-pub(super) struct Sample {
-    pub(super) of: String,
-    pub(super) excerpts: Vec<Excerpt>,
+pub(crate) struct Sample {
+    pub(crate) of: String,
+    pub(crate) excerpts: Vec<Excerpt>,
 }
 
 /// Firings at one token.
 #[derive(Debug, PartialEq, Serialize)]
-pub(super) struct TokenSum {
-    pub(super) token: u32,
+pub(crate) struct TokenSum {
+    pub(crate) token: u32,
     #[serde(skip_serializing_if = "Option::is_none")]
-    pub(super) text: Option<String>,
-    pub(super) firings: u64,
-    pub(super) mean: f64,
+    pub(crate) text: Option<String>,
+    pub(crate) firings: u64,
+    pub(crate) mean: f64,
     /// Of the sum of all activations.
-    pub(super) share: f64,
+    pub(crate) share: f64,
 }
 
 /// Another feature that fires in the same rows.
 #[derive(Debug, PartialEq, Serialize)]
-pub(super) struct Cofiring {
-    pub(super) feature: usize,
+pub(crate) struct Cofiring {
+    pub(crate) feature: usize,
     /// Rows in which both fire.
-    pub(super) both: u64,
+    pub(crate) both: u64,
     /// Their share of the rows in which either fires.
-    pub(super) jaccard: f64,
+    pub(crate) jaccard: f64,
 }
 
 /// What a decoder row adds to the logits, before the final norm's scale.
 #[derive(Debug, Serialize)]
-pub(super) struct Logits {
-    pub(super) top: Vec<Effect>,
-    pub(super) bottom: Vec<Effect>,
+pub(crate) struct Logits {
+    pub(crate) top: Vec<Effect>,
+    pub(crate) bottom: Vec<Effect>,
 }
 
 /// On one token.
 #[derive(Debug, PartialEq, Serialize)]
-pub(super) struct Effect {
-    pub(super) token: u32,
+pub(crate) struct Effect {
+    pub(crate) token: u32,
     #[serde(skip_serializing_if = "Option::is_none")]
-    pub(super) text: Option<String>,
-    pub(super) logit: f32,
+    pub(crate) text: Option<String>,
+    pub(crate) logit: f32,
 }
 
 /// What excerpts are cut from.
@@ -109,23 +108,36 @@ struct Cutting<'a> {
     texts: Option<&'a Texts>,
 }
 
+/// What the details of all features of an index are made of.
+pub(crate) struct Ground<'a> {
+    pub(crate) index: &'a Index,
+    /// By place.
+    pub(crate) tokens: &'a [u32],
+    pub(crate) texts: Option<&'a Texts>,
+}
+
+/// How a feature stands to others, and what it does.
+pub(crate) struct Relations {
+    pub(crate) cofiring: Vec<Cofiring>,
+    /// The nearest decoder rows, the nearest first.
+    pub(crate) neighbours: Vec<Best>,
+    pub(crate) logits: Option<Logits>,
+}
+
 impl Detail {
-    /// Of feature `feature` of an index that has it, with the nearest decoder rows.
-    pub(super) fn of(
-        index: &Index,
+    /// Of feature `feature`, which fires at `firings`.
+    pub(crate) fn new(
+        ground: &Ground<'_>,
         feature: usize,
-        neighbours: Vec<Best>,
-        logits: Option<Logits>,
-        texts: Option<&Texts>,
-    ) -> Result<Detail> {
+        firings: &[Firing],
+        relations: Relations,
+    ) -> Detail {
+        let Ground { index, tokens, texts } = *ground;
         let record = &index.record;
-        let (firings, tokens) = (index.firings(feature)?, index.tokens()?);
         let length = record.context_length;
-        let cutting = Cutting { firings: &firings, tokens: &tokens, length, texts };
-        let mut wanted = vec![false; tokens.len()];
+        let cutting = Cutting { firings, tokens, length, texts };
         let mut sums = vec![0.0; length];
-        for firing in &firings {
-            wanted[firing.place() as usize] = true;
+        for firing in firings {
             sums[firing.place() as usize % length] += f64::from(firing.activation());
         }
         let total = sums.iter().sum();
@@ -134,10 +146,10 @@ impl Detail {
             let place = firing.place() as usize;
             (!place.is_multiple_of(length)).then(|| tokens[place - 1])
         };
-        Ok(Detail {
+        Detail {
             figures: index.figures[feature].clone(),
-            top: top(&firings, length).iter().map(|firing| cutting.excerpt(*firing)).collect(),
-            samples: samples(&firings)
+            top: top(firings, length).iter().map(|firing| cutting.excerpt(*firing)).collect(),
+            samples: samples(firings)
                 .into_iter()
                 .map(|(of, firings)| Sample {
                     of,
@@ -145,29 +157,33 @@ impl Detail {
                 })
                 .collect(),
             mean_by_position: position_means(&sums, &record.rows_by_position),
-            tokens: token_sums(&firings, at, total, texts),
-            tokens_before: token_sums(&firings, before, total, texts),
-            cofiring: cofiring(index, feature, &index.count_at(&wanted)?),
-            neighbours: neighbours.into_iter().take(LISTED).collect(),
-            logits,
-        })
+            tokens: token_sums(firings, at, total, texts),
+            tokens_before: token_sums(firings, before, total, texts),
+            cofiring: relations.cofiring,
+            neighbours: relations.neighbours.into_iter().take(LISTED).collect(),
+            logits: relations.logits,
+        }
     }
 }
 
 impl Logits {
     /// Of what a direction adds to the logit of each token, [vocabulary].
-    pub(super) fn of(effects: ArrayView1<'_, f32>, texts: Option<&Texts>) -> Logits {
-        let mut order: Vec<u32> = (0..effects.len() as u32).collect();
-        order.sort_by(|a, b| effects[*b as usize].total_cmp(&effects[*a as usize]));
-        let effect = |token: &u32| Effect {
-            token: *token,
-            text: text(*token, texts),
-            logit: effects[*token as usize],
+    pub(crate) fn of(effects: ArrayView1<'_, f32>, texts: Option<&Texts>) -> Logits {
+        let effect = |token: u32| Effect { token, text: text(token, texts), logit: effects[token as usize] };
+        let largest = |sign: f32| {
+            let by = |a: &u32, b: &u32| {
+                let of = |token: &u32| sign * effects[*token as usize];
+                of(b).total_cmp(&of(a)).then(a.cmp(b))
+            };
+            let mut order: Vec<u32> = (0..effects.len() as u32).collect();
+            if order.len() > LISTED {
+                order.select_nth_unstable_by(LISTED, by);
+                order.truncate(LISTED);
+            }
+            order.sort_by(by);
+            order.into_iter().map(effect).collect()
         };
-        Logits {
-            top: order.iter().take(LISTED).map(effect).collect(),
-            bottom: order.iter().rev().take(LISTED).map(effect).collect(),
-        }
+        Logits { top: largest(1.0), bottom: largest(-1.0) }
     }
 }
 
@@ -270,14 +286,19 @@ fn token_sums(
     listed.collect()
 }
 
-/// The features that share most of their rows with `feature`; `both` has the rows that they share, [F].
-fn cofiring(index: &Index, feature: usize, both: &[u64]) -> Vec<Cofiring> {
-    let own = index.figures[feature].firings;
-    let others = both.iter().enumerate().filter(|(other, both)| *other != feature && **both > 0);
+/// The features that share most of their rows with `feature`: `both` has the rows that each shares with it, `firings` the rows of
+/// each, of all or of those that were looked at.
+pub(crate) fn cofiring(
+    feature: usize,
+    both: impl Iterator<Item = (usize, u64)>,
+    firings: impl Fn(usize) -> u64,
+) -> Vec<Cofiring> {
+    let own = firings(feature);
+    let others = both.filter(|(other, both)| *other != feature && *both > 0);
     let mut found: Vec<Cofiring> = others
         .map(|(other, both)| {
-            let either = (own + index.figures[other].firings).saturating_sub(*both);
-            Cofiring { feature: other, both: *both, jaccard: *both as f64 / either as f64 }
+            let either = (own + firings(other)).saturating_sub(both);
+            Cofiring { feature: other, both, jaccard: both as f64 / either as f64 }
         })
         .collect();
     found.sort_by(|a, b| b.jaccard.total_cmp(&a.jaccard).then(a.feature.cmp(&b.feature)));

@@ -7,7 +7,7 @@ use crate::command::arguments::FeatureKind;
 use crate::laboratory::similarity::Best;
 
 /// The quantiles of the activations that are recorded.
-pub(super) const QUANTILES: [f64; 5] = [0.1, 0.25, 0.5, 0.75, 0.9];
+pub(crate) const QUANTILES: [f64; 5] = [0.1, 0.25, 0.5, 0.75, 0.9];
 /// Equal intervals of the histogram, from 0 to the maximum.
 const BINS: usize = 20;
 /// A feature is called dense above these shares of the rows.
@@ -22,53 +22,53 @@ const TWIN: f32 = 0.9;
 
 /// A feature in numbers. Activations are those of the index, in float16.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
-pub(super) struct Figures {
-    pub(super) feature: u32,
+pub(crate) struct Figures {
+    pub(crate) feature: u32,
     /// Rows in which it fires.
-    pub(super) firings: u64,
+    pub(crate) firings: u64,
     /// Their share of all rows.
-    pub(super) density: f64,
-    pub(super) maximum: f32,
+    pub(crate) density: f64,
+    pub(crate) maximum: f32,
     /// Over the rows in which it fires.
-    pub(super) mean: f64,
+    pub(crate) mean: f64,
     /// Of the activations above 0, at [`QUANTILES`]: number floor(q · (n - 1)) of n in ascending order.
-    pub(super) quantiles: Vec<f32>,
+    pub(crate) quantiles: Vec<f32>,
     /// Counts of activations in equal intervals from 0 to the maximum.
-    pub(super) histogram: Vec<u64>,
+    pub(crate) histogram: Vec<u64>,
     /// The share of the variance of its activations, over all rows, that the mean of their position explains.
-    pub(super) positional_share: f64,
+    pub(crate) positional_share: f64,
     /// The token with the largest sum of activations, and the token that precedes the largest.
-    pub(super) token: Option<TokenShare>,
-    pub(super) token_before: Option<TokenShare>,
+    pub(crate) token: Option<TokenShare>,
+    pub(crate) token_before: Option<TokenShare>,
     /// The share of its activation at newlines and punctuation, if token texts were known.
     #[serde(default, skip_serializing_if = "Option::is_none")]
-    pub(super) punctuation_share: Option<f64>,
+    pub(crate) punctuation_share: Option<f64>,
     /// The other feature whose decoder row has the largest cosine with its own.
-    pub(super) nearest: Option<Best>,
-    pub(super) kinds: Vec<FeatureKind>,
+    pub(crate) nearest: Option<Best>,
+    pub(crate) kinds: Vec<FeatureKind>,
 }
 
 /// A token, and its share of a feature's activation.
 #[derive(Debug, Clone, Copy, PartialEq, Serialize, Deserialize)]
-pub(super) struct TokenShare {
-    pub(super) token: u32,
-    pub(super) share: f64,
+pub(crate) struct TokenShare {
+    pub(crate) token: u32,
+    pub(crate) share: f64,
 }
 
 /// What is known of all rows.
 #[derive(Debug, Clone, Copy)]
-pub(super) struct Ground<'a> {
-    pub(super) context_length: usize,
+pub(crate) struct Ground<'a> {
+    pub(crate) context_length: usize,
     /// Rows in the index at each position, [T].
-    pub(super) rows_by_position: &'a [u64],
+    pub(crate) rows_by_position: &'a [u64],
     /// Tokens by place.
-    pub(super) tokens: &'a [u32],
+    pub(crate) tokens: &'a [u32],
     /// Of each token, whether it is a newline or punctuation.
-    pub(super) punctuation: Option<&'a [bool]>,
+    pub(crate) punctuation: Option<&'a [bool]>,
 }
 
 /// Memory for one feature at a time, all zeros in between.
-pub(super) struct Scratch {
+pub(crate) struct Scratch {
     positions: Vec<f64>,
     tokens: TokenSums,
     before: TokenSums,
@@ -82,7 +82,7 @@ struct TokenSums {
 }
 
 impl Scratch {
-    pub(super) fn new(ground: &Ground<'_>) -> Scratch {
+    pub(crate) fn new(ground: &Ground<'_>) -> Scratch {
         let vocabulary = ground.tokens.iter().max().map_or(0, |largest| *largest as usize + 1);
         let sums = || TokenSums { sums: vec![0.0; vocabulary], touched: Vec::new() };
         Scratch {
@@ -96,7 +96,7 @@ impl Scratch {
 
 impl Figures {
     /// Of a feature whose firings are `firings`, by place.
-    pub(super) fn of(
+    pub(crate) fn of(
         feature: u32,
         firings: &[Firing],
         nearest: Option<Best>,
@@ -194,7 +194,7 @@ fn histogram(firings: &[Firing], maximum: f32) -> Vec<u64> {
 }
 
 /// The mean activation at each position, over all its rows, [T].
-pub(super) fn position_means(sums: &[f64], rows: &[u64]) -> Vec<f64> {
+pub(crate) fn position_means(sums: &[f64], rows: &[u64]) -> Vec<f64> {
     let mean = |(sum, rows): (&f64, &u64)| if *rows > 0 { sum / *rows as f64 } else { 0.0 };
     sums.iter().zip(rows).map(mean).collect()
 }

@@ -6,28 +6,28 @@ use half::f16;
 /// Where a feature fired, and how strongly. By their order, firings of several features are sorted by feature, then place.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Pod, Zeroable)]
 #[repr(transparent)]
-pub(super) struct Firing(u64);
+pub(crate) struct Firing(u64);
 
 impl Firing {
     /// Of the feature with this number among at most 2^16, at `place` = context · context length + position.
-    pub(super) fn new(feature: u16, place: u32, activation: f16) -> Firing {
+    pub(crate) fn new(feature: u16, place: u32, activation: f16) -> Firing {
         Firing(u64::from(feature) << 48 | u64::from(place) << 16 | u64::from(activation.to_bits()))
     }
 
-    pub(super) fn feature(self) -> u16 {
+    pub(crate) fn feature(self) -> u16 {
         (self.0 >> 48) as u16
     }
 
-    pub(super) fn place(self) -> u32 {
+    pub(crate) fn place(self) -> u32 {
         (self.0 >> 16) as u32
     }
 
     /// The bits of the activation; above 0, they are in the order of the numbers.
-    pub(super) fn bits(self) -> u16 {
+    pub(crate) fn bits(self) -> u16 {
         self.0 as u16
     }
 
-    pub(super) fn activation(self) -> f32 {
+    pub(crate) fn activation(self) -> f32 {
         f16::from_bits(self.bits()).to_f32()
     }
 }

@@ -33,7 +33,7 @@ use super::firing::Firing;
 use crate::command::arguments::FeatureKind;
 
 const FORMAT: u32 = 1;
-pub(super) const RECORD: &str = "index.json";
+pub(crate) const RECORD: &str = "index.json";
 const FIGURES: &str = "features.jsonl";
 const LATENTS: &str = "latents";
 /// The largest header of a file of firings that is read; ours has some hundred bytes.
@@ -41,49 +41,49 @@ const LARGEST_HEADER: u64 = 1 << 20;
 
 /// `index.json`.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
-pub(super) struct Record {
-    pub(super) format: u32,
-    pub(super) store: PathBuf,
-    pub(super) model: String,
-    pub(super) model_hash: String,
-    pub(super) tokenizer_hash: String,
-    pub(super) hook: String,
+pub(crate) struct Record {
+    pub(crate) format: u32,
+    pub(crate) store: PathBuf,
+    pub(crate) model: String,
+    pub(crate) model_hash: String,
+    pub(crate) tokenizer_hash: String,
+    pub(crate) hook: String,
     /// CRC-32C of the decoder's numbers: the figures are of these weights.
-    pub(super) decoder_crc32c: u32,
+    pub(crate) decoder_crc32c: u32,
     /// F.
-    pub(super) features: usize,
-    pub(super) contexts: usize,
-    pub(super) context_length: usize,
+    pub(crate) features: usize,
+    pub(crate) contexts: usize,
+    pub(crate) context_length: usize,
     /// Rows that were encoded at each position, [T].
-    pub(super) rows_by_position: Vec<u64>,
-    pub(super) firings: u64,
+    pub(crate) rows_by_position: Vec<u64>,
+    pub(crate) firings: u64,
     /// Activations beyond float16, which became its largest number.
-    pub(super) clipped: u64,
+    pub(crate) clipped: u64,
     /// Whether token texts were known, so that newlines and punctuation could be told.
-    pub(super) texts: bool,
+    pub(crate) texts: bool,
     /// Features of each file: the first, and the one behind the last.
-    pub(super) files: Vec<(usize, usize)>,
+    pub(crate) files: Vec<(usize, usize)>,
 }
 
 impl Record {
     /// Of this version of the format.
-    pub(super) fn format() -> u32 {
+    pub(crate) fn format() -> u32 {
         FORMAT
     }
 
     /// Rows that were encoded.
-    pub(super) fn rows(&self) -> u64 {
+    pub(crate) fn rows(&self) -> u64 {
         self.rows_by_position.iter().sum()
     }
 }
 
 /// An index, read.
 #[derive(Debug)]
-pub(super) struct Index {
+pub(crate) struct Index {
     folder: PathBuf,
-    pub(super) record: Record,
+    pub(crate) record: Record,
     /// Of every feature.
-    pub(super) figures: Vec<Figures>,
+    pub(crate) figures: Vec<Figures>,
 }
 
 /// A tensor whose numbers are made when they are written.
@@ -111,23 +111,23 @@ impl View for Made<'_> {
 
 /// What the firings of a file are told by.
 #[derive(Debug, Clone, Copy)]
-pub(super) struct Shape {
-    pub(super) contexts: usize,
-    pub(super) context_length: usize,
+pub(crate) struct Shape {
+    pub(crate) contexts: usize,
+    pub(crate) context_length: usize,
     /// 2 or 4 bytes for a token.
-    pub(super) token_bytes: usize,
+    pub(crate) token_bytes: usize,
 }
 
 impl Shape {
     /// Bytes of a number in `locations` of files with so many features.
-    pub(super) fn location_bytes(&self, features: usize) -> usize {
+    pub(crate) fn location_bytes(&self, features: usize) -> usize {
         let largest = self.contexts.max(self.context_length).max(features);
         if largest <= 1 << 16 { 2 } else { 4 }
     }
 }
 
 /// Writes the firings of `features`, whose numbers of firings are `counts`, one after the other.
-pub(super) fn write_firings(
+pub(crate) fn write_firings(
     folder: &Path,
     hook: &str,
     features: Range<usize>,
@@ -184,7 +184,7 @@ pub(super) fn write_firings(
 }
 
 /// Writes everything but the firings.
-pub(super) fn write_record(folder: &Path, record: &Record, figures: &[Figures]) -> Result<()> {
+pub(crate) fn write_record(folder: &Path, record: &Record, figures: &[Figures]) -> Result<()> {
     let write = |path: PathBuf, text: String| -> Result<()> {
         fs::write(&path, text).with_context(|| format!("cannot write {}", foreign_path(&path)))
     };
@@ -209,7 +209,7 @@ fn firings_file(folder: &Path, hook: &str, features: &Range<usize>) -> PathBuf {
 
 impl Index {
     /// Reads what is in `folder`, firings apart.
-    pub(super) fn open(folder: &Path) -> Result<Index> {
+    pub(crate) fn open(folder: &Path) -> Result<Index> {
         let path = folder.join(RECORD);
         let text = fs::read(&path).with_context(|| format!("cannot read {}", foreign_path(&path)))?;
         let damaged = |path: &Path| format!("{} is damaged; make the index again", foreign_path(path));
@@ -235,12 +235,12 @@ impl Index {
     }
 
     /// The features of a kind, by their number.
-    pub(super) fn of_kind(&self, kind: FeatureKind) -> impl Iterator<Item = &Figures> {
+    pub(crate) fn of_kind(&self, kind: FeatureKind) -> impl Iterator<Item = &Figures> {
         self.figures.iter().filter(move |of| kind == FeatureKind::All || of.kinds.contains(&kind))
     }
 
     /// The firings of one feature, by place.
-    pub(super) fn firings(&self, feature: usize) -> Result<Vec<Firing>> {
+    pub(crate) fn firings(&self, feature: usize) -> Result<Vec<Firing>> {
         let files = &self.record.files;
         let found = files.iter().find(|(start, end)| (*start..*end).contains(&feature));
         let (start, end) = *found.context("no file of the index has this feature")?;
@@ -251,26 +251,29 @@ impl Index {
     }
 
     /// Tokens by place.
-    pub(super) fn tokens(&self) -> Result<Vec<u32>> {
+    pub(crate) fn tokens(&self) -> Result<Vec<u32>> {
         let (start, end) = *self.record.files.first().context("the index has no files")?;
         self.open_firings(start..end)?.tokens(&self.record)
     }
 
-    /// How often each feature fires at the places of which `wanted` is true, [F].
-    pub(super) fn count_at(&self, wanted: &[bool]) -> Result<Vec<u64>> {
-        let mut counts = vec![0; self.record.features];
+    /// Calls `take` with every firing of every feature: feature, place, and bits of the activation. Features ascend, and places
+    /// within a feature.
+    pub(crate) fn each_firing(&self, mut take: impl FnMut(usize, usize, u16)) -> Result<()> {
+        let places = self.record.contexts * self.record.context_length;
         for (start, end) in &self.record.files {
             let file = self.open_firings(*start..*end)?;
             let n = file.rows(self)?;
             for first in (0..n).step_by(PIECE) {
-                for [place, feature] in file.places(first..(first + PIECE).min(n), &self.record)? {
-                    let inside = wanted.get(place).zip(counts.get_mut(start + feature));
-                    let (wanted, count) = inside.with_context(|| file.damaged())?;
-                    *count += u64::from(*wanted);
+                let piece = first..(first + PIECE).min(n);
+                let activations = file.numbers("activations", piece.clone())?;
+                for ([place, feature], bits) in file.places(piece, &self.record)?.into_iter().zip(activations)
+                {
+                    ensure!(place < places && start + feature < *end, file.damaged());
+                    take(start + feature, place, bits as u16);
                 }
             }
         }
-        Ok(counts)
+        Ok(())
     }
 
     fn open_firings(&self, features: Range<usize>) -> Result<FiringsFile> {

@@ -2,38 +2,45 @@
 //!
 //! - `build` encodes the rows of a store once: [`spill`] sorts what comes of it by feature, [`figures`] says what a feature's
 //!   [`firing`]s tell, [`index`] is what is written.
-//! - [`detail`] reads one feature from the index, `show` prints it; `texts` has what tokens say.
+//! - [`detail`] is what an index knows of one feature, `show` prints it; [`details`] makes those of all, for which [`rows`] turns the index
+//!   around; `texts` has what tokens say, `weights` what the index is of.
 
 mod build;
 mod detail;
+mod details;
 mod figures;
 mod firing;
 mod index;
+mod rows;
 mod show;
 mod spill;
 mod texts;
+mod weights;
 
 use std::path::{Path, PathBuf};
 
 use activation_store::Store;
 use anyhow::{Context, Result, ensure};
-use language_model::{Checkpoint, Unembedding, hub};
-use ndarray::ArrayView1;
+use language_model::hub;
 use serde_json::json;
-use terminal::{Interrupt, foreign, foreign_path};
+use terminal::{Interrupt, foreign_path};
 
-use self::build::{build, decoder_crc32c};
-use self::detail::{Detail, Logits};
-use self::figures::Figures;
-use self::index::{Index, RECORD};
-use self::texts::Texts;
+use self::build::build;
 use super::similarity::{nearest_to, unit_rows};
-use crate::autoencoder::{autoencoder_of, load};
+use crate::autoencoder::autoencoder_of;
 use crate::command::arguments::{FeatureKind, FeaturesArguments};
+
+pub(crate) use self::detail::{Detail, Effect, Excerpt, TokenSum};
+use self::detail::{Ground, Logits, Relations, cofiring};
+pub(crate) use self::details::Details;
+pub(crate) use self::figures::Figures;
+pub(crate) use self::index::{Index, RECORD};
+pub(crate) use self::texts::Texts;
+use self::weights::{decoder, unembedding};
 
 /// Where an index lies in the folder of its autoencoder.
 const FEATURES: &str = "features";
-const TOKENIZER: &str = "tokenizer.json";
+pub(crate) const TOKENIZER: &str = "tokenizer.json";
 
 /// Makes the index if a store is given, and prints what is asked for of it. Returns the process' exit code.
 pub(crate) fn features(arguments: &FeaturesArguments) -> Result<u8> {
@@ -80,7 +87,7 @@ pub(crate) fn features(arguments: &FeaturesArguments) -> Result<u8> {
 }
 
 /// In the folder of the autoencoder, or beside its file.
-fn folder_of(autoencoder: &Path) -> PathBuf {
+pub(crate) fn folder_of(autoencoder: &Path) -> PathBuf {
     if autoencoder.is_file() { autoencoder.with_extension(FEATURES) } else { autoencoder.join(FEATURES) }
 }
 
@@ -147,43 +154,23 @@ fn detail(
         feature < features,
         "there is no feature {feature}: the autoencoder has {features}, counted from 0"
     );
-    let decoder = load(&arguments.sae)?.weights.w_dec;
-    ensure!(
-        decoder_crc32c(&decoder) == index.record.decoder_crc32c && decoder.nrows() == features,
-        "the index in {} is not of the autoencoder in {} as it is now; remove it and make it again",
-        foreign_path(folder),
-        foreign_path(&arguments.sae)
-    );
-    let logits = model.map(|model| logits(index, model, decoder.row(feature), texts)).transpose()?;
-    let neighbours = nearest_to(unit_rows(decoder).view(), feature);
-    Detail::of(index, feature, neighbours, logits, texts)
-}
-
-/// What a direction adds to the logits of the model in `folder`, before the final norm divides by its scale.
-fn logits(
-    index: &Index,
-    folder: &Path,
-    direction: ArrayView1<'_, f32>,
-    texts: Option<&Texts>,
-) -> Result<Logits> {
-    let checkpoint = Checkpoint::open(folder)?;
-    let (record, found) = (&index.record, checkpoint.hash()?);
-    ensure!(
-        record.model_hash.is_empty() || record.model_hash == found,
-        "{} is not the model of {}, which is {} with weights of SHA-256 {}; these have {found}",
-        foreign_path(folder),
-        foreign_path(&record.store),
-        foreign(&record.model),
-        foreign(&record.model_hash)
-    );
-    let unembedding = Unembedding::read(&checkpoint)?;
-    ensure!(
-        direction.len() == unembedding.weights.ncols(),
-        "the decoder's rows have {} numbers, and the residual stream of {} has {}: they have no effect on logits of their own; \
-         leave --model out, and name the tokenizer with --tokenizer",
-        direction.len(),
-        foreign_path(folder),
-        unembedding.weights.ncols()
-    );
-    Ok(Logits::of(unembedding.weights.dot(&direction).view(), texts))
+    let decoder = decoder(index, folder, &arguments.sae)?;
+    let logits = match model {
+        Some(model) => {
+            let unembedding = unembedding(index, model, decoder.ncols())?;
+            Some(Logits::of(unembedding.weights.dot(&decoder.row(feature)).view(), texts))
+        }
+        None => None,
+    };
+    let (firings, tokens) = (index.firings(feature)?, index.tokens()?);
+    let mut own = vec![false; tokens.len()];
+    firings.iter().for_each(|firing| own[firing.place() as usize] = true);
+    let mut both = vec![0; features];
+    index.each_firing(|other, place, _| both[other] += u64::from(own[place]))?;
+    let relations = Relations {
+        cofiring: cofiring(feature, both.into_iter().enumerate(), |of| index.figures[of].firings),
+        neighbours: nearest_to(unit_rows(decoder).view(), feature),
+        logits,
+    };
+    Ok(Detail::new(&Ground { index, tokens: &tokens, texts }, feature, &firings, relations))
 }

@@ -8,11 +8,11 @@ use terminal::foreign_path;
 
 /// The text of each token, by its id.
 #[derive(Debug)]
-pub(super) struct Texts(Vec<String>);
+pub(crate) struct Texts(Vec<String>);
 
 impl Texts {
     /// Of the tokenizer in the file `path`, which must be that with the hash `known`, where that is not empty.
-    pub(super) fn open(path: &Path, known: &str) -> Result<Texts> {
+    pub(crate) fn open(path: &Path, known: &str) -> Result<Texts> {
         let tokenizer = Tokenizer::open(path)?;
         ensure!(
             known.is_empty() || known == tokenizer.hash(),
@@ -24,12 +24,17 @@ impl Texts {
     }
 
     /// The text of a token, if it has one.
-    pub(super) fn of(&self, token: u32) -> Option<&str> {
+    pub(crate) fn of(&self, token: u32) -> Option<&str> {
         self.0.get(token as usize).map(String::as_str)
     }
 
+    /// The texts of all tokens, by their ids.
+    pub(crate) fn all(&self) -> &[String] {
+        &self.0
+    }
+
     /// Of each token, whether it is a newline or punctuation.
-    pub(super) fn punctuation(&self) -> Vec<bool> {
+    pub(crate) fn punctuation(&self) -> Vec<bool> {
         self.0.iter().map(|text| is_punctuation(text)).collect()
     }
 }
