@@ -11,7 +11,7 @@
 //! - `train`: the loop over batches, for one run or for those of a `sweep`.
 //! - `compare`, `verify`, `import`, `export`, `bench`: what is done with finished runs; `autoencoder`: one by its path, whichever program
 //!   wrote it; `laboratory`: what autoencoders have learned;
-//!   `report`: what a person sees.
+//!   `pages`: all of that for a browser; `report`: what a person sees in a terminal.
 
 #![warn(clippy::print_stdout, clippy::print_stderr)] // `terminal` writes; see there why
 
@@ -31,6 +31,7 @@ mod evaluate;
 mod export;
 mod import;
 mod laboratory;
+mod pages;
 mod report;
 mod runs;
 mod sweep;
@@ -58,7 +59,8 @@ fn execute(line: CommandLine) -> Result<ExitCode> {
         Some(Command::Sweep(sweep)) => sweep::sweep(sweep).map(ExitCode::from),
         Some(Command::Compare(compare)) => compare::compare(&compare).map(|()| ExitCode::SUCCESS),
         Some(Command::Eval(eval)) => laboratory::eval(&eval).map(|()| ExitCode::SUCCESS),
-        Some(Command::Features(features)) => laboratory::features(&features).map(ExitCode::from),
+        Some(Command::Features(features)) => laboratory::features::features(&features).map(ExitCode::from),
+        Some(Command::Report(report)) => pages::report(&report).map(ExitCode::from),
         Some(Command::Verify(verify)) => verify::verify(&verify).map(ExitCode::from),
         Some(Command::Import(import)) => import::import(&import).map(|()| ExitCode::SUCCESS),
         Some(Command::Export(export)) => export::export(&export).map(|()| ExitCode::SUCCESS),

@@ -4,7 +4,7 @@ use clap::{Parser, Subcommand};
 
 use super::arguments::{
     BenchArguments, CompareArguments, EvalArguments, ExportArguments, FeaturesArguments, ImportArguments,
-    TrainArguments, VerifyArguments,
+    ReportArguments, TrainArguments, VerifyArguments,
 };
 use crate::sweep::SweepArguments;
 
@@ -32,6 +32,8 @@ Examples:
       how well the language model predicts through an autoencoder
   sae-trainer features runs/l0 --store stores/gpt2
       what each feature responds to; --id 8684 then prints one
+  sae-trainer report runs/l0 runs/l1
+      pages for a browser about all of this
   sae-trainer verify runs/l1 runs/front
       checks every file of these runs and sweeps and lists the damaged ones
   sae-trainer import trainer_0 --out imported
@@ -82,6 +84,9 @@ pub(crate) enum Command {
     /// Finds what the features of an autoencoder respond to: an index of their activations over a store, and what it tells of each
     #[command(after_help = FEATURES_HELP)]
     Features(FeaturesArguments),
+    /// Writes pages for a browser: runs side by side, every feature with its contexts, which features fire at a token
+    #[command(after_help = REPORT_HELP)]
+    Report(ReportArguments),
     /// Checks the files of runs, sweeps and autoencoders against their checksums; exits with 1 if any is damaged
     #[command(after_help = VERIFY_HELP)]
     Verify(VerifyArguments),
@@ -121,6 +126,19 @@ Examples:
       one feature: how often and how strongly it fires, where, and with which others
   sae-trainer features runs/l0 --id 8684 --model openai-community/gpt2
       the same with the text of its contexts, and the tokens that it makes more and less likely";
+
+const REPORT_HELP: &str = "\
+The pages open from disk or from any server of files, and fetch nothing from elsewhere. Features are shown of autoencoders that have an \
+activation index, which sae-trainer features makes. Nothing is left of a report that was interrupted.
+
+Examples:
+  sae-trainer report runs/l0 runs/l1 --model openai-community/gpt2
+      report/index.html, with token texts and what each feature does to the logits
+  sae-trainer eval runs/* --store stores/gpt2 --model openai-community/gpt2 --json > eval.json
+  sae-trainer report runs/* --eval eval.json --out pages
+      the same with cross-entropies
+  sae-trainer report runs/l0 --features 200 --single-file --out l0.html
+      one file to send: the first 200 features";
 
 const IMPORT_HELP: &str = "\
 Which program wrote the files follows from what is there:

@@ -16,6 +16,7 @@ mod gpu_check;
 mod held_out;
 mod kinds;
 mod recipes;
+mod report;
 mod resume;
 mod sweep;
 mod training;
