@@ -1,4 +1,4 @@
-"""`sae-trainer features`: the index against SAELens' activations, and the figures against numpy on the index."""
+"""`sae-trainer features`: the index against SAELens' activations and in delphi, and the figures against numpy on the index."""
 
 import json
 
@@ -6,9 +6,11 @@ import numpy as np
 import pytest
 import torch
 import zarr
+from delphi.config import ConstructorConfig, SamplerConfig
+from delphi.latents.loader import LatentDataset, TensorBuffer
 from sae_lens import SAE
-from safetensors.numpy import load_file
 from test_evaluation import dump, random_gpt2
+from transformers import PreTrainedTokenizerFast
 
 F, T = 300, 32
 HOOK = "blocks.1.hook_resid_pre"
@@ -33,22 +35,44 @@ def half(numbers):
 
 
 def loaded(sae):
-    """Activations [contexts, T, F] and tokens, read as `TensorBuffer.load` of delphi reads them (delphi/latents/loader.py)."""
+    """Activations [contexts, T, F] and tokens, read by delphi."""
     folder, dense, tokens = sae / "features/latents" / HOOK, None, None
     edges = sorted(tuple(map(int, file.stem.split("_"))) for file in folder.glob("*.safetensors"))
     assert [start for start, _ in edges] == [0] + [end + 1 for _, end in edges[:-1]] and edges[-1][1] == F - 1
     for start, end in edges:
-        data = load_file(folder / f"{start}_{end}.safetensors")
-        # What `to_int64_tensor` takes, and the half precision that `save_splits` writes.
-        assert data["locations"].dtype in (np.uint16, np.uint32) and data["activations"].dtype == np.float16
-        tokens = data["tokens"].astype(np.int64)
+        locations, activations, found = TensorBuffer(f"{folder}/{start}_{end}.safetensors", HOOK).load()
+        tokens = found.numpy()
         dense = np.zeros((*tokens.shape, F), np.float16) if dense is None else dense
-        context, position, feature = data["locations"].astype(np.int64).T
+        context, position, feature = locations.numpy().T
         # `pool_max_activation_windows` takes runs of equal windows for windows: a feature's places must ascend.
         assert (np.diff(np.ravel_multi_index((feature, context, position), (F, *tokens.shape))) > 0).all()
-        dense[context, position, feature + start] = data["activations"]
-    assert "model_name" in json.loads((folder / "config.json").read_text())
+        dense[context, position, feature] = activations.numpy()
     return dense, tokens
+
+
+def test_delphi_makes_its_examples_of_the_index(made, repository):
+    sae, _ = made
+    dense, tokens = loaded(sae)
+    tokenizer = PreTrainedTokenizerFast(tokenizer_file=str(repository / "models/smollm2-135m/tokenizer.json"))
+    fewest = 5
+    dataset = LatentDataset(
+        sae / "features/latents", SamplerConfig(), ConstructorConfig(example_ctx_len=T, min_examples=fewest, n_non_activating=2),
+        tokenizer,
+    )  # fmt: skip
+    assert (dataset.tokens.numpy() == tokens).all()
+    contexts = (dense > 0).any(1).sum(0)
+    found = {record.latent.latent_index: record for record in dataset}
+    assert sorted(found) == [int(j) for j in np.flatnonzero(contexts >= fewest)] and len(found) > 20
+    for j, record in found.items():
+        a = dense[:, :, j]
+        assert record.per_token_frequency == pytest.approx((a > 0).mean())
+        assert len(record.examples) == contexts[j]
+        for example in record.examples:
+            (context,) = np.flatnonzero((tokens == example.tokens.numpy()).all(1))
+            assert (example.activations.numpy() == a[context]).all()
+        assert len(record.not_active) == 2 or len(tokens) - contexts[j] < 2
+        # It divides the examples by ten quantiles.
+        assert len(record.train) > 0 or contexts[j] < 20
 
 
 def test_the_index_has_what_sae_lens_encodes(made):
