@@ -4,7 +4,7 @@
 use std::fmt::Write as _;
 use std::path::{Path, PathBuf};
 
-use anyhow::{Result, ensure};
+use anyhow::{Context, Result, ensure};
 use ndarray::{Array2, Axis};
 use rand_chacha::ChaCha8Rng;
 use rand_chacha::rand_core::{Rng, SeedableRng};
@@ -91,15 +91,27 @@ pub(super) fn match_features(folders: &[PathBuf]) -> Result<Vec<FeatureMatches>>
 
 impl Directions {
     /// Of the run or autoencoder in `folder`.
-    pub(crate) fn load(folder: &Path) -> Result<Directions> {
-        let Sae { weights, log_sparsity, .. } = load_and_tell(folder)?;
+    fn load(folder: &Path) -> Result<Directions> {
+        let found = Directions::of(folder, &load_and_tell(folder)?);
+        found.with_context(|| format!("no feature of {} fires", foreign_path(folder)))
+    }
+
+    /// Of `sae`, which is in `folder`; none if none of its features fires.
+    pub(crate) fn of(folder: &Path, sae: &Sae) -> Option<Directions> {
+        let Sae { weights, log_sparsity, .. } = sae;
         let fires = |feature: &u32| log_sparsity.as_ref().is_none_or(|of| of[*feature as usize] > SILENT);
         let compared: Vec<u32> = (0..weights.d_sae() as u32).filter(fires).collect();
-        ensure!(!compared.is_empty(), "no feature of {} fires", foreign_path(folder));
         let at: Vec<usize> = compared.iter().map(|feature| *feature as usize).collect();
         let decoder = unit_rows(weights.w_dec.select(Axis(0), &at));
         let encoder = unit_rows(weights.w_enc.t().select(Axis(0), &at));
-        Ok(Directions { folder: folder.to_owned(), features: weights.d_sae(), compared, decoder, encoder })
+        let features = weights.d_sae();
+        (!compared.is_empty()).then(|| Directions {
+            folder: folder.to_owned(),
+            features,
+            compared,
+            decoder,
+            encoder,
+        })
     }
 }
 

@@ -12,6 +12,7 @@ use terminal::{Interrupt, foreign_path};
 
 use super::data::short;
 use super::subjects::Subject;
+use crate::autoencoder::load;
 use crate::command::arguments::{FeatureKind, ReportArguments};
 use crate::compare::features::{Directions, FeatureMatches, matches as match_features};
 use crate::report::progress::{self, proceed};
@@ -39,11 +40,11 @@ impl Matches {
 
 /// Matches features between autoencoders whose decoders write as many numbers.
 pub(super) fn matches(subjects: &[Subject], interrupt: &Interrupt) -> Result<Matches> {
-    let all = subjects.iter().map(|subject| {
-        // An autoencoder none of whose features fires has nothing to match.
-        Directions::load(&subject.sae).ok()
-    });
-    let all: Vec<Option<Directions>> = all.collect();
+    if subjects.len() < 2 {
+        return Ok(Matches(Vec::new()));
+    }
+    let all = subjects.iter().map(|subject| Ok(Directions::of(&subject.folder, &load(&subject.sae)?)));
+    let all: Vec<Option<Directions>> = all.collect::<Result<_>>()?;
     let mut pairs = Vec::new();
     for a in 0..all.len() {
         for b in (0..all.len()).filter(|b| *b != a && (all.len() <= ALL_PAIRS || a == 0 || *b == 0)) {

@@ -14,7 +14,7 @@ use serde_json::{Value, json};
 
 use crate::faults::{compile_library, count_of, with_faults};
 use crate::fixture::{
-    CONTEXT, Place, WIDTH, json as sealed, mixtures, signal, start, text, wait_for, write_store,
+    CONTEXT, Place, WIDTH, copy, json as sealed, mixtures, signal, start, text, wait_for, write_store,
 };
 
 const RUN: &str = "--store store --features 96 --batch 128 --lr 3e-3 --steps 60 --log-every 10";
@@ -258,13 +258,16 @@ fn what_cannot_be_reported_is_refused_and_nothing_is_left() {
         assert!(complaint.contains(words), "{line}: {complaint}");
         assert!(!place.path("report").exists(), "{line}");
     }
-    // An index of other weights.
-    let sae = Sae::load(&place.path("a/sae")).unwrap();
-    let features = fs::read(place.path("a/sae/features/index.json")).unwrap();
-    sae.save(&place.path("copy")).unwrap();
-    fs::create_dir(place.path("copy/features")).unwrap();
-    fs::write(place.path("copy/features/index.json"), features).unwrap();
-    assert!(place.fail("report copy").contains("features.jsonl"), "an index that lacks a file");
+    // An index of other weights, and one that lacks a file.
+    let mut sae = Sae::load(&place.path("a/sae")).unwrap();
+    sae.weights.w_dec[[0, 0]] += 1.0;
+    sae.save(&place.path("changed")).unwrap();
+    copy(&place.path("a/sae/features"), &place.path("changed/features"));
+    let complaint = place.fail("report changed");
+    assert!(complaint.contains("as it is now; remove it and make it again"), "{complaint}");
+    fs::remove_file(place.path("changed/features/features.jsonl")).unwrap();
+    assert!(place.fail("report changed").contains("features.jsonl"), "an index that lacks a file");
+    assert!(!place.path("report").exists());
 }
 
 #[test]

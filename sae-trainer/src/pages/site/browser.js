@@ -131,14 +131,14 @@ async function browserPage(number, run, query) {
     }
   }
 
-  main.addEventListener("shown", () => update(), { once: true });
   const dead = table.firings.filter((firings) => firings === 0).length;
-  return [
+  const elements = [
     h("h1", {}, `Features of ${run.name}`),
     h("p", { class: "dim" }, `${format.count(run.index.rows)} rows at ${run.index.hook}, ${format.count(run.index.firings)} activations; ${format.count(dead)} of the features shown never fire in them.`),
     h("div", { class: "tools" }, search, kind, density, matched, counted),
     h("div", { class: "grid", role: "table", "aria-label": "Features" }, h("div", { class: "row titles", role: "row" }, titles.map((title) => h("span", { role: "columnheader" }, title))), body),
   ];
+  return { elements, shown: update };
 }
 
 // The ids of the tokens whose text contains `words`, or that have that number where there are no texts.

@@ -25,8 +25,8 @@ async function contextsPage(number, run, query) {
         : "None of the contexts in this report has these words. Features of other text would take the language model, which these pages do not have; activation-dump makes a store of any text, and sae-trainer features and report show it.";
   }
 
-  update();
-  return [h("h1", {}, `Contexts in ${run.name}`), h("p", {}, "Choose a context to see which features fire at each of its tokens."), h("div", { class: "tools" }, search), told, found];
+  const elements = [h("h1", {}, `Contexts in ${run.name}`), h("p", {}, "Choose a context to see which features fire at each of its tokens."), h("div", { class: "tools" }, search), told, found];
+  return { elements, shown: update };
 }
 
 async function contextPage(number, run, at, query) {
@@ -53,12 +53,12 @@ async function contextPage(number, run, at, query) {
   }
 
   const chosen = Number(query.get("token") ?? "0");
-  if (chosen in ids) choose(chosen);
-  return [
+  const elements = [
     h("h1", {}, `Context ${data.contexts[at]} in ${run.name}`),
     h("div", { class: "pager" }, at > 0 && h("a", { href: `#/sae/${number}/context/${at - 1}` }, "← previous"), at + 1 < data.contexts.length && h("a", { href: `#/sae/${number}/context/${at + 1}` }, "next →"), h("a", { href: `#/sae/${number}/contexts` }, "all contexts")),
     h("p", { class: "dim" }, "The colour of a token says how many features fire there; choose one to see them."),
     h("div", { class: "text" }, buttons),
     panel,
   ];
+  return { elements, shown: () => chosen in ids && choose(chosen) };
 }

@@ -11,6 +11,7 @@ function address() {
   return { parts: path.split("/").filter((part) => part !== ""), query: new URLSearchParams(query ?? "") };
 }
 
+// A title, elements, and what is to be done once they are shown: only then may a page write what was chosen into the address.
 async function page({ parts, query }) {
   if (parts.length === 0) return { title: "Overview", elements: overviewPage(overview) };
   const number = Number(parts[1]);
@@ -19,13 +20,13 @@ async function page({ parts, query }) {
   if (!run.index) throw new Error(`${run.name} had no activation index when the report was made, so its features are not in it.`);
   switch (parts[2]) {
     case undefined:
-      return { title: `Features of ${run.name}`, elements: await browserPage(number, run, query) };
+      return { title: `Features of ${run.name}`, ...(await browserPage(number, run, query)) };
     case "feature":
       return { title: `Feature ${parts[3]} of ${run.name}`, elements: await featurePage(number, run, Number(parts[3])) };
     case "contexts":
-      return { title: `Contexts in ${run.name}`, elements: await contextsPage(number, run, query) };
+      return { title: `Contexts in ${run.name}`, ...(await contextsPage(number, run, query)) };
     case "context":
-      return { title: `A context in ${run.name}`, elements: await contextPage(number, run, Number(parts[3]), query) };
+      return { title: `A context in ${run.name}`, ...(await contextPage(number, run, Number(parts[3]), query)) };
     default:
       throw new Error("There is no such page in this report.");
   }
@@ -45,7 +46,7 @@ async function show() {
   document.title = `${made.title} · sae-trainer report`;
   main.replaceChildren(...made.elements);
   navigation();
-  main.dispatchEvent(new CustomEvent("shown"));
+  made.shown?.();
 }
 
 function navigation() {
