@@ -7,7 +7,7 @@ use anyhow::{Context, Result, bail, ensure};
 use language_model::{
     Checkpoint, HookPoint, ModelPrecision, PrefixModel, Runtime, SessionOptions, SuffixModel, hub,
 };
-use ndarray::{Array1, Array2, Array3, ArrayView2, Axis, concatenate, s};
+use ndarray::{Array1, Array2, Array3, ArrayView1, ArrayView2, Axis, concatenate, s, stack};
 use serde::Serialize;
 use terminal::{foreign, foreign_path};
 
@@ -20,10 +20,8 @@ use crate::report::progress;
 
 /// Contexts of a batch: SAEBench's number, on which some of its metrics depend.
 const GROUP: usize = 16;
-/// The variants that every evaluation has, in this order; those of the autoencoders follow.
+/// The predictions that are compared: the model's own, then those through each autoencoder, then the [`Ablations`].
 const CLEAN: usize = 0;
-const ZERO: usize = 1;
-const MEAN: usize = 2;
 
 /// What a model predicts through one autoencoder.
 #[derive(Debug, Serialize)]
@@ -60,6 +58,14 @@ struct Divided {
     output: usize,
 }
 
+/// What stands at the hook in place of a reconstruction: the store's mean row, and zeros.
+struct Ablations {
+    mean_row: Array1<f32>,
+    /// What the model predicts of those that are the same row everywhere, `[0 to 2, vocabulary]`: of both, of the zeros alone, or of
+    /// none. The others run as variants.
+    fixed: Array2<f32>,
+}
+
 /// Runs `model` on contexts of the stores with each autoencoder at its hook, all on the same contexts.
 pub(super) fn in_model(
     trained: &mut [Trained],
@@ -78,8 +84,9 @@ pub(super) fn in_model(
         arguments.drop_tokens.iter().copied().chain([from.spec().bos_token]).collect();
     let keep: Vec<SpecialTokens> = trained.iter().map(|sae| special_tokens(sae, arguments)).collect();
 
-    let variants = 3 + trained.len();
-    let (mut losses, mut divergences) = (Sums::new(variants), Sums::new(variants));
+    let ablations = Ablations::new(to, &divided.suffix)?;
+    let (mean, zero) = (1 + trained.len(), 2 + trained.len());
+    let (mut losses, mut divergences) = (Sums::new(zero + 1), Sums::new(zero + 1));
     let mut cores: Vec<CoreSums> =
         trained.iter().map(|sae| CoreSums::new(sae.sizes().0, sae.sizes().1)).collect();
     let bar = progress::rows("predicting", (contexts.len() * length) as u64);
@@ -96,7 +103,7 @@ pub(super) fn in_model(
         let residual = if to.provenance().centered { means(&own) } else { Array2::zeros((own.nrows(), 1)) };
         let kept: Vec<usize> = (0..x.nrows()).filter(|row| counted[[row / length, row % length]]).collect();
 
-        let mut spliced = vec![own.clone(), Array2::zeros(own.dim()), mean_row(to, own.nrows()) + &residual];
+        let mut spliced = vec![own.clone()];
         for ((sae, keep), core) in trained.iter_mut().zip(&keep).zip(&mut cores) {
             let reconstruction = sae.reconstruct(x.view())?;
             let active = sae.encode(x.select(Axis(0), &kept).view())?;
@@ -109,13 +116,15 @@ pub(super) fn in_model(
             }
             spliced.push(rows);
         }
+        spliced.extend(ablations.variants(&residual));
         let views: Vec<_> = spliced.iter().map(|rows| rows.view().insert_axis(Axis(0))).collect();
         let spliced: Array3<f32> = concatenate(Axis(0), &views)?;
-        let at_once = divided.suffix.suggested_contexts(variants, length);
+        let at_once = divided.suffix.suggested_contexts(spliced.dim().0, length);
         for first in (0..group.len()).step_by(at_once) {
             let part = first..(first + at_once).min(group.len());
             let rows = spliced.slice(s![.., part.start * length..part.end * length, ..]);
-            let found = divided.suffix.run(ids.slice(s![part.clone(), ..]), rows)?;
+            let found =
+                divided.suffix.run_beside(ids.slice(s![part.clone(), ..]), rows, ablations.fixed.view())?;
             let counted = counted.slice(s![part.clone(), ..]);
             losses.add(&found.loss, counted);
             divergences.add(&found.kl, counted);
@@ -124,9 +133,9 @@ pub(super) fn in_model(
     }
     bar.finish_and_clear();
     let found = keep.iter().zip(&cores).enumerate().map(|(index, (special_tokens, core))| {
-        let own = 3 + index;
+        let own = 1 + index;
         let (loss, kl) = (|variant| losses.mean(variant), |variant| divergences.mean(variant));
-        let ce_score = losses.score([CLEAN, ZERO, own]);
+        let ce_score = losses.score([CLEAN, zero, own]);
         InModel {
             model: model.to_owned(),
             hook: to.provenance().hook.clone(),
@@ -136,15 +145,15 @@ pub(super) fn in_model(
             special_tokens: *special_tokens,
             ce_loss_clean: loss(CLEAN),
             ce_loss_reconstructed: loss(own),
-            ce_loss_zero: loss(ZERO),
-            ce_loss_mean: loss(MEAN),
+            ce_loss_zero: loss(zero),
+            ce_loss_mean: loss(mean),
             ce_score,
             kl_reconstructed: kl(own),
-            kl_zero: kl(ZERO),
-            kl_mean: kl(MEAN),
+            kl_zero: kl(zero),
+            kl_mean: kl(mean),
             sae_bench: core.metrics(
-                [loss(CLEAN), loss(ZERO), loss(own)],
-                [kl(ZERO), kl(own)],
+                [loss(CLEAN), loss(zero), loss(own)],
+                [kl(zero), kl(own)],
                 contexts.len() * length,
             ),
         }
@@ -209,6 +218,30 @@ impl Divided {
     }
 }
 
+impl Ablations {
+    fn new(store: &Store, suffix: &SuffixModel) -> Result<Ablations> {
+        let mean_row: Array1<f32> = store.stats().mean.iter().map(|x| *x as f32).collect();
+        let zeros = Array1::zeros(mean_row.len());
+        // To the mean row of centred rows each position adds a mean of its own.
+        let same: &[ArrayView1<'_, f32>] = match store.provenance().centered {
+            true => &[zeros.view()],
+            false => &[mean_row.view(), zeros.view()],
+        };
+        let fixed = suffix.everywhere(stack(Axis(0), same)?.view())?;
+        let fixed = fixed.unwrap_or_else(|| Array2::zeros((0, suffix.vocabulary())));
+        Ok(Ablations { mean_row, fixed })
+    }
+
+    /// The rows of those that are not fixed, each [n, d], where `residual` [n, 1] is what centring took off.
+    fn variants(&self, residual: &Array2<f32>) -> Vec<Array2<f32>> {
+        let mean = residual + &self.mean_row;
+        let zeros = Array2::zeros(mean.dim());
+        let mut all = vec![mean, zeros];
+        all.truncate(2 - self.fixed.nrows());
+        all
+    }
+}
+
 /// So many contexts of the part that is evaluated on, evenly spread over the stores: numbers of stores and contexts.
 fn chosen(data: &Data, count: u64) -> Vec<(usize, u64)> {
     let all: Vec<(usize, u64)> = data
@@ -238,10 +271,4 @@ fn means(rows: &Array2<f32>) -> Array2<f32> {
         (row.iter().map(|x| f64::from(*x)).sum::<f64>() / row.len() as f64) as f32
     };
     Array1::from_iter(rows.rows().into_iter().map(mean)).insert_axis(Axis(1))
-}
-
-/// The mean row of a store, `rows` times.
-fn mean_row(store: &Store, rows: usize) -> Array2<f32> {
-    let mean: Array1<f32> = store.stats().mean.iter().map(|x| *x as f32).collect();
-    mean.broadcast((rows, mean.len())).expect("a row is as wide as the others").to_owned()
 }

@@ -2,7 +2,7 @@
 
 use std::sync::{Mutex, PoisonError};
 
-use ndarray::{Array2, Array3, ArrayView2, ArrayView3, s};
+use ndarray::{Array2, Array3, ArrayView2, ArrayView3, Axis, concatenate, s};
 use ort::session::{OutputSelector, RunOptions, Session};
 use ort::value::TensorRef;
 
@@ -12,15 +12,19 @@ use crate::limits::Limits;
 use crate::onnx::DataType;
 use crate::prefix::{precision, use_cuda};
 use crate::session::session;
-use crate::{Checkpoint, Error, HookPoint, ModelPrecision, Runtime, SessionOptions, cuda, families};
+use crate::{Checkpoint, Error, HookPoint, ModelPrecision, Runtime, SessionOptions, Site, cuda, families};
 
 /// The graph's inputs: token ids int64 `[contexts, length]`, and what stands at the hook, float32 `[variants, contexts * length,
 /// d_model]`.
 const IDS: &str = "context_ids";
 const SPLICED: &str = "spliced";
-/// Its outputs: float32 `[variants, contexts * length]`, and `[variants * contexts * length, vocabulary]`.
+/// Log-probabilities that the first variant is compared with too, float32 `[fixed, vocabulary]`.
+const FIXED: &str = "fixed";
+/// Its outputs: float32 `[variants, contexts * length]`, `[fixed, contexts * length]`, and `[variants * contexts * length,
+/// vocabulary]`.
 const LOSS: &str = "loss";
 const KL: &str = "kl";
+const KL_FIXED: &str = "kl_fixed";
 const LOGITS: &str = "logits";
 /// Numbers of an array of logits that a run on the CPU makes at most; there are several of that size.
 const LARGEST_LOGITS: usize = 1 << 25;
@@ -41,9 +45,9 @@ pub struct SuffixModel {
 /// What a model predicts with each variant at the hook.
 #[derive(Clone, Debug, PartialEq)]
 pub struct Predictions {
-    /// Cross-entropy of the next token in nats, `[variants, contexts, length - 1]`: the last position has none.
+    /// Cross-entropy of the next token in nats, `[variants + fixed, contexts, length - 1]`: the last position has none.
     pub loss: Array3<f32>,
-    /// KL divergence of the variant's prediction from the first one's in nats, KL(first ‖ variant), `[variants, contexts,
+    /// KL divergence of the prediction from the first variant's in nats, KL(first ‖ other), `[variants + fixed, contexts,
     /// length]`. Of the first it is 0.
     pub kl: Array3<f32>,
 }
@@ -84,6 +88,11 @@ impl SuffixModel {
         self.hook
     }
 
+    /// Tokens that it predicts.
+    pub fn vocabulary(&self) -> usize {
+        self.vocabulary
+    }
+
     /// How many contexts of `length` tokens with this many variants to give to one [`SuffixModel::run`]: as many as keep an
     /// array of all logits below 128 MiB on the CPU, below a sixteenth of the free memory on CUDA; at least one.
     pub fn suggested_contexts(&self, variants: usize, length: usize) -> usize {
@@ -94,6 +103,29 @@ impl SuffixModel {
         (most / (variants * length * self.vocabulary).max(1)).max(1)
     }
 
+    /// What the model predicts where a row of `rows`, `[n, d_model]`, stands at every position of the hook: log-probabilities of the
+    /// next token, `[n, vocabulary]`, the same at each position of any context. Attention over equal rows gives what one of them
+    /// does, whatever their positions, so a context of one token tells. `None` at a hook that leaves something to the tokens: all
+    /// but residual streams.
+    ///
+    /// # Errors
+    /// Those of [`SuffixModel::run`].
+    pub fn everywhere(&self, rows: ArrayView2<'_, f32>) -> Result<Option<Array2<f32>>, Error> {
+        if !matches!(self.hook.site, Site::ResidPre | Site::ResidMid | Site::ResidPost) {
+            return Ok(None);
+        }
+        if rows.is_empty() {
+            return Ok(Some(Array2::zeros((0, self.vocabulary))));
+        }
+        let mut found = self.logits(Array2::zeros((rows.nrows(), 1)).view(), rows)?;
+        for mut logits in found.rows_mut() {
+            let largest = logits.iter().copied().fold(f32::NEG_INFINITY, f32::max);
+            let sum: f64 = logits.iter().map(|logit| f64::from(logit - largest).exp()).sum();
+            logits.mapv_inplace(|logit| (f64::from(logit - largest) - sum.ln()) as f32);
+        }
+        Ok(Some(found))
+    }
+
     /// What the model predicts of the token ids `[contexts, length]` with each of `rows`, `[variants, contexts * length,
     /// d_model]`, at the hook.
     ///
@@ -101,14 +133,35 @@ impl SuffixModel {
     /// When there is no id, no variant, an id outside the vocabulary or rows of another shape, a context is longer than the
     /// model's positions, or ONNX Runtime fails.
     pub fn run(&self, ids: ArrayView2<'_, i64>, rows: ArrayView3<'_, f32>) -> Result<Predictions, Error> {
+        self.run_beside(ids, rows, Array2::zeros((0, self.vocabulary)).view())
+    }
+
+    /// The same, and after the variants how good predictions are that are the same everywhere: `fixed`, log-probabilities `[fixed,
+    /// vocabulary]`, as [`SuffixModel::everywhere`] makes them.
+    ///
+    /// # Errors
+    /// Those of [`SuffixModel::run`], and when `fixed` is not as wide as the vocabulary.
+    pub fn run_beside(
+        &self,
+        ids: ArrayView2<'_, i64>,
+        rows: ArrayView3<'_, f32>,
+        fixed: ArrayView2<'_, f32>,
+    ) -> Result<Predictions, Error> {
         let (contexts, length) = ids.dim();
-        let [loss, kl] = self.outputs(ids, rows, [LOSS, KL])?;
-        let grid = |numbers| {
-            Array3::from_shape_vec((rows.dim().0, contexts, length), numbers)
+        let [loss, kl, kl_fixed] = self.outputs(ids, rows, fixed, [LOSS, KL, KL_FIXED])?;
+        let grid = |numbers: Vec<f32>| {
+            Array3::from_shape_vec((numbers.len() / ids.len(), contexts, length), numbers)
                 .map_err(|error| Error::Onnx { doing: RUNNING, message: error.to_string() })
         };
-        let loss = grid(loss)?.slice(s![.., .., ..length - 1]).to_owned();
-        Ok(Predictions { loss, kl: grid(kl)? })
+        let loss = grid(loss)?;
+        let fixed_loss =
+            Array3::from_shape_fn((fixed.nrows(), contexts, length - 1), |(at, context, position)| {
+                -fixed[[at, ids[[context, position + 1]] as usize]]
+            });
+        Ok(Predictions {
+            loss: both(loss.slice(s![.., .., ..length - 1]), fixed_loss.view()),
+            kl: both(grid(kl)?.view(), grid(kl_fixed)?.view()),
+        })
     }
 
     /// The logits of the token ids `[contexts, length]` with `rows`, `[contexts * length, d_model]`, at the hook:
@@ -117,7 +170,8 @@ impl SuffixModel {
     /// # Errors
     /// Those of [`SuffixModel::run`].
     pub fn logits(&self, ids: ArrayView2<'_, i64>, rows: ArrayView2<'_, f32>) -> Result<Array2<f32>, Error> {
-        let [logits] = self.outputs(ids, rows.insert_axis(ndarray::Axis(0)), [LOGITS])?;
+        let none = Array2::zeros((0, self.vocabulary));
+        let [logits] = self.outputs(ids, rows.insert_axis(Axis(0)), none.view(), [LOGITS])?;
         Array2::from_shape_vec((ids.len(), self.vocabulary), logits)
             .map_err(|error| Error::Onnx { doing: RUNNING, message: error.to_string() })
     }
@@ -126,6 +180,7 @@ impl SuffixModel {
         &self,
         ids: ArrayView2<'_, i64>,
         rows: ArrayView3<'_, f32>,
+        fixed: ArrayView2<'_, f32>,
         names: [&str; N],
     ) -> Result<[Vec<f32>; N], Error> {
         self.limits.check(ids)?;
@@ -138,11 +193,20 @@ impl SuffixModel {
                 self.width
             )));
         }
-        let (ids, rows) = (ids.as_standard_layout(), rows.as_standard_layout());
+        if fixed.ncols() != self.vocabulary {
+            return Err(Error::Input(format!(
+                "fixed predictions are [.., {}] for this model, not {:?}",
+                self.vocabulary,
+                fixed.dim()
+            )));
+        }
+        let (ids, rows, fixed) =
+            (ids.as_standard_layout(), rows.as_standard_layout(), fixed.as_standard_layout());
         let tensor = |error| Error::onnx("preparing the inputs")(error);
         let inputs = ort::inputs![
             IDS => TensorRef::from_array_view(ids.view()).map_err(tensor)?,
             SPLICED => TensorRef::from_array_view(rows.view()).map_err(tensor)?,
+            FIXED => TensorRef::from_array_view(fixed.view()).map_err(tensor)?,
         ];
         let selected = names.iter().fold(OutputSelector::no_default(), |selected, name| selected.with(*name));
         let options = RunOptions::new().map_err(Error::onnx(RUNNING))?.with_outputs(selected);
@@ -157,11 +221,16 @@ impl SuffixModel {
     }
 }
 
+/// The numbers of both, one after the other.
+fn both(a: ArrayView3<'_, f32>, b: ArrayView3<'_, f32>) -> Array3<f32> {
+    concatenate(Axis(0), &[a, b]).expect("both are of the same contexts")
+}
+
 const RUNNING: &str = "running the rest of the model";
 
 /// The ONNX graph of `checkpoint` behind `hook`, serialized: inputs `context_ids` int64 `[contexts, length]` and `spliced` float32
-/// `[variants, contexts * length, d_model]`; outputs `loss` and `kl` `[variants, contexts * length]` and `logits` `[variants *
-/// contexts * length, vocabulary]`, float32. The loss of a context's last position is that of its first token and means nothing.
+/// `[variants, contexts * length, d_model]` and `fixed` `[fixed, vocabulary]`; outputs `loss` and `kl` `[variants, contexts *
+/// length]`, `kl_fixed` `[fixed, contexts * length]` and `logits` `[variants * contexts * length, vocabulary]`, float32. The loss of a context's last position is that of its first token and means nothing.
 /// This is what [`SuffixModel::load`] runs, for use elsewhere.
 ///
 /// # Errors
@@ -192,8 +261,9 @@ pub fn suffix_graph(
     let logits = g.named_copy(&logits, LOGITS);
     let log_probabilities = g.op("LogSoftmax", &[&logits], &[int("axis", -1)]);
     loss(&mut g, &ids, &log_probabilities, &variants);
-    divergence(&mut g, &log_probabilities, &variants, config.vocabulary);
+    divergences(&mut g, &log_probabilities, &variants, config.vocabulary);
 
+    let vocabulary = || fixed(config.vocabulary as i64);
     let grid = || vec![symbol("variants"), symbol("rows")];
     let inputs = vec![
         tensor_info(IDS, DataType::Int64, vec![symbol("contexts"), symbol("length")]),
@@ -202,11 +272,13 @@ pub fn suffix_graph(
             DataType::Float,
             vec![symbol("variants"), symbol("rows"), fixed(config.d_model as i64)],
         ),
+        tensor_info(FIXED, DataType::Float, vec![symbol("fixed"), vocabulary()]),
     ];
     let outputs = vec![
         tensor_info(LOSS, DataType::Float, grid()),
         tensor_info(KL, DataType::Float, grid()),
-        tensor_info(LOGITS, DataType::Float, vec![symbol("all_rows"), fixed(config.vocabulary as i64)]),
+        tensor_info(KL_FIXED, DataType::Float, vec![symbol("fixed"), symbol("rows")]),
+        tensor_info(LOGITS, DataType::Float, vec![symbol("all_rows"), vocabulary()]),
     ];
     Ok(g.serialized("suffix", inputs, outputs))
 }
@@ -226,8 +298,8 @@ fn loss(g: &mut Graph<'_>, ids: &str, log_probabilities: &str, variants: &str) {
     g.named(&loss, LOSS);
 }
 
-/// `kl`, Σ p₁ (log p₁ - log p) over the vocabulary, where p₁ is the first variant's.
-fn divergence(g: &mut Graph<'_>, log_probabilities: &str, variants: &str, vocabulary: usize) {
+/// `kl` and `kl_fixed`, Σ p₁ (log p₁ - log p) over the vocabulary, where p₁ is the first variant's.
+fn divergences(g: &mut Graph<'_>, log_probabilities: &str, variants: &str, vocabulary: usize) {
     let rest = g.integers(&[-1, vocabulary as i64]);
     let shape = g.op("Concat", &[variants, &rest], &[int("axis", 0)]);
     let all = g.op("Reshape", &[log_probabilities, &shape], &[]);
@@ -238,4 +310,14 @@ fn divergence(g: &mut Graph<'_>, log_probabilities: &str, variants: &str, vocabu
     let weighted = g.op("Mul", &[&probabilities, &differences], &[]);
     let kl = g.op("ReduceSum", &[&weighted, &last], &[int("keepdims", 0)]);
     g.named(&kl, KL);
+
+    // Each fixed prediction is one row: Σ p₁ log p is a matrix product.
+    let own = g.op("Mul", &[&probabilities, &first], &[]);
+    let own = g.op("ReduceSum", &[&own, &last], &[int("keepdims", 0)]);
+    let probabilities = g.op("Reshape", &[&probabilities, &rest], &[]);
+    let fixed = g.op("Transpose", &[FIXED], &[]);
+    let cross = g.op("MatMul", &[&probabilities, &fixed], &[]);
+    let cross = g.op("Transpose", &[&cross], &[]);
+    let kl = g.op("Sub", &[&own, &cross], &[]);
+    g.named(&kl, KL_FIXED);
 }

@@ -4,7 +4,7 @@ use crate::models::{Golden, NAMES, all_hooks, copy, folder, runtime, worst_diffe
 use language_model::{
     Checkpoint, Device, HookPoint, ModelPrecision, SessionOptions, Site, SuffixModel, Unembedding,
 };
-use ndarray::{Array2, Array3, ArrayView2, Axis, concatenate, s};
+use ndarray::{Array1, Array2, Array3, ArrayView2, Axis, concatenate, s};
 
 const CPU: SessionOptions =
     SessionOptions { device: Device::Cpu, threads: 1, center: false, precision: None };
@@ -43,6 +43,40 @@ fn every_hook_can_be_given_and_the_prediction_agrees() {
                 (found.loss.index_axis(Axis(0), 0), golden.numbers("loss")),
                 (found.loss.index_axis(Axis(0), 1), golden.numbers(&format!("{hook}.zero.loss"))),
                 (found.kl.index_axis(Axis(0), 1), golden.numbers(&format!("{hook}.zero.kl"))),
+            ] {
+                let worst = worst_difference(&found, &expected);
+                assert!(worst < TOLERANCE, "{name} {hook}: {worst:e}");
+            }
+        }
+    }
+}
+
+#[test]
+fn the_same_row_everywhere_predicts_the_same_at_each_position() {
+    for name in NAMES {
+        let (checkpoint, golden) = (Checkpoint::open(&folder(name)).unwrap(), Golden::read(name));
+        let ids = golden.ids();
+        for hook in all_hooks(&checkpoint) {
+            let model = load(&checkpoint, hook);
+            let own = own_rows(&golden, hook, &checkpoint);
+            // A row of the model's own beside the zeros.
+            let same = ndarray::stack![Axis(0), Array1::zeros(own.ncols()), own.row(1)];
+            let residual = !matches!(hook.site, Site::AttnOut | Site::MlpOut);
+            let fixed = model.everywhere(same.view()).unwrap();
+            assert_eq!(fixed.is_some(), residual, "{name} {hook}");
+            let Some(fixed) = fixed else { continue };
+
+            let repeated = own.row(1).broadcast(own.dim()).unwrap().to_owned();
+            let variants = ndarray::stack![Axis(0), own, repeated];
+            let found = model.run_beside(ids.view(), variants.view(), fixed.view()).unwrap();
+            for (found, expected) in [
+                (found.loss.index_axis(Axis(0), 2), golden.numbers(&format!("{hook}.zero.loss"))),
+                (found.kl.index_axis(Axis(0), 2), golden.numbers(&format!("{hook}.zero.kl"))),
+                (
+                    found.loss.index_axis(Axis(0), 3),
+                    found.loss.index_axis(Axis(0), 1).iter().copied().collect(),
+                ),
+                (found.kl.index_axis(Axis(0), 3), found.kl.index_axis(Axis(0), 1).iter().copied().collect()),
             ] {
                 let worst = worst_difference(&found, &expected);
                 assert!(worst < TOLERANCE, "{name} {hook}: {worst:e}");
@@ -128,6 +162,11 @@ fn what_cannot_be_spliced_is_refused() {
         let message = model.run(ids.view(), Array3::zeros(shape).view()).unwrap_err().to_string();
         assert!(message.contains("[variants, 6, 16]"), "{message}");
     }
+    let message = model
+        .run_beside(ids.view(), Array3::zeros((1, 6, 16)).view(), Array2::zeros((1, 5)).view())
+        .unwrap_err()
+        .to_string();
+    assert!(message.contains("[.., 43]"), "{message}");
     assert!(model.run(Array2::from_elem((1, 1), 43).view(), Array3::zeros((1, 1, 16)).view()).is_err());
 
     // A model of which the configuration says that it has a head of its own, and the weights that it has none.
