@@ -127,8 +127,11 @@ def peers(arguments, weights, rows):
         steps["plain PyTorch, bfloat16"] = plain_pytorch(arguments, weights, rows, bfloat16=True)
         steps["SAELens, bfloat16"] = saelens(arguments, weights, rows, bfloat16=True)
     if kind != "jump-relu":
-        # Its activations as a sparse tensor, which it advises for small k in float32.
-        steps["SAELens, sparse"] = saelens(arguments, weights, rows, use_sparse_activations=True)
+        # Its activations as a sparse tensor, which it advises for small k in float32. Its TopK then cannot scale them by decoder
+        # norms on a CPU; here the norms are 1.
+        steps["SAELens, sparse"] = saelens(
+            arguments, weights, rows, use_sparse_activations=True, rescale_acts_by_decoder_norm=False
+        )
     return steps
 
 
