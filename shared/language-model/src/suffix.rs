@@ -114,9 +114,6 @@ impl SuffixModel {
         if !matches!(self.hook.site, Site::ResidPre | Site::ResidMid | Site::ResidPost) {
             return Ok(None);
         }
-        if rows.is_empty() {
-            return Ok(Some(Array2::zeros((0, self.vocabulary))));
-        }
         let mut found = self.logits(Array2::zeros((rows.nrows(), 1)).view(), rows)?;
         for mut logits in found.rows_mut() {
             let largest = logits.iter().copied().fold(f32::NEG_INFINITY, f32::max);
@@ -228,9 +225,10 @@ fn both(a: ArrayView3<'_, f32>, b: ArrayView3<'_, f32>) -> Array3<f32> {
 
 const RUNNING: &str = "running the rest of the model";
 
-/// The ONNX graph of `checkpoint` behind `hook`, serialized: inputs `context_ids` int64 `[contexts, length]` and `spliced` float32
-/// `[variants, contexts * length, d_model]` and `fixed` `[fixed, vocabulary]`; outputs `loss` and `kl` `[variants, contexts *
-/// length]`, `kl_fixed` `[fixed, contexts * length]` and `logits` `[variants * contexts * length, vocabulary]`, float32. The loss of a context's last position is that of its first token and means nothing.
+/// The ONNX graph of `checkpoint` behind `hook`, serialized. Inputs: `context_ids` int64 `[contexts, length]`, `spliced` float32
+/// `[variants, contexts * length, d_model]` and `fixed` float32 `[fixed, vocabulary]`. Outputs, float32: `loss` and `kl` `[variants,
+/// contexts * length]`, `kl_fixed` `[fixed, contexts * length]` and `logits` `[variants * contexts * length, vocabulary]`. The loss of
+/// a context's last position is that of its first token and means nothing.
 /// This is what [`SuffixModel::load`] runs, for use elsewhere.
 ///
 /// # Errors

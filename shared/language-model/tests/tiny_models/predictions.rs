@@ -22,67 +22,65 @@ fn own_rows(golden: &Golden, hook: HookPoint, checkpoint: &Checkpoint) -> Array2
     Array2::from_shape_vec((rows.len() / d, d), rows).unwrap()
 }
 
-#[test]
-fn every_hook_can_be_given_and_the_prediction_agrees() {
+/// Every model behind every hook, with its golden file and its own rows there, and what to call it in a message.
+fn each_model(mut check: impl FnMut(&str, &SuffixModel, &Golden, Array2<f32>)) {
     for name in NAMES {
         let (checkpoint, golden) = (Checkpoint::open(&folder(name)).unwrap(), Golden::read(name));
-        let ids = golden.ids();
         for hook in all_hooks(&checkpoint) {
-            let model = load(&checkpoint, hook);
             let own = own_rows(&golden, hook, &checkpoint);
-            let logits = model.logits(ids.view(), own.view()).unwrap();
-            let worst = worst_difference(&logits, &golden.numbers("logits"));
-            assert!(worst < TOLERANCE, "{name} {hook}: logits {worst:e}");
-
-            let own = own.insert_axis(Axis(0));
-            let zeros = Array3::zeros(own.dim());
-            let variants = concatenate![Axis(0), own, zeros];
-            let found = model.run(ids.view(), variants.view()).unwrap();
-            assert!(found.kl.index_axis(Axis(0), 0).iter().all(|kl| *kl == 0.0), "{name} {hook}");
-            for (found, expected) in [
-                (found.loss.index_axis(Axis(0), 0), golden.numbers("loss")),
-                (found.loss.index_axis(Axis(0), 1), golden.numbers(&format!("{hook}.zero.loss"))),
-                (found.kl.index_axis(Axis(0), 1), golden.numbers(&format!("{hook}.zero.kl"))),
-            ] {
-                let worst = worst_difference(&found, &expected);
-                assert!(worst < TOLERANCE, "{name} {hook}: {worst:e}");
-            }
+            check(&format!("{name} {hook}"), &load(&checkpoint, hook), &golden, own);
         }
     }
 }
 
 #[test]
-fn the_same_row_everywhere_predicts_the_same_at_each_position() {
-    for name in NAMES {
-        let (checkpoint, golden) = (Checkpoint::open(&folder(name)).unwrap(), Golden::read(name));
-        let ids = golden.ids();
-        for hook in all_hooks(&checkpoint) {
-            let model = load(&checkpoint, hook);
-            let own = own_rows(&golden, hook, &checkpoint);
-            // A row of the model's own beside the zeros.
-            let same = ndarray::stack![Axis(0), Array1::zeros(own.ncols()), own.row(1)];
-            let residual = !matches!(hook.site, Site::AttnOut | Site::MlpOut);
-            let fixed = model.everywhere(same.view()).unwrap();
-            assert_eq!(fixed.is_some(), residual, "{name} {hook}");
-            let Some(fixed) = fixed else { continue };
+fn every_hook_can_be_given_and_the_prediction_agrees() {
+    each_model(|name, model, golden, own| {
+        let (ids, hook) = (golden.ids(), model.hook());
+        let logits = model.logits(ids.view(), own.view()).unwrap();
+        let worst = worst_difference(&logits, &golden.numbers("logits"));
+        assert!(worst < TOLERANCE, "{name}: logits {worst:e}");
 
-            let repeated = own.row(1).broadcast(own.dim()).unwrap().to_owned();
-            let variants = ndarray::stack![Axis(0), own, repeated];
-            let found = model.run_beside(ids.view(), variants.view(), fixed.view()).unwrap();
-            for (found, expected) in [
-                (found.loss.index_axis(Axis(0), 2), golden.numbers(&format!("{hook}.zero.loss"))),
-                (found.kl.index_axis(Axis(0), 2), golden.numbers(&format!("{hook}.zero.kl"))),
-                (
-                    found.loss.index_axis(Axis(0), 3),
-                    found.loss.index_axis(Axis(0), 1).iter().copied().collect(),
-                ),
-                (found.kl.index_axis(Axis(0), 3), found.kl.index_axis(Axis(0), 1).iter().copied().collect()),
-            ] {
-                let worst = worst_difference(&found, &expected);
-                assert!(worst < TOLERANCE, "{name} {hook}: {worst:e}");
-            }
+        let own = own.insert_axis(Axis(0));
+        let zeros = Array3::zeros(own.dim());
+        let variants = concatenate![Axis(0), own, zeros];
+        let found = model.run(ids.view(), variants.view()).unwrap();
+        assert!(found.kl.index_axis(Axis(0), 0).iter().all(|kl| *kl == 0.0), "{name}");
+        for (found, expected) in [
+            (found.loss.index_axis(Axis(0), 0), golden.numbers("loss")),
+            (found.loss.index_axis(Axis(0), 1), golden.numbers(&format!("{hook}.zero.loss"))),
+            (found.kl.index_axis(Axis(0), 1), golden.numbers(&format!("{hook}.zero.kl"))),
+        ] {
+            let worst = worst_difference(&found, &expected);
+            assert!(worst < TOLERANCE, "{name}: {worst:e}");
         }
-    }
+    });
+}
+
+#[test]
+fn the_same_row_everywhere_predicts_the_same_at_each_position() {
+    each_model(|name, model, golden, own| {
+        let (ids, hook) = (golden.ids(), model.hook());
+        // A row of the model's own beside the zeros.
+        let same = ndarray::stack![Axis(0), Array1::zeros(own.ncols()), own.row(1)];
+        let residual = !matches!(hook.site, Site::AttnOut | Site::MlpOut);
+        let fixed = model.everywhere(same.view()).unwrap();
+        assert_eq!(fixed.is_some(), residual, "{name}");
+        let Some(fixed) = fixed else { return };
+
+        let repeated = own.row(1).broadcast(own.dim()).unwrap().to_owned();
+        let variants = ndarray::stack![Axis(0), own, repeated];
+        let found = model.run_beside(ids.view(), variants.view(), fixed.view()).unwrap();
+        for (found, expected) in [
+            (found.loss.index_axis(Axis(0), 2), golden.numbers(&format!("{hook}.zero.loss"))),
+            (found.kl.index_axis(Axis(0), 2), golden.numbers(&format!("{hook}.zero.kl"))),
+            (found.loss.index_axis(Axis(0), 3), found.loss.index_axis(Axis(0), 1).iter().copied().collect()),
+            (found.kl.index_axis(Axis(0), 3), found.kl.index_axis(Axis(0), 1).iter().copied().collect()),
+        ] {
+            let worst = worst_difference(&found, &expected);
+            assert!(worst < TOLERANCE, "{name}: {worst:e}");
+        }
+    });
 }
 
 #[test]
