@@ -19,13 +19,13 @@ pub use super::screen::Grid;
 use super::tile::{self, Lanes, Plain};
 
 /// Rows of a block, a multiple of [`ROW_GROUP`].
-const ROW_BLOCK: usize = 32 * ROW_GROUP;
+const ROW_BLOCK: usize = 16 * ROW_GROUP;
 
-/// Numbers in a panel: 512 KiB, half of a usual second cache level.
+/// Numbers in a panel, about: 512 KiB, half of a usual second cache level.
 const PANEL_NUMBERS: usize = 128 * 1024;
 
 /// Panels are a multiple of this many features, which every tile's width divides.
-const FEATURE_GROUP: usize = 48;
+const FEATURE_GROUP: usize = 96;
 
 /// Memory that encodes of one size share.
 #[derive(Debug, Default)]
@@ -55,22 +55,15 @@ pub struct Found {
     pub screened: bool,
 }
 
-/// What an encode costs with each grid besides the candidates, in units of the plain product: measured with AVX2; on
-/// aarch64 reckoned from what an instruction does there, four times the products of float32 for bytes, as many for words.
-const GRID_COSTS: [(Grid, f64); 2] = if cfg!(target_arch = "aarch64") {
-    [(Grid::Bits8, 0.35), (Grid::Bits16, 1.0)]
-} else {
-    [(Grid::Bits8, 0.42), (Grid::Bits16, 0.68)]
-};
 /// The cost of recomputing a pair, in units of a pair of the plain product (measured): both its rows come from a
 /// cache level that the tile does not wait for.
 const RECHECK_COST: f64 = 6.0;
 
 /// Beyond this width the screening's sums could leave their 32 bits.
-const LARGEST_SCREENED_WIDTH: usize = 1 << 17;
+const LARGEST_SCREENED_WIDTH: usize = 1 << 16;
 
 /// Rows on which screening is tried, to see whether it pays; a multiple of [`ROW_GROUP`].
-const TRIAL_ROWS: usize = 2 * ROW_GROUP;
+const TRIAL_ROWS: usize = ROW_GROUP;
 
 impl EncodeBuffers {
     /// By how much at most each row's z, as the search that reports `found` left them, differ from the plain product's: [B].
@@ -95,7 +88,8 @@ impl Encode<'_> {
 
     /// Features per panel: fixed by the sizes alone, so that results do not depend on the threads.
     fn panel(&self) -> usize {
-        (PANEL_NUMBERS / self.width / FEATURE_GROUP).clamp(1, 8) * FEATURE_GROUP
+        let group = FEATURE_GROUP * self.width;
+        ((PANEL_NUMBERS + group / 2) / group).clamp(1, 4) * FEATURE_GROUP
     }
 
     /// The panel's weights for the tile: for each group of `tile_width` features, for each k, their
@@ -172,10 +166,10 @@ fn find(
     buffers: &mut EncodeBuffers,
 ) -> Option<Found> {
     let EncodeBuffers { blocks, screened } = buffers;
-    let possible = screen::available(isa) && input.width <= LARGEST_SCREENED_WIDTH;
+    let possible = input.width <= LARGEST_SCREENED_WIDTH;
     let screened = match search {
         Search::Screened if possible => choose_grid(isa, &input, above, screened),
-        Search::ScreenedOn(grid) if possible => {
+        Search::ScreenedOn(grid) if possible && screen::available(isa, grid) => {
             screened.choose_columns(&input);
             screen::round(isa, screened, &input, above, grid, input.rows(), input.features());
             Some(&*screened)
@@ -426,17 +420,23 @@ fn choose_grid<'a>(
     above: Cutoff<'_>,
     screened: &'a mut Screened,
 ) -> Option<&'a Screened> {
-    screened.choose_columns(input);
-    let [(coarse, coarse_cost), (fine, fine_cost)] = GRID_COSTS;
-    let mut cost = |(grid, cost)| cost + RECHECK_COST * candidate_share(isa, input, above, grid, screened);
-    let coarse_cost = cost((coarse, coarse_cost));
-    // No grid leaves fewer than none.
-    let fine_cost = if coarse_cost > fine_cost { cost((fine, fine_cost)) } else { f64::INFINITY };
-    if coarse_cost.min(fine_cost) > 1.0 {
+    let grids = screen::costs(isa);
+    if grids.is_empty() {
         return None;
     }
-    let grid = if coarse_cost <= fine_cost { coarse } else { fine };
-    screen::round(isa, screened, input, above, grid, input.rows(), input.features());
+    screened.choose_columns(input);
+    let (mut best, mut least) = (None, 1.0);
+    for (grid, product) in grids {
+        // No grid leaves fewer than none.
+        if *product > least {
+            break;
+        }
+        let cost = product + RECHECK_COST * candidate_share(isa, input, above, *grid, screened);
+        if cost <= least {
+            (best, least) = (Some(*grid), cost);
+        }
+    }
+    screen::round(isa, screened, input, above, best?, input.rows(), input.features());
     Some(screened)
 }
 

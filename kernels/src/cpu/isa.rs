@@ -1,9 +1,15 @@
 //! Which instruction set the float32 step uses, chosen at run time.
 
+use matrix_units::MatrixUnits;
+
 /// An instruction set that this machine has. Results are the same bit for bit on all of them but the
-/// portable one of x86-64, which rounds products and sums separately.
+/// portable one of x86-64, which rounds products and sums separately, and but for dense products on matrix units.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub struct Isa(Level);
+pub struct Isa {
+    level: Level,
+    /// Whether the matrix units (AMX) are used beside it.
+    matrix_units: bool,
+}
 
 /// The instruction sets for which code exists, the most basic first.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
@@ -21,6 +27,12 @@ pub(crate) enum Level {
     Neon,
 }
 
+impl Level {
+    fn alone(self) -> Isa {
+        Isa { level: self, matrix_units: false }
+    }
+}
+
 impl Isa {
     /// The widest instruction set of this machine.
     pub fn detect() -> Isa {
@@ -30,42 +42,52 @@ impl Isa {
     /// Every instruction set of this machine for which code exists, the most basic first.
     pub fn available() -> Vec<Isa> {
         #[allow(unused_mut)]
-        let mut levels = vec![Isa(Level::Portable)];
+        let mut levels = vec![Level::Portable.alone()];
         #[cfg(target_arch = "x86_64")]
         {
             if is_x86_feature_detected!("avx2") && is_x86_feature_detected!("fma") {
-                levels.push(Isa(Level::Avx2));
+                levels.push(Level::Avx2.alone());
                 if is_x86_feature_detected!("avx512f")
                     && is_x86_feature_detected!("avx512bw")
                     && is_x86_feature_detected!("avx512dq")
                     && is_x86_feature_detected!("avx512vl")
                 {
-                    levels.push(Isa(Level::Avx512));
+                    levels.push(Level::Avx512.alone());
+                    if MatrixUnits::get().is_some() {
+                        levels.push(Isa { level: Level::Avx512, matrix_units: true });
+                    }
                 }
             }
         }
         #[cfg(target_arch = "aarch64")]
-        levels.push(Isa(Level::Neon));
+        levels.push(Level::Neon.alone());
         levels
     }
 
     /// The level, which is available on this machine: an [`Isa`] is only made for such levels.
     pub(crate) fn level(self) -> Level {
-        self.0
+        self.level
+    }
+
+    /// The matrix units, where they are used.
+    pub(crate) fn matrix_units(self) -> Option<MatrixUnits> {
+        MatrixUnits::get().filter(|_| self.matrix_units)
     }
 
     /// Whether it multiplies and adds up bytes and words of four and two a lane (AVX-512 with VNNI).
     #[cfg(target_arch = "x86_64")]
     pub(crate) fn has_vnni(self) -> bool {
-        self.0 == Level::Avx512 && is_x86_feature_detected!("avx512vnni")
+        self.level == Level::Avx512 && is_x86_feature_detected!("avx512vnni")
     }
 
     /// A short name for reports.
     pub fn name(self) -> &'static str {
-        match self.0 {
+        match self.level {
             Level::Portable => "portable",
             #[cfg(target_arch = "x86_64")]
             Level::Avx2 => "avx2+fma",
+            #[cfg(target_arch = "x86_64")]
+            Level::Avx512 if self.matrix_units => "avx-512+amx",
             #[cfg(target_arch = "x86_64")]
             Level::Avx512 => "avx-512",
             #[cfg(target_arch = "aarch64")]

@@ -40,7 +40,7 @@ impl Block {
 }
 
 /// Rows that are sorted together; a multiple of every tile's height.
-pub(crate) const ROW_GROUP: usize = 48;
+pub(crate) const ROW_GROUP: usize = 96;
 
 /// The active pairs of a batch, twice.
 #[derive(Debug, Default)]

@@ -1,4 +1,4 @@
-//! Screening: an integer product that rules out most pairs (row, feature) before the exact product.
+//! Screening: a cheap product that rules out most pairs (row, feature) before the exact product.
 //!
 //! z = x·w + b is split at the batch's mean m, scaled column by column and rotated by an orthogonal matrix R,
 //! x' = R (x − m)/c, w' = R (c·w), so that z = x'·w' + (m·w + b). Rows and weights are rounded to integers times a step of
@@ -12,10 +12,12 @@
 //! is 0 for ReLU. They are [recomputed](recheck) in float32 from x and w. So the set of pairs that are found is that of the plain
 //! product, bit for bit, and values differ only by rounding.
 //!
-//! Two grids of integers are available ([`Grid`]). The 8-bit product is faster and leaves more pairs to recompute; the
-//! 16-bit product leaves hardly more than the active ones. Which is better depends on how sparse the activations are, so
-//! both are tried on the first rows of each batch.
+//! There are several grids ([`Grid`]). The 8-bit product is the fastest and leaves most pairs to recompute; the 16-bit product
+//! leaves hardly more than the active ones; with matrix units, bfloat16 lies between them. Which is best depends on how sparse
+//! the activations are, so they are tried on the first rows of each batch.
 
+#[cfg(target_arch = "x86_64")]
+mod amx;
 #[cfg(target_arch = "x86_64")]
 mod avx512;
 mod candidates;
@@ -25,10 +27,13 @@ mod operands;
 mod recheck;
 pub(crate) mod rounding;
 mod strip;
+mod words;
 #[cfg(target_arch = "x86_64")]
 mod x86;
 
 use std::ops::Range;
+
+use matrix_units::{MatrixUnits, Tiles};
 
 use super::isa::{Isa, Level};
 use super::operands::{Cutoff, Encode};
@@ -37,6 +42,7 @@ pub(crate) use candidates::Candidates;
 pub(crate) use operands::Screened;
 use operands::{BOUND_LANES, Geometry};
 pub(crate) use recheck::{Memory as RecheckMemory, recheck, z_in_order};
+use rounding::Form;
 pub use rounding::Grid;
 use strip::Strip;
 
@@ -47,13 +53,22 @@ enum TileCode {
     Avx2,
     #[cfg(target_arch = "x86_64")]
     Avx512Vnni,
+    #[cfg(target_arch = "x86_64")]
+    Amx(MatrixUnits),
     #[cfg(target_arch = "aarch64")]
     NeonDotprod,
 }
 
+/// What an encode with a grid costs besides the candidates, in units of the plain product.
+pub(crate) type GridCost = (Grid, f64);
+
 impl TileCode {
     /// The fastest one that the instruction set allows on this CPU, if there is any.
     fn of(isa: Isa) -> Option<TileCode> {
+        #[cfg(target_arch = "x86_64")]
+        if let Some(units) = isa.matrix_units() {
+            return Some(TileCode::Amx(units));
+        }
         match isa.level() {
             Level::Portable => None,
             #[cfg(target_arch = "x86_64")]
@@ -74,8 +89,47 @@ impl TileCode {
             TileCode::Avx2 => x86::GEOMETRY,
             #[cfg(target_arch = "x86_64")]
             TileCode::Avx512Vnni => avx512::GEOMETRY,
+            #[cfg(target_arch = "x86_64")]
+            TileCode::Amx(_) => amx::GEOMETRY,
             #[cfg(target_arch = "aarch64")]
             TileCode::NeonDotprod => neon::GEOMETRY,
+        }
+    }
+
+    /// In what form it reads a grid's numbers; None if there is no code for that grid.
+    fn form(self, grid: Grid) -> Option<Form> {
+        match self {
+            #[cfg(target_arch = "x86_64")]
+            TileCode::Avx2 => x86::form(grid),
+            #[cfg(target_arch = "x86_64")]
+            TileCode::Avx512Vnni => avx512::form(grid),
+            #[cfg(target_arch = "x86_64")]
+            TileCode::Amx(_) => Some(amx::form(grid)),
+            #[cfg(target_arch = "aarch64")]
+            TileCode::NeonDotprod => neon::form(grid),
+        }
+    }
+
+    /// The grids that there is code for, the cheapest first: measured but on aarch64, where they are reckoned from what an
+    /// instruction does there, four times the products of float32 for bytes, as many for words.
+    fn costs(self) -> &'static [GridCost] {
+        match self {
+            #[cfg(target_arch = "x86_64")]
+            TileCode::Avx2 | TileCode::Avx512Vnni => &[(Grid::Bits8, 0.42), (Grid::Bits16, 0.68)],
+            #[cfg(target_arch = "x86_64")]
+            TileCode::Amx(_) => &[(Grid::Bits8, 0.05), (Grid::Bfloat16, 0.08), (Grid::Bits16, 0.11)],
+            #[cfg(target_arch = "aarch64")]
+            TileCode::NeonDotprod => &[(Grid::Bits8, 0.35), (Grid::Bits16, 1.0)],
+        }
+    }
+
+    /// What the current thread needs while tiles are computed.
+    fn units(self) -> Option<Tiles> {
+        match self {
+            #[cfg(target_arch = "x86_64")]
+            TileCode::Amx(units) => Some(units.tiles()),
+            #[allow(unreachable_patterns)]
+            _ => None,
         }
     }
 
@@ -88,6 +142,9 @@ impl TileCode {
             // SAFETY: this code is only chosen where the CPU has AVX-512 with VNNI.
             #[cfg(target_arch = "x86_64")]
             TileCode::Avx512Vnni => unsafe { avx512::possible(strip, masks) },
+            // SAFETY: where there are matrix units, there is AVX-512; the thread has its tiles.
+            #[cfg(target_arch = "x86_64")]
+            TileCode::Amx(_) => unsafe { amx::possible(strip, masks) },
             // SAFETY: this code is only chosen where the CPU has `dotprod`.
             #[cfg(target_arch = "aarch64")]
             TileCode::NeonDotprod => unsafe { neon::possible(strip, masks) },
@@ -95,9 +152,14 @@ impl TileCode {
     }
 }
 
-/// Whether a screening tile exists for the instruction set.
-pub(crate) fn available(isa: Isa) -> bool {
-    TileCode::of(isa).is_some()
+/// Whether a screening tile exists for the instruction set and the grid.
+pub(crate) fn available(isa: Isa, grid: Grid) -> bool {
+    TileCode::of(isa).is_some_and(|tile| tile.form(grid).is_some())
+}
+
+/// The grids that the instruction set has tiles for, the cheapest first, and what they cost.
+pub(crate) fn costs(isa: Isa) -> &'static [GridCost] {
+    TileCode::of(isa).map_or(&[], TileCode::costs)
 }
 
 const NO_TILE: &str = "screening asks first whether there is a tile";
@@ -112,8 +174,9 @@ pub(crate) fn round(
     rows: usize,
     features: usize,
 ) {
-    let tile = TileCode::of(isa).expect(NO_TILE).geometry();
-    screened.round(isa, tile, input, above, grid, rows, features);
+    let tile = TileCode::of(isa).expect(NO_TILE);
+    let form = tile.form(grid).expect(NO_TILE);
+    screened.round(isa, (tile.geometry(), form), input, above, grid, rows, features);
 }
 
 /// Finds the candidates of the rows `group`, at most [`ROW_GROUP`] of them, among `features`, which begin with a tile.
@@ -130,19 +193,20 @@ pub(crate) fn find_candidates(
     found: &mut Candidates,
 ) {
     let tile = TileCode::of(isa).expect(NO_TILE);
-    let Geometry { height, width } = tile.geometry();
+    let Geometry { height, width, .. } = tile.geometry();
     assert!(group.len() <= ROW_GROUP && group.start.is_multiple_of(height));
     assert!(features.start.is_multiple_of(width) && features.end <= screened.weights.count);
-    let Screened { grid, rows, weights, .. } = screened;
+    let Screened { grid, groups, rows, weights, .. } = screened;
+    let groups = *groups;
     let Candidates { stride, bits } = found;
     *stride = features.len().div_ceil(64);
     bits.clear();
     bits.resize(group.len() * *stride, 0);
-    let groups = grid.column_groups(input.width);
     let lines = group.len().next_multiple_of(height);
     let x = &input.x[group.start * input.width..group.end * input.width];
     let mut coming = x.chunks(x.len().div_ceil(features.len().div_ceil(width)));
     let mut masks = [0; ROW_GROUP];
+    let _units = tile.units();
     for (at, first) in features.clone().step_by(width).enumerate() {
         let strip = Strip {
             grid: *grid,

@@ -139,13 +139,13 @@ fn nan_and_negative_zero_are_not_active() {
     }
 }
 
-/// The plain search and both grids' on one input, on every instruction set; checks that they find the same set and
+/// The plain search and all grids' on one input, on every instruction set; checks that they find the same set and
 /// values within rounding, and returns the number of active pairs and those that each grid rechecked on the widest.
-fn compare_searches(input: Encode<'_>) -> (usize, [usize; 2]) {
+fn compare_searches(input: Encode<'_>) -> (usize, [usize; 3]) {
     Isa::available().into_iter().map(|isa| compare_searches_on(isa, input)).next_back().unwrap()
 }
 
-fn compare_searches_on(isa: Isa, input: Encode<'_>) -> (usize, [usize; 2]) {
+fn compare_searches_on(isa: Isa, input: Encode<'_>) -> (usize, [usize; 3]) {
     let limit = input.rows() * input.features();
     let (mut buffers, mut plain) = (EncodeBuffers::default(), ActivePairs::default());
     encode_sparse(isa, input, Search::Plain, limit, &mut buffers, &mut plain).unwrap();
@@ -155,7 +155,7 @@ fn compare_searches_on(isa: Isa, input: Encode<'_>) -> (usize, [usize; 2]) {
         assert_same(&input, &pairs, &plain);
         found.rechecked
     };
-    let rechecked = [Grid::Bits8, Grid::Bits16].map(|grid| screened(Search::ScreenedOn(grid)));
+    let rechecked = [Grid::Bits8, Grid::Bfloat16, Grid::Bits16].map(|grid| screened(Search::ScreenedOn(grid)));
     screened(Search::Screened);
     (plain.len(), rechecked)
 }
@@ -208,12 +208,15 @@ fn screening_rules_most_pairs_out_where_few_are_active() {
     let cells = rows * features;
     let (active, rechecked) = compare_searches(Encode { x: &x, weights: &weights, bias: &bias, width });
     assert!(active > cells / 200 && active < cells / 10, "{active} of {cells}");
-    if screen::available(Isa::detect()) {
-        let [coarse, fine] = rechecked;
+    if screen::available(Isa::detect(), Grid::Bits8) {
+        let [coarse, middle, fine] = rechecked;
         assert!(fine >= active && fine < active + cells / 100, "{fine} {active} {cells}");
         assert!(coarse >= fine && coarse < active + cells / 5, "{coarse} {active} {cells}");
+        if screen::available(Isa::detect(), Grid::Bfloat16) {
+            assert!(middle >= fine && middle < coarse, "{coarse} {middle} {fine}");
+        }
     } else {
-        assert_eq!(rechecked, [0, 0]);
+        assert_eq!(rechecked, [0; 3]);
     }
 }
 

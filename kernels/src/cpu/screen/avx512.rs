@@ -4,7 +4,7 @@
 //! four times the rate of float32, words at twice the rate. AVX512_BF16 reaches the latter with ten times the residual.
 
 use super::operands::{BOUND_LANES, FeatureBounds, Geometry};
-use super::rounding::Grid;
+use super::rounding::{BYTE_BLOCK, ByteRange, Form, Grid};
 use super::strip::{Masks, Strip, Tile};
 use std::arch::x86_64::*;
 
@@ -12,6 +12,15 @@ use std::arch::x86_64::*;
 const HEIGHT: usize = 6;
 /// A tile: its features are one vector.
 pub(super) const GEOMETRY: Geometry = Geometry::new(HEIGHT, BOUND_LANES);
+
+/// In what form a grid's numbers are read: bytes of rows unsigned.
+pub(super) const fn form(grid: Grid) -> Option<Form> {
+    match grid {
+        Grid::Bits8 => Some(Form::Bytes { range: ByteRange::OFFSET, block: BYTE_BLOCK }),
+        Grid::Bits16 => Some(Form::Words),
+        Grid::Bfloat16 => None,
+    }
+}
 
 /// As [`super::possible`].
 ///
@@ -32,6 +41,7 @@ pub(super) unsafe fn possible(strip: &Strip<'_>, masks: &mut [u32]) {
                 unsafe { product::<false>(tile.rows.as_ptr(), groups, weights, &tile.bounds[0].start) };
             above_zero(&sums, tile)
         }),
+        Grid::Bfloat16 => unreachable!("there is no form for it"),
     }
 }
 

@@ -5,7 +5,7 @@
 //! so the tile for words exists for its results, not for its speed.
 
 use super::operands::{BOUND_LANES, FeatureBounds, Geometry};
-use super::rounding::Grid;
+use super::rounding::{BYTE_BLOCK, ByteRange, Form, Grid};
 use super::strip::{Masks, Strip, Tile};
 use std::arch::aarch64::*;
 use std::arch::asm;
@@ -16,6 +16,15 @@ const HEIGHT: usize = 6;
 const VECTORS: usize = BOUND_LANES / 4;
 /// A tile.
 pub(super) const GEOMETRY: Geometry = Geometry::new(HEIGHT, BOUND_LANES);
+
+/// In what form a grid's numbers are read.
+pub(super) const fn form(grid: Grid) -> Option<Form> {
+    match grid {
+        Grid::Bits8 => Some(Form::Bytes { range: ByteRange::SIGNED, block: BYTE_BLOCK }),
+        Grid::Bits16 => Some(Form::Words),
+        Grid::Bfloat16 => None,
+    }
+}
 
 /// As [`super::possible`].
 ///
@@ -36,6 +45,7 @@ pub(super) unsafe fn possible(strip: &Strip<'_>, masks: &mut [u32]) {
             let sums = unsafe { product_of_words(tile.rows.as_ptr(), groups, weights) };
             above_zero(&sums, tile)
         }),
+        Grid::Bfloat16 => unreachable!("there is no form for it"),
     }
 }
 

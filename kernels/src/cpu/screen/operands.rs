@@ -2,7 +2,8 @@
 
 use rayon::prelude::*;
 
-use super::rounding::{Grid, Rounder, interleave, spread};
+use super::rounding::{Form, Grid, Rounder, interleave, spread};
+use super::words::Words;
 use crate::cpu::isa::{Isa, per_isa};
 use crate::cpu::operands::{Cutoff, Encode};
 use crate::cpu::pairs::ROW_GROUP;
@@ -15,6 +16,8 @@ pub(super) struct Geometry {
     pub(super) height: usize,
     /// Features, a multiple of [`BOUND_LANES`] and at most 32.
     pub(super) width: usize,
+    /// Words of a row that lie side by side.
+    pub(super) run: usize,
 }
 
 impl Geometry {
@@ -22,7 +25,12 @@ impl Geometry {
     pub(super) const fn new(height: usize, width: usize) -> Geometry {
         assert!(ROW_GROUP.is_multiple_of(height));
         assert!(width.is_multiple_of(BOUND_LANES) && width <= 32);
-        Geometry { height, width }
+        Geometry { height, width, run: 1 }
+    }
+
+    /// The same with rows whose words lie side by side in runs.
+    pub(super) const fn in_runs_of(self, run: usize) -> Geometry {
+        Geometry { run, ..self }
     }
 }
 
@@ -34,6 +42,8 @@ pub(super) const BOUND_LANES: usize = 16;
 pub(crate) struct Screened {
     pub(super) columns: Columns,
     pub(super) grid: Grid,
+    /// Words of a row, and of a feature.
+    pub(super) groups: usize,
     pub(super) rows: Rows,
     pub(super) weights: Weights,
 }
@@ -54,9 +64,9 @@ pub(super) struct Columns {
 /// The batch, rounded.
 #[derive(Debug, Default)]
 pub(super) struct Rows {
-    /// x_q in steps: for each tile's rows (what lies beyond the last one counts for nothing), for each group of
-    /// columns, the rows' words side by side.
-    pub(super) words: Vec<u32>,
+    /// x_q in steps: for each tile's rows (what lies beyond the last one counts for nothing), for each run of groups of
+    /// columns, the rows' runs side by side.
+    pub(super) words: Words,
     /// What each row contributes to the bound, [B].
     pub(super) bounds: Vec<RowBound>,
 }
@@ -83,9 +93,11 @@ pub(super) struct Weights {
     pub(super) count: usize,
     /// w_q in steps: for each tile's features (what lies beyond the last one counts for nothing), for each group
     /// of columns, the features' words side by side.
-    pub(super) words: Vec<u32>,
+    pub(super) words: Words,
     /// What each [`BOUND_LANES`] features contribute to the bound.
     pub(super) bounds: Vec<FeatureBounds>,
+    /// The largest ‖w_lo‖/‖w'‖, w_lo being what the products of two low parts are formed of, which are left out.
+    pub(super) low_share: f32,
 }
 
 /// The shares of [`BOUND_LANES`] features of the bound.
@@ -107,7 +119,8 @@ pub(super) struct FeatureBounds {
 }
 
 /// How far rounding can move a float32 sum of d products, relative to the product of the norms; generous
-/// enough for all sums in here together.
+/// enough for all sums in here together: three of d products (the exact z, that with the centre, and the screen's own
+/// if its products are floats), each of which moves by d·2⁻²⁴ at most, and the turning.
 pub(super) fn rounding(width: usize) -> f32 {
     (width + 64) as f32 * 2.0f32.powi(-22)
 }
@@ -193,11 +206,12 @@ impl Screened {
         margins.extend(self.rows.bounds.iter().map(|row| row.rounding * norm + of_all));
     }
 
-    /// Rounds the first `rows` rows and the first `features` features to `grid`, in the order that tiles of a shape read.
+    /// Rounds the first `rows` rows and the first `features` features to `grid`, in the form and the order in which a tile
+    /// reads them.
     pub(super) fn round(
         &mut self,
         isa: Isa,
-        tile: Geometry,
+        (tile, form): (Geometry, Form),
         input: &Encode<'_>,
         above: Cutoff<'_>,
         grid: Grid,
@@ -205,8 +219,11 @@ impl Screened {
         features: usize,
     ) {
         self.grid = grid;
-        self.rows.round(isa, tile.height, &self.columns, grid, &input.x[..rows * input.width], above);
-        self.weights.round(isa, tile.width, &self.columns, grid, input, features, above);
+        self.groups = form.words(input.width);
+        let Screened { columns, weights, .. } = self;
+        weights.round(isa, tile.width, columns, form, input, features, above);
+        let x = &input.x[..rows * input.width];
+        self.rows.round(isa, tile, columns, form, x, above, weights.low_share);
     }
 }
 
@@ -214,31 +231,32 @@ impl Rows {
     fn round(
         &mut self,
         isa: Isa,
-        tile_height: usize,
+        tile: Geometry,
         columns: &Columns,
-        grid: Grid,
+        form: Form,
         x: &[f32],
         above: Cutoff<'_>,
+        low_share: f32,
     ) {
         let width = columns.scale.len();
-        let groups = grid.column_groups(width);
+        let groups = form.words(width);
         let count = x.len() / width;
-        self.words.resize(count.next_multiple_of(tile_height) * groups, 0);
+        self.words.resize(count.next_multiple_of(tile.height) * groups);
         self.bounds.resize(count, RowBound::default());
         let row_groups =
             self.words.par_chunks_mut(ROW_GROUP * groups).zip(self.bounds.par_chunks_mut(ROW_GROUP));
         row_groups.zip(x.par_chunks(ROW_GROUP * width)).enumerate().for_each(
             |(group, ((words, bounds), x))| {
                 let mut turned = vec![0.0; width];
-                let mut rounder = Rounder::new(isa, grid, width);
+                let mut rounder = Rounder::new(form, width);
                 for (at, (bound, x)) in bounds.iter_mut().zip(x.chunks_exact(width)).enumerate() {
                     turn_row(isa, x, &columns.centre, &columns.inverse_scale, &mut turned);
                     let rounded = rounder.row(isa, &turned);
-                    interleave(rounder.words(), at, tile_height, words);
+                    interleave(rounder.words(), at, tile.height, tile.run, words);
                     let rounding = rounding(width) * (rounded.norm + columns.centre_norm);
                     *bound = RowBound {
                         step: rounded.step,
-                        residual: rounded.residual + rounding,
+                        residual: rounded.residual + rounding + low_share * rounded.low,
                         norm: rounded.rounded_norm,
                         rounding,
                         cutoff: above.of_row(group * ROW_GROUP + at),
@@ -255,28 +273,29 @@ impl Weights {
         isa: Isa,
         tile_width: usize,
         columns: &Columns,
-        grid: Grid,
+        form: Form,
         input: &Encode<'_>,
         features: usize,
         above: Cutoff<'_>,
     ) {
         let width = input.width;
-        let groups = grid.column_groups(width);
+        let groups = form.words(width);
         let tiles = features.div_ceil(tile_width);
         self.count = features;
-        self.words.resize(tiles * tile_width * groups, 0);
+        self.words.resize(tiles * tile_width * groups);
         self.bounds.resize(tiles * tile_width / BOUND_LANES, FeatureBounds::default());
         let bounds = self.bounds.par_chunks_mut(tile_width / BOUND_LANES);
         let tiles = self.words.par_chunks_mut(tile_width * groups).zip(bounds);
-        let memory = || (vec![0.0; width], Rounder::new(isa, grid, width));
-        tiles.enumerate().for_each_init(memory, |(turned, rounder), (tile, (words, bounds))| {
+        let memory = || (vec![0.0; width], Rounder::new(form, width));
+        let low_shares = tiles.enumerate().map_init(memory, |(turned, rounder), (tile, (words, bounds))| {
+            let mut low_share = 0.0f32;
             for at in 0..tile_width.min(features - tile * tile_width) {
                 let feature = tile * tile_width + at;
                 let w = &input.weights[feature * width..][..width];
                 let bias = input.bias[feature];
                 let centre = turn_weights(isa, w, &columns.centre, &columns.scale, turned);
                 let rounded = rounder.weights(isa, turned);
-                interleave(rounder.words(), at, tile_width, words);
+                interleave(rounder.words(), at, tile_width, 1, words);
                 let (bound, lane) = (&mut bounds[at / BOUND_LANES], at % BOUND_LANES);
                 bound.start[lane] = rounder.start();
                 bound.step[lane] = rounded.step;
@@ -286,7 +305,11 @@ impl Weights {
                 bound.base[lane] = centre + bias + rounding(width) * (centre.abs() + bias.abs()) + 1e-35;
                 let cutoff = above.of_feature(feature);
                 bound.cutoff[lane] = cutoff - 2.0f32.powi(-22) * cutoff.abs();
+                low_share = low_share.max(rounded.low / rounded.norm);
             }
+            low_share
         });
+        // A little more for the quotients' rounding.
+        self.low_share = low_shares.reduce(|| 0.0, f32::max) * 1.000_01;
     }
 }

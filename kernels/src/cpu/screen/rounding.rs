@@ -1,18 +1,54 @@
 //! Rotates a vector, rounds it to integers times a step, and packs the integers for the tiles.
 
-use crate::cpu::isa::{Isa, Level, madd, per_isa};
+use crate::cpu::isa::{Isa, madd, per_isa};
 use crate::cpu::vector::dot_inline;
 
 /// How finely screening rounds rows and weights.
-///
-/// A word of 32 bits holds the numbers of a group of columns: four of 8 bits or two of 16.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
 pub enum Grid {
     /// 8 bits, products added up in 32 (on AVX2 first in 16, which takes some of the 8 away).
     Bits8,
+    /// Bfloat16, 8 bits of each number's own size, products added up in float32.
+    Bfloat16,
     /// 16 bits, products added up in 32.
     #[default]
     Bits16,
+}
+
+/// In what form a tile reads the numbers of a grid. A word of 32 bits holds the numbers of a group of columns.
+#[derive(Debug, Clone, Copy)]
+pub(super) enum Form {
+    /// Four bytes a word. Zeros fill the last block of so many columns.
+    Bytes { range: ByteRange, block: usize },
+    /// Two of 16 bits a word.
+    Words,
+    /// 16 bits as 256·high + low, both signed bytes, four a word: first the high parts of all columns, then the low ones. Zeros
+    /// fill the last block of so many columns of either.
+    Halves { block: usize },
+    /// Two bfloat16 numbers a word. Zeros fill the last block of so many columns.
+    Bfloat16 { block: usize },
+}
+
+impl Form {
+    /// Words of a vector of `width` numbers, zeros that fill the last block included.
+    pub(super) fn words(self, width: usize) -> usize {
+        match self {
+            Form::Bytes { block, .. } => width.next_multiple_of(block) / 4,
+            Form::Words => width.div_ceil(2),
+            Form::Halves { block } => 2 * (width.next_multiple_of(block) / 4),
+            Form::Bfloat16 { block } => width.next_multiple_of(block) / 2,
+        }
+    }
+
+    /// Numbers of a vector, zeros that fill the last block included.
+    fn numbers(self, width: usize) -> usize {
+        match self {
+            Form::Bytes { block, .. } | Form::Halves { block } | Form::Bfloat16 { block } => {
+                width.next_multiple_of(block)
+            }
+            Form::Words => width.next_multiple_of(2),
+        }
+    }
 }
 
 /// Columns whose products are added up in 16 bits, on the grid of 8.
@@ -22,34 +58,22 @@ const LARGEST_BYTE: f32 = 127.0;
 
 /// What a tile's instructions ask of a row's numbers and of weights on the grid of 8 bits.
 #[derive(Debug, Clone, Copy)]
-struct ByteRange {
+pub(super) struct ByteRange {
     /// Largest magnitude of a row's number.
-    largest_row: f32,
+    pub(super) largest_row: f32,
     /// Added to a row's numbers.
-    row_offset: i32,
+    pub(super) row_offset: i32,
     /// Largest sum of magnitudes of the eight weights that a lane of 16 bits adds up, half the columns of a
     /// [`BYTE_BLOCK`].
-    largest_lane_sum: f32,
+    pub(super) largest_lane_sum: f32,
 }
 
 impl ByteRange {
-    fn of(isa: Isa) -> ByteRange {
-        match isa.level() {
-            // VNNI wants its first factor unsigned and adds up in 32 bits.
-            #[cfg(target_arch = "x86_64")]
-            Level::Avx512 if isa.has_vnni() => {
-                ByteRange { largest_row: LARGEST_BYTE, row_offset: 128, largest_lane_sum: f32::INFINITY }
-            }
-            // Both factors signed, sums of 32 bits.
-            #[cfg(target_arch = "aarch64")]
-            Level::Neon => {
-                ByteRange { largest_row: LARGEST_BYTE, row_offset: 0, largest_lane_sum: f32::INFINITY }
-            }
-            // `maddubs` wants its first factor unsigned, and 229·(71 + 72) fits 16 bits. With these limits rows and
-            // weights lose about as much: larger numbers of rows leave less room for the weights.
-            _ => ByteRange { largest_row: 71.0, row_offset: 72, largest_lane_sum: 229.0 },
-        }
-    }
+    /// Both factors signed, sums of 32 bits.
+    pub(super) const SIGNED: ByteRange =
+        ByteRange { largest_row: LARGEST_BYTE, row_offset: 0, largest_lane_sum: f32::INFINITY };
+    /// The first factor unsigned, sums of 32 bits.
+    pub(super) const OFFSET: ByteRange = ByteRange { row_offset: 128, ..ByteRange::SIGNED };
 }
 
 /// Largest magnitude of a number on the grid of 16 bits.
@@ -58,20 +82,17 @@ const LARGEST_WORD: f32 = 32_000.0;
 /// bits, not even halfway, rounding (half a unit per column, up to 2¹⁷ columns) included.
 const LARGEST_WORD_NORM: f32 = 46_000.0;
 
+/// Largest magnitude of a number that is split into two bytes: 127·256. Sums of up to 2¹⁶ products of bytes stay within 32 bits
+/// twice.
+const LARGEST_OF_HALVES: f32 = 32_512.0;
+/// Magnitudes below this, of numbers of which the largest is at least 1, become 0 as bfloat16: instructions may take subnormal
+/// products for 0.
+const SMALLEST_BFLOAT16: f32 = 1e-12;
+
 /// Adding and subtracting 1.5·2²³ rounds a number of magnitude below 2²² to the nearest integer.
 const ROUNDER: f32 = 12_582_912.0;
 /// Magnitudes below this count as zeros: their squares underflow.
 const TINY: f32 = 1e-18;
-
-impl Grid {
-    /// Words of a vector of `width` numbers, zeros that fill the last block included.
-    pub(crate) fn column_groups(self, width: usize) -> usize {
-        match self {
-            Grid::Bits8 => width.next_multiple_of(BYTE_BLOCK) / 4,
-            Grid::Bits16 => width.div_ceil(2),
-        }
-    }
-}
 
 /// What rounding one vector gives.
 pub(super) struct Rounded {
@@ -83,27 +104,21 @@ pub(super) struct Rounded {
     pub(super) residual: f32,
     /// The rounded vector's norm, or a little more.
     pub(super) rounded_norm: f32,
+    /// The norm of the low parts, or a little more, where products of two of them are left out; otherwise 0.
+    pub(super) low: f32,
 }
 
 /// Memory for rounding vectors of one width.
 pub(super) struct Rounder {
-    grid: Grid,
-    bytes: ByteRange,
+    form: Form,
     /// As floats; zeros fill the last block.
     integers: Vec<f32>,
     words: Vec<u32>,
 }
 
 impl Rounder {
-    pub(super) fn new(isa: Isa, grid: Grid, width: usize) -> Rounder {
-        let groups = grid.column_groups(width);
-        let per_group = if grid == Grid::Bits8 { 4 } else { 2 };
-        Rounder {
-            grid,
-            bytes: ByteRange::of(isa),
-            integers: vec![0.0; groups * per_group],
-            words: vec![0; groups],
-        }
+    pub(super) fn new(form: Form, width: usize) -> Rounder {
+        Rounder { form, integers: vec![0.0; form.numbers(width)], words: vec![0; form.words(width)] }
     }
 
     /// The last vector's words.
@@ -113,49 +128,69 @@ impl Rounder {
 
     /// What a sum of products of the last weights begins with: takes out again what the rows' offset adds.
     pub(super) fn start(&self) -> i32 {
-        match self.grid {
-            Grid::Bits8 => -self.bytes.row_offset * self.integers.iter().sum::<f32>() as i32,
-            Grid::Bits16 => 0,
+        match self.form {
+            Form::Bytes { range, .. } => -range.row_offset * self.integers.iter().sum::<f32>() as i32,
+            _ => 0,
         }
     }
 
     /// Rounds a row of X.
     pub(super) fn row(&mut self, isa: Isa, values: &[f32]) -> Rounded {
         let size = Size::of(isa, values);
-        match self.grid {
-            Grid::Bits16 => self.words_of(isa, values, &size),
-            Grid::Bits8 => {
-                let ByteRange { largest_row, row_offset, .. } = self.bytes;
+        match self.form {
+            Form::Bytes { range: ByteRange { largest_row, row_offset, .. }, .. } => {
                 let step = size.largest / largest_row;
                 let rounded = round(isa, values, &size, step, largest_row, &mut self.integers);
                 pack_bytes(isa, &self.integers, row_offset as u8, &mut self.words);
                 rounded
             }
+            _ => self.either(isa, values, &size),
         }
     }
 
     /// Rounds the weights of a feature.
     pub(super) fn weights(&mut self, isa: Isa, values: &[f32]) -> Rounded {
         let size = Size::of(isa, values);
-        match self.grid {
-            Grid::Bits16 => self.words_of(isa, values, &size),
-            Grid::Bits8 => {
+        match self.form {
+            Form::Bytes { range, .. } => {
                 // Rounding adds half a unit per number at most.
-                let lane = largest_lane_sum(isa, values) / (self.bytes.largest_lane_sum - 4.0);
+                let lane = largest_lane_sum(isa, values) / (range.largest_lane_sum - 4.0);
                 let step = lane.max(size.largest / LARGEST_BYTE);
                 let rounded = round(isa, values, &size, step, LARGEST_BYTE, &mut self.integers);
                 pack_bytes(isa, &self.integers, 0, &mut self.words);
                 rounded
             }
+            _ => self.either(isa, values, &size),
         }
     }
 
-    /// Rounds to the grid of 16 bits.
-    fn words_of(&mut self, isa: Isa, values: &[f32], size: &Size) -> Rounded {
-        let step = (size.largest / LARGEST_WORD).max(size.norm / LARGEST_WORD_NORM);
-        let rounded = round(isa, values, size, step, LARGEST_WORD, &mut self.integers);
-        pack_words(isa, &self.integers, &mut self.words);
-        rounded
+    /// Rounds what is rounded alike for rows and weights.
+    fn either(&mut self, isa: Isa, values: &[f32], size: &Size) -> Rounded {
+        let Rounder { form, integers, words } = self;
+        match form {
+            Form::Bytes { .. } => unreachable!("rows and weights differ on the grid of 8 bits"),
+            Form::Words => {
+                let step = (size.largest / LARGEST_WORD).max(size.norm / LARGEST_WORD_NORM);
+                let rounded = round(isa, values, size, step, LARGEST_WORD, integers);
+                pack_words(isa, integers, words);
+                rounded
+            }
+            Form::Halves { .. } => {
+                let step = size.largest / LARGEST_OF_HALVES;
+                let rounded = round(isa, values, size, step, LARGEST_OF_HALVES, integers);
+                let half = words.len() / 2;
+                let (high, low) = words.split_at_mut(half);
+                let low_norm = pack_halves(isa, integers, high, low) * rounded.step;
+                // Σ x_q·w_q = 256·(256·Σ high·high + Σ (high·low + low·high)) + Σ low·low: the tile forms what is in brackets, and
+                // 256 = 16·16.
+                Rounded { step: 16.0 * rounded.step, low: low_norm, ..rounded }
+            }
+            Form::Bfloat16 { .. } => {
+                let rounded = round_to_bfloat16(isa, values, size, integers);
+                pack_bfloat16(isa, integers, words);
+                rounded
+            }
+        }
     }
 }
 
@@ -199,12 +234,17 @@ fn hadamard(block: &mut [[f32; SIDE_BY_SIDE]]) {
     block.iter_mut().flatten().for_each(|value| *value *= norm);
 }
 
-/// Writes line `at` of many into `packed`, where for each `height` lines and each group of columns the lines' words lie
+/// Writes line `at` of many into `packed`, where for each `height` lines and each run of `run` words the lines' runs lie
 /// side by side: a tile then reads one stream from front to back.
-pub(super) fn interleave(line: &[u32], at: usize, height: usize, packed: &mut [u32]) {
-    let tile = &mut packed[at / height * height * line.len()..];
-    let places = tile[at % height..].iter_mut().step_by(height);
-    places.zip(line).for_each(|(to, word)| *to = *word);
+pub(super) fn interleave(line: &[u32], at: usize, height: usize, run: usize, packed: &mut [u32]) {
+    let tile = &mut packed[at / height * height * line.len()..][..height * line.len()];
+    if run == 1 {
+        let places = tile[at % height..].iter_mut().step_by(height);
+        places.zip(line).for_each(|(to, word)| *to = *word);
+    } else {
+        let places = tile.chunks_exact_mut(run).skip(at % height).step_by(height);
+        places.zip(line.chunks_exact(run)).for_each(|(to, run)| to.copy_from_slice(run));
+    }
 }
 
 /// A vector's largest magnitude and its norm.
@@ -296,7 +336,84 @@ per_isa! {
             norm: size.norm,
             residual: enlarged(&lanes[0]) + size.lost,
             rounded_norm: step * enlarged(&lanes[1]),
+            low: 0.0,
         }
+    }
+}
+
+/// The power of two at or below a positive number that is not subnormal.
+fn power_of_two(number: f32) -> f32 {
+    f32::from_bits(number.to_bits() & 0x7f80_0000)
+}
+
+per_isa! {
+    /// Rounds `values` to bfloat16 numbers (as float) times a power of two that makes the largest one between 1 and 2.
+    fn round_to_bfloat16(values: &[f32], size: &Size, rounded: &mut [f32]) -> Rounded {
+        // What is not finite leaves a residual that is none either.
+        let usable = size.largest > TINY && size.largest < 1e30;
+        let (step, inverse) = match size.largest {
+            _ if usable => (power_of_two(size.largest), 1.0 / power_of_two(size.largest)),
+            largest if largest <= TINY => (0.0, 0.0),
+            _ => (1.0, 1.0),
+        };
+        let length = values.len();
+        for (rounded, value) in rounded[..length].iter_mut().zip(values) {
+            let scaled = *value * inverse;
+            let bits = scaled.to_bits();
+            let nearest = f32::from_bits(bits.wrapping_add(0x7fff + (bits >> 16 & 1)) & 0xffff_0000);
+            *rounded = if scaled.abs() < SMALLEST_BFLOAT16 { 0.0 } else { nearest };
+        }
+        let mut lanes = [[0.0f32; 16]; 2];
+        let (chunks, rest) = values.as_chunks::<16>();
+        let (rounded_chunks, rounded_rest) = rounded[..length].as_chunks::<16>();
+        for (values, rounded) in chunks.iter().zip(rounded_chunks) {
+            for at in 0..16 {
+                let residual = values[at] - step * rounded[at];
+                lanes[0][at] = madd::<FMA>(residual, residual, lanes[0][at]);
+                lanes[1][at] = madd::<FMA>(rounded[at], rounded[at], lanes[1][at]);
+            }
+        }
+        for (at, (value, rounded)) in rest.iter().zip(rounded_rest).enumerate() {
+            let residual = value - step * rounded;
+            lanes[0][at] = madd::<FMA>(residual, residual, lanes[0][at]);
+            lanes[1][at] = madd::<FMA>(*rounded, *rounded, lanes[1][at]);
+        }
+        let enlarged = |lanes: &[f32; 16]| lanes.iter().sum::<f32>().sqrt() * 1.0001;
+        Rounded {
+            step,
+            norm: size.norm,
+            residual: enlarged(&lanes[0]) + size.lost,
+            rounded_norm: step * enlarged(&lanes[1]),
+            low: 0.0,
+        }
+    }
+}
+
+per_isa! {
+    /// Bfloat16 numbers (as float), two in a word.
+    fn pack_bfloat16(rounded: &[f32], words: &mut [u32]) {
+        for (word, [low, high]) in words.iter_mut().zip(rounded.as_chunks::<2>().0) {
+            *word = low.to_bits() >> 16 | high.to_bits() & 0xffff_0000;
+        }
+    }
+}
+
+per_isa! {
+    /// Integers (as float) of 16 bits to high and low bytes, four in a word; returns the norm of the low ones, or a little more.
+    fn pack_halves(integers: &[f32], high: &mut [u32], low: &mut [u32]) -> f32 {
+        let mut squares = [0.0f32; 4];
+        for ((high, low), four) in high.iter_mut().zip(low).zip(integers.as_chunks::<4>().0) {
+            let [a, b, c, d] = four.map(|integer| (integer + ROUNDER).to_bits() as i16);
+            // Rounded to nearest: the low part is a signed byte.
+            let highs = [a, b, c, d].map(|integer| (i32::from(integer) + 128) >> 8);
+            let lows = [a, b, c, d].map(|integer| i32::from(integer as i8));
+            for at in 0..4 {
+                squares[at] += (lows[at] * lows[at]) as f32;
+            }
+            *high = u32::from_le_bytes(highs.map(|part| part as u8));
+            *low = u32::from_le_bytes(lows.map(|part| part as u8));
+        }
+        squares.iter().sum::<f32>().sqrt() * 1.0001
     }
 }
 

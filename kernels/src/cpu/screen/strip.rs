@@ -9,7 +9,7 @@ pub(super) struct Strip<'a> {
     pub(super) grid: Grid,
     /// Groups of columns.
     pub(super) groups: usize,
-    /// The rows' words: for each tile, for each group of columns one of each row.
+    /// The rows' words: for each tile, for each run of groups of columns one run of each row.
     pub(super) rows: &'a [u32],
     /// The rows' shares of the bound.
     pub(super) row_bounds: &'a [RowBound],
@@ -23,7 +23,7 @@ pub(super) struct Strip<'a> {
 
 /// A tile of a strip.
 pub(super) struct Tile<'a, const HEIGHT: usize> {
-    /// For each group of columns one word of each row.
+    /// For each run of groups of columns one run of each row.
     pub(super) rows: &'a [u32],
     /// The rows' shares of the bound.
     pub(super) row_bounds: [&'a RowBound; HEIGHT],

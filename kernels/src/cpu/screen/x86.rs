@@ -1,7 +1,7 @@
 //! The screening tiles on AVX2.
 
 use super::operands::{BOUND_LANES, FeatureBounds, Geometry};
-use super::rounding::{BYTE_BLOCK, Grid};
+use super::rounding::{BYTE_BLOCK, ByteRange, Form, Grid};
 use super::strip::{Masks, Strip, Tile};
 use std::arch::x86_64::*;
 
@@ -11,6 +11,18 @@ const HEIGHT: usize = 6;
 const VECTORS: usize = BOUND_LANES / 8;
 /// A tile.
 pub(super) const GEOMETRY: Geometry = Geometry::new(HEIGHT, BOUND_LANES);
+
+/// In what form a grid's numbers are read.
+pub(super) const fn form(grid: Grid) -> Option<Form> {
+    // `maddubs` wants its first factor unsigned, and 229·(71 + 72) fits 16 bits. With these limits rows and weights lose about as
+    // much: larger numbers of rows leave less room for the weights.
+    let range = ByteRange { largest_row: 71.0, row_offset: 72, largest_lane_sum: 229.0 };
+    match grid {
+        Grid::Bits8 => Some(Form::Bytes { range, block: BYTE_BLOCK }),
+        Grid::Bits16 => Some(Form::Words),
+        Grid::Bfloat16 => None,
+    }
+}
 
 /// As [`super::possible`].
 ///
@@ -31,6 +43,7 @@ pub(super) unsafe fn possible(strip: &Strip<'_>, masks: &mut [u32]) {
             let sums = unsafe { product_of_words(tile.rows.as_ptr(), groups, weights) };
             above_zero(&sums, tile)
         }),
+        Grid::Bfloat16 => unreachable!("there is no form for it"),
     }
 }
 
