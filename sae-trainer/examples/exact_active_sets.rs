@@ -25,8 +25,13 @@ use rayon::prelude::*;
 use sae::Sae;
 
 const BATCH: usize = 4096;
-const SEARCHES: [Search; 4] =
-    [Search::Plain, Search::ScreenedOn(Grid::Bits8), Search::ScreenedOn(Grid::Bits16), Search::Screened];
+const SEARCHES: [Search; 5] = [
+    Search::Plain,
+    Search::ScreenedOn(Grid::Bits8),
+    Search::ScreenedOn(Grid::Bfloat16),
+    Search::ScreenedOn(Grid::Bits16),
+    Search::Screened,
+];
 
 fn main() -> Result<()> {
     let arguments: Vec<String> = std::env::args().skip(1).collect();

@@ -55,10 +55,6 @@ pub struct Found {
     pub screened: bool,
 }
 
-/// The cost of recomputing a pair, in units of a pair of the plain product (measured): both its rows come from a
-/// cache level that the tile does not wait for.
-const RECHECK_COST: f64 = 6.0;
-
 /// Beyond this width the screening's sums could leave their 32 bits.
 const LARGEST_SCREENED_WIDTH: usize = 1 << 16;
 
@@ -86,10 +82,12 @@ impl Encode<'_> {
         self.bias.len()
     }
 
-    /// Features per panel: fixed by the sizes alone, so that results do not depend on the threads.
-    fn panel(&self) -> usize {
+    /// Features per panel: fixed by the sizes and the instruction set, so that results do not depend on the threads.
+    fn panel(&self, isa: Isa) -> usize {
+        // With matrix units the second cache level is larger, and what is read outside it counts more.
+        let numbers = if isa.matrix_units().is_some() { 2 * PANEL_NUMBERS } else { PANEL_NUMBERS };
         let group = FEATURE_GROUP * self.width;
-        ((PANEL_NUMBERS + group / 2) / group).clamp(1, 4) * FEATURE_GROUP
+        ((numbers + group / 2) / group).clamp(1, 4) * FEATURE_GROUP
     }
 
     /// The panel's weights for the tile: for each group of `tile_width` features, for each k, their
@@ -136,7 +134,7 @@ pub fn encode_sparse(
     pairs: &mut ActivePairs,
 ) -> Option<Found> {
     let found = find(isa, input, Cutoff::Zero, search, limit, buffers)?;
-    pairs.sort(&buffers.blocks, input.rows(), input.features(), ROW_BLOCK, input.panel());
+    pairs.sort(&buffers.blocks, input.rows(), input.features(), ROW_BLOCK, input.panel(isa));
     Some(found)
 }
 
@@ -176,7 +174,7 @@ fn find(
         }
         _ => None,
     };
-    let (rows, features, panel) = (input.rows(), input.features(), input.panel());
+    let (rows, features, panel) = (input.rows(), input.features(), input.panel(isa));
     let row_blocks = rows.div_ceil(ROW_BLOCK);
     blocks.resize_with(features.div_ceil(panel), Vec::new);
     // The count only grows, so whether it passes the limit does not depend on the threads' order.
@@ -238,7 +236,7 @@ enum Factors {
 
 /// Fills `out` [B,F] with z, or with max(z, 0) if only what is `positive` is asked for.
 fn write_dense(isa: Isa, input: Encode<'_>, factors: Factors, positive: bool, out: &mut [f32]) {
-    let (rows, features, panel) = (input.rows(), input.features(), input.panel());
+    let (rows, features, panel) = (input.rows(), input.features(), input.panel(isa));
     assert_eq!(out.len(), rows * features, "the output is [B,F]");
     let panels = features.div_ceil(panel);
     let out = Output(out.as_mut_ptr());
@@ -420,18 +418,15 @@ fn choose_grid<'a>(
     above: Cutoff<'_>,
     screened: &'a mut Screened,
 ) -> Option<&'a Screened> {
-    let grids = screen::costs(isa);
-    if grids.is_empty() {
-        return None;
-    }
+    let costs = screen::costs(isa)?;
     screened.choose_columns(input);
     let (mut best, mut least) = (None, 1.0);
-    for (grid, product) in grids {
+    for (grid, product) in costs.grids {
         // No grid leaves fewer than none.
         if *product > least {
             break;
         }
-        let cost = product + RECHECK_COST * candidate_share(isa, input, above, *grid, screened);
+        let cost = product + costs.recheck * candidate_share(isa, input, above, *grid, screened);
         if cost <= least {
             (best, least) = (Some(*grid), cost);
         }
@@ -448,7 +443,7 @@ fn candidate_share(
     grid: Grid,
     screened: &mut Screened,
 ) -> f64 {
-    let (rows, features) = (input.rows().min(TRIAL_ROWS), input.features().min(input.panel()));
+    let (rows, features) = (input.rows().min(TRIAL_ROWS), input.features().min(input.panel(isa)));
     screen::round(isa, screened, input, above, grid, rows, features);
     let mut candidates = Candidates::default();
     let mut left = 0;

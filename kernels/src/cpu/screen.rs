@@ -59,8 +59,15 @@ enum TileCode {
     NeonDotprod,
 }
 
-/// What an encode with a grid costs besides the candidates, in units of the plain product.
-pub(crate) type GridCost = (Grid, f64);
+/// What an encode costs by screening, in units of the plain product.
+#[derive(Debug, Clone, Copy)]
+pub(crate) struct Costs {
+    /// The grids that there is code for, the cheapest first, and what they cost besides the candidates.
+    pub(crate) grids: &'static [(Grid, f64)],
+    /// What computing a candidate again costs, in units of a pair of the plain product: both its rows come from a cache level
+    /// that the tile does not wait for.
+    pub(crate) recheck: f64,
+}
 
 impl TileCode {
     /// The fastest one that the instruction set allows on this CPU, if there is any.
@@ -110,16 +117,23 @@ impl TileCode {
         }
     }
 
-    /// The grids that there is code for, the cheapest first: measured but on aarch64, where they are reckoned from what an
-    /// instruction does there, four times the products of float32 for bytes, as many for words.
-    fn costs(self) -> &'static [GridCost] {
+    /// What it costs: measured, but on aarch64, where it is reckoned from what an instruction does there, four times the
+    /// products of float32 for bytes, as many for words.
+    fn costs(self) -> Costs {
         match self {
             #[cfg(target_arch = "x86_64")]
-            TileCode::Avx2 | TileCode::Avx512Vnni => &[(Grid::Bits8, 0.42), (Grid::Bits16, 0.68)],
+            TileCode::Avx2 | TileCode::Avx512Vnni => {
+                Costs { grids: &[(Grid::Bits8, 0.42), (Grid::Bits16, 0.68)], recheck: 6.0 }
+            }
             #[cfg(target_arch = "x86_64")]
-            TileCode::Amx(_) => &[(Grid::Bits8, 0.05), (Grid::Bfloat16, 0.08), (Grid::Bits16, 0.11)],
+            TileCode::Amx(_) => Costs {
+                grids: &[(Grid::Bits8, 0.12), (Grid::Bfloat16, 0.19), (Grid::Bits16, 0.22)],
+                recheck: 8.0,
+            },
             #[cfg(target_arch = "aarch64")]
-            TileCode::NeonDotprod => &[(Grid::Bits8, 0.35), (Grid::Bits16, 1.0)],
+            TileCode::NeonDotprod => {
+                Costs { grids: &[(Grid::Bits8, 0.35), (Grid::Bits16, 1.0)], recheck: 6.0 }
+            }
         }
     }
 
@@ -157,9 +171,9 @@ pub(crate) fn available(isa: Isa, grid: Grid) -> bool {
     TileCode::of(isa).is_some_and(|tile| tile.form(grid).is_some())
 }
 
-/// The grids that the instruction set has tiles for, the cheapest first, and what they cost.
-pub(crate) fn costs(isa: Isa) -> &'static [GridCost] {
-    TileCode::of(isa).map_or(&[], TileCode::costs)
+/// What screening costs with the instruction set; None if there is no tile for it.
+pub(crate) fn costs(isa: Isa) -> Option<Costs> {
+    TileCode::of(isa).map(TileCode::costs)
 }
 
 const NO_TILE: &str = "screening asks first whether there is a tile";
@@ -206,7 +220,7 @@ pub(crate) fn find_candidates(
     let x = &input.x[group.start * input.width..group.end * input.width];
     let mut coming = x.chunks(x.len().div_ceil(features.len().div_ceil(width)));
     let mut masks = [0; ROW_GROUP];
-    let _units = tile.units();
+    let units = tile.units();
     for (at, first) in features.clone().step_by(width).enumerate() {
         let strip = Strip {
             grid: *grid,
@@ -215,7 +229,8 @@ pub(crate) fn find_candidates(
             row_bounds: &rows.bounds[group.clone()],
             weights: &weights.words[first * groups..][..width * groups],
             bounds: &weights.bounds[first / BOUND_LANES..][..width / BOUND_LANES],
-            coming: coming.next().unwrap_or_default(),
+            // Matrix units read from the second cache level faster than a prefetch lets them.
+            coming: if units.is_none() { coming.next().unwrap_or_default() } else { &[] },
         };
         tile.possible(&strip, &mut masks[..lines]);
         let (word, shift) = (at * width / 64, at * width % 64);

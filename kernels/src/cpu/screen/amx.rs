@@ -82,7 +82,7 @@ struct Sums([u32; HEIGHT * WIDTH]);
 impl Sums {
     /// Vector `at` of the tile.
     #[inline]
-    #[target_feature(enable = "avx512f")]
+    #[target_feature(enable = "avx512f,avx512bw,avx512dq,avx512vl")]
     fn vector(&self, at: usize) -> __m512i {
         // SAFETY: the slice holds sixteen numbers.
         unsafe { _mm512_load_si512(self.0[at * BOUND_LANES..][..BOUND_LANES].as_ptr().cast()) }
@@ -170,26 +170,28 @@ products! {
 
 /// For each row a bit for each feature: whether its bound is not at or below its cutoff. `sum` gives the tile's vectors.
 #[inline]
-#[target_feature(enable = "avx512f")]
+#[target_feature(enable = "avx512f,avx512bw,avx512dq,avx512vl")]
 fn above_zero(tile: &Tile<'_, HEIGHT>, sum: impl Fn(usize) -> __m512) -> Masks<HEIGHT> {
+    // SAFETY: sixteen numbers are a vector.
+    let vector = |of: &[f32; BOUND_LANES]| unsafe { _mm512_loadu_ps(of.as_ptr()) };
+    let [first, second] = [0, 1].map(|half| {
+        let FeatureBounds { step, norm, residual, base, cutoff, .. } = &tile.bounds[half];
+        [step, norm, residual, base, cutoff].map(vector)
+    });
     let mut masks = [0; HEIGHT];
-    for (half, bounds) in tile.bounds.iter().enumerate() {
-        let FeatureBounds { step, norm, residual, base, cutoff, .. } = bounds;
-        // SAFETY: sixteen numbers are a vector.
-        let vector = |of: &[f32; BOUND_LANES]| unsafe { _mm512_loadu_ps(of.as_ptr()) };
-        let (step, norm, residual, base) = (vector(step), vector(norm), vector(residual), vector(base));
-        let cutoff = vector(cutoff);
-        for m in 0..HEIGHT {
-            let row = tile.row_bounds[m];
-            let scaled = _mm512_mul_ps(sum(2 * m + half), step);
-            let mut upper = _mm512_fmadd_ps(_mm512_set1_ps(row.step), scaled, base);
-            upper = _mm512_fmadd_ps(_mm512_set1_ps(row.residual), norm, upper);
-            upper = _mm512_fmadd_ps(_mm512_set1_ps(row.norm), residual, upper);
-            upper = _mm512_fnmadd_ps(_mm512_set1_ps(row.cutoff), cutoff, upper);
+    for m in 0..HEIGHT {
+        let row = tile.row_bounds[m];
+        let of_row = [row.step, row.residual, row.norm, row.cutoff].map(|share| _mm512_set1_ps(share));
+        let [first, second] = [(&first, 2 * m), (&second, 2 * m + 1)].map(|(bounds, at)| {
+            let [step, norm, residual, base, cutoff] = *bounds;
+            let mut upper = _mm512_fmadd_ps(of_row[0], _mm512_mul_ps(sum(at), step), base);
+            upper = _mm512_fmadd_ps(of_row[1], norm, upper);
+            upper = _mm512_fmadd_ps(of_row[2], residual, upper);
+            upper = _mm512_fnmadd_ps(of_row[3], cutoff, upper);
             // "Not at most 0" and not "above 0": NaN rules nothing out.
-            let possible = _mm512_cmp_ps_mask::<_CMP_NLE_UQ>(upper, _mm512_setzero_ps());
-            masks[m] |= u32::from(possible) << (half * BOUND_LANES);
-        }
+            u32::from(_mm512_cmp_ps_mask::<_CMP_NLE_UQ>(upper, _mm512_setzero_ps()))
+        });
+        masks[m] = first | second << BOUND_LANES;
     }
     masks
 }

@@ -220,18 +220,24 @@ pub(crate) fn spread(values: &mut [f32]) {
 fn hadamard(block: &mut [[f32; SIDE_BY_SIDE]]) {
     let mut half = 1;
     while half < block.len() {
-        for pair in block.chunks_exact_mut(2 * half) {
-            let (first, second) = pair.split_at_mut(half);
-            for (first, second) in first.iter_mut().zip(second) {
-                for at in 0..SIDE_BY_SIDE {
-                    (first[at], second[at]) = (first[at] + second[at], first[at] - second[at]);
-                }
+        for pair in 0..block.len() / 2 {
+            // By bits and not by nested loops: compilers would make vectors of the outer loop's turns, by gathering.
+            let low = pair & (half - 1);
+            let first = 2 * (pair ^ low) + low;
+            let (before, after) = block.split_at_mut(first + half);
+            let (first, second) = (&mut before[first], &mut after[0]);
+            let (a, b) = (*first, *second);
+            for at in 0..SIDE_BY_SIDE {
+                first[at] = a[at] + b[at];
+            }
+            for at in 0..SIDE_BY_SIDE {
+                second[at] = a[at] - b[at];
             }
         }
         half *= 2;
     }
     let norm = 1.0 / (block.len() as f32).sqrt();
-    block.iter_mut().flatten().for_each(|value| *value *= norm);
+    block.as_flattened_mut().iter_mut().for_each(|value| *value *= norm);
 }
 
 /// Writes line `at` of many into `packed`, where for each `height` lines and each run of `run` words the lines' runs lie
