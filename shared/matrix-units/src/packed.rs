@@ -7,6 +7,7 @@
 
 use std::fmt;
 use std::marker::PhantomData;
+use std::ops::Range;
 
 use crate::leaf::{self, MatrixUnits};
 use crate::matrix::Matrix;
@@ -167,10 +168,10 @@ impl<S: Side> Packed<S> {
         self.units
     }
 
-    /// Steps from `step` on of a panel.
-    pub(crate) fn steps(&self, panel: usize, step: usize) -> &[Line] {
-        let lines = panel_lines(self.parts, self.depth);
-        &self.lines[panel * lines + step * step_lines(self.parts)..(panel + 1) * lines]
+    /// Some steps of a panel.
+    pub(crate) fn steps(&self, panel: usize, steps: Range<usize>) -> &[Line] {
+        let (panel_lines, lines) = (panel_lines(self.parts, self.depth), step_lines(self.parts));
+        &self.lines[panel * panel_lines..(panel + 1) * panel_lines][steps.start * lines..steps.end * lines]
     }
 }
 
@@ -179,7 +180,7 @@ pub struct Panels<'a, S> {
     units: MatrixUnits,
     parts: Parts,
     /// Of the whole factor.
-    lanes: std::ops::Range<usize>,
+    lanes: Range<usize>,
     depth: usize,
     lines: &'a mut [Line],
     side: PhantomData<S>,
@@ -202,15 +203,23 @@ impl<S: Side> Panels<'_, S> {
     pub fn pack(&mut self, source: Matrix<'_>) {
         let source = if S::LEFT { source } else { source.transposed() };
         source.assert_holds(self.lanes.end, self.depth);
-        let panels = self.lines.chunks_exact_mut(panel_lines(self.parts, self.depth).max(1));
-        for (lines, first) in panels.zip(self.lanes.clone().step_by(PANEL)) {
-            for (step, lines) in lines.chunks_exact_mut(step_lines(self.parts)).enumerate() {
-                let lanes = (self.lanes.end - first).min(PANEL);
-                let numbers = (self.depth - step * STEP).min(STEP);
-                let from = source.from(first, step * STEP);
-                leaf::pack_step::<S>(self.units, self.parts, from, (lanes, numbers), lines);
-            }
+        let panels = self.lanes.len().div_ceil(PANEL);
+        let steps = self.depth.div_ceil(STEP);
+        if source.strides().1 == 1 {
+            (0..panels).for_each(|panel| (0..steps).for_each(|step| self.pack_step(source, panel, step)));
+        } else {
+            // Memory goes on across the lanes.
+            (0..steps).for_each(|step| (0..panels).for_each(|panel| self.pack_step(source, panel, step)));
         }
+    }
+
+    /// Packs a step of a panel from the whole factor, [lanes, depth].
+    fn pack_step(&mut self, source: Matrix<'_>, panel: usize, step: usize) {
+        let first = self.lanes.start + panel * PANEL;
+        let size = ((self.lanes.end - first).min(PANEL), (self.depth - step * STEP).min(STEP));
+        let (panel_lines, lines) = (panel_lines(self.parts, self.depth), step_lines(self.parts));
+        let lines = &mut self.lines[panel * panel_lines + step * lines..][..lines];
+        leaf::pack_step::<S>(self.units, self.parts, source.from(first, step * STEP), size, lines);
     }
 }
 

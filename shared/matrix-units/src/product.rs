@@ -5,22 +5,16 @@ use std::ops::Range;
 
 use crate::leaf::{self, Sums};
 use crate::matrix::Matrix;
-use crate::packed::{Left, PANEL, Parts, Right, STEP};
+use crate::packed::{Left, Line, PANEL, Parts, Right, STEP};
 
 /// Panels of rows that are multiplied by a panel of columns while it is in the nearest cache.
 const ROW_PANELS: usize = 8;
-/// Steps of a block in depth: with that many rows, in the bytes that the next cache can keep beside the sums.
+/// Steps of a block in depth: with that many rows, in the bytes that the next cache can keep beside the sums and a panel of
+/// columns. Shorter ones would keep that panel in the nearest cache, but loading and storing sums costs more than it saves.
 fn block_steps(parts: Parts) -> usize {
     match parts {
         Parts::Three => 32,
         Parts::Six => 21,
-    }
-}
-/// Steps that a panel of columns goes through at once: 32 KiB of it at most stay in the nearest cache.
-fn chunk_steps(parts: Parts) -> usize {
-    match parts {
-        Parts::Three => 8,
-        Parts::Six => 5,
     }
 }
 
@@ -92,11 +86,15 @@ impl<'a> Out<'a> {
 
     fn scale(&mut self, factor: f32) {
         for row in 0..self.rows {
-            // SAFETY: the row lies within the numbers that are borrowed.
-            let row =
-                unsafe { std::slice::from_raw_parts_mut(self.numbers.add(row * self.stride), self.columns) };
-            row.iter_mut().for_each(|number| *number *= factor);
+            self.part(row, 0, self.columns).iter_mut().for_each(|number| *number *= factor);
         }
+    }
+
+    /// Some of the columns of a row.
+    fn part(&mut self, row: usize, column: usize, columns: usize) -> &mut [f32] {
+        assert!(row < self.rows && column + columns <= self.columns, "beyond the result of a product");
+        // SAFETY: they are some of the numbers that are borrowed.
+        unsafe { std::slice::from_raw_parts_mut(self.numbers.add(row * self.stride + column), columns) }
     }
 }
 
@@ -234,16 +232,15 @@ impl Block<'_> {
     ) {
         assert_eq!(self.left.parts(), self.right.parts(), "factors in different parts");
         let parts = self.right.parts();
+        let mut edge = Edge([0.0; PANEL * PANEL]);
+        let start = if steps.start == 0 { start } else { Begin::There };
         for (column_panel, panel) in self.columns.clone().enumerate() {
-            for chunk in even_blocks(steps.len(), chunk_steps(parts)) {
-                let chunk = steps.start + chunk.start..steps.start + chunk.end;
-                let right = self.right.steps(panel, chunk.start);
-                let start = if chunk.start == 0 { start } else { Begin::There };
-                for index in 0..panels {
-                    let left = self.left.steps(self.panel + index, chunk.start - self.step);
-                    let place = (row + index * PANEL, column_panel * PANEL);
-                    panel_product(tiles, parts, (left, right, chunk.len()), place, start, out);
-                }
+            let right = self.right.steps(panel, steps.clone());
+            for index in 0..panels {
+                let left =
+                    self.left.steps(self.panel + index, steps.start - self.step..steps.end - self.step);
+                let place = (row + index * PANEL, column_panel * PANEL);
+                panel_product(tiles, parts, (left, right), place, start, &mut edge, out);
             }
         }
     }
@@ -253,47 +250,43 @@ impl Block<'_> {
 fn panel_product(
     tiles: &leaf::Tiles,
     parts: Parts,
-    factors: (&[crate::packed::Line], &[crate::packed::Line], usize),
+    factors: (&[Line], &[Line]),
     (row, column): (usize, usize),
     start: Begin<'_>,
+    edge: &mut Edge,
     out: &mut Out<'_>,
 ) {
-    static ZEROS: [f32; PANEL] = [0.0; PANEL];
+    static ZEROS: Edge = Edge([0.0; PANEL * PANEL]);
     let (rows, columns) = ((out.rows - row).min(PANEL), (out.columns - column).min(PANEL));
     let place = out.numbers.wrapping_add(row * out.stride + column);
-    if rows == PANEL && columns == PANEL {
+    if (rows, columns) == (PANEL, PANEL) {
         let (from, from_stride) = match start {
-            Begin::Zero => (ZEROS.as_ptr(), 0),
+            Begin::Zero => (ZEROS.0.as_ptr(), 0),
             Begin::Row(row) => (row[column..column + PANEL].as_ptr(), 0),
             Begin::There => (place.cast_const(), out.stride),
         };
         let sums = Sums { from, from_stride, to: place, to_stride: out.stride };
-        // SAFETY: 32 rows of 32 numbers of `out` lie at `place`, and 32 at a starting row.
+        // SAFETY: 32 rows of 32 numbers lie at a whole place of `out`; 32 numbers at a starting row.
         unsafe { leaf::add_products(tiles, parts, factors, sums) };
         return;
     }
-    let mut edge = Edge([0.0; PANEL * PANEL]);
-    for i in 0..rows {
-        let edge = &mut edge.0[i * PANEL..i * PANEL + columns];
+    edge.0.fill(0.0);
+    for (i, edge) in edge.0.chunks_exact_mut(PANEL).enumerate().take(rows) {
         match start {
             Begin::Zero => {}
-            Begin::Row(row) => edge.copy_from_slice(&row[column..column + columns]),
-            // SAFETY: these numbers belong to `out`, as does each row below.
-            Begin::There => edge
-                .copy_from_slice(unsafe { std::slice::from_raw_parts(place.add(i * out.stride), columns) }),
+            Begin::Row(row) => edge[..columns].copy_from_slice(&row[column..column + columns]),
+            Begin::There => edge[..columns].copy_from_slice(out.part(row + i, column, columns)),
         }
     }
     let numbers = edge.0.as_mut_ptr();
     let sums = Sums { from: numbers.cast_const(), from_stride: PANEL, to: numbers, to_stride: PANEL };
     // SAFETY: the edge is 32 rows of 32 numbers.
     unsafe { leaf::add_products(tiles, parts, factors, sums) };
-    for i in 0..rows {
-        // SAFETY: as above.
-        let row = unsafe { std::slice::from_raw_parts_mut(place.add(i * out.stride), columns) };
-        row.copy_from_slice(&edge.0[i * PANEL..i * PANEL + columns]);
+    for (i, edge) in edge.0.chunks_exact(PANEL).enumerate().take(rows) {
+        out.part(row + i, column, columns).copy_from_slice(&edge[..columns]);
     }
 }
 
-/// A place that is not 32 × 32.
+/// Sums of a place that is smaller than 32 × 32.
 #[repr(C, align(64))]
 struct Edge([f32; PANEL * PANEL]);

@@ -42,6 +42,6 @@ pub(crate) fn pack_step<S: Side>(
 
 /// # Safety
 /// There are no tiles.
-pub(crate) unsafe fn add_products(tiles: &Tiles, _: Parts, _: (&[Line], &[Line], usize), _: Sums) {
+pub(crate) unsafe fn add_products(tiles: &Tiles, _: Parts, _: (&[Line], &[Line]), _: Sums) {
     match *tiles {}
 }

@@ -13,23 +13,18 @@ pub(crate) struct Sums {
     pub(crate) to_stride: usize,
 }
 
-/// Adds the products of a panel of rows and a panel of columns over a number of steps.
+/// Adds the products of steps of a panel of rows and of a panel of columns.
 ///
 /// # Safety
 /// 32 rows of 32 numbers can be read and written where the sums say.
 ///
 /// # Panics
-/// If a panel is shorter.
-pub(crate) unsafe fn add_products(
-    _: &Tiles,
-    parts: Parts,
-    (left, right, steps): (&[Line], &[Line], usize),
-    sums: Sums,
-) {
-    let lines = steps * step_lines(parts);
-    assert!(lines <= left.len() && lines <= right.len(), "a panel of a product ends too early");
+/// If one panel is longer than the other.
+pub(crate) unsafe fn add_products(_: &Tiles, parts: Parts, (left, right): (&[Line], &[Line]), sums: Sums) {
+    assert_eq!(left.len(), right.len(), "panels of a product of different depths");
+    let steps = left.len() / step_lines(parts);
     let (left, right) = (left.as_ptr().cast::<u8>(), right.as_ptr().cast::<u8>());
-    // SAFETY: this thread has tiles. The lines have been counted, and the sums are the caller's promise.
+    // SAFETY: this thread has tiles. The panels are as long as that, and the sums are the caller's promise.
     unsafe {
         match parts {
             Parts::Three => three(left, right, steps, sums),
