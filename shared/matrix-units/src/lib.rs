@@ -31,6 +31,7 @@
 mod matrix;
 mod packed;
 mod product;
+mod sums;
 
 #[cfg(all(target_arch = "x86_64", target_os = "linux"))]
 #[path = "amx/mod.rs"]

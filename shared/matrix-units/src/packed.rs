@@ -219,7 +219,7 @@ impl<S: Side> Panels<'_, S> {
         let size = ((self.lanes.end - first).min(PANEL), (self.depth - step * STEP).min(STEP));
         let (panel_lines, lines) = (panel_lines(self.parts, self.depth), step_lines(self.parts));
         let lines = &mut self.lines[panel * panel_lines + step * lines..][..lines];
-        leaf::pack_step::<S>(self.units, self.parts, source.from(first, step * STEP), size, lines);
+        leaf::pack_step(self.units, self.parts, S::LEFT, source.from(first, step * STEP), size, lines);
     }
 }
 

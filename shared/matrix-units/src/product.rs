@@ -3,9 +3,10 @@
 use std::marker::PhantomData;
 use std::ops::Range;
 
-use crate::leaf::{self, Sums};
+use crate::leaf;
 use crate::matrix::Matrix;
 use crate::packed::{Left, Line, PANEL, Parts, Right, STEP};
+use crate::sums::Sums;
 
 /// Panels of rows that are multiplied by a panel of columns while it is in the nearest cache.
 const ROW_PANELS: usize = 8;

@@ -1,15 +1,16 @@
-//! Where there are no matrix units: nothing here can be made.
+//! Where there are no matrix units, or no code for them: nothing here is ever called but [`MatrixUnits::get`].
 
 use crate::matrix::Matrix;
-use crate::packed::{Line, Parts, Side};
+use crate::packed::{Line, Parts};
+use crate::sums::Sums;
 
 /// That this process may use the matrix units.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub enum MatrixUnits {}
+pub struct MatrixUnits(());
 
 /// That this thread's tiles have their shape.
 #[derive(Debug)]
-pub enum Tiles {}
+pub struct Tiles(());
 
 impl MatrixUnits {
     /// None: there is no code for the matrix units of this target, if it has any.
@@ -19,29 +20,28 @@ impl MatrixUnits {
 
     /// Gives the current thread tiles.
     pub fn tiles(self) -> Tiles {
-        match self {}
+        none(self)
     }
 }
 
-pub(crate) struct Sums {
-    pub(crate) from: *const f32,
-    pub(crate) from_stride: usize,
-    pub(crate) to: *mut f32,
-    pub(crate) to_stride: usize,
+/// There is no value of [`MatrixUnits`] that could lead here.
+fn none<T>(what: impl std::fmt::Debug) -> T {
+    unreachable!("there are no matrix units for {what:?}")
 }
 
-pub(crate) fn pack_step<S: Side>(
-    units: MatrixUnits,
+pub(crate) fn pack_step(
+    _: MatrixUnits,
     _: Parts,
-    _: Matrix<'_>,
+    _: bool,
+    source: Matrix<'_>,
     _: (usize, usize),
     _: &mut [Line],
 ) {
-    match units {}
+    none((source.numbers(), source.strides()))
 }
 
 /// # Safety
 /// There are no tiles.
-pub(crate) unsafe fn add_products(tiles: &Tiles, _: Parts, _: (&[Line], &[Line]), _: Sums) {
-    match *tiles {}
+pub(crate) unsafe fn add_products(_: &Tiles, _: Parts, _: (&[Line], &[Line]), sums: Sums) {
+    none((sums.from, sums.from_stride, sums.to, sums.to_stride))
 }

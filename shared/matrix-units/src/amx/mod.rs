@@ -4,7 +4,7 @@ mod pack;
 mod products;
 
 pub(crate) use pack::pack_step;
-pub(crate) use products::{Sums, add_products};
+pub(crate) use products::add_products;
 
 use std::arch::asm;
 use std::arch::x86_64::{__cpuid, __cpuid_count};

@@ -4,18 +4,19 @@ use std::arch::x86_64::*;
 
 use super::MatrixUnits;
 use crate::matrix::Matrix;
-use crate::packed::{Line, PART_LINES, Parts, STEP, Side};
+use crate::packed::{Line, PART_LINES, Parts, STEP};
 
 /// Lanes of a tile.
 const LANES: usize = 16;
 
-/// Packs a step of a panel: `lanes` rows of `numbers` numbers of `source`, and zeros up to 32 of each.
+/// Packs a step of a panel of a left or right factor: `lanes` rows of `numbers` numbers of `source`, and zeros up to 32 of each.
 ///
 /// # Panics
 /// If the source does not hold them, or `lines` is not a step.
-pub(crate) fn pack_step<S: Side>(
+pub(crate) fn pack_step(
     _: MatrixUnits,
     parts: Parts,
+    left: bool,
     source: Matrix<'_>,
     (lanes, numbers): (usize, usize),
     lines: &mut [Line],
@@ -26,7 +27,7 @@ pub(crate) fn pack_step<S: Side>(
         let present = lanes.saturating_sub(tile * LANES).min(LANES);
         let from = if present == 0 { source } else { source.from(tile * LANES, 0) };
         // SAFETY: the processor has what the matrix units come with. The source holds the lanes, and the lines are a step's.
-        unsafe { pack_tile(parts, S::LEFT, from, present, numbers, &mut lines[tile * LANES..]) }
+        unsafe { pack_tile(parts, left, from, present, numbers, &mut lines[tile * LANES..]) }
     }
 }
 
