@@ -1,12 +1,16 @@
-//! Where there are no matrix units: nothing here can be made.
+//! Where there are no matrix units, or no code for them: nothing here is ever called but [`MatrixUnits::get`].
+
+use crate::matrix::Matrix;
+use crate::packed::{Line, Parts};
+use crate::sums::Sums;
 
 /// That this process may use the matrix units.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub enum MatrixUnits {}
+pub struct MatrixUnits(());
 
 /// That this thread's tiles have their shape.
 #[derive(Debug)]
-pub enum Tiles {}
+pub struct Tiles(());
 
 impl MatrixUnits {
     /// None: there is no code for the matrix units of this target, if it has any.
@@ -16,6 +20,28 @@ impl MatrixUnits {
 
     /// Gives the current thread tiles.
     pub fn tiles(self) -> Tiles {
-        match self {}
+        none(self)
     }
+}
+
+/// There is no value of [`MatrixUnits`] that could lead here.
+fn none<T>(what: impl std::fmt::Debug) -> T {
+    unreachable!("there are no matrix units for {what:?}")
+}
+
+pub(crate) fn pack_step(
+    _: MatrixUnits,
+    _: Parts,
+    _: bool,
+    source: Matrix<'_>,
+    _: (usize, usize),
+    _: &mut [Line],
+) {
+    none((source.numbers(), source.strides()))
+}
+
+/// # Safety
+/// There are no tiles.
+pub(crate) unsafe fn add_products(_: &Tiles, _: Parts, _: (&[Line], &[Line]), sums: Sums) {
+    none((sums.from, sums.from_stride, sums.to, sums.to_stride))
 }

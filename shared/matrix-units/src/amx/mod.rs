@@ -1,5 +1,11 @@
 //! Asking for the tiles, and giving them back.
 
+mod pack;
+mod products;
+
+pub(crate) use pack::pack_step;
+pub(crate) use products::add_products;
+
 use std::arch::asm;
 use std::arch::x86_64::{__cpuid, __cpuid_count};
 use std::cell::Cell;
