@@ -9,10 +9,10 @@ use crate::dead::{DeadLoss, DeadLossKind};
 
 use super::backward::{decoder_gradient, encoder_gradient};
 use super::decode::{Decode, RowActivity, decode_sparse};
-use super::dense::{Matrix, multiply};
 use super::encode::{Encode, preactivations};
 use super::isa::Isa;
 use super::pairs::{ActivePairs, Block, Pair, ROW_GROUP};
+use super::products::{Matrix, multiply};
 use super::sparsity::Sparsity;
 use super::vector::dot;
 

@@ -1,15 +1,19 @@
 //! `dense`: the same step for a batch that is not sparse, with dense products.
 //!
-//! The products are matrixmultiply's. They are called on blocks whose sizes depend on nothing but the shapes, one block per
-//! task, so that no sum depends on the number of threads. The activations [B,F] are the only array of that size: their
+//! The [products](super::products) are formed in blocks whose sizes depend on nothing but the shapes, one block per task, so
+//! that no sum depends on the number of threads. The activations [B,F] are the only array of that size: their
 //! gradients are formed and used one panel of features at a time.
 
+use matrix_units::{Left, MatrixUnits, Out, PANEL, Parts, Right, Start};
 use rayon::prelude::*;
 
 use super::decode::{Decode, RowActivity};
+use super::encode::{Encode, encode_dense, preactivations};
 use super::isa::{Isa, per_isa};
 use super::jump::Jump;
+use super::products::{Factor, Matrix, Products, multiply, pack};
 use super::sparsity::Sparsity;
+use super::train::GroupGradient;
 
 /// Most rows of a decode task: each task packs all of W_dec anew for its product.
 const LARGEST_ROW_BLOCK: usize = 512;
@@ -21,68 +25,82 @@ fn row_block(rows: usize) -> usize {
     rows.div_ceil(TASKS).next_multiple_of(16).clamp(64, LARGEST_ROW_BLOCK)
 }
 
-/// A matrix in memory: element (i, j) lies at i·row_stride + j·column_stride.
-#[derive(Debug, Clone, Copy)]
-pub(crate) struct Matrix<'a> {
-    numbers: &'a [f32],
-    row_stride: usize,
-    column_stride: usize,
+/// Packed factors of a step's products, where those are formed on matrix units. Their memory stays from step to step.
+#[derive(Debug, Default)]
+pub struct PackedFactors {
+    /// The encoder's input.
+    encoded: Option<Left>,
+    encoder: Option<Right>,
+    decoder: Option<Right>,
+    skip: Option<Right>,
+    x: Option<Right>,
+    /// g of each group of features, as dW_dec and as dL/da take it.
+    g: Vec<[Option<Right>; 2]>,
 }
 
-impl<'a> Matrix<'a> {
-    /// A matrix whose rows lie `row_stride` numbers apart.
-    pub(crate) fn rows(numbers: &'a [f32], row_stride: usize) -> Matrix<'a> {
-        Matrix { numbers, row_stride, column_stride: 1 }
-    }
+/// Columns that an encode finishes while they are in the cache, in panels of the matrix units.
+const ENCODED_PANELS: usize = 12;
 
-    pub(crate) fn transposed(self) -> Matrix<'a> {
-        Matrix { row_stride: self.column_stride, column_stride: self.row_stride, ..self }
-    }
-
-    /// Whether a rows×columns matrix lies within the numbers.
-    fn holds(&self, rows: usize, columns: usize) -> bool {
-        let last = (rows - 1) * self.row_stride + (columns - 1) * self.column_stride;
-        last < self.numbers.len()
+/// Fills `out` [B,F] with z, or with max(z, 0) if only what is `positive` is asked for. In float32 that is bit for bit what the
+/// sparse path finds.
+pub fn encode(
+    isa: Isa,
+    products: Products,
+    input: Encode<'_>,
+    positive: bool,
+    memory: &mut PackedFactors,
+    out: &mut [f32],
+) {
+    match products {
+        Products::Float32 if positive => encode_dense(isa, input, out),
+        Products::Float32 => preactivations(isa, input, out),
+        Products::Split(units, parts) => encode_split((units, parts), input, positive, memory, out),
     }
 }
 
-/// out [m,n] = a [m,k] · b [k,n].
-pub(crate) fn multiply(a: Matrix<'_>, b: Matrix<'_>, sizes: (usize, usize, usize), out: &mut [f32]) {
-    multiply_onto(0.0, a, b, sizes, out);
-}
-
-/// out [m,n] = beta·out + a [m,k] · b [k,n].
-fn multiply_onto(beta: f32, a: Matrix<'_>, b: Matrix<'_>, (m, k, n): (usize, usize, usize), out: &mut [f32]) {
-    assert!(a.holds(m, k) && b.holds(k, n) && out.len() == m * n, "product of matrices of other sizes");
-    // SAFETY: all elements that the three strides reach lie within their slices, as just checked.
-    unsafe {
-        matrixmultiply::sgemm(
-            m,
-            k,
-            n,
-            1.0,
-            a.numbers.as_ptr(),
-            a.row_stride as isize,
-            a.column_stride as isize,
-            b.numbers.as_ptr(),
-            b.row_stride as isize,
-            b.column_stride as isize,
-            beta,
-            out.as_mut_ptr(),
-            n as isize,
-            1,
-        );
-    }
+fn encode_split(
+    (units, parts): (MatrixUnits, Parts),
+    input: Encode<'_>,
+    positive: bool,
+    memory: &mut PackedFactors,
+    out: &mut [f32],
+) {
+    let (rows, features, width) = (input.rows(), input.features(), input.width);
+    let left = pack((units, parts), Matrix::rows(input.x, width), (rows, width), &mut memory.encoded);
+    let weights = Matrix::rows(input.weights, width).transposed();
+    let right = pack((units, parts), weights, (features, width), &mut memory.encoder);
+    let panels = row_block(rows).div_ceil(PANEL);
+    out.par_chunks_mut(panels * PANEL * features).enumerate().for_each(|(block, out)| {
+        let lines = block * panels..((block + 1) * panels).min(left.panels());
+        let mut rest = Out::new(out, out.len() / features, features);
+        for first in (0..right.panels()).step_by(ENCODED_PANELS) {
+            let columns = first..(first + ENCODED_PANELS).min(right.panels());
+            let bias = &input.bias[first * PANEL..(columns.end * PANEL).min(features)];
+            let (mut part, after) = rest.split_columns(bias.len());
+            matrix_units::multiply(left, lines.clone(), right, columns, Start::Row(bias), part.reborrow());
+            if positive {
+                part.for_each_row(|row| row.iter_mut().for_each(|z| *z = z.max(0.0)));
+            }
+            rest = after;
+        }
+    });
 }
 
 /// Adds to x̂ [B,d] what the skip connection makes of x [B,d]: x W_skipᵀ, from W_skip [d,d].
-pub fn add_skip(x: &[f32], skip: &[f32], width: usize, reconstruction: &mut [f32]) {
+pub fn add_skip(
+    products: Products,
+    x: &[f32],
+    skip: &[f32],
+    width: usize,
+    memory: &mut PackedFactors,
+    reconstruction: &mut [f32],
+) {
     let size = row_block(reconstruction.len() / width) * width;
+    let skip = Matrix::rows(skip, width).transposed();
+    let skip = Factor::new(products, skip, (width, width), &mut memory.skip);
     let blocks = reconstruction.par_chunks_mut(size).zip(x.par_chunks(size));
     blocks.for_each(|(reconstruction, x)| {
-        let sizes = (x.len() / width, width, width);
-        let skip = Matrix::rows(skip, width).transposed();
-        multiply_onto(1.0, Matrix::rows(x, width), skip, sizes, reconstruction);
+        skip.multiply(1.0, Matrix::rows(x, width), x.len() / width, reconstruction);
     });
 }
 
@@ -118,20 +136,22 @@ pub fn count_active(activations: &[f32], features: usize) -> Vec<u32> {
 
 /// Adds to x̂ [B,d] the decoder rows of the features of a group, from `activations` [B,F].
 pub(crate) fn decode_dense_group(
+    products: Products,
     input: Decode<'_>,
     activations: &[f32],
     group: std::ops::Range<usize>,
+    memory: &mut PackedFactors,
     reconstruction: &mut [f32],
 ) {
     let width = input.bias.len();
     let features = input.weights.len() / width;
     let size = row_block(reconstruction.len() / width);
+    let weights = Matrix::rows(&input.weights[group.start * width..], width);
+    let weights = Factor::new(products, weights, (group.len(), width), &mut memory.decoder);
     let blocks = reconstruction.par_chunks_mut(size * width).zip(activations.par_chunks(size * features));
     blocks.for_each(|(reconstruction, activations)| {
-        let sizes = (reconstruction.len() / width, group.len(), width);
         let a = Matrix::rows(&activations[group.start..], features);
-        let weights = Matrix::rows(&input.weights[group.start * width..], width);
-        multiply_onto(1.0, a, weights, sizes, reconstruction);
+        weights.multiply(1.0, a, reconstruction.len() / width, reconstruction);
     });
 }
 
@@ -164,22 +184,24 @@ fn activity_of_row(
 
 /// As [`decode_sparse`](super::decode::decode_sparse), from `activations` [B,F].
 pub fn decode_dense(
+    products: Products,
     input: Decode<'_>,
     activations: &[f32],
+    memory: &mut PackedFactors,
     reconstruction: &mut [f32],
     activity: &mut [RowActivity],
 ) {
     let width = input.bias.len();
     let features = input.weights.len() / width;
     let size = row_block(activity.len());
+    let weights = Matrix::rows(input.weights, width);
+    let weights = Factor::new(products, weights, (features, width), &mut memory.decoder);
     let blocks = reconstruction
         .par_chunks_mut(size * width)
         .zip(activity.par_chunks_mut(size))
         .zip(activations.par_chunks(size * features));
     blocks.for_each(|((reconstruction, activity), activations)| {
-        let sizes = (activity.len(), features, width);
-        let (a, weights) = (Matrix::rows(activations, features), Matrix::rows(input.weights, width));
-        multiply(a, weights, sizes, reconstruction);
+        weights.multiply(0.0, Matrix::rows(activations, features), activity.len(), reconstruction);
         let (mut active, mut active_values) = (Vec::new(), Vec::new());
         let rows = reconstruction.chunks_exact_mut(width).zip(activations.chunks_exact(features));
         for ((values, activations), activity) in rows.zip(activity) {
@@ -210,6 +232,39 @@ pub(crate) struct PanelGradient {
     activations: Vec<f32>,
 }
 
+/// The right factors of a backward pass.
+#[derive(Debug)]
+pub(crate) struct BackwardFactors<'a> {
+    /// The encoder's input, [B,d].
+    x: Factor<'a>,
+    /// g of each group of features, [B,d] and [d,B].
+    g: Vec<[Factor<'a>; 2]>,
+}
+
+impl<'a> BackwardFactors<'a> {
+    /// Makes x [B,d] and the groups' g ready.
+    pub(crate) fn new(
+        products: Products,
+        x: &'a [f32],
+        width: usize,
+        groups: &[GroupGradient<'a>],
+        memory: &'a mut PackedFactors,
+    ) -> BackwardFactors<'a> {
+        let rows = x.len() / width;
+        memory.g.resize_with(groups.len(), Default::default);
+        let factors_of =
+            |(group, [by_weight, by_value]): (&GroupGradient<'a>, &'a mut [Option<Right>; 2])| {
+                let g = Matrix::rows(group.g, width);
+                let by_weight = Factor::new(products, g, (rows, width), by_weight);
+                [by_weight, Factor::new(products, g.transposed(), (width, rows), by_value)]
+            };
+        BackwardFactors {
+            x: Factor::new(products, Matrix::rows(x, width), (rows, width), &mut memory.x),
+            g: groups.iter().zip(&mut memory.g).map(factors_of).collect(),
+        }
+    }
+}
+
 /// What the backward pass of a panel reads.
 #[derive(Debug, Clone, Copy)]
 pub(crate) struct Panel<'a> {
@@ -219,10 +274,12 @@ pub(crate) struct Panel<'a> {
     pub(crate) features: (usize, usize),
     /// F.
     pub(crate) total_features: usize,
-    /// g, [B,d].
-    pub(crate) g: &'a [f32],
-    /// The encoder's input, [B,d].
-    pub(crate) x: &'a [f32],
+    /// B.
+    pub(crate) rows: usize,
+    /// What the products have on their right.
+    pub(crate) factors: &'a BackwardFactors<'a>,
+    /// Which group's g.
+    pub(crate) group: usize,
     /// The panel's rows of W_dec, [panel,d].
     pub(crate) decoder: &'a [f32],
     /// Where thresholds are trained.
@@ -283,10 +340,10 @@ pub(crate) fn backward_panel(
 ) {
     let (first, count) = input.features;
     let width = input.decoder.len() / count;
-    let rows = input.g.len() / width;
-    let g = Matrix::rows(input.g, width);
+    let rows = input.rows;
+    let [g, g_transposed] = &input.factors.g[input.group];
     out.by_value.resize(count * rows, 0.0);
-    multiply(Matrix::rows(input.decoder, width), g.transposed(), (count, width, rows), &mut out.by_value);
+    g_transposed.multiply(0.0, Matrix::rows(input.decoder, width), count, &mut out.by_value);
 
     out.activations.resize(count * rows, 0.0);
     transpose_columns(input.activations, input.total_features, first, rows, &mut out.activations);
@@ -320,7 +377,6 @@ pub(crate) fn backward_panel(
 
     out.encoder.resize(count * width, 0.0);
     out.decoder.resize(count * width, 0.0);
-    let sizes = (count, rows, width);
-    multiply(Matrix::rows(&out.by_value, rows), Matrix::rows(input.x, width), sizes, &mut out.encoder);
-    multiply(Matrix::rows(&out.activations, rows), g, sizes, &mut out.decoder);
+    input.factors.x.multiply(0.0, Matrix::rows(&out.by_value, rows), count, &mut out.encoder);
+    g.multiply(0.0, Matrix::rows(&out.activations, rows), count, &mut out.decoder);
 }

@@ -11,7 +11,7 @@
 //! dead      a loss over features that have stopped firing
 //! backward  gradients of one feature's weights        \  one visit of each weight row,
 //! update    projection, Adam, decoder norm            /  driven by train
-//! dense     decode and backward with dense products
+//! dense     decode and backward with dense products; products: how those are formed
 //! ```
 //!
 //! All functions run on the current rayon thread pool. None of their results depends on the number of its threads: every
@@ -28,6 +28,7 @@ pub mod isa;
 pub mod jump;
 pub mod largest;
 pub mod pairs;
+pub mod products;
 pub mod rows;
 pub mod screen;
 pub mod select;

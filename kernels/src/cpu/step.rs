@@ -1,5 +1,6 @@
 //! A whole training step on the current rayon thread pool, and the forward pass alone.
 
+use matrix_units::Parts;
 use ndarray::{Array1, Array2, ArrayView2};
 use rayon::prelude::*;
 
@@ -22,15 +23,15 @@ use super::decode::{
     Decode, Finish, RowActivity, RowError, decode_sparse, decode_sparse_group, finish, sparse_activity,
     sum_of_rows,
 };
-use super::dense::{add_skip, count_active, decode_dense, decode_dense_group, dense_activity};
-use super::encode::{
-    Cutoff, Encode, EncodeBuffers, Search, encode_above, encode_dense, encode_dense_bf16, encode_sparse,
-    preactivations,
+use super::dense::{
+    self, PackedFactors, add_skip, count_active, decode_dense, decode_dense_group, dense_activity,
 };
+use super::encode::{Cutoff, Encode, EncodeBuffers, Search, encode_above, encode_dense_bf16, encode_sparse};
 use super::frequency::FrequencyWindow;
 use super::isa::Isa;
 use super::jump::Jump;
 use super::largest::{Among, Largest};
+use super::products::Products;
 use super::rows::{RowNorms, first_non_finite_row, round_to_bf16, row_norms, subtract_bias};
 use super::select::{Selected, activations_above};
 use super::sparsity::{Sparsity, frequency_terms};
@@ -52,18 +53,36 @@ pub struct CpuOptions {
     /// This shows the effect on a result. On the dense path, AVX512_BF16 forms the products if the CPU has it,
     /// with sums in an order of its own.
     pub bf16: bool,
+    /// Form dense products on matrix units, where the instruction set has them, from numbers that are split into bfloat16 parts:
+    /// in training three products for one, in an evaluation six, whose errors are those of float32 sums.
+    pub split_products: bool,
 }
 
 impl CpuOptions {
     /// One thread per core, the widest instruction set, and the density up to which the sparse path was
     /// measured to be the faster one.
     pub fn for_precision(precision: Precision) -> CpuOptions {
-        let (search, bf16) = match precision {
-            Precision::Exact => (Search::Screened, false),
-            Precision::Bf16 => (Search::Screened, true),
-            Precision::Fp32 => (Search::Plain, false),
+        let (search, bf16, split_products) = match precision {
+            Precision::Exact => (Search::Screened, false, true),
+            Precision::Bf16 => (Search::Screened, true, true),
+            Precision::Fp32 => (Search::Plain, false, false),
         };
-        CpuOptions { threads: 0, isa: Isa::detect(), sparse_density: 0.25, search, bf16 }
+        CpuOptions { threads: 0, isa: Isa::detect(), sparse_density: 0.25, search, bf16, split_products }
+    }
+}
+
+impl CpuOptions {
+    /// How a step forms dense products.
+    pub fn training_products(&self) -> Products {
+        self.products(Purpose::Training)
+    }
+
+    fn products(&self, purpose: Purpose) -> Products {
+        let parts = match purpose {
+            Purpose::Training => Parts::Three,
+            Purpose::Reading => Parts::Six,
+        };
+        if self.split_products { Products::of(self.isa, parts) } else { Products::Float32 }
     }
 }
 
@@ -103,6 +122,8 @@ struct Buffers {
     rounded: (Vec<f32>, Vec<f32>),
     encode: EncodeBuffers,
     selected: Selected,
+    /// Only while steps are dense, but for what a skip connection takes.
+    packed: PackedFactors,
     /// [B,F], only while steps are dense.
     activations: Vec<f32>,
     /// z [B,F], only while steps are dense and a threshold is trained.
@@ -208,6 +229,7 @@ impl CpuStep {
             sparsity: &sparsity,
             adam: &AdamStep::new(&spec.adam, schedule.lr, self.steps + 1),
             slopes: &buffers.slopes,
+            products: self.options.products(Purpose::Training),
             x: if spec.pre_bias { &buffers.shifted } else { input },
             skipped: input,
             groups: &groups,
@@ -222,7 +244,8 @@ impl CpuStep {
                 preactivations: jump.map(|_| &buffers.preactivations[..]),
             },
         };
-        let finite = train(isa, backward, activations, &mut self.parameters, &mut buffers.waiting);
+        let Buffers { waiting, packed, .. } = buffers;
+        let finite = train(isa, backward, activations, &mut self.parameters, waiting, packed);
 
         self.steps += 1;
         self.expected = found.encoded;
@@ -567,8 +590,10 @@ impl Forward<'_> {
             activations,
             preactivations: dense_z,
             cutoffs,
+            packed,
             ..
         } = &mut *self.buffers;
+        let products = options.products(purpose);
         let factors = factors(options, spec, weights, ranked, input, shifted, rounded);
         // What is below the cutoffs is neither active nor near; what is above the thresholds is active.
         let thresholds: &[f32] = match (spec.activation, purpose) {
@@ -605,7 +630,7 @@ impl Forward<'_> {
         let mut rechecked = if self.expected == Path::Sparse { sparse() } else { None };
         if rechecked.is_none() {
             dense_z.resize(cells, 0.0);
-            preactivations(isa, factors, dense_z);
+            dense::encode(isa, products, factors, false, packed, dense_z);
             let few = count_above(dense_z, above, spec.features) <= limit;
             rechecked = if few { sparse() } else { None };
         }
@@ -615,6 +640,7 @@ impl Forward<'_> {
                     memory.clear();
                     memory.shrink_to_fit();
                 }
+                *packed = PackedFactors::default();
                 selected.above(thresholds);
                 (Path::Sparse, Path::Sparse, rechecked)
             }
@@ -682,7 +708,9 @@ impl Forward<'_> {
     /// `expected` only says what to try first. Also returns how many pairs screening left to recompute.
     fn encode(&mut self, input: &[f32]) -> (Path, usize) {
         let (isa, spec, weights) = (self.options.isa, self.spec, self.weights);
-        let Buffers { shifted, ranked, rounded, encode, selected, activations, .. } = &mut *self.buffers;
+        let products = self.options.products(self.purpose);
+        let Buffers { shifted, ranked, rounded, encode, selected, activations, packed, .. } =
+            &mut *self.buffers;
         let pairs = &mut selected.kept;
         let cells = input.len() / spec.width * spec.features;
         let limit = (cells as f64 * self.options.sparse_density) as usize;
@@ -695,11 +723,14 @@ impl Forward<'_> {
         {
             activations.clear();
             activations.shrink_to_fit();
+            *packed = PackedFactors::default();
             return (Path::Sparse, rechecked);
         }
         activations.resize(cells, 0.0);
-        let dense = if self.options.bf16 { encode_dense_bf16 } else { encode_dense };
-        dense(isa, factors, activations);
+        match self.options.bf16 {
+            true => encode_dense_bf16(isa, factors, activations),
+            false => dense::encode(isa, products, factors, true, packed, activations),
+        }
         let active: u64 = count_active(activations, spec.features).into_iter().map(u64::from).sum();
         let few = active as usize <= limit;
         match few.then(sparse).flatten() {
@@ -729,14 +760,15 @@ impl Forward<'_> {
     /// x̂ of the rows `input` [B,d] from their activations: the decode's first half.
     fn decode(&mut self, path: Path, input: &[f32]) {
         let (isa, width) = (self.options.isa, self.spec.width);
+        let products = self.options.products(self.purpose);
         let rows = input.len() / width;
         self.with_decode(|decode, buffers| {
-            let Buffers { selected, activations, gradient, activity, .. } = buffers;
+            let Buffers { selected, activations, gradient, activity, packed, .. } = buffers;
             gradient.resize(rows * width, 0.0);
             activity.resize(rows, RowActivity::default());
             match path {
                 Path::Sparse => decode_sparse(isa, decode, &selected.kept, gradient, activity),
-                Path::Dense => decode_dense(decode, activations, gradient, activity),
+                Path::Dense => decode_dense(products, decode, activations, packed, gradient, activity),
             }
         });
         self.skip(input);
@@ -745,7 +777,9 @@ impl Forward<'_> {
     /// Adds to x̂ in the buffers what a skip connection makes of `input` [B,d].
     fn skip(&mut self, input: &[f32]) {
         if let Some(skip) = &self.weights.skip {
-            add_skip(input, numbers(skip), self.spec.width, &mut self.buffers.gradient);
+            let products = self.options.products(self.purpose);
+            let Buffers { packed, gradient, .. } = &mut *self.buffers;
+            add_skip(products, input, numbers(skip), self.spec.width, packed, gradient);
         }
     }
 
@@ -758,8 +792,9 @@ impl Forward<'_> {
         gradient.clear();
         gradient.extend((0..rows).flat_map(|_| &self.weights.decoder_bias));
         self.skip(input);
+        let products = self.options.products(self.purpose);
         self.with_decode(|decode, buffers| {
-            let Buffers { selected, activations, gradient, prefixes, activity, .. } = buffers;
+            let Buffers { selected, activations, gradient, prefixes, activity, packed, .. } = buffers;
             activity.resize(rows, RowActivity::default());
             match path {
                 Path::Sparse => sparse_activity(decode, &selected.kept, activity),
@@ -770,7 +805,9 @@ impl Forward<'_> {
             for (at, end) in spec.prefixes.ends(spec.features).enumerate() {
                 match path {
                     Path::Sparse => decode_sparse_group(isa, decode, &selected.kept, start..end, gradient),
-                    Path::Dense => decode_dense_group(decode, activations, start..end, gradient),
+                    Path::Dense => {
+                        decode_dense_group(products, decode, activations, start..end, packed, gradient)
+                    }
                 }
                 if let Some(prefix) = prefixes.get_mut(at) {
                     prefix.clone_from(gradient);

@@ -10,9 +10,12 @@ use crate::spec::{AdamStep, CLIP_FLOOR, DecoderNorm, StepSpec};
 use super::backward::{add_dots, decoder_gradient, encoder_gradient};
 use super::blocks::{FeatureBlock, Trained, TrainedParameters, Waiting};
 use super::dead::DeadGradient;
-use super::dense::{JumpPanel, Panel, PanelGradient, backward_panel, skip_gradient};
+use super::dense::{
+    BackwardFactors, JumpPanel, PackedFactors, Panel, PanelGradient, backward_panel, skip_gradient,
+};
 use super::isa::{Isa, per_isa};
 use super::jump::Jump;
+use super::products::Products;
 use super::select::Selected;
 use super::sparsity::Sparsity;
 use super::update::{EncoderGradient, project, update_decoder, update_encoder};
@@ -61,6 +64,8 @@ pub struct Train<'a> {
     pub adam: &'a AdamStep,
     /// The frequency terms' slopes divided by B, [F].
     pub slopes: &'a [f32],
+    /// How dense products are formed.
+    pub products: Products,
     /// The encoder's input, [B,d].
     pub x: &'a [f32],
     /// What the skip connection reads, where there is one: the rows as they are, [B,d].
@@ -75,13 +80,15 @@ pub struct Train<'a> {
     pub dead: Option<&'a DeadGradient>,
 }
 
-/// Trains all weights. Returns whether they are still finite. `waiting` is memory for the gradients, where they are clipped.
+/// Trains all weights. Returns whether they are still finite. `waiting` is memory for the gradients, where they are clipped,
+/// `packed` for the factors of dense products.
 pub fn train(
     isa: Isa,
     input: Train<'_>,
     activations: Activations<'_>,
     parameters: &mut TrainedParameters,
     waiting: &mut Waiting,
+    packed: &mut PackedFactors,
 ) -> bool {
     let size = match activations {
         Activations::Sparse(_) => SPARSE_BLOCK,
@@ -101,10 +108,12 @@ pub fn train(
             let encoders = blocks.par_iter_mut().zip(decoders);
             encoders.map(|(block, decoders)| train_encoders(isa, &input, selected, block, decoders)).collect()
         }
-        Activations::Dense { activations, preactivations } => blocks
-            .par_iter_mut()
-            .map(|block| train_dense_block(isa, &input, activations, preactivations, block))
-            .collect(),
+        Activations::Dense { activations, preactivations } => {
+            let factors =
+                BackwardFactors::new(input.products, input.x, input.spec.width, input.groups, packed);
+            let train = |block| train_dense_block(isa, &input, activations, preactivations, &factors, block);
+            blocks.par_iter_mut().map(train).collect()
+        }
     };
 
     let mut gradient = input.sum_of_g.to_vec();
@@ -353,6 +362,7 @@ fn train_dense_block(
     input: &Train<'_>,
     activations: &[f32],
     preactivations: Option<&[f32]>,
+    factors: &BackwardFactors<'_>,
     block: &mut FeatureBlock<'_>,
 ) -> BlockOutcome {
     let width = input.spec.width;
@@ -363,16 +373,17 @@ fn train_dense_block(
     let mut start = 0;
     while start < count {
         let first = block.first + start;
-        let group = input.groups[input.groups.partition_point(|group| group.end <= first)];
-        let end = (group.end - block.first).min(count);
+        let group = input.groups.partition_point(|group| group.end <= first);
+        let end = (input.groups[group].end - block.first).min(count);
         let thresholds = block.threshold.as_ref().map(|thresholds| &thresholds.weights[start..end]);
         let jump = input.jump.zip(preactivations).zip(thresholds);
         let panel = Panel {
             activations,
             features: (first, end - start),
             total_features: input.spec.features,
-            g: group.g,
-            x: input.x,
+            rows: input.x.len() / width,
+            factors,
+            group,
             decoder: &block.decoder.weights[start * width..end * width],
             jump: jump.map(|((jump, z), thresholds)| JumpPanel { jump, z, thresholds }),
         };

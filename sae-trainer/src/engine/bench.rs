@@ -9,8 +9,8 @@ use std::time::Instant;
 
 use kernels::cpu::ceiling::{copy_rate, multiply_add_rate};
 use kernels::cpu::decode::{Decode, Finish, RowActivity, RowError, decode_sparse, finish, sum_of_rows};
-use kernels::cpu::dense::decode_dense;
-use kernels::cpu::encode::{Encode, EncodeBuffers, encode_dense, encode_sparse};
+use kernels::cpu::dense::{self, PackedFactors, decode_dense};
+use kernels::cpu::encode::{Encode, EncodeBuffers, encode_sparse};
 use kernels::cpu::pairs::ActivePairs;
 use kernels::cpu::rows::{RowNorms, row_norms};
 use kernels::cpu::select::Selected;
@@ -269,6 +269,7 @@ impl<'a> Parts<'a> {
         let (spec, isa) = (self.spec, self.options.isa);
         let (d, f) = (spec.width, spec.features);
         let (mut buffers, mut pairs) = (EncodeBuffers::default(), ActivePairs::default());
+        let (products, mut packed) = (self.options.training_products(), PackedFactors::default());
         let mut dense = vec![0.0; if self.path == Path::Dense { spec.batch * f } else { 0 }];
         let weights = &self.parameters.weights;
         let encode = Encode {
@@ -282,7 +283,7 @@ impl<'a> Parts<'a> {
                 let (search, limit) = (self.options.search, spec.batch * f);
                 encode_sparse(isa, encode, search, limit, &mut buffers, &mut pairs);
             }
-            Path::Dense => encode_dense(isa, encode, &mut dense),
+            Path::Dense => dense::encode(isa, products, encode, true, &mut packed, &mut dense),
         });
 
         let decode = Decode {
@@ -298,7 +299,9 @@ impl<'a> Parts<'a> {
         let decode = median(repeats, || {
             match self.path {
                 Path::Sparse => decode_sparse(isa, decode, &pairs, &mut g, &mut activity),
-                Path::Dense => decode_dense(decode, &dense, &mut g, &mut activity),
+                Path::Dense => {
+                    decode_dense(products, decode, &dense, &mut packed, &mut g, &mut activity);
+                }
             }
             finish(isa, error, &mut g, &mut errors);
         });
@@ -312,6 +315,7 @@ impl<'a> Parts<'a> {
             sparsity: &self.sparsity,
             adam: &adam,
             slopes: &slopes,
+            products,
             x: self.batch,
             skipped: self.batch,
             groups: &groups,
@@ -327,7 +331,7 @@ impl<'a> Parts<'a> {
         };
         let (parameters, mut waiting) = (&mut self.parameters, Waiting::default());
         let train = median(repeats, || {
-            train(isa, input, activations, parameters, &mut waiting);
+            train(isa, input, activations, parameters, &mut waiting, &mut packed);
         });
         vec![
             BenchRow::new("encode", encode, work.encode.0, work.encode.1, ceilings),

@@ -34,7 +34,7 @@ impl<'a> Matrix<'a> {
 
     /// # Panics
     /// If a rows×columns matrix does not lie within the numbers.
-    pub(crate) fn assert_holds(&self, rows: usize, columns: usize) {
+    pub fn assert_holds(&self, rows: usize, columns: usize) {
         let last = |count: usize, stride: usize| (count - 1).checked_mul(stride);
         let holds = rows == 0
             || columns == 0
@@ -45,11 +45,13 @@ impl<'a> Matrix<'a> {
         assert!(holds, "a matrix of {rows}×{columns} does not lie within {} numbers", self.numbers.len());
     }
 
-    pub(crate) fn strides(&self) -> (usize, usize) {
+    /// How far apart rows lie, and columns.
+    pub fn strides(&self) -> (usize, usize) {
         (self.row_stride, self.column_stride)
     }
 
-    pub(crate) fn numbers(&self) -> &'a [f32] {
+    /// The numbers, of which the first is element (0, 0).
+    pub fn numbers(&self) -> &'a [f32] {
         self.numbers
     }
 }

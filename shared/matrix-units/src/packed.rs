@@ -164,7 +164,8 @@ impl<S: Side> Packed<S> {
         self.parts
     }
 
-    pub(crate) fn units(&self) -> MatrixUnits {
+    /// The units that multiply it.
+    pub fn units(&self) -> MatrixUnits {
         self.units
     }
 

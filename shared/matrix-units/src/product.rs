@@ -85,6 +85,16 @@ impl<'a> Out<'a> {
         (Out { columns, ..self }, rest)
     }
 
+    /// The same numbers for a while.
+    pub fn reborrow(&mut self) -> Out<'_> {
+        Out { borrowed: PhantomData, ..*self }
+    }
+
+    /// The rows, one after the other.
+    pub fn for_each_row(&mut self, mut work: impl FnMut(&mut [f32])) {
+        (0..self.rows).for_each(|row| work(self.part(row, 0, self.columns)));
+    }
+
     fn scale(&mut self, factor: f32) {
         for row in 0..self.rows {
             self.part(row, 0, self.columns).iter_mut().for_each(|number| *number *= factor);

@@ -155,7 +155,8 @@ fn compare_searches_on(isa: Isa, input: Encode<'_>) -> (usize, [usize; 3]) {
         assert_same(&input, &pairs, &plain);
         found.rechecked
     };
-    let rechecked = [Grid::Bits8, Grid::Bfloat16, Grid::Bits16].map(|grid| screened(Search::ScreenedOn(grid)));
+    let rechecked =
+        [Grid::Bits8, Grid::Bfloat16, Grid::Bits16].map(|grid| screened(Search::ScreenedOn(grid)));
     screened(Search::Screened);
     (plain.len(), rechecked)
 }
