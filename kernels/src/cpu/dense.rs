@@ -14,6 +14,7 @@ use super::jump::Jump;
 use super::products::{Factor, Matrix, Products, multiply, pack};
 use super::sparsity::Sparsity;
 use super::train::GroupGradient;
+use super::transpose::transpose_columns;
 
 /// Most rows of a decode task: each task packs all of W_dec anew for its product.
 const LARGEST_ROW_BLOCK: usize = 512;
@@ -114,16 +115,40 @@ pub fn skip_gradient(g: &[f32], x: &[f32], width: usize, out: &mut [f32]) {
     });
 }
 
+per_isa! {
+    /// Counts the features that are active in a row.
+    fn count_row(row: &[f32], counts: &mut [u32]) {
+        counts.iter_mut().zip(row).for_each(|(count, a)| *count += u32::from(*a > 0.0));
+    }
+}
+
+per_isa! {
+    /// How many features are active in a row, and Σ a.
+    fn count_and_sum(row: &[f32]) -> (u32, f64) {
+        let (mut counts, mut sums) = ([0u32; 16], [0.0f64; 16]);
+        let (chunks, rest) = row.as_chunks::<16>();
+        for chunk in chunks {
+            for at in 0..16 {
+                counts[at] += u32::from(chunk[at] > 0.0);
+                sums[at] += f64::from(chunk[at]);
+            }
+        }
+        for (at, a) in rest.iter().enumerate() {
+            counts[at] += u32::from(*a > 0.0);
+            sums[at] += f64::from(*a);
+        }
+        (counts.iter().sum(), sums.iter().sum())
+    }
+}
+
 /// In how many rows each feature is active, [F], from the activations [B,F].
-pub fn count_active(activations: &[f32], features: usize) -> Vec<u32> {
+pub fn count_active(isa: Isa, activations: &[f32], features: usize) -> Vec<u32> {
     let block = row_block(activations.len() / features);
     let partial: Vec<Vec<u32>> = activations
         .par_chunks(block * features)
         .map(|rows| {
             let mut counts = vec![0; features];
-            for row in rows.chunks_exact(features) {
-                counts.iter_mut().zip(row).for_each(|(count, a)| *count += u32::from(*a > 0.0));
-            }
+            rows.chunks_exact(features).for_each(|row| count_row(isa, row, &mut counts));
             counts
         })
         .collect();
@@ -156,21 +181,27 @@ pub(crate) fn decode_dense_group(
 }
 
 /// What is active in each row of `activations` [B,F], into `activity` [B].
-pub(crate) fn dense_activity(input: Decode<'_>, activations: &[f32], activity: &mut [RowActivity]) {
+pub(crate) fn dense_activity(isa: Isa, input: Decode<'_>, activations: &[f32], activity: &mut [RowActivity]) {
     let features = input.weights.len() / input.bias.len();
     activity.par_iter_mut().zip(activations.par_chunks(features)).for_each(|(activity, row)| {
         let (mut active, mut values) = (Vec::new(), Vec::new());
-        activity_of_row(input, row, (&mut active, &mut values), activity);
+        activity_of_row(isa, input, row, (&mut active, &mut values), activity);
     });
 }
 
 /// What is active in a row; the lists are memory.
 fn activity_of_row(
+    isa: Isa,
     input: Decode<'_>,
     row: &[f32],
     (active, values): (&mut Vec<u32>, &mut Vec<f32>),
     activity: &mut RowActivity,
 ) {
+    let (count, l1) = count_and_sum(isa, row);
+    if let Some(penalty) = input.sparsity.of_sums(count as usize, l1, input.decoder_norms.is_some()) {
+        *activity = RowActivity { active: count, l1, penalty };
+        return;
+    }
     active.clear();
     values.clear();
     for (feature, a) in row.iter().enumerate() {
@@ -184,6 +215,7 @@ fn activity_of_row(
 
 /// As [`decode_sparse`](super::decode::decode_sparse), from `activations` [B,F].
 pub fn decode_dense(
+    isa: Isa,
     products: Products,
     input: Decode<'_>,
     activations: &[f32],
@@ -206,7 +238,7 @@ pub fn decode_dense(
         let rows = reconstruction.chunks_exact_mut(width).zip(activations.chunks_exact(features));
         for ((values, activations), activity) in rows.zip(activity) {
             values.iter_mut().zip(input.bias).for_each(|(value, bias)| *value += bias);
-            activity_of_row(input, activations, (&mut active, &mut active_values), activity);
+            activity_of_row(isa, input, activations, (&mut active, &mut active_values), activity);
         }
     });
 }
@@ -299,32 +331,20 @@ pub(crate) struct JumpPanel<'a> {
 per_isa! {
     /// Where a > 0: da += penalty; elsewhere da = 0. Returns Σ da.
     fn mask(by_value: &mut [f32], activations: &[f32], penalties: &[f32]) -> f32 {
-        let mut sum = 0.0;
         let length = by_value.len();
         let (activations, penalties) = (&activations[..length], &penalties[..length]);
         for at in 0..length {
             let whole = by_value[at] + penalties[at];
             by_value[at] = if activations[at] > 0.0 { whole } else { 0.0 };
         }
-        by_value.iter().for_each(|value| sum += value);
-        sum
-    }
-}
-
-/// Columns of a matrix of `width` columns, from `first` on, into the rows of `out` [columns,rows]. Tile by tile: a
-/// column's numbers lie a page or more apart, and one page serves a tile's width at once.
-fn transpose_columns(matrix: &[f32], width: usize, first: usize, rows: usize, out: &mut [f32]) {
-    const TILE: usize = 16;
-    let columns = out.len() / rows;
-    for row in (0..rows).step_by(TILE) {
-        let lines = row..(row + TILE).min(rows);
-        for column in (0..columns).step_by(TILE) {
-            for at in column..(column + TILE).min(columns) {
-                for line in lines.clone() {
-                    out[at * rows + line] = matrix[line * width + first + at];
-                }
+        let mut lanes = [0.0f32; 16];
+        let (chunks, rest) = by_value.as_chunks::<16>();
+        for chunk in chunks {
+            for at in 0..16 {
+                lanes[at] += chunk[at];
             }
         }
+        lanes.iter().chain(rest).sum()
     }
 }
 
@@ -346,10 +366,10 @@ pub(crate) fn backward_panel(
     g_transposed.multiply(0.0, Matrix::rows(input.decoder, width), count, &mut out.by_value);
 
     out.activations.resize(count * rows, 0.0);
-    transpose_columns(input.activations, input.total_features, first, rows, &mut out.activations);
+    transpose_columns(isa, input.activations, input.total_features, first, rows, &mut out.activations);
     if let Some(jump) = input.jump {
         out.z.resize(count * rows, 0.0);
-        transpose_columns(jump.z, input.total_features, first, rows, &mut out.z);
+        transpose_columns(isa, jump.z, input.total_features, first, rows, &mut out.z);
     }
     out.encoder_bias.clear();
     out.by_norm.clear();
@@ -358,7 +378,7 @@ pub(crate) fn backward_panel(
     let columns = out.activations.chunks_exact(rows);
     for (at, (by_value, column)) in out.by_value.chunks_exact_mut(rows).zip(columns).enumerate() {
         let feature = first + at;
-        out.by_norm.push(sparsity.derivatives(column, norm(feature), slope(feature), &mut penalties));
+        out.by_norm.push(sparsity.derivatives(isa, column, norm(feature), slope(feature), &mut penalties));
         let Some(JumpPanel { jump, thresholds, .. }) = input.jump else {
             out.encoder_bias.push(mask(isa, by_value, column, &penalties));
             out.by_threshold.push(0.0);

@@ -43,6 +43,7 @@ mod backward;
 mod bf16;
 mod operands;
 mod tile;
+mod transpose;
 
 pub use blocks::{TrainedParameters, Waiting};
 pub use isa::Isa;

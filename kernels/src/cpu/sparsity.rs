@@ -8,6 +8,7 @@ use crate::spec::Schedule;
 use crate::stats::FREQUENCY_FLOOR;
 
 use super::frequency::FrequencyWindow;
+use super::isa::{Isa, per_isa};
 
 /// The sparsity part of a loss at one step, its coefficients already divided by the batch size.
 #[derive(Debug, Clone, Copy, PartialEq)]
@@ -16,6 +17,8 @@ pub struct Sparsity {
     /// coefficient · scale / B.
     coefficient: f32,
     frequency_epsilon: f32,
+    /// Whether the penalty sees activations times ‖W_dec_j‖.
+    weighted: bool,
 }
 
 /// p(a) as it is logged, a > 0.
@@ -57,6 +60,7 @@ impl Sparsity {
             penalty: loss.penalty.with_epsilon_scaled(scale),
             coefficient: (loss.coefficient * schedule.coefficient_scale / rows as f64) as f32,
             frequency_epsilon: loss.frequency_epsilon * scale,
+            weighted: loss.weight_by_decoder_norm,
         }
     }
 
@@ -64,24 +68,34 @@ impl Sparsity {
     /// where they are no part of the penalty.
     pub fn row_sums(&self, features: &[u32], values: &[f32], norms: Option<&[f32]>) -> (f64, f64) {
         let l1: f64 = values.iter().map(|a| f64::from(*a)).sum();
-        let penalty = match (self.penalty, norms) {
-            (Penalty::None | Penalty::MeanQuadratic { .. }, _) => 0.0,
-            (Penalty::ApproxL0 { .. }, None) | (Penalty::Step, _) => values.len() as f64,
-            (Penalty::Quadratic { target }, _) => {
-                let over = values.len() as f64 - f64::from(target);
-                2.0 / f64::from(target) * over * over
-            }
-            (Penalty::L1, None) => l1,
-            (kind, None) => values.iter().map(|a| f64::from(logged(kind, *a))).sum(),
-            (kind, Some(norms)) => features
+        let of_sums = self.of_sums(values.len(), l1, norms.is_some());
+        let penalty = of_sums.unwrap_or_else(|| match norms {
+            None => values.iter().map(|a| f64::from(logged(self.penalty, *a))).sum(),
+            Some(norms) => features
                 .iter()
                 .zip(values)
                 .map(|(feature, a)| f64::from(a * norms[*feature as usize]))
                 .filter(|weighted| *weighted > 0.0)
-                .map(|weighted| f64::from(logged(kind, weighted as f32)))
+                .map(|weighted| f64::from(logged(self.penalty, weighted as f32)))
                 .sum(),
-        };
+        });
         (l1, penalty)
+    }
+
+    /// Σ p(a) of a row, as logged, if it follows from how many features are active and from Σ a. `weighted` tells whether p sees
+    /// activations times ‖W_dec_j‖.
+    pub(crate) fn of_sums(&self, active: usize, l1: f64, weighted: bool) -> Option<f64> {
+        match self.penalty {
+            Penalty::None | Penalty::MeanQuadratic { .. } => Some(0.0),
+            Penalty::Step => Some(active as f64),
+            Penalty::ApproxL0 { .. } if !weighted => Some(active as f64),
+            Penalty::L1 if !weighted => Some(l1),
+            Penalty::Quadratic { target } => {
+                let over = active as f64 - f64::from(target);
+                Some(2.0 / f64::from(target) * over * over)
+            }
+            _ => None,
+        }
     }
 
     /// The penalty of a batch in whose rows `mean` features are active on average, if it is a function of that alone.
@@ -115,20 +129,49 @@ impl Sparsity {
     /// The derivative of the penalties by each activation a of one feature, into `out`: that of
     /// coefficient/B · p(a·norm) plus `slope`·a/(a + ε), `slope` being the frequency term's, divided by B.
     /// Returns Σ coefficient/B · p'(a·norm) · a, the derivative by the norm.
-    pub fn derivatives(&self, values: &[f32], norm: f32, slope: f32, out: &mut Vec<f32>) -> f32 {
-        out.clear();
-        let mut by_norm = 0.0;
-        let Sparsity { penalty, coefficient, frequency_epsilon: epsilon } = *self;
-        out.extend(values.iter().map(|a| {
-            // A norm of 0 leaves no activation that the penalty could see.
-            let weighted = a * norm;
-            let by_weighted = if weighted > 0.0 { coefficient * derivative(penalty, weighted) } else { 0.0 };
-            by_norm += by_weighted * a;
-            let surrogate =
-                if slope == 0.0 { 0.0 } else { slope * epsilon / ((a + epsilon) * (a + epsilon)) };
-            by_weighted * norm + surrogate
-        }));
-        by_norm
+    pub fn derivatives(&self, isa: Isa, values: &[f32], norm: f32, slope: f32, out: &mut Vec<f32>) -> f32 {
+        out.resize(values.len(), 0.0);
+        derivatives(isa, self, values, norm, slope, out);
+        let of_norm = values.iter().map(|a| self.by_weighted(a * norm) * a);
+        if self.weighted { of_norm.fold(0.0, |sum, by_norm| sum + by_norm) } else { 0.0 }
+    }
+
+    /// The penalty's derivative by an activation times ‖W_dec_j‖.
+    #[inline(always)]
+    fn by_weighted(&self, weighted: f32) -> f32 {
+        // A norm of 0 leaves no activation that the penalty could see.
+        if weighted > 0.0 { self.coefficient * derivative(self.penalty, weighted) } else { 0.0 }
+    }
+}
+
+per_isa! {
+    /// [`Sparsity::derivatives`] but for what it returns.
+    fn derivatives(sparsity: &Sparsity, values: &[f32], norm: f32, slope: f32, out: &mut [f32]) {
+        let Sparsity { coefficient, frequency_epsilon: epsilon, .. } = *sparsity;
+        // The penalty is the same for all values, which compilers see only when it is chosen outside the loop.
+        let penalty = match sparsity.penalty {
+            Penalty::ApproxL0 { epsilon } => Some(epsilon),
+            _ => None,
+        };
+        match penalty {
+            Some(of_penalty) => {
+                for (out, a) in out.iter_mut().zip(values) {
+                    let weighted = a * norm;
+                    let by_weighted = coefficient * derivative(Penalty::ApproxL0 { epsilon: of_penalty }, weighted);
+                    *out = if weighted > 0.0 { by_weighted * norm } else { 0.0 };
+                }
+            }
+            None => {
+                for (out, a) in out.iter_mut().zip(values) {
+                    *out = sparsity.by_weighted(a * norm) * norm;
+                }
+            }
+        }
+        if slope != 0.0 {
+            for (out, a) in out.iter_mut().zip(values) {
+                *out += slope * epsilon / ((a + epsilon) * (a + epsilon));
+            }
+        }
     }
 }
 
@@ -199,12 +242,13 @@ mod tests {
             penalty: Penalty::ApproxL0 { epsilon: 0.5 },
             coefficient: 3.0,
             frequency_epsilon: 0.25,
+            weight_by_decoder_norm: true,
             ..LossSpec::reconstruction(Mse::Sum)
         };
         let schedule = Schedule { coefficient_scale: 2.0, ..Schedule::constant(0.1) };
         let sparsity = Sparsity::new(&loss, &schedule, 4);
         let mut out = Vec::new();
-        let by_norm = sparsity.derivatives(&[1.5], 2.0, -0.7, &mut out);
+        let by_norm = sparsity.derivatives(Isa::detect(), &[1.5], 2.0, -0.7, &mut out);
         let p = 1.5 * 0.5 / (3.5f32 * 3.5);
         let surrogate = -0.7 * 0.25 / (1.75f32 * 1.75);
         assert!((out[0] - (p * 2.0 + surrogate)).abs() < 1e-6);

@@ -126,6 +126,8 @@ struct Buffers {
     packed: PackedFactors,
     /// [B,F], only while steps are dense.
     activations: Vec<f32>,
+    /// In how many rows each feature is active, if the encode has counted that: [F], otherwise empty.
+    dense_counts: Vec<u32>,
     /// z [B,F], only while steps are dense and a threshold is trained.
     preactivations: Vec<f32>,
     /// The cutoffs of features or rows, where they are no tensor: [F] or [B].
@@ -515,7 +517,7 @@ impl Forward<'_> {
         let (path, encoded, rechecked) = self.activate(input);
         let counts = match path {
             Path::Sparse => self.buffers.selected.kept.counts(),
-            Path::Dense => count_active(&self.buffers.activations, self.spec.features),
+            Path::Dense => self.dense_counts(),
         };
         let dead = self.dead_features(&counts);
         let prefixes = if self.purpose == Purpose::Training && !self.spec.prefixes.is_empty() {
@@ -563,6 +565,14 @@ impl Forward<'_> {
             }),
         }
         found
+    }
+
+    /// In how many rows each feature is active, [F], from the dense activations.
+    fn dense_counts(&mut self) -> Vec<u32> {
+        match std::mem::take(&mut self.buffers.dense_counts) {
+            counts if !counts.is_empty() => counts,
+            _ => count_active(self.options.isa, &self.buffers.activations, self.spec.features),
+        }
     }
 
     /// ‖W_dec_j‖ of all features into the buffers.
@@ -709,7 +719,7 @@ impl Forward<'_> {
     fn encode(&mut self, input: &[f32]) -> (Path, usize) {
         let (isa, spec, weights) = (self.options.isa, self.spec, self.weights);
         let products = self.options.products(self.purpose);
-        let Buffers { shifted, ranked, rounded, encode, selected, activations, packed, .. } =
+        let Buffers { shifted, ranked, rounded, encode, selected, activations, dense_counts, packed, .. } =
             &mut *self.buffers;
         let pairs = &mut selected.kept;
         let cells = input.len() / spec.width * spec.features;
@@ -731,7 +741,8 @@ impl Forward<'_> {
             true => encode_dense_bf16(isa, factors, activations),
             false => dense::encode(isa, products, factors, true, packed, activations),
         }
-        let active: u64 = count_active(activations, spec.features).into_iter().map(u64::from).sum();
+        *dense_counts = count_active(isa, activations, spec.features);
+        let active: u64 = dense_counts.iter().copied().map(u64::from).sum();
         let few = active as usize <= limit;
         match few.then(sparse).flatten() {
             Some(rechecked) => (Path::Sparse, rechecked),
@@ -768,7 +779,7 @@ impl Forward<'_> {
             activity.resize(rows, RowActivity::default());
             match path {
                 Path::Sparse => decode_sparse(isa, decode, &selected.kept, gradient, activity),
-                Path::Dense => decode_dense(products, decode, activations, packed, gradient, activity),
+                Path::Dense => decode_dense(isa, products, decode, activations, packed, gradient, activity),
             }
         });
         self.skip(input);
@@ -798,7 +809,7 @@ impl Forward<'_> {
             activity.resize(rows, RowActivity::default());
             match path {
                 Path::Sparse => sparse_activity(decode, &selected.kept, activity),
-                Path::Dense => dense_activity(decode, activations, activity),
+                Path::Dense => dense_activity(isa, decode, activations, activity),
             }
             prefixes.resize_with(spec.prefixes.widths().len(), Vec::new);
             let mut start = 0;

@@ -3,6 +3,8 @@
 //! path all decoders come first, then all encoders. Only where the gradient is clipped all of it waits in memory until its norm is
 //! known.
 
+use std::cell::RefCell;
+
 use rayon::prelude::*;
 
 use crate::spec::{AdamStep, CLIP_FLOOR, DecoderNorm, StepSpec};
@@ -303,7 +305,7 @@ fn train_decoders(
         let (g, slope) = (input.g_of(feature), input.slopes[feature]);
         let decoder_row = &block.decoder.weights[at * width..][..width];
         let norm = input.penalty_norm(isa, decoder_row);
-        let by_norm = input.sparsity.derivatives(values, norm, slope, &mut penalties);
+        let by_norm = input.sparsity.derivatives(isa, values, norm, slope, &mut penalties);
         gradient.fill(0.0);
         decoder_gradient(isa, rows, values, g, decoder_row, &mut penalties, &mut gradient);
         let mut by_threshold = 0.0;
@@ -357,6 +359,11 @@ fn train_encoders(
     outcome
 }
 
+thread_local! {
+    /// Each worker's memory for a panel: kept, because fresh memory costs as much as filling it.
+    static PANEL_GRADIENT: RefCell<PanelGradient> = RefCell::default();
+}
+
 fn train_dense_block(
     isa: Isa,
     input: &Train<'_>,
@@ -368,7 +375,7 @@ fn train_dense_block(
     let width = input.spec.width;
     let mut outcome = input.start();
     let count = block.encoder_bias.weights.len();
-    let mut gradient = PanelGradient::default();
+    let mut gradient = PANEL_GRADIENT.take();
     // The block's part of each group.
     let mut start = 0;
     while start < count {
@@ -400,5 +407,6 @@ fn train_dense_block(
         }
         start = end;
     }
+    PANEL_GRADIENT.set(gradient);
     outcome
 }

@@ -300,7 +300,7 @@ impl<'a> Parts<'a> {
             match self.path {
                 Path::Sparse => decode_sparse(isa, decode, &pairs, &mut g, &mut activity),
                 Path::Dense => {
-                    decode_dense(products, decode, &dense, &mut packed, &mut g, &mut activity);
+                    decode_dense(isa, products, decode, &dense, &mut packed, &mut g, &mut activity);
                 }
             }
             finish(isa, error, &mut g, &mut errors);
