@@ -1,8 +1,9 @@
 //! Runs a model up to a hook on request and prints how long it took, for `scripts/bench-language-model` and
 //! `scripts/bench-dump`.
 //!
-//!     prefix_speed MODEL_FOLDER HOOK THREADS [IDS.safetensors]
+//!     prefix_speed [--exact-products] MODEL_FOLDER HOOK THREADS [IDS.safetensors]
 //!
+//! Products are computed as `activation-dump` does by default, on matrix units where there are any.
 //! Each line on standard input, `CONTEXTS LENGTH`, is answered with the seconds of one run on that many
 //! contexts. With IDS.safetensors, which holds `ids`, int64 `[contexts, length]`, the answer is the seconds of as many
 //! runs as all of its contexts of that length take.
@@ -12,18 +13,22 @@ use std::io::Write;
 use std::path::Path;
 use std::time::Instant;
 
-use language_model::{Checkpoint, PrefixModel, Runtime, SessionOptions};
+use language_model::{Checkpoint, PrefixModel, Products, Runtime, SessionOptions};
 use ndarray::ArrayView2;
 use safetensors::SafeTensors;
 
 fn main() -> Result<(), Box<dyn Error>> {
-    let arguments: Vec<String> = std::env::args().skip(1).collect();
+    let (flags, arguments): (Vec<String>, Vec<String>) =
+        std::env::args().skip(1).partition(|argument| argument.starts_with("--"));
+    let products = if flags.is_empty() { Products::MatrixUnits } else { Products::Exact };
     let [model, hook, threads, files @ ..] = &arguments[..] else {
-        return Err("usage: prefix_speed MODEL_FOLDER HOOK THREADS [IDS.safetensors]".into());
+        return Err(
+            "usage: prefix_speed [--exact-products] MODEL_FOLDER HOOK THREADS [IDS.safetensors]".into()
+        );
     };
     let given = files.first().map(|file| ids(Path::new(file))).transpose()?;
     let checkpoint = Checkpoint::open(Path::new(model))?;
-    let options = SessionOptions { threads: threads.parse()?, ..SessionOptions::default() };
+    let options = SessionOptions { threads: threads.parse()?, products, ..SessionOptions::default() };
     let model = PrefixModel::load(&Runtime::load(None)?, &checkpoint, &[hook.parse()?], &options)?;
     for line in std::io::stdin().lines() {
         let line = line?;

@@ -9,7 +9,9 @@ use crate::attention::Contexts;
 use crate::family::MODEL_TYPES;
 use crate::graph::{Graph, Value};
 use crate::head::Head;
-use crate::{Checkpoint, Error, Family, HookPoint, ModelConfig, ModelPrecision, gpt_neox, gpt2, llama};
+use crate::{
+    Checkpoint, Error, Family, HookPoint, ModelConfig, ModelPrecision, Products, gpt_neox, gpt2, llama,
+};
 
 impl ModelConfig {
     /// Reads `config.json`.
@@ -76,8 +78,9 @@ pub(crate) fn graph(
     hooks: &[HookPoint],
     center: bool,
     precision: ModelPrecision,
+    products: Products,
 ) -> Result<Vec<u8>, Error> {
-    let mut graph = Graph::new(checkpoint, precision);
+    let mut graph = Graph::new(checkpoint, precision, products);
     let contexts = Contexts::new(&mut graph);
     let last = hooks.iter().map(|hook| hook.layer).max().unwrap_or(0);
     blocks(&mut graph, checkpoint, &contexts, last)?;

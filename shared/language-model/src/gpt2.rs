@@ -130,7 +130,5 @@ fn mlp(g: &mut Graph<'_>, config: &ModelConfig, name: &str, x: &str) -> Result<V
 
 /// x·weight + bias with a weight `[in, out]`.
 fn conv1d(g: &mut Graph<'_>, name: &str, x: &str, [rows, columns]: [usize; 2]) -> Result<Value, Error> {
-    let weight = g.product_weight(&format!("{name}.weight"), &[rows, columns])?;
-    let bias = g.product_weight(&format!("{name}.bias"), &[columns])?;
-    Ok(g.op("Gemm", &[x, &weight, &bias], &[]))
+    g.product(x, &format!("{name}.weight"), [rows, columns], Some(&format!("{name}.bias")), false)
 }

@@ -10,7 +10,8 @@ use crate::onnx::{
     OperatorSetIdProto, StringStringEntryProto, TensorProto, TensorShapeProto, TensorType, TypeProto,
     ValueInfoProto,
 };
-use crate::{Activation, Checkpoint, Error, HookPoint, ModelPrecision, Site};
+use crate::products;
+use crate::{Activation, Checkpoint, Error, HookPoint, ModelPrecision, Products, Site};
 
 /// The graph's input, token ids int64 `[contexts, length]`.
 pub(crate) const INPUT: &str = "ids";
@@ -27,6 +28,7 @@ pub(crate) type Value = String;
 pub(crate) struct Graph<'c> {
     checkpoint: &'c Checkpoint,
     precision: ModelPrecision,
+    products: Products,
     nodes: Vec<NodeProto>,
     initializers: HashMap<Value, TensorProto>,
     hooks: HashMap<HookPoint, Value>,
@@ -38,9 +40,13 @@ impl<'c> Graph<'c> {
     /// An empty graph. In half precision the factors and results of matrix products, and what is between
     /// them, are float16; the residual stream and the norms stay float32, so that nothing rounds or
     /// overflows there. Families say where that is with [`Graph::product_input`] and [`Graph::residual`].
-    pub(crate) fn new(checkpoint: &'c Checkpoint, precision: ModelPrecision) -> Graph<'c> {
+    pub(crate) fn new(
+        checkpoint: &'c Checkpoint,
+        precision: ModelPrecision,
+        products: Products,
+    ) -> Graph<'c> {
         let (nodes, initializers, hooks) = (Vec::new(), HashMap::new(), HashMap::new());
-        Graph { checkpoint, precision, nodes, initializers, hooks, splice: None }
+        Graph { checkpoint, precision, products, nodes, initializers, hooks, splice: None }
     }
 
     /// Lets the model go on behind `hook` with `value`, float32 `[rows, d_model]`, in place of its own.
@@ -55,18 +61,9 @@ impl<'c> Graph<'c> {
     }
 
     /// The tensor `name` in the precision of products, whatever it is stored in.
-    pub(crate) fn product_weight(&mut self, name: &str, shape: &[usize]) -> Result<Value, Error> {
+    fn product_weight(&mut self, name: &str, shape: &[usize]) -> Result<Value, Error> {
         let stored = self.stored_weight(name, shape)?;
         Ok(self.cast(stored, self.stored_type(name), self.product_type()))
-    }
-
-    /// The tensor `name` in the precision of products, if the checkpoint has it.
-    pub(crate) fn optional_product_weight(
-        &mut self,
-        name: &str,
-        shape: &[usize],
-    ) -> Result<Option<Value>, Error> {
-        if self.checkpoint.has(name) { self.product_weight(name, shape).map(Some) } else { Ok(None) }
     }
 
     /// A float32 value in the precision of products.
@@ -120,11 +117,38 @@ impl<'c> Graph<'c> {
         x: &str,
         [rows, columns]: [usize; 2],
     ) -> Result<Value, Error> {
-        let weight = self.product_weight(&format!("{name}.weight"), &[rows, columns])?;
-        let bias = self.optional_product_weight(&format!("{name}.bias"), &[rows])?;
-        let mut inputs = vec![x, weight.as_str()];
+        let bias = format!("{name}.bias");
+        let bias = self.checkpoint.has(&bias).then_some(bias);
+        self.product(x, &format!("{name}.weight"), [rows, columns], bias.as_deref(), true)
+    }
+
+    /// x·weight, or x·weightᵀ if it is `transposed`, plus a bias, with tensors of the checkpoint.
+    pub(crate) fn product(
+        &mut self,
+        x: &str,
+        weight: &str,
+        shape: [usize; 2],
+        bias: Option<&str>,
+        transposed: bool,
+    ) -> Result<Value, Error> {
+        let width = if transposed { shape[0] } else { shape[1] };
+        let attributes = if transposed { &[int("transB", 1)][..] } else { &[] };
+        let own = self.products == Products::MatrixUnits;
+        // Our own operator splits the weights as they are stored; a copy in float32 would stay in memory.
+        let matrix =
+            if own { self.stored_weight(weight, &shape)? } else { self.product_weight(weight, &shape)? };
+        let bias = bias.map(|bias| self.product_weight(bias, &[width])).transpose()?;
+        let mut inputs = vec![x, matrix.as_str()];
         inputs.extend(bias.as_deref());
-        Ok(self.op("Gemm", &inputs, &[int("transB", 1)]))
+        if !own {
+            return Ok(self.op("Gemm", &inputs, attributes));
+        }
+        let operator = products::operator(self.stored_type(weight));
+        let product = self.op(operator, &inputs, attributes);
+        if let Some(node) = self.nodes.last_mut() {
+            node.domain = products::DOMAIN.to_string();
+        }
+        Ok(product)
     }
 
     /// A configuration that a family's own reader never produces.
@@ -244,11 +268,15 @@ impl<'c> Graph<'c> {
             input: inputs,
             output: outputs,
         };
+        let mut opset_import = vec![OperatorSetIdProto { domain: String::new(), version: OPSET }];
+        if self.products == Products::MatrixUnits {
+            opset_import.push(OperatorSetIdProto { domain: products::DOMAIN.to_string(), version: 1 });
+        }
         let model = ModelProto {
             ir_version: 10,
             producer_name: env!("CARGO_PKG_NAME").to_string(),
             graph: Some(graph),
-            opset_import: vec![OperatorSetIdProto { domain: String::new(), version: OPSET }],
+            opset_import,
         };
         model.encode_to_vec()
     }

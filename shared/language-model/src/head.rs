@@ -1,7 +1,7 @@
 //! What follows the blocks: the final norm and the unembedding.
 
 use crate::block::norm;
-use crate::graph::{Graph, Value, int};
+use crate::graph::{Graph, Value};
 use crate::{Checkpoint, Error};
 
 /// Names of the tensors behind the blocks.
@@ -34,8 +34,8 @@ impl Head {
     ) -> Result<Value, Error> {
         let config = checkpoint.config();
         let normed = norm(g, config, &self.norm, resid)?;
-        let weight = g.product_weight(self.weight(checkpoint), &[config.vocabulary, config.d_model])?;
-        let logits = g.op("Gemm", &[&normed, &weight], &[int("transB", 1)]);
+        let shape = [config.vocabulary, config.d_model];
+        let logits = g.product(&normed, self.weight(checkpoint), shape, None, true)?;
         Ok(g.residual(logits))
     }
 }

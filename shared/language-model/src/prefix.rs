@@ -12,7 +12,7 @@ use crate::limits::Limits;
 use crate::onnx_file::OnnxFile;
 use crate::session::session;
 use crate::work::Work;
-use crate::{Checkpoint, Error, HookPoint, ModelPrecision, Runtime, cuda, families, graph};
+use crate::{Checkpoint, Error, HookPoint, ModelPrecision, Products, Runtime, cuda, families, graph};
 use half::f16;
 
 /// Where a model runs.
@@ -43,6 +43,8 @@ pub struct SessionOptions {
     /// computes in what it was exported in. By default half precision on CUDA and full on the CPU,
     /// where half gains nothing.
     pub precision: Option<ModelPrecision>,
+    /// How products with a checkpoint's weights are computed where it runs on the CPU in full precision.
+    pub products: Products,
 }
 
 /// The part of a model that its hooks depend on, ready to run.
@@ -54,6 +56,7 @@ pub struct PrefixModel {
     shapes: Vec<OutputShape>,
     assignment: Assignment,
     cuda: bool,
+    products: Products,
     limits: Limits,
     work: Work,
 }
@@ -89,6 +92,7 @@ struct Prepared<'p> {
     shapes: Option<Vec<OutputShape>>,
     limits: Limits,
     work: Option<Work>,
+    products: Products,
 }
 
 impl PrefixModel {
@@ -105,7 +109,12 @@ impl PrefixModel {
         options: &SessionOptions,
     ) -> Result<PrefixModel, Error> {
         let cuda = use_cuda(runtime, options.device)?;
-        let graph = prefix_graph(checkpoint, hooks, options.center, precision(options, cuda))?;
+        let precision = precision(options, cuda);
+        let products = match precision {
+            ModelPrecision::Full if !cuda => options.products.available(),
+            _ => Products::Exact,
+        };
+        let graph = graph_with(checkpoint, hooks, options.center, precision, products)?;
         let config = checkpoint.config();
         let rows = OutputShape { grid: false, components: vec![config.d_model] };
         let prepared = Prepared {
@@ -120,6 +129,7 @@ impl PrefixModel {
                 ..Limits::default()
             },
             work: Some(Work::of(config, hooks.len())),
+            products,
         };
         PrefixModel::open(runtime, prepared, options, cuda)
     }
@@ -158,6 +168,7 @@ impl PrefixModel {
             shapes: None,
             limits: Limits { vocabulary, positions: None, contexts, length },
             work: None,
+            products: Products::Exact,
         };
         PrefixModel::open(runtime, prepared, options, cuda)
     }
@@ -168,8 +179,8 @@ impl PrefixModel {
         options: &SessionOptions,
         cuda: bool,
     ) -> Result<PrefixModel, Error> {
-        let Prepared { graph, weights_folder, inputs, names, shapes, limits, work } = prepared;
-        let session = || session(runtime, graph, weights_folder, options.threads, cuda);
+        let Prepared { graph, weights_folder, inputs, names, shapes, limits, work, products } = prepared;
+        let session = || session(runtime, graph, weights_folder, options.threads, cuda, products);
         let free_before = cuda::free_memory().filter(|_| cuda);
         let mut first = Lane::new(session()?, inputs.clone());
         let assignment = assignment::read(first.session())?;
@@ -194,7 +205,7 @@ impl PrefixModel {
         // Of a file nothing is known but the width; blocks are about this much wider than their results.
         let widest = shapes.iter().map(OutputShape::width).max().unwrap_or(0);
         let work = work.unwrap_or(Work { token: 128 * widest as u64, pair: 256 });
-        Ok(PrefixModel { lanes, names, shapes, assignment, cuda, limits, work })
+        Ok(PrefixModel { lanes, names, shapes, assignment, cuda, products, limits, work })
     }
 
     /// Names of the hooks or tensors, in the order of [`Activations::rows`].
@@ -210,6 +221,11 @@ impl PrefixModel {
     /// ONNX Runtime's name for what the model runs on, read back from the session.
     pub fn provider(&self) -> &str {
         if self.cuda { CUDA } else { CPU }
+    }
+
+    /// How products with weights are computed: [`Products::MatrixUnits`] only where that was asked for and is possible.
+    pub fn products(&self) -> Products {
+        self.products
     }
 
     /// How ONNX Runtime divided the graph: provider, operator, number of nodes. On CUDA nothing but
@@ -342,12 +358,23 @@ pub fn prefix_graph(
     center: bool,
     precision: ModelPrecision,
 ) -> Result<Vec<u8>, Error> {
+    graph_with(checkpoint, hooks, center, precision, Products::Exact)
+}
+
+/// [`prefix_graph`], with products that only sessions of this crate may know.
+fn graph_with(
+    checkpoint: &Checkpoint,
+    hooks: &[HookPoint],
+    center: bool,
+    precision: ModelPrecision,
+    products: Products,
+) -> Result<Vec<u8>, Error> {
     let layers = checkpoint.config().layers;
     if hooks.is_empty() {
         return Err(Error::NoHooks);
     }
     hooks.iter().try_for_each(|hook| graph::check_layer(*hook, layers))?;
-    families::graph(checkpoint, hooks, center, precision)
+    families::graph(checkpoint, hooks, center, precision, products)
 }
 
 /// Whether a model runs on CUDA.

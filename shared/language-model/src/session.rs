@@ -6,7 +6,7 @@ use ort::ep;
 use ort::session::Session;
 use ort::session::builder::GraphOptimizationLevel;
 
-use crate::{Error, Runtime, assignment, cuda};
+use crate::{Error, Products, Runtime, assignment, cuda, products as own};
 
 /// A session on `graph`, serialized, whose external data lies in `weights_folder`.
 pub(crate) fn session(
@@ -15,6 +15,7 @@ pub(crate) fn session(
     weights_folder: &Path,
     threads: usize,
     cuda: bool,
+    products: Products,
 ) -> Result<Session, Error> {
     let folder = weights_folder.to_str().ok_or_else(|| Error::NotAModel {
         path: weights_folder.to_path_buf(),
@@ -31,6 +32,13 @@ pub(crate) fn session(
         .map_err(Error::onnx(configuring))?
         .with_config_entry(assignment::RECORD, "1")
         .map_err(Error::onnx(configuring))?;
+    if products == Products::MatrixUnits {
+        let registering = "registering the operators of matrix units";
+        if let Some(operators) = own::operators(threads).map_err(Error::onnx(registering))? {
+            builder = builder.with_operators(operators).map_err(Error::onnx(registering))?;
+        }
+    }
+    if let Ok(x) = std::env::var("ORT_PROFILE") { builder = builder.with_profiling(x).unwrap(); }
     if cuda {
         let library = runtime.cuda_provider();
         cuda::preload(&library);

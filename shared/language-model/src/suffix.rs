@@ -12,7 +12,9 @@ use crate::limits::Limits;
 use crate::onnx::DataType;
 use crate::prefix::{precision, use_cuda};
 use crate::session::session;
-use crate::{Checkpoint, Error, HookPoint, ModelPrecision, Runtime, SessionOptions, Site, cuda, families};
+use crate::{
+    Checkpoint, Error, HookPoint, ModelPrecision, Products, Runtime, SessionOptions, Site, cuda, families,
+};
 
 /// The graph's inputs: token ids int64 `[contexts, length]`, and what stands at the hook, float32 `[variants, contexts * length,
 /// d_model]`.
@@ -67,7 +69,8 @@ impl SuffixModel {
     ) -> Result<SuffixModel, Error> {
         let cuda = use_cuda(runtime, options.device)?;
         let graph = suffix_graph(checkpoint, hook, precision(options, cuda))?;
-        let session = session(runtime, &graph, checkpoint.weights_folder(), options.threads, cuda)?;
+        let session =
+            session(runtime, &graph, checkpoint.weights_folder(), options.threads, cuda, Products::Exact)?;
         let config = checkpoint.config();
         Ok(SuffixModel {
             session: Mutex::new(session),
@@ -241,7 +244,7 @@ pub fn suffix_graph(
 ) -> Result<Vec<u8>, Error> {
     let config = checkpoint.config();
     graph::check_layer(hook, config.layers)?;
-    let mut g = Graph::new(checkpoint, precision);
+    let mut g = Graph::new(checkpoint, precision, Products::Exact);
     let variants = g.op("Shape", &[SPLICED], &[int("start", 0), int("end", 1)]);
     let one = g.sizes(&[1]);
     let repeats = g.op("Concat", &[&variants, &one], &[int("axis", 0)]);

@@ -9,7 +9,7 @@ use std::fmt;
 use std::marker::PhantomData;
 use std::ops::Range;
 
-use crate::leaf::{self, MatrixUnits};
+use crate::leaf::{self, Lines, MatrixUnits};
 use crate::matrix::Matrix;
 
 /// Rows of the left factor, or columns of the right one, that are packed and multiplied together.
@@ -83,7 +83,8 @@ pub struct Packed<S> {
     parts: Parts,
     lanes: usize,
     depth: usize,
-    lines: Vec<Line>,
+    /// At least as many as there are panels of.
+    lines: Lines,
     side: PhantomData<S>,
 }
 
@@ -97,7 +98,7 @@ impl<S: Side> Packed<S> {
     /// Room for a factor of `lanes` rows (left) or columns (right) of `depth` numbers. All are 0.
     pub fn zeros(units: MatrixUnits, parts: Parts, lanes: usize, depth: usize) -> Packed<S> {
         let count = lanes.div_ceil(PANEL) * panel_lines(parts, depth);
-        Packed { units, parts, lanes, depth, lines: vec![Line([0; 32]); count], side: PhantomData }
+        Packed { units, parts, lanes, depth, lines: Lines::zeros(count), side: PhantomData }
     }
 
     /// Packs `source`, [lanes, depth] for a left factor and [depth, lanes] for a right one.
@@ -118,7 +119,10 @@ impl<S: Side> Packed<S> {
     /// Makes room for another factor, whose numbers are any until they are packed. Memory is kept.
     pub fn resize(&mut self, parts: Parts, lanes: usize, depth: usize) {
         (self.parts, self.lanes, self.depth) = (parts, lanes, depth);
-        self.lines.resize(lanes.div_ceil(PANEL) * panel_lines(self.parts, depth), Line([0; 32]));
+        let count = lanes.div_ceil(PANEL) * panel_lines(parts, depth);
+        if count > self.lines.len() {
+            self.lines = Lines::zeros(count);
+        }
     }
 
     /// Replaces the factor by another of the same size: [lanes, depth] for a left factor, [depth, lanes] for a right one.
@@ -137,7 +141,8 @@ impl<S: Side> Packed<S> {
         let (units, parts, lanes, depth) = (self.units, self.parts, self.lanes, self.depth);
         let lines = panel_lines(parts, depth);
         let panels = panels.min(lanes.div_ceil(PANEL).max(1));
-        self.lines.chunks_mut((panels * lines).max(1)).enumerate().map(move |(index, lines)| {
+        let count = lanes.div_ceil(PANEL) * lines;
+        self.lines[..count].chunks_mut((panels * lines).max(1)).enumerate().map(move |(index, lines)| {
             let first = index * panels * PANEL;
             let lanes = first..lanes.min(first + panels * PANEL);
             Panels { units, parts, lanes, depth, lines, side: PhantomData }

@@ -1,5 +1,7 @@
 //! Where there are no matrix units, or no code for them: nothing here is ever called but [`MatrixUnits::get`].
 
+use std::ops::{Deref, DerefMut};
+
 use crate::matrix::Matrix;
 use crate::packed::{Line, Parts};
 use crate::sums::Sums;
@@ -44,4 +46,27 @@ pub(crate) fn pack_step(
 /// There are no tiles.
 pub(crate) unsafe fn add_products(_: &Tiles, _: Parts, _: (&[Line], &[Line]), sums: Sums) {
     none((sums.from, sums.from_stride, sums.to, sums.to_stride))
+}
+
+/// Lines of a packed factor.
+pub(crate) struct Lines(Vec<Line>);
+
+impl Lines {
+    pub(crate) fn zeros(count: usize) -> Lines {
+        Lines(vec![Line([0; 32]); count])
+    }
+}
+
+impl Deref for Lines {
+    type Target = [Line];
+
+    fn deref(&self) -> &[Line] {
+        &self.0
+    }
+}
+
+impl DerefMut for Lines {
+    fn deref_mut(&mut self) -> &mut [Line] {
+        &mut self.0
+    }
 }

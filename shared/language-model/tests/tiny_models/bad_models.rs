@@ -186,7 +186,13 @@ fn contexts_end_where_a_sliding_window_would_begin_to_slide() {
 #[test]
 fn unfit_ids_and_contexts_are_refused_before_the_model_runs() {
     let checkpoint = Checkpoint::open(&folder("gpt2")).unwrap();
-    let options = SessionOptions { device: Device::Cpu, threads: 1, center: false, precision: None };
+    let options = SessionOptions {
+        device: Device::Cpu,
+        threads: 1,
+        center: false,
+        precision: None,
+        products: Products::Exact,
+    };
     let model = PrefixModel::load(&runtime(), &checkpoint, &[HookPoint::resid_pre(1)], &options).unwrap();
     let message = |ids: ArrayView2<'_, i64>| model.run(ids).unwrap_err().to_string();
     assert_says(&message(aview2(&[[1; 13]])), &["13 tokens", "12 positions"]);
@@ -227,7 +233,13 @@ fn weights_are_found_through_links_as_in_the_hub_cache() {
         std::os::unix::fs::symlink(format!("../../blobs/{number}"), link).unwrap();
     }
     let checkpoint = Checkpoint::open(&snapshot).unwrap();
-    let options = SessionOptions { device: Device::Cpu, threads: 1, center: false, precision: None };
+    let options = SessionOptions {
+        device: Device::Cpu,
+        threads: 1,
+        center: false,
+        precision: None,
+        products: Products::Exact,
+    };
     let model = PrefixModel::load(&runtime(), &checkpoint, &[HookPoint::resid_pre(1)], &options).unwrap();
     assert!(model.run(aview2(&[[1, 2, 3]])).is_ok());
 }

@@ -7,8 +7,13 @@ use language_model::{
 };
 use ndarray::{Array2, aview2, s};
 
-const CPU: SessionOptions =
-    SessionOptions { device: Device::Cpu, threads: 1, center: false, precision: None };
+const CPU: SessionOptions = SessionOptions {
+    device: Device::Cpu,
+    threads: 1,
+    center: false,
+    precision: None,
+    products: Products::Exact,
+};
 /// Activations here are up to about 30.
 const TOLERANCE: f32 = 2e-5;
 

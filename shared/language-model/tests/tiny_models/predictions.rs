@@ -6,8 +6,13 @@ use language_model::{
 };
 use ndarray::{Array1, Array2, Array3, ArrayView2, Axis, concatenate, s};
 
-const CPU: SessionOptions =
-    SessionOptions { device: Device::Cpu, threads: 1, center: false, precision: None };
+const CPU: SessionOptions = SessionOptions {
+    device: Device::Cpu,
+    threads: 1,
+    center: false,
+    precision: None,
+    products: Products::Exact,
+};
 /// Logits here are up to about 20, losses up to about 30.
 const TOLERANCE: f32 = 5e-5;
 

@@ -1,8 +1,10 @@
 //! Asking for the tiles, and giving them back.
 
+mod lines;
 mod pack;
 mod products;
 
+pub(crate) use lines::Lines;
 pub(crate) use pack::pack_step;
 pub(crate) use products::add_products;
 
