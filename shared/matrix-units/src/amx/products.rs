@@ -66,7 +66,7 @@ macro_rules! steps {
     };
 }
 
-/// hi·hi + hi·lo + lo·hi.
+/// lo·hi + hi·hi + hi·lo.
 ///
 /// # Safety
 /// The thread has tiles; `steps` steps lie at both panels, and 32 × 32 sums where `sums` says.
@@ -79,27 +79,26 @@ unsafe fn three(left: *const u8, right: *const u8, steps: usize, sums: Sums) {
             right,
             steps,
             sums,
-            "tileloadd tmm4, [{a} + {s}*1]",
+            // lo·hi, hi·hi, hi·lo: each tile is loaded once, and a tile's next product is four instructions away.
+            "tileloadd tmm4, [{a} + {s}*1 + 2048]",
             "tileloadd tmm6, [{b} + {s}*1]",
-            "tileloadd tmm5, [{a} + {s}*1 + 1024]",
+            "tdpbf16ps tmm0, tmm4, tmm6",
             "tileloadd tmm7, [{b} + {s}*1 + 1024]",
+            "tdpbf16ps tmm1, tmm4, tmm7",
+            "tileloadd tmm5, [{a} + {s}*1 + 3072]",
+            "tdpbf16ps tmm2, tmm5, tmm6",
+            "tdpbf16ps tmm3, tmm5, tmm7",
+            "tileloadd tmm4, [{a} + {s}*1]",
             "tdpbf16ps tmm0, tmm4, tmm6",
             "tdpbf16ps tmm1, tmm4, tmm7",
+            "tileloadd tmm5, [{a} + {s}*1 + 1024]",
             "tdpbf16ps tmm2, tmm5, tmm6",
             "tdpbf16ps tmm3, tmm5, tmm7",
             "tileloadd tmm6, [{b} + {s}*1 + 2048]",
+            "tdpbf16ps tmm0, tmm4, tmm6",
+            "tdpbf16ps tmm2, tmm5, tmm6",
             "tileloadd tmm7, [{b} + {s}*1 + 3072]",
-            "tdpbf16ps tmm0, tmm4, tmm6",
             "tdpbf16ps tmm1, tmm4, tmm7",
-            "tdpbf16ps tmm2, tmm5, tmm6",
-            "tdpbf16ps tmm3, tmm5, tmm7",
-            "tileloadd tmm4, [{a} + {s}*1 + 2048]",
-            "tileloadd tmm6, [{b} + {s}*1]",
-            "tileloadd tmm5, [{a} + {s}*1 + 3072]",
-            "tileloadd tmm7, [{b} + {s}*1 + 1024]",
-            "tdpbf16ps tmm0, tmm4, tmm6",
-            "tdpbf16ps tmm1, tmm4, tmm7",
-            "tdpbf16ps tmm2, tmm5, tmm6",
             "tdpbf16ps tmm3, tmm5, tmm7",
         )
     }
