@@ -27,7 +27,12 @@ pub(crate) fn pack_step(
         let present = lanes.saturating_sub(tile * LANES).min(LANES);
         let from = if present == 0 { source } else { source.from(tile * LANES, 0) };
         // SAFETY: the processor has what the matrix units come with. The source holds the lanes, and the lines are a step's.
-        unsafe { pack_tile(parts, left, from, present, numbers, &mut lines[tile * LANES..]) }
+        unsafe {
+            match parts {
+                Parts::Three => pack_tile::<2>(left, from, present, numbers, &mut lines[tile * LANES..]),
+                Parts::Six => pack_tile::<3>(left, from, present, numbers, &mut lines[tile * LANES..]),
+            }
+        }
     }
 }
 
@@ -35,8 +40,7 @@ pub(crate) fn pack_step(
 /// The processor has these features; `source` holds lanes × numbers, at most 16 × 32; the lines of the parts of one of a step's
 /// tiles are the first 16, and those 32 and 64 lines later.
 #[target_feature(enable = "avx512f,avx512bw,avx512bf16")]
-unsafe fn pack_tile(
-    parts: Parts,
+unsafe fn pack_tile<const PIECES: usize>(
     left: bool,
     source: Matrix<'_>,
     lanes: usize,
@@ -45,28 +49,28 @@ unsafe fn pack_tile(
 ) {
     let (lane_stride, number_stride) = source.strides();
     let numbers_first = source.numbers().as_ptr();
-    let mut words = [[_mm512_setzero_si512(); LANES]; 3];
-    let mut gathered = [0.0f32; LANES * STEP];
+    let mut words = [[_mm512_setzero_si512(); LANES]; PIECES];
     // SAFETY: the caller's promise about `source`; what lies beyond it is masked.
     let along = unsafe {
         if lane_stride == 1 && number_stride != 1 {
-            split_across(parts, numbers_first, number_stride, lanes, numbers, &mut words);
+            split_across(numbers_first, number_stride, lanes, numbers, &mut words);
             false
         } else if number_stride == 1 {
-            split_along(parts, numbers_first, lane_stride, lanes, numbers, &mut words);
+            split_along(numbers_first, lane_stride, lanes, numbers, &mut words);
             true
         } else {
+            let mut gathered = [0.0f32; LANES * STEP];
             for lane in 0..lanes {
                 for number in 0..numbers {
                     gathered[lane * STEP + number] =
                         *numbers_first.add(lane * lane_stride + number * number_stride);
                 }
             }
-            split_along(parts, gathered.as_ptr(), STEP, lanes, numbers, &mut words);
+            split_along(gathered.as_ptr(), STEP, lanes, numbers, &mut words);
             true
         }
     };
-    for (part, words) in words[..parts.pieces()].iter_mut().enumerate() {
+    for (part, words) in words.iter_mut().enumerate() {
         if along != left {
             transpose(words);
         }
@@ -89,13 +93,12 @@ fn mask(count: usize) -> __mmask16 {
 /// The processor has these features; lanes × numbers can be read, lanes `stride` apart.
 #[target_feature(enable = "avx512f,avx512bw,avx512bf16")]
 #[inline]
-unsafe fn split_along(
-    parts: Parts,
+unsafe fn split_along<const PIECES: usize>(
     from: *const f32,
     stride: usize,
     lanes: usize,
     numbers: usize,
-    words: &mut [[__m512i; LANES]; 3],
+    words: &mut [[__m512i; LANES]; PIECES],
 ) {
     let (first, second) = (mask(numbers), mask(numbers.saturating_sub(16)));
     for lane in 0..lanes {
@@ -104,8 +107,8 @@ unsafe fn split_along(
         let pair = unsafe {
             (_mm512_maskz_loadu_ps(first, from), _mm512_maskz_loadu_ps(second, from.wrapping_add(16)))
         };
-        let split = split(parts, pair);
-        (0..3).for_each(|part| words[part][lane] = split[part]);
+        let split = split::<PIECES>(pair);
+        (0..PIECES).for_each(|part| words[part][lane] = split[part]);
     }
 }
 
@@ -115,13 +118,12 @@ unsafe fn split_along(
 /// As of `split_along`, numbers of a lane `stride` apart.
 #[target_feature(enable = "avx512f,avx512bw,avx512bf16")]
 #[inline]
-unsafe fn split_across(
-    parts: Parts,
+unsafe fn split_across<const PIECES: usize>(
     from: *const f32,
     stride: usize,
     lanes: usize,
     numbers: usize,
-    words: &mut [[__m512i; LANES]; 3],
+    words: &mut [[__m512i; LANES]; PIECES],
 ) {
     let present = mask(lanes);
     // Number j of the lower half next to number j of the upper one.
@@ -136,21 +138,24 @@ unsafe fn split_across(
         let split = unsafe {
             let numbers =
                 (_mm512_maskz_loadu_ps(present, from), _mm512_maskz_loadu_ps(odd, from.wrapping_add(stride)));
-            split(parts, numbers)
+            split::<PIECES>(numbers)
         };
-        (0..3).for_each(|part| words[part][pair] = _mm512_permutexvar_epi16(order, split[part]));
+        (0..PIECES).for_each(|part| words[part][pair] = _mm512_permutexvar_epi16(order, split[part]));
     }
 }
 
 /// Sixteen numbers and sixteen more as 32 bfloat16 numbers, the nearest ones; then what they leave, in the same way.
 #[target_feature(enable = "avx512f,avx512bw,avx512bf16")]
 #[inline]
-fn split(parts: Parts, (mut first, mut second): (__m512, __m512)) -> [__m512i; 3] {
-    let mut words = [_mm512_setzero_si512(); 3];
-    for part in 0..parts.pieces() {
+fn split<const PIECES: usize>((mut first, mut second): (__m512, __m512)) -> [__m512i; PIECES] {
+    let mut words = [_mm512_setzero_si512(); PIECES];
+    for part in 0..PIECES {
         // SAFETY: both are 64 bytes of plain numbers.
         let halves: __m512i = unsafe { std::mem::transmute(_mm512_cvtne2ps_pbh(second, first)) };
         words[part] = halves;
+        if part + 1 == PIECES {
+            break;
+        }
         let widened = |halves| _mm512_castsi512_ps(_mm512_slli_epi32(_mm512_cvtepu16_epi32(halves), 16));
         first = _mm512_sub_ps(first, widened(_mm512_castsi512_si256(halves)));
         second = _mm512_sub_ps(second, widened(_mm512_extracti64x4_epi64(halves, 1)));
