@@ -5,9 +5,7 @@ use half::f16;
 use half::slice::{HalfBitsSliceExt, HalfFloatSliceExt};
 
 use crate::RowType;
-
-/// A stored row: its little-endian bytes in pairs, so that float16 rows are plain `u16` bit patterns.
-pub(crate) type RowBits = Box<[u16]>;
+use crate::isa::per_isa;
 
 /// Where a row cannot be stored.
 #[derive(Debug, Clone, Copy, PartialEq)]
@@ -29,7 +27,8 @@ pub(crate) struct Rounding {
 }
 
 impl Rounding {
-    /// Rounds `row` into `out`; the number of clipped values.
+    /// Rounds `row` into `out`; the number of clipped values. `out` is the little-endian bytes of the stored row in pairs, so
+    /// that float16 rows are plain `u16` bit patterns.
     pub(crate) fn round(&self, row: &[f32], out: &mut [u16]) -> Result<u64, Unstorable> {
         match self.row_type {
             RowType::F16 => self.round_f16(row, out),
@@ -51,7 +50,7 @@ impl Rounding {
                 halves.reinterpret_cast_mut::<f16>().convert_from_f32_slice(rounded);
             }
         }
-        if out.iter().fold(0, |most, &half| most.max(half & 0x7fff)) < INFINITY {
+        if largest_magnitude(out) < INFINITY {
             return Ok(0);
         }
         let largest = (INFINITY - 1) & !((1_u16 << (10 - self.bits)) - 1);
@@ -104,6 +103,13 @@ impl Rounding {
             }
         }
         Ok(clipped)
+    }
+}
+
+per_isa! {
+    /// The largest of float16 patterns without their signs.
+    pub(crate) fn largest_magnitude(halves: &[u16]) -> u16 {
+        halves.iter().fold(0, |most, &half| most.max(half & 0x7fff))
     }
 }
 

@@ -6,7 +6,8 @@ use std::path::Path;
 use std::sync::atomic::Ordering;
 use std::sync::mpsc::Receiver;
 
-use super::stages::{Commit, Counters, WriterFiles};
+use super::pipeline::lock;
+use super::stages::{Commit, Counters, Emptied, WriterFiles};
 use crate::codec::ShardIndex;
 use crate::disk::{Disk, Written};
 use crate::journal::{self, Entry, Manifest, ShardFile, TokenFile};
@@ -20,6 +21,7 @@ pub(super) fn run(
     spec: &StoreSpec,
     files: &mut WriterFiles,
     commits: &Receiver<Commit>,
+    emptied: &Emptied,
     counters: &Counters,
 ) -> Result<()> {
     let WriterFiles { disk, journal, journal_path } = files;
@@ -31,7 +33,9 @@ pub(super) fn run(
                 token_files.insert(chunk, TokenFile { chunk, bytes, crc32c });
             }
             Commit::Shard { shard, rows, activations, origin } => {
-                let activations = publish_shard(disk, spec, &paths::activations(shard), &activations)?;
+                let chunks = activations;
+                let activations = publish_shard(disk, spec, &paths::activations(shard), &chunks)?;
+                lock(emptied).extend(chunks);
                 let origin = publish_shard(disk, spec, &paths::origin(shard), &origin)?;
                 let entry = Entry::Shard { shard, rows, activations, origin };
                 disk.append(journal, journal_path, &journal::line(&entry))?;
