@@ -153,22 +153,30 @@ per_isa! {
     fn add_rows[const N: usize](rows: &[f32], pivot: &[f64], sum: &mut [f64], squares: &mut [f64], norm: &mut f64) {
         let width = pivot.len();
         let rows: [&[f32]; N] = std::array::from_fn(|row| &rows[row * width..(row + 1) * width]);
-        let blocks: [&[[f32; LANES]]; N] = rows.map(|row| row.as_chunks().0);
+        let mut blocks = rows.map(|row| row.as_chunks::<LANES>().0.iter());
         let pivots = pivot.as_chunks::<LANES>().0;
         let sums = sum.as_chunks_mut::<LANES>().0.iter_mut().zip(squares.as_chunks_mut::<LANES>().0);
         // The squared norm in interleaved partial sums, so that it vectorises in a fixed order.
         let mut squared = [[0.0_f64; LANES]; N];
-        for (block, (pivot, (sum, squares))) in pivots.iter().zip(sums).enumerate() {
-            for row in 0..N {
-                let values = &blocks[row][block];
+        for (pivot, (sum, squares)) in pivots.iter().zip(sums) {
+            // Copies, which the compiler keeps in registers.
+            let (pivot, mut new_sum, mut new_squares) = (*pivot, *sum, *squares);
+            for (block, squared) in blocks.iter_mut().zip(&mut squared) {
+                let Some(values) = block.next() else { break };
+                let mut wide = [0.0_f64; LANES];
                 for lane in 0..LANES {
-                    let value = f64::from(values[lane]);
-                    let distance = value - pivot[lane];
-                    sum[lane] += distance;
-                    squares[lane] += distance * distance;
-                    squared[row][lane] += value * value;
+                    wide[lane] = f64::from(values[lane]);
+                }
+                for lane in 0..LANES {
+                    let distance = wide[lane] - pivot[lane];
+                    new_sum[lane] += distance;
+                    new_squares[lane] += distance * distance;
+                }
+                for lane in 0..LANES {
+                    squared[lane] += wide[lane] * wide[lane];
                 }
             }
+            (*sum, *squares) = (new_sum, new_squares);
         }
         for row in 0..N {
             let mut rest = 0.0;

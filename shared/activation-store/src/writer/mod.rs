@@ -114,7 +114,7 @@ impl StoreWriter {
         let existing = matching_attributes(dir, spec)?;
         let disk = Disk::new(dir, existing.is_some(), options.disk_hook.clone())?;
         match existing {
-            None => disk.publish(ZARR_JSON, &[&commit::group_text(spec, None)]).map(drop)?,
+            None => disk.publish(ZARR_JSON, &commit::group_text(spec, None)).map(drop)?,
             Some(attributes) if attributes.complete => {
                 return Ok(Self::of_complete_store(dir, attributes, lock));
             }
