@@ -433,7 +433,7 @@ mod tests {
         let mut writer = StoreWriter::open(dir.path(), &spec, &WriterOptions::default()).unwrap();
         writer.append(aview2(&[[0; 4]; 4]), Array3::ones((4, 4, 2)).view()).unwrap();
         // A row of another width than the store's.
-        writer.window[3].planes = RowSlot::piece(1 << 20, 1).unwrap().remove(0);
+        writer.window[3].planes = RowSlot::piece(1, 1).unwrap().remove(0);
         let error = writer.finish().unwrap_err();
         assert!(matches!(&error, StoreError::Died(died) if died.reason.contains("range")), "{error}");
         assert!(matches!(Store::open(dir.path()), Err(StoreError::Incomplete { .. })));
