@@ -109,12 +109,7 @@ pub(crate) fn encode_tokens(
     tokens: &[u32],
 ) -> std::io::Result<Vec<u8>> {
     let tokens = tokens.iter().copied().map(u64::from);
-    encode_integers(
-        compressor,
-        spec.token_bytes(),
-        spec.token_chunk_contexts() * spec.context_length,
-        tokens,
-    )
+    encode_integers(compressor, spec.token_bytes(), spec.token_chunk_contexts() * spec.context_length, tokens)
 }
 
 /// Encodes a chunk of the `origin` array; the last chunk is padded with zeros.

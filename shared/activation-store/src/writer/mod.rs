@@ -295,12 +295,7 @@ impl StoreWriter {
             }
         }
         // Split into planes while it is in the nearest cache: what is left for the compressing threads is to copy them.
-        codec::shuffle_into(
-            bytemuck::cast_slice(&self.rounded),
-            self.spec.row_type.bytes(),
-            &mut planes,
-            0,
-        );
+        codec::shuffle_into(bytemuck::cast_slice(&self.rounded), self.spec.row_type.bytes(), &mut planes, 0);
         let origin = self.contexts * self.spec.context_length as u64 + position as u64;
         self.window.push(Row { origin, planes });
         self.rows += 1;
