@@ -103,13 +103,14 @@ fn layout(store: &str, scratch: &str, choice: [&str; 4]) -> Outcome<Value> {
     spec.mantissa_bits = Some(bits.parse()?).filter(|&bits| bits < spec.row_type.mantissa_bits());
     let chunk_rows: usize = chunk_rows.parse()?;
     let shard_rows = 16 * chunk_rows;
+    // A small window: a long dump fills the same memory again and again, and so does this one after its first tenth.
     let window_rows =
-        Layout::for_memory(spec.width, spec.row_type, 1_000_000_000).window_rows.div_ceil(shard_rows)
+        Layout::for_memory(spec.width, spec.row_type, 200_000_000).window_rows.div_ceil(shard_rows)
             * shard_rows;
     spec.layout = Layout { window_rows, shard_rows, chunk_rows, zstd_level: level.parse()? };
     let folder = Path::new(scratch).join(format!("store-speed-{}", process::id()));
     let clock = Clock::start();
-    let summary = write(&source, &spec, 1, &folder)?;
+    let summary = write(&source, &spec, 3, &folder)?;
     let written = clock.speed(summary.raw_bytes);
     let store = Store::open(&folder)?;
     let read = match spec.row_type {
@@ -256,29 +257,40 @@ fn mixing(store: &str, choice: [&str; 3]) -> Outcome<Value> {
 /// Wall-clock and processor time since its start.
 struct Clock {
     wall: Instant,
-    processor: Option<f64>,
+    processor: Option<Processor>,
+}
+
+/// Seconds that this process has spent in its own code and in the system's.
+struct Processor {
+    user: f64,
+    system: f64,
 }
 
 impl Clock {
     fn start() -> Clock {
-        Clock { wall: Instant::now(), processor: processor_seconds() }
+        Clock { wall: Instant::now(), processor: Processor::now() }
     }
 
-    /// GB per second of processor time and of wall-clock time.
+    /// GB per second of processor time and of wall-clock time; the system's share of the processor time.
     fn speed(&self, bytes: u64) -> Value {
         let gigabytes = bytes as f64 / 1e9;
         let wall = self.wall.elapsed().as_secs_f64();
-        let processor = self.processor.and_then(|start| Some(processor_seconds()? - start)).unwrap_or(wall);
-        json!({ "core": gigabytes / processor, "wall": gigabytes / wall })
+        let Some((start, now)) = self.processor.as_ref().zip(Processor::now()) else {
+            return json!({ "core": gigabytes / wall, "wall": gigabytes / wall });
+        };
+        let (user, system) = (now.user - start.user, now.system - start.system);
+        json!({ "core": gigabytes / (user + system), "wall": gigabytes / wall, "system": system / (user + system) })
     }
 }
 
-/// User and system time of this process, where the system tells (Linux; its ticks are hundredths of a second).
-fn processor_seconds() -> Option<f64> {
-    let stat = fs::read_to_string("/proc/self/stat").ok()?;
-    let fields: Vec<&str> = stat.rsplit(')').next()?.split_whitespace().collect();
-    let ticks: u64 = fields.get(11)?.parse::<u64>().ok()? + fields.get(12)?.parse::<u64>().ok()?;
-    Some(ticks as f64 / 100.0)
+impl Processor {
+    /// Where the system tells (Linux; its ticks are hundredths of a second).
+    fn now() -> Option<Processor> {
+        let stat = fs::read_to_string("/proc/self/stat").ok()?;
+        let fields: Vec<&str> = stat.rsplit(')').next()?.split_whitespace().collect();
+        let seconds = |field: usize| Some(fields.get(field)?.parse::<u64>().ok()? as f64 / 100.0);
+        Some(Processor { user: seconds(11)?, system: seconds(12)? })
+    }
 }
 
 /// Resident memory that is not mapped files, where the system tells (Linux).

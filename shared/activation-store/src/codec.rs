@@ -7,6 +7,7 @@
 use std::ops::Range;
 use std::path::Path;
 
+use crate::isa::per_isa;
 use crate::{Result, StoreError, StoreSpec, paths};
 
 /// Bytes of the checksum after a chunk and after an index.
@@ -19,20 +20,25 @@ pub(crate) fn shuffle_into(elements: &[u8], size: usize, planes: &mut [u8], firs
     let per_plane = planes.len() / size;
     let count = elements.len() / size;
     if size == 2 {
-        // The common case, in a form that vectorises.
         let (low, high) = planes.split_at_mut(per_plane);
-        let places = low[first..first + count].iter_mut().zip(&mut high[first..first + count]);
-        for (element, (low, high)) in elements.as_chunks::<2>().0.iter().zip(places) {
-            let element = u16::from_le_bytes(*element);
-            *low = element as u8;
-            *high = (element >> 8) as u8;
-        }
-        return;
+        let (low, high) = (&mut low[first..first + count], &mut high[first..first + count]);
+        return split_pairs(elements.as_chunks().0, low, high);
     }
     for (byte, plane) in planes.chunks_exact_mut(per_plane).enumerate() {
         let plane = &mut plane[first..first + count];
         for (to, element) in plane.iter_mut().zip(elements.chunks_exact(size)) {
             *to = element[byte];
+        }
+    }
+}
+
+per_isa! {
+    /// The low and the high bytes of elements of two bytes.
+    fn split_pairs(elements: &[[u8; 2]], low: &mut [u8], high: &mut [u8]) {
+        for ((element, low), high) in elements.iter().zip(low).zip(high) {
+            let element = u16::from_le_bytes(*element);
+            *low = element as u8;
+            *high = (element >> 8) as u8;
         }
     }
 }
@@ -49,17 +55,18 @@ pub(crate) fn unshuffle(planes: &[u8], size: usize, range: Range<usize>) -> Vec<
     elements
 }
 
-/// Compresses one chunk's planes and appends the checksum.
+/// Compresses one chunk's planes into `stored`, of which only the memory is kept, and appends the checksum.
 pub(crate) fn encode_chunk(
     compressor: &mut zstd::bulk::Compressor<'_>,
     planes: &[u8],
-) -> std::io::Result<Vec<u8>> {
-    let mut stored = Vec::with_capacity(zstd::zstd_safe::compress_bound(planes.len()) + CHECKSUM);
-    compressor.compress_to_buffer(planes, &mut stored)?;
-    let checksum = crc32c::crc32c(&stored);
+    stored: &mut Vec<u8>,
+) -> std::io::Result<()> {
+    stored.clear();
+    stored.reserve_exact(zstd::zstd_safe::compress_bound(planes.len()) + CHECKSUM);
+    compressor.compress_to_buffer(planes, stored)?;
+    let checksum = crc32c::crc32c(stored);
     stored.extend_from_slice(&checksum.to_le_bytes());
-    stored.shrink_to_fit();
-    Ok(stored)
+    Ok(())
 }
 
 /// Checks and decompresses one chunk into `planes`, which must be exactly as long as the chunk.
@@ -101,12 +108,34 @@ pub(crate) fn encode_tokens(
     spec: &StoreSpec,
     tokens: &[u32],
 ) -> std::io::Result<Vec<u8>> {
-    let size = spec.token_bytes();
-    let mut planes = vec![0; spec.token_chunk_contexts() * spec.context_length * size];
-    for (number, token) in tokens.iter().enumerate() {
-        shuffle_into(&token.to_le_bytes()[..size], size, &mut planes, number);
+    let tokens = tokens.iter().copied().map(u64::from);
+    encode_integers(compressor, spec.token_bytes(), spec.token_chunk_contexts() * spec.context_length, tokens)
+}
+
+/// Encodes a chunk of the `origin` array; the last chunk is padded with zeros.
+pub(crate) fn encode_origins(
+    compressor: &mut zstd::bulk::Compressor<'_>,
+    spec: &StoreSpec,
+    origins: &[u64],
+) -> std::io::Result<Vec<u8>> {
+    encode_integers(compressor, spec.origin_bytes(), spec.layout.chunk_rows, origins.iter().copied())
+}
+
+/// Encodes a chunk of `count` integers of `size` bytes, of which the last ones can be missing.
+fn encode_integers(
+    compressor: &mut zstd::bulk::Compressor<'_>,
+    size: usize,
+    count: usize,
+    integers: impl Iterator<Item = u64>,
+) -> std::io::Result<Vec<u8>> {
+    let mut planes = vec![0; count * size];
+    for (number, integer) in integers.enumerate() {
+        shuffle_into(&integer.to_le_bytes()[..size], size, &mut planes, number);
     }
-    encode_chunk(compressor, &planes)
+    let mut stored = Vec::new();
+    encode_chunk(compressor, &planes, &mut stored)?;
+    stored.shrink_to_fit();
+    Ok(stored)
 }
 
 /// Reads the tokens `range` of a chunk of the `tokens` array.
@@ -240,7 +269,8 @@ mod tests {
         ) {
             let mut compressor = zstd::bulk::Compressor::new(1).unwrap();
             let mut decompressor = zstd::bulk::Decompressor::new().unwrap();
-            let mut stored = encode_chunk(&mut compressor, &planes).unwrap();
+            let mut stored = vec![1; 5000];
+            encode_chunk(&mut compressor, &planes, &mut stored).unwrap();
             let mut decoded = vec![0; planes.len()];
             decode_chunk(&mut decompressor, &stored, &mut decoded).unwrap();
             prop_assert_eq!(&decoded, &planes);

@@ -85,9 +85,14 @@ impl Disk {
         }
     }
 
-    /// Writes `parts`, one after the other, as the file `name` (relative to the store): under a temporary name, then
+    /// Writes `content` as the file `name` (relative to the store): under a temporary name, then
     /// flushed to the disk, then renamed, then the rename flushed. Whoever sees the name sees the whole file.
-    pub(crate) fn publish(&self, name: &str, parts: &[&[u8]]) -> Result<Written> {
+    pub(crate) fn publish(&self, name: &str, content: &[u8]) -> Result<Written> {
+        self.publish_parts(name, &[(content, crc32c::crc32c(content))])
+    }
+
+    /// The same for a file in several parts, one after the other, each with its checksum.
+    pub(crate) fn publish_parts(&self, name: &str, parts: &[(&[u8], u32)]) -> Result<Written> {
         let target = self.dir.join(name);
         let folder = target.parent().expect("a file lies in a folder");
         let unfinished = self.dir.join(UNFINISHED);
@@ -95,18 +100,18 @@ impl Disk {
             fs::create_dir_all(folder).map_err(StoreError::io("create", folder))?;
         }
         let temporary = unfinished.join(name.replace('/', "."));
-        let mut written = Written { bytes: 0, crc32c: 0 };
         let write = || -> std::io::Result<File> {
             self.before(DiskStep::Write, &target)?;
             let mut file = File::create(&temporary)?;
-            for part in parts {
+            for (part, _) in parts {
                 file.write_all(part)?;
             }
             Ok(file)
         };
         let file = write().map_err(StoreError::io("write", &target))?;
-        for part in parts {
-            written.crc32c = crc32c::crc32c_append(written.crc32c, part);
+        let mut written = Written { bytes: 0, crc32c: 0 };
+        for &(part, crc32c) in parts {
+            written.crc32c = crc32c::crc32c_combine(written.crc32c, crc32c, part.len());
             written.bytes += part.len() as u64;
         }
         self.before(DiskStep::Sync, &target)

@@ -5,9 +5,7 @@ use half::f16;
 use half::slice::{HalfBitsSliceExt, HalfFloatSliceExt};
 
 use crate::RowType;
-
-/// A stored row: its little-endian bytes in pairs, so that float16 rows are plain `u16` bit patterns.
-pub(crate) type RowBits = Box<[u16]>;
+use crate::isa::per_isa;
 
 /// Where a row cannot be stored.
 #[derive(Debug, Clone, Copy, PartialEq)]
@@ -29,7 +27,8 @@ pub(crate) struct Rounding {
 }
 
 impl Rounding {
-    /// Rounds `row` into `out`; the number of clipped values.
+    /// Rounds `row` into `out`; the number of clipped values. `out` is the little-endian bytes of the stored row in pairs, so
+    /// that float16 rows are plain `u16` bit patterns.
     pub(crate) fn round(&self, row: &[f32], out: &mut [u16]) -> Result<u64, Unstorable> {
         match self.row_type {
             RowType::F16 => self.round_f16(row, out),
@@ -40,7 +39,7 @@ impl Rounding {
     fn round_f16(&self, row: &[f32], out: &mut [u16]) -> Result<u64, Unstorable> {
         const INFINITY: u16 = 0x7c00;
         if self.bits == 10 {
-            out.reinterpret_cast_mut::<f16>().convert_from_f32_slice(row);
+            narrow(row, out);
         } else {
             let mut rounded = [0.0; 256];
             for (values, halves) in row.chunks(256).zip(out.chunks_mut(256)) {
@@ -48,10 +47,10 @@ impl Rounding {
                 for (to, &value) in rounded.iter_mut().zip(values) {
                     *to = round_for_f16(value, self.bits);
                 }
-                halves.reinterpret_cast_mut::<f16>().convert_from_f32_slice(rounded);
+                narrow(rounded, halves);
             }
         }
-        if out.iter().fold(0, |most, &half| most.max(half & 0x7fff)) < INFINITY {
+        if largest_magnitude(out) < INFINITY {
             return Ok(0);
         }
         let largest = (INFINITY - 1) & !((1_u16 << (10 - self.bits)) - 1);
@@ -107,6 +106,40 @@ impl Rounding {
     }
 }
 
+/// The nearest float16 patterns, to nearest even.
+fn narrow(values: &[f32], out: &mut [u16]) {
+    #[cfg(target_arch = "x86_64")]
+    if is_x86_feature_detected!("avx2") && is_x86_feature_detected!("f16c") {
+        // SAFETY: both features were detected.
+        return unsafe { narrow_avx2(values, out) };
+    }
+    out.reinterpret_cast_mut::<f16>().convert_from_f32_slice(values);
+}
+
+/// `half` calls a function for every eight values.
+#[cfg(target_arch = "x86_64")]
+#[target_feature(enable = "avx2,f16c")]
+fn narrow_avx2(values: &[f32], out: &mut [u16]) {
+    use std::arch::x86_64::{_MM_FROUND_TO_NEAREST_INT, _mm_storeu_si128, _mm256_cvtps_ph, _mm256_loadu_ps};
+    let (blocks, rest) = values.as_chunks::<8>();
+    let (out_blocks, out_rest) = out.as_chunks_mut::<8>();
+    for (block, out) in blocks.iter().zip(out_blocks) {
+        // SAFETY: the block has the eight values that are loaded.
+        let wide = unsafe { _mm256_loadu_ps(block.as_ptr()) };
+        let halves = _mm256_cvtps_ph::<_MM_FROUND_TO_NEAREST_INT>(wide);
+        // SAFETY: `out` has room for eight patterns of two bytes.
+        unsafe { _mm_storeu_si128(out.as_mut_ptr().cast(), halves) };
+    }
+    out_rest.reinterpret_cast_mut::<f16>().convert_from_f32_slice(rest);
+}
+
+per_isa! {
+    /// The largest of float16 patterns without their signs.
+    pub(crate) fn largest_magnitude(halves: &[u16]) -> u16 {
+        halves.iter().fold(0, |most, &half| most.max(half & 0x7fff))
+    }
+}
+
 /// Rounds the lowest `dropped` mantissa bits of an IEEE 754 pattern away, to nearest-even. The carry runs into the
 /// exponent as it should; subnormals keep the same quantum.
 fn round_bits(bits: u32, dropped: u8) -> u32 {
@@ -149,6 +182,21 @@ mod tests {
         let mask = (1_u16 << (10 - bits)) - 1;
         let patterns = (0..0x7c00_u16).filter(|half| half & mask == 0);
         patterns.map(|half| f64::from(f16::from_bits(half).to_f32())).collect()
+    }
+
+    #[test]
+    fn vectors_round_as_half_does() {
+        // Around every float16 value and halfway between: 21 values, so that some are left over, at a time.
+        let values: Vec<f32> = (0..0x4790_0000_u32)
+            .step_by(0x0fff)
+            .flat_map(|bits| [f32::from_bits(bits), -f32::from_bits(bits)])
+            .collect();
+        for values in values.chunks(21) {
+            let mut out = vec![0; values.len()];
+            narrow(values, &mut out);
+            let expected: Vec<u16> = values.iter().map(|&value| f16::from_f32(value).to_bits()).collect();
+            assert_eq!(out, expected);
+        }
     }
 
     proptest! {

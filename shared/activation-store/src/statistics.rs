@@ -3,8 +3,7 @@
 //! Each chunk is summed in row order and the chunks are merged in store order. So the result is the same, bit for bit, for any
 //! number of threads and however often the dump was interrupted.
 
-use crate::RowType;
-use crate::widen::widen_row;
+use crate::isa::per_isa;
 
 /// Statistics over all rows of a store.
 #[derive(Debug, Clone, PartialEq)]
@@ -33,32 +32,6 @@ impl RunningStatistics {
     /// Of no row.
     pub(crate) fn new(width: usize) -> Self {
         RunningStatistics { rows: 0, mean: vec![0.0; width], deviation: vec![0.0; width], norm_sum: 0.0 }
-    }
-
-    /// Of the first `count` rows of a chunk's byte planes.
-    pub(crate) fn of(row_type: RowType, width: usize, planes: &[u8], count: usize) -> Self {
-        let mut values = vec![0.0_f32; width];
-        let mut sums =
-            Sums { pivot: vec![0.0; width], sum: vec![0.0; width], squares: vec![0.0; width], norm: 0.0 };
-        for row in 0..count {
-            widen_row(planes, row_type, row, &mut values);
-            if row == 0 {
-                sums.pivot.iter_mut().zip(&values).for_each(|(pivot, &value)| *pivot = f64::from(value));
-            }
-            sums.add(&values);
-        }
-        let n = count.max(1) as f64;
-        let Sums { pivot, sum, squares, norm } = sums;
-        RunningStatistics {
-            rows: count as u64,
-            mean: pivot.iter().zip(&sum).map(|(pivot, sum)| pivot + sum / n).collect(),
-            deviation: squares
-                .iter()
-                .zip(&sum)
-                .map(|(squares, sum)| (squares - sum * sum / n).max(0.0))
-                .collect(),
-            norm_sum: norm,
-        }
     }
 
     /// Rows counted.
@@ -119,7 +92,8 @@ impl RunningStatistics {
 }
 
 /// Sums over the rows of a chunk.
-struct Sums {
+pub(crate) struct ChunkStatistics {
+    rows: u64,
     /// The first row: with a mean far from zero the sum of plain squares would cancel.
     pivot: Vec<f64>,
     /// Distances from the pivot.
@@ -130,50 +104,116 @@ struct Sums {
     norm: f64,
 }
 
-impl Sums {
-    fn add(&mut self, row: &[f32]) {
-        #[cfg(target_arch = "x86_64")]
-        if is_x86_feature_detected!("avx2") {
-            // SAFETY: the feature was detected.
-            return unsafe { self.add_avx2(row) };
-        }
-        self.add_plain(row);
+impl ChunkStatistics {
+    /// Of no row.
+    pub(crate) fn new(width: usize) -> Self {
+        let zeros = vec![0.0; width];
+        ChunkStatistics { rows: 0, pivot: zeros.clone(), sum: zeros.clone(), squares: zeros, norm: 0.0 }
     }
 
-    /// The same operations in the same order, and so the same bits, four at a time. (Rust never fuses a product and
-    /// a sum by itself.)
-    #[cfg(target_arch = "x86_64")]
-    #[target_feature(enable = "avx2")]
-    fn add_avx2(&mut self, row: &[f32]) {
-        self.add_plain(row);
+    /// Adds the next rows, `[n, d]`. The sums do not depend on how the rows are divided among calls, but four at a time are
+    /// faster than one.
+    pub(crate) fn add(&mut self, rows: &[f32]) {
+        let width = self.pivot.len();
+        if self.rows == 0 {
+            self.pivot.iter_mut().zip(rows).for_each(|(pivot, &value)| *pivot = f64::from(value));
+        }
+        self.rows += (rows.len() / width) as u64;
+        let mut fours = rows.chunks_exact(4 * width);
+        let ChunkStatistics { pivot, sum, squares, norm, .. } = self;
+        for four in &mut fours {
+            add_rows::<4>(four, pivot, sum, squares, norm);
+        }
+        for row in fours.remainder().chunks_exact(width) {
+            add_rows::<1>(row, pivot, sum, squares, norm);
+        }
     }
 
-    #[inline(always)]
-    fn add_plain(&mut self, row: &[f32]) {
-        let sums = self.sum.iter_mut().zip(&mut self.squares).zip(&self.pivot);
-        for (((sum, squares), pivot), &value) in sums.zip(row) {
-            let distance = f64::from(value) - pivot;
-            *sum += distance;
-            *squares += distance * distance;
+    pub(crate) fn finish(self) -> RunningStatistics {
+        let n = self.rows.max(1) as f64;
+        let ChunkStatistics { rows, pivot, sum, squares, norm } = self;
+        RunningStatistics {
+            rows,
+            mean: pivot.iter().zip(&sum).map(|(pivot, sum)| pivot + sum / n).collect(),
+            deviation: squares
+                .iter()
+                .zip(&sum)
+                .map(|(squares, sum)| (squares - sum * sum / n).max(0.0))
+                .collect(),
+            norm_sum: norm,
         }
-        // The squared norm in eight interleaved partial sums, so that it vectorises in a fixed order.
-        let (blocks, rest) = row.as_chunks::<8>();
-        let mut squared = [0.0_f64; 8];
-        for block in blocks {
-            for (sum, &value) in squared.iter_mut().zip(block) {
-                *sum += f64::from(value) * f64::from(value);
+    }
+}
+
+/// Components that are summed side by side, and partial sums of a norm.
+const LANES: usize = 8;
+
+per_isa! {
+    /// Adds `N` rows to the sums, to each component's in their order: a sum is loaded and stored once for all of them.
+    fn add_rows[const N: usize](rows: &[f32], pivot: &[f64], sum: &mut [f64], squares: &mut [f64], norm: &mut f64) {
+        let width = pivot.len();
+        let rows: [&[f32]; N] = std::array::from_fn(|row| &rows[row * width..(row + 1) * width]);
+        let mut blocks = rows.map(|row| row.as_chunks::<LANES>().0.iter());
+        let pivots = pivot.as_chunks::<LANES>().0;
+        let sums = sum.as_chunks_mut::<LANES>().0.iter_mut().zip(squares.as_chunks_mut::<LANES>().0);
+        // The squared norm in interleaved partial sums, so that it vectorises in a fixed order.
+        let mut squared = [[0.0_f64; LANES]; N];
+        for (pivot, (sum, squares)) in pivots.iter().zip(sums) {
+            // Copies, which the compiler keeps in registers.
+            let (pivot, mut new_sum, mut new_squares) = (*pivot, *sum, *squares);
+            for (block, squared) in blocks.iter_mut().zip(&mut squared) {
+                let Some(values) = block.next() else { break };
+                let mut wide = [0.0_f64; LANES];
+                for lane in 0..LANES {
+                    wide[lane] = f64::from(values[lane]);
+                }
+                for lane in 0..LANES {
+                    let distance = wide[lane] - pivot[lane];
+                    new_sum[lane] += distance;
+                    new_squares[lane] += distance * distance;
+                }
+                for lane in 0..LANES {
+                    squared[lane] += wide[lane] * wide[lane];
+                }
             }
+            (*sum, *squares) = (new_sum, new_squares);
         }
-        let rest: f64 = rest.iter().map(|&value| f64::from(value) * f64::from(value)).sum();
-        self.norm += (squared.iter().sum::<f64>() + rest).sqrt();
+        for row in 0..N {
+            let mut rest = 0.0;
+            for channel in width / LANES * LANES..width {
+                let value = f64::from(rows[row][channel]);
+                let distance = value - pivot[channel];
+                sum[channel] += distance;
+                squares[channel] += distance * distance;
+                rest += value * value;
+            }
+            *norm += (squared[row].iter().sum::<f64>() + rest).sqrt();
+        }
     }
 }
 
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::codec;
     use half::f16;
+
+    /// One row, one component after the other: the order that the format's statistics have had from the beginning.
+    fn add_plainly(to: &mut ChunkStatistics, row: &[f32]) {
+        if to.rows == 0 {
+            to.pivot = row.iter().copied().map(f64::from).collect();
+        }
+        to.rows += 1;
+        let (mut squared, mut rest) = ([0.0; 8], 0.0);
+        for (channel, &value) in row.iter().enumerate() {
+            let value = f64::from(value);
+            let distance = value - to.pivot[channel];
+            to.sum[channel] += distance;
+            to.squares[channel] += distance * distance;
+            let partial = if channel < row.len() / 8 * 8 { &mut squared[channel % 8] } else { &mut rest };
+            *partial += value * value;
+        }
+        to.norm += (squared.iter().sum::<f64>() + rest).sqrt();
+    }
 
     #[test]
     fn chunks_merge_to_exact_statistics_with_a_mean_far_from_zero() {
@@ -184,14 +224,17 @@ mod tests {
         let mut running = RunningStatistics::new(width);
         for first in (0..rows).step_by(137) {
             let count = 137.min(rows - first);
-            // Chunks of 137 rows; the last one is padded with zeros that must not count.
-            let mut planes = vec![0; 137 * width * 2];
-            for row in 0..count {
-                let halves: Vec<u8> =
-                    (0..width).flat_map(|channel| value(first + row, channel).to_le_bytes()).collect();
-                codec::shuffle_into(&halves, 2, &mut planes, row * width);
-            }
-            running.merge(&RunningStatistics::of(RowType::F16, width, &planes, count));
+            let rows: Vec<f32> = (first..first + count)
+                .flat_map(|row| (0..width).map(move |channel| value(row, channel).to_f32()))
+                .collect();
+            let [mut chunk, mut by_one, mut plain] = [(); 3].map(|()| ChunkStatistics::new(width));
+            chunk.add(&rows);
+            rows.chunks_exact(width).for_each(|row| by_one.add(row));
+            rows.chunks_exact(width).for_each(|row| add_plainly(&mut plain, row));
+            let chunk = chunk.finish();
+            assert_eq!(by_one.finish(), chunk);
+            assert_eq!(plain.finish(), chunk);
+            running.merge(&chunk);
         }
         let restored = RunningStatistics::from_hex(&running.to_hex(), width).unwrap();
         assert_eq!(restored, running);

@@ -7,6 +7,8 @@ use half::slice::HalfFloatSliceExt;
 use half::{bf16, f16};
 
 use crate::RowType;
+use crate::isa::per_isa;
+use crate::rounding::largest_magnitude;
 
 /// An element type that batches can have: `f32`, [`f16`] or [`bf16`].
 pub trait BatchElement: sealed::Join {}
@@ -45,15 +47,12 @@ impl sealed::Join for f16 {
         if row_type == RowType::F32 {
             let narrow = |wide: &[f32], out: &mut [f16]| out.convert_from_f32_slice(wide);
             narrow_row(planes, row_type, row, out, narrow);
-            let largest = out.iter().fold(0, |largest: u16, value| largest.max(value.to_bits() & 0x7fff));
-            return largest <= f16::MAX.to_bits();
+            return largest_magnitude(out.reinterpret_cast()) <= f16::MAX.to_bits();
         }
         let (low, high) = planes.split_at(planes.len() / 2);
         let first = row * out.len();
         let (low, high) = (&low[first..][..out.len()], &high[first..][..out.len()]);
-        for ((out, &low), &high) in out.iter_mut().zip(low).zip(high) {
-            *out = f16::from_bits(u16::from(low) | u16::from(high) << 8);
-        }
+        join_pairs(low, high, out.reinterpret_cast_mut());
         true
     }
 }
@@ -62,16 +61,28 @@ impl sealed::Join for bf16 {
     const NAME: &str = "bfloat16";
 
     fn join_row(planes: &[u8], row_type: RowType, row: usize, out: &mut [bf16]) -> bool {
-        let narrow = |wide: &[f32], out: &mut [bf16]| {
-            for (out, &value) in out.iter_mut().zip(wide) {
-                // To nearest-even; a store has no NaN, which this would not keep.
-                let bits = value.to_bits();
-                *out = bf16::from_bits((bits.wrapping_add(0x7fff + (bits >> 16 & 1)) >> 16) as u16);
-            }
-        };
+        let narrow = |wide: &[f32], out: &mut [bf16]| round_to_bf16(wide, out.reinterpret_cast_mut());
         narrow_row(planes, row_type, row, out, narrow);
-        let largest = out.iter().fold(0, |largest: u16, value| largest.max(value.to_bits() & 0x7fff));
-        largest <= bf16::MAX.to_bits()
+        largest_magnitude(out.reinterpret_cast()) <= bf16::MAX.to_bits()
+    }
+}
+
+per_isa! {
+    /// Elements of two bytes from their low and their high bytes.
+    fn join_pairs(low: &[u8], high: &[u8], out: &mut [u16]) {
+        for ((out, &low), &high) in out.iter_mut().zip(low).zip(high) {
+            *out = u16::from(low) | u16::from(high) << 8;
+        }
+    }
+}
+
+per_isa! {
+    /// To nearest-even; a store has no NaN, which this would not keep.
+    fn round_to_bf16(wide: &[f32], out: &mut [u16]) {
+        for (out, &value) in out.iter_mut().zip(wide) {
+            let bits = value.to_bits();
+            *out = (bits.wrapping_add(0x7fff + (bits >> 16 & 1)) >> 16) as u16;
+        }
     }
 }
 
@@ -171,11 +182,13 @@ fn widen_f16_avx2(low: &[u8], high: &[u8], out: &mut [f32]) {
     widen_f16_plain(low_rest, high_rest, out_rest);
 }
 
-fn widen_f32(planes: [&[u8]; 4], out: &mut [f32]) {
-    let width = out.len();
-    let [a, b, c, d] = planes.map(|plane| &plane[..width]);
-    for (index, out) in out.iter_mut().enumerate() {
-        *out = f32::from_le_bytes([a[index], b[index], c[index], d[index]]);
+per_isa! {
+    fn widen_f32(planes: [&[u8]; 4], out: &mut [f32]) {
+        let width = out.len();
+        let [a, b, c, d] = planes.map(|plane| &plane[..width]);
+        for (index, out) in out.iter_mut().enumerate() {
+            *out = f32::from_le_bytes([a[index], b[index], c[index], d[index]]);
+        }
     }
 }
 

@@ -3,7 +3,6 @@
 mod filter;
 mod order;
 mod pipeline;
-mod planes;
 
 use std::sync::Arc;
 use std::time::{Duration, Instant};

@@ -10,7 +10,7 @@ use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError};
 use workers::Worker;
 
 use super::order::{BlockPlan, Epoch, Sources};
-use super::planes::Planes;
+use crate::pages::Planes;
 use crate::shard::Decoder;
 use crate::widen::{BatchElement, prefetch_row};
 use crate::{Result, RowType, StoreError};

@@ -6,8 +6,9 @@ use std::path::Path;
 use std::sync::atomic::Ordering;
 use std::sync::mpsc::Receiver;
 
-use super::stages::{Commit, Counters, WriterFiles};
-use crate::codec::ShardIndex;
+use super::pipeline::lock;
+use super::stages::{Commit, Counters, Emptied, WriterFiles};
+use crate::codec::{CHECKSUM, ShardIndex};
 use crate::disk::{Disk, Written};
 use crate::journal::{self, Entry, Manifest, ShardFile, TokenFile};
 use crate::metadata::{self, Attributes, ZARR_JSON};
@@ -20,6 +21,7 @@ pub(super) fn run(
     spec: &StoreSpec,
     files: &mut WriterFiles,
     commits: &Receiver<Commit>,
+    emptied: &Emptied,
     counters: &Counters,
 ) -> Result<()> {
     let WriterFiles { disk, journal, journal_path } = files;
@@ -27,11 +29,13 @@ pub(super) fn run(
     while let Ok(commit) = commits.recv() {
         match commit {
             Commit::Tokens { chunk, encoded } => {
-                let Written { bytes, crc32c } = disk.publish(&paths::tokens(chunk), &[&encoded])?;
+                let Written { bytes, crc32c } = disk.publish(&paths::tokens(chunk), &encoded)?;
                 token_files.insert(chunk, TokenFile { chunk, bytes, crc32c });
             }
             Commit::Shard { shard, rows, activations, origin } => {
-                let activations = publish_shard(disk, spec, &paths::activations(shard), &activations)?;
+                let chunks = activations;
+                let activations = publish_shard(disk, spec, &paths::activations(shard), &chunks)?;
+                lock(emptied).extend(chunks);
                 let origin = publish_shard(disk, spec, &paths::origin(shard), &origin)?;
                 let entry = Entry::Shard { shard, rows, activations, origin };
                 disk.append(journal, journal_path, &journal::line(&entry))?;
@@ -65,12 +69,17 @@ pub(super) fn run(
 fn publish_shard(disk: &Disk, spec: &StoreSpec, name: &str, chunks: &[Vec<u8>]) -> Result<ShardFile> {
     let index =
         ShardIndex::encode(chunks.iter().map(|chunk| chunk.len() as u64), spec.layout.chunks_per_shard());
-    let last = chunks.last().expect("a shard has a chunk");
-    let mut parts: Vec<&[u8]> = chunks.iter().map(|chunk| &chunk[..]).collect();
-    parts.push(&index);
-    let Written { bytes, crc32c } = disk.publish(name, &parts)?;
-    let checksum = &last[last.len() - 4..];
-    let tail_crc32c = crc32c::crc32c_append(crc32c::crc32c(checksum), &index);
+    // A chunk ends with the checksum of what is before it.
+    let checksum = |chunk: &[u8]| *chunk.last_chunk::<CHECKSUM>().expect("a chunk has a checksum");
+    let whole = |chunk: &[u8]| {
+        let checksum = checksum(chunk);
+        crc32c::crc32c_append(u32::from_le_bytes(checksum), &checksum)
+    };
+    let mut parts: Vec<(&[u8], u32)> = chunks.iter().map(|chunk| (&chunk[..], whole(chunk))).collect();
+    parts.push((&index, crc32c::crc32c(&index)));
+    let Written { bytes, crc32c } = disk.publish_parts(name, &parts)?;
+    let last = checksum(chunks.last().expect("a shard has a chunk"));
+    let tail_crc32c = crc32c::crc32c_append(crc32c::crc32c(&last), &index);
     Ok(ShardFile { bytes, crc32c, tail_crc32c })
 }
 
@@ -85,7 +94,7 @@ pub(super) fn complete(
     let WriterFiles { disk, journal_path, .. } = files;
     let mut manifest = Manifest::default();
     let mut publish = |name: &str, content: &[u8]| -> Result<()> {
-        manifest.add(name, disk.publish(name, &[content])?);
+        manifest.add(name, disk.publish(name, content)?);
         Ok(())
     };
     let floats = |values: &[f64]| values.iter().flat_map(|value| value.to_le_bytes()).collect::<Vec<u8>>();
@@ -107,8 +116,8 @@ pub(super) fn complete(
     manifest.add(JOURNAL, Written { bytes: journal.len() as u64, crc32c: crc32c::crc32c(&journal) });
     let group = group_text(spec, Some((rows, contexts, clipped)));
     manifest.add(ZARR_JSON, Written { bytes: group.len() as u64, crc32c: crc32c::crc32c(&group) });
-    disk.publish(MANIFEST, &[&journal::line(&manifest)])?;
-    disk.publish(ZARR_JSON, &[&group])?;
+    disk.publish(MANIFEST, &journal::line(&manifest))?;
+    disk.publish(ZARR_JSON, &group)?;
     disk.remove_unfinished()
 }
 

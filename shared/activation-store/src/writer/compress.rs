@@ -1,15 +1,17 @@
 //! The thread that turns windows of rows into encoded shards.
 
-use std::io;
-use std::sync::mpsc::{Receiver, Sender, SyncSender};
+use std::sync::mpsc::{Receiver, SyncSender};
 use std::sync::{Arc, Mutex};
 
 use rayon::prelude::*;
 
-use super::stages::{Commit, Position};
+use super::pipeline::lock;
+use super::stages::{Buffers, Commit, Position};
+use crate::pages::Planes;
 use crate::permutation::{self, Purpose};
-use crate::rounding::RowBits;
-use crate::statistics::RunningStatistics;
+use crate::row_slots::RowSlot;
+use crate::statistics::{ChunkStatistics, RunningStatistics};
+use crate::widen::{prefetch_row, widen_row};
 use crate::{Result, StoreError, StoreSpec, codec};
 
 /// A row on its way to the store.
@@ -17,7 +19,8 @@ use crate::{Result, StoreError, StoreSpec, codec};
 pub(super) struct Row {
     /// context · context_length + position.
     pub(super) origin: u64,
-    pub(super) bits: RowBits,
+    /// The bytes of its elements, in planes.
+    pub(super) planes: RowSlot,
 }
 
 /// What the writer sends to this thread, in the order of the text.
@@ -36,11 +39,20 @@ struct EncodedChunk {
     statistics: RunningStatistics,
 }
 
-/// What each compressing thread keeps.
+/// What a compressing thread works with.
 struct Scratch {
     compressor: zstd::bulk::Compressor<'static>,
-    planes: Vec<u8>,
-    returned: Sender<Vec<RowBits>>,
+    planes: Planes,
+    values: Vec<f32>,
+}
+
+impl Scratch {
+    fn new(spec: &StoreSpec) -> Result<Scratch> {
+        let compressor = zstd::bulk::Compressor::new(spec.layout.zstd_level).map_err(StoreError::Zstd)?;
+        let mut planes = Planes::default();
+        planes.resize(spec.layout.chunk_rows * spec.row_bytes())?;
+        Ok(Scratch { compressor, planes, values: Vec::new() })
+    }
 }
 
 /// Compresses until there is no more work; the statistics of all rows, `statistics` included.
@@ -50,11 +62,13 @@ pub(super) fn run(
     mut statistics: RunningStatistics,
     first_shard: u64,
     work: &Receiver<Work>,
-    returned: &Sender<Vec<RowBits>>,
+    buffers: &Buffers,
     commits: &SyncSender<Commit>,
 ) -> Result<RunningStatistics> {
-    let compressor = || zstd::bulk::Compressor::new(spec.layout.zstd_level);
-    let mut token_compressor = compressor().map_err(StoreError::Zstd)?;
+    let mut token_compressor =
+        zstd::bulk::Compressor::new(spec.layout.zstd_level).map_err(StoreError::Zstd)?;
+    // As many as chunks that were compressed at once.
+    let scratches: Mutex<Vec<Scratch>> = Mutex::default();
     let mut shard = first_shard;
     while let Ok(work) = work.recv() {
         let sent = match work {
@@ -72,17 +86,15 @@ pub(super) fn run(
                         chunks.push(rows.by_ref().take(spec.layout.chunk_rows).collect::<Vec<_>>());
                     }
                     let stored = chunks.iter().map(|chunk| chunk.len() as u64).sum();
-                    // A scratch is made once per thread and call; the mutex only hands `returned` to the threads.
-                    let returned = Mutex::new(returned);
-                    let scratch = || {
-                        let returned = returned.lock().expect("no thread panics holding it").clone();
-                        Ok(Scratch { compressor: compressor()?, planes: Vec::new(), returned })
-                    };
                     let encoded: Result<Vec<EncodedChunk>> = threads.install(|| {
-                        let chunks = chunks.into_par_iter();
-                        chunks
-                            .map_init(scratch, |scratch, rows| encode(spec, scratch.as_mut(), rows))
-                            .collect()
+                        let encode = |rows| {
+                            let scratch = lock(&scratches).pop();
+                            let mut scratch = scratch.map_or_else(|| Scratch::new(spec), Ok)?;
+                            let encoded = encode(spec, &mut scratch, rows, buffers);
+                            lock(&scratches).push(scratch);
+                            encoded
+                        };
+                        chunks.into_par_iter().map(encode).collect()
                     });
                     let mut activations = Vec::new();
                     let mut origin = Vec::new();
@@ -108,33 +120,45 @@ pub(super) fn run(
 
 fn encode(
     spec: &StoreSpec,
-    scratch: Result<&mut Scratch, &mut io::Error>,
-    rows: Vec<Row>,
+    scratch: &mut Scratch,
+    mut rows: Vec<Row>,
+    buffers: &Buffers,
 ) -> Result<EncodedChunk> {
-    let Scratch { compressor, planes, returned } =
-        scratch.map_err(|error| StoreError::Zstd(io::Error::new(error.kind(), error.to_string())))?;
+    /// Rows whose statistics are taken at once.
+    const GROUP: usize = 4;
+    let Scratch { compressor, planes, values } = scratch;
+    let origins: Vec<u64> = rows.iter().map(|row| row.origin).collect();
+    let origin = codec::encode_origins(compressor, spec, &origins).map_err(StoreError::Zstd)?;
 
-    let (size, origin_size) = (spec.row_type.bytes(), spec.origin_bytes());
+    let (size, width) = (spec.row_type.bytes(), spec.width);
+    let per_plane = spec.layout.chunk_rows * width;
+    let mut statistics = ChunkStatistics::new(width);
+    values.resize(GROUP * width, 0.0);
+    for first in (0..rows.len()).step_by(GROUP) {
+        let last = rows.len().min(first + GROUP);
+        // The rows of a chunk lie all over the window's memory.
+        for row in &rows[last..rows.len().min(last + GROUP)] {
+            prefetch_row(&row.planes, spec.row_type, 0, width);
+        }
+        for (number, values) in (first..last).zip(values.chunks_exact_mut(width)) {
+            let row = &rows[number].planes;
+            for byte in 0..size {
+                planes[byte * per_plane + number * width..][..width]
+                    .copy_from_slice(&row[byte * width..(byte + 1) * width]);
+            }
+            widen_row(row, spec.row_type, 0, values);
+        }
+        statistics.add(&values[..(last - first) * width]);
+    }
     // The last chunk is padded with zeros, as Zarr wants.
-    planes.clear();
-    planes.resize(spec.layout.chunk_rows * origin_size, 0);
-    for (number, row) in rows.iter().enumerate() {
-        let bytes = row.origin.to_le_bytes();
-        codec::shuffle_into(&bytes[..origin_size], origin_size, planes, number);
+    for plane in planes.chunks_exact_mut(per_plane) {
+        plane[rows.len() * width..].fill(0);
     }
-    let origin = codec::encode_chunk(compressor, planes).map_err(StoreError::Zstd)?;
-
-    planes.clear();
-    planes.resize(spec.layout.chunk_rows * spec.row_bytes(), 0);
-    for (number, row) in rows.iter().enumerate() {
-        codec::shuffle_into(bytemuck::cast_slice(&row.bits), size, planes, number * spec.width);
-    }
-    let count = rows.len();
     // The writer can fill these rows anew while this chunk is being compressed. Nobody listens once it has finished.
-    let _ = returned.send(rows.into_iter().map(|row| row.bits).collect());
-    let statistics = RunningStatistics::of(spec.row_type, spec.width, planes, count);
-    let activations = codec::encode_chunk(compressor, planes).map_err(StoreError::Zstd)?;
-    Ok(EncodedChunk { activations, origin, statistics })
+    let _ = buffers.returned.send(rows.drain(..).map(|row| row.planes).collect());
+    let mut activations = lock(&buffers.emptied).pop().unwrap_or_default();
+    codec::encode_chunk(compressor, planes, &mut activations).map_err(StoreError::Zstd)?;
+    Ok(EncodedChunk { activations, origin, statistics: statistics.finish() })
 }
 
 /// The first error of the background threads, for whoever asks next.

@@ -26,7 +26,7 @@ use crate::metadata::{Attributes, ZARR_JSON};
 use crate::paths::JOURNAL;
 use crate::resumption::{self, Look, Resumption};
 use crate::rounding::{Rounding, Unstorable};
-use crate::{Result, Store, StoreError, StoreSpec, StoreSummary};
+use crate::{Result, Store, StoreError, StoreSpec, StoreSummary, codec};
 
 /// Resources of a [`StoreWriter`]; they do not change a byte of the store.
 #[derive(Debug, Clone, Default)]
@@ -72,6 +72,8 @@ pub struct StoreWriter {
     clipped: u64,
     /// Rows of the current window, in the order of the text.
     window: Vec<Row>,
+    /// A rounded row.
+    rounded: Vec<u16>,
     /// Windows sent off, resumed ones included.
     windows: u64,
     /// Where the current window begins.
@@ -112,7 +114,7 @@ impl StoreWriter {
         let existing = matching_attributes(dir, spec)?;
         let disk = Disk::new(dir, existing.is_some(), options.disk_hook.clone())?;
         match existing {
-            None => disk.publish(ZARR_JSON, &[&commit::group_text(spec, None)]).map(drop)?,
+            None => disk.publish(ZARR_JSON, &commit::group_text(spec, None)).map(drop)?,
             Some(attributes) if attributes.complete => {
                 return Ok(Self::of_complete_store(dir, attributes, lock));
             }
@@ -141,6 +143,7 @@ impl StoreWriter {
             rows: resumption.rows,
             clipped: resumption.clipped,
             window: empty_window(&spec)?,
+            rounded: vec![0; spec.row_bytes() / 2],
             windows: resumption.windows,
             window_start: resumed,
             tokens,
@@ -164,6 +167,7 @@ impl StoreWriter {
             rows: attributes.rows,
             clipped: attributes.clipped,
             window: Vec::new(),
+            rounded: Vec::new(),
             windows: 0,
             window_start: end,
             tokens: Vec::new(),
@@ -275,11 +279,11 @@ impl StoreWriter {
     }
 
     fn take_in_row(&mut self, position: usize, row: &[f32]) -> Result<()> {
-        let Some(bits) = self.pipeline.as_mut().and_then(|pipeline| pipeline.rows.take()) else {
+        let taken = self.pipeline.as_mut().map_or(Ok(None), |pipeline| pipeline.rows.take())?;
+        let Some(mut planes) = taken else {
             return Err(self.failure());
         };
-        let mut bits = bits;
-        match self.rounding.round(row, &mut bits) {
+        match self.rounding.round(row, &mut self.rounded) {
             Ok(clipped) => self.clipped += clipped,
             Err(Unstorable::NotFinite { channel }) => {
                 let value = row[channel];
@@ -290,8 +294,10 @@ impl StoreWriter {
                 return Err(StoreError::Overflow { context: self.contexts, position, channel, value });
             }
         }
+        // Split into planes while it is in the nearest cache: what is left for the compressing threads is to copy them.
+        codec::shuffle_into(bytemuck::cast_slice(&self.rounded), self.spec.row_type.bytes(), &mut planes, 0);
         let origin = self.contexts * self.spec.context_length as u64 + position as u64;
-        self.window.push(Row { origin, bits });
+        self.window.push(Row { origin, planes });
         self.rows += 1;
         if self.window.len() == self.spec.layout.window_rows {
             let whole = position + 1 == self.spec.context_length;
@@ -413,6 +419,7 @@ mod tests {
     use ndarray::{Array3, aview2};
 
     use super::*;
+    use crate::row_slots::RowSlot;
 
     #[test]
     fn a_compressing_thread_that_dies_is_told_with_its_reason() {
@@ -421,7 +428,7 @@ mod tests {
         let mut writer = StoreWriter::open(dir.path(), &spec, &WriterOptions::default()).unwrap();
         writer.append(aview2(&[[0; 4]; 4]), Array3::ones((4, 4, 2)).view()).unwrap();
         // A row of another width than the store's.
-        writer.window[3].bits = vec![0; 1 << 20].into_boxed_slice();
+        writer.window[3].planes = RowSlot::piece(1, 1).unwrap().remove(0);
         let error = writer.finish().unwrap_err();
         assert!(matches!(&error, StoreError::Died(died) if died.reason.contains("range")), "{error}");
         assert!(matches!(Store::open(dir.path()), Err(StoreError::Incomplete { .. })));

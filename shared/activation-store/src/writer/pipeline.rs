@@ -3,15 +3,15 @@
 use std::io;
 use std::path::Path;
 use std::sync::mpsc::{self, Receiver, Sender};
-use std::sync::{Arc, MutexGuard, PoisonError};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
 use workers::{Died, Worker};
 
 use super::compress::{Failure, Work};
-use super::stages::{Counters, WriterFiles};
+use super::stages::{Buffers, Counters, WriterFiles};
 use super::{commit, compress};
 use crate::resumption::Resumption;
-use crate::rounding::RowBits;
+use crate::row_slots::RowSlot;
 use crate::statistics::RunningStatistics;
 use crate::{Result, StoreError, StoreSpec};
 
@@ -37,6 +37,7 @@ impl Pipeline {
         // One shard is written while the next is compressed.
         let (commits, commits_received) = mpsc::sync_channel(1);
         let (returned, returned_received) = mpsc::channel();
+        let emptied = Arc::new(Mutex::new(Vec::new()));
         let failure = Failure::default();
         let pool = rayon::ThreadPoolBuilder::new()
             .num_threads(threads)
@@ -47,8 +48,9 @@ impl Pipeline {
         let committing = {
             let (spec, counters, failure, mut files) =
                 (spec.clone(), counters.clone(), failure.clone(), files);
+            let emptied = emptied.clone();
             let worker = workers::spawn("store-commit", move || {
-                let run = || commit::run(&spec, &mut files, &commits_received, &counters);
+                let run = || commit::run(&spec, &mut files, &commits_received, &emptied, &counters);
                 note(&failure, workers::catch("committing of shards", run));
                 files
             });
@@ -58,18 +60,21 @@ impl Pipeline {
             let (spec, failure) = (spec.clone(), failure.clone());
             let (statistics, shards) = (resumption.statistics.clone(), resumption.shards);
             let worker = workers::spawn("store-shuffle", move || {
+                let buffers = Buffers { returned, emptied };
                 let run =
-                    || compress::run(&spec, &pool, statistics, shards, &work_received, &returned, &commits);
+                    || compress::run(&spec, &pool, statistics, shards, &work_received, &buffers, &commits);
                 note(&failure, workers::catch("compressing of shards", run))
             });
             worker.map_err(StoreError::thread("the compressing of shards"))?
         };
+        let planned = spec.contexts.saturating_mul(spec.context_length as u64);
+        let planned = usize::try_from(planned).unwrap_or(usize::MAX);
         let rows = RowPool {
             free: Vec::new(),
             returned: returned_received,
             allocated: 0,
-            capacity: spec.layout.window_rows + spec.layout.shard_rows,
-            length: spec.row_bytes() / 2,
+            capacity: (spec.layout.window_rows + spec.layout.shard_rows).min(planned),
+            length: spec.row_bytes(),
         };
         Ok(Pipeline { work, rows, failure, compressing, committing })
     }
@@ -99,35 +104,41 @@ fn note<T>(failure: &Failure, result: std::result::Result<Result<T>, Died>) -> O
     }
 }
 
-/// The noted error; no panic can leave it half written.
-pub(super) fn lock(failure: &Failure) -> MutexGuard<'_, Option<StoreError>> {
-    failure.lock().unwrap_or_else(PoisonError::into_inner)
+/// What the threads share: an error, or buffers. No panic can leave it half written.
+pub(super) fn lock<T>(shared: &Mutex<T>) -> MutexGuard<'_, T> {
+    shared.lock().unwrap_or_else(PoisonError::into_inner)
 }
 
 /// Row buffers that circulate between the writer and the compressing threads.
 #[derive(Debug)]
 pub(super) struct RowPool {
-    free: Vec<RowBits>,
-    returned: Receiver<Vec<RowBits>>,
+    free: Vec<RowSlot>,
+    returned: Receiver<Vec<RowSlot>>,
     allocated: usize,
     capacity: usize,
-    /// u16 of a row.
+    /// Bytes of a row.
     length: usize,
 }
 
 impl RowPool {
     /// A buffer. Waits for one if all are in use; `None` if none will ever come back.
-    pub(super) fn take(&mut self) -> Option<RowBits> {
+    pub(super) fn take(&mut self) -> Result<Option<RowSlot>> {
         if self.free.is_empty() {
             self.free.extend(self.returned.try_iter().flatten());
         }
         if self.free.is_empty() {
             if self.allocated < self.capacity {
-                self.allocated += 1;
-                return Some(vec![0; self.length].into_boxed_slice());
+                self.free = RowSlot::piece(self.length, self.capacity - self.allocated)?;
+                self.allocated += self.free.len();
+                // The first ones first: a short dump then touches no more memory than it fills.
+                self.free.reverse();
+            } else {
+                match self.returned.recv() {
+                    Ok(returned) => self.free = returned,
+                    Err(_) => return Ok(None),
+                }
             }
-            self.free = self.returned.recv().ok()?;
         }
-        self.free.pop()
+        Ok(self.free.pop())
     }
 }

@@ -3,8 +3,11 @@
 use std::fs::File;
 use std::path::PathBuf;
 use std::sync::atomic::AtomicU64;
+use std::sync::mpsc::Sender;
+use std::sync::{Arc, Mutex};
 
 use crate::disk::Disk;
+use crate::row_slots::RowSlot;
 use crate::statistics::RunningStatistics;
 
 /// How far the text is stored.
@@ -25,6 +28,18 @@ pub(super) enum Commit {
     Shard { shard: u64, rows: u64, activations: Vec<Vec<u8>>, origin: Vec<Vec<u8>> },
     /// Every shard of the window was sent.
     Window { window: u64, from: Position, to: Position, clipped: u64, statistics: RunningStatistics },
+}
+
+/// Encoded chunks that are on the disk, to be filled again. (The system gives a fresh buffer of such a size page by page,
+/// which takes longer than to fill it.)
+pub(super) type Emptied = Arc<Mutex<Vec<Vec<u8>>>>;
+
+/// Where the compressing threads' buffers go and come from.
+#[derive(Debug)]
+pub(super) struct Buffers {
+    /// Rows go back to the writer.
+    pub(super) returned: Sender<Vec<RowSlot>>,
+    pub(super) emptied: Emptied,
 }
 
 /// What the background threads report.
