@@ -125,11 +125,14 @@ per_isa! {
 per_isa! {
     /// How many features are active in a row, and Σ a.
     fn count_and_sum(row: &[f32]) -> (u32, f64) {
-        let (mut counts, mut sums) = ([0u32; 16], [0.0f64; 16]);
-        let (chunks, rest) = row.as_chunks::<16>();
+        // Eight lanes: one vector of float64 at most, which is what compilers make of it.
+        let (mut counts, mut sums) = ([0u32; 8], [0.0f64; 8]);
+        let (chunks, rest) = row.as_chunks::<8>();
         for chunk in chunks {
-            for at in 0..16 {
+            for at in 0..8 {
                 counts[at] += u32::from(chunk[at] > 0.0);
+            }
+            for at in 0..8 {
                 sums[at] += f64::from(chunk[at]);
             }
         }
