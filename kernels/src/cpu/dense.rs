@@ -42,49 +42,169 @@ pub struct PackedFactors {
 /// Columns that an encode finishes while they are in the cache, in panels of the matrix units.
 const ENCODED_PANELS: usize = 12;
 
-/// Fills `out` [B,F] with z, or with max(z, 0) if only what is `positive` is asked for. In float32 that is bit for bit what the
-/// sparse path finds.
+/// What an encode counts of its activations while they are in the cache.
+#[derive(Debug, Default)]
+pub struct ActivationSums {
+    /// In how many rows each feature is active, [F].
+    pub features: Vec<u32>,
+    /// How many features are active in each row, and Σ a: [B].
+    pub rows: Vec<(u32, f64)>,
+}
+
+impl ActivationSums {
+    /// Runs `work` on each block of `size` rows with its own sums, and adds them up.
+    fn of_blocks(
+        &mut self,
+        (size, features): (usize, usize),
+        out: &mut [f32],
+        work: impl Fn(usize, &mut [f32], &mut [u32], &mut [(u32, f64)]) + Sync,
+    ) {
+        self.rows.clear();
+        self.rows.resize(out.len() / features, (0, 0.0));
+        let blocks = out.par_chunks_mut(size * features).zip(self.rows.par_chunks_mut(size)).enumerate();
+        let partial: Vec<Vec<u32>> = blocks
+            .map(|(block, (out, rows))| {
+                let mut counts = vec![0; features];
+                work(block, out, &mut counts, rows);
+                counts
+            })
+            .collect();
+        self.features.clear();
+        self.features.resize(features, 0);
+        for partial in &partial {
+            self.features.iter_mut().zip(partial).for_each(|(count, more)| *count += more);
+        }
+    }
+
+    /// Those of activations [B,F].
+    pub(crate) fn count(&mut self, isa: Isa, features: usize, activations: &mut [f32]) {
+        let size = row_block(activations.len() / features);
+        self.of_blocks((size, features), activations, |_, activations, counts, rows| {
+            for (row, of_row) in activations.chunks_exact_mut(features).zip(rows) {
+                *of_row = activate_row(isa, row, counts);
+            }
+        });
+    }
+}
+
+/// Fills `out` [B,F] with max(z, 0), and `sums` with what there is of it. In float32, z is bit for bit what the sparse path
+/// finds.
 pub fn encode(
     isa: Isa,
     products: Products,
     input: Encode<'_>,
-    positive: bool,
     memory: &mut PackedFactors,
     out: &mut [f32],
+    sums: &mut ActivationSums,
 ) {
+    let features = input.features();
+    let size = row_block(input.rows()).next_multiple_of(PANEL);
     match products {
-        Products::Float32 if positive => encode_dense(isa, input, out),
-        Products::Float32 => preactivations(isa, input, out),
-        Products::Split(units, parts) => encode_split((units, parts), input, positive, memory, out),
+        Products::Float32 => {
+            encode_dense(isa, input, out);
+            sums.count(isa, features, out);
+        }
+        Products::Split(units, parts) => {
+            let factors = EncodeFactors::new((units, parts), input, memory);
+            sums.of_blocks((size, features), out, |block, out, counts, rows| {
+                factors.multiply(block * size / PANEL, out, |first, part| {
+                    let mut rows = rows.iter_mut();
+                    part.for_each_row(|z| {
+                        let counts = &mut counts[first..first + z.len()];
+                        let (count, sum) = activate_row(isa, z, counts);
+                        let of_row = rows.next().expect("as many as there are rows");
+                        *of_row = (of_row.0 + count, of_row.1 + sum);
+                    });
+                });
+            });
+        }
     }
 }
 
-fn encode_split(
-    (units, parts): (MatrixUnits, Parts),
+/// Fills `out` [B,F] with z.
+pub fn encode_all(
+    isa: Isa,
+    products: Products,
     input: Encode<'_>,
-    positive: bool,
     memory: &mut PackedFactors,
     out: &mut [f32],
 ) {
-    let (rows, features, width) = (input.rows(), input.features(), input.width);
-    let left = pack((units, parts), Matrix::rows(input.x, width), (rows, width), &mut memory.encoded);
-    let weights = Matrix::rows(input.weights, width).transposed();
-    let right = pack((units, parts), weights, (features, width), &mut memory.encoder);
-    let panels = row_block(rows).div_ceil(PANEL);
-    out.par_chunks_mut(panels * PANEL * features).enumerate().for_each(|(block, out)| {
-        let lines = block * panels..((block + 1) * panels).min(left.panels());
-        let mut rest = Out::new(out, out.len() / features, features);
-        for first in (0..right.panels()).step_by(ENCODED_PANELS) {
-            let columns = first..(first + ENCODED_PANELS).min(right.panels());
-            let bias = &input.bias[first * PANEL..(columns.end * PANEL).min(features)];
+    let size = row_block(input.rows()).next_multiple_of(PANEL);
+    match products {
+        Products::Float32 => preactivations(isa, input, out),
+        Products::Split(units, parts) => {
+            let factors = EncodeFactors::new((units, parts), input, memory);
+            let blocks = out.par_chunks_mut(size * input.features()).enumerate();
+            blocks.for_each(|(block, out)| factors.multiply(block * size / PANEL, out, |_, _| ()));
+        }
+    }
+}
+
+/// The factors of an encode on matrix units.
+struct EncodeFactors<'a> {
+    x: &'a Left,
+    weights: &'a Right,
+    bias: &'a [f32],
+}
+
+impl<'a> EncodeFactors<'a> {
+    fn new(
+        (units, parts): (MatrixUnits, Parts),
+        input: Encode<'a>,
+        memory: &'a mut PackedFactors,
+    ) -> EncodeFactors<'a> {
+        let (rows, features, width) = (input.rows(), input.features(), input.width);
+        let x = Matrix::rows(input.x, width);
+        let weights = Matrix::rows(input.weights, width).transposed();
+        EncodeFactors {
+            x: pack((units, parts), x, (rows, width), &mut memory.encoded),
+            weights: pack((units, parts), weights, (features, width), &mut memory.encoder),
+            bias: input.bias,
+        }
+    }
+
+    /// z of some rows, from those of panel `panel` on; `finish` gets each part with its first feature as soon as it is done.
+    fn multiply(&self, panel: usize, out: &mut [f32], mut finish: impl FnMut(usize, &mut Out<'_>)) {
+        let features = self.bias.len();
+        let rows = out.len() / features;
+        let panels = panel..panel + rows.div_ceil(PANEL);
+        let mut rest = Out::new(out, rows, features);
+        for first in (0..self.weights.panels()).step_by(ENCODED_PANELS) {
+            let columns = first..(first + ENCODED_PANELS).min(self.weights.panels());
+            let bias = &self.bias[first * PANEL..(columns.end * PANEL).min(features)];
             let (mut part, after) = rest.split_columns(bias.len());
-            matrix_units::multiply(left, lines.clone(), right, columns, Start::Row(bias), part.reborrow());
-            if positive {
-                part.for_each_row(|row| row.iter_mut().for_each(|z| *z = z.max(0.0)));
-            }
+            let start = Start::Row(bias);
+            matrix_units::multiply(self.x, panels.clone(), self.weights, columns, start, part.reborrow());
+            finish(first * PANEL, &mut part);
             rest = after;
         }
-    });
+    }
+}
+
+per_isa! {
+    /// z → max(z, 0); adds 1 to the counts of those above 0, and returns how many those are and their sum.
+    fn activate_row(z: &mut [f32], counts: &mut [u32]) -> (u32, f64) {
+        for (z, count) in z.iter_mut().zip(counts) {
+            *z = z.max(0.0);
+            *count += u32::from(*z > 0.0);
+        }
+        // Eight lanes: one vector of float64 at most, which is what compilers make of it.
+        let (mut active, mut sums) = ([0u32; 8], [0.0f64; 8]);
+        let (chunks, rest) = z.as_chunks::<8>();
+        for chunk in chunks {
+            for at in 0..8 {
+                active[at] += u32::from(chunk[at] > 0.0);
+            }
+            for at in 0..8 {
+                sums[at] += f64::from(chunk[at]);
+            }
+        }
+        for (at, a) in rest.iter().enumerate() {
+            active[at] += u32::from(*a > 0.0);
+            sums[at] += f64::from(*a);
+        }
+        (active.iter().sum(), sums.iter().sum())
+    }
 }
 
 /// Adds to x̂ [B,d] what the skip connection makes of x [B,d]: x W_skipᵀ, from W_skip [d,d].
@@ -115,53 +235,6 @@ pub fn skip_gradient(g: &[f32], x: &[f32], width: usize, out: &mut [f32]) {
     });
 }
 
-per_isa! {
-    /// Counts the features that are active in a row.
-    fn count_row(row: &[f32], counts: &mut [u32]) {
-        counts.iter_mut().zip(row).for_each(|(count, a)| *count += u32::from(*a > 0.0));
-    }
-}
-
-per_isa! {
-    /// How many features are active in a row, and Σ a.
-    fn count_and_sum(row: &[f32]) -> (u32, f64) {
-        // Eight lanes: one vector of float64 at most, which is what compilers make of it.
-        let (mut counts, mut sums) = ([0u32; 8], [0.0f64; 8]);
-        let (chunks, rest) = row.as_chunks::<8>();
-        for chunk in chunks {
-            for at in 0..8 {
-                counts[at] += u32::from(chunk[at] > 0.0);
-            }
-            for at in 0..8 {
-                sums[at] += f64::from(chunk[at]);
-            }
-        }
-        for (at, a) in rest.iter().enumerate() {
-            counts[at] += u32::from(*a > 0.0);
-            sums[at] += f64::from(*a);
-        }
-        (counts.iter().sum(), sums.iter().sum())
-    }
-}
-
-/// In how many rows each feature is active, [F], from the activations [B,F].
-pub fn count_active(isa: Isa, activations: &[f32], features: usize) -> Vec<u32> {
-    let block = row_block(activations.len() / features);
-    let partial: Vec<Vec<u32>> = activations
-        .par_chunks(block * features)
-        .map(|rows| {
-            let mut counts = vec![0; features];
-            rows.chunks_exact(features).for_each(|row| count_row(isa, row, &mut counts));
-            counts
-        })
-        .collect();
-    let mut counts = vec![0; features];
-    for partial in &partial {
-        counts.iter_mut().zip(partial).for_each(|(count, more)| *count += more);
-    }
-    counts
-}
-
 /// Adds to x̂ [B,d] the decoder rows of the features of a group, from `activations` [B,F].
 pub(crate) fn decode_dense_group(
     products: Products,
@@ -184,23 +257,28 @@ pub(crate) fn decode_dense_group(
 }
 
 /// What is active in each row of `activations` [B,F], into `activity` [B].
-pub(crate) fn dense_activity(isa: Isa, input: Decode<'_>, activations: &[f32], activity: &mut [RowActivity]) {
+pub(crate) fn dense_activity(
+    input: Decode<'_>,
+    activations: &[f32],
+    sums: &[(u32, f64)],
+    activity: &mut [RowActivity],
+) {
     let features = input.weights.len() / input.bias.len();
-    activity.par_iter_mut().zip(activations.par_chunks(features)).for_each(|(activity, row)| {
+    let rows = activity.par_iter_mut().zip(activations.par_chunks(features)).zip(sums);
+    rows.for_each(|((activity, row), sums)| {
         let (mut active, mut values) = (Vec::new(), Vec::new());
-        activity_of_row(isa, input, row, (&mut active, &mut values), activity);
+        activity_of_row(input, row, *sums, (&mut active, &mut values), activity);
     });
 }
 
-/// What is active in a row; the lists are memory.
+/// What is active in a row, of which the sums are known; the lists are memory.
 fn activity_of_row(
-    isa: Isa,
     input: Decode<'_>,
     row: &[f32],
+    (count, l1): (u32, f64),
     (active, values): (&mut Vec<u32>, &mut Vec<f32>),
     activity: &mut RowActivity,
 ) {
-    let (count, l1) = count_and_sum(isa, row);
     if let Some(penalty) = input.sparsity.of_sums(count as usize, l1, input.decoder_norms.is_some()) {
         *activity = RowActivity { active: count, l1, penalty };
         return;
@@ -216,12 +294,12 @@ fn activity_of_row(
     *activity = input.activity(active, values);
 }
 
-/// As [`decode_sparse`](super::decode::decode_sparse), from `activations` [B,F].
+/// As [`decode_sparse`](super::decode::decode_sparse), from `activations` [B,F] and their `sums` [B].
 pub fn decode_dense(
-    isa: Isa,
     products: Products,
     input: Decode<'_>,
     activations: &[f32],
+    sums: &[(u32, f64)],
     memory: &mut PackedFactors,
     reconstruction: &mut [f32],
     activity: &mut [RowActivity],
@@ -233,15 +311,15 @@ pub fn decode_dense(
     let weights = Factor::new(products, weights, (features, width), &mut memory.decoder);
     let blocks = reconstruction
         .par_chunks_mut(size * width)
-        .zip(activity.par_chunks_mut(size))
+        .zip(activity.par_chunks_mut(size).zip(sums.par_chunks(size)))
         .zip(activations.par_chunks(size * features));
-    blocks.for_each(|((reconstruction, activity), activations)| {
+    blocks.for_each(|((reconstruction, (activity, sums)), activations)| {
         weights.multiply(0.0, Matrix::rows(activations, features), activity.len(), reconstruction);
         let (mut active, mut active_values) = (Vec::new(), Vec::new());
         let rows = reconstruction.chunks_exact_mut(width).zip(activations.chunks_exact(features));
-        for ((values, activations), activity) in rows.zip(activity) {
+        for ((values, activations), (activity, sums)) in rows.zip(activity.iter_mut().zip(sums)) {
             values.iter_mut().zip(input.bias).for_each(|(value, bias)| *value += bias);
-            activity_of_row(isa, input, activations, (&mut active, &mut active_values), activity);
+            activity_of_row(input, activations, *sums, (&mut active, &mut active_values), activity);
         }
     });
 }

@@ -24,7 +24,7 @@ use super::decode::{
     sum_of_rows,
 };
 use super::dense::{
-    self, PackedFactors, add_skip, count_active, decode_dense, decode_dense_group, dense_activity,
+    self, ActivationSums, PackedFactors, add_skip, decode_dense, decode_dense_group, dense_activity,
 };
 use super::encode::{Cutoff, Encode, EncodeBuffers, Search, encode_above, encode_dense_bf16, encode_sparse};
 use super::frequency::FrequencyWindow;
@@ -126,8 +126,8 @@ struct Buffers {
     packed: PackedFactors,
     /// [B,F], only while steps are dense.
     activations: Vec<f32>,
-    /// In how many rows each feature is active, if the encode has counted that: [F], otherwise empty.
-    dense_counts: Vec<u32>,
+    /// What there is of them.
+    sums: ActivationSums,
     /// z [B,F], only while steps are dense and a threshold is trained.
     preactivations: Vec<f32>,
     /// The cutoffs of features or rows, where they are no tensor: [F] or [B].
@@ -517,7 +517,7 @@ impl Forward<'_> {
         let (path, encoded, rechecked) = self.activate(input);
         let counts = match path {
             Path::Sparse => self.buffers.selected.kept.counts(),
-            Path::Dense => self.dense_counts(),
+            Path::Dense => self.buffers.sums.features.clone(),
         };
         let dead = self.dead_features(&counts);
         let prefixes = if self.purpose == Purpose::Training && !self.spec.prefixes.is_empty() {
@@ -555,24 +555,19 @@ impl Forward<'_> {
             *bias *= norm;
         });
         let found = self.activate_by_rank(input);
-        let Buffers { selected, activations, decoder_norms: norms, .. } = &mut *self.buffers;
+        let Buffers { selected, activations, sums, decoder_norms: norms, .. } = &mut *self.buffers;
         match found.0 {
             // What is above 0 has a norm above 0.
             Path::Sparse => selected.kept.divide(norms),
-            Path::Dense => activations.par_chunks_mut(self.spec.features).for_each(|row| {
-                let active = row.iter_mut().zip(norms.iter()).filter(|(a, _)| **a > 0.0);
-                active.for_each(|(a, norm)| *a /= norm);
-            }),
+            Path::Dense => {
+                activations.par_chunks_mut(self.spec.features).for_each(|row| {
+                    let active = row.iter_mut().zip(norms.iter()).filter(|(a, _)| **a > 0.0);
+                    active.for_each(|(a, norm)| *a /= norm);
+                });
+                sums.count(self.options.isa, self.spec.features, activations);
+            }
         }
         found
-    }
-
-    /// In how many rows each feature is active, [F], from the dense activations.
-    fn dense_counts(&mut self) -> Vec<u32> {
-        match std::mem::take(&mut self.buffers.dense_counts) {
-            counts if !counts.is_empty() => counts,
-            _ => count_active(self.options.isa, &self.buffers.activations, self.spec.features),
-        }
     }
 
     /// ‖W_dec_j‖ of all features into the buffers.
@@ -600,6 +595,7 @@ impl Forward<'_> {
             activations,
             preactivations: dense_z,
             cutoffs,
+            sums,
             packed,
             ..
         } = &mut *self.buffers;
@@ -640,7 +636,7 @@ impl Forward<'_> {
         let mut rechecked = if self.expected == Path::Sparse { sparse() } else { None };
         if rechecked.is_none() {
             dense_z.resize(cells, 0.0);
-            dense::encode(isa, products, factors, false, packed, dense_z);
+            dense::encode_all(isa, products, factors, packed, dense_z);
             let few = count_above(dense_z, above, spec.features) <= limit;
             rechecked = if few { sparse() } else { None };
         }
@@ -657,6 +653,7 @@ impl Forward<'_> {
             None => {
                 activations.resize(cells, 0.0);
                 activations_above(thresholds, dense_z, activations);
+                sums.count(isa, spec.features, activations);
                 (Path::Dense, Path::Dense, 0)
             }
         }
@@ -719,7 +716,7 @@ impl Forward<'_> {
     fn encode(&mut self, input: &[f32]) -> (Path, usize) {
         let (isa, spec, weights) = (self.options.isa, self.spec, self.weights);
         let products = self.options.products(self.purpose);
-        let Buffers { shifted, ranked, rounded, encode, selected, activations, dense_counts, packed, .. } =
+        let Buffers { shifted, ranked, rounded, encode, selected, activations, sums, packed, .. } =
             &mut *self.buffers;
         let pairs = &mut selected.kept;
         let cells = input.len() / spec.width * spec.features;
@@ -738,11 +735,13 @@ impl Forward<'_> {
         }
         activations.resize(cells, 0.0);
         match self.options.bf16 {
-            true => encode_dense_bf16(isa, factors, activations),
-            false => dense::encode(isa, products, factors, true, packed, activations),
+            true => {
+                encode_dense_bf16(isa, factors, activations);
+                sums.count(isa, spec.features, activations);
+            }
+            false => dense::encode(isa, products, factors, packed, activations, sums),
         }
-        *dense_counts = count_active(isa, activations, spec.features);
-        let active: u64 = dense_counts.iter().copied().map(u64::from).sum();
+        let active: u64 = sums.features.iter().copied().map(u64::from).sum();
         let few = active as usize <= limit;
         match few.then(sparse).flatten() {
             Some(rechecked) => (Path::Sparse, rechecked),
@@ -774,12 +773,14 @@ impl Forward<'_> {
         let products = self.options.products(self.purpose);
         let rows = input.len() / width;
         self.with_decode(|decode, buffers| {
-            let Buffers { selected, activations, gradient, activity, packed, .. } = buffers;
+            let Buffers { selected, activations, sums, gradient, activity, packed, .. } = buffers;
             gradient.resize(rows * width, 0.0);
             activity.resize(rows, RowActivity::default());
             match path {
                 Path::Sparse => decode_sparse(isa, decode, &selected.kept, gradient, activity),
-                Path::Dense => decode_dense(isa, products, decode, activations, packed, gradient, activity),
+                Path::Dense => {
+                    decode_dense(products, decode, activations, &sums.rows, packed, gradient, activity)
+                }
             }
         });
         self.skip(input);
@@ -805,11 +806,11 @@ impl Forward<'_> {
         self.skip(input);
         let products = self.options.products(self.purpose);
         self.with_decode(|decode, buffers| {
-            let Buffers { selected, activations, gradient, prefixes, activity, packed, .. } = buffers;
+            let Buffers { selected, activations, sums, gradient, prefixes, activity, packed, .. } = buffers;
             activity.resize(rows, RowActivity::default());
             match path {
                 Path::Sparse => sparse_activity(decode, &selected.kept, activity),
-                Path::Dense => dense_activity(isa, decode, activations, activity),
+                Path::Dense => dense_activity(decode, activations, &sums.rows, activity),
             }
             prefixes.resize_with(spec.prefixes.widths().len(), Vec::new);
             let mut start = 0;

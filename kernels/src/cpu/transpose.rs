@@ -25,8 +25,12 @@ pub(crate) fn transpose_columns(
             let (from, to) = (&matrix[row * width + first + column..], &mut out[column * rows + row..]);
             #[cfg(target_arch = "x86_64")]
             if (height, across) == (TILE, TILE) && isa.level() != Level::Portable {
-                // SAFETY: the other levels have AVX2; 16 rows of 16 numbers lie in the matrix, as many columns in `out`.
-                unsafe { x86::tile(from.as_ptr(), width, to.as_mut_ptr(), rows) };
+                let (from, to) = (from.as_ptr(), to.as_mut_ptr());
+                // SAFETY: the level has the instructions; 16 rows of 16 numbers lie in the matrix, as many columns in `out`.
+                match isa.level() {
+                    Level::Avx512 => unsafe { x86::whole_tile(from, width, to, rows) },
+                    _ => unsafe { x86::tile(from, width, to, rows) },
+                }
                 continue;
             }
             let _ = isa;
@@ -42,6 +46,42 @@ pub(crate) fn transpose_columns(
 #[cfg(target_arch = "x86_64")]
 mod x86 {
     use std::arch::x86_64::*;
+
+    /// Transposes 16 × 16 numbers, of which each line is read and written once: lines that lie pages apart fall out of the nearest
+    /// cache before they can be used twice.
+    ///
+    /// # Safety
+    /// As of [`tile`], with AVX-512F.
+    #[target_feature(enable = "avx512f")]
+    pub(super) unsafe fn whole_tile(from: *const f32, width: usize, to: *mut f32, rows: usize) {
+        // SAFETY: the caller's promise.
+        let line: [__m512; 16] = std::array::from_fn(|row| unsafe { _mm512_loadu_ps(from.add(row * width)) });
+        // Pairs of rows, fours, then quarters of eight and of all.
+        let pairs: [__m512; 16] = std::array::from_fn(|at| match (at % 2, line[at & !1], line[at | 1]) {
+            (0, a, b) => _mm512_unpacklo_ps(a, b),
+            (_, a, b) => _mm512_unpackhi_ps(a, b),
+        });
+        let fours: [__m512; 16] = std::array::from_fn(|at| {
+            let first = at & !3 | (at & 2) >> 1;
+            match (at % 2, pairs[first], pairs[first + 2]) {
+                (0, a, b) => _mm512_shuffle_ps::<0x44>(a, b),
+                (_, a, b) => _mm512_shuffle_ps::<0xee>(a, b),
+            }
+        });
+        for at in 0..4 {
+            let [a, b, c, d] = [0, 4, 8, 12].map(|four| fours[four + at]);
+            let (low, high) = (_mm512_shuffle_f32x4::<0x88>(a, b), _mm512_shuffle_f32x4::<0x88>(c, d));
+            let (low_odd, high_odd) =
+                (_mm512_shuffle_f32x4::<0xdd>(a, b), _mm512_shuffle_f32x4::<0xdd>(c, d));
+            // SAFETY: the caller's promise.
+            unsafe {
+                _mm512_storeu_ps(to.add(at * rows), _mm512_shuffle_f32x4::<0x88>(low, high));
+                _mm512_storeu_ps(to.add((at + 8) * rows), _mm512_shuffle_f32x4::<0xdd>(low, high));
+                _mm512_storeu_ps(to.add((at + 4) * rows), _mm512_shuffle_f32x4::<0x88>(low_odd, high_odd));
+                _mm512_storeu_ps(to.add((at + 12) * rows), _mm512_shuffle_f32x4::<0xdd>(low_odd, high_odd));
+            }
+        }
+    }
 
     /// Transposes 16 × 16 numbers, of which each half of a line is 8 × 8.
     ///

@@ -9,7 +9,7 @@ use std::time::Instant;
 
 use kernels::cpu::ceiling::{copy_rate, multiply_add_rate};
 use kernels::cpu::decode::{Decode, Finish, RowActivity, RowError, decode_sparse, finish, sum_of_rows};
-use kernels::cpu::dense::{self, PackedFactors, decode_dense};
+use kernels::cpu::dense::{self, ActivationSums, PackedFactors, decode_dense};
 use kernels::cpu::encode::{Encode, EncodeBuffers, encode_sparse};
 use kernels::cpu::pairs::ActivePairs;
 use kernels::cpu::rows::{RowNorms, row_norms};
@@ -270,6 +270,7 @@ impl<'a> Parts<'a> {
         let (d, f) = (spec.width, spec.features);
         let (mut buffers, mut pairs) = (EncodeBuffers::default(), ActivePairs::default());
         let (products, mut packed) = (self.options.training_products(), PackedFactors::default());
+        let mut sums = ActivationSums::default();
         let mut dense = vec![0.0; if self.path == Path::Dense { spec.batch * f } else { 0 }];
         let weights = &self.parameters.weights;
         let encode = Encode {
@@ -283,7 +284,7 @@ impl<'a> Parts<'a> {
                 let (search, limit) = (self.options.search, spec.batch * f);
                 encode_sparse(isa, encode, search, limit, &mut buffers, &mut pairs);
             }
-            Path::Dense => dense::encode(isa, products, encode, true, &mut packed, &mut dense),
+            Path::Dense => dense::encode(isa, products, encode, &mut packed, &mut dense, &mut sums),
         });
 
         let decode = Decode {
@@ -300,7 +301,7 @@ impl<'a> Parts<'a> {
             match self.path {
                 Path::Sparse => decode_sparse(isa, decode, &pairs, &mut g, &mut activity),
                 Path::Dense => {
-                    decode_dense(isa, products, decode, &dense, &mut packed, &mut g, &mut activity);
+                    decode_dense(products, decode, &dense, &sums.rows, &mut packed, &mut g, &mut activity);
                 }
             }
             finish(isa, error, &mut g, &mut errors);
