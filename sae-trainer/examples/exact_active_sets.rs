@@ -3,11 +3,12 @@
 //!     exact_active_sets STORE SAE [ROWS [K]]
 //!
 //! For each batch of 4,096 rows it takes the active pairs of ReLU, of TopK and of BatchTopK from the plain product, from
-//! screening with 8 and with 16 bits, and from whichever training would choose. The sets must be the same, bit for bit.
+//! screening on each grid, and from whichever training would choose. The sets must be the same, bit for bit.
 //!
 //! ReLU's set is that of the plain search, and values may differ from its own as far as the order of a float32 sum of d products
 //! allows, (d + 2) · 2⁻²⁴ · (Σ|x_k w_k| + |b|) on either side. TopK's and BatchTopK's are chosen here from all z of the plain
-//! product by their definition, without the cutoffs and margins of a search; k is K, or else the autoencoder's own, or 32.
+//! product by their definition, without the cutoffs and margins of a search; k is K, or else the autoencoder's own, or 32. With 0 for
+//! K, ReLU is all that is compared.
 //!
 //! The program prints what was compared, how many pairs are in one set and not in the other, and ReLU's largest difference of
 //! values as a share of that bound. It ends with an error unless no pair differs.
@@ -42,10 +43,7 @@ fn main() -> Result<()> {
     let k = arguments.get(3).map_or(Ok(config.largest().unwrap_or(32)), |k| k.parse())?;
     let (d, f) = (weights.d_in(), weights.d_sae());
     ensure!(store.width() == d, "the store's rows have {} numbers, the autoencoder takes {d}", store.width());
-    ensure!(
-        (1..=f).contains(&k),
-        "k is {k}, but it must be at least 1 and at most {f}, the number of features"
-    );
+    ensure!(k <= f, "k is {k}, but it must be at most {f}, the number of features");
     let encoder = transposed(weights.w_enc.view());
     let encoder = encoder.as_slice().context("not row-major")?;
     let bias = weights.b_enc.as_slice().context("not row-major")?;
@@ -54,14 +52,17 @@ fn main() -> Result<()> {
 
     let isa = Isa::detect();
     let mut relu = Comparison::default();
-    let mut largest = [Among::Row, Among::Batch].map(|among| (among, Comparison::default()));
+    let kinds: &[Among] = if k == 0 { &[] } else { &[Among::Row, Among::Batch] };
+    let mut largest: Vec<_> = kinds.iter().map(|among| (*among, Comparison::default())).collect();
     let mut buffers = Buffers { z: vec![0.0; BATCH * f], ..Buffers::default() };
     let (mut compared, mut worst) = (0, 0.0_f64);
     while compared < rows {
         let x = stream.next_batch()?.to_slice().expect("the rows of a batch lie side by side");
         let input = Encode { x, weights: encoder, bias, width: d };
         worst = worst.max(compare_relu(isa, input, &mut buffers, &mut relu)?);
-        preactivations(isa, input, &mut buffers.z);
+        if k > 0 {
+            preactivations(isa, input, &mut buffers.z);
+        }
         for (among, comparison) in &mut largest {
             compare_largest(isa, input, k, *among, &mut buffers, comparison);
         }
