@@ -38,7 +38,6 @@ pub(crate) fn session(
             builder = builder.with_operators(operators).map_err(Error::onnx(registering))?;
         }
     }
-    if let Ok(x) = std::env::var("ORT_PROFILE") { builder = builder.with_profiling(x).unwrap(); }
     if cuda {
         let library = runtime.cuda_provider();
         cuda::preload(&library);
