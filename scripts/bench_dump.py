@@ -57,7 +57,7 @@ def bare_model(folder, ids, work, arguments):
     process = subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True, cwd=ROOT)
 
     def run(_):
-        process.stdin.write(f"8 {LENGTH}\n")  # what activation-dump takes
+        process.stdin.write(f"0 {LENGTH}\n")  # as many as activation-dump takes
         process.stdin.flush()
         return float(process.stdout.readline())
 
@@ -194,7 +194,7 @@ def measure(name, folder, work, arguments):
         "SAELens' runner, to disk": sae_lens_runner(hooked, ids, work / "cache", arguments),
     }
     print(f"\n{name} to {HOOK}: {tokens:,} tokens ({first['text']['documents']:,} documents of tests/data), "
-          f"{arguments.threads} threads, contexts of {LENGTH} tokens; batches of 8 contexts through ONNX Runtime, of "
+          f"{arguments.threads} threads, contexts of {LENGTH} tokens; batches of 8 contexts through Python's ONNX Runtime, of "
           f"{arguments.batch} elsewhere", flush=True)
     turns = {peer: [] for peer in runs}
     for round in range(arguments.rounds):
