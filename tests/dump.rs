@@ -45,6 +45,38 @@ fn several_hooks_in_one_pass_write_the_stores_of_single_dumps() {
 }
 
 #[test]
+fn a_store_is_begun_and_continued_with_the_same_products() {
+    let setting = Setting::new(400);
+    let dump = |store: &str, more: &[&str]| {
+        let more = [&["--batch", "3", "--shuffle-memory", "64KiB"], more].concat();
+        let output = setting.command(store, 1000, &more).output().unwrap();
+        (output.status.success(), String::from_utf8(output.stderr).unwrap())
+    };
+    for (store, more) in [("exact", &["--exact-products"][..]), ("default", &[])] {
+        let (done, says) = dump(store, more);
+        assert!(done, "{says}");
+    }
+    let extra = |store: &str| Store::open(&setting.at(store)).unwrap().spec().provenance.extra.clone();
+    assert_eq!(extra("exact").get("products"), None);
+    // Where there are no matrix units, the flag changes nothing.
+    let units = extra("default").get("products").cloned();
+    let differing = differing_files(&setting.at("exact"), &setting.at("default"));
+    match units {
+        Some(kind) => {
+            assert_eq!(kind, json!("bfloat16x3"));
+            for (store, more) in [("default", &["--exact-products"][..]), ("exact", &[])] {
+                let (done, says) = dump(store, more);
+                assert!(
+                    !done && says.contains("extra.products") && says.contains("--exact-products is"),
+                    "{says}"
+                );
+            }
+        }
+        None => assert!(differing.iter().all(says_the_command), "{differing:?} differ"),
+    }
+}
+
+#[test]
 fn interrupted_dumps_of_several_hooks_end_with_the_same_bytes() {
     let setting = Setting::new(400);
     let command = || {

@@ -9,7 +9,7 @@ use activation_store::{Store, StoreError, StoreSummary, StoreWriter};
 use anyhow::{Context, Result, bail};
 use human_units::{format_bytes, format_count};
 use language_model::{
-    Device, ModelPrecision, PrefixModel, Runtime, SelfCheck, SessionOptions, Tokenizer, self_check,
+    Device, ModelPrecision, PrefixModel, Products, Runtime, SelfCheck, SessionOptions, Tokenizer, self_check,
 };
 use ndarray::ArrayView2;
 use terminal::{Interrupt, foreign, foreign_path};
@@ -112,6 +112,7 @@ fn prepare(arguments: &DumpArguments, threads: usize) -> Result<Prepared> {
         device: arguments.machine.device.into(),
         threads,
         center: model.center,
+        products: if arguments.machine.exact_products { Products::Exact } else { Products::MatrixUnits },
         ..SessionOptions::default()
     };
     let prefix = model.load(&runtime, &options)?;
@@ -136,6 +137,7 @@ fn prepare(arguments: &DumpArguments, threads: usize) -> Result<Prepared> {
         tokenizer_hash: tokenizer.as_ref().map_or(String::new(), |tokenizer| tokenizer.hash().to_owned()),
         dataset_hash: dataset.hash().to_owned(),
         provider: prefix.provider().to_owned(),
+        products: prefix.products(),
     };
     let widths: Vec<usize> = (0..model.hooks.len()).map(|hook| prefix.width(hook)).collect();
     let targets = stores::targets(arguments, &plan, &common, &widths);
@@ -201,8 +203,12 @@ fn dry_run(prepared: &Prepared, json: bool, interrupt: &Interrupt) -> Result<Exi
 impl Prepared {
     /// Compares the model on its device with itself on the CPU in float32, on some contexts of a first batch.
     fn check_against_cpu(&self, ids: ArrayView2<'_, i64>) -> Result<()> {
-        let options =
-            SessionOptions { device: Device::Cpu, precision: Some(ModelPrecision::Full), ..self.options };
+        let options = SessionOptions {
+            device: Device::Cpu,
+            precision: Some(ModelPrecision::Full),
+            products: Products::Exact,
+            ..self.options
+        };
         let reference = self.source.load(&self.runtime, &options)?;
         let check = self_check(&self.model, &reference, ids)?;
         terminal::say!(
@@ -272,10 +278,14 @@ impl Prepared {
         let provenance = &spec.provenance;
         let hooks: Vec<&str> = self.targets.iter().map(|target| target.hook.name.as_str()).collect();
         terminal::say!(
-            "  model    {} at {} ({})",
+            "  model    {} at {} ({}{})",
             foreign(&provenance.model),
             foreign(&hooks.join(", ")),
-            self.model.provider()
+            self.model.provider(),
+            match self.model.products() {
+                Products::Exact => "",
+                Products::MatrixUnits => ", products on matrix units",
+            }
         );
         let files = self.dataset.file_count();
         let files = if files == 1 { "1 file".to_owned() } else { format!("{files} files") };

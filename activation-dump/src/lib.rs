@@ -57,10 +57,13 @@ fn hint(error: &anyhow::Error) -> Option<&'static str> {
             Some("--dtype f32 stores it as it is, --clip as float16's largest value")
         }
         StoreError::Mismatch { differences, .. } => {
-            let batch = differences.iter().any(|difference| difference.contains("model_batch"));
-            Some(match batch {
-                true => "--batch sets the batch that the dump was begun with; --out names another folder",
-                false => "--out names another folder",
+            let differs = |what: &str| differences.iter().any(|difference| difference.contains(what));
+            Some(if differs("products") {
+                "--exact-products is for stores that were begun with it, or without matrix units; --out names another folder"
+            } else if differs("model_batch") {
+                "--batch sets the batch that the dump was begun with; --out names another folder"
+            } else {
+                "--out names another folder"
             })
         }
         StoreError::Memory(_) => Some("--shuffle-memory makes the window smaller"),

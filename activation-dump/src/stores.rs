@@ -6,6 +6,7 @@ use activation_store::{
     Layout, Provenance, RowType, StoreError, StoreSpec, StoreWriter, WriterOptions, estimated_bytes,
 };
 use anyhow::Result;
+use language_model::Products;
 
 use crate::arguments::{DumpArguments, StoreArguments};
 use crate::model::{Hook, Model};
@@ -32,6 +33,8 @@ pub(crate) struct Common<'a> {
     pub(crate) dataset_hash: String,
     /// ONNX Runtime's name for what the model runs on.
     pub(crate) provider: String,
+    /// How products with weights are computed.
+    pub(crate) products: Products,
 }
 
 /// The stores of the model's hooks, whose rows have these `widths`.
@@ -75,6 +78,10 @@ fn spec(
     let extra = &mut provenance.extra;
     // What decides the last bits of an activation: another provider or batch rounds differently.
     extra.insert("provider".to_owned(), common.provider.clone().into());
+    // Left out where they are float32's, as they were before there were others.
+    if common.products != Products::Exact {
+        extra.insert("products".to_owned(), common.products.name().into());
+    }
     extra.insert("model_batch".to_owned(), plan.batch.into());
     // What leads from a context of the store to the text: it is the text's context first + stride · number.
     if plan.share.first > 0 || plan.share.stride > 1 {

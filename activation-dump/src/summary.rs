@@ -15,6 +15,8 @@ use crate::plan::DumpPlan;
 #[derive(Debug, Serialize)]
 pub(crate) struct Summary {
     provider: String,
+    /// How products with the model's weights were computed: "float32", or on matrix units "bfloat16x3".
+    products: &'static str,
     /// How far the provider was from the CPU on the first batch, if that was checked.
     self_check: Option<SelfCheckFigures>,
     /// Contexts stored, by this run and by those that it resumed.
@@ -112,6 +114,7 @@ impl Summary {
         let busiest = busy.named().into_iter().max_by(|a, b| a.1.total_cmp(&b.1));
         Summary {
             provider: model.provider().to_owned(),
+            products: model.products().name(),
             self_check: checked.map(|check| SelfCheckFigures {
                 hook: check.hook.clone(),
                 difference: check.difference,
@@ -141,12 +144,13 @@ impl Summary {
     pub(crate) fn lines(&self) -> Vec<String> {
         let rows: u64 = self.stores.iter().map(|store| store.rows).sum();
         let mut lines = vec![format!(
-            "{} rows of {} contexts in {} ({} tokens/s on {})",
+            "{} rows of {} contexts in {} ({} tokens/s on {}, products in {})",
             format_count(rows as f64),
             format_count(self.contexts as f64),
             format_duration(Duration::from_secs_f64(self.seconds)),
             format_count(self.tokens_per_second.round()),
             self.provider,
+            self.products,
         )];
         for store in &self.stores {
             let name = if self.stores.len() > 1 { format!("{}: ", store.hook) } else { String::new() };

@@ -1,6 +1,6 @@
 //! Writes the activations at every hook of every block of a model, for comparison with other implementations.
 //!
-//!     hook_outputs MODEL_FOLDER IDS.safetensors OUT.safetensors [--center] [--half]
+//!     hook_outputs MODEL_FOLDER IDS.safetensors OUT.safetensors [--center] [--half] [--matrix-units]
 //!
 //! `IDS.safetensors` holds `ids`, int64 `[contexts, length]`. `OUT.safetensors` gets one float32 tensor
 //! `[contexts * length, d_model]` per hook, under the hook's name.
@@ -8,7 +8,9 @@
 use std::error::Error;
 use std::path::Path;
 
-use language_model::{Checkpoint, HookPoint, ModelPrecision, PrefixModel, Runtime, SessionOptions, Site};
+use language_model::{
+    Checkpoint, HookPoint, ModelPrecision, PrefixModel, Products, Runtime, SessionOptions, Site,
+};
 use ndarray::Array2;
 use safetensors::SafeTensors;
 use safetensors::tensor::{Dtype, TensorView, serialize_to_file};
@@ -18,7 +20,7 @@ fn main() -> Result<(), Box<dyn Error>> {
         std::env::args().skip(1).partition(|argument| argument.starts_with("--"));
     let [model, ids, out] = &arguments[..] else {
         return Err(
-            "usage: hook_outputs MODEL_FOLDER IDS.safetensors OUT.safetensors [--center] [--half]".into()
+            "usage: hook_outputs MODEL_FOLDER IDS.safetensors OUT.safetensors [--center] [--half] [--matrix-units]".into()
         );
     };
     let flag = |name: &str| flags.iter().any(|flag| flag == name);
@@ -36,8 +38,12 @@ fn main() -> Result<(), Box<dyn Error>> {
         .filter(|hook| !config.parallel || hook.site != Site::ResidMid)
         .collect();
     let precision = if flag("--half") { ModelPrecision::Half } else { ModelPrecision::Full };
-    let options =
-        SessionOptions { center: flag("--center"), precision: Some(precision), ..SessionOptions::default() };
+    let options = SessionOptions {
+        center: flag("--center"),
+        precision: Some(precision),
+        products: if flag("--matrix-units") { Products::MatrixUnits } else { Products::Exact },
+        ..SessionOptions::default()
+    };
     let model = PrefixModel::load(&Runtime::load(None)?, &checkpoint, &hooks, &options)?;
     let activations = model.run(tokens.view())?;
 
@@ -50,6 +56,6 @@ fn main() -> Result<(), Box<dyn Error>> {
         tensors.push((hook.to_string(), TensorView::new(Dtype::F32, shape.clone(), bytes)?));
     }
     serialize_to_file(tensors, None, Path::new(out))?;
-    println!("{} hooks on {}", hooks.len(), model.provider());
+    println!("{} hooks on {}, products in {}", hooks.len(), model.provider(), model.products().name());
     Ok(())
 }

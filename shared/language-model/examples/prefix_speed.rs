@@ -5,7 +5,7 @@
 //!
 //! Products are computed as `activation-dump` does by default, on matrix units where there are any.
 //! Each line on standard input, `CONTEXTS LENGTH`, is answered with the seconds of one run on that many
-//! contexts. With IDS.safetensors, which holds `ids`, int64 `[contexts, length]`, the answer is the seconds of as many
+//! contexts; 0 contexts are as many as suit the model. With IDS.safetensors, which holds `ids`, int64 `[contexts, length]`, the answer is the seconds of as many
 //! runs as all of its contexts of that length take.
 
 use std::error::Error;
@@ -34,6 +34,7 @@ fn main() -> Result<(), Box<dyn Error>> {
         let line = line?;
         let (contexts, length) = line.split_once(' ').ok_or("expected CONTEXTS LENGTH")?;
         let (contexts, length): (usize, usize) = (contexts.parse()?, length.parse()?);
+        let contexts = if contexts == 0 { model.suggested_contexts(length) } else { contexts };
         // The multiplier is prime: neighbours are far apart in the embedding, as in text.
         let vocabulary = checkpoint.config().vocabulary;
         let made = || (0..contexts * length).map(|i| (i * 7919 % vocabulary) as i64).collect();

@@ -38,8 +38,11 @@ pub(crate) fn session(
             builder = builder.with_operators(operators).map_err(Error::onnx(registering))?;
         }
     }
-    if let Ok(x) = std::env::var("ORT_PROFILE") {
-        builder = builder.with_profiling(x).unwrap();
+    if !cuda {
+        // Threads that wait for each other by spinning take the cores from those that tokenize and store.
+        builder = builder
+            .with_config_entry("session.intra_op.allow_spinning", "0")
+            .map_err(Error::onnx(configuring))?;
     }
     if cuda {
         let library = runtime.cuda_provider();

@@ -5,7 +5,8 @@ use std::path::Path;
 
 use crate::models::{copy, folder, runtime};
 use language_model::{
-    Checkpoint, Device, Error, HookPoint, ModelPrecision, PrefixModel, SessionOptions, Site, prefix_graph,
+    Checkpoint, Device, Error, HookPoint, ModelPrecision, PrefixModel, Products, SessionOptions, Site,
+    prefix_graph,
 };
 use ndarray::{ArrayView2, aview2};
 

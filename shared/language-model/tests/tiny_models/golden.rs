@@ -3,7 +3,7 @@
 
 use crate::models::{Golden, NAMES, all_hooks, copy, folder, runtime, worst_difference};
 use language_model::{
-    Checkpoint, Device, HookPoint, ModelPrecision, PrefixModel, SessionOptions, Site, self_check,
+    Checkpoint, Device, HookPoint, ModelPrecision, PrefixModel, Products, SessionOptions, Site, self_check,
 };
 use ndarray::{Array2, aview2, s};
 

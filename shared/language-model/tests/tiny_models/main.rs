@@ -4,3 +4,4 @@ mod bad_models;
 mod golden;
 mod models;
 mod predictions;
+mod products;

@@ -2,7 +2,7 @@
 
 use crate::models::{Golden, NAMES, all_hooks, copy, folder, runtime, worst_difference};
 use language_model::{
-    Checkpoint, Device, HookPoint, ModelPrecision, SessionOptions, Site, SuffixModel, Unembedding,
+    Checkpoint, Device, HookPoint, ModelPrecision, Products, SessionOptions, Site, SuffixModel, Unembedding,
 };
 use ndarray::{Array1, Array2, Array3, ArrayView2, Axis, concatenate, s};
 

@@ -6,6 +6,8 @@ use super::MatrixUnits;
 use crate::matrix::Matrix;
 use crate::packed::{Line, PART_LINES, Parts, STEP};
 
+/// How far ahead in a lane to ask for numbers: lanes are more streams than the processor foresees by itself.
+const AHEAD: usize = 4 * STEP;
 /// Lanes of a tile.
 const LANES: usize = 16;
 
@@ -103,8 +105,10 @@ unsafe fn split_along<const PIECES: usize>(
     let (first, second) = (mask(numbers), mask(numbers.saturating_sub(16)));
     for lane in 0..lanes {
         let from = from.wrapping_add(lane * stride);
-        // SAFETY: the caller's promise; numbers that are masked are not read.
+        // SAFETY: the caller's promise; numbers that are masked are not read, and a hint reads nothing.
         let pair = unsafe {
+            _mm_prefetch::<_MM_HINT_T0>(from.wrapping_add(AHEAD).cast());
+            _mm_prefetch::<_MM_HINT_T0>(from.wrapping_add(AHEAD + 16).cast());
             (_mm512_maskz_loadu_ps(first, from), _mm512_maskz_loadu_ps(second, from.wrapping_add(16)))
         };
         let split = split::<PIECES>(pair);
