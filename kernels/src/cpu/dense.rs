@@ -481,3 +481,94 @@ pub(crate) fn backward_panel(
     input.factors.x.multiply(0.0, Matrix::rows(&out.by_value, rows), count, &mut out.encoder);
     g.multiply(0.0, Matrix::rows(&out.activations, rows), count, &mut out.decoder);
 }
+
+#[cfg(test)]
+mod tests {
+    use example_steps::numbers;
+
+    use super::*;
+    use crate::loss::{LossSpec, Mse};
+    use crate::spec::Schedule;
+
+    /// How far a product may be from its exact value, in magnitudes that are added up, besides what adding in float32 takes.
+    fn split_error(products: Products) -> f64 {
+        match products {
+            Products::Split(_, Parts::Three) => 2.0f64.powi(-16),
+            _ => 0.0,
+        }
+    }
+
+    /// a·b and Σ |a_k b_k| of rows of a and columns of b, in float64.
+    fn exact(a: &[f32], b: impl Iterator<Item = f32>) -> (f64, f64) {
+        let products = a.iter().zip(b).map(|(a, b)| f64::from(*a) * f64::from(b));
+        products.fold((0.0, 0.0), |(sum, size), product| (sum + product, size + product.abs()))
+    }
+
+    #[test]
+    fn dense_products_are_as_precise_as_they_say_whatever_forms_them() {
+        let (rows, width, features) = (131, 70, 97);
+        let (x, weights) = (numbers(rows * width, 1), numbers(features * width, 2));
+        let (bias, out_bias) = (numbers(features, 3), numbers(width, 4));
+        let input = Encode { x: &x, weights: &weights, bias: &bias, width };
+        let sparsity = Sparsity::new(&LossSpec::reconstruction(Mse::Sum), &Schedule::constant(0.0), rows);
+        for isa in Isa::available() {
+            for products in
+                [Products::Float32, Products::of(isa, Parts::Three), Products::of(isa, Parts::Six)]
+            {
+                let bound = |size: f64, length: usize| {
+                    size * (split_error(products) + (length + 8) as f64 * 2.0f64.powi(-24))
+                };
+                let (mut memory, mut sums) = (PackedFactors::default(), ActivationSums::default());
+                let (mut z, mut a) = (vec![f32::NAN; rows * features], vec![f32::NAN; rows * features]);
+                encode_all(isa, products, input, &mut memory, &mut z);
+                encode(isa, products, input, &mut memory, &mut a, &mut sums);
+                for (at, z) in z.iter().enumerate() {
+                    let (row, feature) = (at / features, at % features);
+                    let w = &weights[feature * width..][..width];
+                    let (dot, size) = exact(&x[row * width..][..width], w.iter().copied());
+                    let b = f64::from(bias[feature]);
+                    let error = (f64::from(*z) - (dot + b)).abs();
+                    assert!(error <= bound(size + b.abs(), width), "{} {products:?} {error:e}", isa.name());
+                    assert_eq!(a[at], z.max(0.0));
+                }
+                // What is counted is what there is.
+                for (row, (count, sum)) in sums.rows.iter().enumerate() {
+                    let active = a[row * features..][..features].iter().filter(|a| **a > 0.0);
+                    assert_eq!(*count as usize, active.clone().count());
+                    let exact: f64 = active.map(|a| f64::from(*a)).sum();
+                    assert!((sum - exact).abs() <= 1e-12 * exact, "{sum} {exact}");
+                }
+                for (feature, count) in sums.features.iter().enumerate() {
+                    let active = (0..rows).filter(|row| a[row * features + feature] > 0.0);
+                    assert_eq!(*count as usize, active.count());
+                }
+
+                let decode =
+                    Decode { weights: &weights, bias: &out_bias, decoder_norms: None, sparsity: &sparsity };
+                let mut reconstruction = vec![f32::NAN; rows * width];
+                let mut activity = vec![RowActivity::default(); rows];
+                decode_dense(
+                    products,
+                    decode,
+                    &a,
+                    &sums.rows,
+                    &mut memory,
+                    &mut reconstruction,
+                    &mut activity,
+                );
+                for (at, value) in reconstruction.iter().enumerate() {
+                    let (row, column) = (at / width, at % width);
+                    let column_of_weights = weights.iter().skip(column).step_by(width).copied();
+                    let (dot, size) = exact(&a[row * features..][..features], column_of_weights);
+                    let b = f64::from(out_bias[column]);
+                    let error = (f64::from(*value) - (dot + b)).abs();
+                    assert!(
+                        error <= bound(size + b.abs(), features),
+                        "{} {products:?} {error:e}",
+                        isa.name()
+                    );
+                }
+            }
+        }
+    }
+}
