@@ -11,8 +11,8 @@ use crate::autoencoder::load_and_tell;
 use crate::command::arguments::{ActivationChoice, BenchArguments};
 use crate::command::selection::DEFAULT_BANDWIDTH;
 use crate::engine::{
-    self, Activation, BenchReport, Bound, CpuOptions, FrequencyPenalty, LossSpec, Mse, Penalty, StepSpec,
-    ThresholdAverage,
+    self, Activation, BenchReport, Bound, Ceilings, CpuOptions, FrequencyPenalty, LossSpec, Mse, Penalty,
+    StepSpec, ThresholdAverage,
 };
 use crate::report::table;
 
@@ -105,17 +105,24 @@ fn first_batch(store: &std::path::Path, spec: &StepSpec) -> Result<Array2<f32>> 
     Ok(stream.next_batch().context("reading a batch")?.to_owned())
 }
 
+/// The ceiling of products, where it is not that of all operations.
+fn of_products(ceilings: &Ceilings) -> String {
+    let own = ceilings.products != ceilings.operations;
+    if own { format!(", {:.0} of products,", ceilings.products / 1e9) } else { String::new() }
+}
+
 fn print(spec: &StepSpec, weights: &Weights, report: &BenchReport) {
     terminal::report!(
-        "B {}, d {}, F {}, L0 {:.1}; {} threads, {}; ceilings {:.0} GFLOP/s and {:.1} GB/s, measured",
+        "B {}, d {}, F {}, L0 {:.1}; {} threads, {}; ceilings {:.0} GFLOP/s{} and {:.1} GB/s, measured",
         table::grouped(spec.batch as u64),
         weights.d_in(),
         table::grouped(weights.d_sae() as u64),
         report.l0,
         report.threads,
         report.isa,
-        report.operation_ceiling / 1e9,
-        report.byte_ceiling / 1e9,
+        report.ceilings.operations / 1e9,
+        of_products(&report.ceilings),
+        report.ceilings.bytes / 1e9,
     );
     let mut rows =
         vec![["part", "ms", "GFLOP/s", "GB/s", "bound by", "share of it"].map(str::to_owned).to_vec()];
@@ -152,8 +159,9 @@ fn as_json(spec: &StepSpec, report: &BenchReport) -> serde_json::Value {
     json!({
         "batch": spec.batch, "width": spec.width, "features": spec.features, "l0": report.l0,
         "threads": report.threads, "isa": report.isa, "path": format!("{:?}", report.path).to_lowercase(),
-        "rechecked": report.rechecked, "operations_per_second_ceiling": report.operation_ceiling,
-        "bytes_per_second_ceiling": report.byte_ceiling, "tokens_per_second": report.rows_per_second,
+        "rechecked": report.rechecked, "operations_per_second_ceiling": report.ceilings.operations,
+        "product_operations_per_second_ceiling": report.ceilings.products,
+        "bytes_per_second_ceiling": report.ceilings.bytes, "tokens_per_second": report.rows_per_second,
         "parts": parts,
     })
 }

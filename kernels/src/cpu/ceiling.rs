@@ -3,6 +3,7 @@
 use std::hint::black_box;
 use std::time::{Duration, Instant};
 
+use matrix_units::{Left, Matrix, Out, Parts, Right, Start, multiply};
 use rayon::prelude::*;
 
 use super::isa::{Isa, madd, per_isa};
@@ -37,6 +38,31 @@ pub fn multiply_add_rate(isa: Isa) -> f64 {
         });
     };
     (threads * ROUNDS * 96 * 2) as f64 / shortest(once)
+}
+
+/// Operations per second on bfloat16 numbers (a multiply-add counts as two) that the matrix units of all threads of the current
+/// pool reach together on numbers in the nearest caches; None without matrix units.
+pub fn matrix_unit_rate(isa: Isa) -> Option<f64> {
+    const ROUNDS: usize = 500;
+    const DEPTH: usize = 128;
+    const LANES: usize = 32;
+    let units = isa.matrix_units()?;
+    let threads = rayon::current_num_threads();
+    // Any numbers but zeros, with which units work faster.
+    let numbers: Vec<f32> = (0..LANES * DEPTH).map(|at| ((at as f32 + 0.3) * 1.7).sin()).collect();
+    let left = Left::new(units, Parts::Three, (LANES, DEPTH), Matrix::rows(&numbers, DEPTH));
+    let right = Right::new(units, Parts::Three, (LANES, DEPTH), Matrix::rows(&numbers, LANES));
+    let once = || {
+        (0..threads).into_par_iter().with_max_len(1).for_each(|_| {
+            let mut sums = [0.0; LANES * LANES];
+            for _ in 0..ROUNDS {
+                multiply(&left, 0..1, &right, 0..1, Start::Zero, Out::new(&mut sums, LANES, LANES));
+                black_box(&mut sums);
+            }
+        });
+    };
+    // Three products make one.
+    Some((3 * threads * ROUNDS * LANES * LANES * DEPTH * 2) as f64 / shortest(once))
 }
 
 /// Bytes per second, read and written together, of a copy between arrays far larger than any cache.
@@ -77,6 +103,9 @@ mod tests {
         // From a microcontroller to a rack: wrong units or a loop that was optimised away fall outside.
         let rate = multiply_add_rate(Isa::detect());
         assert!((1e7..1e14).contains(&rate), "{rate:e} operations a second");
+        if let Some(rate) = matrix_unit_rate(Isa::detect()) {
+            assert!((1e9..1e16).contains(&rate), "{rate:e} operations a second");
+        }
         let rate = copy_rate();
         assert!((1e7..1e13).contains(&rate), "{rate:e} bytes a second");
     }

@@ -26,9 +26,11 @@ pub(crate) fn transpose_columns(
             #[cfg(target_arch = "x86_64")]
             if (height, across) == (TILE, TILE) && isa.level() != Level::Portable {
                 let (from, to) = (from.as_ptr(), to.as_mut_ptr());
-                // SAFETY: the level has the instructions; 16 rows of 16 numbers lie in the matrix, as many columns in `out`.
+                // 16 rows of 16 numbers lie in the matrix, as many columns in `out`.
                 match isa.level() {
+                    // SAFETY: as just said, and the level has AVX-512.
                     Level::Avx512 => unsafe { x86::whole_tile(from, width, to, rows) },
+                    // SAFETY: as said, and the other levels have AVX2.
                     _ => unsafe { x86::tile(from, width, to, rows) },
                 }
                 continue;

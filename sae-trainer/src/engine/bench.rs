@@ -7,7 +7,7 @@
 
 use std::time::Instant;
 
-use kernels::cpu::ceiling::{copy_rate, multiply_add_rate};
+use kernels::cpu::ceiling::{copy_rate, matrix_unit_rate, multiply_add_rate};
 use kernels::cpu::decode::{Decode, Finish, RowActivity, RowError, decode_sparse, finish, sum_of_rows};
 use kernels::cpu::dense::{self, ActivationSums, PackedFactors, decode_dense};
 use kernels::cpu::encode::{Encode, EncodeBuffers, encode_sparse};
@@ -51,9 +51,34 @@ pub struct BenchRow {
     pub share: f64,
 }
 
+/// What the machine can do at most, as measured.
+#[derive(Debug, Clone, Copy, PartialEq)]
+pub struct Ceilings {
+    /// Float32 operations per second.
+    pub operations: f64,
+    /// The same of products of all rows and all features, by whatever forms them: on matrix units that is one bfloat16 product where
+    /// they screen, and three where they make a float32 one.
+    pub products: f64,
+    /// Bytes per second.
+    pub bytes: f64,
+}
+
+impl Ceilings {
+    /// Measures on the current pool, for steps on a path.
+    fn measure(options: CpuOptions, path: Path) -> Ceilings {
+        let operations = multiply_add_rate(options.isa);
+        let units = matrix_unit_rate(options.isa).filter(|_| options.split_products);
+        let products = units.map(|rate| if path == Path::Sparse { rate } else { rate / 3.0 });
+        Ceilings { operations, products: products.unwrap_or(operations), bytes: copy_rate() }
+    }
+}
+
 impl BenchRow {
-    fn new(part: &'static str, seconds: f64, operations: f64, bytes: f64, ceilings: (f64, f64)) -> BenchRow {
-        let (arithmetic, memory) = (operations / ceilings.0, bytes / ceilings.1);
+    fn new(part: &'static str, seconds: f64, cost: Cost, ceilings: Ceilings) -> BenchRow {
+        let Cost { products, others, bytes } = cost;
+        let operations = products + others;
+        let (arithmetic, memory) =
+            (products / ceilings.products + others / ceilings.operations, bytes / ceilings.bytes);
         let bound = if arithmetic >= memory { Bound::Arithmetic } else { Bound::Memory };
         let share = arithmetic.max(memory) / seconds;
         BenchRow { part, seconds, operations, bytes, bound, share }
@@ -75,10 +100,8 @@ impl BenchRow {
 pub struct BenchReport {
     /// The parts and, last, the whole step.
     pub rows: Vec<BenchRow>,
-    /// Measured ceiling: float32 operations per second.
-    pub operation_ceiling: f64,
-    /// Measured ceiling: bytes per second.
-    pub byte_ceiling: f64,
+    /// Measured.
+    pub ceilings: Ceilings,
     /// Mean number of active features of a row.
     pub l0: f64,
     /// The path that follows from the batch's density.
@@ -150,7 +173,7 @@ pub fn bench(
         }
     });
     let work = Work::of(spec, report.sums.active as f64, report.path);
-    let ceilings = engine.run(|| (multiply_add_rate(options.isa), copy_rate()));
+    let ceilings = engine.run(|| Ceilings::measure(options, report.path));
     let mut rows = if spec.activation.is_relu() {
         let parts = || Parts::new(spec, weights, batch, options, report.path).time(repeats, &work, ceilings);
         engine.run(parts)
@@ -160,21 +183,19 @@ pub fn bench(
                 failure = Some(error);
             }
         });
-        let (operations, bytes) = (work.decode.0 + work.train.0, work.decode.1 + work.train.1);
         let rest = (whole - selection).max(f64::MIN_POSITIVE);
         vec![
-            BenchRow::new("encode and selection", selection, work.encode.0, work.encode.1, ceilings),
-            BenchRow::new("the rest", rest, operations, bytes, ceilings),
+            BenchRow::new("encode and selection", selection, work.encode, ceilings),
+            BenchRow::new("the rest", rest, work.decode + work.train, ceilings),
         ]
     };
     if let Some(error) = failure {
         return Err(error);
     }
-    rows.push(BenchRow::new("whole step", whole, work.operations(), work.bytes(), ceilings));
+    rows.push(BenchRow::new("whole step", whole, work.encode + work.decode + work.train, ceilings));
     Ok(BenchReport {
         rows,
-        operation_ceiling: ceilings.0,
-        byte_ceiling: ceilings.1,
+        ceilings,
         l0: report.sums.l0(),
         path: report.path,
         rechecked: report.rechecked,
@@ -197,11 +218,34 @@ fn median(repeats: usize, mut once: impl FnMut()) -> f64 {
     times[times.len() / 2]
 }
 
-/// Operations and bytes of each part.
+/// What a part has to do.
+#[derive(Debug, Clone, Copy)]
+struct Cost {
+    /// Operations of products of all rows and all features.
+    products: f64,
+    /// Other operations.
+    others: f64,
+    /// Bytes.
+    bytes: f64,
+}
+
+impl std::ops::Add for Cost {
+    type Output = Cost;
+
+    fn add(self, more: Cost) -> Cost {
+        Cost {
+            products: self.products + more.products,
+            others: self.others + more.others,
+            bytes: self.bytes + more.bytes,
+        }
+    }
+}
+
+/// What each part has to do.
 struct Work {
-    encode: (f64, f64),
-    decode: (f64, f64),
-    train: (f64, f64),
+    encode: Cost,
+    decode: Cost,
+    train: Cost,
 }
 
 impl Work {
@@ -210,26 +254,19 @@ impl Work {
         let cells = b * f;
         // Weights and both moments of encoder and decoder, read and written once.
         let update = 6.0 * 4.0 * 2.0 * f * d;
+        let cost = |products, others, bytes| Cost { products, others, bytes };
         match path {
             Path::Sparse => Work {
-                encode: (2.0 * cells * d, 4.0 * (f * d + b * d)),
-                decode: (2.0 * pairs * d, 4.0 * d * (pairs + 2.0 * b)),
-                train: (6.0 * pairs * d + 20.0 * f * d, 8.0 * pairs * d + update),
+                encode: cost(2.0 * cells * d, 0.0, 4.0 * (f * d + b * d)),
+                decode: cost(0.0, 2.0 * pairs * d, 4.0 * d * (pairs + 2.0 * b)),
+                train: cost(0.0, 6.0 * pairs * d + 20.0 * f * d, 8.0 * pairs * d + update),
             },
             Path::Dense => Work {
-                encode: (2.0 * cells * d, 4.0 * (f * d + b * d + cells)),
-                decode: (2.0 * cells * d, 4.0 * (cells + f * d + 2.0 * b * d)),
-                train: (6.0 * cells * d + 20.0 * f * d, 4.0 * cells + update),
+                encode: cost(2.0 * cells * d, 0.0, 4.0 * (f * d + b * d + cells)),
+                decode: cost(2.0 * cells * d, 0.0, 4.0 * (cells + f * d + 2.0 * b * d)),
+                train: cost(6.0 * cells * d, 20.0 * f * d, 4.0 * cells + update),
             },
         }
-    }
-
-    fn operations(&self) -> f64 {
-        self.encode.0 + self.decode.0 + self.train.0
-    }
-
-    fn bytes(&self) -> f64 {
-        self.encode.1 + self.decode.1 + self.train.1
     }
 }
 
@@ -265,7 +302,7 @@ impl<'a> Parts<'a> {
         Parts { spec, options, path, batch, norms, parameters, sparsity }
     }
 
-    fn time(mut self, repeats: usize, work: &Work, ceilings: (f64, f64)) -> Vec<BenchRow> {
+    fn time(mut self, repeats: usize, work: &Work, ceilings: Ceilings) -> Vec<BenchRow> {
         let (spec, isa) = (self.spec, self.options.isa);
         let (d, f) = (spec.width, spec.features);
         let (mut buffers, mut pairs) = (EncodeBuffers::default(), ActivePairs::default());
@@ -335,9 +372,9 @@ impl<'a> Parts<'a> {
             train(isa, input, activations, parameters, &mut waiting, &mut packed);
         });
         vec![
-            BenchRow::new("encode", encode, work.encode.0, work.encode.1, ceilings),
-            BenchRow::new("decode", decode, work.decode.0, work.decode.1, ceilings),
-            BenchRow::new("backward and update", train, work.train.0, work.train.1, ceilings),
+            BenchRow::new("encode", encode, work.encode, ceilings),
+            BenchRow::new("decode", decode, work.decode, ceilings),
+            BenchRow::new("backward and update", train, work.train, ceilings),
         ]
     }
 }
@@ -387,9 +424,12 @@ mod tests {
             assert_eq!((report.path, report.threads), (path, 2));
             for row in &report.rows {
                 assert!(row.seconds > 0.0 && row.share > 0.0 && row.operation_rate() > 0.0);
-                let ceilings = (report.operation_ceiling, report.byte_ceiling);
-                let least = (row.operations / ceilings.0).max(row.bytes / ceilings.1);
-                assert!((row.share - least / row.seconds).abs() < 1e-9 * row.share);
+                // Products may have a ceiling of their own, usually the higher one.
+                let Ceilings { operations, products, bytes } = report.ceilings;
+                let memory = row.bytes / bytes;
+                let [least, most] = [products, operations].map(|rate| (row.operations / rate).max(memory));
+                let share = row.share * row.seconds;
+                assert!(share > 0.999 * least.min(most) && share < 1.001 * least.max(most), "{row:?}");
             }
             let whole = report.rows[3];
             let sum: f64 = report.rows[..3].iter().map(|row| row.operations).sum();

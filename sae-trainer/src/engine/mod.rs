@@ -8,7 +8,7 @@ mod device;
 pub(crate) mod layout;
 mod rows;
 
-pub use bench::{BenchReport, BenchRow, Bound, bench, synthetic, with_thresholds};
+pub use bench::{BenchReport, BenchRow, Bound, Ceilings, bench, synthetic, with_thresholds};
 pub use cpu::{CpuEngine, CpuThreads};
 pub use device::{CudaEngine, DeviceEngine, SharedDevice, device_memory};
 pub use rows::{Rows, StoredBatch, WideBatch};
