@@ -6,7 +6,7 @@
 
 use std::cell::RefCell;
 use std::ops::Range;
-use std::sync::{Arc, Mutex, PoisonError};
+use std::sync::{Mutex, PoisonError};
 
 use half::{bf16, f16};
 use matrix_units::{Left, Matrix, MatrixUnits, Out, PANEL, Parts, Right, Start, pack_and_multiply};
@@ -61,7 +61,7 @@ pub(crate) fn operator(weights: DataType) -> &'static str {
 }
 
 /// The operators, for a session that computes with this many threads; 0 is one per core. None where there are no matrix units.
-pub(crate) fn operators(threads: usize) -> ort::Result<Option<Arc<OperatorDomain>>> {
+pub(crate) fn operators(threads: usize) -> ort::Result<Option<OperatorDomain>> {
     let Some(units) = MatrixUnits::get() else { return Ok(None) };
     let threads = match threads {
         0 => std::thread::available_parallelism().map_or(1, usize::from),
@@ -72,7 +72,7 @@ pub(crate) fn operators(threads: usize) -> ort::Result<Option<Arc<OperatorDomain
         .add(product(DataType::Float))?
         .add(product(DataType::Float16))?
         .add(product(DataType::Bfloat16))?;
-    Ok(Some(Arc::new(domain)))
+    Ok(Some(domain))
 }
 
 /// The operator for one type of weights.
