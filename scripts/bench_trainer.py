@@ -116,17 +116,15 @@ def data(arguments):
 def peers(arguments, weights, rows):
     """The steps of the others with the same activation, by name."""
     kind = arguments.activation
-    if kind == "relu":
-        return {
-            "plain PyTorch": plain_pytorch(arguments, weights, rows),
-            "SAELens": saelens(arguments, weights, rows),
-            "dictionary_learning": dictionary_learning(weights, rows),
-        }
     steps = {"plain PyTorch": plain_pytorch(arguments, weights, rows), "SAELens": saelens(arguments, weights, rows)}
+    if kind == "relu":
+        steps["dictionary_learning"] = dictionary_learning(weights, rows)
     if not arguments.no_bfloat16:
         steps["plain PyTorch, bfloat16"] = plain_pytorch(arguments, weights, rows, bfloat16=True)
         steps["SAELens, bfloat16"] = saelens(arguments, weights, rows, bfloat16=True)
-    if kind != "jump-relu":
+        if kind == "relu":
+            steps["dictionary_learning, bfloat16"] = dictionary_learning(weights, rows, bfloat16=True)
+    if kind in ("topk", "batch-topk"):
         # Its activations as a sparse tensor, which it advises for small k in float32. Its TopK then cannot scale them by decoder
         # norms on a CPU; here the norms are 1.
         steps["SAELens, sparse"] = saelens(
@@ -275,8 +273,8 @@ def saelens(arguments, weights, rows, bfloat16=False, **options):
     return step
 
 
-def dictionary_learning(weights, rows):
-    """dictionary_learning's standard (L1) trainer."""
+def dictionary_learning(weights, rows, bfloat16=False):
+    """dictionary_learning's standard (L1) trainer, as it trains under autocast if `bfloat16`."""
     width, features = weights["W_enc"].shape
     trainer = StandardTrainer(
         steps=100_000, activation_dim=width, dict_size=features, layer=0, lm_name="", lr=4e-4, device="cpu", seed=0
@@ -287,7 +285,12 @@ def dictionary_learning(weights, rows):
         trainer.ae.decoder.weight.copy_(weights["W_dec"].T)
         trainer.ae.bias.copy_(weights["b_dec"])
     numbers = iter(range(1, 100_000))
-    return lambda: trainer.update(next(numbers), rows)
+
+    def step():
+        with torch.autocast("cpu", dtype=torch.bfloat16, enabled=bfloat16):
+            trainer.update(next(numbers), rows)
+
+    return step
 
 
 if __name__ == "__main__":

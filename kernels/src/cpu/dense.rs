@@ -9,11 +9,11 @@ use rayon::prelude::*;
 
 use super::decode::{Decode, RowActivity};
 use super::encode::{Encode, encode_dense, preactivations};
+use super::groups::GroupGradient;
 use super::isa::{Isa, per_isa};
 use super::jump::Jump;
 use super::products::{Factor, Matrix, Products, multiply, pack};
 use super::sparsity::Sparsity;
-use super::train::GroupGradient;
 use super::transpose::transpose_columns;
 
 /// Most rows of a decode task: each task packs all of W_dec anew for its product.

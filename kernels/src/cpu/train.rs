@@ -15,6 +15,7 @@ use super::dead::DeadGradient;
 use super::dense::{
     BackwardFactors, JumpPanel, PackedFactors, Panel, PanelGradient, backward_panel, skip_gradient,
 };
+pub use super::groups::GroupGradient;
 use super::isa::{Isa, per_isa};
 use super::jump::Jump;
 use super::products::Products;
@@ -44,15 +45,6 @@ pub enum Activations<'a> {
         /// z [B,F], where a threshold is trained.
         preactivations: Option<&'a [f32]>,
     },
-}
-
-/// dL/dx̂ as a group of features sees it: the sum over the reconstructions that the group is part of.
-#[derive(Debug, Clone, Copy)]
-pub struct GroupGradient<'a> {
-    /// Where the group ends; the next one begins there.
-    pub end: usize,
-    /// [B,d].
-    pub g: &'a [f32],
 }
 
 /// What the second half of a step reads.

@@ -6,8 +6,7 @@ use std::path::Path;
 use std::sync::atomic::Ordering;
 use std::sync::mpsc::Receiver;
 
-use super::pipeline::lock;
-use super::stages::{Commit, Counters, Emptied, WriterFiles};
+use super::stages::{Commit, Counters, Emptied, WriterFiles, lock};
 use crate::codec::{CHECKSUM, ShardIndex};
 use crate::disk::{Disk, Written};
 use crate::journal::{self, Entry, Manifest, ShardFile, TokenFile};

@@ -5,8 +5,7 @@ use std::sync::{Arc, Mutex};
 
 use rayon::prelude::*;
 
-use super::pipeline::lock;
-use super::stages::{Buffers, Commit, Position};
+use super::stages::{Buffers, Commit, Position, lock};
 use crate::pages::Planes;
 use crate::permutation::{self, Purpose};
 use crate::row_slots::RowSlot;

@@ -334,7 +334,7 @@ impl StoreWriter {
 
     /// Why the background threads stopped.
     fn failure(&mut self) -> StoreError {
-        let noted = self.pipeline.as_ref().and_then(|pipeline| pipeline::lock(&pipeline.failure).take());
+        let noted = self.pipeline.as_ref().and_then(|pipeline| stages::lock(&pipeline.failure).take());
         noted.unwrap_or_else(|| StoreError::Stopped(self.dir.clone()))
     }
 

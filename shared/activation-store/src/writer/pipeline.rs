@@ -3,12 +3,12 @@
 use std::io;
 use std::path::Path;
 use std::sync::mpsc::{self, Receiver, Sender};
-use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::sync::{Arc, Mutex};
 
 use workers::{Died, Worker};
 
 use super::compress::{Failure, Work};
-use super::stages::{Buffers, Counters, WriterFiles};
+use super::stages::{Buffers, Counters, WriterFiles, lock};
 use super::{commit, compress};
 use crate::resumption::Resumption;
 use crate::row_slots::RowSlot;
@@ -102,11 +102,6 @@ fn note<T>(failure: &Failure, result: std::result::Result<Result<T>, Died>) -> O
             None
         }
     }
-}
-
-/// What the threads share: an error, or buffers. No panic can leave it half written.
-pub(super) fn lock<T>(shared: &Mutex<T>) -> MutexGuard<'_, T> {
-    shared.lock().unwrap_or_else(PoisonError::into_inner)
 }
 
 /// Row buffers that circulate between the writer and the compressing threads.

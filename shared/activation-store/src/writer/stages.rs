@@ -4,7 +4,7 @@ use std::fs::File;
 use std::path::PathBuf;
 use std::sync::atomic::AtomicU64;
 use std::sync::mpsc::Sender;
-use std::sync::{Arc, Mutex};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
 use crate::disk::Disk;
 use crate::row_slots::RowSlot;
@@ -55,4 +55,9 @@ pub(super) struct WriterFiles {
     pub(super) disk: Disk,
     pub(super) journal: File,
     pub(super) journal_path: PathBuf,
+}
+
+/// What the threads share: an error, or buffers. No panic can leave it half written.
+pub(super) fn lock<T>(shared: &Mutex<T>) -> MutexGuard<'_, T> {
+    shared.lock().unwrap_or_else(PoisonError::into_inner)
 }
