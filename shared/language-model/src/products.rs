@@ -25,7 +25,7 @@ pub enum Products {
     Exact,
     /// On the processor's matrix units, as sums of three products of bfloat16 numbers, where there are such units and the
     /// kernel allows them; else as [`Products::Exact`]. The rms error of a product is about 4·10⁻⁶ of its rms; plain float32
-    /// has a tenth of that, bfloat16 a thousand times as much. Other processors and thread counts give the same bits.
+    /// has a tenth of that, bfloat16 a thousand times as much. The number of threads changes no bit.
     MatrixUnits,
 }
 

@@ -108,6 +108,36 @@ pub(super) struct Rounded {
     pub(super) low: f32,
 }
 
+impl Rounded {
+    /// What there is to say of `values` that were rounded to `step` times `rounded`.
+    #[inline(always)]
+    fn of<const FMA: bool>(values: &[f32], rounded: &[f32], size: &Size, step: f32) -> Rounded {
+        let mut lanes = [[0.0f32; 16]; 2];
+        let (chunks, rest) = values.as_chunks::<16>();
+        let (rounded_chunks, rounded_rest) = rounded.as_chunks::<16>();
+        for (values, rounded) in chunks.iter().zip(rounded_chunks) {
+            for at in 0..16 {
+                let residual = values[at] - step * rounded[at];
+                lanes[0][at] = madd::<FMA>(residual, residual, lanes[0][at]);
+                lanes[1][at] = madd::<FMA>(rounded[at], rounded[at], lanes[1][at]);
+            }
+        }
+        for (at, (value, rounded)) in rest.iter().zip(rounded_rest).enumerate() {
+            let residual = value - step * rounded;
+            lanes[0][at] = madd::<FMA>(residual, residual, lanes[0][at]);
+            lanes[1][at] = madd::<FMA>(*rounded, *rounded, lanes[1][at]);
+        }
+        let enlarged = |lanes: &[f32; 16]| lanes.iter().sum::<f32>().sqrt() * 1.0001;
+        Rounded {
+            step,
+            norm: size.norm,
+            residual: enlarged(&lanes[0]) + size.lost,
+            rounded_norm: step * enlarged(&lanes[1]),
+            low: 0.0,
+        }
+    }
+}
+
 /// Memory for rounding vectors of one width.
 pub(super) struct Rounder {
     form: Form,
@@ -321,29 +351,7 @@ per_isa! {
             let scaled = (*value * inverse).max(-limit).min(limit);
             *integer = (scaled + ROUNDER) - ROUNDER;
         }
-        let mut lanes = [[0.0f32; 16]; 2];
-        let (chunks, rest) = values.as_chunks::<16>();
-        let (integer_chunks, integer_rest) = integers[..length].as_chunks::<16>();
-        for (values, integers) in chunks.iter().zip(integer_chunks) {
-            for at in 0..16 {
-                let residual = values[at] - step * integers[at];
-                lanes[0][at] = madd::<FMA>(residual, residual, lanes[0][at]);
-                lanes[1][at] = madd::<FMA>(integers[at], integers[at], lanes[1][at]);
-            }
-        }
-        for (at, (value, integer)) in rest.iter().zip(integer_rest).enumerate() {
-            let residual = value - step * integer;
-            lanes[0][at] = madd::<FMA>(residual, residual, lanes[0][at]);
-            lanes[1][at] = madd::<FMA>(*integer, *integer, lanes[1][at]);
-        }
-        let enlarged = |lanes: &[f32; 16]| lanes.iter().sum::<f32>().sqrt() * 1.0001;
-        Rounded {
-            step,
-            norm: size.norm,
-            residual: enlarged(&lanes[0]) + size.lost,
-            rounded_norm: step * enlarged(&lanes[1]),
-            low: 0.0,
-        }
+        Rounded::of::<FMA>(values, &integers[..length], size, step)
     }
 }
 
@@ -369,29 +377,7 @@ per_isa! {
             let nearest = f32::from_bits(bits.wrapping_add(0x7fff + (bits >> 16 & 1)) & 0xffff_0000);
             *rounded = if scaled.abs() < SMALLEST_BFLOAT16 { 0.0 } else { nearest };
         }
-        let mut lanes = [[0.0f32; 16]; 2];
-        let (chunks, rest) = values.as_chunks::<16>();
-        let (rounded_chunks, rounded_rest) = rounded[..length].as_chunks::<16>();
-        for (values, rounded) in chunks.iter().zip(rounded_chunks) {
-            for at in 0..16 {
-                let residual = values[at] - step * rounded[at];
-                lanes[0][at] = madd::<FMA>(residual, residual, lanes[0][at]);
-                lanes[1][at] = madd::<FMA>(rounded[at], rounded[at], lanes[1][at]);
-            }
-        }
-        for (at, (value, rounded)) in rest.iter().zip(rounded_rest).enumerate() {
-            let residual = value - step * rounded;
-            lanes[0][at] = madd::<FMA>(residual, residual, lanes[0][at]);
-            lanes[1][at] = madd::<FMA>(*rounded, *rounded, lanes[1][at]);
-        }
-        let enlarged = |lanes: &[f32; 16]| lanes.iter().sum::<f32>().sqrt() * 1.0001;
-        Rounded {
-            step,
-            norm: size.norm,
-            residual: enlarged(&lanes[0]) + size.lost,
-            rounded_norm: step * enlarged(&lanes[1]),
-            low: 0.0,
-        }
+        Rounded::of::<FMA>(values, &rounded[..length], size, step)
     }
 }
 
