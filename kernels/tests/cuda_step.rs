@@ -23,6 +23,12 @@ fn options(path: Path, precision: Precision) -> DeviceOptions {
     DeviceOptions { precision, sparse_density: if path == Path::Sparse { 1.0 } else { 0.0 } }
 }
 
+/// A CPU engine whose products are all float32's, as the emulation's are.
+fn cpu_step(spec: StepSpec) -> CpuStep {
+    let options = CpuOptions { split_products: false, ..CpuOptions::default() };
+    CpuStep::new(spec, options, weights(&spec, 0.0)).unwrap()
+}
+
 /// An autoencoder on its own device.
 struct Run {
     device: EmulatedDevice,
@@ -317,7 +323,7 @@ fn the_threshold_of_a_batch_is_the_cpu_engines_and_evaluates() {
     let spec = batch_top_k(9, spec(35, 150, 130));
     for precision in [Precision::Exact, Precision::Fp32] {
         let mut run = Run::new(spec, options(Path::Sparse, precision), &weights(&spec, 0.0), 0);
-        let mut cpu = CpuStep::new(spec, CpuOptions::default(), weights(&spec, 0.0)).unwrap();
+        let mut cpu = cpu_step(spec);
         for step in 0..4 {
             // One threshold of 0 at first, at which more pairs are active than lists of a step hold; then what is learned.
             let others = batch(&spec, 100 + step);
@@ -407,7 +413,7 @@ fn each_step_with_dead_features_is_the_cpu_engines() {
         let plain = auxiliary(kind(12), batch_top_k(3, spec(35, 150, 130)));
         for spec in [plain, StepSpec { prefixes: nested, rank_by_decoder_norm: true, ..plain }] {
             let mut run = Run::new(spec, options(Path::Sparse, Precision::Exact), &weights(&spec, 0.0), 0);
-            let mut cpu = CpuStep::new(spec, CpuOptions::default(), weights(&spec, 0.0)).unwrap();
+            let mut cpu = cpu_step(spec);
             for step in 0..5 {
                 // From the same state: what differs is the arithmetic of one step.
                 run.step.restore(&mut run.device, &cpu.state()).unwrap();
@@ -507,7 +513,7 @@ fn nested_selections_are_the_same_in_every_order() {
     }
     // What is not trained has one reconstruction, with the threshold of what features are ranked by.
     let mut run = Run::new(spec, options(Path::Sparse, Precision::Exact), &weights(&spec, 0.0), 0);
-    let mut cpu = CpuStep::new(spec, CpuOptions::default(), weights(&spec, 0.0)).unwrap();
+    let mut cpu = cpu_step(spec);
     run.steps(0..3);
     cpu.restore(run.state()).unwrap();
     let others = batch(&spec, 100);

@@ -38,7 +38,8 @@ fn device_engine(sparse_density: f64) -> DeviceEngine<EmulatedDevice> {
 }
 
 fn cpu_engine() -> CpuEngine {
-    CpuEngine::new(spec(), &weights(), CpuOptions { threads: 1, ..CpuOptions::default() }).unwrap()
+    let options = CpuOptions { threads: 1, split_products: false, ..CpuOptions::default() };
+    CpuEngine::new(spec(), &weights(), options).unwrap()
 }
 
 fn schedule(step: u64) -> Schedule {

@@ -81,7 +81,8 @@ fn it_follows_the_cpu_engine_in_every_configuration() {
     for spec in configurations() {
         for path in [Path::Sparse, Path::Dense] {
             let sparse_density = if path == Path::Sparse { 1.0 } else { -1.0 };
-            let cpu_options = CpuOptions { threads: 1, sparse_density, ..CpuOptions::default() };
+            let cpu_options =
+                CpuOptions { threads: 1, sparse_density, split_products: false, ..CpuOptions::default() };
             let mut cpu = CpuEngine::new(spec, &weights, cpu_options).unwrap();
             let precision = if path == Path::Sparse { Precision::Exact } else { Precision::Fp32 };
             let options = DeviceOptions { precision, sparse_density };

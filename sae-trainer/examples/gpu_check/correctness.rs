@@ -172,7 +172,9 @@ fn compare(case: &Case, precision: Precision, path: Path) -> Result<Found> {
     let spec = case.spec;
     let mut weights = Weights::init(spec.width, spec.features, 7);
     weights.b_enc.fill(case.bias);
-    let mut cpu = CpuEngine::new(spec, &weights, CpuOptions::default())?;
+    // Both sum float32 products: what differs is their order.
+    let options = CpuOptions { split_products: false, ..CpuOptions::default() };
+    let mut cpu = CpuEngine::new(spec, &weights, options)?;
     let sparse_density = if path == Path::Dense { 0.0 } else { 1.0 };
     let mut gpu =
         CudaEngine::new(device(true)?, spec, &weights, DeviceOptions { precision, sparse_density })?;

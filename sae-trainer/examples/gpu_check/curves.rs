@@ -49,7 +49,8 @@ pub(crate) fn check(steps: u64) -> Result<usize> {
     let directions = numbers(DIRECTIONS * WIDTH, 1);
     let weights = Weights::init(WIDTH, FEATURES, 7);
     let schedule = Schedule::constant(1e-3);
-    let mut cpu = CpuEngine::new(spec(), &weights, CpuOptions::default())?;
+    let options = CpuOptions { split_products: false, ..CpuOptions::default() };
+    let mut cpu = CpuEngine::new(spec(), &weights, options)?;
     let precisions = [Precision::Exact, Precision::Fp32, Precision::Bf16];
     let mut gpus = Vec::new();
     for precision in precisions {
