@@ -2,6 +2,7 @@
 what the tools load."""
 
 import json
+import shutil
 
 import pytest
 import torch
@@ -15,6 +16,7 @@ from autoencoders import (
     save_old_sae_lens,
     sparse_coder,
 )
+from circuit_tracer.transcoder.single_layer_transcoder import load_relu_transcoder
 from rounding import bound
 from sae_lens import SAE
 from safetensors.torch import load_file, save_file
@@ -163,6 +165,14 @@ def test_a_set_of_circuit_tracer_is_read_back(example, program, tmp_path):
     assert there.keys() == back.keys() and all(torch.equal(there[name], back[name]) for name in there)
     metadata = SAE.load_from_disk(tmp_path / "back").cfg.metadata
     assert (metadata.hook_name, metadata.hook_name_out) == ("blocks.0.ln2.hook_normalized", "blocks.0.hook_mlp_out")
+    # As circuit-tracer itself writes a set.
+    transcoder = load_relu_transcoder(str(tmp_path / "set/layer_0.safetensors"), 0, torch.device("cpu"))
+    (tmp_path / "theirs").mkdir()
+    transcoder.to_safetensors(str(tmp_path / "theirs/layer_0.safetensors"))
+    shutil.copy(tmp_path / "set/config.yaml", tmp_path / "theirs")
+    program("sae-trainer", "import", tmp_path / "theirs/layer_0.safetensors", "--out", tmp_path / "again")
+    again = load_file(tmp_path / "again/sae_weights.safetensors")
+    assert there.keys() == again.keys() and all(torch.equal(there[name], again[name]) for name in there)
 
 
 def test_a_hostile_pickle_is_refused_unexecuted(example, program, tmp_path):

@@ -6,6 +6,8 @@ import numpy as np
 import pytest
 import torch
 import yaml
+from circuit_tracer.transcoder.activation_functions import TopK
+from circuit_tracer.transcoder.single_layer_transcoder import load_transcoder_set
 from rounding import bound
 from sae_lens import SAE
 from safetensors.torch import load_file
@@ -279,43 +281,31 @@ def test_sae_lens_computes_what_a_transcoder_computes(example, program, tmp_path
         assert (skip - skip.T).norm() > 0.3 * skip.norm() > 0
 
 
-def load_as_circuit_tracer(folder):
-    """A set as circuit-tracer's load_transcoders and load_transcoder_set read it: the configuration, and for each layer a
-    function from rows to features and output."""
+def load_into_circuit_tracer(folder):
+    """A set as circuit-tracer's own code loads it, once its hub code has read the configuration."""
     config = yaml.safe_load((folder / "config.yaml").read_text())
-    assert config["model_kind"] == "transcoder_set"
-    files = sorted(folder.glob("layer_*.safetensors"))
-
-    def layer(at):
-        tensors = {name: tensor.double() for name, tensor in load_file(folder / f"layer_{at}.safetensors").items()}
-        threshold = tensors.pop("activation_function.threshold", None)
-        # What the module has beside its activation; another name would be an error there.
-        assert set(tensors) - {"W_skip"} == {"W_enc", "W_dec", "b_enc", "b_dec"}
-
-        def forward(x):
-            z = torch.nn.functional.linear(x, tensors["W_enc"], tensors["b_enc"])
-            if config.get("activation") == "topk":
-                gate = torch.zeros_like(z).scatter(-1, torch.topk(z, config["k"], dim=-1).indices, 1)
-                features = z * gate
-            elif config.get("activation") == "relu" or threshold is None:
-                features = torch.relu(z)
-            else:
-                features = z * (z > threshold)
-            output = features @ tensors["W_dec"] + tensors["b_dec"]
-            return features, output + x @ tensors["W_skip"].T if "W_skip" in tensors else output
-
-        return forward
-
-    return config, [layer(at) for at in range(len(files))]
+    hooks = {name: config[name] for name in ("feature_input_hook", "feature_output_hook")}
+    layers = {at: str(folder / f"layer_{at}.safetensors") for at in range(len(list(folder.glob("layer_*.safetensors"))))}
+    transcoders = load_transcoder_set(
+        layers, scan="a set", **hooks, device=torch.device("cpu"), dtype=torch.float64, lazy_decoder=False
+    )
+    if config.get("activation") == "topk":
+        # 0.5.0 takes these for ReLU; the version after it goes by `activation` and `k`.
+        for transcoder in transcoders:
+            transcoder.activation_function = TopK(config["k"])
+    return config, transcoders
 
 
-@pytest.mark.parametrize("flags", [["--skip"], THRESHOLDS, ["--skip", "--activation", "topk", "--k", "6"]])
-def test_circuit_tracer_reads_an_exported_transcoder(example, program, tmp_path, flags):
+@pytest.mark.parametrize("flags", [[], ["--skip"], THRESHOLDS, ["--skip", "--activation", "topk", "--k", "6"]])
+def test_circuit_tracer_runs_an_exported_transcoder(example, program, tmp_path, flags):
     folder, x, found = train_transcoder(example, program, tmp_path, flags)
     program("sae-trainer", "export", folder, "--to", "circuit-tracer", "--out", tmp_path / "set")
-    config, layers = load_as_circuit_tracer(tmp_path / "set")
-    assert config["feature_input_hook"] == "ln2.hook_normalized"
-    assert config["feature_output_hook"] == "hook_mlp_out"
+    config, transcoders = load_into_circuit_tracer(tmp_path / "set")
+    assert transcoders.feature_input_hook == "ln2.hook_normalized"
+    assert transcoders.feature_output_hook == "hook_mlp_out"
     assert config["model_name"] == "gpt2-small"
-    features, output = layers[0](x)
+    with torch.no_grad():
+        features = transcoders[0].encode(x)
+        output = transcoders[0].decode(features, x)
+        assert torch.equal(transcoders[0](x), output)
     check_evaluation(found, features, output, torch.from_numpy(made_by_a_layer(x.numpy())))

@@ -69,6 +69,11 @@ pub(super) fn export(folders: &[PathBuf], out: &Path) -> Result<()> {
     if !layers.keys().copied().eq(0..count) {
         terminal::say!("circuit-tracer reads a set that has a transcoder for each block from 0 on");
     }
+    if set.k.is_some() {
+        terminal::say!(
+            "circuit-tracer knows TopK since the version after 0.5.0, which takes these transcoders for ReLU"
+        );
+    }
     Ok(())
 }
 

@@ -172,7 +172,7 @@ fn a_set_is_exported_once_and_whole() {
     place.run(&format!("{RUN} --steps 5 --out run"));
     let export = "export run/sae --to circuit-tracer --out set";
     let printed = text(&place.run(export).stderr).to_owned();
-    assert!(printed.contains("each block from 0 on"), "{printed}");
+    assert!(printed.contains("each block from 0 on") && !printed.contains("TopK"), "{printed}");
     let mut names: Vec<_> = std::fs::read_dir(place.path("set"))
         .unwrap()
         .map(|entry| entry.unwrap().file_name().into_string().unwrap())
@@ -182,6 +182,9 @@ fn a_set_is_exported_once_and_whole() {
     assert!(place.fail(export).contains("exists"), "a folder is not written over");
     let told = place.fail("export run/sae run/sae --to circuit-tracer --out twice");
     assert!(told.contains("both of block 1"), "{told}");
+    place.run(&format!("{RUN} --activation topk --k 4 --steps 5 --out sparse"));
+    let printed = text(&place.run("export sparse/sae --to circuit-tracer --out of-k").stderr).to_owned();
+    assert!(printed.contains("knows TopK since"), "{printed}");
     place.run("--store in --features 64 --batch 128 --steps 5 --out plain");
     let told = place.fail("export plain/sae --to circuit-tracer --out no");
     assert!(told.contains("no transcoder"), "{told}");
