@@ -56,6 +56,7 @@ pub(crate) fn tokens(ground: &Path, name: &str) {
         for file in chunks.and_then(Value::as_array_mut).into_iter().flatten() {
             file["bytes"] = bytes.len().into();
             file["crc32c"] = crc32c::crc32c(&bytes).into();
+            file["tail_crc32c"] = crc32c::crc32c(&bytes[bytes.len().saturating_sub(4)..]).into();
         }
     });
 }

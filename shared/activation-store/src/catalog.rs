@@ -1,10 +1,12 @@
 //! What a finished store consists of: its manifest and journal, checked and parsed.
 
-use std::fs;
+use std::fs::{self, File};
+use std::os::unix::fs::FileExt;
 use std::path::{Path, PathBuf};
 
 use serde_json::Value;
 
+use crate::codec::CHECKSUM;
 use crate::journal::{self, Entry, Manifest, ShardRecord, TokenFile};
 use crate::metadata::{self, Attributes, ZARR_JSON};
 use crate::paths::{JOURNAL, MANIFEST, SMALL_FILES};
@@ -193,10 +195,19 @@ fn take_apart(
     Ok((shards, tokens))
 }
 
-/// Checks the size of every chunk of the `tokens` array.
+/// Checks of every chunk of the `tokens` array that it has the size and, where it is recorded, the checksum of this chunk.
 pub(crate) fn check_token_files(dir: &Path, tokens: &[TokenFile]) -> Result<()> {
-    for file in tokens {
-        paths::check_size(dir, &paths::tokens(file.chunk), file.bytes)?;
+    for recorded in tokens {
+        let path = paths::check_size(dir, &paths::tokens(recorded.chunk), recorded.bytes)?;
+        let Some(tail_crc32c) = recorded.tail_crc32c else { continue };
+        let file = File::open(&path).map_err(StoreError::io("open", &path))?;
+        let mut tail = [0; CHECKSUM];
+        let start = recorded.bytes.checked_sub(CHECKSUM as u64);
+        let start = start.ok_or_else(|| StoreError::damaged(&path, "it is too short for a checksum"))?;
+        file.read_exact_at(&mut tail, start).map_err(StoreError::io("read", &path))?;
+        if crc32c::crc32c(&tail) != tail_crc32c {
+            return Err(StoreError::damaged(&path, journal::ANOTHER_CHUNK));
+        }
     }
     Ok(())
 }

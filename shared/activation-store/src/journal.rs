@@ -11,6 +11,10 @@ use serde::{Deserialize, Serialize};
 use crate::disk::Written;
 use crate::{Result, StoreError};
 
+/// What is wrong with a chunk file that is whole, but not the one that is recorded.
+pub(crate) const ANOTHER_CHUNK: &str =
+    "it is not the chunk that the journal records, but another of its length";
+
 /// One shard of a store.
 #[derive(Debug, Clone, Copy, PartialEq)]
 pub(crate) struct ShardRecord {
@@ -37,7 +41,11 @@ pub(crate) struct TokenFile {
     /// The chunk's number.
     pub(crate) chunk: u64,
     pub(crate) bytes: u64,
+    /// Of the whole file. It ends with its own checksum, so this depends on nothing but its length once that fits.
     pub(crate) crc32c: u32,
+    /// Of that checksum: names the chunk without reading all of it. Stores of earlier versions do not have it.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub(crate) tail_crc32c: Option<u32>,
 }
 
 /// One line of the journal.
@@ -132,7 +140,7 @@ mod tests {
 
     #[test]
     fn a_line_is_its_checksum_and_json() {
-        let entry = TokenFile { chunk: 3, bytes: 10, crc32c: 7 };
+        let entry = TokenFile { chunk: 3, bytes: 10, crc32c: 7, tail_crc32c: None };
         let line = line(&entry);
         assert_eq!(line, b"4a87d410 {\"chunk\":3,\"bytes\":10,\"crc32c\":7}\n");
         assert_eq!(parse_line(&line), Some((entry, line.len())));

@@ -8,7 +8,7 @@ use std::sync::atomic::{AtomicU64, Ordering};
 use rayon::prelude::*;
 
 use crate::catalog;
-use crate::codec::{self, ShardIndex};
+use crate::codec::{self, CHECKSUM, ShardIndex};
 use crate::journal::{self, Entry, ShardFile};
 use crate::paths::{JOURNAL, MANIFEST};
 use crate::resumption;
@@ -41,6 +41,8 @@ struct Recorded {
     name: String,
     bytes: u64,
     crc32c: u32,
+    /// Of the checksum at the end, if that tells the file from others of its length.
+    tail_crc32c: Option<u32>,
     /// The bytes of one decoded chunk, the chunks and those of them with rows, if it is a shard.
     shard: Option<(usize, usize, usize)>,
 }
@@ -75,6 +77,7 @@ pub fn verify(dir: &Path, progress: &(dyn Fn(u64) + Sync)) -> Result<VerifyRepor
                 name: file.name.clone(),
                 bytes: file.bytes,
                 crc32c: file.crc32c,
+                tail_crc32c: None,
                 shard: None,
             }));
         }
@@ -119,7 +122,8 @@ fn journal_records(dir: &Path, spec: Option<&StoreSpec>) -> Vec<Recorded> {
                         let present = (rows as usize).div_ceil(layout.chunk_rows);
                         (layout.chunk_rows * row_bytes, layout.chunks_per_shard(), present)
                     });
-                    records.push(Recorded { name, bytes: file.bytes, crc32c: file.crc32c, shard });
+                    let ShardFile { bytes, crc32c, .. } = file;
+                    records.push(Recorded { name, bytes, crc32c, tail_crc32c: None, shard });
                 };
                 add(paths::activations(shard), activations, layout.map(|(_, row_bytes, _)| row_bytes));
                 add(paths::origin(shard), origin, layout.map(|(.., origin_bytes)| origin_bytes));
@@ -134,6 +138,7 @@ fn journal_records(dir: &Path, spec: Option<&StoreSpec>) -> Vec<Recorded> {
         name: paths::tokens(file.chunk),
         bytes: file.bytes,
         crc32c: file.crc32c,
+        tail_crc32c: file.tail_crc32c,
         shard: None,
     }));
     records
@@ -152,7 +157,12 @@ fn check(dir: &Path, record: &Recorded) -> (u64, Vec<Problem>) {
     }
     let found = crc32c::crc32c(&content);
     if found == record.crc32c {
-        return (read, Vec::new());
+        let tail = || crc32c::crc32c(&content[content.len().saturating_sub(CHECKSUM)..]);
+        let another = record.tail_crc32c.is_some_and(|recorded| recorded != tail());
+        return (
+            read,
+            another.then(|| problem(None, journal::ANOTHER_CHUNK.to_owned())).into_iter().collect(),
+        );
     }
     let mut problems = Vec::new();
     if let Some((chunk_bytes, chunks, present)) = record.shard {

@@ -29,7 +29,8 @@ pub(super) fn run(
         match commit {
             Commit::Tokens { chunk, encoded } => {
                 let Written { bytes, crc32c } = disk.publish(&paths::tokens(chunk), &encoded)?;
-                token_files.insert(chunk, TokenFile { chunk, bytes, crc32c });
+                let tail_crc32c = Some(crc32c::crc32c(&checksum(&encoded)));
+                token_files.insert(chunk, TokenFile { chunk, bytes, crc32c, tail_crc32c });
             }
             Commit::Shard { shard, rows, activations, origin } => {
                 let chunks = activations;
@@ -65,11 +66,14 @@ pub(super) fn run(
     Ok(())
 }
 
+/// A chunk ends with the checksum of what is before it.
+fn checksum(chunk: &[u8]) -> [u8; CHECKSUM] {
+    *chunk.last_chunk().expect("a chunk has a checksum")
+}
+
 fn publish_shard(disk: &Disk, spec: &StoreSpec, name: &str, chunks: &[Vec<u8>]) -> Result<ShardFile> {
     let index =
         ShardIndex::encode(chunks.iter().map(|chunk| chunk.len() as u64), spec.layout.chunks_per_shard());
-    // A chunk ends with the checksum of what is before it.
-    let checksum = |chunk: &[u8]| *chunk.last_chunk::<CHECKSUM>().expect("a chunk has a checksum");
     let whole = |chunk: &[u8]| {
         let checksum = checksum(chunk);
         crc32c::crc32c_append(u32::from_le_bytes(checksum), &checksum)

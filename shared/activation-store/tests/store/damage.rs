@@ -314,3 +314,35 @@ proptest! {
         let _ = verify(dir.path(), &|_| {});
     }
 }
+
+#[test]
+fn chunks_of_tokens_of_equal_sizes_are_told_apart() {
+    let mut spec = small_spec(64);
+    spec.vocabulary = 1 << 16;
+    let stores = [1, 2].map(|seed: u64| {
+        let (dir, mut random) = (tempfile::tempdir().unwrap(), seed);
+        let mut noise = tokens(&spec, 0, 64);
+        noise.iter_mut().for_each(|token| {
+            random = random.wrapping_mul(6_364_136_223_846_793_005).wrapping_add(1);
+            *token = (random >> 48) as u32;
+        });
+        let mut writer = StoreWriter::open(dir.path(), &spec, &WriterOptions::default()).unwrap();
+        writer.append(noise.view(), Array3::zeros((64, 10, 12)).view()).unwrap();
+        writer.finish().unwrap();
+        dir
+    });
+    let name = "tokens/c/0/0";
+    let [chunk, other] = stores.each_ref().map(|dir| fs::read(dir.path().join(name)).unwrap());
+    assert!(chunk != other && chunk.len() == other.len());
+    assert_eq!(
+        crc32c::crc32c(&chunk),
+        crc32c::crc32c(&other),
+        "a checksum of the whole does not tell them apart"
+    );
+    let dir = stores[0].path();
+    assert!(Store::open(dir).is_ok());
+    fs::write(dir.join(name), other).unwrap();
+    let error = Store::open(dir).unwrap_err().to_string();
+    assert!(error.contains("tokens/c/0/0 is damaged") && error.contains("another of its length"), "{error}");
+    assert_eq!(problems(dir), [(name.to_owned(), None)]);
+}
