@@ -3,7 +3,8 @@
 use emulation::{Buffer, EmulatedDevice, EmulatedDriver, on_a_gpu, run_again_sanitized};
 use example_steps::{batch, relative_difference, rows, spec, weights, wide};
 use kernels::activation::{Activation, ThresholdAverage};
-use kernels::cpu::step::{CpuOptions, CpuStep};
+use kernels::cpu::options::CpuOptions;
+use kernels::cpu::step::CpuStep;
 use kernels::cuda::plan::DeviceOptions;
 use kernels::cuda::step::{CudaStep, Outcome};
 use kernels::dead::{DeadLoss, DeadLossKind};

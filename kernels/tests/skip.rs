@@ -3,7 +3,8 @@
 use example_steps::{batch, relative_difference, rows, spec, weights, wide};
 use kernels::activation::Activation;
 use kernels::batch::Batch;
-use kernels::cpu::step::{CpuOptions, CpuStep};
+use kernels::cpu::options::CpuOptions;
+use kernels::cpu::step::CpuStep;
 use kernels::parameters::{Parameters, transposed};
 use kernels::prefixes::Prefixes;
 use kernels::reference;

@@ -1,7 +1,7 @@
 //! The float32 step on CPU threads: the same pieces as on the GPU, under the same names.
 //!
 //! ```text
-//! step      the pieces in their order, and what lies between steps
+//! step      the pieces in their order, and what lies between steps; forward, reconstruct: its first half
 //! rows      x̄, ‖x_i‖, ‖x_i − x̄‖; the encoder's input
 //! encode    z = X·W_enc + b_enc, only the pairs above 0 (or all, when they are many)
 //! screen    an integer product that rules most pairs out beforehand
@@ -27,6 +27,7 @@ pub mod frequency;
 pub mod isa;
 pub mod jump;
 pub mod largest;
+pub mod options;
 pub mod pairs;
 pub mod products;
 pub mod rows;
@@ -41,8 +42,10 @@ pub mod vector;
 mod backward;
 #[cfg(target_arch = "x86_64")]
 mod bf16;
+mod forward;
 mod groups;
 mod operands;
+mod reconstruct;
 mod tile;
 mod transpose;
 

@@ -5,7 +5,8 @@ use std::sync::Arc;
 
 use kernels::activations::SparseActivations;
 use kernels::batch::Batch;
-use kernels::cpu::step::{CpuOptions, CpuStep};
+use kernels::cpu::options::CpuOptions;
+use kernels::cpu::step::CpuStep;
 use kernels::error::StepError;
 use kernels::outcome::StepReport;
 use kernels::spec::{Schedule, StepSpec};

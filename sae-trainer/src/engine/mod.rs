@@ -17,7 +17,7 @@ pub use kernels::activation::{Activation, ThresholdAverage};
 pub use kernels::activations::SparseActivations;
 pub use kernels::batch::Batch;
 pub use kernels::cpu::encode::Search;
-pub use kernels::cpu::step::CpuOptions;
+pub use kernels::cpu::options::CpuOptions;
 pub use kernels::cuda::plan::DeviceOptions;
 pub use kernels::dead::{DeadLoss, DeadLossKind};
 pub use kernels::error::{DeviceError, StepError};
