@@ -15,6 +15,8 @@ mod formats;
 mod gpu_check;
 mod held_out;
 mod kinds;
+mod neuronpedia;
+mod neuronpedia_server;
 mod recipes;
 mod report;
 mod resume;
