@@ -126,10 +126,7 @@ impl Material<'_> {
     /// The dashboards of some features.
     pub(super) fn batch<'a>(&'a self, names: &'a Names, features: Range<usize>) -> Result<Batch<'a>> {
         let start = features.start;
-        let effects = self
-            .unembedding
-            .as_ref()
-            .map(|unembedding| self.decoder.slice(s![features.clone(), ..]).dot(&unembedding.weights.t()));
+        let effects = self.effects(features.clone());
         let feature = |feature: usize| {
             self.feature(feature, effects.as_ref().map(|effects| effects.row(feature - start)))
         };
@@ -140,6 +137,18 @@ impl Material<'_> {
             sae_id_suffix: names.suffix.as_deref(),
             features: features.into_par_iter().map(feature).collect::<Result<_>>()?,
         })
+    }
+
+    /// What features add to the logits, [features, vocabulary], less the mean over the vocabulary: TransformerLens, from which
+    /// SAEDashboard has the unembedding, takes that away (`center_unembed`).
+    fn effects(&self, features: Range<usize>) -> Option<Array2<f32>> {
+        let unembedding = self.unembedding.as_ref()?;
+        let mut effects = self.decoder.slice(s![features, ..]).dot(&unembedding.weights.t());
+        for mut row in effects.rows_mut() {
+            let mean = row.iter().map(|x| f64::from(*x)).sum::<f64>() / row.len() as f64;
+            row.mapv_inplace(|x| (f64::from(x) - mean) as f32);
+        }
+        Some(effects)
     }
 
     fn feature(&self, feature: usize, logits: Option<ArrayView1<'_, f32>>) -> Result<Feature<'_>> {
