@@ -184,7 +184,7 @@ def test_effects_on_logits_are_those_of_the_processed_unembedding(made, reposito
 
 def assert_largest(indices, pearsons, cosines, of, cosine):
     """A list of the three largest correlations, as far as they are above 0."""
-    expected = [x for x in np.sort(of)[::-1][:3] if x > 1e-9]
+    expected = [x for x in np.sort(of)[::-1][:3] if x > 0]
     assert pearsons == pytest.approx(expected, abs=ROUNDED)
     assert [of[i] for i in indices] == pytest.approx(pearsons, abs=ROUNDED)
     assert [cosine[i] for i in indices] == pytest.approx(cosines, abs=ROUNDED)
@@ -199,14 +199,14 @@ def test_correlations_and_alignments_are_those_of_numpy(made):
     rows = store["activations"][:].astype(np.float64)[kept]
     dense = activations_of(sae, tokens).reshape(-1, F)[origin[kept]].astype(np.float64)
 
-    def pearson(x, y):
-        x, y = x - x.mean(0), y - y.mean(0)
-        norms = np.outer(np.linalg.norm(x, axis=0), np.linalg.norm(y, axis=0))
-        return np.divide(x.T @ y, norms, out=np.zeros_like(norms), where=norms > 0)
-
+    # SAEDashboard's RollingCorrCoef, in float64.
     def cosine(x, y):
-        norms = np.outer(np.linalg.norm(x, axis=0), np.linalg.norm(y, axis=0))
-        return np.divide(x.T @ y, norms, out=np.zeros_like(norms), where=norms > 0)
+        return x.T @ y / (np.sqrt(np.outer((x**2).sum(0), (y**2).sum(0))) + 1e-6)
+
+    def pearson(x, y):
+        n = len(x)
+        spreads = np.outer(*(n * (z**2).sum(0) - z.sum(0) ** 2 for z in (x, y)))
+        return (n * x.T @ y - np.outer(x.sum(0), y.sum(0))) / (np.sqrt(spreads.clip(0)) + 1e-6)
 
     neurons, of_neurons = pearson(dense, rows), cosine(dense, rows)
     others, of_others = pearson(dense, dense), cosine(dense, dense)

@@ -32,13 +32,13 @@ fn indexed() -> Place {
         .into();
     let tokenizer = json!({
         "version": "1.0", "truncation": null, "padding": null, "added_tokens": [], "normalizer": null,
-        "pre_tokenizer": null, "post_processor": null, "decoder": null,
+        "pre_tokenizer": null, "post_processor": null, "decoder": {"type": "Fuse"},
         "model": {"type": "WordLevel", "vocab": vocabulary, "unk_token": "<s>"},
     });
     fs::write(place.path("tokenizer.json"), tokenizer.to_string()).unwrap();
     let mut weights = Weights::init(WIDTH, FEATURES, 0);
     for feature in 0..FEATURES {
-        weights.b_enc[feature] = if feature % 3 == 0 { -1e6 } else { -3.0 };
+        weights.b_enc[feature] = if feature % 3 == 0 { -1e6 } else { -1.0 };
     }
     let metadata = Metadata { hook_name: Some("blocks.1.hook_resid_pre".into()), ..Metadata::default() };
     let config = Config::standard(WIDTH, FEATURES, false, metadata);
@@ -134,7 +134,8 @@ fn batch_files_have_the_fields_of_sae_dashboard() {
                     json!(["one", " two", "three", "four", "five", "six", "<|outofrange|>"])
                 );
                 let at = activation["qualifying_token_index"].as_u64().unwrap() as usize;
-                assert!(activation["values"][at].as_f64().unwrap() > 0.0, "it fires where it was chosen for");
+                let (value, least) = (activation["values"][at].as_f64(), activation["bin_min"].as_f64());
+                assert!(value >= least, "it is in the interval that it was chosen for");
             }
         }
     }
@@ -310,7 +311,7 @@ fn requests_are_sent_once_and_a_second_call_goes_on() {
     assert_eq!(received[0].features(), received[1].features());
     assert_eq!(received[2].features(), received[3].features());
     let taken: Vec<u64> = [1, 3, 4].iter().flat_map(|at| received[*at].features()).collect();
-    assert!(taken.is_sorted_by(|a, b| a < b) && taken.len() > 150 && taken.iter().all(|of| of % 3 != 0));
+    assert!(taken.is_sorted_by(|a, b| a < b) && taken.len() > 50 && taken.iter().all(|of| of % 3 != 0));
 
     // All are there, and another server has none.
     assert!(with_key(&place, &line).status.success());
@@ -462,9 +463,10 @@ fn an_interrupt_leaves_no_half_an_export() {
     let place = indexed();
     write_store(&place.path("large"), WIDTH, &mixtures(4_000, 1), RowType::F16);
     let config = Config::standard(WIDTH, 4096, false, Metadata::default());
-    Sae { weights: Weights::init(WIDTH, 4096, 0), config, log_sparsity: None }
-        .save(&place.path("wide"))
-        .unwrap();
+    let mut weights = Weights::init(WIDTH, 4096, 0);
+    // Few of them fire in a row, as of one that was trained.
+    weights.b_enc.fill(-3.0);
+    Sae { weights, config, log_sparsity: None }.save(&place.path("wide")).unwrap();
     place.run("features wide --store large");
     let mut child = start(&place, &format!("{} --threads 1", EXPORT.replace("sae --to", "wide --to")));
     let first = place.path(".out.unfinished/content/dashboard/batch-0.json");

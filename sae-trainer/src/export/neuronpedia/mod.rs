@@ -257,7 +257,7 @@ impl Subject {
         let unembedding =
             self.model.as_ref().map(|model| unembedding(index, model, decoder.ncols())).transpose()?;
         let norms = unit(&mut decoder);
-        let correlated = correlations(index, &self.store, unmasked, features, interrupt)?;
+        let correlated = correlations(index, &self.store, unmasked, &norms, features, interrupt)?;
         let few = |asked: Option<u64>, default: u64| asked.unwrap_or(default) as usize;
         Ok(Material {
             index,

@@ -66,11 +66,12 @@ struct Sums {
     squares: Vec<f64>,
 }
 
-/// Of the first `features` features. Rows are those of the first contexts of the index, as many as have about 67 million activations.
+/// Of the first `features` features, whose activations are multiplied by `factors`, [F]. Rows are those of the first contexts of the index, as many as have about 67 million activations.
 pub(crate) fn correlations(
     index: &Index,
     store: &Store,
     unmasked: Unmasked<'_>,
+    factors: &[f32],
     features: usize,
     interrupt: &Interrupt,
 ) -> Result<Vec<Correlated>> {
@@ -83,7 +84,7 @@ pub(crate) fn correlations(
             grouped(all as u64)
         );
     }
-    let source = Source { store, rows: &rows, unmasked };
+    let source = Source { store, rows: &rows, unmasked, factors };
     let (mut own, mut neurons) = (source.sums(index.record.features), Vec::with_capacity(features));
     let width = store.width();
     let group = (SUMS / width).max(1);
@@ -167,6 +168,7 @@ struct Source<'a> {
     store: &'a Store,
     rows: &'a Rows,
     unmasked: Unmasked<'a>,
+    factors: &'a [f32],
 }
 
 impl Source<'_> {
@@ -176,12 +178,16 @@ impl Source<'_> {
         for place in (0..self.rows.places()).filter(|place| self.unmasked.has(*place)) {
             let (features, bits) = self.rows.at(place);
             for (feature, bits) in features.iter().zip(bits) {
-                let a = f16::from_bits(*bits).to_f64();
+                let a = self.activation(*feature, *bits);
                 sums.of[*feature as usize] += a;
                 sums.squares[*feature as usize] += a * a;
             }
         }
         sums
+    }
+
+    fn activation(&self, feature: u32, bits: u16) -> f64 {
+        f64::from(f16::from_bits(bits).to_f32() * self.factors[feature as usize])
     }
 
     /// Calls `take` with the rows that count, some at a time, and their places.
@@ -212,13 +218,13 @@ impl Source<'_> {
             for (row, place) in block.rows().into_iter().zip(places) {
                 let (active, bits) = self.rows.at(*place);
                 let from = active.partition_point(|feature| (*feature as usize) < first);
-                for (feature, bits) in active[from..].iter().zip(&bits[from..]) {
-                    let feature = *feature as usize;
+                for (number, bits) in active[from..].iter().zip(&bits[from..]) {
+                    let feature = *number as usize;
                     if feature >= end {
                         break;
                     }
                     let at = (feature - first) * width;
-                    add_multiple(&mut products[at..at + width], f16::from_bits(*bits).to_f64(), row);
+                    add_multiple(&mut products[at..at + width], self.activation(*number, *bits), row);
                 }
             }
         });
@@ -240,13 +246,14 @@ impl Source<'_> {
             if !self.unmasked.has(place) {
                 continue;
             }
+            let a = self.activation(feature as u32, firing.bits());
             let (others, bits) = self.rows.at(place);
             for (other, bits) in others.iter().zip(bits) {
                 let sum = &mut sums[*other as usize];
                 if *sum == 0.0 {
                     touched.push(*other as usize);
                 }
-                *sum += f64::from(firing.activation()) * f16::from_bits(*bits).to_f64();
+                *sum += a * self.activation(*other, *bits);
             }
         }
         let products = touched.iter().filter(|other| **other != feature).map(|other| (*other, sums[*other]));
