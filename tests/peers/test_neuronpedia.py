@@ -27,12 +27,15 @@ ROUNDED = 5e-4 + 2e-5
 
 @pytest.fixture(scope="module", params=["unit", "free"])
 def made(request, program, repository, tmp_path_factory):
-    """An autoencoder with decoder rows of norm 1, or of other norms: its folder, the export's, the store and the language model."""
+    """An autoencoder with decoder rows of norm 1, or of other norms and with an index of its own: its folder, the export's, the store and the language model."""
     folder = tmp_path_factory.mktemp("neuronpedia")
     model_folder, model = random_gpt2(folder / "model")
     store = dump(program, repository, folder, model_folder, contexts=CONTEXTS)
     program("sae-trainer", "--store", store, "--out", folder / "run", "--features", F, "--batch", 256, "--steps", 150,
             "--lr", "3e-3", "--loss", "l1", "--l1-coefficient", "1e-3", "--decoder-norm", request.param)  # fmt: skip
+    if request.param == "free":
+        # An index that has activations at BOS.
+        program("sae-trainer", "features", folder / "run", "--store", store)
     tokenizer = repository / "models/smollm2-135m/tokenizer.json"
     program("sae-trainer", "export", folder / "run", "--to", "neuronpedia", "--store", store, "--model", model_folder,
             "--tokenizer", tokenizer, "--model-id", "tiny", "--out", folder / "out")  # fmt: skip

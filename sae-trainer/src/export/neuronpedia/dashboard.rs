@@ -85,6 +85,40 @@ pub(super) struct Feature<'a> {
     vector: [f64; 0],
 }
 
+#[cfg(test)]
+impl<'a> Feature<'a> {
+    /// A feature of which nothing but these contexts is known.
+    pub(super) fn with(feature_index: usize, activations: Vec<Activation<'a>>) -> Feature<'a> {
+        Feature {
+            feature_index,
+            neuron_alignment_indices: Vec::new(),
+            neuron_alignment_values: Vec::new(),
+            neuron_alignment_l1: Vec::new(),
+            correlated_neurons_indices: Vec::new(),
+            correlated_neurons_l1: Vec::new(),
+            correlated_neurons_pearson: Vec::new(),
+            correlated_features_indices: Vec::new(),
+            correlated_features_l1: Vec::new(),
+            correlated_features_pearson: Vec::new(),
+            neg_str: Vec::new(),
+            neg_values: Vec::new(),
+            pos_str: Vec::new(),
+            pos_values: Vec::new(),
+            frac_nonzero: 0.5,
+            freq_hist_data_bar_values: Vec::new(),
+            freq_hist_data_bar_heights: Vec::new(),
+            logits_hist_data_bar_heights: Vec::new(),
+            logits_hist_data_bar_values: Vec::new(),
+            n_prompts_total: 1,
+            n_tokens_in_prompt: 1,
+            dataset: "",
+            decoder_weights_dist: [],
+            activations,
+            vector: [],
+        }
+    }
+}
+
 /// A context.
 #[derive(Debug, Serialize)]
 pub(super) struct Activation<'a> {

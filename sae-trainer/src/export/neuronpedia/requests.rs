@@ -154,23 +154,51 @@ fn context<'a>(of: &'a Activation<'_>) -> Option<Shown<'a>> {
 mod tests {
     use super::*;
 
-    #[test]
-    fn a_long_context_is_cut_around_its_token() {
-        let activation = |at: usize| Activation {
+    /// A context of tokens with the text `token`.
+    fn activation(token: &str, tokens: usize, at: usize) -> Activation<'_> {
+        Activation {
             bin_min: -1.0,
             bin_max: 3.0,
             bin_contains: -1.0,
-            tokens: vec!["a"; 3000],
-            values: (0..3000).map(f64::from).collect(),
+            tokens: vec![token; tokens],
+            values: (0..tokens).map(|at| at as f64).collect(),
             qualifying_token_index: at,
             top: true,
-        };
+        }
+    }
+
+    #[test]
+    fn a_long_context_is_cut_around_its_token() {
         for (at, first) in [(0, 0), (600, 88), (2999, 1976)] {
-            let of = activation(at);
+            let of = activation("a", 3000, at);
             let cut = context(&of).unwrap();
             assert_eq!((cut.tokens.len(), cut.values.len()), (1024, 1024));
             assert_eq!(cut.values[0], f64::from(first));
             assert!(cut.values.contains(&(at as f64)) && cut.quantile_fraction.is_none());
         }
+    }
+
+    #[test]
+    fn a_request_has_no_more_than_its_share_of_bytes() {
+        let dir = tempfile::tempdir().unwrap();
+        let names = Names { model_id: "m".into(), layer: 1, set: "s".into(), suffix: None };
+        let mut requests = Requests::create(&dir.path().join("requests"), &names, 8).unwrap();
+        let long = "x".repeat(1000);
+        // About a megabyte each, one of five, and one that never fires.
+        let contexts = |count: usize| (0..count).map(|_| activation(&long, 1024, 5)).collect::<Vec<_>>();
+        let sizes = [1, 1, 1, 1, 5, 0, 1, 1];
+        let features: Vec<Feature<'_>> =
+            sizes.iter().enumerate().map(|(index, size)| Feature::with(index, contexts(*size))).collect();
+        requests.add(&features).unwrap();
+        assert_eq!((requests.written, requests.left_out), (4, 1));
+        let sent: Vec<Vec<u64>> = (0..4)
+            .map(|number| {
+                let body = fs::read(dir.path().join("requests").join(name(number))).unwrap();
+                let body: serde_json::Value = serde_json::from_slice(&body).unwrap();
+                let features = body["features"].as_array().unwrap();
+                features.iter().map(|feature| feature["index"].as_u64().unwrap()).collect()
+            })
+            .collect();
+        assert_eq!(sent, [vec![0, 1, 2], vec![3], vec![4], vec![6, 7]]);
     }
 }
