@@ -17,6 +17,7 @@ mod held_out;
 mod kinds;
 mod neuronpedia;
 mod neuronpedia_server;
+mod neuronpedia_upload;
 mod recipes;
 mod report;
 mod resume;

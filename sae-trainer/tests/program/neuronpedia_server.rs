@@ -4,9 +4,12 @@
 use std::collections::BTreeSet;
 use std::io::{BufRead, BufReader, Read, Write};
 use std::net::{TcpListener, TcpStream};
+use std::process::{Command, Output};
 use std::sync::{Arc, Mutex};
 
 use serde_json::Value;
+
+use crate::fixture::Place;
 
 pub(crate) const KEY: &str = "sk-np-test-0123456789";
 
@@ -160,4 +163,19 @@ pub(crate) fn check(body: &Value) -> Result<(), String> {
         }
     }
     Ok(())
+}
+
+/// Runs it.
+pub(crate) fn with_key(place: &Place, line: &str) -> Output {
+    keyed(place, line).output().unwrap()
+}
+
+/// The program with a key, and without anybody's proxy.
+pub(crate) fn keyed(place: &Place, line: &str) -> Command {
+    let mut command = place.command(line);
+    for name in ["http_proxy", "https_proxy", "all_proxy", "HTTP_PROXY", "HTTPS_PROXY", "ALL_PROXY"] {
+        command.env_remove(name);
+    }
+    command.env("NEURONPEDIA_API_KEY", KEY);
+    command
 }
