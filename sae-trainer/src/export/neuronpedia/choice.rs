@@ -32,6 +32,12 @@ impl Group {
 }
 
 impl Choice {
+    /// How many are chosen of so many, at most.
+    pub(super) fn most(self, activations: u64) -> u64 {
+        let of_intervals = (self.intervals as u64).saturating_mul(activations.min(self.each as u64));
+        activations.min(self.top as u64).saturating_add(of_intervals)
+    }
+
     /// Of activations by place, in contexts of `length` tokens, `all` tokens altogether: places, each with its group.
     pub(super) fn of(self, activations: &[(u32, f32)], length: usize, all: u64) -> Vec<(Group, u32)> {
         let Some(maximum) = activations.iter().map(|(_, a)| *a).max_by(f32::total_cmp) else {

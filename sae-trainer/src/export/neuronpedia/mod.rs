@@ -25,7 +25,8 @@ use std::path::{Path, PathBuf};
 
 use activation_store::Store;
 use anyhow::{Context, Result, bail, ensure};
-use durable_files::{create_folder, write_sums};
+use durable_files::{available_space, create_folder, write_sums};
+use human_units::{format_bytes, format_count};
 use language_model::{Checkpoint, hub};
 use ndarray::Array2;
 use sae::Config;
@@ -43,7 +44,7 @@ use crate::command::arguments::FeaturesArguments;
 use crate::command::neuronpedia_arguments::NeuronpediaArguments;
 use crate::laboratory::features::{
     Index, RECORD, TOKENIZER, Texts, Unmasked, build, correlations, decoder, decoder_crc32c, folder_of,
-    unembedding,
+    memory_of_correlations, unembedding,
 };
 use crate::report::progress::{counted, proceed};
 use crate::report::table::grouped;
@@ -54,6 +55,9 @@ const INTERVALS: u64 = 5;
 const INTERVAL_CONTEXTS: u64 = 5;
 /// Norms so near 1 are 1 but for rounding.
 const UNIT: f32 = 1e-5;
+/// Bytes of a token with its value, and of a feature besides its contexts, about.
+const TOKEN: u64 = 16;
+const FEATURE: u64 = 4096;
 
 /// Writes the folder `out`, and sends its requests if asked to. Returns the process' exit code.
 pub(super) fn export(sae: &Path, out: &Path, arguments: &NeuronpediaArguments) -> Result<u8> {
@@ -133,10 +137,12 @@ fn write(sae: &Path, out: &Path, arguments: &NeuronpediaArguments, interrupt: &I
         foreign_path(&subject.index_folder),
         foreign_path(store.path())
     );
+    let choice = choice(arguments);
+    subject.announce(choice, features, out)?;
     let mut left_out = arguments.drop_tokens.clone();
     left_out.push(store.spec().bos_token);
     let unmasked = Unmasked { tokens: &tokens, left_out: &left_out };
-    let material = subject.material(arguments, unmasked, features, interrupt)?;
+    let material = subject.material(choice, unmasked, features, interrupt)?;
     let release = arguments.release.clone().unwrap_or_else(|| names.set.clone());
     let source = Source {
         names: &names,
@@ -244,9 +250,36 @@ impl Subject {
         Ok(Subject { sae: sae.to_owned(), config, index_folder, index, store, texts, model })
     }
 
+    /// Says what it will take, and refuses what the disk has no room for.
+    fn announce(&self, choice: Choice, features: usize, out: &Path) -> Result<()> {
+        let record = &self.index.record;
+        let contexts: u64 = self.index.figures[..features].iter().map(|of| choice.most(of.firings)).sum();
+        // Each token in the batch file and in a request, and compressed in the bulk folder.
+        let bytes =
+            contexts * record.context_length as u64 * (2 * TOKEN + TOKEN / 4) + features as u64 * FEATURE;
+        let (width, rows) = (self.store.width(), record.features as u64);
+        let weights = 4 * width as u64 * (3 * rows + self.store.spec().vocabulary);
+        terminal::say!(
+            "{} features with {} contexts; memory about {}; disk about {} in {}",
+            format_count(features as f64),
+            format_count(contexts as f64),
+            format_bytes(weights + memory_of_correlations(&self.index, width, features)),
+            format_bytes(bytes),
+            foreign_path(out)
+        );
+        let available = available_space(out)?;
+        ensure!(
+            bytes <= available,
+            "the disk of {} has {} left; --features writes fewer features, --top and --intervals fewer contexts, --out another folder",
+            foreign_path(out),
+            format_bytes(available)
+        );
+        Ok(())
+    }
+
     fn material<'a>(
         &'a self,
-        arguments: &NeuronpediaArguments,
+        choice: Choice,
         unmasked: Unmasked<'a>,
         features: usize,
         interrupt: &Interrupt,
@@ -258,7 +291,6 @@ impl Subject {
             self.model.as_ref().map(|model| unembedding(index, model, decoder.ncols())).transpose()?;
         let norms = unit(&mut decoder);
         let correlated = correlations(index, &self.store, unmasked, &norms, features, interrupt)?;
-        let few = |asked: Option<u64>, default: u64| asked.unwrap_or(default) as usize;
         Ok(Material {
             index,
             unmasked,
@@ -267,11 +299,7 @@ impl Subject {
             norms,
             unembedding,
             correlated,
-            choice: Choice {
-                top: few(arguments.top, TOP),
-                intervals: few(arguments.intervals, INTERVALS),
-                each: few(arguments.interval_contexts, INTERVAL_CONTEXTS),
-            },
+            choice,
             dataset: self.store.provenance().dataset.join(", "),
         })
     }
@@ -283,6 +311,15 @@ impl Subject {
             Ok((checkpoint.config().d_model, checkpoint.config().layers))
         };
         self.model.as_ref().map(size).transpose()
+    }
+}
+
+fn choice(arguments: &NeuronpediaArguments) -> Choice {
+    let few = |asked: Option<u64>, default: u64| asked.unwrap_or(default) as usize;
+    Choice {
+        top: few(arguments.top, TOP),
+        intervals: few(arguments.intervals, INTERVALS),
+        each: few(arguments.interval_contexts, INTERVAL_CONTEXTS),
     }
 }
 

@@ -126,6 +126,12 @@ pub(crate) fn correlations(
     Ok(neurons.into_iter().zip(found).map(|(neurons, features)| Correlated { neurons, features }).collect())
 }
 
+/// Bytes that [`correlations`] takes, about.
+pub(crate) fn memory(index: &Index, width: usize, features: usize) -> u64 {
+    let sums = (features * width).min(SUMS.max(width));
+    Rows::memory(index) + 8 * sums as u64
+}
+
 impl Sums {
     fn add(&mut self, block: &Array2<f32>) {
         self.rows += block.nrows() as f64;

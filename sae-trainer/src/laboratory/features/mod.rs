@@ -31,7 +31,9 @@ use crate::autoencoder::autoencoder_of;
 use crate::command::arguments::{FeatureKind, FeaturesArguments};
 
 pub(crate) use self::build::build;
-pub(crate) use self::correlations::{Correlated, Correlation, Unmasked, correlations};
+pub(crate) use self::correlations::{
+    Correlated, Correlation, Unmasked, correlations, memory as memory_of_correlations,
+};
 pub(crate) use self::detail::{Detail, Effect, Excerpt, TokenSum};
 use self::detail::{Ground, Logits, Relations, cofiring};
 pub(crate) use self::details::Details;

@@ -37,6 +37,13 @@ impl Rows {
         Rows::read(index, true)
     }
 
+    /// Bytes that [`Rows::with_activations`] takes, about.
+    pub(super) fn memory(index: &Index) -> u64 {
+        let record = &index.record;
+        let places = (record.contexts * record.context_length) as u64;
+        6 * record.firings.min(MOST) + 2 * size_of::<usize>() as u64 * places
+    }
+
     fn read(index: &Index, activations: bool) -> Result<Rows> {
         let record = &index.record;
         let share = (MOST as f64 / record.firings.max(1) as f64).min(1.0);
