@@ -97,7 +97,7 @@ pub(crate) enum Command {
     Import(ImportArguments),
     /// Writes trained autoencoders in the file format of another program
     #[command(after_help = EXPORT_HELP)]
-    Export(ExportArguments),
+    Export(Box<ExportArguments>),
     /// Times each part of a training step and compares it with the hardware's limit
     Bench(BenchArguments),
 }

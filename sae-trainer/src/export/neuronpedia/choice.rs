@@ -43,7 +43,8 @@ impl Choice {
         let Some(maximum) = activations.iter().map(|(_, a)| *a).max_by(f32::total_cmp) else {
             return Vec::new();
         };
-        let shown = || activations.iter().copied().filter(|(place, _)| *place as usize % length > 0);
+        let shown =
+            || activations.iter().copied().filter(|(place, _)| !(*place as usize).is_multiple_of(length));
         let mut largest: Vec<(u32, f32)> = shown().collect();
         largest.sort_by(|a, b| b.1.total_cmp(&a.1).then(a.0.cmp(&b.0)));
         let top = Group { min: -1.0, max: printed(f64::from(maximum), 3), contains: -1.0 };

@@ -306,7 +306,7 @@ mod tests {
     fn batches_are_even() {
         assert_eq!(batches(300), [0..100, 100..200, 200..300]);
         assert_eq!(batches(257), [0..86, 86..172, 172..257]);
-        assert_eq!((batches(1), batches(256).len()), (vec![0..1], 2));
+        assert_eq!((batches(1)[0].clone(), batches(1).len(), batches(256).len()), (0..1, 1, 2));
     }
 
     #[test]
