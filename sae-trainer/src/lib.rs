@@ -63,7 +63,7 @@ fn execute(line: CommandLine) -> Result<ExitCode> {
         Some(Command::Report(report)) => pages::report(&report).map(ExitCode::from),
         Some(Command::Verify(verify)) => verify::verify(&verify).map(ExitCode::from),
         Some(Command::Import(import)) => import::import(&import).map(|()| ExitCode::SUCCESS),
-        Some(Command::Export(export)) => export::export(&export).map(|()| ExitCode::SUCCESS),
+        Some(Command::Export(export)) => export::export(&export).map(ExitCode::from),
         Some(Command::Bench(bench)) => bench::bench(&bench).map(|()| ExitCode::SUCCESS),
         None => train::train(line.train).map(ExitCode::from),
     }

@@ -11,6 +11,7 @@ use human_units::parse_count;
 use kernels::precision::Precision;
 use serde::{Deserialize, Serialize};
 
+use crate::command::neuronpedia_arguments::NeuronpediaArguments;
 use crate::command::presets::PRESETS;
 
 #[derive(Debug, Args)]
@@ -220,6 +221,8 @@ pub(crate) struct ExportArguments {
     /// Folder to write, of safetensors the file; it must not exist
     #[arg(long, value_name = "PATH")]
     pub(crate) out: PathBuf,
+    #[command(flatten)]
+    pub(crate) neuronpedia: NeuronpediaArguments,
 }
 
 /// A program whose files can be written.
@@ -235,6 +238,8 @@ pub(crate) enum ExportFormat {
     Safetensors,
     /// A set of transcoders, one for each block (safety-research/circuit-tracer)
     CircuitTracer,
+    /// SAEDashboard's batch files, Neuronpedia's folder and the requests of its upload
+    Neuronpedia,
 }
 
 #[derive(Debug, Args)]

@@ -40,6 +40,8 @@ Examples:
       turns an autoencoder of another program into SAELens' folder; eval and features read it as it is, too
   sae-trainer export runs/mlp/sae --to circuit-tracer --out transcoders
       writes a transcoder as another program reads it
+  sae-trainer export runs/l0 --to neuronpedia --store stores/gpt2 --model openai-community/gpt2 --out neuronpedia
+      what every feature responds to, for Neuronpedia
   sae-trainer bench --features 24576 --batch 4096
       times each part of a training step on this machine
 
@@ -95,7 +97,7 @@ pub(crate) enum Command {
     Import(ImportArguments),
     /// Writes trained autoencoders in the file format of another program
     #[command(after_help = EXPORT_HELP)]
-    Export(ExportArguments),
+    Export(Box<ExportArguments>),
     /// Times each part of a training step and compares it with the hardware's limit
     Bench(BenchArguments),
 }
@@ -166,13 +168,27 @@ weights; BatchTopK and Matryoshka autoencoders keep their one threshold. What a 
 circuit-tracer: a folder with config.yaml and layer_N.safetensors for every transcoder given; N is the block of its hooks. \
 circuit-tracer reads a folder that has a transcoder for each block from 0 on, all of one kind and between the same hooks.
 
+neuronpedia: a folder that describes every feature from its activation index (see features), which is made of --store if there is none.
+  dashboard/batch-N.json       SAEDashboard's batch files, with the fields and the rounding of version 0.8.0
+  bulk/MODEL/LAYER-SET/        Neuronpedia's bulk folder, which an instance of its own imports
+  requests/request-N.json      bodies for POST /api/feature/upload-batch, at most 128 features and 4 MB each
+Tokens are texts, so --model or --tokenizer is needed unless the store's model is on this machine. With --model there are effects on logits \
+too. Activations at BOS count as 0, and contexts are shown without their first token, as SAEDashboard does.
+
+--upload sends the requests. The source set must exist on Neuronpedia and be yours. The key is read from NEURONPEDIA_API_KEY and written \
+nowhere. What has been sent is noted in uploaded.jsonl, so that the same command goes on after an error or Ctrl-C.
+
 Examples:
   sae-trainer export runs/l0/sae --to dictionary-learning --out trainer_0
       an autoencoder that dictionary_learning's load_dictionary reads
   sae-trainer export trainer_0 --to safetensors --out sae.safetensors
       dictionary_learning's as plain tensors
   sae-trainer export runs/mlp-0/sae runs/mlp-1/sae --to circuit-tracer --out transcoders
-      the transcoders of blocks 0 and 1 as one set";
+      the transcoders of blocks 0 and 1 as one set
+  sae-trainer export runs/l0 --to neuronpedia --store stores/gpt2 --model openai-community/gpt2 --out neuronpedia
+      every feature of a run, for SAEDashboard's readers and for Neuronpedia
+  NEURONPEDIA_API_KEY=... sae-trainer export runs/l0 --to neuronpedia --model openai-community/gpt2 --set res-mine --out neuronpedia --upload
+      the same under the name of your source set, and sent; the same command again goes on where it ended";
 
 const VERIFY_HELP: &str = "\
 Every file is listed as sound, damaged or unchecked. An unchecked file has no checksum: an older version or another program \

@@ -8,23 +8,34 @@ use terminal::foreign_path;
 
 use crate::autoencoder::load_and_tell;
 use crate::command::arguments::{ExportArguments, ExportFormat};
+use crate::command::neuronpedia_arguments::NeuronpediaArguments;
 
 mod circuit_tracer;
+mod neuronpedia;
 
-/// Writes the folder or file asked for, whole or not at all.
-pub(crate) fn export(arguments: &ExportArguments) -> Result<()> {
+const ONE: &str = "one autoencoder is exported at a time; only circuit-tracer's sets have several";
+
+/// Writes the folder or file asked for, whole or not at all. Returns the process' exit code.
+pub(crate) fn export(arguments: &ExportArguments) -> Result<u8> {
     let (saes, out) = (&arguments.saes, &arguments.out);
+    let of_neuronpedia = arguments.to == ExportFormat::Neuronpedia;
+    ensure!(
+        of_neuronpedia || arguments.neuronpedia == NeuronpediaArguments::default(),
+        "an export for another program than Neuronpedia is of weights alone: only SAE, --to and --out have an effect on it"
+    );
     let format = match arguments.to {
-        ExportFormat::CircuitTracer => return circuit_tracer::export(saes, out),
+        ExportFormat::CircuitTracer => return circuit_tracer::export(saes, out).map(|()| 0),
+        ExportFormat::Neuronpedia => {
+            let [sae] = &saes[..] else { bail!(ONE) };
+            return neuronpedia::export(sae, out, &arguments.neuronpedia);
+        }
         ExportFormat::SaeLens => Format::SaeLens,
         ExportFormat::DictionaryLearning => Format::DictionaryLearning,
         ExportFormat::Sparsify => Format::Sparsify,
         ExportFormat::Safetensors => Format::Safetensors,
     };
-    let [sae] = &saes[..] else {
-        bail!("one autoencoder is exported at a time; only circuit-tracer's sets have several")
-    };
-    one(sae, format, out)
+    let [sae] = &saes[..] else { bail!(ONE) };
+    one(sae, format, out).map(|()| 0)
 }
 
 fn one(path: &Path, format: Format, out: &Path) -> Result<()> {

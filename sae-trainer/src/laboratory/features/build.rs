@@ -45,7 +45,7 @@ struct Source<'a> {
 }
 
 /// Encodes rows of `store` and writes the index into the new folder `out`.
-pub(super) fn build(
+pub(crate) fn build(
     arguments: &FeaturesArguments,
     store: &Store,
     out: &Path,

@@ -3,9 +3,10 @@
 //! - `build` encodes the rows of a store once: [`spill`] sorts what comes of it by feature, [`figures`] says what a feature's
 //!   [`firing`]s tell, [`index`] is what is written.
 //! - [`detail`] is what an index knows of one feature, `show` prints it; [`details`] makes those of all, for which [`rows`] turns the index
-//!   around; `texts` has what tokens say, `weights` what the index is of.
+//!   around; `correlations` are those with other features and with the model's neurons, for exports; `texts` has what tokens say, `weights` what the index is of.
 
 mod build;
+mod correlations;
 mod detail;
 mod details;
 mod figures;
@@ -25,18 +26,21 @@ use language_model::hub;
 use serde_json::json;
 use terminal::{Interrupt, foreign_path};
 
-use self::build::build;
 use super::similarity::{nearest_to, unit_rows};
 use crate::autoencoder::autoencoder_of;
 use crate::command::arguments::{FeatureKind, FeaturesArguments};
 
+pub(crate) use self::build::build;
+pub(crate) use self::correlations::{
+    Correlated, Correlation, Unmasked, correlations, memory as memory_of_correlations,
+};
 pub(crate) use self::detail::{Detail, Effect, Excerpt, TokenSum};
 use self::detail::{Ground, Logits, Relations, cofiring};
 pub(crate) use self::details::Details;
 pub(crate) use self::figures::Figures;
 pub(crate) use self::index::{Index, RECORD};
 pub(crate) use self::texts::Texts;
-use self::weights::{decoder, unembedding};
+pub(crate) use self::weights::{decoder, decoder_crc32c, unembedding};
 
 /// Where an index lies in the folder of its autoencoder.
 const FEATURES: &str = "features";

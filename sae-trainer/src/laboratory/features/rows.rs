@@ -11,6 +11,8 @@ pub(super) struct Rows {
     /// Where the features of each place begin, and where the last end.
     starts: Vec<usize>,
     features: Vec<u32>,
+    /// Bits of the activations, if they were asked for.
+    bits: Vec<u16>,
     /// Firings of each feature in these rows, [F].
     firings: Vec<u64>,
 }
@@ -27,6 +29,22 @@ const MOST: u64 = 1 << 26;
 impl Rows {
     /// Of whole contexts, as many as have about [`MOST`] firings.
     pub(super) fn of(index: &Index) -> Result<Rows> {
+        Rows::read(index, false)
+    }
+
+    /// The same with the activations, two bytes each.
+    pub(super) fn with_activations(index: &Index) -> Result<Rows> {
+        Rows::read(index, true)
+    }
+
+    /// Bytes that [`Rows::with_activations`] takes, about.
+    pub(super) fn memory(index: &Index) -> u64 {
+        let record = &index.record;
+        let places = (record.contexts * record.context_length) as u64;
+        6 * record.firings.min(MOST) + 2 * size_of::<usize>() as u64 * places
+    }
+
+    fn read(index: &Index, activations: bool) -> Result<Rows> {
         let record = &index.record;
         let share = (MOST as f64 / record.firings.max(1) as f64).min(1.0);
         let contexts = (share * record.contexts as f64).ceil() as usize;
@@ -43,13 +61,28 @@ impl Rows {
             starts[place + 1] += starts[place];
         }
         let (mut features, mut next) = (vec![0; starts[places]], starts.clone());
-        index.each_firing(|feature, place, _| {
+        let mut bits = if activations { vec![0; starts[places]] } else { Vec::new() };
+        index.each_firing(|feature, place, activation| {
             if place < places {
                 features[next[place]] = feature as u32;
+                if activations {
+                    bits[next[place]] = activation;
+                }
                 next[place] += 1;
             }
         })?;
-        Ok(Rows { starts, features, firings })
+        Ok(Rows { starts, features, bits, firings })
+    }
+
+    /// Places that these rows may have.
+    pub(super) fn places(&self) -> usize {
+        self.starts.len() - 1
+    }
+
+    /// The features that fire at a place, ascending, with the bits of their activations.
+    pub(super) fn at(&self, place: usize) -> (&[u32], &[u16]) {
+        let range = self.starts[place]..self.starts[place + 1];
+        (&self.features[range.clone()], &self.bits[range])
     }
 
     /// Memory for [`Rows::relations`].

@@ -11,7 +11,7 @@ use super::index::Index;
 use crate::autoencoder::load;
 
 /// CRC-32C of the numbers of a decoder.
-pub(super) fn decoder_crc32c(decoder: &Array2<f32>) -> u32 {
+pub(crate) fn decoder_crc32c(decoder: &Array2<f32>) -> u32 {
     decoder
         .as_standard_layout()
         .iter()
@@ -19,7 +19,7 @@ pub(super) fn decoder_crc32c(decoder: &Array2<f32>) -> u32 {
 }
 
 /// The decoder of the autoencoder in `sae`, [F, d], if the index in `folder` is of it.
-pub(super) fn decoder(index: &Index, folder: &Path, sae: &Path) -> Result<Array2<f32>> {
+pub(crate) fn decoder(index: &Index, folder: &Path, sae: &Path) -> Result<Array2<f32>> {
     let decoder = load(sae)?.weights.w_dec;
     ensure!(
         decoder_crc32c(&decoder) == index.record.decoder_crc32c && decoder.nrows() == index.record.features,
@@ -31,7 +31,7 @@ pub(super) fn decoder(index: &Index, folder: &Path, sae: &Path) -> Result<Array2
 }
 
 /// What directions of `width` numbers add to the logits of the model in `folder`, before the final norm divides by its scale.
-pub(super) fn unembedding(index: &Index, folder: &Path, width: usize) -> Result<Unembedding> {
+pub(crate) fn unembedding(index: &Index, folder: &Path, width: usize) -> Result<Unembedding> {
     let checkpoint = Checkpoint::open(folder)?;
     let (record, found) = (&index.record, checkpoint.hash()?);
     ensure!(
