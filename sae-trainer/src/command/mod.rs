@@ -5,7 +5,6 @@ pub(crate) mod default_store;
 pub(crate) mod flags;
 pub(crate) mod layers;
 pub(crate) mod line;
-pub(crate) mod neuronpedia_arguments;
 pub(crate) mod presets;
 pub(crate) mod row_settings;
 pub(crate) mod selection;

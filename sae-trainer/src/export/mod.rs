@@ -7,8 +7,8 @@ use sae::{Format, export_file, export_into};
 use terminal::foreign_path;
 
 use crate::autoencoder::load_and_tell;
+use crate::command::arguments::NeuronpediaArguments;
 use crate::command::arguments::{ExportArguments, ExportFormat};
-use crate::command::neuronpedia_arguments::NeuronpediaArguments;
 
 mod circuit_tracer;
 mod neuronpedia;

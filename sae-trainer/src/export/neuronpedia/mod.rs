@@ -41,7 +41,7 @@ use self::requests::Requests;
 use self::upload::Server;
 use crate::autoencoder::{autoencoder_of, load, load_and_tell};
 use crate::command::arguments::FeaturesArguments;
-use crate::command::neuronpedia_arguments::NeuronpediaArguments;
+use crate::command::arguments::NeuronpediaArguments;
 use crate::laboratory::features::{
     Index, RECORD, TOKENIZER, Texts, Unmasked, build, correlations, decoder, decoder_crc32c, folder_of,
     memory_of_correlations, unembedding,

@@ -4,7 +4,7 @@ use anyhow::{Context, Result, ensure};
 use sae::Config;
 use serde::{Deserialize, Serialize};
 
-use crate::command::neuronpedia_arguments::NeuronpediaArguments;
+use crate::command::arguments::NeuronpediaArguments;
 
 /// Names of an autoencoder's features.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
