@@ -13,6 +13,7 @@ use crate::activations::SparseActivations;
 use crate::loss::Mse;
 use crate::parameters::{Parameters, numbers, numbers_mut};
 
+use super::cache::working_set;
 use super::isa::{Isa, madd, per_isa};
 use super::pairs::ActivePairs;
 use super::rows::RowNorms;
@@ -161,15 +162,59 @@ pub fn decode_sparse(
     activity: &mut [RowActivity],
 ) {
     let width = input.bias.len();
-    let blocks = reconstruction.par_chunks_mut(ROW_BLOCK * width).zip(activity.par_chunks_mut(ROW_BLOCK));
-    blocks.enumerate().for_each(|(block, (reconstruction, activity))| {
-        for (at, (values, activity)) in reconstruction.chunks_exact_mut(width).zip(activity).enumerate() {
-            let (features, activations) = pairs.of_row(block * ROW_BLOCK + at);
-            values.copy_from_slice(input.bias);
-            add_decoder_rows(isa, values, features, activations, input.weights);
-            *activity = input.activity(features, activations);
+    let mut start = 0;
+    for end in range_ends(pairs, activity.len(), working_set() / (size_of::<f32>() * width)) {
+        let blocks = reconstruction.par_chunks_mut(ROW_BLOCK * width).zip(activity.par_chunks_mut(ROW_BLOCK));
+        blocks.enumerate().for_each(|(block, (reconstruction, activity))| {
+            for (at, (values, activity)) in reconstruction.chunks_exact_mut(width).zip(activity).enumerate() {
+                let (features, activations) = pairs.of_row(block * ROW_BLOCK + at);
+                if start == 0 {
+                    values.copy_from_slice(input.bias);
+                    *activity = input.activity(features, activations);
+                }
+                let of_range = between(features, start..end);
+                add_decoder_rows(
+                    isa,
+                    values,
+                    &features[of_range.clone()],
+                    &activations[of_range],
+                    input.weights,
+                );
+            }
+        });
+        start = end;
+    }
+}
+
+/// A feature is read often enough to stay in a cache if it is active in one of so many rows.
+const ROWS_PER_READING: usize = 128;
+
+/// How many pairs there should be for each time that a row of x̂ is read or written once more.
+const PAIRS_PER_PASS: usize = 4;
+
+/// Where ranges of features end whose decoder rows stay in the second cache level while all rows of the batch pass: those that
+/// are read often are at most `most` in each. One range for all where passing over x̂ again would cost more than that saves.
+fn range_ends(pairs: &ActivePairs, rows: usize, most: usize) -> Vec<usize> {
+    let mut ends = Vec::new();
+    let mut often = 0;
+    for (feature, range) in pairs.feature_starts.windows(2).enumerate() {
+        often += usize::from((range[1] - range[0]) * ROWS_PER_READING > rows);
+        if often > most {
+            ends.push(feature);
+            often = 1;
         }
-    });
+    }
+    if 2 * rows * ends.len() * PAIRS_PER_PASS > pairs.len() {
+        ends.clear();
+    }
+    ends.push(pairs.feature_starts.len().max(1) - 1);
+    ends
+}
+
+/// The places of a range of features among a row's.
+fn between(features: &[u32], range: Range<usize>) -> Range<usize> {
+    let before = |end: usize| features.partition_point(|feature| (*feature as usize) < end);
+    before(range.start)..before(range.end)
 }
 
 /// Adds to x̂ [B,d] the decoder rows of the active features of a group.
@@ -183,8 +228,7 @@ pub(crate) fn decode_sparse_group(
     let width = input.bias.len();
     reconstruction.par_chunks_mut(width).enumerate().for_each(|(row, values)| {
         let (features, activations) = pairs.of_row(row);
-        let before = |end: usize| features.partition_point(|feature| (*feature as usize) < end);
-        let of_group = before(group.start)..before(group.end);
+        let of_group = between(features, group.clone());
         add_decoder_rows(isa, values, &features[of_group.clone()], &activations[of_group], input.weights);
     });
 }

@@ -41,6 +41,7 @@ pub mod vector;
 mod backward;
 #[cfg(target_arch = "x86_64")]
 mod bf16;
+mod cache;
 mod groups;
 mod operands;
 mod tile;
