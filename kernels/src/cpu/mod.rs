@@ -42,6 +42,7 @@ mod backward;
 #[cfg(target_arch = "x86_64")]
 mod bf16;
 mod cache;
+mod frequent;
 mod groups;
 mod operands;
 mod tile;
