@@ -21,6 +21,5 @@ fn second_level() -> Option<usize> {
     };
     let index = (0..8).find(|index| read(*index, "level").as_deref() == Some("2"))?;
     let kib: usize = read(index, "size")?.strip_suffix('K')?.parse().ok()?;
-    // Cores that share a cache share it fairly, at worst.
     kib.checked_mul(1024)
 }

@@ -161,7 +161,7 @@ pub fn decode_sparse(
     reconstruction: &mut [f32],
     activity: &mut [RowActivity],
 ) {
-    let rows_in_cache = working_set() / (size_of::<f32>() * input.bias.len());
+    let rows_in_cache = working_set() / size_of_val(input.bias);
     let ends = range_ends(pairs, activity.len(), rows_in_cache);
     decode_in_ranges(isa, input, pairs, &ends, reconstruction, activity);
 }
