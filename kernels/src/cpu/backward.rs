@@ -64,9 +64,8 @@ per_isa! {
 }
 
 per_isa! {
-    /// Adds Σ_i da_i x_i, da being `by_value`, to dW_enc_j, `gradient` [d]; returns Σ_i da_i. `x` [B,d] is the
-    /// encoder's input.
-    pub(crate) fn encoder_gradient(rows: &[u32], by_value: &[f32], x: &[f32], gradient: &mut [f32]) -> f32 {
+    /// Adds Σ_i da_i x_i, da being `by_value`, to dW_enc_j, `gradient` [d]. `x` [B,d] is the encoder's input.
+    pub(crate) fn add_rows(rows: &[u32], by_value: &[f32], x: &[f32], gradient: &mut [f32]) {
         let width = gradient.len();
         let (row_chunks, row_rest) = rows.as_chunks::<4>();
         let (by_value_chunks, by_value_rest) = by_value.as_chunks::<4>();
@@ -76,6 +75,5 @@ per_isa! {
         for (row, by_value) in row_rest.iter().zip(by_value_rest) {
             add_scaled_inline::<FMA, 1>(gradient, [*by_value], [line(x, *row, width)]);
         }
-        by_value.iter().sum()
     }
 }

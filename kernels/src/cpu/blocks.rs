@@ -4,6 +4,8 @@ use ndarray::{Array, Dimension};
 
 use crate::parameters::{Parameters, numbers_mut};
 
+use super::frequent::Frequent;
+
 /// A weight with its moments: the same part of three arrays.
 #[derive(Debug)]
 pub(crate) struct Trained<'a> {
@@ -73,6 +75,8 @@ pub struct Waiting {
     threshold: Vec<f32>,
     /// Of W_skip, [d,d]: in every step that has one.
     pub(crate) skip: Vec<f32>,
+    /// Of features with many pairs, on the sparse path.
+    pub(crate) frequent: Frequent,
 }
 
 /// The part of [`Waiting`] that belongs to a block of features.

@@ -7,7 +7,7 @@ use rayon::prelude::*;
 
 use crate::dead::{DeadLoss, DeadLossKind};
 
-use super::backward::{decoder_gradient, encoder_gradient};
+use super::backward::{add_rows, decoder_gradient};
 use super::decode::{Decode, RowActivity, decode_sparse};
 use super::encode::{Encode, preactivations};
 use super::isa::Isa;
@@ -188,7 +188,8 @@ impl Dead<'_> {
             let mut by_value = vec![0.0; rows.len()];
             let decoder_row = &dead.decoder[at * width..][..width];
             decoder_gradient(self.isa, rows, values, &h, decoder_row, &mut by_value, decoder);
-            *bias = encoder_gradient(self.isa, rows, &by_value, self.input.x, encoder);
+            add_rows(self.isa, rows, &by_value, self.input.x, encoder);
+            *bias = by_value.iter().sum();
         });
         value
     }

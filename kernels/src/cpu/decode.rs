@@ -13,6 +13,7 @@ use crate::activations::SparseActivations;
 use crate::loss::Mse;
 use crate::parameters::{Parameters, numbers, numbers_mut};
 
+use super::cache::working_set;
 use super::isa::{Isa, madd, per_isa};
 use super::pairs::ActivePairs;
 use super::rows::RowNorms;
@@ -160,16 +161,69 @@ pub fn decode_sparse(
     reconstruction: &mut [f32],
     activity: &mut [RowActivity],
 ) {
+    let rows_in_cache = working_set() / size_of_val(input.bias);
+    let ends = range_ends(pairs, activity.len(), rows_in_cache);
+    decode_in_ranges(isa, input, pairs, &ends, reconstruction, activity);
+}
+
+/// The same, one range of features after the other; the last end is F.
+fn decode_in_ranges(
+    isa: Isa,
+    input: Decode<'_>,
+    pairs: &ActivePairs,
+    ends: &[usize],
+    reconstruction: &mut [f32],
+    activity: &mut [RowActivity],
+) {
     let width = input.bias.len();
-    let blocks = reconstruction.par_chunks_mut(ROW_BLOCK * width).zip(activity.par_chunks_mut(ROW_BLOCK));
-    blocks.enumerate().for_each(|(block, (reconstruction, activity))| {
-        for (at, (values, activity)) in reconstruction.chunks_exact_mut(width).zip(activity).enumerate() {
-            let (features, activations) = pairs.of_row(block * ROW_BLOCK + at);
-            values.copy_from_slice(input.bias);
-            add_decoder_rows(isa, values, features, activations, input.weights);
-            *activity = input.activity(features, activations);
+    let mut start = 0;
+    for (at, &end) in ends.iter().enumerate() {
+        let blocks = reconstruction.par_chunks_mut(ROW_BLOCK * width).zip(activity.par_chunks_mut(ROW_BLOCK));
+        blocks.enumerate().for_each(|(block, (reconstruction, activity))| {
+            let rows = reconstruction.chunks_exact_mut(width).zip(activity).enumerate();
+            for (row, (values, activity)) in rows {
+                let (features, activations) = pairs.of_row(block * ROW_BLOCK + row);
+                if at == 0 {
+                    values.copy_from_slice(input.bias);
+                    *activity = input.activity(features, activations);
+                }
+                let own = between(features, start..end);
+                add_decoder_rows(isa, values, &features[own.clone()], &activations[own], input.weights);
+            }
+        });
+        start = end;
+    }
+}
+
+/// A feature is read often enough to stay in a cache if it is active in one of so many rows.
+const ROWS_PER_READING: usize = 128;
+
+/// How many pairs there should be for each time that a row of x̂ is read or written once more.
+const PAIRS_PER_PASS: usize = 4;
+
+/// Where ranges of features end whose decoder rows stay in the second cache level while all rows of the batch pass: those that
+/// are read often are at most `most` in each. One range for all where passing over x̂ again would cost more than that saves.
+fn range_ends(pairs: &ActivePairs, rows: usize, most: usize) -> Vec<usize> {
+    let mut ends = Vec::new();
+    let mut often = 0;
+    for (feature, range) in pairs.feature_starts.windows(2).enumerate() {
+        often += usize::from((range[1] - range[0]) * ROWS_PER_READING > rows);
+        if often > most {
+            ends.push(feature);
+            often = 1;
         }
-    });
+    }
+    if 2 * rows * ends.len() * PAIRS_PER_PASS > pairs.len() {
+        ends.clear();
+    }
+    ends.push(pairs.feature_starts.len().max(1) - 1);
+    ends
+}
+
+/// The places of a range of features among a row's.
+fn between(features: &[u32], range: Range<usize>) -> Range<usize> {
+    let before = |end: usize| features.partition_point(|feature| (*feature as usize) < end);
+    before(range.start)..before(range.end)
 }
 
 /// Adds to x̂ [B,d] the decoder rows of the active features of a group.
@@ -183,8 +237,7 @@ pub(crate) fn decode_sparse_group(
     let width = input.bias.len();
     reconstruction.par_chunks_mut(width).enumerate().for_each(|(row, values)| {
         let (features, activations) = pairs.of_row(row);
-        let before = |end: usize| features.partition_point(|feature| (*feature as usize) < end);
-        let of_group = before(group.start)..before(group.end);
+        let of_group = between(features, group.clone());
         add_decoder_rows(isa, values, &features[of_group.clone()], &activations[of_group], input.weights);
     });
 }
@@ -227,4 +280,59 @@ pub fn sum_of_rows(gradient: &[f32], width: usize) -> Vec<f64> {
         sum.iter_mut().zip(partial).for_each(|(sum, more)| *sum += more);
     }
     sum
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::loss::LossSpec;
+    use crate::spec::Schedule;
+
+    /// Feature j is active in every (1 + j % 3)th row.
+    fn pairs(rows: usize, features: usize) -> ActivePairs {
+        let mut pairs =
+            ActivePairs { row_starts: vec![0], feature_starts: vec![0], ..ActivePairs::default() };
+        for row in 0..rows {
+            let active = (0..features).filter(|feature| row % (1 + feature % 3) == 0);
+            pairs.features.extend(active.map(|feature| feature as u32));
+            pairs.row_starts.push(pairs.features.len());
+        }
+        pairs.row_values = (0..pairs.len()).map(|at| (at as f32 * 0.37).cos()).collect();
+        for feature in 0..features {
+            let active = rows.div_ceil(1 + feature % 3);
+            pairs.feature_starts.push(pairs.feature_starts[feature] + active);
+        }
+        pairs
+    }
+
+    #[test]
+    fn decoding_in_ranges_is_the_same_bit_for_bit() {
+        let (rows, features, width) = (150, 31, 37);
+        let numbers = |count: usize| -> Vec<f32> { (0..count).map(|at| (at as f32 * 1.7).sin()).collect() };
+        let (weights, bias, pairs) = (numbers(features * width), numbers(width), pairs(rows, features));
+        let sparsity = Sparsity::new(&LossSpec::reconstruction(Mse::Sum), &Schedule::constant(0.0), rows);
+        let input = Decode { weights: &weights, bias: &bias, decoder_norms: None, sparsity: &sparsity };
+        for isa in Isa::available() {
+            let decode = |ends: &[usize]| {
+                let (mut xhat, mut activity) =
+                    (vec![f32::NAN; rows * width], vec![RowActivity::default(); rows]);
+                decode_in_ranges(isa, input, &pairs, ends, &mut xhat, &mut activity);
+                let bits: Vec<u32> = xhat.iter().map(|x| x.to_bits()).collect();
+                (bits, activity)
+            };
+            let whole = decode(&[features]);
+            for ends in [&[1, 2, 17, features][..], &[0, 30, features], &[features - 1, features]] {
+                assert_eq!(decode(ends), whole, "{} {ends:?}", isa.name());
+            }
+        }
+    }
+
+    #[test]
+    fn ranges_hold_as_many_frequent_features_as_they_may() {
+        let pairs = pairs(150, 31);
+        assert_eq!(range_ends(&pairs, 150, 16), [16, 31]);
+        assert_eq!(range_ends(&pairs, 150, 31), [31]);
+        // Ranges of one feature would pass over x̂ more often than they save readings.
+        assert_eq!(range_ends(&pairs, 150, 1), [31]);
+    }
 }

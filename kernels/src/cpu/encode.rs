@@ -168,7 +168,7 @@ fn find(
     let screened = match search {
         Search::Screened if possible => choose_grid(isa, &input, above, screened),
         Search::ScreenedOn(grid) if possible && screen::available(isa, grid) => {
-            screened.choose_columns(&input);
+            screened.choose_columns(isa, &input);
             screen::round(isa, screened, &input, above, grid, input.rows(), input.features());
             Some(&*screened)
         }
@@ -419,7 +419,7 @@ fn choose_grid<'a>(
     screened: &'a mut Screened,
 ) -> Option<&'a Screened> {
     let costs = screen::costs(isa)?;
-    screened.choose_columns(input);
+    screened.choose_columns(isa, input);
     let (mut best, mut least) = (None, 1.0);
     for (grid, product) in costs.grids {
         // No grid leaves fewer than none.

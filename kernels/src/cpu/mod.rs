@@ -42,7 +42,9 @@ pub mod vector;
 mod backward;
 #[cfg(target_arch = "x86_64")]
 mod bf16;
+mod cache;
 mod forward;
+mod frequent;
 mod groups;
 mod operands;
 mod reconstruct;

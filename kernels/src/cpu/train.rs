@@ -9,12 +9,14 @@ use rayon::prelude::*;
 
 use crate::spec::{AdamStep, CLIP_FLOOR, DecoderNorm, StepSpec};
 
-use super::backward::{add_dots, decoder_gradient, encoder_gradient};
+use super::backward::{add_dots, add_rows, decoder_gradient};
 use super::blocks::{FeatureBlock, Trained, TrainedParameters, Waiting};
+use super::cache::working_set;
 use super::dead::DeadGradient;
 use super::dense::{
     BackwardFactors, JumpPanel, PackedFactors, Panel, PanelGradient, backward_panel, skip_gradient,
 };
+use super::frequent::{Frequent, Visit};
 pub use super::groups::GroupGradient;
 use super::isa::{Isa, per_isa};
 use super::jump::Jump;
@@ -94,13 +96,16 @@ pub fn train(
     };
     let clip = input.spec.gradient_clip;
     let mut of_skip = std::mem::take(&mut waiting.skip);
+    let mut frequent = std::mem::take(&mut waiting.frequent);
     let (mut blocks, mut whole) = parameters.split(size, clip.is_some().then_some(waiting));
     let mut outcomes: Vec<BlockOutcome> = match activations {
         Activations::Sparse(selected) => {
-            let decoders: Vec<_> =
-                blocks.par_iter_mut().map(|block| train_decoders(isa, &input, selected, block)).collect();
-            let encoders = blocks.par_iter_mut().zip(decoders);
-            encoders.map(|(block, decoders)| train_encoders(isa, &input, selected, block, decoders)).collect()
+            sum_decoders(isa, &input, selected, &blocks, &mut frequent);
+            let train = |block| train_decoders(isa, &input, selected, &frequent, block);
+            let decoders: Vec<_> = blocks.par_iter_mut().map(train).collect();
+            sum_encoders(isa, &input, selected, &decoders, &mut frequent);
+            let train = |(block, decoders)| train_encoders(isa, &input, selected, &frequent, block, decoders);
+            blocks.par_iter_mut().zip(&decoders).map(train).collect()
         }
         Activations::Dense { activations, preactivations } => {
             let factors =
@@ -132,7 +137,7 @@ pub fn train(
     whole.decoder_bias.adam(isa, input.adam, &gradient);
     let bias_is_finite = whole.decoder_bias.weights.iter().all(|b| b.is_finite());
     let skip_is_finite = whole.skip.is_none_or(|skip| train_skip(isa, &input, skip, &of_skip));
-    waiting.skip = of_skip;
+    (waiting.skip, waiting.frequent) = (of_skip, frequent);
     bias_is_finite && skip_is_finite && outcomes.iter().all(|outcome| outcome.finite)
 }
 
@@ -275,10 +280,47 @@ struct Decoders {
     removed: Vec<f32>,
 }
 
+/// Forms dW_dec_j and g_i·W_dec_j of the features with many pairs.
+fn sum_decoders(
+    isa: Isa,
+    input: &Train<'_>,
+    selected: &Selected,
+    blocks: &[FeatureBlock<'_>],
+    frequent: &mut Frequent,
+) {
+    let (pairs, width) = (&selected.kept, input.spec.width);
+    let rows = input.x.len() / width;
+    frequent.choose(pairs, rows, width, working_set());
+    frequent.sums(pairs, rows, width, true, |visit| {
+        let Visit { feature, rows, values, dots, gradient, .. } = visit;
+        let block = &blocks[feature / SPARSE_BLOCK];
+        let decoder_row = &block.decoder.weights[(feature - block.first) * width..][..width];
+        decoder_gradient(isa, rows, values, input.g_of(feature), decoder_row, dots, gradient);
+    });
+}
+
+/// Forms dW_enc_j of the features with many pairs.
+fn sum_encoders(
+    isa: Isa,
+    input: &Train<'_>,
+    selected: &Selected,
+    decoders: &[Decoders],
+    frequent: &mut Frequent,
+) {
+    let (pairs, width) = (&selected.kept, input.spec.width);
+    frequent.sums(pairs, input.x.len() / width, width, false, |visit| {
+        let block = visit.feature / SPARSE_BLOCK;
+        let start = pairs.feature_starts[visit.feature] - pairs.feature_starts[block * SPARSE_BLOCK];
+        let by_value = &decoders[block].by_value[start + visit.before..][..visit.rows.len()];
+        add_rows(isa, visit.rows, by_value, input.x, visit.gradient);
+    });
+}
+
 fn train_decoders(
     isa: Isa,
     input: &Train<'_>,
     selected: &Selected,
+    frequent: &Frequent,
     block: &mut FeatureBlock<'_>,
 ) -> Decoders {
     let Selected { kept: pairs, near, .. } = selected;
@@ -298,8 +340,13 @@ fn train_decoders(
         let decoder_row = &block.decoder.weights[at * width..][..width];
         let norm = input.penalty_norm(isa, decoder_row);
         let by_norm = input.sparsity.derivatives(isa, values, norm, slope, &mut penalties);
-        gradient.fill(0.0);
-        decoder_gradient(isa, rows, values, g, decoder_row, &mut penalties, &mut gradient);
+        if let Some((sum, dots)) = frequent.of(feature, width) {
+            gradient.copy_from_slice(sum);
+            penalties.iter_mut().zip(dots).for_each(|(by_value, dot)| *by_value += dot);
+        } else {
+            gradient.fill(0.0);
+            decoder_gradient(isa, rows, values, g, decoder_row, &mut penalties, &mut gradient);
+        }
         let mut by_threshold = 0.0;
         if let (Some(jump), Some(thresholds)) = (&input.jump, &block.threshold) {
             let threshold = thresholds.weights[at];
@@ -327,23 +374,31 @@ fn train_encoders(
     isa: Isa,
     input: &Train<'_>,
     selected: &Selected,
+    frequent: &Frequent,
     block: &mut FeatureBlock<'_>,
-    decoders: Decoders,
+    decoders: &Decoders,
 ) -> BlockOutcome {
     let mut outcome = input.start();
-    let mut gradient = vec![0.0; input.spec.width];
+    let width = input.spec.width;
+    let mut gradient = vec![0.0; width];
     let mut by_value = &decoders.by_value[..];
     let mut near_by_value = &decoders.near_by_value[..];
     let to_input = input.jump.is_some_and(|jump| jump.to_input);
     for (at, removed) in decoders.removed.iter().enumerate() {
         let (rows, _) = selected.kept.of_feature(block.first + at);
         let own = by_value.split_off(..rows.len()).expect("as many as the feature has pairs");
-        gradient.fill(0.0);
-        let mut bias = encoder_gradient(isa, rows, own, input.x, &mut gradient);
+        if let Some((sum, _)) = frequent.of(block.first + at, width) {
+            gradient.copy_from_slice(sum);
+        } else {
+            gradient.fill(0.0);
+            add_rows(isa, rows, own, input.x, &mut gradient);
+        }
+        let mut bias = own.iter().sum::<f32>();
         if to_input {
             let (rows, _) = selected.near.of_feature(block.first + at);
             let own = near_by_value.split_off(..rows.len()).expect("as many as the feature has near pairs");
-            bias += encoder_gradient(isa, rows, own, input.x, &mut gradient);
+            add_rows(isa, rows, own, input.x, &mut gradient);
+            bias += own.iter().sum::<f32>();
         }
         let gradients = (&mut gradient[..], bias, decoders.by_threshold[at]);
         input.finish_encoder(isa, block, at, gradients, *removed, &mut outcome);

@@ -148,22 +148,28 @@ per_isa! {
     }
 }
 
+per_isa! {
+    /// Adds a row and its squares.
+    fn add_moments(row: &[f32], sums: &mut [f64], squares: &mut [f64]) {
+        for ((x, sum), square) in row.iter().zip(sums).zip(squares) {
+            let x = f64::from(*x);
+            *sum += x;
+            *square += x * x;
+        }
+    }
+}
+
 impl Columns {
     /// The column's mean, and a scale that gives rows and weights the same spread in every column, so that a column with
     /// large activations does not coarsen all others' steps.
-    fn choose(&mut self, input: &Encode<'_>) {
+    fn choose(&mut self, isa: Isa, input: &Encode<'_>) {
         let width = input.width;
         let moments = |rows: &[f32]| {
-            let mut moments = vec![(0.0f64, 0.0f64); width];
-            for row in rows.chunks_exact(width) {
-                for (moment, x) in moments.iter_mut().zip(row) {
-                    let x = f64::from(*x);
-                    *moment = (moment.0 + x, moment.1 + x * x);
-                }
-            }
-            moments
+            let (mut sums, mut squares) = (vec![0.0; width], vec![0.0; width]);
+            rows.chunks_exact(width).for_each(|row| add_moments(isa, row, &mut sums, &mut squares));
+            (sums, squares)
         };
-        let partial: Vec<_> = input.x.par_chunks(64 * width).map(moments).collect();
+        let partial: Vec<(Vec<f64>, Vec<f64>)> = input.x.par_chunks(64 * width).map(moments).collect();
         let count = (input.x.len() / width) as f64;
         // A sample of the weight rows is enough to see how large each column's weights are.
         let stride = (input.bias.len() / 128).max(1);
@@ -176,7 +182,7 @@ impl Columns {
         self.scale.clear();
         for k in 0..width {
             let (sum, squares) =
-                partial.iter().fold((0.0, 0.0), |sum, part| (sum.0 + part[k].0, sum.1 + part[k].1));
+                partial.iter().fold((0.0, 0.0), |sum, part| (sum.0 + part.0[k], sum.1 + part.1[k]));
             let mean = sum / count;
             let spread = (squares / count - mean * mean).max(0.0).sqrt();
             let ratio = (spread / weight_squares[k].sqrt()).sqrt();
@@ -192,8 +198,8 @@ impl Columns {
 
 impl Screened {
     /// Chooses how columns are shifted and scaled; comes first.
-    pub(crate) fn choose_columns(&mut self, input: &Encode<'_>) {
-        self.columns.choose(input);
+    pub(crate) fn choose_columns(&mut self, isa: Isa, input: &Encode<'_>) {
+        self.columns.choose(isa, input);
     }
 
     /// Appends by how much at most z of each row differs from the plain product's, when [`recheck`](super::recheck) has

@@ -184,7 +184,10 @@ impl Rounder {
         match self.form {
             Form::Bytes { range, .. } => {
                 // Rounding adds half a unit per number at most.
-                let lane = largest_lane_sum(isa, values) / (range.largest_lane_sum - 4.0);
+                let lane = match range.largest_lane_sum {
+                    f32::INFINITY => 0.0,
+                    largest => largest_lane_sum(isa, values) / (largest - 4.0),
+                };
                 let step = lane.max(size.largest / LARGEST_BYTE);
                 let rounded = round(isa, values, &size, step, LARGEST_BYTE, &mut self.integers);
                 pack_bytes(isa, &self.integers, 0, &mut self.words);
@@ -249,13 +252,35 @@ pub(crate) fn spread(values: &mut [f32]) {
 #[inline(always)]
 fn hadamard(block: &mut [[f32; SIDE_BY_SIDE]]) {
     let mut half = 1;
-    while half < block.len() {
-        for pair in 0..block.len() / 2 {
-            // By bits and not by nested loops: compilers would make vectors of the outer loop's turns, by gathering.
-            let low = pair & (half - 1);
-            let first = 2 * (pair ^ low) + low;
-            let (before, after) = block.split_at_mut(first + half);
-            let (first, second) = (&mut before[first], &mut after[0]);
+    // Two levels at a time, for fewer passes over memory. By bits and not by nested loops: compilers would make vectors of the
+    // outer loop's turns, by gathering.
+    while 4 * half <= block.len() {
+        for four in 0..block.len() / 4 {
+            let low = four & (half - 1);
+            let first = 4 * (four ^ low) + low;
+            let places = [first, first + half, first + 2 * half, first + 3 * half];
+            let [a, b, c, d] = places.map(|place| block[place]);
+            let (mut sums, mut others) = ([a; 2], [c; 2]);
+            for at in 0..SIDE_BY_SIDE {
+                sums[0][at] = a[at] + b[at];
+                sums[1][at] = a[at] - b[at];
+                others[0][at] = c[at] + d[at];
+                others[1][at] = c[at] - d[at];
+            }
+            for which in 0..2 {
+                for at in 0..SIDE_BY_SIDE {
+                    block[places[which]][at] = sums[which][at] + others[which][at];
+                }
+                for at in 0..SIDE_BY_SIDE {
+                    block[places[which + 2]][at] = sums[which][at] - others[which][at];
+                }
+            }
+        }
+        half *= 4;
+    }
+    if half < block.len() {
+        let (first, second) = block.split_at_mut(half);
+        for (first, second) in first.iter_mut().zip(second) {
             let (a, b) = (*first, *second);
             for at in 0..SIDE_BY_SIDE {
                 first[at] = a[at] + b[at];
@@ -264,7 +289,6 @@ fn hadamard(block: &mut [[f32; SIDE_BY_SIDE]]) {
                 second[at] = a[at] - b[at];
             }
         }
-        half *= 2;
     }
     let norm = 1.0 / (block.len() as f32).sqrt();
     block.as_flattened_mut().iter_mut().for_each(|value| *value *= norm);
