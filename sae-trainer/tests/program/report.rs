@@ -298,7 +298,7 @@ fn a_disk_without_room_leaves_no_half_a_report() {
 #[test]
 fn an_interrupt_leaves_no_half_a_report() {
     let place = Place::new();
-    write_store(&place.path("large"), WIDTH, &mixtures(4_000, 1), RowType::F16);
+    write_store(&place.path("large"), WIDTH, &mixtures(1_000, 1), RowType::F16);
     let config = Config::standard(WIDTH, 8192, false, Metadata::default());
     let sae = Sae { weights: Weights::init(WIDTH, 8192, 0), config, log_sparsity: None };
     sae.save(&place.path("sae")).unwrap();

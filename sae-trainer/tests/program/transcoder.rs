@@ -182,7 +182,9 @@ fn a_set_is_exported_once_and_whole() {
     assert!(place.fail(export).contains("exists"), "a folder is not written over");
     let told = place.fail("export run/sae run/sae --to circuit-tracer --out twice");
     assert!(told.contains("both of block 1"), "{told}");
-    place.run(&format!("{RUN} --activation topk --k 4 --steps 5 --out sparse"));
+    place.run(
+        "--store in --target out --features 64 --batch 128 --activation topk --k 4 --steps 5 --out sparse",
+    );
     let printed = text(&place.run("export sparse/sae --to circuit-tracer --out of-k").stderr).to_owned();
     assert!(printed.contains("knows TopK since"), "{printed}");
     place.run("--store in --features 64 --batch 128 --steps 5 --out plain");
