@@ -2,11 +2,11 @@
 
 use clap::{Args, ValueEnum};
 use human_units::parse_count;
+use kernels::precision::Precision;
 use serde::{Deserialize, Serialize};
 
 use super::dead::ReviveChoice;
 use super::numbers::{is_false, parse_below_one, parse_coefficient, parse_number, parse_positive};
-use super::train::PrecisionChoice;
 
 #[derive(Debug, Clone, Default, PartialEq, Args, Serialize, Deserialize)]
 #[command(next_help_heading = "Training")]
@@ -150,4 +150,24 @@ pub(super) fn parse_span(text: &str) -> Result<Span, String> {
 pub(crate) enum DecayChoice {
     Linear,
     Cosine,
+}
+
+/// The precision of products.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default, ValueEnum, Serialize, Deserialize)]
+#[serde(rename_all = "kebab-case")]
+pub(crate) enum PrecisionChoice {
+    #[default]
+    Exact,
+    Bf16,
+    Fp32,
+}
+
+impl From<PrecisionChoice> for Precision {
+    fn from(choice: PrecisionChoice) -> Precision {
+        match choice {
+            PrecisionChoice::Exact => Precision::Exact,
+            PrecisionChoice::Bf16 => Precision::Bf16,
+            PrecisionChoice::Fp32 => Precision::Fp32,
+        }
+    }
 }

@@ -22,16 +22,14 @@ pub(crate) use files::{ExportArguments, ExportFormat, ImportArguments, VerifyArg
 pub(crate) use laboratory::{
     CompareArguments, EvalArguments, FeatureKind, FeaturesArguments, ReportArguments, SpecialTokens,
 };
-pub(crate) use length::{DecayChoice, LengthArguments, Span};
+pub(crate) use length::{DecayChoice, LengthArguments, PrecisionChoice, Span};
 pub(crate) use loss::{LossArguments, MseChoice, PenaltyChoice};
 pub(crate) use model::{
     ActivationChoice, DecoderBias, DecoderNormChoice, EncoderBias, EncoderInitChoice, InitialNorm,
     ModelArguments, SelectionArguments, Width,
 };
 pub(crate) use neuronpedia::NeuronpediaArguments;
-pub(crate) use train::{
-    DeviceChoice, PrecisionChoice, RecipeArguments, RunArguments, SettingArguments, TrainArguments,
-};
+pub(crate) use train::{DeviceChoice, RecipeArguments, RunArguments, SettingArguments, TrainArguments};
 
 #[cfg(test)]
 mod tests {

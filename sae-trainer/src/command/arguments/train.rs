@@ -4,7 +4,6 @@ use std::path::PathBuf;
 
 use clap::builder::{PossibleValue, PossibleValuesParser};
 use clap::{Args, ValueEnum};
-use kernels::precision::Precision;
 use serde::{Deserialize, Serialize};
 
 use super::data::{DataArguments, RowArguments};
@@ -101,26 +100,6 @@ pub(crate) struct RunArguments {
     /// Print the summary as one JSON object on standard output
     #[arg(long)]
     pub(crate) json: bool,
-}
-
-/// The precision of products.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Default, ValueEnum, Serialize, Deserialize)]
-#[serde(rename_all = "kebab-case")]
-pub(crate) enum PrecisionChoice {
-    #[default]
-    Exact,
-    Bf16,
-    Fp32,
-}
-
-impl From<PrecisionChoice> for Precision {
-    fn from(choice: PrecisionChoice) -> Precision {
-        match choice {
-            PrecisionChoice::Exact => Precision::Exact,
-            PrecisionChoice::Bf16 => Precision::Bf16,
-            PrecisionChoice::Fp32 => Precision::Fp32,
-        }
-    }
 }
 
 #[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum)]
