@@ -19,6 +19,9 @@ fn only(path: Path) -> CpuOptions {
     CpuOptions { threads: 2, sparse_density, ..CpuOptions::default() }
 }
 
+/// How far fifty steps with products of bfloat16 parts may end from PyTorch's.
+const SPLIT_BOUND: f64 = 2e-4;
+
 #[test]
 fn fifty_steps_end_at_pytorchs_weights() {
     let golden = Golden::read();
@@ -33,8 +36,12 @@ fn fifty_steps_end_at_pytorchs_weights() {
         });
         let Ok(initial) = initial;
         let losses = golden.tensor(&format!("{name}/loss"));
-        for path in [Path::Sparse, Path::Dense] {
-            let mut engine = CpuEngine::new(*spec, &initial, only(path)).unwrap();
+        // Products on matrix units, where there are any, are of another class: three of bfloat16 parts for one of float32.
+        for (path, split_products, bound) in
+            [(Path::Sparse, false, 1e-5), (Path::Dense, false, 1e-5), (Path::Dense, true, SPLIT_BOUND)]
+        {
+            let options = CpuOptions { split_products, ..only(path) };
+            let mut engine = CpuEngine::new(*spec, &initial, options).unwrap();
             for ((batch, now), expected) in
                 batches.chunks_exact(spec.batch * spec.width).zip(case.schedule()).zip(losses)
             {
@@ -46,7 +53,7 @@ fn fifty_steps_end_at_pytorchs_weights() {
                 assert_eq!(report.path, if always_sparse { Path::Sparse } else { path });
                 let loss = report.terms.loss();
                 let off = (loss - expected).abs() / expected.abs();
-                assert!(off < 1e-5, "{name} {path:?} step {}: {loss} {expected}", report.step);
+                assert!(off < bound, "{name} {path:?} step {}: {loss} {expected}", report.step);
             }
             // Thresholds that are not trained are no part of what PyTorch has.
             let trained = |key: &str| thresholds || key != "threshold";
@@ -54,8 +61,8 @@ fn fifty_steps_end_at_pytorchs_weights() {
             for (key, got) in weights.tensors().into_iter().filter(|(key, _)| trained(key)) {
                 let expected = golden.tensor(&format!("{name}/weights/{key}"));
                 let off = relative_difference(got.to_slice().unwrap(), expected);
-                assert!(off < 1e-5, "{name} {path:?} {key}: {off:e}");
-                if off > worst.0 {
+                assert!(off < bound, "{name} {path:?} {key}: {off:e}");
+                if !split_products && off > worst.0 {
                     worst = (off, format!("{name} {path:?} {key}"));
                 }
             }
