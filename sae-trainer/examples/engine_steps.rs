@@ -39,7 +39,8 @@ fn main() -> Result<()> {
     let (d, f) = (case.spec.width, case.spec.features);
     let optional = Optional { thresholds: case.spec.activation.has_thresholds(), skip: case.spec.skip };
     let weights = Weights::from_numbers(d, f, optional, |name, _| numbers(&input, name))?;
-    let mut options = CpuOptions::default();
+    // Whoever compares asks for float32's precision; products of bfloat16 parts are of another class.
+    let mut options = CpuOptions { split_products: false, ..CpuOptions::default() };
     if let Some(density) = arguments.get(3) {
         options.sparse_density = density.parse()?;
     }
