@@ -937,7 +937,6 @@ fn tests_on_a_gpu_share_one_and_leave_their_buffers_there() {
 fn no_step_reads_or_writes_outside_of_its_buffers() {
     run_again_sanitized(
         "no_step_reads_or_writes_outside_of_its_buffers",
-        // The kernels of the last are those of `prefixes_follow_the_definition` too.
-        &["every_order", "any_order", "is_the_cpu_engines", "features_ranked"],
+        &["every_order", "any_order", "is_the_cpu_engines"],
     );
 }
