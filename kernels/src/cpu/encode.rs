@@ -154,7 +154,27 @@ pub fn encode_above(
     Some(found)
 }
 
-/// Finds pairs block by block.
+/// As [`encode_above`] without a limit, of any rows with the weights of the search that reported `first`: where it screened, they
+/// are rounded already.
+pub(crate) fn encode_more(
+    isa: Isa,
+    input: Encode<'_>,
+    above: Cutoff<'_>,
+    first: Found,
+    buffers: &mut EncodeBuffers,
+    pairs: &mut RowPairs,
+) -> Found {
+    let EncodeBuffers { blocks, screened } = buffers;
+    let screened = first.screened.then(|| {
+        screen::round_rows(isa, screened, &input, above);
+        &*screened
+    });
+    let found = find_in_blocks(isa, input, above, screened, usize::MAX, blocks).expect("there is no limit");
+    pairs.sort(blocks, input.rows(), ROW_BLOCK);
+    found
+}
+
+/// Finds pairs.
 fn find(
     isa: Isa,
     input: Encode<'_>,
@@ -174,6 +194,18 @@ fn find(
         }
         _ => None,
     };
+    find_in_blocks(isa, input, above, screened, limit, blocks)
+}
+
+/// Finds pairs block by block.
+fn find_in_blocks(
+    isa: Isa,
+    input: Encode<'_>,
+    above: Cutoff<'_>,
+    screened: Option<&Screened>,
+    limit: usize,
+    blocks: &mut Vec<Vec<Block>>,
+) -> Option<Found> {
     let (rows, features, panel) = (input.rows(), input.features(), input.panel(isa));
     let row_blocks = rows.div_ceil(ROW_BLOCK);
     blocks.resize_with(features.div_ceil(panel), Vec::new);

@@ -115,27 +115,70 @@ impl ActivePairs {
     }
 
     /// Takes those of `found` for which `keep` says so of their place.
-    pub(crate) fn sort_some(
-        &mut self,
-        found: &RowPairs,
-        features: usize,
-        keep: impl Fn(usize) -> bool + Sync,
-    ) {
-        let rows = found.rows();
-        let group = |group: usize| {
-            let mut block = Block::default();
-            block.begin_group();
-            for row in group * ROW_GROUP..((group + 1) * ROW_GROUP).min(rows) {
-                let kept = (found.starts[row]..found.starts[row + 1]).filter(|at| keep(*at));
-                let pair =
-                    |at| Pair { row: row as u32, feature: found.features[at], value: found.values[at] };
-                block.pairs.extend(kept.map(pair));
+    pub(crate) fn take(&mut self, found: &RowPairs, features: usize, keep: impl Fn(usize) -> bool + Sync) {
+        let (rows, starts) = (found.rows(), &mut self.row_starts);
+        let places = |row: usize| (found.starts[row]..found.starts[row + 1]).filter(|at| keep(*at));
+        starts.clear();
+        starts.resize(rows + 1, 0);
+        let counts = starts[1..].par_iter_mut().with_min_len(ROW_GROUP).enumerate();
+        counts.for_each(|(row, count)| *count = places(row).count());
+        running_sum(starts);
+        set_lengths(&mut self.features, &mut self.row_values, starts[rows]);
+        let groups = rows.div_ceil(ROW_GROUP);
+        let ends = (0..groups).map(|group| starts[((group + 1) * ROW_GROUP).min(rows)]);
+        let parts = split_at_ends(&mut self.features, &mut self.row_values, ends);
+        parts.into_par_iter().enumerate().for_each(|(group, (own_features, own_values))| {
+            let kept = (group * ROW_GROUP..((group + 1) * ROW_GROUP).min(rows)).flat_map(places);
+            for ((feature, value), at) in own_features.iter_mut().zip(own_values).zip(kept) {
+                (*feature, *value) = (found.features[at], found.values[at]);
             }
-            block.begin_group();
-            block
+        });
+        self.turn(features);
+    }
+
+    /// Fills the lists by feature from those by row. Each thread takes a range of features, however many threads there are.
+    fn turn(&mut self, features: usize) {
+        let ActivePairs { row_starts, features: of_pairs, row_values, feature_starts, rows, feature_values } =
+            self;
+        let range = features.div_ceil(rayon::current_num_threads()).max(1);
+        // Row i's pairs with features from `first` on, below `end`.
+        let within = |row: usize, first: usize, end: usize| {
+            let (start, all) = (row_starts[row], &of_pairs[row_starts[row]..row_starts[row + 1]]);
+            let place = |feature: usize| match feature {
+                0 => 0,
+                feature if feature >= features => all.len(),
+                feature => all.partition_point(|of_pair| (*of_pair as usize) < feature),
+            };
+            start + place(first)..start + place(end)
         };
-        let groups: Vec<Block> = (0..rows.div_ceil(ROW_GROUP)).into_par_iter().map(group).collect();
-        self.sort(&[groups], rows, features, ROW_GROUP, features);
+        let row_count = row_starts.len() - 1;
+        feature_starts.clear();
+        feature_starts.resize(features + 1, 0);
+        feature_starts[1..].par_chunks_mut(range).enumerate().for_each(|(part, counts)| {
+            let first = part * range;
+            for row in 0..row_count {
+                for feature in &of_pairs[within(row, first, first + counts.len())] {
+                    counts[*feature as usize - first] += 1;
+                }
+            }
+        });
+        running_sum(feature_starts);
+        set_lengths(rows, feature_values, feature_starts[features]);
+        let starts = &*feature_starts;
+        let ends = (0..features.div_ceil(range)).map(|part| starts[((part + 1) * range).min(features)]);
+        let parts = split_at_ends(rows, feature_values, ends);
+        parts.into_par_iter().enumerate().for_each(|(part, (rows, values))| {
+            let (first, end) = (part * range, ((part + 1) * range).min(features));
+            let base = starts[first];
+            let mut next: Vec<usize> = starts[first..end].iter().map(|start| start - base).collect();
+            for row in 0..row_count {
+                for at in within(row, first, end) {
+                    let place = &mut next[of_pairs[at] as usize - first];
+                    (rows[*place], values[*place]) = (row as u32, row_values[at]);
+                    *place += 1;
+                }
+            }
+        });
     }
 
     fn sort_by_feature(&mut self, blocks: &[Vec<Block>], features: usize, panel: usize) {
@@ -191,6 +234,21 @@ impl RowPairs {
     /// B.
     pub fn rows(&self) -> usize {
         self.starts.len().saturating_sub(1)
+    }
+
+    /// Puts the pairs of `others`, row by row, in the place of those of the given rows, which ascend.
+    pub(crate) fn replace(&mut self, rows: &[usize], others: &RowPairs) {
+        let mut replaced = RowPairs { starts: vec![0], ..RowPairs::default() };
+        let mut next = 0;
+        for row in 0..self.rows() {
+            let is_replaced = rows.get(next) == Some(&row);
+            let (features, values) = if is_replaced { others.of_row(next) } else { self.of_row(row) };
+            next += usize::from(is_replaced);
+            replaced.features.extend_from_slice(features);
+            replaced.values.extend_from_slice(values);
+            replaced.starts.push(replaced.features.len());
+        }
+        *self = replaced;
     }
 
     /// As [`ActivePairs::sort`].
@@ -255,11 +313,11 @@ fn set_lengths(indices: &mut Vec<u32>, values: &mut Vec<f32>, length: usize) {
 }
 
 /// Cuts two lists of one length into disjoint parts that end at `ends`.
-fn split_at_ends<'a>(
-    indices: &'a mut [u32],
-    values: &'a mut [f32],
+pub(super) fn split_at_ends<'a, A, B>(
+    indices: &'a mut [A],
+    values: &'a mut [B],
     ends: impl Iterator<Item = usize>,
-) -> Vec<(&'a mut [u32], &'a mut [f32])> {
+) -> Vec<(&'a mut [A], &'a mut [B])> {
     let (mut indices, mut values, mut start) = (indices, values, 0);
     ends.map(|end| {
         let (index_part, index_rest) = std::mem::take(&mut indices).split_at_mut(end - start);

@@ -193,6 +193,13 @@ pub(crate) fn round(
     screened.round(isa, (tile.geometry(), form), input, above, grid, rows, features);
 }
 
+/// Rounds all rows to the grid that the weights are rounded to.
+pub(crate) fn round_rows(isa: Isa, screened: &mut Screened, input: &Encode<'_>, above: Cutoff<'_>) {
+    let tile = TileCode::of(isa).expect(NO_TILE);
+    let form = tile.form(screened.grid).expect(NO_TILE);
+    screened.round_rows(isa, (tile.geometry(), form), input.x, above);
+}
+
 /// Finds the candidates of the rows `group`, at most [`ROW_GROUP`] of them, among `features`, which begin with a tile.
 ///
 /// A tile's weights are used for all the group's rows while they are in the first cache level. The rows' float32

@@ -26,8 +26,8 @@ impl Selected {
     pub(crate) fn above(&mut self, thresholds: &[f32]) {
         let Selected { kept, near, found, .. } = self;
         let is_active = |at: usize| found.values[at] > thresholds[found.features[at] as usize];
-        kept.sort_some(found, thresholds.len(), is_active);
-        near.sort_some(found, thresholds.len(), |at| !is_active(at));
+        kept.take(found, thresholds.len(), is_active);
+        near.take(found, thresholds.len(), |at| !is_active(at));
     }
 }
 

@@ -80,7 +80,7 @@ pub(super) struct RowBound {
     pub(super) residual: f32,
     /// Multiplies ‖w' − w_q‖: ‖x_q‖.
     pub(super) norm: f32,
-    /// Multiplies ‖w'‖: the rounding of a float32 sum, in whichever order.
+    /// Multiplies ‖w'‖: by how much z differs with the order of its sum.
     pub(super) rounding: f32,
     /// The row's factor of the [`Cutoff`].
     pub(super) cutoff: f32,
@@ -123,6 +123,13 @@ pub(super) struct FeatureBounds {
 /// if its products are floats), each of which moves by d·2⁻²⁴ at most, and the turning.
 pub(super) fn rounding(width: usize) -> f32 {
     (width + 64) as f32 * 2.0f32.powi(-22)
+}
+
+/// By how much at most the plain tile's z and that of [`recheck`](super::recheck) differ, relative to the product of the norms: the
+/// one adds d products to the bias, the other d/16 to each of its lanes, then the lanes, then the bias; each addition, and each
+/// product where they are not fused, moves a sum by half a unit in the last place at most. A hundredth more for their squares.
+pub(super) fn rounding_of_sums(width: usize) -> f32 {
+    1.01 * (width + width / 16 + 16) as f32 * 2.0f32.powi(-24)
 }
 
 per_isa! {
@@ -208,7 +215,7 @@ impl Screened {
         let features = &self.weights.bounds[..self.weights.count.div_ceil(BOUND_LANES)];
         let norm = features.iter().flat_map(|bounds| bounds.norm).fold(0.0, f32::max);
         let bias = input.bias.iter().fold(0.0f32, |most, bias| most.max(bias.abs()));
-        let of_all = rounding(input.width) * bias + 1e-35;
+        let of_all = rounding_of_sums(input.width) * bias + 1e-35;
         margins.extend(self.rows.bounds.iter().map(|row| row.rounding * norm + of_all));
     }
 
@@ -228,8 +235,19 @@ impl Screened {
         self.groups = form.words(input.width);
         let Screened { columns, weights, .. } = self;
         weights.round(isa, tile.width, columns, form, input, features, above);
-        let x = &input.x[..rows * input.width];
-        self.rows.round(isa, tile, columns, form, x, above, weights.low_share);
+        self.round_rows(isa, (tile, form), &input.x[..rows * input.width], above);
+    }
+
+    /// Rounds the rows of `x` alone, to the grid and with the columns of the weights.
+    pub(super) fn round_rows(
+        &mut self,
+        isa: Isa,
+        (tile, form): (Geometry, Form),
+        x: &[f32],
+        above: Cutoff<'_>,
+    ) {
+        let Screened { columns, weights, rows, .. } = self;
+        rows.round(isa, tile, columns, form, x, above, weights.low_share);
     }
 }
 
@@ -259,12 +277,12 @@ impl Rows {
                     turn_row(isa, x, &columns.centre, &columns.inverse_scale, &mut turned);
                     let rounded = rounder.row(isa, &turned);
                     interleave(rounder.words(), at, tile.height, tile.run, words);
-                    let rounding = rounding(width) * (rounded.norm + columns.centre_norm);
+                    let norm = rounded.norm + columns.centre_norm;
                     *bound = RowBound {
                         step: rounded.step,
-                        residual: rounded.residual + rounding + low_share * rounded.low,
+                        residual: rounded.residual + rounding(width) * norm + low_share * rounded.low,
                         norm: rounded.rounded_norm,
-                        rounding,
+                        rounding: rounding_of_sums(width) * norm,
                         cutoff: above.of_row(group * ROW_GROUP + at),
                     };
                 }

@@ -6,7 +6,7 @@
 use std::ops::Range;
 
 use super::candidates::{Candidate, Candidates};
-use super::operands::{BOUND_LANES, Screened, rounding};
+use super::operands::{BOUND_LANES, Screened, rounding_of_sums};
 use crate::cpu::isa::{Isa, Level, PORTABLE_FMA, madd, per_isa};
 use crate::cpu::operands::{Cutoff, Encode};
 use crate::cpu::pairs::Pair;
@@ -211,7 +211,7 @@ pub(crate) fn recheck(
         let (row, feature) = (candidate.row as usize, candidate.feature as usize);
         let bias = biases[feature];
         let norm = bounds[feature / BOUND_LANES].norm[feature % BOUND_LANES];
-        let uncertain = row_bounds[row].rounding * norm + rounding(width) * bias.abs() + 1e-35;
+        let uncertain = row_bounds[row].rounding * norm + rounding_of_sums(width) * bias.abs() + 1e-35;
         let cutoff = above.of_row(group.start + row) * above.of_feature(features.start + feature);
         let mut value = product + bias;
         let certain = (value - cutoff).abs() > uncertain;
