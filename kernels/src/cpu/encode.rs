@@ -17,6 +17,7 @@ use super::screen::{self, Candidates, RecheckMemory, Screened};
 
 pub use super::screen::Grid;
 use super::tile::{self, Lanes, Plain};
+use super::transpose::transpose_columns;
 
 /// Rows of a block, a multiple of [`ROW_GROUP`].
 const ROW_BLOCK: usize = 16 * ROW_GROUP;
@@ -92,21 +93,25 @@ impl Encode<'_> {
 
     /// The panel's weights for the tile: for each group of `tile_width` features, for each k, their
     /// weights side by side; zeros (and a bias of 0) fill the last group, which leaves z = 0 there.
-    fn pack(&self, features: std::ops::Range<usize>, tile_width: usize, packed: &mut Packed) {
+    fn pack(&self, isa: Isa, features: std::ops::Range<usize>, tile_width: usize, packed: &mut Packed) {
         let groups = features.len().div_ceil(tile_width);
         let Packed { weights, bias } = packed;
         weights.resize(groups * tile_width * self.width, 0.0);
         bias.resize(groups * tile_width, 0.0);
         bias[..features.len()].copy_from_slice(&self.bias[features.clone()]);
         bias[features.len()..].fill(0.0);
-        for at in 0..groups * tile_width {
-            let group = &mut weights[at / tile_width * tile_width * self.width..];
-            let places = group[at % tile_width..].iter_mut().step_by(tile_width).take(self.width);
-            if at < features.len() {
-                let row = &self.weights[(features.start + at) * self.width..][..self.width];
-                places.zip(row).for_each(|(to, weight)| *to = *weight);
-            } else {
-                places.for_each(|to| *to = 0.0);
+        let size = tile_width * self.width;
+        let rows = &self.weights[features.start * self.width..features.end * self.width];
+        for (group, rows) in weights.chunks_exact_mut(size).zip(rows.chunks(size)) {
+            if rows.len() == size {
+                transpose_columns(isa, rows, self.width, 0, tile_width, group);
+                continue;
+            }
+            let count = rows.len() / self.width;
+            for (k, together) in group.chunks_exact_mut(tile_width).enumerate() {
+                for (at, to) in together.iter_mut().enumerate() {
+                    *to = if at < count { rows[at * self.width + k] } else { 0.0 };
+                }
             }
         }
     }
@@ -531,6 +536,7 @@ fn product_of_block<E: Epilogue>(
     #[cfg(target_arch = "x86_64")]
     #[target_feature(enable = "avx2,fma")]
     fn avx2<E: Epilogue>(
+        isa: Isa,
         input: &Encode<'_>,
         rows: std::ops::Range<usize>,
         features: std::ops::Range<usize>,
@@ -538,12 +544,13 @@ fn product_of_block<E: Epilogue>(
     ) {
         // 6×2 sums, 2 weights and 1 broadcast fill 15 of the 16 registers.
         // SAFETY: this function's own features.
-        unsafe { tiles::<std::arch::x86_64::__m256, E, 6, 2>(input, rows, features, epilogue) }
+        unsafe { tiles::<std::arch::x86_64::__m256, E, 6, 2>(isa, input, rows, features, epilogue) }
     }
 
     #[cfg(target_arch = "x86_64")]
     #[target_feature(enable = "avx512f,avx512bw,avx512dq,avx512vl,avx2,fma")]
     fn avx512<E: Epilogue>(
+        isa: Isa,
         input: &Encode<'_>,
         rows: std::ops::Range<usize>,
         features: std::ops::Range<usize>,
@@ -551,41 +558,42 @@ fn product_of_block<E: Epilogue>(
     ) {
         // 8×3 sums, 3 weights and 1 broadcast fill 28 of the 32 registers.
         // SAFETY: this function's own features.
-        unsafe { tiles::<std::arch::x86_64::__m512, E, 8, 3>(input, rows, features, epilogue) }
+        unsafe { tiles::<std::arch::x86_64::__m512, E, 8, 3>(isa, input, rows, features, epilogue) }
     }
 
     #[cfg(target_arch = "x86_64")]
     #[target_feature(enable = "avx512f,avx512bw,avx512dq,avx512vl,avx512bf16,avx2,fma")]
     fn avx512_bf16<E: Epilogue>(
+        isa: Isa,
         input: &Encode<'_>,
         rows: std::ops::Range<usize>,
         features: std::ops::Range<usize>,
         epilogue: &mut E,
     ) {
         // SAFETY: this function's own features.
-        unsafe { tiles::<super::bf16::SumsOfPairs, E, 8, 3>(input, rows, features, epilogue) }
+        unsafe { tiles::<super::bf16::SumsOfPairs, E, 8, 3>(isa, input, rows, features, epilogue) }
     }
 
     #[cfg(target_arch = "x86_64")]
     if factors == Factors::PairsOfBf16 {
         // SAFETY: there are such factors only where the CPU has these features.
-        return unsafe { avx512_bf16(input, rows, features, epilogue) };
+        return unsafe { avx512_bf16(isa, input, rows, features, epilogue) };
     }
     debug_assert_eq!(factors, Factors::Float32);
     match isa.level() {
         // SAFETY: plain Rust runs everywhere.
-        Level::Portable => unsafe { tiles::<Plain, E, 4, 1>(input, rows, features, epilogue) },
+        Level::Portable => unsafe { tiles::<Plain, E, 4, 1>(isa, input, rows, features, epilogue) },
         // SAFETY: an Isa of this level is only made where the CPU has these features.
         #[cfg(target_arch = "x86_64")]
-        Level::Avx2 => unsafe { avx2(input, rows, features, epilogue) },
+        Level::Avx2 => unsafe { avx2(isa, input, rows, features, epilogue) },
         // SAFETY: as above.
         #[cfg(target_arch = "x86_64")]
-        Level::Avx512 => unsafe { avx512(input, rows, features, epilogue) },
+        Level::Avx512 => unsafe { avx512(isa, input, rows, features, epilogue) },
         // 6×4 sums, 4 weights and 1 broadcast fill 29 of the 32 registers.
         // SAFETY: every aarch64 CPU has NEON.
         #[cfg(target_arch = "aarch64")]
         Level::Neon => unsafe {
-            tiles::<std::arch::aarch64::float32x4_t, E, 6, 4>(input, rows, features, epilogue)
+            tiles::<std::arch::aarch64::float32x4_t, E, 6, 4>(isa, input, rows, features, epilogue)
         },
     }
 }
@@ -594,6 +602,7 @@ fn product_of_block<E: Epilogue>(
 /// The CPU must have V's instruction set.
 #[inline(always)]
 unsafe fn tiles<V: Lanes, E: Epilogue, const MR: usize, const NV: usize>(
+    isa: Isa,
     input: &Encode<'_>,
     rows: std::ops::Range<usize>,
     features: std::ops::Range<usize>,
@@ -602,7 +611,7 @@ unsafe fn tiles<V: Lanes, E: Epilogue, const MR: usize, const NV: usize>(
     const { assert!(ROW_GROUP.is_multiple_of(MR) && FEATURE_GROUP.is_multiple_of(NV * V::COUNT)) };
     let (tile_width, depth) = (NV * V::COUNT, input.width);
     let mut packed = PACKED.take();
-    input.pack(features.clone(), tile_width, &mut packed);
+    input.pack(isa, features.clone(), tile_width, &mut packed);
     epilogue.begin_panel(&features, tile_width);
     for row in rows.clone().step_by(MR) {
         epilogue.begin_strip(row);

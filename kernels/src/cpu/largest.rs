@@ -20,7 +20,7 @@ use super::pairs::{ActivePairs, RowPairs};
 use super::screen::z_in_order;
 
 /// What rows with too few pairs lower their cutoffs by, time after time.
-const LOWER: [f32; 2] = [0.7, 0.0];
+const LOWER: [f32; 3] = [0.85, 0.5, 0.0];
 
 /// What the largest z are the largest of.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]

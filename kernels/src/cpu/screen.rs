@@ -127,7 +127,7 @@ impl TileCode {
             }
             #[cfg(target_arch = "x86_64")]
             TileCode::Amx(_) => Costs {
-                grids: &[(Grid::Bits8, 0.12), (Grid::Bfloat16, 0.19), (Grid::Bits16, 0.22)],
+                grids: &[(Grid::Bits8, 0.13), (Grid::Bfloat16, 0.25), (Grid::Bits16, 0.29)],
                 recheck: 8.0,
             },
             #[cfg(target_arch = "aarch64")]
