@@ -227,7 +227,8 @@ impl Forward<'_> {
             (Activation::TopK { k }, _) | (Activation::BatchTopK { k, .. }, Purpose::Training) => {
                 let among =
                     if let Activation::TopK { .. } = spec.activation { Among::Row } else { Among::Batch };
-                let largest = Largest { isa, input: factors, search, k, among };
+                let products = options.training_products();
+                let largest = Largest { isa, input: factors, search, products, k, among };
                 let Selected { kept, largest: memory, .. } = selected;
                 let rechecked = largest.find(encode, memory, kept);
                 return (Path::Sparse, Path::Sparse, rechecked);

@@ -1,7 +1,7 @@
 //! The k largest z of each row, or the k·B largest of a batch, where they are above 0: exactly those of the plain float32
 //! product, ties by the lower feature and then the lower row.
 //!
-//! Nothing but the largest z is looked for. A few rows tell where they begin: a [cutoff] that is guessed from their z leaves
+//! Nothing but the largest z is looked for. A few rows tell where they begin: [cutoffs](cutoff) that are guessed from their z leave
 //! few more than k pairs for a row to be found by [screening](super::screen). At least k pairs above the cutoff prove that the k
 //! largest are among them; rows with fewer are searched again with a lower one, and at last without. So a guess costs time, and
 //! decides nothing.
@@ -13,10 +13,12 @@ mod choice;
 mod cutoff;
 
 use choice::Choice;
+use cutoff::Guess;
 
 use super::encode::{Cutoff, Encode, EncodeBuffers, Found, Search, encode_above, encode_more};
 use super::isa::Isa;
 use super::pairs::{ActivePairs, RowPairs};
+use super::products::Products;
 use super::screen::z_in_order;
 
 /// What rows with too few pairs lower their cutoffs by, time after time.
@@ -40,6 +42,8 @@ pub struct Largest<'a> {
     pub input: Encode<'a>,
     /// How pairs are searched.
     pub search: Search,
+    /// How dense products are formed, which are guessed from.
+    pub products: Products,
     /// k, at least 1.
     pub k: usize,
     /// Of a row or of the batch.
@@ -56,6 +60,7 @@ pub struct LargestMemory {
     again: RowPairs,
     /// For each row, by how much at most its z as found differ from the plain product's.
     margins: Vec<f32>,
+    guess: Guess,
     choice: Choice,
 }
 
@@ -67,9 +72,9 @@ impl Largest<'_> {
         memory: &mut LargestMemory,
         kept: &mut ActivePairs,
     ) -> usize {
-        let LargestMemory { cutoffs, found, again, margins, choice } = memory;
+        let LargestMemory { cutoffs, found, again, margins, guess, choice } = memory;
         let exact = |row: usize, feature: u32| z_in_order(self.isa, &self.input, row, feature as usize);
-        self.guess(cutoffs);
+        self.guess(guess, cutoffs);
         let (first, mut rechecked) = self.search(Cutoff::OfRows(cutoffs), buffers, found, margins);
         match self.among {
             Among::Row => {

@@ -172,7 +172,12 @@ pub(super) fn kth_largest(values: &[f32], k: usize, memory: &mut Vec<f32>) -> f3
     }
     memory.clear();
     memory.extend_from_slice(values);
-    *memory.select_nth_unstable_by(k - 1, |a, b| b.total_cmp(a)).1
+    kth_largest_in(memory, k)
+}
+
+/// The k-th largest of `values`, 1 ≤ k ≤ their number, whose order changes.
+pub(super) fn kth_largest_in(values: &mut [f32], k: usize) -> f32 {
+    *values.select_nth_unstable_by(k - 1, |a, b| b.total_cmp(a)).1
 }
 
 /// Bits of a number by which many are counted first.

@@ -4,6 +4,7 @@ use example_steps::numbers;
 
 use super::*;
 use crate::cpu::screen::Grid;
+use matrix_units::Parts;
 
 /// The largest z above 0 by their definition, as (row, feature), row by row.
 fn definition(isa: Isa, input: &Encode<'_>, k: usize, among: Among) -> Vec<(usize, usize)> {
@@ -35,7 +36,8 @@ fn compare(input: Encode<'_>, k: usize) {
         for among in [Among::Row, Among::Batch] {
             let expected = definition(isa, &input, k, among);
             for search in searches {
-                let largest = Largest { isa, input, search, k, among };
+                let products = Products::of(isa, Parts::Three);
+                let largest = Largest { isa, input, search, products, k, among };
                 let (mut buffers, mut memory) = (EncodeBuffers::default(), LargestMemory::default());
                 let mut kept = ActivePairs::default();
                 largest.find(&mut buffers, &mut memory, &mut kept);
@@ -83,4 +85,47 @@ fn rows_of_every_size_and_sign_are_searched_to_the_end() {
     // Nothing is above 0, and everything is equal.
     compare(Encode { x: &x, weights: &vec![0.0; features * width], bias: &vec![-1.0; features], width }, 6);
     compare(Encode { x: &x, weights: &vec![0.0; features * width], bias: &vec![1.0; features], width }, 6);
+}
+
+#[test]
+fn features_that_are_often_among_the_largest_lead_to_cutoffs_below_the_kth() {
+    // Rows of which each is near one of two directions: most features are never among the largest, and the k-th largest z differs
+    // from row to row, but not with the norm.
+    let (rows, width, features, k) = (300, 24, 1600, 4);
+    let (directions, noise) = (numbers(2 * width, 31), numbers(rows * width, 32));
+    let mut x = vec![0.0; rows * width];
+    for (row, x) in x.chunks_exact_mut(width).enumerate() {
+        let direction = &directions[row / 64 % 2 * width..][..width];
+        for at in 0..width {
+            x[at] = (1.0 + row as f32 % 9.0) * direction[at] + 0.01 * noise[row * width + at];
+        }
+        // Most of a row's norm is in a column that no feature reads.
+        x[0] = 100.0;
+    }
+    let mut weights = numbers(features * width, 33);
+    weights.iter_mut().for_each(|w| *w *= 0.1);
+    for (feature, w) in weights.chunks_exact_mut(width).enumerate().filter(|(feature, _)| feature % 27 == 0) {
+        let direction = &directions[feature % 2 * width..][..width];
+        w.iter_mut().zip(direction).for_each(|(w, direction)| *w += direction);
+    }
+    weights.iter_mut().step_by(width).for_each(|w| *w = 0.0);
+    let bias = vec![-0.1; features];
+    let input = Encode { x: &x, weights: &weights, bias: &bias, width };
+    compare(input, k);
+
+    for isa in Isa::available() {
+        let products = Products::of(isa, Parts::Three);
+        let largest = Largest { isa, input, search: Search::Screened, products, k, among: Among::Row };
+        let (mut guess, mut cutoffs) = (cutoff::Guess::default(), Vec::new());
+        largest.guess(&mut guess, &mut cutoffs);
+        assert!(guess.has_frequent(), "{}", isa.name());
+        let mut found = 0;
+        for (row, cutoff) in cutoffs.iter().enumerate() {
+            let z = (0..features).map(|feature| z_in_order(isa, &input, row, feature));
+            let above = z.filter(|z| z > cutoff).count();
+            assert!(above >= k, "{}: row {row} has {above}", isa.name());
+            found += above;
+        }
+        assert!(found < 4 * k * rows, "{}: {found} pairs above", isa.name());
+    }
 }

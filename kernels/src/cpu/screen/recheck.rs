@@ -214,13 +214,19 @@ pub(crate) fn recheck(
         let uncertain = row_bounds[row].rounding * norm + rounding_of_sums(width) * bias.abs() + 1e-35;
         let cutoff = above.of_row(group.start + row) * above.of_feature(features.start + feature);
         let mut value = product + bias;
+        let mut above = value > cutoff;
         let certain = (value - cutoff).abs() > uncertain;
         if !certain {
-            value = in_order(isa, &x[row * width..][..width], &weights[feature * width..][..width], bias);
+            let z = in_order(isa, &x[row * width..][..width], &weights[feature * width..][..width], bias);
+            above = z > cutoff;
+            // Otherwise the value stays, so that it does not depend on cutoffs that were guessed.
+            if value <= 0.0 || !value.is_finite() {
+                value = z;
+            }
         }
         let (row, feature) = (group.start + row, features.start + feature);
         pairs[end] = Pair { row: row as u32, feature: feature as u32, value };
-        end += usize::from(value > cutoff);
+        end += usize::from(above);
     }
     pairs.truncate(end);
 }
