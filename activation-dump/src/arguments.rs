@@ -5,6 +5,7 @@ use std::path::PathBuf;
 use activation_store::RowType;
 use anyhow::{Result, bail};
 use clap::{Args, Parser, Subcommand, ValueEnum};
+use command_line::{CompletionsArguments, ManPagesArguments};
 use human_units::{parse_bytes, parse_count};
 use language_model::{Device, HookPoint, NormKind};
 
@@ -62,6 +63,11 @@ pub(crate) enum Command {
     Export(ExportArguments),
     /// Makes a store from activations that another program wrote
     Import(ImportArguments),
+    /// Prints the completions of a shell: source <(activation-dump completions bash)
+    Completions(CompletionsArguments),
+    /// Writes a man page for every command into a folder
+    #[command(hide = true)]
+    ManPages(ManPagesArguments),
 }
 
 #[derive(Debug, Args)]

@@ -29,6 +29,7 @@ pub mod untrusted;
 use std::process::ExitCode;
 
 use activation_store::StoreError;
+use anyhow::Context;
 use arguments::{Command, CommandLine};
 use clap::Parser;
 
@@ -41,6 +42,13 @@ pub fn main() -> ExitCode {
         Some(Command::Verify(arguments)) => inspect::verify(arguments),
         Some(Command::Export(arguments)) => inspect::export(arguments),
         Some(Command::Import(arguments)) => import::import(arguments),
+        Some(Command::Completions(shell)) => {
+            shell.print::<CommandLine>();
+            Ok(ExitCode::SUCCESS)
+        }
+        Some(Command::ManPages(pages)) => {
+            pages.write::<CommandLine>().context("cannot write man pages").map(|()| ExitCode::SUCCESS)
+        }
     };
     let code = done.unwrap_or_else(|error| {
         // Messages quote files, their names, and library errors.

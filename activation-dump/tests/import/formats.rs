@@ -1,6 +1,6 @@
 //! Each format, whole.
 
-use activation_store::{RowFilter, StoreError, StreamOptions, BatchStream};
+use activation_store::{BatchStream, RowFilter, StoreError, StreamOptions};
 use serde_json::{Value, json};
 
 use crate::sources::{Place, WIDTH, brain, by_origin, cache, half, npy, request, row, rows, single, token};
@@ -14,7 +14,8 @@ fn rows_and_tokens_of_numpy_become_a_store() {
         place.write("tokens.npy", npy("<u4", "(30,)", &tokens));
         let _ = std::fs::remove_dir_all(place.at("store"));
         let hook = ["--model", "m", "--hook", "blocks.7.hook_mlp_out", "--bos", "3", "--dataset", "the text"];
-        let store = place.import(&[&["acts.npy", "--tokens", "tokens.npy", "--context", "8"], &hook[..]].concat());
+        let store =
+            place.import(&[&["acts.npy", "--tokens", "tokens.npy", "--context", "8"], &hook[..]].concat());
         assert_eq!((store.rows(), store.contexts(), store.context_length()), (30, 4, 8));
         let found = by_origin(&store);
         assert!((0..30).all(|number| found[&(number as u64)] == row(number, 0.0)), "{kind}");
@@ -24,7 +25,10 @@ fn rows_and_tokens_of_numpy_become_a_store() {
         assert!(tokens.iter().enumerate().all(|(at, &token)| token == expected(at)));
         let from = store.provenance();
         assert_eq!((from.model.as_str(), from.hook.as_str(), from.layer), ("m", "blocks.7.hook_mlp_out", 7));
-        assert_eq!((&from.dataset, &from.extra["imported_from"]), (&vec!["the text".to_owned()], &json!("npy")));
+        assert_eq!(
+            (&from.dataset, &from.extra["imported_from"]),
+            (&vec!["the text".to_owned()], &json!("npy"))
+        );
         assert_eq!((store.spec().bos_token, store.spec().unknown.bos_token), (3, false));
         assert!(activation_store::verify(&place.at("store"), &|_| ()).unwrap().problems.is_empty());
     }
@@ -96,7 +100,10 @@ fn a_cache_of_sae_lens_names_its_hook() {
 impl Place {
     fn refuses_hook(&self) {
         std::fs::remove_dir_all(self.at("store")).unwrap();
-        self.refuses(&["cache", "--hook", "blocks.4.hook_resid_pre"], &["blocks.4", "blocks.3.hook_resid_pre"]);
+        self.refuses(
+            &["cache", "--hook", "blocks.4.hook_resid_pre"],
+            &["blocks.4", "blocks.3.hook_resid_pre"],
+        );
     }
 }
 
@@ -125,7 +132,10 @@ fn a_layer_of_saev_is_taken_out_of_its_shards() {
         "ckpt": "ViT-L-14", "protocol": "2.0",
     });
     place.write("shards/metadata.json", metadata.to_string());
-    place.write("shards/shards.json", json!([{ "name": "acts000000.bin", "n_ex": 3 }, { "name": "acts000001.bin", "n_ex": 1 }]).to_string());
+    place.write(
+        "shards/shards.json",
+        json!([{ "name": "acts000000.bin", "n_ex": 3 }, { "name": "acts000001.bin", "n_ex": 1 }]).to_string(),
+    );
     // Examples of two layers of three tokens: rows 0 to 5 are the first example.
     let all = rows(24, single);
     place.write("shards/acts000000.bin", &all[..18 * WIDTH * 4]);
@@ -144,7 +154,8 @@ fn without_tokens_what_needs_them_is_refused() {
     let store = place.import(&["acts.npy", "--context", "4"]);
     assert!(store.spec().unknown.tokens && store.spec().unknown.bos_token);
     let stream = |rows: RowFilter| {
-        BatchStream::new(vec![store.clone()], StreamOptions { rows, batch: 4, ..StreamOptions::default() }).map(|_| ())
+        BatchStream::new(vec![store.clone()], StreamOptions { rows, batch: 4, ..StreamOptions::default() })
+            .map(|_| ())
     };
     stream(RowFilter::default()).unwrap();
     for filter in [
@@ -177,7 +188,8 @@ fn the_summary_is_one_json_object() {
 fn rows_of_bos_can_be_left_out() {
     let place = Place::new();
     place.write("acts.npy", npy("<f4", "(3, 4, 6)", &rows(12, single)));
-    let tokens: Vec<u8> = (0..12).flat_map(|row| [if row % 4 == 0 { 9_i64 } else { 1 }.to_le_bytes()]).flatten().collect();
+    let tokens: Vec<u8> =
+        (0..12).flat_map(|row| [if row % 4 == 0 { 9_i64 } else { 1 }.to_le_bytes()]).flatten().collect();
     place.write("tokens.npy", npy("<i8", "(3, 4)", &tokens));
     let store = place.import(&["acts.npy", "--tokens", "tokens.npy", "--bos", "9", "--drop-bos"]);
     let found = by_origin(&store);

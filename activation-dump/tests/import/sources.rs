@@ -21,7 +21,10 @@ pub(crate) fn number(row: usize, component: usize) -> f32 {
 
 /// Rows `0..count` as bytes.
 pub(crate) fn rows(count: usize, bytes: impl Fn(f32) -> Vec<u8>) -> Vec<u8> {
-    (0..count).flat_map(|row| (0..WIDTH).flat_map(move |component| [number(row, component)])).flat_map(bytes).collect()
+    (0..count)
+        .flat_map(|row| (0..WIDTH).flat_map(move |component| [number(row, component)]))
+        .flat_map(bytes)
+        .collect()
 }
 
 pub(crate) fn single(number: f32) -> Vec<u8> {

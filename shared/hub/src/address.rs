@@ -26,7 +26,9 @@ impl Address {
     pub fn parse(text: &str) -> Result<Option<Address>> {
         let Some(rest) = text.strip_prefix(SCHEME) else { return Ok(None) };
         let wrong = || {
-            refused(format!("{text} is not an address on the hub: hf://OWNER/REPOSITORY/FOLDER, with @REVISION at its end"))
+            refused(format!(
+                "{text} is not an address on the hub: hf://OWNER/REPOSITORY/FOLDER, with @REVISION at its end"
+            ))
         };
         let (path, revision) = rest.split_once('@').unwrap_or((rest, "main"));
         let parts: Vec<&str> = path.trim_end_matches('/').split('/').collect();
@@ -36,7 +38,9 @@ impl Address {
             legal && !part.is_empty() && !part.starts_with('.')
         };
         let revision_parts: Vec<&str> = revision.split('/').collect();
-        if ![owner, name].into_iter().chain(folder).all(|part| plain(part)) || !revision_parts.iter().all(plain) {
+        if ![owner, name].into_iter().chain(folder).all(|part| plain(part))
+            || !revision_parts.iter().all(plain)
+        {
             return wrong();
         }
         let repository = format!("{owner}/{name}");
@@ -62,7 +66,10 @@ mod tests {
     fn an_address_is_read_and_written() {
         let address = |text: &str| Address::parse(text).unwrap().unwrap();
         let found = address("hf://me/saes/blocks.1/l0=5@refs/pr/3");
-        assert_eq!((&*found.repository, &*found.folder, &*found.revision), ("me/saes", "blocks.1/l0=5", "refs/pr/3"));
+        assert_eq!(
+            (&*found.repository, &*found.folder, &*found.revision),
+            ("me/saes", "blocks.1/l0=5", "refs/pr/3")
+        );
         assert_eq!(found.to_string(), "hf://me/saes/blocks.1/l0=5@refs/pr/3");
         assert_eq!(address("hf://me/saes/").to_string(), "hf://me/saes");
         assert_eq!(address("hf://me/saes/a").revision, "main");
@@ -71,7 +78,17 @@ mod tests {
 
     #[test]
     fn what_is_no_address_is_refused() {
-        for text in ["hf://", "hf://me", "hf://me/", "hf:///saes", "hf://me/../x", "hf://me/a/../b", "hf://me/saes/a@", "hf://me/sa es", "hf://me/s/a@../x"] {
+        for text in [
+            "hf://",
+            "hf://me",
+            "hf://me/",
+            "hf:///saes",
+            "hf://me/../x",
+            "hf://me/a/../b",
+            "hf://me/saes/a@",
+            "hf://me/sa es",
+            "hf://me/s/a@../x",
+        ] {
             let error = Address::parse(text).unwrap_err().to_string();
             assert!(error.contains("hf://OWNER/REPOSITORY/FOLDER"), "{error}");
         }

@@ -86,7 +86,13 @@ impl<'a> Client<'a> {
     }
 
     /// Sends JSON to the hub.
-    pub(crate) fn post(&self, url: &str, headers: &[(&str, &str)], value: &Value, doing: &str) -> Result<Answer> {
+    pub(crate) fn post(
+        &self,
+        url: &str,
+        headers: &[(&str, &str)],
+        value: &Value,
+        doing: &str,
+    ) -> Result<Answer> {
         let body = serde_json::to_vec(value).map_err(|error| Error::Refused(error.to_string()))?;
         let mut all = vec![("content-type", "application/json")];
         all.retain(|(name, _)| !headers.iter().any(|(own, _)| own == name));
@@ -103,9 +109,16 @@ impl<'a> Client<'a> {
             }
             let (why, asked) = match self.attempt(request) {
                 Ok(answer) if answer.status == 429 || answer.status >= 500 => {
-                    let asked = answer.headers.get("retry-after").and_then(|value| value.to_str().ok()?.parse().ok());
+                    let asked =
+                        answer.headers.get("retry-after").and_then(|value| value.to_str().ok()?.parse().ok());
                     let told = self.hub.without_token(&answer.told());
-                    (format!("{}: the server answered with status {} ({told})", request.doing, answer.status), asked)
+                    (
+                        format!(
+                            "{}: the server answered with status {} ({told})",
+                            request.doing, answer.status
+                        ),
+                        asked,
+                    )
                 }
                 Ok(answer) => return Ok(answer),
                 Err(Error::Refused(why)) => (why, None),

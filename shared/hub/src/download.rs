@@ -17,7 +17,8 @@ impl Hub {
         let Address { repository, folder, revision } = address;
         let repo = Repo::with_revision(repository.clone(), RepoType::Model, revision.clone());
         let cached = Cache::new(self.cache.clone()).repo(repo.clone());
-        let within = |name: &str| if folder.is_empty() { name.to_owned() } else { format!("{folder}/{name}") };
+        let within =
+            |name: &str| if folder.is_empty() { name.to_owned() } else { format!("{folder}/{name}") };
         for set in whole {
             let files: Option<Vec<PathBuf>> = set.iter().map(|name| cached.get(&within(name))).collect();
             if let Some(parent) = files.as_ref().and_then(|files| files.first()?.parent()) {
@@ -42,7 +43,8 @@ impl Hub {
             let own = name.strip_prefix(&prefix).is_some_and(|own| !own.is_empty() && !own.contains('/'));
             plain && own && endings.iter().any(|ending| name.ends_with(ending))
         };
-        let names: Vec<String> = info.siblings.into_iter().map(|file| file.rfilename).filter(wanted).collect();
+        let names: Vec<String> =
+            info.siblings.into_iter().map(|file| file.rfilename).filter(wanted).collect();
         if names.is_empty() {
             return refused(format!(
                 "{address} holds no files of an autoencoder ({}); name the folder that has them",
@@ -62,7 +64,9 @@ impl Hub {
         let problem = self.without_token(&error.to_string());
         // `ureq` says it so; anything else never reached a hub that answered.
         match problem.split("http status: ").nth(1).map(str::trim) {
-            Some("401" | "403" | "404") => format!("there is no {address} on {}, or it needs a token (HF_TOKEN)", self.endpoint),
+            Some("401" | "403" | "404") => {
+                format!("there is no {address} on {}, or it needs a token (HF_TOKEN)", self.endpoint)
+            }
             Some(code) => format!("{} answered with status {code} when asked for {address}", self.endpoint),
             None => self.unreachable(address, &problem),
         }

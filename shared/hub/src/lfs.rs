@@ -48,7 +48,8 @@ pub(crate) fn store(
 ) -> Result<()> {
     let url = format!("{}/{repository}.git/info/lfs/objects/batch", client.endpoint());
     for files in files.chunks(AT_ONCE) {
-        let objects: Vec<Value> = files.iter().map(|file| json!({ "oid": file.sha256, "size": file.bytes })).collect();
+        let objects: Vec<Value> =
+            files.iter().map(|file| json!({ "oid": file.sha256, "size": file.bytes })).collect();
         let asked = json!({
             "operation": "upload",
             "transfers": ["basic", "multipart"],
@@ -59,7 +60,11 @@ pub(crate) fn store(
         let doing = "asking where large files go";
         let answer = client.post(&url, &[("accept", KIND), ("content-type", KIND)], &asked, doing)?;
         if answer.status != 200 {
-            return refused(format!("{doing}: the hub answered with status {} ({})", answer.status, answer.told()));
+            return refused(format!(
+                "{doing}: the hub answered with status {} ({})",
+                answer.status,
+                answer.told()
+            ));
         }
         let told = answer.json(doing)?;
         for file in files {
@@ -69,7 +74,11 @@ pub(crate) fn store(
                 return refused(format!("{doing}: the hub says nothing of {}", file.path));
             };
             if let Some(message) = object["error"]["message"].as_str() {
-                return refused(format!("the hub does not take {}: {}", file.path, terminal::foreign(message)));
+                return refused(format!(
+                    "the hub does not take {}: {}",
+                    file.path,
+                    terminal::foreign(message)
+                ));
             }
             match object.get("actions").filter(|actions| !actions.is_null()) {
                 None => stored(file.bytes, true),
@@ -119,7 +128,13 @@ fn send(client: &Client<'_>, file: &Large<'_>, actions: &Value) -> Result<()> {
 }
 
 /// Sends part after part, then says that all are there.
-fn in_parts(client: &Client<'_>, file: &Large<'_>, url: &str, headers: &Value, part_bytes: u64) -> Result<()> {
+fn in_parts(
+    client: &Client<'_>,
+    file: &Large<'_>,
+    url: &str,
+    headers: &Value,
+    part_bytes: u64,
+) -> Result<()> {
     let doing = |part: u64| format!("uploading part {part} of {}", file.path);
     let mut parts: Vec<(u64, &str)> = headers
         .as_object()
@@ -129,12 +144,17 @@ fn in_parts(client: &Client<'_>, file: &Large<'_>, url: &str, headers: &Value, p
         .collect();
     parts.sort_unstable();
     if parts.len() as u64 != file.bytes.div_ceil(part_bytes) {
-        return refused(format!("uploading {}: the hub names {} parts of {part_bytes} bytes", file.path, parts.len()));
+        return refused(format!(
+            "uploading {}: the hub names {} parts of {part_bytes} bytes",
+            file.path,
+            parts.len()
+        ));
     }
     let mut done = Vec::new();
     for ((_, url), number) in parts.into_iter().zip(1..) {
         let start = (number - 1) * part_bytes;
-        let answer = put(client, url, &[], file, (start, part_bytes.min(file.bytes - start)), &doing(number))?;
+        let answer =
+            put(client, url, &[], file, (start, part_bytes.min(file.bytes - start)), &doing(number))?;
         let Some(mark) = answer.headers.get("etag").and_then(|mark| mark.to_str().ok()) else {
             return refused(format!("{}: the storage does not say what arrived (etag)", doing(number)));
         };

@@ -35,7 +35,7 @@ pub enum Error {
 }
 
 /// The result of asking the hub.
-pub type Result<T> = std::result::Result<T, Error>;
+pub type Result<T, E = Error> = std::result::Result<T, E>;
 
 /// A refusal.
 fn refused<T>(what: impl Into<String>) -> Result<T> {

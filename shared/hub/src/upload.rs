@@ -119,12 +119,8 @@ impl<'a> Repository<'a> {
     /// # Errors
     /// The hub's.
     pub fn read(&self, path: &str) -> Result<Option<Vec<u8>>> {
-        let url = format!(
-            "{}/{}/resolve/{}/{path}",
-            self.client.endpoint(),
-            self.name,
-            escaped(&self.revision)
-        );
+        let url =
+            format!("{}/{}/resolve/{}/{path}", self.client.endpoint(), self.name, escaped(&self.revision));
         let doing = format!("reading {path} of {}", self.name);
         let request = Request { method: "GET", url: &url, headers: &[], body: Sent::Nothing, doing: &doing };
         let answer = self.client.send(&request)?;
@@ -139,7 +135,12 @@ impl<'a> Repository<'a> {
     ///
     /// # Errors
     /// The hub's, and files that cannot be read. Nothing is in the repository then; what reached the storage is not sent again.
-    pub fn commit(&self, additions: &[Addition], summary: &str, progress: &mut dyn FnMut(u64)) -> Result<Pushed> {
+    pub fn commit(
+        &self,
+        additions: &[Addition],
+        summary: &str,
+        progress: &mut dyn FnMut(u64),
+    ) -> Result<Pushed> {
         let files = additions.iter().map(Prepared::new).collect::<Result<Vec<_>>>()?;
         let mut modes = Vec::new();
         for files in files.chunks(AT_ONCE) {
@@ -169,7 +170,12 @@ impl<'a> Repository<'a> {
                 } }),
             });
             if mode.large {
-                large.push(Large { path, content: &file.addition.content, bytes: file.bytes, sha256: &file.sha256 });
+                large.push(Large {
+                    path,
+                    content: &file.addition.content,
+                    bytes: file.bytes,
+                    sha256: &file.sha256,
+                });
             }
         }
         let (mut sent, mut there) = (0, 0);
@@ -187,7 +193,8 @@ impl<'a> Repository<'a> {
         let doing = format!("committing to {}", self.name);
         let headers = &[("content-type", "application/x-ndjson")];
         let body = Sent::Bytes(&body);
-        let answer = self.client.send(&Request { method: "POST", url: &url, headers, body, doing: &doing })?;
+        let answer =
+            self.client.send(&Request { method: "POST", url: &url, headers, body, doing: &doing })?;
         let told = self.accepted(answer, &doing, &[])?.json(&doing)?;
         let commit = told["commitOid"].as_str().unwrap_or("unknown").to_owned();
         Ok(Pushed { commit: Some(commit), files: paths, sent, there })
@@ -195,9 +202,7 @@ impl<'a> Repository<'a> {
 
     /// How the hub wants each of `files`.
     fn modes(&self, files: &[Prepared<'_>]) -> Result<Vec<Mode>> {
-        let describe = |file: &Prepared<'_>| {
-            json!({ "path": file.addition.path, "sample": STANDARD.encode(&file.sample), "size": file.bytes })
-        };
+        let describe = |file: &Prepared<'_>| json!({ "path": file.addition.path, "sample": STANDARD.encode(&file.sample), "size": file.bytes });
         let asked = json!({ "files": files.iter().map(describe).collect::<Vec<_>>() });
         let doing = format!("asking {} what it takes", self.name);
         let url = format!("{}/preupload/{}", self.api(), escaped(&self.revision));
@@ -287,9 +292,8 @@ impl<'a> Prepared<'a> {
     fn read(&self) -> Result<Vec<u8>> {
         match &self.addition.content {
             Content::Bytes(all) => Ok(all.clone()),
-            Content::File(path) => {
-                std::fs::read(path).map_err(|source| Error::Io { path: foreign_path(path).to_string(), source })
-            }
+            Content::File(path) => std::fs::read(path)
+                .map_err(|source| Error::Io { path: foreign_path(path).to_string(), source }),
         }
     }
 }
