@@ -6,7 +6,7 @@ use std::time::Duration;
 
 use crate::sources::{Place, WIDTH, files, npy, request, rows, single};
 
-/// So little memory that a window is a few dozen rows.
+/// The least memory: a window is then 2,048 rows.
 const WINDOW: [&str; 2] = ["--shuffle-memory", "8KiB"];
 
 /// Imports the same into `whole`, and compares.
@@ -25,15 +25,15 @@ fn is_as_undisturbed(place: &Place, words: &[&str]) {
 #[test]
 fn after_a_bad_row_is_mended_the_import_goes_on() {
     let place = Place::new();
-    let (mut bytes, bad) = (rows(3000, single), (1501 * WIDTH) * 4);
+    let (mut bytes, bad) = (rows(6000, single), (5001 * WIDTH) * 4);
     let good = bytes[bad..bad + 4].to_vec();
     bytes[bad..bad + 4].copy_from_slice(&f32::NAN.to_le_bytes());
-    place.write("acts.npy", npy("<f4", "(3000, 6)", &bytes));
+    place.write("acts.npy", npy("<f4", "(6000, 6)", &bytes));
     let words = ["acts.npy", "--context", "7"];
     let with_out = [&words[..], &WINDOW, &["--out", "store"]].concat();
     assert_eq!(place.run(&with_out).status.code(), Some(1));
     bytes[bad..bad + 4].copy_from_slice(&good);
-    place.write("acts.npy", npy("<f4", "(3000, 6)", &bytes));
+    place.write("acts.npy", npy("<f4", "(6000, 6)", &bytes));
     let run = place.run(&with_out);
     let message = String::from_utf8_lossy(&run.stderr);
     assert!(run.status.success() && message.contains("are stored already"), "{message}");
@@ -43,7 +43,7 @@ fn after_a_bad_row_is_mended_the_import_goes_on() {
 #[test]
 fn killed_at_any_moment_it_goes_on() {
     let place = Place::new();
-    for number in 0..300 {
+    for number in 0..1200 {
         let rows = number * 7..number * 7 + 1 + number % 9;
         place.write(&format!("states/{number:04}.safetensors"), request(rows, 2));
     }
@@ -62,12 +62,12 @@ fn killed_at_any_moment_it_goes_on() {
 #[test]
 fn it_does_not_go_on_with_another_source() {
     let place = Place::new();
-    let mut bytes = rows(3000, single);
-    bytes[2000 * WIDTH * 4..][..4].copy_from_slice(&f32::NAN.to_le_bytes());
-    place.write("acts.npy", npy("<f4", "(3000, 6)", &bytes));
+    let mut bytes = rows(6000, single);
+    bytes[5000 * WIDTH * 4..][..4].copy_from_slice(&f32::NAN.to_le_bytes());
+    place.write("acts.npy", npy("<f4", "(6000, 6)", &bytes));
     let arguments = [&["acts.npy"][..], &WINDOW, &["--out", "store"]].concat();
     assert_eq!(place.run(&arguments).status.code(), Some(1));
-    place.write("acts.npy", npy("<f4", "(2999, 6)", &rows(2999, single)));
+    place.write("acts.npy", npy("<f4", "(5999, 6)", &rows(5999, single)));
     let before = files(&place.at("store"));
     let run = place.run(&arguments);
     let message = String::from_utf8_lossy(&run.stderr);
