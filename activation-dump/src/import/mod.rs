@@ -76,6 +76,28 @@ pub(crate) fn import(arguments: &ImportArguments) -> Result<ExitCode> {
     report(arguments, kind, &source, &target, &summary, started)
 }
 
+/// Reads all of a source, of its first layer, without a store; returns the number of rows.
+pub(crate) fn read(path: &std::path::Path) -> Result<u64> {
+    let kind = Kind::of(path)?;
+    let source = match kind {
+        Kind::Npy => arrays::open(kind::files(path, "npy")?)?,
+        Kind::Vllm => vllm::open(kind::files(path, "safetensors")?, Some(0))?,
+        Kind::SaeLens => sae_lens::open(path, None)?,
+        Kind::Memmap => memmap::open(path)?,
+        Kind::Saev => saev::open(path, Some(0))?,
+    };
+    let shape = Shape::of(&source, None)?;
+    source.digest()?;
+    let mut reader = Reader::new(&source, shape, u32::MAX);
+    reader.largest_token()?;
+    let (mut next, mut rows) = (0, 0);
+    while next < shape.contexts {
+        rows += reader.read(next, reader.at_once())?.each().map(|(_, rows)| rows.nrows() as u64).sum::<u64>();
+        next += reader.at_once();
+    }
+    Ok(rows)
+}
+
 /// Opens the source, in the format that it shows or that is asked for.
 fn open(paths: &[PathBuf], what: &ImportedArguments) -> Result<(Kind, Source)> {
     let kind = match what.from {

@@ -106,7 +106,8 @@ impl<'a> Reader<'a> {
     /// Contexts that are read at once.
     pub(super) fn at_once(&self) -> u64 {
         let rows = self.shape.rows.div_ceil(self.shape.contexts);
-        (AT_ONCE / (rows * self.source.width as u64)).clamp(1, 1 << 16)
+        // Of many short contexts and a long one, the tokens take more room than the rows.
+        (AT_ONCE / (rows * self.source.width as u64).max(self.shape.length as u64)).clamp(1, 1 << 16)
     }
 
     /// The rows of context `context`: the first, and how many.
