@@ -101,6 +101,8 @@ class HubServer:
                 return self.answer(request, 409, {"error": "You already created this model repo"})
             self.repository, self.private = name, told.get("visibility") == "private"
             return self.answer(request, 200, {"url": f"{self.endpoint}/{name}"})
+        if path == "/api/validate-yaml":
+            return self.answer(request, 200, {"warnings": [], "errors": []})
         if self.repository is None or self.repository not in path:
             return self.answer(request, 404, {"error": "Repository not found"}, X_Error_Code="RepoNotFound")
         if path == f"/api/models/{self.repository}/preupload/main":
