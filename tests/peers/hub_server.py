@@ -121,7 +121,7 @@ class HubServer:
                 content = {"file": lambda: base64.b64decode(value["content"]), "lfsFile": lambda: self.storage[value["oid"]]}
                 self.files[value["path"]] = content[line["key"]]()
             self.commits.append(header["value"]["summary"])
-            return self.answer(request, 200, {"commitOid": self.commit, "commitUrl": self.endpoint})
+            return self.answer(request, 200, {"commitOid": self.commit, "commitUrl": f"{self.endpoint}/{self.repository}/commit/{self.commit}"})
         return self.answer(request, 404, {"error": f"no {path}"})
 
     def mode(self, file):
