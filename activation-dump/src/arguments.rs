@@ -159,7 +159,7 @@ pub(crate) struct ImportedArguments {
     /// Do not store the rows of BOS tokens
     #[arg(long, requires = "bos")]
     pub(crate) drop_bos: bool,
-    /// Size of the model's vocabulary [default: the largest token and one]
+    /// Size of the model's vocabulary [default: the largest token and one]; the id after it fills up short contexts
     #[arg(long, value_name = "COUNT", value_parser = clap::value_parser!(u64).range(1..=0xffff_fffe))]
     pub(crate) vocabulary: Option<u64>,
     /// Number of the layer among those of the source (vllm, saev), from 0

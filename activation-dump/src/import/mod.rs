@@ -144,12 +144,12 @@ fn print_plan(kind: Kind, source: &Source, shape: Shape, target: &Target) {
     }
     terminal::say!("  model    {} at {}", foreign(&provenance.model), foreign(&provenance.hook));
     terminal::say!(
-        "  rows     {} of {} {} numbers, {} contexts of {} {}{}",
+        "  rows     {} of {} {} numbers, {} contexts of {}{}{}",
         format_count(shape.rows as f64),
         source.width,
         source.element.name(),
         format_count(shape.contexts as f64),
-        if source.division == Division::Runs && shape.is_padded() { "up to" } else { "" },
+        if source.division == Division::Runs && shape.is_padded() { "up to " } else { "" },
         shape.length,
         if source.tokens.is_none() { ", tokens unknown" } else { "" },
     );

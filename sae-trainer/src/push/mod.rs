@@ -7,19 +7,16 @@ mod subject;
 use std::process::ExitCode;
 use std::sync::atomic::Ordering;
 
-use anyhow::{Context, Result, bail, ensure};
+use anyhow::{Context, Result};
 use card::card;
 use hub::{Addition, Content, Hub, Repository};
 use human_units::format_bytes;
 use serde_json::json;
-use subject::Subject;
+use subject::{CARD, Subject};
 use terminal::{Interrupt, foreign};
 
 use crate::command::arguments::PushArguments;
 use crate::report::progress::counted;
-
-/// The model card's file.
-const CARD: &str = "README.md";
 
 /// Uploads what the command line names. Returns the process' exit code.
 pub(crate) fn push(arguments: &PushArguments) -> Result<ExitCode> {
@@ -98,23 +95,6 @@ fn upload(
             "bytes_there": pushed.there,
         });
         terminal::report!("{}", serde_json::to_string_pretty(&told)?);
-    }
-    Ok(())
-}
-
-/// Refuses an id that is no folder of a repository.
-fn check_id(id: &str) -> Result<()> {
-    let plain = |part: &str| {
-        let legal = part.bytes().all(|b| b.is_ascii_alphanumeric() || b"-_.+=".contains(&b));
-        legal && !part.is_empty() && !part.starts_with('.')
-    };
-    ensure!(
-        id.split('/').all(plain),
-        "{:?} cannot be the folder of an autoencoder in a repository; --id names it, of letters, digits and -_.+=",
-        foreign(id).to_string()
-    );
-    if id == CARD {
-        bail!("{CARD} is the model card's name; --id names the folder");
     }
     Ok(())
 }

@@ -8,12 +8,13 @@ use hub::{Addition, Content};
 use sae::{CONFIG_FILE, Config, Format, Given, open};
 use terminal::{foreign, foreign_path};
 
-use super::check_id;
 use crate::autoencoder::autoencoder_of;
 use crate::runs::folder::{SAE, summary};
 use crate::runs::record::Summary;
 use crate::sweep::points;
 
+/// The model card's file, which no autoencoder's folder is called.
+pub(super) const CARD: &str = "README.md";
 /// The files that SAELens loads; the last one may be missing.
 const FILES: [&str; 3] = [CONFIG_FILE, "sae_weights.safetensors", "sparsity.safetensors"];
 
@@ -102,4 +103,21 @@ fn name(path: &Path) -> Result<String> {
     let path = path.canonicalize().with_context(|| format!("cannot read {}", foreign_path(path)))?;
     let named = if path.ends_with(SAE) { path.parent().unwrap_or(&path) } else { &path };
     Ok(named.file_name().unwrap_or_default().to_string_lossy().into_owned())
+}
+
+/// Refuses an id that is no folder of a repository.
+fn check_id(id: &str) -> Result<()> {
+    let plain = |part: &str| {
+        let legal = part.bytes().all(|b| b.is_ascii_alphanumeric() || b"-_.+=".contains(&b));
+        legal && !part.is_empty() && !part.starts_with('.')
+    };
+    ensure!(
+        id.split('/').all(plain),
+        "{:?} cannot be the folder of an autoencoder in a repository; --id names it, of letters, digits and -_.+=",
+        foreign(id).to_string()
+    );
+    if id == CARD {
+        bail!("{CARD} is the model card's name; --id names the folder");
+    }
+    Ok(())
 }

@@ -6,8 +6,8 @@ use std::io::{Read, Seek, SeekFrom};
 use serde_json::{Value, json};
 use terminal::foreign_path;
 
+use crate::addition::Content;
 use crate::client::{Client, Request, Sent};
-use crate::upload::Content;
 use crate::{Error, Result, refused};
 
 const KIND: &str = "application/vnd.git-lfs+json";

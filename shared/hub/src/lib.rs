@@ -3,6 +3,7 @@
 //! Everything that is fetched goes through the hub's own cache folder, which the Python tools share. What is sent appears in one
 //! commit, or not at all.
 
+mod addition;
 mod address;
 mod client;
 mod download;
@@ -10,9 +11,10 @@ mod environment;
 mod lfs;
 mod upload;
 
+pub use addition::{Addition, Content};
 pub use address::Address;
 pub use environment::{Hub, Token};
-pub use upload::{Addition, Content, Pushed, Repository};
+pub use upload::{Pushed, Repository};
 
 /// Why the hub did not do what was asked.
 #[derive(Debug, thiserror::Error)]

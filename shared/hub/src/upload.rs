@@ -3,14 +3,13 @@
 //! A commit takes four steps: ask how each file is to be sent, send the large ones to the storage, then all others and the names of
 //! the large ones in one request, after which all of them are there. Before it, none is.
 
-use std::path::PathBuf;
-
 use base64::Engine;
 use base64::engine::general_purpose::STANDARD;
 use serde_json::{Value, json};
 use sha2::{Digest, Sha256};
 use terminal::foreign_path;
 
+use crate::addition::{Addition, Content};
 use crate::client::{Answer, Client, Request, Sent};
 use crate::lfs::{self, Large};
 use crate::{Error, Hub, Result, refused};
@@ -19,24 +18,6 @@ use crate::{Error, Hub, Result, refused};
 const AT_ONCE: usize = 256;
 /// Bytes of a file's beginning, from which the hub tells what it is.
 const SAMPLE: usize = 512;
-
-/// What a file holds.
-#[derive(Debug, Clone)]
-pub enum Content {
-    /// These bytes.
-    Bytes(Vec<u8>),
-    /// Those of a file on this machine.
-    File(PathBuf),
-}
-
-/// A file to be committed.
-#[derive(Debug, Clone)]
-pub struct Addition {
-    /// Its path in the repository, with `/` between its parts.
-    pub path: String,
-    /// What it holds.
-    pub content: Content,
-}
 
 /// What came of a commit.
 #[derive(Debug, Clone, PartialEq, Eq)]
