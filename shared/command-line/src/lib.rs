@@ -28,7 +28,12 @@ impl CompletionsArguments {
         let name = command.get_name().to_owned();
         let mut script = Vec::new();
         clap_complete::generate(self.shell, &mut command, name, &mut script);
-        terminal::report!("{}", String::from_utf8_lossy(&script).trim_end());
+        // clap_complete 4.6 calls a program with a hyphen in its name by two names in bash: no branch after the subcommand's is
+        // ever taken.
+        let (wrong, right) =
+            (command.get_name().replace('-', "__subcmd__"), command.get_name().replace('-', "__"));
+        let script = String::from_utf8_lossy(&script).replace(&wrong, &right);
+        terminal::report!("{}", script.trim_end());
     }
 }
 
