@@ -5,10 +5,12 @@ use std::path::PathBuf;
 use activation_store::RowType;
 use anyhow::{Result, bail};
 use clap::{Args, Parser, Subcommand, ValueEnum};
+use command_line::{CompletionsArguments, ManPagesArguments};
 use human_units::{parse_bytes, parse_count};
 use language_model::{Device, HookPoint, NormKind};
 
 use crate::documents::InputFormat;
+use crate::import::kind::Kind;
 use crate::share::PartChoice;
 
 /// Runs a language model over text and writes the activations at a hook point to a compressed store. `sae-trainer` trains any number of sparse autoencoders from it.
@@ -35,6 +37,8 @@ Examples:
   srun -n 4 activation-dump --layer 1 --tokens 300M --out stores/gpt2
       a quarter of the text on each of four machines (or by hand: --part 1/4 to --part 4/4);
       sae-trainer --store A --store B ... reads the four stores as one
+  activation-dump import cached_activations --out stores/cached
+      a store of activations that another program wrote: NumPy, vLLM, SAELens and others
   activation-dump info stores/smollm2
       summarises a store
 
@@ -48,7 +52,7 @@ pub(crate) struct CommandLine {
     pub(crate) dump: DumpArguments,
 }
 
-/// Subcommands that read a finished store.
+/// Subcommands that make a store from activations, or read a finished one.
 #[derive(Debug, Subcommand)]
 pub(crate) enum Command {
     /// Summarises a store: rows, sizes, provenance, statistics
@@ -57,6 +61,13 @@ pub(crate) enum Command {
     Verify(VerifyArguments),
     /// Exports a store's rows to another tool's format
     Export(ExportArguments),
+    /// Makes a store from activations that another program wrote
+    Import(ImportArguments),
+    /// Prints the completions of a shell: source <(activation-dump completions bash)
+    Completions(CompletionsArguments),
+    /// Writes a man page for every command into a folder
+    #[command(hide = true)]
+    ManPages(ManPagesArguments),
 }
 
 #[derive(Debug, Args)]
@@ -87,6 +98,76 @@ pub(crate) struct ExportArguments {
     /// Folder to create for the export
     #[arg(long, value_name = "FOLDER")]
     pub(crate) out: PathBuf,
+}
+
+/// The rows are shuffled, compressed and checked as those of a dump, and the files they came from are not needed any more. To
+/// resume an interrupted import, run the same command again.
+#[derive(Debug, Args)]
+#[command(after_help = "\
+Examples:
+  activation-dump import acts.npy --tokens tokens.npy --context 128 --model gpt2 --hook blocks.6.hook_resid_pre
+      NumPy files: rows [n, d] and their tokens; [contexts, positions, d] needs no --context
+  activation-dump import /tmp/hidden_states --source-layer 1 --model Qwen/Qwen3-8B --hook blocks.18.hook_resid_pre
+      what vLLM's extract_hidden_states wrote, a file for each request; of its layers the second
+  activation-dump import cached_activations
+      SAELens' cached activations; their hook is the column's name")]
+pub(crate) struct ImportArguments {
+    /// Folder or file to import; several .npy or .safetensors files are read as one
+    #[arg(required = true, value_name = "SOURCE")]
+    pub(crate) source: Vec<PathBuf>,
+    #[command(flatten)]
+    pub(crate) what: ImportedArguments,
+    #[command(flatten)]
+    pub(crate) store: StoreArguments,
+    /// CPU threads [default: one per core]
+    #[arg(long, value_name = "N", value_parser = clap::value_parser!(u16).range(1..=1024))]
+    pub(crate) threads: Option<u16>,
+    /// Check the source and print what would be imported; write nothing
+    #[arg(long)]
+    pub(crate) dry_run: bool,
+    /// Print the summary as one JSON object on standard output
+    #[arg(long)]
+    pub(crate) json: bool,
+}
+
+/// What a source leaves unsaid. What is not said here either is recorded as unknown.
+#[derive(Debug, Args)]
+#[command(next_help_heading = "What is imported")]
+pub(crate) struct ImportedArguments {
+    /// Format of the source [default: what the files show]
+    #[arg(long, value_enum)]
+    pub(crate) from: Option<Kind>,
+    /// Language model that the activations are of
+    #[arg(long, value_name = "NAME")]
+    pub(crate) model: Option<String>,
+    /// Hook point that they were taken at, as in blocks.6.hook_resid_pre; of several columns (sae-lens), the one to import
+    #[arg(long, value_name = "HOOK")]
+    pub(crate) hook: Option<String>,
+    /// Text that they were computed on
+    #[arg(long, value_name = "NAME")]
+    pub(crate) dataset: Vec<String>,
+    /// Tokens of the rows, in the same order, as .npy of whole numbers. Without tokens, rows cannot be left out by token, and
+    /// features cannot be shown with their text
+    #[arg(long, value_name = "FILE")]
+    pub(crate) tokens: Option<PathBuf>,
+    /// Rows of a context, where the source does not say: those that are held out together [default: 128]
+    #[arg(long, value_name = "COUNT", value_parser = clap::value_parser!(u32).range(1..=1 << 24))]
+    pub(crate) context: Option<u32>,
+    /// Token that begins contexts (BOS), by its id
+    #[arg(long, value_name = "ID", value_parser = clap::value_parser!(u32).range(..=0xffff_fffe))]
+    pub(crate) bos: Option<u32>,
+    /// Do not store the rows of BOS tokens
+    #[arg(long, requires = "bos")]
+    pub(crate) drop_bos: bool,
+    /// Size of the model's vocabulary [default: the largest token and one]; the id after it fills up short contexts
+    #[arg(long, value_name = "COUNT", value_parser = clap::value_parser!(u64).range(1..=0xffff_fffe))]
+    pub(crate) vocabulary: Option<u64>,
+    /// Number of the layer among those of the source (vllm, saev), from 0
+    #[arg(long, value_name = "N")]
+    pub(crate) source_layer: Option<usize>,
+    /// Record that each row had its mean over its components subtracted, as TransformerLens' centred weights do
+    #[arg(long)]
+    pub(crate) centered: bool,
 }
 
 #[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum)]

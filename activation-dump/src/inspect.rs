@@ -52,12 +52,17 @@ pub(crate) fn info(arguments: &InfoArguments) -> Result<ExitCode> {
         spec.width,
         spec.row_type.name()
     );
+    let bos = match (spec.unknown.bos_token, spec.drop_bos) {
+        (true, _) => "unknown".to_owned(),
+        (false, true) => format!("{} and its rows are left out", spec.bos_token),
+        (false, false) => spec.bos_token.to_string(),
+    };
     terminal::report!(
-        "contexts     {} of {} tokens, BOS is {}{}",
+        "contexts     {} of {}{} tokens{}, BOS is {bos}",
         count(summary.contexts),
+        if spec.padding.is_some() { "up to " } else { "" },
         spec.context_length,
-        spec.bos_token,
-        if spec.drop_bos { " and its rows are left out" } else { "" }
+        if spec.unknown.tokens { ", which are unknown" } else { "" },
     );
     terminal::report!(
         "size         {}: {bytes_per_row:.0} bytes a row, {ratio:.3}x smaller than raw; {} with all files",

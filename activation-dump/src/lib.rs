@@ -1,4 +1,4 @@
-//! Stage one: runs a language model over text into an activation store. Also reads finished stores.
+//! Stage one: runs a language model over text into an activation store. Also imports activations, and reads finished stores.
 //!
 //! Standard output carries what was asked for (`info`, `--json`), standard error everything else.
 
@@ -10,8 +10,10 @@ mod damage;
 mod dataset;
 mod documents;
 mod dump;
+mod import;
 mod inspect;
 mod model;
+mod npy;
 mod packing;
 mod pipeline;
 mod plan;
@@ -27,6 +29,7 @@ pub mod untrusted;
 use std::process::ExitCode;
 
 use activation_store::StoreError;
+use anyhow::Context;
 use arguments::{Command, CommandLine};
 use clap::Parser;
 
@@ -38,11 +41,20 @@ pub fn main() -> ExitCode {
         Some(Command::Info(arguments)) => inspect::info(arguments),
         Some(Command::Verify(arguments)) => inspect::verify(arguments),
         Some(Command::Export(arguments)) => inspect::export(arguments),
+        Some(Command::Import(arguments)) => import::import(arguments),
+        Some(Command::Completions(shell)) => {
+            shell.print::<CommandLine>();
+            Ok(ExitCode::SUCCESS)
+        }
+        Some(Command::ManPages(pages)) => {
+            pages.write::<CommandLine>().context("cannot write man pages").map(|()| ExitCode::SUCCESS)
+        }
     };
     let code = done.unwrap_or_else(|error| {
         // Messages quote files, their names, and library errors.
         terminal::say!("error: {}", terminal::foreign(&format!("{error:#}")));
-        if let Some(hint) = hint(&error) {
+        let imports = matches!(line.command, Some(Command::Import(_)));
+        if let Some(hint) = hint(&error, imports) {
             terminal::say!("hint: {hint}");
         }
         ExitCode::FAILURE
@@ -51,7 +63,7 @@ pub fn main() -> ExitCode {
 }
 
 /// Flags that help with a library's error, whose text cannot know them.
-fn hint(error: &anyhow::Error) -> Option<&'static str> {
+fn hint(error: &anyhow::Error, imports: bool) -> Option<&'static str> {
     match error.downcast_ref::<StoreError>()? {
         StoreError::Overflow { .. } => {
             Some("--dtype f32 stores it as it is, --clip as float16's largest value")
@@ -67,6 +79,7 @@ fn hint(error: &anyhow::Error) -> Option<&'static str> {
             })
         }
         StoreError::Memory(_) => Some("--shuffle-memory makes the window smaller"),
+        StoreError::NoSpace { .. } if imports => Some("--mantissa-bits keeps fewer bits of each number"),
         StoreError::NoSpace { .. } => {
             Some("--tokens asks for fewer tokens, --mantissa-bits for smaller ones")
         }

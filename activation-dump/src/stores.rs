@@ -107,7 +107,13 @@ fn spec(
 
 /// Where the store of `hook` lies: `--out`, below `--out` if there are several hooks, else `stores/MODEL-HOOK`; with the
 /// number of the part.
-fn folder(arguments: &StoreArguments, model: &str, hook: &str, hooks: usize, part: Option<Part>) -> PathBuf {
+pub(crate) fn folder(
+    arguments: &StoreArguments,
+    model: &str,
+    hook: &str,
+    hooks: usize,
+    part: Option<Part>,
+) -> PathBuf {
     let hook = file_name(hook);
     let path = match &arguments.out {
         Some(out) if hooks == 1 => out.clone(),

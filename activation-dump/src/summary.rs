@@ -75,8 +75,9 @@ impl BusyShares {
     }
 }
 
+/// What a store takes on disk.
 #[derive(Debug, Serialize)]
-struct StoreFigures {
+pub(crate) struct StoreFigures {
     hook: String,
     store: String,
     rows: u64,
@@ -154,16 +155,7 @@ impl Summary {
         )];
         for store in &self.stores {
             let name = if self.stores.len() > 1 { format!("{}: ", store.hook) } else { String::new() };
-            lines.push(format!(
-                "{name}{}: {:.0} bytes a row, {:.3}x smaller than raw ({} with origins, tokens and statistics)",
-                format_bytes(store.activation_bytes),
-                store.bytes_per_row,
-                store.compression_ratio,
-                format_bytes(store.stored_bytes),
-            ));
-            if store.clipped_values > 0 {
-                lines.push(format!("{name}{} values were beyond float16 and clipped", store.clipped_values));
-            }
+            lines.extend(store.lines().into_iter().map(|line| format!("{name}{line}")));
         }
         if let Some(bottleneck) = self.bottleneck {
             let shares = self.busy.named().map(|(name, share)| format!("{name} {:.0}%", 100.0 * share));
@@ -178,7 +170,7 @@ impl Summary {
 }
 
 impl StoreFigures {
-    fn of(hook: &str, store: &StoreSummary) -> StoreFigures {
+    pub(crate) fn of(hook: &str, store: &StoreSummary) -> StoreFigures {
         StoreFigures {
             hook: hook.to_owned(),
             store: store.path.display().to_string(),
@@ -191,6 +183,21 @@ impl StoreFigures {
             clipped_values: store.clipped,
             mean_norm: store.stats.mean_norm,
         }
+    }
+
+    /// The same for a person.
+    pub(crate) fn lines(&self) -> Vec<String> {
+        let mut lines = vec![format!(
+            "{}: {:.0} bytes a row, {:.3}x smaller than raw ({} with origins, tokens and statistics)",
+            format_bytes(self.activation_bytes),
+            self.bytes_per_row,
+            self.compression_ratio,
+            format_bytes(self.stored_bytes),
+        )];
+        if self.clipped_values > 0 {
+            lines.push(format!("{} values were beyond float16 and clipped", self.clipped_values));
+        }
+        lines
     }
 }
 

@@ -6,6 +6,7 @@ use anyhow::Result;
 use language_model::Tokenizer;
 
 use crate::documents::{self, Content, ReadOptions};
+use crate::import;
 
 /// Reads a file of text or tokens to its end; returns the number of documents that could be read.
 ///
@@ -18,6 +19,14 @@ pub fn documents(path: &Path) -> Result<u64> {
         sound += u64::from(!matches!(document?.content, Content::Damaged(_)));
     }
     Ok(sound)
+}
+
+/// Reads activations of another program to their end; returns the number of rows.
+///
+/// # Errors
+/// The error that an import of them would report.
+pub fn import(source: &Path) -> Result<u64> {
+    import::read(source)
 }
 
 /// Reads a `tokenizer.json` and tokenizes a text with it; returns the number of tokens.

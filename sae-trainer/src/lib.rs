@@ -9,7 +9,7 @@
 //! - [`engine`]: the arithmetic of a step, behind one trait.
 //! - `runs`: one run, from its plan to what it leaves on disk; `evaluate`: the autoencoder on held-out rows.
 //! - `train`: the loop over batches, for one run or for those of a `sweep`.
-//! - `compare`, `verify`, `import`, `export`, `bench`: what is done with finished runs; `autoencoder`: one by its path, whichever program
+//! - `compare`, `verify`, `import`, `export`, `push`, `bench`: what is done with finished runs; `autoencoder`: one by its path, whichever program
 //!   wrote it; `laboratory`: what autoencoders have learned;
 //!   `pages`: all of that for a browser; `report`: what a person sees in a terminal.
 
@@ -17,7 +17,7 @@
 
 use std::process::ExitCode;
 
-use anyhow::Result;
+use anyhow::{Context, Result};
 
 use command::layers;
 use command::line::{Command, CommandLine};
@@ -32,6 +32,7 @@ mod export;
 mod import;
 mod laboratory;
 mod pages;
+mod push;
 mod report;
 mod runs;
 mod sweep;
@@ -64,6 +65,14 @@ fn execute(line: CommandLine) -> Result<ExitCode> {
         Some(Command::Verify(verify)) => verify::verify(&verify).map(ExitCode::from),
         Some(Command::Import(import)) => import::import(&import).map(|()| ExitCode::SUCCESS),
         Some(Command::Export(export)) => export::export(&export).map(ExitCode::from),
+        Some(Command::Push(push)) => push::push(&push),
+        Some(Command::Completions(shell)) => {
+            shell.print::<CommandLine>();
+            Ok(ExitCode::SUCCESS)
+        }
+        Some(Command::ManPages(pages)) => {
+            pages.write::<CommandLine>().context("cannot write man pages").map(|()| ExitCode::SUCCESS)
+        }
         Some(Command::Bench(bench)) => bench::bench(&bench).map(|()| ExitCode::SUCCESS),
         None => train::train(line.train).map(ExitCode::from),
     }

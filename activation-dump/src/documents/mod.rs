@@ -17,7 +17,6 @@
 
 mod document;
 mod lines;
-mod npy;
 mod options;
 mod parquet;
 mod tokens;

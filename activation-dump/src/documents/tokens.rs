@@ -11,8 +11,8 @@ use std::sync::Arc;
 use anyhow::{Context, Result, bail};
 
 use super::document::{Content, DamageKind, Document, Documents, Place, is_system_error};
-use super::npy;
 use super::options::{InputFormat, ReadOptions};
+use crate::npy;
 
 /// Tokens of a piece of a stream.
 const PIECE: usize = 1 << 16;

@@ -34,7 +34,7 @@ const fn forged(name: &'static str, file: &'static str, forge: fn(&Path, &str)) 
 }
 
 /// All of them.
-pub const TARGETS: [Target; 28] = [
+pub const TARGETS: [Target; 34] = [
     forged("store-metadata", "store/zarr.json", forge::manifest),
     forged("store-array", "store/activations/zarr.json", forge::manifest),
     forged("store-manifest", "store/manifest", forge::line),
@@ -63,6 +63,20 @@ pub const TARGETS: [Target; 28] = [
     plain("gzip", "text/a.jsonl.gz", |folder| read::documents(&folder.join("text/a.jsonl.gz"))),
     plain("zstd", "text/a.jsonl.zst", |folder| read::documents(&folder.join("text/a.jsonl.zst"))),
     plain("parquet", "text/a.parquet", |folder| read::documents(&folder.join("text/a.parquet"))),
+    plain("import-array", "import/acts.npy", |folder| read::imported(&folder.join("import/acts.npy"))),
+    plain("import-request", "import/states/a.safetensors", |folder| {
+        read::imported(&folder.join("import/states"))
+    }),
+    plain("import-arrow", "import/cache/data-00000-of-00001.arrow", |folder| {
+        read::imported(&folder.join("import/cache"));
+    }),
+    plain("import-state", "import/cache/state.json", |folder| read::imported(&folder.join("import/cache"))),
+    plain("import-memory-map", "import/maps/shard_0.meta", |folder| {
+        read::imported(&folder.join("import/maps"))
+    }),
+    plain("import-shards", "import/shards/metadata.json", |folder| {
+        read::imported(&folder.join("import/shards"))
+    }),
 ];
 
 impl Target {

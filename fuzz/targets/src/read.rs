@@ -87,3 +87,7 @@ pub(crate) fn sweep(ground: &Path) {
 pub(crate) fn documents(file: &Path) {
     let _ = activation_dump::untrusted::documents(file);
 }
+
+pub(crate) fn imported(source: &Path) {
+    let _ = activation_dump::untrusted::import(source);
+}

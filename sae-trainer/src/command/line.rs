@@ -1,10 +1,11 @@
 //! The whole command line: the subcommands, and what `--help` says of them.
 
 use clap::{Parser, Subcommand};
+use command_line::{CompletionsArguments, ManPagesArguments};
 
 use super::arguments::{
     BenchArguments, CompareArguments, EvalArguments, ExportArguments, FeaturesArguments, ImportArguments,
-    ReportArguments, TrainArguments, VerifyArguments,
+    PushArguments, ReportArguments, TrainArguments, VerifyArguments,
 };
 use crate::sweep::SweepArguments;
 
@@ -42,6 +43,8 @@ Examples:
       writes a transcoder as another program reads it
   sae-trainer export runs/l0 --to neuronpedia --store stores/gpt2 --model openai-community/gpt2 --out neuronpedia
       what every feature responds to, for Neuronpedia
+  sae-trainer push me/gpt2-saes runs/l0 --create
+      uploads it to the Hugging Face hub, where SAELens finds it; hf://me/gpt2-saes/l0 is then its path
   sae-trainer bench --features 24576 --batch 4096
       times each part of a training step on this machine
 
@@ -98,6 +101,15 @@ pub(crate) enum Command {
     /// Writes trained autoencoders in the file format of another program
     #[command(after_help = EXPORT_HELP)]
     Export(Box<ExportArguments>),
+    /// Uploads autoencoders to a repository of the Hugging Face hub, where SAELens' SAE.from_pretrained finds them
+    #[command(after_help = PUSH_HELP)]
+    Push(PushArguments),
+    /// Prints the completions of a shell
+    #[command(after_help = COMPLETIONS_HELP)]
+    Completions(CompletionsArguments),
+    /// Writes a man page for every command into a folder
+    #[command(hide = true)]
+    ManPages(ManPagesArguments),
     /// Times each part of a training step and compares it with the hardware's limit
     Bench(BenchArguments),
 }
@@ -189,6 +201,32 @@ Examples:
       every feature of a run, for SAEDashboard's readers and for Neuronpedia
   NEURONPEDIA_API_KEY=... sae-trainer export runs/l0 --to neuronpedia --model openai-community/gpt2 --set res-mine --out neuronpedia --upload
       the same under the name of your source set, and sent; the same command again goes on where it ended";
+
+const PUSH_HELP: &str = "\
+Each autoencoder gets a folder of the repository, with cfg.json, sae_weights.safetensors and sparsity.safetensors; its name is the SAELens \
+id. README.md becomes a model card with the figures of the runs' evaluations. All of it appears in one commit. A file that is there already \
+is not sent again, so that the same command goes on after an error or Ctrl-C.
+
+The token is HF_TOKEN, or what `hf auth login` saved; the hub is HF_ENDPOINT or huggingface.co.
+
+What is on the hub is read as hf://OWNER/REPOSITORY/FOLDER, with @REVISION at its end where it is not main: by eval, compare --features, \
+export, import, bench --from and --init-from.
+
+Examples:
+  sae-trainer push me/gpt2-saes runs/l0 --create --private
+      the run's autoencoder as SAE.from_pretrained(\"me/gpt2-saes\", \"l0\")
+  sae-trainer push me/gpt2-saes runs/front --dry-run
+      a sweep's points: what would be sent, and the model card
+  sae-trainer eval hf://me/gpt2-saes/l0 --store stores/gpt2
+      how good it is on a store";
+
+const COMPLETIONS_HELP: &str = "\
+Examples:
+  source <(sae-trainer completions bash)
+      in ~/.bashrc
+  sae-trainer completions zsh > ~/.zfunc/_sae-trainer
+      in a folder of fpath
+  sae-trainer completions fish > ~/.config/fish/completions/sae-trainer.fish";
 
 const VERIFY_HELP: &str = "\
 Every file is listed as sound, damaged or unchecked. An unchecked file has no checksum: an older version or another program \

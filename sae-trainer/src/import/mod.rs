@@ -10,7 +10,7 @@ use crate::command::arguments::ImportArguments;
 /// Writes the folder, whole or not at all.
 pub(crate) fn import(arguments: &ImportArguments) -> Result<()> {
     let given = Given { k: arguments.k, pre_bias: arguments.pre_bias };
-    let opened = open(&autoencoder_of(&arguments.source), &given)?;
+    let opened = open(&autoencoder_of(&arguments.source)?, &given)?;
     tell(&arguments.source, &opened);
     let (sae, out) = (&opened.sae, &arguments.out);
     durable_files::create_folder(out, |new| -> Result<(), sae::Error> {

@@ -77,6 +77,14 @@ pub(super) fn in_model(
     let (from, to) = (&data.stores[0], data.targets.first().unwrap_or(&data.stores[0]));
     let length = from.context_length();
     ensure!(length > 1, "contexts of one token predict nothing");
+    for store in &data.stores {
+        store.check_tokens_known()?;
+        ensure!(
+            store.spec().padding.is_none(),
+            "the contexts of {} have different lengths, and the model runs on whole ones alone; leave --model out",
+            foreign_path(store.path())
+        );
+    }
     let mut divided = Divided::load(model, from, to, threads)?;
     let contexts = chosen(data, arguments.contexts);
     ensure!(!contexts.is_empty(), "no context is held out; --held-out 0 takes all");

@@ -50,7 +50,7 @@ pub(super) fn open(arguments: &ReportArguments) -> Result<Vec<Subject>> {
             _ => None,
         };
         let config = load_and_tell(&folder)?.config;
-        let sae = autoencoder_of(&folder);
+        let sae = autoencoder_of(&folder)?;
         let features = folder_of(&sae);
         let indexed = match features.join(RECORD).exists() {
             true => Some(Indexed { index: Index::open(&features)?, folder: features }),

@@ -49,7 +49,7 @@ pub(crate) fn config(
         model_name: Some(transformer_lens_name(&provenance.model).to_owned()),
         hook_name: Some(provenance.hook.clone()),
         context_size: Some(spec.context_length),
-        prepend_bos: Some(true),
+        prepend_bos: (!spec.unknown.bos_token).then_some(true),
         model_from_pretrained_kwargs: Some(from_pretrained),
         dataset_path: Some(datasets.join(", ")),
         exclude_special_tokens: Some(spec.drop_bos || settings.drop_bos),

@@ -7,7 +7,7 @@ use rayon::prelude::*;
 use crate::{Result, Store, StoreError};
 
 /// Fields of the specification in which the hooks of one dump may differ.
-const OF_THE_HOOK: [&str; 7] = [
+const OF_THE_HOOK: [&str; 8] = [
     "width",
     "row_type",
     "mantissa_bits",
@@ -15,6 +15,7 @@ const OF_THE_HOOK: [&str; 7] = [
     "provenance.hook",
     "provenance.layer",
     "provenance.centered",
+    "provenance.extra.source_layer",
 ];
 
 impl Store {

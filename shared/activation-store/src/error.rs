@@ -145,6 +145,17 @@ pub enum StoreError {
         /// The version of this crate.
         supported: u64,
     },
+    /// Something was asked of the text that the store does not know.
+    #[error(
+        "{} was imported without {what}: leave out what needs it, or import the store again with it",
+        foreign_path(dir)
+    )]
+    Unknown {
+        /// The store's folder.
+        dir: PathBuf,
+        /// What is not known.
+        what: &'static str,
+    },
     /// A file is not what the store recorded.
     #[error("{} is damaged: {}", foreign_path(file), foreign(what))]
     Damaged {

@@ -39,7 +39,7 @@ pub use export::{ExportFormat, ExportSummary, export};
 pub use find::{Found, find};
 pub use held_out::{Part, held_out_contexts};
 pub use norms::{RowMask, median_norm};
-pub use specification::{Layout, Provenance, RowType, StoreSpec};
+pub use specification::{Layout, Provenance, RowType, StoreSpec, Unknown};
 pub use statistics::Statistics;
 pub use store::{Store, StoreSummary};
 pub use stream::{BatchStream, RowFilter, StreamOptions};

@@ -143,6 +143,32 @@ pub struct StoreSpec {
     pub layout: Layout,
     /// Where the rows come from.
     pub provenance: Provenance,
+    /// What is not known of the text. Nothing, where a language model was run on it.
+    #[serde(default, skip_serializing_if = "Unknown::is_nothing")]
+    pub unknown: Unknown,
+    /// The token that fills contexts up where the text of one is shorter than T. Its rows are not stored.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub padding: Option<u32>,
+}
+
+/// What is not known of the text of rows that were made elsewhere.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct Unknown {
+    /// The tokens of the rows: the store's `tokens` say nothing, except which positions are padding.
+    pub tokens: bool,
+    /// The token that begins contexts: `bos_token` is [`Unknown::NO_TOKEN`].
+    pub bos_token: bool,
+}
+
+impl Unknown {
+    /// Stands for a token that is not known; no vocabulary has it.
+    pub const NO_TOKEN: u32 = u32::MAX;
+
+    /// Everything is known.
+    pub fn is_nothing(&self) -> bool {
+        *self == Unknown::default()
+    }
 }
 
 impl StoreSpec {
@@ -162,7 +188,14 @@ impl StoreSpec {
             seed: 0,
             layout: Layout::for_memory(width, RowType::F16, 2_000_000_000),
             provenance: Provenance::default(),
+            unknown: Unknown::default(),
+            padding: None,
         }
+    }
+
+    /// Whether rows of `token` are stored.
+    pub(crate) fn stores(&self, token: u32) -> bool {
+        !(self.drop_bos && token == self.bos_token) && self.padding != Some(token)
     }
 
     /// Bytes of one stored row before compression.
@@ -210,6 +243,9 @@ impl StoreSpec {
         }
         if self.vocabulary == 0 || self.vocabulary > 1 << 32 {
             return fail(format!("a vocabulary of {}", self.vocabulary));
+        }
+        if self.drop_bos && self.unknown.bos_token {
+            return fail("rows of BOS left out, and BOS unknown".to_owned());
         }
         if let Some(bits) = self.mantissa_bits
             && (bits == 0 || bits > self.row_type.mantissa_bits())

@@ -203,8 +203,32 @@ impl Store {
         Ok(origins)
     }
 
+    /// Checks that the store knows the tokens of its rows.
+    ///
+    /// # Errors
+    /// [`StoreError::Unknown`] for rows that were imported without them.
+    pub fn check_tokens_known(&self) -> Result<()> {
+        self.check_known(self.spec().unknown.tokens, "tokens (--tokens)")
+    }
+
+    /// Checks that the store knows which token begins its contexts.
+    ///
+    /// # Errors
+    /// [`StoreError::Unknown`] for rows that were imported without it.
+    pub fn check_bos_known(&self) -> Result<()> {
+        self.check_known(self.spec().unknown.bos_token, "the token that begins contexts (--bos)")
+    }
+
+    fn check_known(&self, unknown: bool, what: &'static str) -> Result<()> {
+        if unknown { Err(StoreError::Unknown { dir: self.path().to_path_buf(), what }) } else { Ok(()) }
+    }
+
     /// Tokens of the contexts of `range`, `[range.len(), context_length]`.
+    ///
+    /// # Errors
+    /// Contexts beyond the end, a damaged file, and tokens that are not known.
     pub fn context_tokens(&self, range: Range<u64>) -> Result<Array2<u32>> {
+        self.check_tokens_known()?;
         self.check_range("contexts", &range, self.contexts())?;
         let (spec, length) = (self.spec(), self.context_length());
         let per_chunk = spec.token_chunk_contexts() as u64;

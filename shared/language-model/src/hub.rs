@@ -107,26 +107,9 @@ impl Hub {
         Hub::from_variables(|name| std::env::var(name).ok().filter(|value| !value.is_empty()))
     }
 
-    /// The rules are `huggingface_hub`'s.
     fn from_variables(variable: impl Fn(&str) -> Option<String>) -> Hub {
-        let path = |name: &str| variable(name).map(PathBuf::from);
-        let user_cache = || {
-            let user = path("HOME").unwrap_or_default();
-            path("XDG_CACHE_HOME").unwrap_or(user.join(".cache")).join("huggingface")
-        };
-        let home = path("HF_HOME").unwrap_or_else(user_cache);
-        let cache = path("HF_HUB_CACHE").or_else(|| path("HUGGINGFACE_HUB_CACHE"));
-        let token_file = path("HF_TOKEN_PATH").unwrap_or_else(|| home.join("token"));
-        let saved_token = || Some(std::fs::read_to_string(token_file).ok()?.trim().to_string());
-        let offline = variable("HF_HUB_OFFLINE").unwrap_or_default().to_uppercase();
-        Hub {
-            endpoint: variable("HF_ENDPOINT")
-                .map_or("https://huggingface.co".to_string(), |url| url.trim_end_matches('/').to_string()),
-            cache: cache.unwrap_or_else(|| home.join("hub")),
-            token: variable("HF_TOKEN").or_else(saved_token).filter(|token| !token.is_empty()),
-            offline: ["1", "ON", "YES", "TRUE"].contains(&offline.as_str()),
-            progress: true,
-        }
+        let hub::Hub { endpoint, cache, token, offline } = hub::Hub::from_variables(variable);
+        Hub { endpoint, cache, token: token.map(|token| token.secret().to_owned()), offline, progress: true }
     }
 
     fn model(&self, id: &str) -> Result<PathBuf, Error> {

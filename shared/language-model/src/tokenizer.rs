@@ -41,9 +41,11 @@ impl Tokenizer {
         let bytes = std::fs::read(path).map_err(|source| Error::NoTokenizer { path: path.into(), source })?;
         let refused =
             |error: tokenizers::Error| Error::NotATokenizer { path: path.into(), problem: error.to_string() };
-        // The library panics on some files.
+        let text = std::str::from_utf8(&bytes).map_err(|error| refused(error.into()))?;
+        // The library panics on some files. Its other functions that read one are generic: each would be compiled here again,
+        // with all that a tokenizer's file may hold: a quarter of this crate.
         let mut tokenizer =
-            workers::catch("reading of the tokenizer", || tokenizers::Tokenizer::from_bytes(&bytes))
+            workers::catch("reading of the tokenizer", || text.parse::<tokenizers::Tokenizer>())
                 .map_err(Error::TokenizerDied)?
                 .map_err(refused)?;
         // A document is cut into contexts by whoever asks for its tokens, and by nothing else.

@@ -13,6 +13,7 @@ mod loss;
 mod model;
 mod neuronpedia;
 mod numbers;
+mod push;
 mod train;
 
 pub(crate) use bench::BenchArguments;
@@ -29,6 +30,7 @@ pub(crate) use model::{
     ModelArguments, SelectionArguments, Width,
 };
 pub(crate) use neuronpedia::NeuronpediaArguments;
+pub(crate) use push::PushArguments;
 pub(crate) use train::{DeviceChoice, RecipeArguments, RunArguments, SettingArguments, TrainArguments};
 
 #[cfg(test)]

@@ -39,7 +39,7 @@ use self::names::{Known, Names};
 use self::record::Record;
 use self::requests::Requests;
 use self::upload::Server;
-use crate::autoencoder::{autoencoder_of, load, load_and_tell};
+use crate::autoencoder::{address, autoencoder_of, load, load_and_tell};
 use crate::command::arguments::FeaturesArguments;
 use crate::command::arguments::NeuronpediaArguments;
 use crate::laboratory::features::{
@@ -209,7 +209,13 @@ impl Subject {
     /// Opens what the flags name, and makes the index if it is not there.
     fn open(sae: &Path, arguments: &NeuronpediaArguments, interrupt: &Interrupt) -> Result<Subject> {
         let config = load_and_tell(sae)?.config;
-        let index_folder = arguments.index.clone().unwrap_or_else(|| folder_of(&autoencoder_of(sae)));
+        let index_folder = match &arguments.index {
+            Some(folder) => folder.clone(),
+            None if address(sae)?.is_some() => {
+                bail!("{} is on the hub: --index names the folder of its index", foreign_path(sae))
+            }
+            None => folder_of(&autoencoder_of(sae)?),
+        };
         let model = arguments.model.as_deref().map(hub::model).transpose()?;
         if !index_folder.join(RECORD).exists() {
             make_index(sae, &index_folder, model.as_deref(), arguments, interrupt)?;

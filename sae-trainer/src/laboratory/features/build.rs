@@ -88,6 +88,9 @@ impl Source<'_> {
             foreign_path(store.path()),
             grouped(contexts * length)
         );
+        if arguments.drop_bos {
+            store.check_bos_known()?;
+        }
         let mut left_out = arguments.drop_tokens.clone();
         left_out.extend(arguments.drop_bos.then_some(store.spec().bos_token));
         let tokens = store.context_tokens(0..contexts)?.into_raw_vec_and_offset().0;

@@ -21,13 +21,13 @@ mod weights;
 use std::path::{Path, PathBuf};
 
 use activation_store::Store;
-use anyhow::{Context, Result, ensure};
+use anyhow::{Context, Result, bail, ensure};
 use language_model::hub;
 use serde_json::json;
 use terminal::{Interrupt, foreign_path};
 
 use super::similarity::{nearest_to, unit_rows};
-use crate::autoencoder::autoencoder_of;
+use crate::autoencoder::{address, autoencoder_of};
 use crate::command::arguments::{FeatureKind, FeaturesArguments};
 
 pub(crate) use self::build::build;
@@ -48,7 +48,14 @@ pub(crate) const TOKENIZER: &str = "tokenizer.json";
 
 /// Makes the index if a store is given, and prints what is asked for of it. Returns the process' exit code.
 pub(crate) fn features(arguments: &FeaturesArguments) -> Result<u8> {
-    let folder = arguments.out.clone().unwrap_or_else(|| folder_of(&autoencoder_of(&arguments.sae)));
+    let folder = match &arguments.out {
+        Some(out) => out.clone(),
+        // Nothing is written beside the files that other programs fetched, too.
+        None if address(&arguments.sae)?.is_some() => {
+            bail!("{} is on the hub: --out names the folder of its index", arguments.sae.display())
+        }
+        None => folder_of(&autoencoder_of(&arguments.sae)?),
+    };
     let model = arguments.model.as_deref().map(hub::model).transpose()?;
     let mut texts = None;
     match &arguments.store {

@@ -12,10 +12,11 @@ use crate::{Result, Store, StoreError};
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum ExportFormat {
     /// NumPy files: `activations-00000.npy`, … `[rows, d]` and `origin-00000.npy`, … `[rows]` of the same rows, in the
-    /// store's order and element type, and `tokens.npy` `[contexts, T]`.
+    /// store's order and element type, and `tokens.npy` `[contexts, T]`, unless
+    /// the store was imported without tokens.
     Npy,
     /// SAELens' cached activations: a Hugging Face `datasets` folder with the columns HOOK `[T, d]` and `token_ids`
-    /// `[T]`. As in SAELens' own shuffled caches, the T rows of a record are not those of one context but any T
+    /// `[T]` (without the latter if the store was imported without tokens). As in SAELens' own shuffled caches, the T rows of a record are not those of one context but any T
     /// rows, each with its own token. Rows that do not fill the last record are left out.
     SaeLens,
 }

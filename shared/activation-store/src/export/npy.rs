@@ -47,6 +47,9 @@ pub(super) fn write(
         origins.finish()?;
     }
 
+    if spec.unknown.tokens {
+        return Ok(store.rows());
+    }
     let token_bytes = spec.token_bytes();
     let mut tokens = NpyFile::create(
         dir.join("tokens.npy"),

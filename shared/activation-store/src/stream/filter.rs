@@ -47,6 +47,7 @@ impl RowFilter {
         let spec = store.spec();
         let mut dropped = self.drop_tokens.clone();
         if self.drop_bos {
+            store.check_bos_known()?;
             dropped.push(spec.bos_token);
         }
         // The store does not have these rows.

@@ -14,7 +14,7 @@ use std::sync::Arc;
 use std::sync::atomic::Ordering;
 
 use compress::{Row, Work};
-use ndarray::{ArrayView1, ArrayView2, ArrayView3};
+use ndarray::{ArrayView1, ArrayView2, ArrayView3, Axis};
 use pipeline::Pipeline;
 use space::check_space;
 pub use space::estimated_bytes;
@@ -35,6 +35,8 @@ pub struct WriterOptions {
     pub threads: usize,
     /// Skip the check that the file system has space for the estimate.
     pub skip_space_check: bool,
+    /// Rows that will come, for that estimate, where many positions are padding; by default one for each token.
+    pub planned_rows: Option<u64>,
     /// Called before each step that changes the store on disk.
     pub disk_hook: Option<DiskHook>,
 }
@@ -106,7 +108,7 @@ impl StoreWriter {
         let complete = existing.as_ref().is_some_and(|attributes| attributes.complete);
         if !complete && !options.skip_space_check {
             let kept = Resumption::read(dir, spec, Look::Sizes)?.shard_bytes;
-            check_space(dir, spec, kept)?;
+            check_space(dir, spec, options.planned_rows, kept)?;
         }
         std::fs::create_dir_all(dir).map_err(StoreError::io("create", dir))?;
         let lock = Lock::acquire(dir)?;
@@ -207,7 +209,7 @@ impl StoreWriter {
     }
 
     /// Appends whole contexts: `tokens` `[n, T]`, `rows` `[n, T, d]`. BOS rows are left out if the specification says
-    /// so; their tokens are stored nevertheless.
+    /// so, and those of its padding; their tokens are stored nevertheless.
     ///
     /// # Errors
     /// An activation that cannot be stored (its context and position are named), contexts beyond the planned ones, an
@@ -220,6 +222,7 @@ impl StoreWriter {
         if self.stopped {
             return Err(StoreError::Stopped(self.dir.clone()));
         }
+        assert_eq!(rows.dim().1, self.spec.context_length, "rows for each token of a context");
         let result = self.take_in(tokens, rows);
         self.stopped = result.is_err();
         result
@@ -228,7 +231,11 @@ impl StoreWriter {
     fn take_in(&mut self, tokens: ArrayView2<'_, u32>, rows: ArrayView3<'_, f32>) -> Result<()> {
         let (contexts, length) = (tokens.nrows(), self.spec.context_length);
         assert_eq!(tokens.ncols(), length, "tokens of a context");
-        assert_eq!(rows.dim(), (contexts, length, self.spec.width), "rows for contexts of {length} tokens");
+        assert_eq!(
+            (rows.dim().0, rows.dim().2),
+            (contexts, self.spec.width),
+            "rows for contexts of {length} tokens"
+        );
         if self.is_complete() && contexts > 0 {
             return Err(StoreError::Complete(self.dir.clone()));
         }
@@ -241,7 +248,7 @@ impl StoreWriter {
             let stored_positions =
                 if self.contexts == self.resumed.contexts { self.resumed.positions } else { 0 };
             for position in stored_positions..length {
-                if self.spec.drop_bos && tokens[position] == self.spec.bos_token {
+                if !self.spec.stores(tokens[position]) {
                     continue;
                 }
                 let row = rows.row(position);
@@ -253,6 +260,26 @@ impl StoreWriter {
             self.contexts += 1;
         }
         Ok(())
+    }
+
+    /// Appends one context whose text may be shorter than T: `tokens` `[T]`, filled up with the specification's padding, and
+    /// the `rows` `[n, d]` of its first n positions.
+    ///
+    /// # Errors
+    /// As of [`StoreWriter::append`].
+    ///
+    /// # Panics
+    /// If T or d is not the specification's, a position without a row is not padding, or the components of a row do not lie
+    /// side by side in memory.
+    pub fn append_context(&mut self, tokens: ArrayView1<'_, u32>, rows: ArrayView2<'_, f32>) -> Result<()> {
+        let padding = tokens.iter().skip(rows.nrows()).all(|&token| self.spec.padding == Some(token));
+        assert!(padding, "every position has a row, or is padding");
+        if self.stopped {
+            return Err(StoreError::Stopped(self.dir.clone()));
+        }
+        let result = self.take_in(tokens.insert_axis(Axis(0)), rows.insert_axis(Axis(0)));
+        self.stopped = result.is_err();
+        result
     }
 
     fn check_tokens(&self, tokens: ArrayView2<'_, u32>) -> Result<()> {

@@ -8,18 +8,18 @@ const LONGEST: usize = 1 << 16;
 
 /// What a header says.
 #[derive(Debug, Clone, PartialEq, Eq)]
-pub(super) struct Header {
+pub(crate) struct Header {
     /// NumPy's name of the numbers' type, as in `<u2`.
-    pub(super) kind: String,
-    pub(super) fortran_order: bool,
-    pub(super) shape: Vec<u64>,
+    pub(crate) kind: String,
+    pub(crate) fortran_order: bool,
+    pub(crate) shape: Vec<u64>,
 }
 
 /// Reads the header; the numbers follow it.
 ///
 /// # Errors
 /// Of kind `InvalidData` or `UnexpectedEof` if the file is not a NumPy file.
-pub(super) fn header(reader: &mut impl Read) -> Result<Header> {
+pub(crate) fn header(reader: &mut impl Read) -> Result<Header> {
     let invalid =
         |what: &str| Error::new(ErrorKind::InvalidData, format!("its header is not NumPy's: {what}"));
     let mut front = [0; 8];
