@@ -24,7 +24,9 @@ pub(crate) fn exception(error: &StoreError) -> PyErr {
             python::DamagedStoreError::new_err(text)
         }
         StoreError::OutOfRange { .. } => PyIndexError::new_err(text),
-        StoreError::Stream(_) | StoreError::Specification(_) | StoreError::Step(_) => PyValueError::new_err(text),
+        StoreError::Stream(_) | StoreError::Specification(_) | StoreError::Step(_) => {
+            PyValueError::new_err(text)
+        }
         StoreError::BatchOverflow { .. } => pyo3::exceptions::PyOverflowError::new_err(text),
         StoreError::Memory(_) => PyMemoryError::new_err(text),
         // With the number, Python makes it a FileNotFoundError, a PermissionError and so on.

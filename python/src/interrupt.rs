@@ -41,7 +41,9 @@ pub(crate) fn interruptible<R: Send>(
                 // Whoever does not listen any more has an exception to raise.
                 let _ = sender.send(done);
             });
-            spawned.map_err(|error| PyRuntimeError::new_err(format!("cannot start a thread to read with: {error}")))?;
+            spawned.map_err(|error| {
+                PyRuntimeError::new_err(format!("cannot start a thread to read with: {error}"))
+            })?;
             loop {
                 match receiver.recv_timeout(PATIENCE) {
                     Ok(done) => return done.map_err(|died| errors::died(&died)),

@@ -30,11 +30,11 @@ pub(crate) fn pool() -> PyResult<&'static ThreadPool> {
     {
         return Ok(&current.pool);
     }
-    let pool = ThreadPoolBuilder::new()
+    let started = ThreadPoolBuilder::new()
         .thread_name(|number| format!("activation-store-{number}"))
         .build()
         .map_err(|error| PyRuntimeError::new_err(format!("cannot start threads to read with: {error}")))?;
-    let made = Box::into_raw(Box::new(OfProcess { process: process::id(), pool }));
+    let made = Box::into_raw(Box::new(OfProcess { process: process::id(), pool: started }));
     match CURRENT.compare_exchange(found, made, Ordering::AcqRel, Ordering::Acquire) {
         // The parent's stays where it is: its threads cannot be ended from here.
         // SAFETY: as above; `made` is leaked from here on.

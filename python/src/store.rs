@@ -139,7 +139,8 @@ impl NativeStore {
             py,
             |stop| {
                 let piece = CHUNKS_AT_ONCE * self.0.spec().layout.chunk_rows as u64;
-                let mut wanted: Vec<(u64, &mut [T])> = rows.iter().copied().zip(out.chunks_exact_mut(width)).collect();
+                let mut wanted: Vec<(u64, &mut [T])> =
+                    rows.iter().copied().zip(out.chunks_exact_mut(width)).collect();
                 wanted.sort_unstable_by_key(|(row, _)| *row);
                 while let Some((first, _)) = wanted.first() {
                     if stop.is_wanted() {

@@ -5,7 +5,8 @@ use std::process;
 use std::sync::{Arc, Mutex, PoisonError};
 
 use activation_store::{
-    BatchElement, BatchStream, Part, RowFilter, RowMask, Store, StoreError, StreamOptions, bf16, f16, median_norm,
+    BatchElement, BatchStream, Part, RowFilter, RowMask, Store, StoreError, StreamOptions, bf16, f16,
+    median_norm,
 };
 use pyo3::exceptions::{PyKeyboardInterrupt, PyRuntimeError, PyValueError};
 use pyo3::prelude::*;
@@ -146,9 +147,15 @@ impl Stream {
             let received = py.detach(|| {
                 let mut batches = self.batches.lock().unwrap_or_else(PoisonError::into_inner);
                 Ok(match &mut *batches {
-                    Batches::F32(typed) => typed.next()?.map(|batch| Numbers::F32(batch, typed.spare.clone())),
-                    Batches::F16(typed) => typed.next()?.map(|batch| Numbers::F16(batch, typed.spare.clone())),
-                    Batches::Bf16(typed) => typed.next()?.map(|batch| Numbers::Bf16(batch, typed.spare.clone())),
+                    Batches::F32(typed) => {
+                        typed.next()?.map(|batch| Numbers::F32(batch, typed.spare.clone()))
+                    }
+                    Batches::F16(typed) => {
+                        typed.next()?.map(|batch| Numbers::F16(batch, typed.spare.clone()))
+                    }
+                    Batches::Bf16(typed) => {
+                        typed.next()?.map(|batch| Numbers::Bf16(batch, typed.spare.clone()))
+                    }
                 })
             });
             if let Some(numbers) = received.map_err(|error: StoreError| errors::exception(&error))? {

@@ -147,7 +147,11 @@ mod tests {
         let folder = tempfile::tempdir().unwrap();
         let capi = folder.path().join(WHEEL);
         std::fs::create_dir_all(&capi).unwrap();
-        for file in ["libonnxruntime.so.1.31.1", "libonnxruntime_providers_shared.so", "onnxruntime_pybind11_state.so"] {
+        for file in [
+            "libonnxruntime.so.1.31.1",
+            "libonnxruntime_providers_shared.so",
+            "onnxruntime_pybind11_state.so",
+        ] {
             std::fs::write(capi.join(file), "").unwrap();
         }
         assert_eq!(library_at(&capi), Some(capi.join("libonnxruntime.so.1.31.1")));

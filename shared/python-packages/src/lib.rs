@@ -30,7 +30,8 @@ fn site_packages_of(program: Option<&Path>, active: impl Iterator<Item = PathBuf
     let own = program.and_then(Path::parent).filter(|folder| folder.ends_with("bin")).and_then(Path::parent);
     let environments = own.map(Path::to_path_buf).into_iter().chain(active);
     let mut seen = HashSet::new();
-    let mut folders: Vec<PathBuf> = environments.flat_map(|environment| packages_below(&environment)).collect();
+    let mut folders: Vec<PathBuf> =
+        environments.flat_map(|environment| packages_below(&environment)).collect();
     // lib64 is often a link to lib.
     folders.retain(|folder| seen.insert(folder.canonicalize().unwrap_or_else(|_| folder.clone())));
     folders
@@ -49,7 +50,9 @@ fn packages_below(prefix: &Path) -> Vec<PathBuf> {
         .collect();
     pythons.sort_by_key(|(minor, _)| std::cmp::Reverse(*minor));
     // Debian's own Python calls its folder by another name.
-    let folders = pythons.iter().flat_map(|(_, python)| ["site-packages", "dist-packages"].map(|name| python.join(name)));
+    let folders = pythons
+        .iter()
+        .flat_map(|(_, python)| ["site-packages", "dist-packages"].map(|name| python.join(name)));
     folders.filter(|folder| folder.is_dir()).collect()
 }
 
