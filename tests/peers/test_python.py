@@ -178,8 +178,7 @@ def test_held_out_rows_are_those_of_no_training_batch(acts):
     assert len(train) == 4320 and len(test) == 480 and not train & test
 
 
-@pytest.mark.parametrize("start_method", ["fork", "spawn"])
-@pytest.mark.parametrize("ranks", [1, 2])
+@pytest.mark.parametrize("start_method, ranks", [("fork", 1), ("fork", 3), ("spawn", 1)])
 def test_workers_and_ranks_have_each_batch_once_in_the_order_of_one(acts, start_method, ranks):
     options = dict(batch=64, seed=4, steps=24)
     expected = torch.stack(list(Batches(acts[0], **options)))
@@ -187,7 +186,7 @@ def test_workers_and_ranks_have_each_batch_once_in_the_order_of_one(acts, start_
         dataset = Batches(acts[0], rank=rank, ranks=ranks, **options)
         # What the parent's threads have begun is not the children's.
         activation_store.torch.rows(dataset.stores[0], slice(0, 1000))
-        loader = DataLoader(dataset, batch_size=None, num_workers=3, multiprocessing_context=start_method)
+        loader = DataLoader(dataset, batch_size=None, num_workers=2, multiprocessing_context=start_method)
         assert torch.equal(torch.stack(list(loader)), expected[rank::ranks]), rank
         assert torch.equal(torch.stack(list(dataset)), expected[rank::ranks])
 
