@@ -43,7 +43,7 @@ def array(native: _native.Array) -> npt.NDArray[Any]:
     if native.dtype != "bfloat16":
         return numbers
     try:
-        from ml_dtypes import bfloat16
+        from ml_dtypes import bfloat16  # type: ignore[import-not-found, unused-ignore]
     except ImportError as error:
         raise ImportError(
             "NumPy has bfloat16 from the package ml_dtypes; install it, or ask for float32, or use activation_store.torch"

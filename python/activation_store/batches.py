@@ -87,7 +87,7 @@ class Batches:
             raise ValueError(f"rank is {rank}, but of {ranks} ranks it must be at least 0 and below {ranks}")
         self.steps = steps
         self._dtype = dtype_name(dtype)
-        self._order = {
+        self._order: dict[str, Any] = {
             "batch": batch,
             "seed": seed,
             "part": part,
@@ -97,7 +97,7 @@ class Batches:
             "max_norm": max_norm,
             "mixing_chunks": mixing_chunks,
         }
-        self._speed = {"threads": threads, "prefetch": prefetch}
+        self._speed: dict[str, Any] = {"threads": threads, "prefetch": prefetch}
         self._rank, self._ranks = rank, ranks
         self._start, self._taken, self._iterators = step, 0, 0
         # What is wrong with the arguments is an error here. The first iterator takes the stream over.
@@ -112,7 +112,7 @@ class Batches:
     @property
     def batch(self) -> int:
         """Rows of a batch."""
-        return self._order["batch"]
+        return int(self._order["batch"])
 
     @property
     def width(self) -> int:

@@ -99,7 +99,7 @@ class Store:
 
     def __init__(self, path: str | os.PathLike[str]) -> None:
         self._native = _native.Store(os.fspath(path))
-        self._specification: dict[str, Any] = json.loads(self._native.specification())
+        self._provenance = self.provenance
 
     def __reduce__(self) -> tuple[type[Store], tuple[str]]:
         return Store, (str(self.path),)
@@ -154,27 +154,29 @@ class Store:
     @property
     def specification(self) -> dict[str, Any]:
         """What was dumped and how, by the names of the page on the store's format."""
-        return json.loads(self._native.specification())
+        specification: dict[str, Any] = json.loads(self._native.specification())
+        return specification
 
     @property
     def provenance(self) -> dict[str, Any]:
         """Where the rows come from: model, hook, text, and the command that wrote them."""
-        return self.specification["provenance"]
+        provenance: dict[str, Any] = self.specification["provenance"]
+        return provenance
 
     @property
     def hook(self) -> str:
         """The hook point, in TransformerLens' names."""
-        return self._specification["provenance"]["hook"]
+        return str(self._provenance["hook"])
 
     @property
     def layer(self) -> int:
         """The hook's block."""
-        return self._specification["provenance"]["layer"]
+        return int(self._provenance["layer"])
 
     @property
     def model(self) -> str:
         """Hub id or folder of the language model."""
-        return self._specification["provenance"]["model"]
+        return str(self._provenance["model"])
 
     @property
     def statistics(self) -> Statistics:
