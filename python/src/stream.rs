@@ -12,9 +12,9 @@ use pyo3::exceptions::{PyKeyboardInterrupt, PyRuntimeError, PyValueError};
 use pyo3::prelude::*;
 
 use crate::array::{Array, Numbers, Spare};
-use crate::interrupt::{self, Stop};
+use crate::errors;
+use crate::interrupt::{self, PATIENCE, Stop};
 use crate::store::{NativeStore, unknown_dtype};
-use crate::{errors, interrupt::PATIENCE};
 
 /// Batches of some stores in the order of a seed, without end.
 #[pyclass(frozen, module = "activation_store._native")]

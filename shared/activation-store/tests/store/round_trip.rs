@@ -89,7 +89,7 @@ fn rows_are_read_in_any_order_and_as_often_as_asked_for() {
     for (row, read) in wanted.iter().zip(out.chunks_exact(12)) {
         assert_eq!(all.row(*row as usize).as_slice().unwrap(), read, "row {row}");
     }
-    let mut brain = vec![bf16::ZERO; 12];
+    let mut brain = [bf16::ZERO; 12];
     store.read_into(vec![(7, &mut brain[..])]).unwrap();
     assert!(brain.iter().zip(all.row(7)).all(|(found, &exact)| *found == bf16::from_f32(exact)));
     let (first, rest) = out.split_at_mut(12);
