@@ -14,7 +14,10 @@ import time
 import warnings
 
 os.environ.setdefault("HF_DATASETS_DISABLE_PROGRESS_BARS", "1")
+os.environ["RAYON_NUM_THREADS"] = "1"  # of rows that are indexed; batches have a number of their own
 
+import activation_store
+import activation_store.torch
 import datasets
 import numpy
 import torch
@@ -93,6 +96,51 @@ def arrow_cache(rows, folder):
     written = per_core(rows.nbytes, write)
     size = sum(path.stat().st_size for path in pathlib.Path(folder).rglob("*") if path.is_file())
     return rows.nbytes / size, written, per_core(rows.nbytes, read)
+
+
+def python_batches(path, gigabytes):
+    """GB/s of raw rows in float32 batches of the Python module with one decoding thread: a core, and by the clock. Rust's
+    reader is measured on as many batches after as many to warm up (store_speed.rs)."""
+    store = activation_store.Store(path)
+    batches = iter(activation_store.torch.Batches(store, held_out=0, threads=1))
+    raw = 4096 * store.width * store.dtype.itemsize
+    for _ in range(min(len(store) // 4096, 200)):
+        next(batches)
+    count = int(gigabytes * 1e9) // raw
+    start, clock = time.process_time(), time.perf_counter()
+    for _ in range(count):
+        next(batches)
+    amount = count * raw / 1e9
+    return amount / (time.process_time() - start), amount / (time.perf_counter() - clock)
+
+
+def in_python(path, rounds):
+    """The store itself, read from Python: shuffled batches, rows in order, and rows from everywhere."""
+    store = activation_store.Store(path)
+    array = zarr.open_group(path, mode="r")["activations"]
+    random = numpy.random.default_rng(0)
+    piece, few = 16384, 256
+    raw = store.width * store.dtype.itemsize
+    rows = min(len(store), ROWS)
+    found = {}
+
+    def note(name, core, clock=None):
+        found.setdefault(name, []).append((core, clock))
+
+    for _ in range(rounds):
+        rust = ours("read", path, 2, 1)
+        note("shuffled batches, Rust", rust["core"], rust["wall"])
+        note("shuffled batches, activation_store.torch", *python_batches(path, 2))
+        for name, source in (("activation_store", store), ("zarr-python", array)):
+            in_order = [slice(first, first + piece) for first in range(0, rows, piece)]
+            note(f"rows in order, {name}", per_core(rows * raw, lambda: [source[part] for part in in_order]))
+            some = numpy.sort(random.integers(0, len(store), few))
+            note(f"{few} rows from everywhere, {name}", per_core(few * raw, lambda: source[some] if source is store else source.oindex[some]))
+    print(f"\nin Python, this store of {store.dtype}, one decoding thread; GB of raw rows a second; medians of {rounds} turns")
+    print(f"{'':44} {'a core':>8} {'by clock':>9}")
+    for name, values in found.items():
+        core, clock = (None if column[0] is None else statistics.median(column) for column in zip(*values))
+        print(f"{name:44} {core:8.3f} {'' if clock is None else format(clock, '9.3f')}")
 
 
 def without_planes(rows):
@@ -178,6 +226,7 @@ def main():
             ratio, write, read = (statistics.median(column) for column in zip(*values))
             print(f"{kind:12} {bits:4} {chunk:6} {level:5} {ratio:7.3f}x {write:6.2f} {read:6.2f}")
     without_planes(half)
+    in_python(options.store, options.rounds)
 
     print("\nmixing: pairs of rows of one context in a batch of 4096, against a uniform permutation")
     print("the store's contexts, and 44 times as many (20 GB); default window and K, then others")

@@ -304,7 +304,8 @@ pub(crate) struct MachineArguments {
     /// Contexts per run of the model [default: 8 on the CPU, with matrix units 128 tokens a core; on CUDA, as many as free memory allows]
     #[arg(long, value_name = "COUNT", value_parser = clap::value_parser!(u16).range(1..))]
     pub(crate) batch: Option<u16>,
-    /// ONNX Runtime's library [default: ORT_DYLIB_PATH, else the one in the workspace's onnxruntime folder]
+    /// ONNX Runtime's library [default: ORT_DYLIB_PATH, else that of the Python environment this is installed in, else the one in
+    /// the workspace's onnxruntime folder]
     #[arg(long, value_name = "FILE")]
     pub(crate) onnxruntime: Option<PathBuf>,
     /// Print the inputs and an estimate (rows, bytes on disk, memory, and time from a short probe of the model on the

@@ -97,8 +97,8 @@ fn load_from(library: ToolkitLibrary, folder: &Path) -> bool {
     })
 }
 
-/// Where toolkits and wheels put their libraries: `CUDA_PATH` and `CUDA_HOME`, /usr/local/cuda, the active Python
-/// environment, and a folder `nvrtc/` above the running program or the current folder.
+/// Where toolkits and wheels put their libraries: `CUDA_PATH` and `CUDA_HOME`, /usr/local/cuda, the Python environment that the
+/// program is installed in, the active one, and a folder `nvrtc/` above the running program or the current folder.
 fn folders() -> Vec<PathBuf> {
     let variable = |name: &str| std::env::var_os(name).filter(|value| !value.is_empty()).map(PathBuf::from);
     let mut folders = Vec::new();
@@ -106,17 +106,9 @@ fn folders() -> Vec<PathBuf> {
         let Some(toolkit) = toolkit else { continue };
         folders.extend([toolkit.join("lib64"), toolkit.join("lib"), toolkit]);
     }
-    for environment in [variable("VIRTUAL_ENV"), variable("CONDA_PREFIX")].into_iter().flatten() {
-        let lib = environment.join("lib");
-        let pythons =
-            std::fs::read_dir(&lib).into_iter().flatten().filter_map(|entry| Some(entry.ok()?.path()));
-        for packages in pythons.map(|python| python.join("site-packages/nvidia")).filter(|path| path.is_dir())
-        {
-            // The layouts of the wheels for CUDA 13 and for CUDA 12.
-            folders.extend(["cu13/lib", "cuda_nvrtc/lib", "cublas/lib"].map(|part| packages.join(part)));
-        }
-        folders.push(lib);
-    }
+    folders.extend(python_packages::nvidia_libraries());
+    // Conda's own packages.
+    folders.extend(variable("CONDA_PREFIX").map(|environment| environment.join("lib")));
     let program = std::env::current_exe().ok();
     let current = std::env::current_dir().ok();
     for start in [program.as_deref().and_then(Path::parent), current.as_deref()].into_iter().flatten() {

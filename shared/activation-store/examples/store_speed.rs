@@ -2,7 +2,7 @@
 //!
 //!     store_speed memcpy STORE
 //!     store_speed layout STORE SCRATCH TYPE BITS CHUNK-ROWS LEVEL     rewrites the rows, then reads them
-//!     store_speed read STORE GIGABYTES                                reads through a BatchStream, default options
+//!     store_speed read STORE GIGABYTES [THREADS]                      reads through a BatchStream, default options
 //!     store_speed mixing STORE TIMES WINDOW-ROWS K                    0 is the default
 //!     store_speed filter STORE                                        finds the held-out rows, then the norms of all rows
 //!     store_speed repeat STORE TIMES OUT                              writes the rows TIMES times into a new store
@@ -35,7 +35,8 @@ fn main() {
         ["layout", store, scratch, row_type, bits, chunk_rows, level] => {
             layout(store, scratch, [row_type, bits, chunk_rows, level])
         }
-        ["read", store, gigabytes] => read_by_default(store, gigabytes),
+        ["read", store, gigabytes] => read_by_default(store, gigabytes, "0"),
+        ["read", store, gigabytes, threads] => read_by_default(store, gigabytes, threads),
         ["filter", store] => filter(store),
         ["mixing", store, times, window_rows, k] => mixing(store, [times, window_rows, k]),
         ["repeat", store, times, out] => repeat(store, times, out),
@@ -174,9 +175,9 @@ fn read<T: BatchElement>(store: &Store, bytes: u64, threads: usize) -> Outcome<V
     Ok(speed)
 }
 
-fn read_by_default(store: &str, gigabytes: &str) -> Outcome<Value> {
+fn read_by_default(store: &str, gigabytes: &str, threads: &str) -> Outcome<Value> {
     let gigabytes: f64 = gigabytes.parse()?;
-    read::<f32>(&Store::open(Path::new(store))?, (gigabytes * 1e9) as u64, 0)
+    read::<f32>(&Store::open(Path::new(store))?, (gigabytes * 1e9) as u64, threads.parse()?)
 }
 
 /// What it costs, before the first batch, to know which rows are held out and which have a large norm; and to read the rows that

@@ -43,7 +43,7 @@ pub use specification::{Layout, Provenance, RowType, StoreSpec, Unknown};
 pub use statistics::Statistics;
 pub use store::{Store, StoreSummary};
 pub use stream::{BatchStream, RowFilter, StreamOptions};
-pub use verify::{Problem, VerifyReport, verify};
+pub use verify::{Problem, VerifyReport, verify, verify_while};
 pub use widen::BatchElement;
 pub use writer::{StoreWriter, WriteProgress, WriterOptions, estimated_bytes};
 

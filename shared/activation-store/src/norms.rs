@@ -33,21 +33,44 @@ impl RowMask {
     /// # Errors
     /// Damage, with file and chunk.
     pub fn within_norm(stores: &[Store], limit: f64, progress: impl Fn(u64) + Sync) -> Result<RowMask> {
-        let mask = |store: &Store| -> Result<Vec<ChunkBits>> {
+        let always = |rows| {
+            progress(rows);
+            true
+        };
+        Ok(Self::within_norm_while(stores, limit, always)?.expect("it was never told to stop"))
+    }
+
+    /// [`RowMask::within_norm`] for as long as `go_on`, which is called in its place, says so; `None` if it did not to the end.
+    ///
+    /// # Errors
+    /// As [`RowMask::within_norm`].
+    pub fn within_norm_while(
+        stores: &[Store],
+        limit: f64,
+        go_on: impl Fn(u64) -> bool + Sync,
+    ) -> Result<Option<RowMask>> {
+        // `None` ends the iteration, as an error does.
+        let mask = |store: &Store| -> Option<Result<Vec<ChunkBits>>> {
             (0..store.chunks())
                 .into_par_iter()
                 .map_init(Reader::default, |reader, chunk| {
-                    let norms = reader.norms(store, chunk)?;
-                    progress(norms.len() as u64);
-                    Ok(bits(norms.iter().map(|&norm| norm <= limit)).into_boxed_slice())
+                    let norms = match reader.norms(store, chunk) {
+                        Ok(norms) => norms,
+                        Err(error) => return Some(Err(error)),
+                    };
+                    let kept = bits(norms.iter().map(|&norm| norm <= limit)).into_boxed_slice();
+                    go_on(norms.len() as u64).then_some(Ok(kept))
                 })
-                .collect()
+                .collect::<Option<Result<Vec<_>>>>()
         };
-        let masks: Vec<Vec<ChunkBits>> = stores.iter().map(mask).collect::<Result<_>>()?;
+        let Some(masks) = stores.iter().map(mask).collect::<Option<Result<Vec<Vec<ChunkBits>>>>>() else {
+            return Ok(None);
+        };
+        let masks = masks?;
         let kept =
             masks.iter().flatten().flat_map(|chunk| chunk.iter()).map(|word| u64::from(word.count_ones()));
         let left_out = stores.iter().map(Store::rows).sum::<u64>() - kept.sum::<u64>();
-        Ok(RowMask { stores: masks, left_out })
+        Ok(Some(RowMask { stores: masks, left_out }))
     }
 
     /// The rows that are left out.

@@ -1,5 +1,6 @@
 //! Reads a finished store.
 
+use std::collections::BTreeMap;
 use std::ops::Range;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
@@ -10,7 +11,7 @@ use rayon::prelude::*;
 use crate::catalog::{self, Catalog};
 use crate::codec;
 use crate::shard::{Decoder, Shard};
-use crate::widen::widen_row;
+use crate::widen::{BatchElement, widen_row};
 use crate::{Provenance, Result, RowType, Statistics, StoreError, StoreSpec, paths};
 
 /// A finished store in numbers.
@@ -158,6 +159,36 @@ impl Store {
             Ok::<(), StoreError>(())
         })?;
         Ok(out)
+    }
+
+    /// Decodes rows of any numbers, each into the place of d elements that is given with it, rounded to nearest even where `T` is
+    /// narrower. A chunk is decoded once, whatever the order of its rows; the chunks in parallel.
+    ///
+    /// # Errors
+    /// A row that the store lacks, before anything is read; damage, with file and chunk; a value beyond `T`.
+    ///
+    /// # Panics
+    /// If a place does not have d elements.
+    pub fn read_into<T: BatchElement>(&self, rows: Vec<(u64, &mut [T])>) -> Result<()> {
+        let per_chunk = self.spec().layout.chunk_rows as u64;
+        let mut chunks: BTreeMap<u64, Vec<(usize, &mut [T])>> = BTreeMap::new();
+        for (row, place) in rows {
+            self.check_range("rows", &(row..row.saturating_add(1)), self.rows())?;
+            assert_eq!(place.len(), self.width(), "a row has d elements");
+            chunks.entry(row / per_chunk).or_default().push(((row % per_chunk) as usize, place));
+        }
+        let row_type = self.row_type();
+        let chunks: Vec<_> = chunks.into_iter().collect();
+        chunks.into_par_iter().try_for_each(|(chunk, rows)| {
+            let mut planes = vec![0; self.chunk_bytes()];
+            self.decode_chunk(chunk, &mut Decoder::new()?, &mut planes)?;
+            for (row, place) in rows {
+                if !T::join_row(&planes, row_type, row, place) {
+                    return Err(StoreError::BatchOverflow { element: T::NAME });
+                }
+            }
+            Ok(())
+        })
     }
 
     /// The stored bytes of rows `range`, little-endian, `[range.len(), d]` elements of [`Store::row_type`].

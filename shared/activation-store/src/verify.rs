@@ -53,6 +53,19 @@ struct Recorded {
 /// # Errors
 /// Only if there is no finished store. Damage is not an error but a [`Problem`].
 pub fn verify(dir: &Path, progress: &(dyn Fn(u64) + Sync)) -> Result<VerifyReport> {
+    let always = |bytes| {
+        progress(bytes);
+        true
+    };
+    Ok(verify_while(dir, &always)?.expect("it was never told to stop"))
+}
+
+/// [`verify`] for as long as `go_on`, which is called with the bytes read so far, says so; `None` if it did not to the end. The
+/// files that are being read are read to their ends.
+///
+/// # Errors
+/// As [`verify`].
+pub fn verify_while(dir: &Path, go_on: &(dyn Fn(u64) -> bool + Sync)) -> Result<Option<VerifyReport>> {
     let attributes = catalog::read_attributes(dir);
     let manifest = catalog::read_manifest(dir);
     let spec = match (attributes.as_ref(), &manifest) {
@@ -87,14 +100,14 @@ pub fn verify(dir: &Path, progress: &(dyn Fn(u64) + Sync)) -> Result<VerifyRepor
     records.extend(small_files);
 
     let bytes = AtomicU64::new(report.bytes);
-    let found: Vec<Vec<Problem>> = records
+    let found: Option<Vec<Vec<Problem>>> = records
         .par_iter()
         .map(|record| {
             let (read, problems) = check(dir, record);
-            progress(bytes.fetch_add(read, Ordering::Relaxed) + read);
-            problems
+            go_on(bytes.fetch_add(read, Ordering::Relaxed) + read).then_some(problems)
         })
         .collect();
+    let Some(found) = found else { return Ok(None) };
     report.files += records.len() as u64;
     report.bytes = bytes.into_inner();
     report.problems.extend(found.into_iter().flatten());
@@ -104,7 +117,7 @@ pub fn verify(dir: &Path, progress: &(dyn Fn(u64) + Sync)) -> Result<VerifyRepor
         // Every byte is as recorded, and yet the records do not fit together.
         report.problems.push(Problem { file: JOURNAL.to_owned(), chunk: None, what: error.to_string() });
     }
-    Ok(report)
+    Ok(Some(report))
 }
 
 /// The shards and token chunks that the journal's undamaged lines record.

@@ -2,7 +2,7 @@
 
 use std::error::Error;
 use std::ffi::c_int;
-use std::path::Path;
+use std::path::{Path, PathBuf};
 
 use libloading::{Library, Symbol};
 
@@ -29,32 +29,56 @@ pub(crate) fn missing(provider: &Path) -> Option<String> {
 /// Libraries that the CUDA provider needs besides the driver, each after those that it needs itself.
 const LIBRARIES: [&str; 6] = ["libcudart", "libcublasLt", "libcublas", "libcurand", "libcufft", "libcudnn"];
 
-/// Loads those of [`LIBRARIES`] that lie beside the provider, so that a folder with all of them works as it is.
-/// The provider asks for them by name, and finds those that are loaded; the linker looks for the others.
+/// Loads [`LIBRARIES`] from beside the provider or from NVIDIA's wheels, so that neither a folder with all of them nor a Python
+/// environment needs a variable. The provider asks for them by name, and finds those that are loaded; the linker looks for the
+/// others.
 pub(crate) fn preload(provider: &Path) {
-    let folder = provider.parent().unwrap_or(Path::new("."));
+    let folders = library_folders(provider);
     for library in LIBRARIES {
-        let wanted = format!("{library}.so.");
-        let entries = std::fs::read_dir(folder).into_iter().flatten().flatten();
-        for entry in entries.filter(|entry| entry.file_name().to_string_lossy().starts_with(&wanted)) {
+        if let Some(file) = folders.iter().find_map(|folder| library_in(folder, library)) {
             // SAFETY: loading NVIDIA's libraries runs their initialisers, as it would when the provider is
             // loaded a moment later. One that does not load is then named by the linker.
-            if let Ok(library) = unsafe { Library::new(entry.path()) } {
+            if let Ok(library) = unsafe { Library::new(file) } {
                 std::mem::forget(library); // it stays as long as the provider, for good
             }
         }
     }
 }
 
+/// Where the provider's libraries may lie: beside it, in the wheels that are installed with it, and in those that are installed
+/// with this program or in the active environment.
+fn library_folders(provider: &Path) -> Vec<PathBuf> {
+    // Of <packages>/onnxruntime/capi/<provider>.
+    let packages = provider.ancestors().nth(3);
+    let beside = provider.parent().map(Path::to_path_buf);
+    let with_it = packages.map(python_packages::nvidia_libraries_in).unwrap_or_default();
+    let mut folders: Vec<PathBuf> = beside.into_iter().chain(with_it).collect();
+    for folder in python_packages::nvidia_libraries() {
+        if !folders.contains(&folder) {
+            folders.push(folder);
+        }
+    }
+    folders
+}
+
+/// The newest version of `library` in a folder.
+fn library_in(folder: &Path, library: &str) -> Option<PathBuf> {
+    let beginning = format!("{library}.so.");
+    let entries = std::fs::read_dir(folder).into_iter().flatten().flatten();
+    let versions = entries.filter(|entry| entry.file_name().to_string_lossy().starts_with(&beginning));
+    versions.map(|entry| entry.path()).max()
+}
+
 /// ONNX Runtime's error when its CUDA provider does not start, with the places searched for its libraries.
 pub(crate) fn explain(message: &str, provider: &Path) -> String {
-    let folder = provider.parent().unwrap_or(Path::new("."));
+    let folders: Vec<String> =
+        library_folders(provider).iter().map(|folder| folder.display().to_string()).collect();
     let path = std::env::var("LD_LIBRARY_PATH").unwrap_or_default();
     format!(
         "{message}; the provider needs {} of its CUDA version. They were looked for in {}, in LD_LIBRARY_PATH ({path}) \
          and where the system's linker looks",
         LIBRARIES.join(", "),
-        folder.display()
+        folders.join(", ")
     )
 }
 
@@ -153,6 +177,24 @@ mod tests {
         {
             assert!(said.contains(part), "`{part}` is not in: {said}");
         }
+    }
+
+    #[test]
+    fn libraries_lie_beside_the_provider_or_in_nvidias_wheels() {
+        let root = tempfile::tempdir().unwrap();
+        let provider = root.path().join("onnxruntime/capi/libonnxruntime_providers_cuda.so");
+        let folder = |path: &str| {
+            let folder = root.path().join(path);
+            std::fs::create_dir_all(&folder).unwrap();
+            folder
+        };
+        let (capi, wheel) = (folder("onnxruntime/capi"), folder("nvidia/cu13/lib"));
+        assert_eq!(library_folders(&provider)[..2], [capi, wheel.clone()]);
+        for name in ["libcublasLt.so.13", "libcublas.so.12", "libcublas.so.13", "libcublas.so"] {
+            std::fs::write(wheel.join(name), "").unwrap();
+        }
+        assert_eq!(library_in(&wheel, "libcublas"), Some(wheel.join("libcublas.so.13")));
+        assert_eq!(library_in(&wheel, "libcudnn"), None);
     }
 
     #[test]

@@ -152,7 +152,7 @@ pub enum Error {
     Input(String),
     /// The ONNX Runtime library was not found.
     #[error(
-        "the ONNX Runtime library was not found; run scripts/fetch-onnxruntime, or set \
+        "the ONNX Runtime library was not found; run scripts/fetch-onnxruntime, or pip install onnxruntime, or set \
          ORT_DYLIB_PATH to a libonnxruntime.so (1.24 or later). Looked for: {}",
         list(looked)
     )]

@@ -1,5 +1,6 @@
 //! Finds and loads the ONNX Runtime library.
 
+use std::collections::HashSet;
 use std::path::{Path, PathBuf};
 use std::sync::Mutex;
 
@@ -11,6 +12,8 @@ use crate::Error;
 const ENVIRONMENT_VARIABLE: &str = "ORT_DYLIB_PATH";
 /// The folder that `scripts/fetch-onnxruntime` fills, in the workspace.
 const FOLDER: &str = "onnxruntime";
+/// Where the wheels onnxruntime and onnxruntime-gpu keep it, below a folder of Python's packages.
+const WHEEL: &str = "onnxruntime/capi";
 
 /// The ONNX Runtime library, loaded. One process has one library: it stays loaded for good.
 #[derive(Clone, Debug)]
@@ -25,8 +28,9 @@ static LOADED: Mutex<Option<Runtime>> = Mutex::new(None);
 
 impl Runtime {
     /// Finds and loads the library: `flag` (a file or a folder that holds it) when given, else
-    /// `ORT_DYLIB_PATH`, else a folder `onnxruntime/` in one of the folders above the running
-    /// program or above the current folder.
+    /// `ORT_DYLIB_PATH`, else that of the Python environment which the running program is installed in, else a folder
+    /// `onnxruntime/` in one of the folders above the program or above the current folder, else that of the active Python
+    /// environment.
     ///
     /// # Errors
     /// When there is none, when what is there is no usable ONNX Runtime, or when the process has
@@ -37,7 +41,9 @@ impl Runtime {
         let library = match flag.map(Path::to_path_buf).or(variable) {
             Some(named) => library_at(&named).ok_or(Error::RuntimeMissing { looked: vec![named] })?,
             None => {
-                let folders = workspace_folders();
+                let (program, current) = (std::env::current_exe().ok(), std::env::current_dir().ok());
+                let packages = python_packages::site_packages();
+                let folders = folders(program.as_deref(), current.as_deref(), &packages);
                 let found = folders.iter().find_map(|folder| library_at(folder));
                 found.ok_or(Error::RuntimeMissing { looked: folders })?
             }
@@ -96,17 +102,58 @@ fn library_at(path: &Path) -> Option<PathBuf> {
     entries.filter_map(|entry| Some(entry.ok()?.path())).filter(is_library).max()
 }
 
-fn workspace_folders() -> Vec<PathBuf> {
-    let program = std::env::current_exe().ok();
-    let current = std::env::current_dir().ok();
-    let mut folders = Vec::new();
-    for start in [program.as_deref().and_then(Path::parent), current.as_deref()].into_iter().flatten() {
-        for ancestor in start.ancestors() {
-            let folder = ancestor.join(FOLDER);
-            if !folders.contains(&folder) {
-                folders.push(folder);
-            }
-        }
+/// Where the library may be, `packages` being the folders of Python's packages. Those of the environment in whose `bin` the
+/// program is come first, because they were installed with it.
+fn folders(program: Option<&Path>, current: Option<&Path>, packages: &[PathBuf]) -> Vec<PathBuf> {
+    let environment = program.and_then(Path::parent).and_then(Path::parent);
+    let (mut folders, active): (Vec<_>, Vec<_>) = packages
+        .iter()
+        .map(|packages| packages.join(WHEEL))
+        .partition(|folder| environment.is_some_and(|environment| folder.starts_with(environment)));
+    for start in [program.and_then(Path::parent), current].into_iter().flatten() {
+        folders.extend(start.ancestors().map(|ancestor| ancestor.join(FOLDER)));
     }
+    folders.extend(active);
+    let mut seen = HashSet::new();
+    folders.retain(|folder| seen.insert(folder.clone()));
     folders
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_programs_environment_comes_first_and_the_active_one_last() {
+        let packages = ["/venv/lib/python3.12/site-packages", "/active/lib/python3.11/site-packages"];
+        let folders = folders(
+            Some(Path::new("/venv/bin/activation-dump")),
+            Some(Path::new("/work")),
+            &packages.map(PathBuf::from),
+        );
+        let expected = [
+            "/venv/lib/python3.12/site-packages/onnxruntime/capi",
+            "/venv/bin/onnxruntime",
+            "/venv/onnxruntime",
+            "/onnxruntime",
+            "/work/onnxruntime",
+            "/active/lib/python3.11/site-packages/onnxruntime/capi",
+        ];
+        assert_eq!(folders, expected.map(PathBuf::from));
+    }
+
+    #[test]
+    fn the_library_of_a_wheel_is_found_by_its_folder() {
+        let folder = tempfile::tempdir().unwrap();
+        let capi = folder.path().join(WHEEL);
+        std::fs::create_dir_all(&capi).unwrap();
+        for file in [
+            "libonnxruntime.so.1.31.1",
+            "libonnxruntime_providers_shared.so",
+            "onnxruntime_pybind11_state.so",
+        ] {
+            std::fs::write(capi.join(file), "").unwrap();
+        }
+        assert_eq!(library_at(&capi), Some(capi.join("libonnxruntime.so.1.31.1")));
+    }
 }

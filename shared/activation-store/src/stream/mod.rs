@@ -30,6 +30,8 @@ pub struct StreamOptions {
     pub threads: usize,
     /// Batches made ahead of the reader.
     pub prefetch: usize,
+    /// Steps from one batch to the next: 1 for all batches, n for one of n readers that share them.
+    pub every: u64,
 }
 
 impl Default for StreamOptions {
@@ -41,6 +43,7 @@ impl Default for StreamOptions {
             rows: RowFilter::default(),
             threads: 0,
             prefetch: 4,
+            every: 1,
         }
     }
 }
@@ -85,6 +88,9 @@ impl<T: BatchElement> BatchStream<T> {
         if options.batch == 0 || options.mixing_chunks == Some(0) {
             return Err(StoreError::Stream("the batch and the mixing block cannot be empty".to_owned()));
         }
+        if options.every == 0 {
+            return Err(StoreError::Stream("a stream cannot stay at a step for ever".to_owned()));
+        }
         let sources = Arc::new(Sources::new(stores, &options.rows)?);
         let cores = std::thread::available_parallelism().map_or(1, |cores| cores.get());
         let settings = Settings {
@@ -93,6 +99,7 @@ impl<T: BatchElement> BatchStream<T> {
             mixing_chunks: sources.mixing_chunks(options.mixing_chunks)?,
             threads: if options.threads == 0 { cores } else { options.threads },
             prefetch: options.prefetch.max(1),
+            every: options.every,
         };
         Ok(BatchStream {
             sources,
@@ -126,29 +133,47 @@ impl<T: BatchElement> BatchStream<T> {
     /// # Errors
     /// Damage, with file and chunk; a value beyond `T`. The step stays the same.
     pub fn next_batch(&mut self) -> Result<ArrayView2<'_, T>> {
-        let result = self.advance();
-        if result.is_err() {
-            // The threads have stopped; a further call starts new ones, and meets the same damage.
-            self.pipeline = None;
-        }
+        let mut batch = std::mem::take(&mut self.current);
+        let result = self.advance(&mut batch, None);
+        self.current = batch;
         result?;
-        self.step += 1;
         let shape = (self.settings.batch, self.sources.width());
         Ok(ArrayView2::from_shape(shape, &self.current).expect("a batch has its rows"))
     }
 
-    fn advance(&mut self) -> Result<()> {
+    /// The next batch, `[batch, d]` in row-major order, in place of what `batch` held: whoever keeps batches has them without a
+    /// copy. The stream fills the memory of an earlier batch again if it is given it here. False, with `batch` as it was and the
+    /// step the same, if the next batch is not ready within `patience`.
+    ///
+    /// # Errors
+    /// As [`BatchStream::next_batch`].
+    pub fn next_into(&mut self, batch: &mut Vec<T>, patience: Duration) -> Result<bool> {
+        self.advance(batch, Some(patience))
+    }
+
+    fn advance(&mut self, batch: &mut Vec<T>, patience: Option<Duration>) -> Result<bool> {
+        let result = self.receive(batch, patience);
+        match result {
+            Ok(true) => self.step += self.settings.every,
+            Ok(false) => {}
+            // The threads have stopped; a further call starts new ones, and meets the same damage.
+            Err(_) => self.pipeline = None,
+        }
+        result
+    }
+
+    fn receive(&mut self, batch: &mut Vec<T>, patience: Option<Duration>) -> Result<bool> {
         if self.pipeline.is_none() {
             self.pipeline = Some(Pipeline::start(&self.sources, &self.settings, self.step)?);
         }
         let pipeline = self.pipeline.as_ref().expect("just started");
-        if !pipeline.try_next(&mut self.current)? {
-            let start = Instant::now();
-            let result = pipeline.next(&mut self.current);
-            self.waited += start.elapsed();
-            result?;
+        if pipeline.try_next(batch)? {
+            return Ok(true);
         }
-        Ok(())
+        let start = Instant::now();
+        let received = pipeline.next_within(batch, patience);
+        self.waited += start.elapsed();
+        received
     }
 
     /// Rows of a batch.

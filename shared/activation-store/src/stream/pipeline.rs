@@ -6,6 +6,7 @@
 
 use std::collections::VecDeque;
 use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError};
+use std::time::{Duration, Instant};
 
 use workers::Worker;
 
@@ -23,6 +24,21 @@ pub(super) struct Settings {
     pub(super) mixing_chunks: usize,
     pub(super) threads: usize,
     pub(super) prefetch: usize,
+    /// Steps from one batch to the next.
+    pub(super) every: u64,
+}
+
+impl Settings {
+    /// Of the rows `rows` of the stream, those that batches `first`, `first + every`, … have.
+    fn wanted(&self, first: u64, rows: std::ops::Range<u64>) -> u64 {
+        let batch = self.batch as u64;
+        let before = |row: u64| {
+            let row = row.saturating_sub(first.saturating_mul(batch));
+            let period = self.every.saturating_mul(batch);
+            row / period * batch + (row % period).min(batch)
+        };
+        before(rows.end) - before(rows.start)
+    }
 }
 
 /// The running threads, which start at some step; dropping the pipeline ends them.
@@ -55,6 +71,8 @@ struct State<T> {
     blocks: VecDeque<Block>,
     /// Batches in flight, in the stream's order.
     batches: VecDeque<Batch<T>>,
+    /// The step of the first batch.
+    first_step: u64,
     next_step: u64,
     free_planes: Vec<Planes>,
     free_batches: Vec<Vec<T>>,
@@ -72,8 +90,8 @@ struct Block {
     content: Content,
     /// The content, once it is whole.
     decoded: Option<Arc<Content>>,
-    /// Rows gathered, or passed over by the step that the pipeline started from.
-    gathered: u64,
+    /// Rows that batches of this reader still lack.
+    wanted: u64,
 }
 
 /// A decoded mixing block.
@@ -132,6 +150,7 @@ impl<T: BatchElement> Pipeline<T> {
             next_id: 0,
             blocks: VecDeque::new(),
             batches: VecDeque::new(),
+            first_step: step,
             next_step: step,
             free_planes: Vec::new(),
             free_batches: Vec::new(),
@@ -159,13 +178,24 @@ impl<T: BatchElement> Pipeline<T> {
         Self::take_front(&mut state, used, &self.shared)
     }
 
-    /// Waits for the next batch.
-    pub(super) fn next(&self, used: &mut Vec<T>) -> Result<()> {
+    /// Waits for the next batch, for at most `patience` if there is a limit.
+    pub(super) fn next_within(&self, used: &mut Vec<T>, patience: Option<Duration>) -> Result<bool> {
+        let deadline = patience.map(|patience| Instant::now() + patience);
         let mut state = self.shared.lock();
         while !Self::take_front(&mut state, used, &self.shared)? {
-            state = self.shared.ready.wait(state).unwrap_or_else(PoisonError::into_inner);
+            let ready = &self.shared.ready;
+            state = match deadline {
+                None => ready.wait(state).unwrap_or_else(PoisonError::into_inner),
+                Some(deadline) => {
+                    let left = deadline.saturating_duration_since(Instant::now());
+                    if left.is_zero() {
+                        return Ok(false);
+                    }
+                    ready.wait_timeout(state, left).unwrap_or_else(PoisonError::into_inner).0
+                }
+            };
         }
-        Ok(())
+        Ok(true)
     }
 
     fn take_front(state: &mut State<T>, used: &mut Vec<T>, shared: &Shared<T>) -> Result<bool> {
@@ -301,17 +331,17 @@ impl<T: BatchElement> State<T> {
     }
 
     fn open_batches(&mut self, shared: &Shared<T>) {
-        let Settings { batch, prefetch, .. } = shared.settings;
+        let Settings { batch, prefetch, every, .. } = shared.settings;
         while self.batches.len() < prefetch {
             let data =
                 self.free_batches.pop().unwrap_or_else(|| vec![T::default(); batch * shared.sources.width()]);
             self.batches.push_back(Batch { step: self.next_step, data: Some(data), filled: 0 });
-            self.next_step += 1;
+            self.next_step += every;
         }
     }
 
     fn open_blocks(&mut self, shared: &Shared<T>) {
-        let Settings { seed, mixing_chunks, threads, batch, .. } = shared.settings;
+        let Settings { seed, mixing_chunks, threads, .. } = shared.settings;
         // One block to gather from, and enough ahead that every thread has a chunk to decode.
         while self.blocks.len() < 1 + threads.div_ceil(mixing_chunks) {
             let Some(plan) = self.epoch.block(self.next_block) else {
@@ -320,9 +350,11 @@ impl<T: BatchElement> State<T> {
                 continue;
             };
             self.next_block += 1;
-            // Only the first block can begin before the first batch.
-            let first = self.batches.front().map_or(plan.start, |first| first.step * batch as u64);
-            let gathered = if self.blocks.is_empty() { first.saturating_sub(plan.start) } else { 0 };
+            let wanted = shared.settings.wanted(self.first_step, plan.start..plan.start + plan.rows);
+            // Others may read all of it.
+            if wanted == 0 {
+                continue;
+            }
             self.blocks.push_back(Block {
                 id: self.next_id,
                 handed_out: 0,
@@ -332,7 +364,7 @@ impl<T: BatchElement> State<T> {
                     ..Content::default()
                 },
                 decoded: None,
-                gathered: gathered.min(plan.rows),
+                wanted,
                 plan,
             });
             self.next_id += 1;
@@ -400,7 +432,7 @@ impl<T: BatchElement> State<T> {
     }
 
     fn finish_gather(&mut self, step: u64, block: u64, data: Vec<T>, rows: usize) {
-        self.block(block).gathered += rows as u64;
+        self.block(block).wanted -= rows as u64;
         let batch = self.batches.iter_mut().find(|batch| batch.step == step);
         let batch = batch.expect("a batch stays until it is full");
         batch.data = Some(data);
@@ -408,10 +440,9 @@ impl<T: BatchElement> State<T> {
         self.release_blocks();
     }
 
-    /// Takes the buffers of the blocks of which every row is gathered.
+    /// Takes the buffers of the blocks of which every row that is wanted is gathered.
     fn release_blocks(&mut self) {
-        while self.blocks.front().is_some_and(|block| block.pending == 0 && block.gathered == block.plan.rows)
-        {
+        while self.blocks.front().is_some_and(|block| block.pending == 0 && block.wanted == 0) {
             let content = self.blocks.pop_front().and_then(|block| block.decoded);
             if let Some(content) = content.and_then(Arc::into_inner) {
                 self.free_planes.extend(content.planes);

@@ -7,7 +7,7 @@ use std::sync::LazyLock;
 use crate::small_stores::*;
 use activation_store::{
     BatchStream, Part, RowFilter, RowType, Store, StoreError, StoreWriter, StreamOptions, WriterOptions,
-    verify,
+    verify, verify_while,
 };
 use ndarray::{Array2, Array3};
 use proptest::prelude::*;
@@ -54,6 +54,13 @@ fn a_sound_store_has_no_problem_and_every_byte_is_read() {
     let files = files(dir.path());
     assert_eq!(report.files, files.len() as u64);
     assert_eq!(report.bytes, files.values().map(|file| file.len() as u64).sum::<u64>());
+}
+
+#[test]
+fn a_check_that_is_stopped_reports_nothing() {
+    let dir = sound_store();
+    assert_eq!(verify_while(dir.path(), &|_| false).unwrap(), None);
+    assert!(verify_while(dir.path(), &|_| true).unwrap().is_some());
 }
 
 #[test]

@@ -2,6 +2,7 @@
 
 use std::collections::HashMap;
 use std::sync::{Arc, LazyLock};
+use std::time::Duration;
 
 use crate::small_stores::*;
 use activation_store::{
@@ -133,7 +134,7 @@ proptest! {
         k in 1_usize..200, threads in 1_usize..5,
     ) {
         let rows = within(&filter, &numbers, limit);
-        let options = StreamOptions { batch, seed, mixing_chunks: Some(k), rows, threads, prefetch: 3 };
+        let options = StreamOptions { batch, seed, mixing_chunks: Some(k), rows, threads, prefetch: 3, every: 1 };
         let mut stream = BatchStream::new(stores(&numbers), options).unwrap();
         let per_epoch = stream.rows_per_epoch() as usize;
         let rows = rows_of_batches(&mut stream, (3 * per_epoch).div_ceil(batch));
@@ -151,7 +152,7 @@ proptest! {
         numbers in some_stores(), seed: u64, rows in some_filter(), batch in 1_usize..300, k in 1_usize..200,
         threads in 1_usize..6, prefetch in 0_usize..6, steps in prop::collection::vec(0_u64..40, 1..6),
     ) {
-        let options = StreamOptions { batch, seed, mixing_chunks: Some(k), rows, threads: 1, prefetch: 1 };
+        let options = StreamOptions { batch, seed, mixing_chunks: Some(k), rows, threads: 1, prefetch: 1, every: 1 };
         let mut replayed = BatchStream::new(stores(&numbers), options.clone()).unwrap();
         let all = rows_of_batches(&mut replayed, 43);
         let options = StreamOptions { threads, prefetch, ..options };
@@ -164,6 +165,69 @@ proptest! {
             prop_assert_eq!(stream.step(), step + 3);
         }
     }
+
+    #[test]
+    fn readers_that_share_the_steps_have_each_batch_once(
+        numbers in some_stores(), seed: u64, rows in some_filter(), batch in 1_usize..100, k in 1_usize..20,
+        threads in 1_usize..4, readers in 1_u64..9, from in 0_u64..30,
+    ) {
+        let options = StreamOptions { batch, seed, mixing_chunks: Some(k), rows, threads, prefetch: 2, every: 1 };
+        let mut alone = BatchStream::new(stores(&numbers), options.clone()).unwrap();
+        alone.seek(from).unwrap();
+        let all = rows_of_batches(&mut alone, 4 * readers as usize);
+        for reader in 0..readers {
+            let options = StreamOptions { every: readers, ..options.clone() };
+            let mut stream = BatchStream::new(stores(&numbers), options).unwrap();
+            stream.seek(from + reader).unwrap();
+            for turn in 0..4 {
+                let first = (turn * readers + reader) as usize * batch;
+                prop_assert!(rows_of_batches(&mut stream, 1)[..] == all[first..first + batch]);
+            }
+            prop_assert_eq!(stream.step(), from + reader + 4 * readers);
+        }
+    }
+}
+
+#[test]
+fn batches_that_are_kept_are_those_of_the_stream() {
+    let options = StreamOptions { batch: 50, seed: 3, threads: 2, ..StreamOptions::default() };
+    let mut lent = BatchStream::new(stores(&[0]), options.clone()).unwrap();
+    let mut stream = BatchStream::<f32>::new(stores(&[0]), options).unwrap();
+    let patience = Duration::from_secs(60);
+    let (mut kept, mut batch) = (Vec::new(), Vec::new());
+    for turn in 0..40 {
+        assert!(stream.next_into(&mut batch, patience).unwrap());
+        assert_eq!(&batch[..], lent.next_batch().unwrap().as_slice().unwrap());
+        // Some are kept, others filled again.
+        if turn % 3 == 0 {
+            kept.push((turn, std::mem::take(&mut batch)));
+        }
+    }
+    for (turn, batch) in kept {
+        lent.seek(turn).unwrap();
+        assert_eq!(&batch[..], lent.next_batch().unwrap().as_slice().unwrap());
+    }
+    assert_eq!(stream.step(), 40);
+}
+
+#[test]
+fn who_does_not_wait_has_no_batch_and_misses_none() {
+    let options = StreamOptions { batch: 50, ..StreamOptions::default() };
+    let mut stream = BatchStream::<f32>::new(stores(&[0]), options.clone()).unwrap();
+    let mut batch = vec![7.0; 3];
+    // No thread can have decoded anything by then; if one has, the batch is the first all the same.
+    while !stream.next_into(&mut batch, Duration::ZERO).unwrap() {
+        assert_eq!((&batch[..], stream.step()), (&[7.0; 3][..], 0));
+    }
+    let mut other = BatchStream::new(stores(&[0]), options).unwrap();
+    assert_eq!(&batch[..], other.next_batch().unwrap().as_slice().unwrap());
+}
+
+#[test]
+fn a_stream_that_stays_at_a_step_is_refused() {
+    let options = StreamOptions { every: 0, ..StreamOptions::default() };
+    let error = BatchStream::<f32>::new(stores(&[0]), options).unwrap_err();
+    assert!(error.to_string().contains("for ever"), "{error}");
 }
 
 #[test]

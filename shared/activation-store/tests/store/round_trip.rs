@@ -3,6 +3,7 @@
 use crate::small_stores::*;
 use activation_store::{
     BatchStream, RowFilter, RowType, Store, StoreError, StoreSpec, StoreWriter, StreamOptions, WriterOptions,
+    bf16,
 };
 use ndarray::s;
 
@@ -73,6 +74,27 @@ fn parts_of_rows_and_contexts_can_be_read() {
     assert!(matches!(store.read_rows(499..501), Err(StoreError::OutOfRange { .. })));
     assert!(matches!(store.origin(500..501), Err(StoreError::OutOfRange { .. })));
     assert!(matches!(store.context_tokens(50..51), Err(StoreError::OutOfRange { .. })));
+}
+
+#[test]
+fn rows_are_read_in_any_order_and_as_often_as_asked_for() {
+    let dir = tempfile::tempdir().unwrap();
+    let spec = small_spec(50);
+    write_store(dir.path(), &spec, 10);
+    let store = Store::open(dir.path()).unwrap();
+    let all = store.read_rows(0..500).unwrap();
+    let wanted = [499, 3, 16, 15, 3, 250, 0, 64, 63];
+    let mut out = vec![0.0_f32; wanted.len() * 12];
+    store.read_into(wanted.into_iter().zip(out.chunks_exact_mut(12)).collect()).unwrap();
+    for (row, read) in wanted.iter().zip(out.chunks_exact(12)) {
+        assert_eq!(all.row(*row as usize).as_slice().unwrap(), read, "row {row}");
+    }
+    let mut brain = [bf16::ZERO; 12];
+    store.read_into(vec![(7, &mut brain[..])]).unwrap();
+    assert!(brain.iter().zip(all.row(7)).all(|(found, &exact)| *found == bf16::from_f32(exact)));
+    let (first, rest) = out.split_at_mut(12);
+    let error = store.read_into(vec![(0, first), (500, &mut rest[..12])]).unwrap_err();
+    assert!(matches!(error, StoreError::OutOfRange { start: 500, available: 500, .. }), "{error}");
 }
 
 #[test]
