@@ -20,6 +20,7 @@ use anyhow::{Context, Result, ensure};
 use kernels::cpu::Isa;
 use kernels::cpu::encode::{Encode, EncodeBuffers, Grid, Search, encode_sparse, preactivations};
 use kernels::cpu::largest::{Among, Largest, LargestMemory};
+use kernels::cpu::options::CpuOptions;
 use kernels::cpu::pairs::ActivePairs;
 use kernels::parameters::transposed;
 use rayon::prelude::*;
@@ -173,7 +174,8 @@ fn compare_largest(
     };
     comparison.active += expected.iter().map(Vec::len).sum::<usize>();
     for (at, search) in SEARCHES.into_iter().enumerate() {
-        let largest = Largest { isa, input, search, k, among };
+        let products = CpuOptions::default().training_products();
+        let largest = Largest { isa, input, search, products, k, among };
         comparison.rechecked[at] += largest.find(encode, memory, found);
         let rows = expected.iter().enumerate();
         comparison.differ[at] +=
