@@ -38,9 +38,7 @@ impl Address {
             legal && !part.is_empty() && !part.starts_with('.')
         };
         let revision_parts: Vec<&str> = revision.split('/').collect();
-        if ![owner, name].into_iter().chain(folder).all(|part| plain(part))
-            || !revision_parts.iter().all(plain)
-        {
+        if ![owner, name].into_iter().chain(folder).all(plain) || !revision_parts.iter().all(plain) {
             return wrong();
         }
         let repository = format!("{owner}/{name}");
