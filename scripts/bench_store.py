@@ -140,7 +140,8 @@ def in_python(path, rounds):
     print(f"{'':44} {'a core':>8} {'by clock':>9}")
     for name, values in found.items():
         core, clock = (None if column[0] is None else statistics.median(column) for column in zip(*values))
-        print(f"{name:44} {core:8.3f} {'' if clock is None else format(clock, '9.3f')}")
+        by_clock = "" if clock is None else f"{clock:9.4f}"
+        print(f"{name:44} {core:8.4f} {by_clock}".rstrip())
 
 
 def without_planes(rows):
