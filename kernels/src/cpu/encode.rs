@@ -83,6 +83,11 @@ impl Encode<'_> {
         self.bias.len()
     }
 
+    /// The given rows of X one after another.
+    pub(crate) fn gather(&self, rows: &[usize]) -> Vec<f32> {
+        rows.iter().flat_map(|row| &self.x[row * self.width..][..self.width]).copied().collect()
+    }
+
     /// Features per panel: fixed by the sizes and the instruction set, so that results do not depend on the threads.
     fn panel(&self, isa: Isa) -> usize {
         // With matrix units the second cache level is larger, and what is read outside it counts more.

@@ -13,7 +13,7 @@ mod choice;
 mod cutoff;
 
 use choice::Choice;
-use cutoff::Guess;
+use cutoff::{Guess, GuessMemory};
 
 use super::encode::{Cutoff, Encode, EncodeBuffers, Found, Search, encode_above, encode_more};
 use super::isa::Isa;
@@ -60,7 +60,7 @@ pub struct LargestMemory {
     again: RowPairs,
     /// For each row, by how much at most its z as found differ from the plain product's.
     margins: Vec<f32>,
-    guess: Guess,
+    guess: GuessMemory,
     choice: Choice,
 }
 
@@ -74,7 +74,12 @@ impl Largest<'_> {
     ) -> usize {
         let LargestMemory { cutoffs, found, again, margins, guess, choice } = memory;
         let exact = |row: usize, feature: u32| z_in_order(self.isa, &self.input, row, feature as usize);
-        self.guess(guess, cutoffs);
+        let Largest { isa, input, products, k, .. } = *self;
+        let first_guess = Guess { isa, input, products, k };
+        match self.among {
+            Among::Row => first_guess.of_rows(guess, cutoffs),
+            Among::Batch => first_guess.of_batch(cutoffs),
+        }
         let (first, mut rechecked) = self.search(Cutoff::OfRows(cutoffs), buffers, found, margins);
         match self.among {
             Among::Row => {
@@ -134,7 +139,7 @@ impl Largest<'_> {
             cutoffs[*row] *= factor;
         }
         let lower: Vec<f32> = short.iter().map(|row| cutoffs[*row]).collect();
-        let x = self.gather(&short);
+        let x = self.input.gather(&short);
         let input = Encode { x: &x, ..self.input };
         let rechecked = self.more(&input, Cutoff::OfRows(&lower), first, buffers, again);
         let mut margins_again = Vec::new();
@@ -154,12 +159,6 @@ impl Largest<'_> {
         found: &mut RowPairs,
     ) -> usize {
         encode_more(self.isa, *input, above, first, buffers, found).rechecked
-    }
-
-    /// The given rows of X one after another.
-    fn gather(&self, rows: &[usize]) -> Vec<f32> {
-        let width = self.input.width;
-        rows.iter().flat_map(|row| &self.input.x[row * width..][..width]).copied().collect()
     }
 }
 

@@ -8,9 +8,10 @@
 use rayon::prelude::*;
 
 use super::choice::{kth_largest, kth_largest_in, kth_largest_of_many};
-use super::{Among, Largest};
 use crate::cpu::dense::{self, PackedFactors};
 use crate::cpu::encode::{Encode, preactivations};
+use crate::cpu::isa::Isa;
+use crate::cpu::products::Products;
 use crate::cpu::vector::dot;
 
 /// Rows whose z are formed to guess from: one in so many, within the limits below.
@@ -34,14 +35,23 @@ const GROUPS_PER_K: usize = 4;
 /// Forming the z of so many frequent features takes as long as finding and dropping a pair.
 const FREQUENT_PER_PAIR: usize = 24;
 
+/// A guess for a search for the largest z.
+pub(super) struct Guess<'a> {
+    pub(super) isa: Isa,
+    pub(super) input: Encode<'a>,
+    /// How the frequent features' z are formed.
+    pub(super) products: Products,
+    pub(super) k: usize,
+}
+
 /// Memory for guesses.
 #[derive(Debug, Default)]
-pub(super) struct Guess {
+pub(super) struct GuessMemory {
     z: Vec<f32>,
     packed: PackedFactors,
 }
 
-impl Guess {
+impl GuessMemory {
     /// Whether the last guess was from frequent features.
     #[cfg(test)]
     pub(super) fn has_frequent(&self) -> bool {
@@ -49,23 +59,23 @@ impl Guess {
     }
 }
 
-impl Largest<'_> {
-    /// Guesses cutoffs that leave most rows, or the batch, a few more pairs than are wanted.
-    pub(super) fn guess(&self, memory: &mut Guess, cutoffs: &mut Vec<f32>) {
-        let (rows, features) = (self.input.rows(), self.input.features());
-        let count = (rows / ROWS_PER_SAMPLE).clamp(SMALLEST_SAMPLE, LARGEST_SAMPLE).min(rows);
-        let sample: Vec<usize> = (0..count).map(|at| at * rows / count).collect();
-        let x = self.gather(&sample);
-        let mut z = vec![0.0; count * features];
-        preactivations(self.isa, Encode { x: &x, ..self.input }, &mut z);
+impl Guess<'_> {
+    /// A cutoff that leaves the batch a few more than k pairs a row, for each row the same.
+    pub(super) fn of_batch(&self, cutoffs: &mut Vec<f32>) {
+        let (x, z) = self.sample();
+        // A quarter more, because the sample's rows may have more than their share.
+        let wanted = self.k.saturating_mul(x.len() / self.input.width);
+        let cutoff = kth_largest_of_many(&z, wanted.saturating_add(wanted / 4), &mut Vec::new());
         cutoffs.clear();
-        if self.among == Among::Batch {
-            // A quarter more, because the sample's rows may have more than their share.
-            let wanted = self.k.saturating_mul(count);
-            let cutoff = kth_largest_of_many(&z, wanted.saturating_add(wanted / 4), &mut Vec::new());
-            return cutoffs.resize(rows, cutoff.max(0.0));
-        }
+        cutoffs.resize(self.input.rows(), cutoff.max(0.0));
+    }
 
+    /// Cutoffs that leave most rows a few more than k pairs.
+    pub(super) fn of_rows(&self, memory: &mut GuessMemory, cutoffs: &mut Vec<f32>) {
+        let (rows, features) = (self.input.rows(), self.input.features());
+        let (x, z) = self.sample();
+        let count = x.len() / self.input.width;
+        cutoffs.clear();
         let kth: Vec<f32> =
             z.par_chunks(features).map(|z| kth_largest(z, self.k, &mut Vec::new()).max(0.0)).collect();
         let norm = |x: &[f32]| dot(self.isa, x, x).sqrt();
@@ -99,6 +109,17 @@ impl Largest<'_> {
             let rows = self.input.x.par_chunks_exact(self.input.width);
             rows.map(|x| ratio * norm(x)).collect_into_vec(cutoffs);
         }
+    }
+
+    /// Some rows and all their z.
+    fn sample(&self) -> (Vec<f32>, Vec<f32>) {
+        let rows = self.input.rows();
+        let count = (rows / ROWS_PER_SAMPLE).clamp(SMALLEST_SAMPLE, LARGEST_SAMPLE).min(rows);
+        let sample: Vec<usize> = (0..count).map(|at| at * rows / count).collect();
+        let x = self.input.gather(&sample);
+        let mut z = vec![0.0; count * self.input.features()];
+        preactivations(self.isa, Encode { x: &x, ..self.input }, &mut z);
+        (x, z)
     }
 
     /// The features that are most often among the 2k largest of every other row of the sample, the most frequent first: as many
@@ -138,7 +159,7 @@ impl Largest<'_> {
     }
 
     /// Cutoffs from the frequent features' z.
-    fn by_frequent(&self, frequent: &[u32], memory: &mut Guess, cutoffs: &mut Vec<f32>) {
+    fn by_frequent(&self, frequent: &[u32], memory: &mut GuessMemory, cutoffs: &mut Vec<f32>) {
         let width = self.input.width;
         let row = |feature: &u32| &self.input.weights[*feature as usize * width..][..width];
         let weights: Vec<f32> = frequent.iter().flat_map(row).copied().collect();

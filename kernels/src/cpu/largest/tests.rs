@@ -115,10 +115,9 @@ fn features_that_are_often_among_the_largest_lead_to_cutoffs_below_the_kth() {
 
     for isa in Isa::available() {
         let products = Products::of(isa, Parts::Three);
-        let largest = Largest { isa, input, search: Search::Screened, products, k, among: Among::Row };
-        let (mut guess, mut cutoffs) = (cutoff::Guess::default(), Vec::new());
-        largest.guess(&mut guess, &mut cutoffs);
-        assert!(guess.has_frequent(), "{}", isa.name());
+        let (mut memory, mut cutoffs) = (GuessMemory::default(), Vec::new());
+        Guess { isa, input, products, k }.of_rows(&mut memory, &mut cutoffs);
+        assert!(memory.has_frequent(), "{}", isa.name());
         let mut found = 0;
         for (row, cutoff) in cutoffs.iter().enumerate() {
             let z = (0..features).map(|feature| z_in_order(isa, &input, row, feature));
