@@ -128,7 +128,7 @@ mod tests {
         let packages = ["/venv/lib/python3.12/site-packages", "/active/lib/python3.11/site-packages"];
         let folders = folders(
             Some(Path::new("/venv/bin/activation-dump")),
-            Some(Path::new("/work")),
+            Some(Path::new("/here")),
             &packages.map(PathBuf::from),
         );
         let expected = [
@@ -136,7 +136,7 @@ mod tests {
             "/venv/bin/onnxruntime",
             "/venv/onnxruntime",
             "/onnxruntime",
-            "/work/onnxruntime",
+            "/here/onnxruntime",
             "/active/lib/python3.11/site-packages/onnxruntime/capi",
         ];
         assert_eq!(folders, expected.map(PathBuf::from));
