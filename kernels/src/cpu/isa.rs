@@ -7,7 +7,9 @@ use matrix_units::MatrixUnits;
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct Isa {
     level: Level,
-    /// Whether the matrix units (AMX) are used beside it.
+    /// Whether VNNI is used beside AVX-512.
+    vnni: bool,
+    /// Whether the matrix units (AMX) are used beside both.
     matrix_units: bool,
 }
 
@@ -29,7 +31,7 @@ pub(crate) enum Level {
 
 impl Level {
     fn alone(self) -> Isa {
-        Isa { level: self, matrix_units: false }
+        Isa { level: self, vnni: false, matrix_units: false }
     }
 }
 
@@ -53,8 +55,11 @@ impl Isa {
                     && is_x86_feature_detected!("avx512vl")
                 {
                     levels.push(Level::Avx512.alone());
-                    if MatrixUnits::get().is_some() {
-                        levels.push(Isa { level: Level::Avx512, matrix_units: true });
+                    if is_x86_feature_detected!("avx512vnni") {
+                        levels.push(Isa { vnni: true, ..Level::Avx512.alone() });
+                        if MatrixUnits::get().is_some() {
+                            levels.push(Isa { level: Level::Avx512, vnni: true, matrix_units: true });
+                        }
                     }
                 }
             }
@@ -77,7 +82,7 @@ impl Isa {
     /// Whether it multiplies and adds up bytes and words of four and two a lane (AVX-512 with VNNI).
     #[cfg(target_arch = "x86_64")]
     pub(crate) fn has_vnni(self) -> bool {
-        self.level == Level::Avx512 && is_x86_feature_detected!("avx512vnni")
+        self.vnni
     }
 
     /// A short name for reports.
@@ -88,6 +93,8 @@ impl Isa {
             Level::Avx2 => "avx2+fma",
             #[cfg(target_arch = "x86_64")]
             Level::Avx512 if self.matrix_units => "avx-512+amx",
+            #[cfg(target_arch = "x86_64")]
+            Level::Avx512 if self.vnni => "avx-512+vnni",
             #[cfg(target_arch = "x86_64")]
             Level::Avx512 => "avx-512",
             #[cfg(target_arch = "aarch64")]

@@ -27,6 +27,8 @@ mod operands;
 mod recheck;
 pub(crate) mod rounding;
 mod strip;
+#[cfg(target_arch = "x86_64")]
+mod vnni;
 mod words;
 #[cfg(target_arch = "x86_64")]
 mod x86;
@@ -52,7 +54,9 @@ enum TileCode {
     #[cfg(target_arch = "x86_64")]
     Avx2,
     #[cfg(target_arch = "x86_64")]
-    Avx512Vnni,
+    Avx512,
+    #[cfg(target_arch = "x86_64")]
+    Vnni,
     #[cfg(target_arch = "x86_64")]
     Amx(MatrixUnits),
     #[cfg(target_arch = "aarch64")]
@@ -79,9 +83,11 @@ impl TileCode {
         match isa.level() {
             Level::Portable => None,
             #[cfg(target_arch = "x86_64")]
-            Level::Avx512 if isa.has_vnni() => Some(TileCode::Avx512Vnni),
+            Level::Avx512 if isa.has_vnni() => Some(TileCode::Vnni),
             #[cfg(target_arch = "x86_64")]
-            Level::Avx2 | Level::Avx512 => Some(TileCode::Avx2),
+            Level::Avx512 => Some(TileCode::Avx512),
+            #[cfg(target_arch = "x86_64")]
+            Level::Avx2 => Some(TileCode::Avx2),
             // Without dotprod the products of integers would take as long as those of floats.
             #[cfg(target_arch = "aarch64")]
             Level::Neon => {
@@ -95,7 +101,9 @@ impl TileCode {
             #[cfg(target_arch = "x86_64")]
             TileCode::Avx2 => x86::GEOMETRY,
             #[cfg(target_arch = "x86_64")]
-            TileCode::Avx512Vnni => avx512::GEOMETRY,
+            TileCode::Avx512 => avx512::GEOMETRY,
+            #[cfg(target_arch = "x86_64")]
+            TileCode::Vnni => vnni::GEOMETRY,
             #[cfg(target_arch = "x86_64")]
             TileCode::Amx(_) => amx::GEOMETRY,
             #[cfg(target_arch = "aarch64")]
@@ -109,7 +117,9 @@ impl TileCode {
             #[cfg(target_arch = "x86_64")]
             TileCode::Avx2 => x86::form(grid),
             #[cfg(target_arch = "x86_64")]
-            TileCode::Avx512Vnni => avx512::form(grid),
+            TileCode::Avx512 => avx512::form(grid),
+            #[cfg(target_arch = "x86_64")]
+            TileCode::Vnni => vnni::form(grid),
             #[cfg(target_arch = "x86_64")]
             TileCode::Amx(_) => Some(amx::form(grid)),
             #[cfg(target_arch = "aarch64")]
@@ -122,7 +132,7 @@ impl TileCode {
     fn costs(self) -> Costs {
         match self {
             #[cfg(target_arch = "x86_64")]
-            TileCode::Avx2 | TileCode::Avx512Vnni => {
+            TileCode::Avx2 | TileCode::Avx512 | TileCode::Vnni => {
                 Costs { grids: &[(Grid::Bits8, 0.42), (Grid::Bits16, 0.68)], recheck: 6.0 }
             }
             #[cfg(target_arch = "x86_64")]
@@ -153,9 +163,12 @@ impl TileCode {
             // SAFETY: this code is only chosen where the CPU has AVX2 and FMA.
             #[cfg(target_arch = "x86_64")]
             TileCode::Avx2 => unsafe { x86::possible(strip, masks) },
+            // SAFETY: this code is only chosen where the CPU has AVX-512, BW included.
+            #[cfg(target_arch = "x86_64")]
+            TileCode::Avx512 => unsafe { avx512::possible(strip, masks) },
             // SAFETY: this code is only chosen where the CPU has AVX-512 with VNNI.
             #[cfg(target_arch = "x86_64")]
-            TileCode::Avx512Vnni => unsafe { avx512::possible(strip, masks) },
+            TileCode::Vnni => unsafe { vnni::possible(strip, masks) },
             // SAFETY: where there are matrix units, there is AVX-512; the thread has its tiles.
             #[cfg(target_arch = "x86_64")]
             TileCode::Amx(_) => unsafe { amx::possible(strip, masks) },
