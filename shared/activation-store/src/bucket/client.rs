@@ -110,16 +110,12 @@ impl Bucket {
         Failure::of(error, &self.address.bucket, &self.server)
     }
 
-    async fn repeat<T, F: Future<Output = object_store::Result<T>>>(
+    async fn repeat<T, F: Future<Output = Result<T, Failure>>>(
         &self,
-        mut attempt: impl FnMut() -> F,
+        attempt: impl FnMut() -> F,
     ) -> Result<T, Failure> {
         let patience = self.patience.get().copied().unwrap_or(PATIENCE_AT_FIRST);
-        let done = repeat(patience, || {
-            let attempt = attempt();
-            async { attempt.await.map_err(|error| self.failure(&error)) }
-        });
-        let done = done.await;
+        let done = repeat(patience, attempt).await;
         if !matches!(&done, Err(failure) if failure.kind == Kind::Passing) {
             // Somebody answered.
             self.patience.get_or_init(|| PATIENCE);
@@ -131,40 +127,56 @@ impl Bucket {
     pub(crate) async fn get(&self, name: &str) -> Result<(Bytes, Version), Failure> {
         let object = self.object(name);
         let get = || async {
-            let found = self.store.get(&object).await?;
+            let found = self.store.get(&object).await.map_err(|error| self.failure(&error))?;
             let version = Version { e_tag: found.meta.e_tag.clone(), version: found.meta.version.clone() };
-            let bytes = found.meta.size;
-            Ok((found.bytes().await?, version, bytes))
+            let expected = found.meta.size;
+            let bytes = found.bytes().await.map_err(|error| self.failure(&error))?;
+            self.check_length(&bytes, expected)?;
+            Ok((bytes, version))
         };
-        let (bytes, version, expected) = self.repeat(get).await?;
-        match bytes.len() as u64 == expected {
-            true => Ok((bytes, version)),
-            false => Err(Failure::passing(format!("{} of {expected} bytes came", bytes.len()))),
-        }
+        self.repeat(get).await
     }
 
-    /// The bytes `range` of an object, and the bytes that it has in all.
+    /// The bytes `range` of an object, and the bytes that it has in all. If those are fewer than the range's, nothing comes.
     pub(crate) async fn range(&self, name: &str, range: Range<u64>) -> Result<(Bytes, u64), Failure> {
         let object = self.object(name);
         let get = || async {
             let options =
                 GetOptions { range: Some(GetRange::Bounded(range.clone())), ..GetOptions::default() };
-            let found = self.store.get_opts(&object, options).await?;
-            let (size, served) = (found.meta.size, found.range.clone());
-            let bytes = found.bytes().await?;
-            if served != range || bytes.len() as u64 != range.end - range.start {
-                let source = format!("it sent {} bytes of {served:?}, asked for were {range:?}", bytes.len());
-                return Err(object_store::Error::Generic { store: "bucket", source: source.into() });
+            let found = self.store.get_opts(&object, options).await.map_err(|error| self.failure(&error))?;
+            let size = found.meta.size;
+            if size < range.end {
+                return Ok((Bytes::new(), size));
             }
+            if found.range != range {
+                return Err(Failure::passing(format!(
+                    "{} sent bytes {:?} of it, asked for were {range:?}",
+                    self.server, found.range
+                )));
+            }
+            let bytes = found.bytes().await.map_err(|error| self.failure(&error))?;
+            self.check_length(&bytes, range.end - range.start)?;
             Ok((bytes, size))
         };
         self.repeat(get).await
     }
 
+    fn check_length(&self, bytes: &Bytes, expected: u64) -> Result<(), Failure> {
+        match bytes.len() as u64 == expected {
+            true => Ok(()),
+            false => {
+                let what =
+                    format!("{} sent {} bytes of it, asked for were {expected}", self.server, bytes.len());
+                Err(Failure::passing(what))
+            }
+        }
+    }
+
     /// The version of an object, if there is one.
     pub(crate) async fn version(&self, name: &str) -> Result<Option<Version>, Failure> {
         let object = self.object(name);
-        match self.repeat(|| self.store.head(&object)).await {
+        let head = || async { self.store.head(&object).await.map_err(|error| self.failure(&error)) };
+        match self.repeat(head).await {
             Ok(found) => Ok(Some(Version { e_tag: found.e_tag, version: found.version })),
             Err(failure) if failure.kind == Kind::Missing => Ok(None),
             Err(failure) => Err(failure),
@@ -174,14 +186,16 @@ impl Bucket {
     /// Every object below the folder, by its name there.
     pub(crate) async fn list(&self) -> Result<BTreeMap<String, Listed>, Failure> {
         let folder = ObjectPath::from(self.address.folder.as_str());
-        let list = || self.store.list(Some(&folder)).try_collect::<Vec<_>>();
+        let list = || async {
+            let found = self.store.list(Some(&folder)).try_collect::<Vec<_>>().await;
+            found.map_err(|error| self.failure(&error))
+        };
         let found = self.repeat(list).await?;
         let below = format!("{folder}/");
         let name = |location: &ObjectPath| location.as_ref().strip_prefix(&below).map(str::to_owned);
-        Ok(found
-            .iter()
-            .filter_map(|object| Some((name(&object.location)?, Listed { bytes: object.size })))
-            .collect())
+        let named =
+            found.iter().filter_map(|object| Some((name(&object.location)?, Listed { bytes: object.size })));
+        Ok(named.collect())
     }
 
     /// Puts an object: a new one, or in place of the `old` version. That an equal one is there already is success; another one is
@@ -194,9 +208,9 @@ impl Bucket {
     ) -> Result<Version, Failure> {
         let object = self.object(name);
         let mode = || old.cloned().map_or(PutMode::Create, PutMode::Update);
-        let put = || {
-            let options = PutOptions::from(mode());
-            self.store.put_opts(&object, content.clone(), options)
+        let put = || async {
+            let put = self.store.put_opts(&object, content.clone(), PutOptions::from(mode())).await;
+            put.map_err(|error| self.failure(&error))
         };
         match self.repeat(put).await {
             Ok(put) => Ok(Version { e_tag: put.e_tag, version: put.version }),
@@ -213,7 +227,8 @@ impl Bucket {
     /// Deletes an object, if it is there.
     pub(crate) async fn delete(&self, name: &str) -> Result<(), Failure> {
         let object = self.object(name);
-        match self.repeat(|| self.store.delete(&object)).await {
+        let delete = || async { self.store.delete(&object).await.map_err(|error| self.failure(&error)) };
+        match self.repeat(delete).await {
             Err(failure) if failure.kind != Kind::Missing => Err(failure),
             _ => Ok(()),
         }

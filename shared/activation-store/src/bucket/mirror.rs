@@ -6,9 +6,9 @@ use std::path::{Path, PathBuf};
 
 use super::client::Bucket;
 use super::files::BucketFiles;
-use crate::catalog::{self, Catalog};
+use crate::catalog::Catalog;
 use crate::files::Files;
-use crate::journal::Manifest;
+use crate::journal::{self, Manifest};
 use crate::metadata::ZARR_JSON;
 use crate::paths::MANIFEST;
 use crate::{Result, StoreError};
@@ -20,14 +20,22 @@ use crate::{Result, StoreError};
 /// As of [`Catalog::read`]; a folder that cannot be written.
 pub(super) fn copy(bucket: &Bucket, cache: &Path) -> Result<(PathBuf, Catalog)> {
     let direct = BucketFiles::new(bucket.clone());
-    let attributes = catalog::read_attributes(&direct)?;
-    if !attributes.complete {
-        // It says how far the store is.
-        Catalog::read(&direct)?;
-    }
-    let (manifest, _) = catalog::read_manifest(&direct)?;
-    let own = |name: &str| direct.read(name).map_err(StoreError::io("read", &bucket.path().join(name)));
-    let files = [(ZARR_JSON, own(ZARR_JSON)?), (MANIFEST, own(MANIFEST)?)];
+    let files = match identity(&direct) {
+        Some(files) => files,
+        // Damaged on their way, perhaps.
+        None => match identity(&direct) {
+            Some(files) => files,
+            None => {
+                // It says what is wrong with them, or how far the store is.
+                Catalog::read(&direct)?;
+                return Err(StoreError::damaged(
+                    &bucket.path().join(MANIFEST),
+                    "it changes while it is read",
+                ));
+            }
+        },
+    };
+    let (manifest, _) = journal::parse_line::<Manifest>(&files[1].1).expect("it was read before");
     let dir = cache.join(format!("{}-{:08x}", bucket.address().name(), crc32c::crc32c(&files[1].1)));
     if fs::read(dir.join(MANIFEST)).is_ok_and(|found| found != files[1].1) {
         // Another store by the same name and checksum.
@@ -39,6 +47,15 @@ pub(super) fn copy(bucket: &Bucket, cache: &Path) -> Result<(PathBuf, Catalog)> 
         mirror.keep(name, content).map_err(StoreError::io("write", &mirror.dir.join(name)))?;
     }
     Ok((mirror.dir, catalog))
+}
+
+/// The metadata and the manifest of a finished store, if they are those of each other.
+fn identity(direct: &BucketFiles) -> Option<[(&'static str, Vec<u8>); 2]> {
+    let (group, manifest) = (direct.read(ZARR_JSON).ok()?, direct.read(MANIFEST).ok()?);
+    let (parsed, length) = journal::parse_line::<Manifest>(&manifest)?;
+    let of_group = parsed.files.iter().find(|file| file.name == ZARR_JSON)?;
+    let fits = of_group.bytes == group.len() as u64 && of_group.crc32c == crc32c::crc32c(&group);
+    (fits && length == manifest.len()).then_some([(ZARR_JSON, group), (MANIFEST, manifest)])
 }
 
 /// Reads from the folder what is sound there, and from the bucket into the folder what is not.

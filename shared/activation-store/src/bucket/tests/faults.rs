@@ -1,7 +1,8 @@
 //! An object store some of whose requests fail.
 
+use std::collections::HashSet;
 use std::fmt;
-use std::sync::Arc;
+use std::sync::{Arc, Mutex};
 use std::time::Duration;
 
 use async_trait::async_trait;
@@ -11,8 +12,8 @@ use futures_util::stream::{self, BoxStream};
 use object_store::memory::InMemory;
 use object_store::path::Path;
 use object_store::{
-    CopyOptions, Error, GetOptions, GetResult, GetResultPayload, ListResult, MultipartUpload, ObjectMeta,
-    ObjectStore, PutMultipartOptions, PutOptions, PutPayload, PutResult, Result,
+    CopyOptions, Error, GetOptions, GetRange, GetResult, GetResultPayload, ListResult, MultipartUpload,
+    ObjectMeta, ObjectStore, PutMultipartOptions, PutOptions, PutPayload, PutResult, Result,
 };
 
 /// What becomes of a request.
@@ -37,7 +38,20 @@ pub(super) enum Fault {
 
 type Plan = dyn Fn(&str, &str) -> Fault + Send + Sync;
 
-/// The store, and what becomes of each request: of its kind ("get", "put", "delete", "list") and its object.
+/// A plan in which the first of several equal requests of these kinds has a `fault`.
+pub(super) fn at_first(
+    kinds: &'static [&'static str],
+    fault: Fault,
+) -> impl Fn(&str, &str) -> Fault + Send + Sync {
+    let seen = Mutex::new(HashSet::new());
+    move |kind, name| {
+        let is_first = kinds.contains(&kind) && seen.lock().unwrap().insert(format!("{kind} {name}"));
+        if is_first { fault } else { Fault::None }
+    }
+}
+
+/// The store, and what becomes of each request: of its kind ("get", "put", "list") and its object, with `@` and the first byte if a
+/// part of it is asked for.
 pub(super) struct Faults {
     store: Arc<InMemory>,
     plan: Box<Plan>,
@@ -52,8 +66,8 @@ impl Faults {
     }
 
     /// Fails, or says what is to become of the answer.
-    async fn before(&self, kind: &str, path: &Path) -> Result<Fault> {
-        let fault = (self.plan)(kind, path.as_ref().trim_start_matches("acts/"));
+    async fn before(&self, kind: &str, path: &Path, part: &str) -> Result<Fault> {
+        let fault = (self.plan)(kind, &format!("{}{part}", path.as_ref().trim_start_matches("acts/")));
         match fault {
             Fault::Gone => return Err(gone()),
             Fault::Forbidden => {
@@ -88,7 +102,7 @@ impl fmt::Display for Faults {
 #[async_trait]
 impl ObjectStore for Faults {
     async fn put_opts(&self, path: &Path, payload: PutPayload, options: PutOptions) -> Result<PutResult> {
-        let fault = self.before("put", path).await?;
+        let fault = self.before("put", path, "").await?;
         let put = self.store.put_opts(path, payload, options).await;
         if fault == Fault::Lost { Err(gone()) } else { put }
     }
@@ -102,7 +116,11 @@ impl ObjectStore for Faults {
     }
 
     async fn get_opts(&self, path: &Path, options: GetOptions) -> Result<GetResult> {
-        let fault = self.before("get", path).await?;
+        let from = match &options.range {
+            Some(GetRange::Bounded(range)) => format!("@{}", range.start),
+            _ => String::new(),
+        };
+        let fault = self.before("get", path, &from).await?;
         let is_head = options.head;
         let found = self.store.get_opts(path, options).await?;
         if is_head || matches!(fault, Fault::None | Fault::Slow) {

@@ -18,7 +18,7 @@ use super::client::{Bucket, runtime};
 use crate::address::Address;
 use crate::disk::DiskHook;
 use crate::{CacheOptions, Layout, Result, Store, StoreSpec, StoreWriter};
-use faults::{Fault, Faults};
+use faults::{Fault, Faults, at_first};
 
 /// Three windows and a short one; their boundaries fall inside of contexts, and inside of chunks of tokens.
 fn spec() -> StoreSpec {
@@ -39,7 +39,10 @@ fn contexts(spec: &StoreSpec, first: u64, n: u64) -> (Array2<u32>, Array3<f32>) 
         );
     let rows = Array3::from_shape_fn((n, length, spec.width), |(c, p, d)| match d {
         0 => place(c, p) as f32,
-        _ => ((place(c, p) * 37 + d * 101) % 1009) as f32 / 256.0,
+        _ => {
+            let hash = ((place(c, p) * spec.width + d) as u64 ^ 0x5bd1).wrapping_mul(0x9e37_79b9_7f4a_7c15);
+            (hash >> 40) as f32 / (1 << 24) as f32
+        }
     });
     (tokens, rows)
 }
@@ -103,8 +106,8 @@ impl Memory {
 
     fn put(&self, name: &str, content: Vec<u8>) {
         use object_store::ObjectStoreExt;
-        let put = self.store.put(&format!("acts/{name}").into(), content.into());
-        runtime().unwrap().block_on(put).unwrap();
+        let path = format!("acts/{name}").into();
+        runtime().unwrap().block_on(self.store.put(&path, content.into())).unwrap();
     }
 
     fn delete(&self, name: &str) {

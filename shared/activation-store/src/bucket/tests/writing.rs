@@ -59,11 +59,7 @@ fn requests_that_fail_and_answers_that_get_lost_change_nothing() {
     let expected = files(local(&spec).path());
     for fault in [Fault::Gone, Fault::Lost] {
         let memory = Memory::new();
-        let number = AtomicUsize::new(0);
-        let bucket = memory.failing(move |kind, _| {
-            let fails = matches!(kind, "put" | "list") && number.fetch_add(1, Ordering::SeqCst) % 3 == 1;
-            if fails { fault } else { Fault::None }
-        });
+        let bucket = memory.failing(at_first(&["put", "list", "get"], fault));
         write(&bucket, &spec, None).unwrap();
         assert_eq!(memory.objects(), expected, "{fault:?}");
     }
