@@ -20,20 +20,14 @@ use crate::{Result, StoreError};
 /// As of [`Catalog::read`]; a folder that cannot be written.
 pub(super) fn copy(bucket: &Bucket, cache: &Path) -> Result<(PathBuf, Catalog)> {
     let direct = BucketFiles::new(bucket.clone());
-    let files = match identity(&direct) {
+    // Twice: damaged on their way, perhaps.
+    let files = match identity(&direct)?.map_or_else(|| identity(&direct), |files| Ok(Some(files)))? {
         Some(files) => files,
-        // Damaged on their way, perhaps.
-        None => match identity(&direct) {
-            Some(files) => files,
-            None => {
-                // It says what is wrong with them, or how far the store is.
-                Catalog::read(&direct)?;
-                return Err(StoreError::damaged(
-                    &bucket.path().join(MANIFEST),
-                    "it changes while it is read",
-                ));
-            }
-        },
+        None => {
+            // It says what is wrong with them, or how far the store is.
+            Catalog::read(&direct)?;
+            return Err(StoreError::damaged(&bucket.path().join(MANIFEST), "it changes while it is read"));
+        }
     };
     let (manifest, _) = journal::parse_line::<Manifest>(&files[1].1).expect("it was read before");
     let dir = cache.join(format!("{}-{:08x}", bucket.address().name(), crc32c::crc32c(&files[1].1)));
@@ -50,12 +44,21 @@ pub(super) fn copy(bucket: &Bucket, cache: &Path) -> Result<(PathBuf, Catalog)> 
 }
 
 /// The metadata and the manifest of a finished store, if they are those of each other.
-fn identity(direct: &BucketFiles) -> Option<[(&'static str, Vec<u8>); 2]> {
-    let (group, manifest) = (direct.read(ZARR_JSON).ok()?, direct.read(MANIFEST).ok()?);
-    let (parsed, length) = journal::parse_line::<Manifest>(&manifest)?;
-    let of_group = parsed.files.iter().find(|file| file.name == ZARR_JSON)?;
-    let fits = of_group.bytes == group.len() as u64 && of_group.crc32c == crc32c::crc32c(&group);
-    (fits && length == manifest.len()).then_some([(ZARR_JSON, group), (MANIFEST, manifest)])
+fn identity(direct: &BucketFiles) -> Result<Option<[(&'static str, Vec<u8>); 2]>> {
+    let read = |name: &str| match direct.read(name) {
+        Err(error) if error.kind() == ErrorKind::NotFound => Ok(None),
+        read => read.map(Some).map_err(StoreError::io("read", &direct.place().join(name))),
+    };
+    let Some(group) = read(ZARR_JSON)? else {
+        return Err(StoreError::NotFound(direct.place().to_path_buf()));
+    };
+    let Some(manifest) = read(MANIFEST)? else { return Ok(None) };
+    let of_group = journal::parse_line::<Manifest>(&manifest)
+        .filter(|(_, length)| *length == manifest.len())
+        .and_then(|(parsed, _)| parsed.files.into_iter().find(|file| file.name == ZARR_JSON));
+    let fits = of_group
+        .is_some_and(|file| file.bytes == group.len() as u64 && file.crc32c == crc32c::crc32c(&group));
+    Ok(fits.then_some([(ZARR_JSON, group), (MANIFEST, manifest)]))
 }
 
 /// Reads from the folder what is sound there, and from the bucket into the folder what is not.
