@@ -112,7 +112,7 @@ impl Cache {
         [fixed, chunks, largest]: [u64; 3],
     ) -> Result<(u32, Arc<Entry>)> {
         let mut state = self.lock();
-        let on_disk: u64 = here.iter().map(|(.., bytes)| bytes).sum();
+        let here_already = on_disk(&entry.dir, &mut HashSet::new());
         if let Some(limit) = self.limit {
             let least = state.fixed + fixed + 8 * largest;
             if limit < least {
@@ -127,8 +127,9 @@ impl Cache {
                 self.check_punching()?;
             }
         }
-        let more =
-            (fixed + chunks).min(self.limit.unwrap_or(u64::MAX)).saturating_sub(on_disk + bytes_of(&state));
+        let more = (fixed + chunks)
+            .min(self.limit.unwrap_or(u64::MAX))
+            .saturating_sub(here_already + bytes_of(&state));
         let available = durable_files::available_space(&self.folder)?;
         if more > available {
             return Err(self.wrong(format!(

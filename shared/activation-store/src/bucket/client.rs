@@ -88,7 +88,6 @@ impl Bucket {
     }
 
     /// The same, whose every request is repeated for so long.
-    #[cfg(test)]
     pub(super) fn with_patience(self, patience: Duration) -> Bucket {
         Bucket { patience: Arc::new(OnceLock::from(patience)), ..self }
     }

@@ -21,6 +21,8 @@ use crate::{Result, StoreError};
 const RENEWED: Duration = Duration::from_secs(10);
 /// How long one of another machine must stay as it is until it counts as left behind.
 const LEFT: Duration = Duration::from_secs(25);
+/// How long it is tried to give it back.
+const GIVEN_BACK: Duration = Duration::from_secs(3);
 /// How often it is looked at meanwhile.
 const LOOK: Duration = Duration::from_secs(1);
 
@@ -149,7 +151,8 @@ impl Lease {
 impl Drop for Lease {
     fn drop(&mut self) {
         self.renewing.abort();
-        // One that stays behind is taken over.
+        // One that stays behind is taken over: no reason to wait for a network that is gone.
+        self.bucket = self.bucket.clone().with_patience(GIVEN_BACK);
         let Ok(runtime) = runtime() else { return };
         if !self.shared.lost.load(Ordering::Relaxed) && runtime.block_on(self.check()).is_ok() {
             let _ = runtime.block_on(self.bucket.delete(LOCK));
