@@ -200,6 +200,8 @@ mod tests {
         assert_eq!(name(&["--out", "a/b"], "m", hook, 1, None), "a/b");
         assert_eq!(name(&["--out", "a/b"], "m", hook, 2, None), "a/b/blocks.1.hook_resid_pre");
         assert_eq!(name(&["--out", "a/b/"], "m", hook, 1, part), "a/b-part-1-of-4");
+        assert_eq!(name(&["--out", "s3://a/b"], "m", hook, 1, part), "s3://a/b-part-1-of-4");
+        assert_eq!(name(&["--out", "s3://a/b"], "m", hook, 2, None), "s3://a/b/blocks.1.hook_resid_pre");
         assert_eq!(name(&["--out", "a"], "m", hook, 2, part), "a/blocks.1.hook_resid_pre-part-1-of-4");
         assert_eq!(
             name(&[], "models/tiny.onnx", "/model/layers.1/Add_output_0", 1, None),

@@ -7,6 +7,9 @@ use crate::{Result, StoreError};
 /// The schemes of buckets: of S3 and what speaks its protocol, of Google Cloud Storage, and of Azure Blob Storage.
 const SCHEMES: [&str; 3] = ["s3", "gs", "az"];
 
+/// Whether this build reads and writes stores in buckets: whether it has the feature `bucket`.
+pub(crate) const BUCKETS: bool = cfg!(feature = "bucket");
+
 /// A folder in a bucket.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub(crate) struct Address {

@@ -9,6 +9,7 @@ use std::sync::atomic::{AtomicU64, Ordering};
 use ndarray::Array2;
 use rayon::prelude::*;
 
+use crate::address::{Address, BUCKETS};
 use crate::bucket::{self, CacheOptions, Cached};
 use crate::catalog::{self, Catalog, SmallFile};
 use crate::files::{Files, Folder};
@@ -69,7 +70,8 @@ impl Store {
     /// damaged file (as far as that can be seen without reading all rows).
     pub fn open(dir: &Path) -> Result<Store> {
         if address::is_bucket(dir) {
-            return Err(StoreError::InBucket(dir.to_path_buf()));
+            let path = Address::parse(dir)?.path();
+            return Err(if BUCKETS { StoreError::InBucket(path) } else { StoreError::NoBuckets(path) });
         }
         let catalog = Catalog::read(&Folder::new(dir))?;
         let spec = &catalog.attributes.specification;

@@ -2,8 +2,8 @@
 
 use std::path::{Path, PathBuf};
 
-use activation_store::{CacheOptions, Store, is_bucket};
-use anyhow::{Result, ensure};
+use activation_store::{CacheOptions, Store, StoreError};
+use anyhow::{Result, bail};
 use clap::Args;
 use human_units::parse_bytes;
 use terminal::foreign_path;
@@ -24,11 +24,16 @@ impl CacheArguments {
     pub(crate) fn open(&self, store: &Path) -> Result<Store> {
         let cache =
             self.cache.as_ref().map(|folder| CacheOptions { folder: folder.clone(), size: self.cache_size });
-        ensure!(
-            cache.is_some() || !is_bucket(store),
-            "{} is in a bucket: --cache names a folder on this machine for what is fetched, and --cache-size limits it",
-            foreign_path(store)
-        );
-        Ok(Store::open_with(store, cache.as_ref())?)
+        let opened = match cache {
+            Some(cache) => Store::open_with(store, Some(&cache)),
+            None => Store::open(store),
+        };
+        match opened {
+            Err(StoreError::InBucket(store)) => bail!(
+                "{} is in a bucket: --cache names a folder on this machine for what is fetched, and --cache-size limits it",
+                foreign_path(&store)
+            ),
+            opened => Ok(opened?),
+        }
     }
 }
