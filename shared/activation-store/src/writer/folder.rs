@@ -3,9 +3,7 @@
 use std::fs::{self, File};
 use std::path::{Path, PathBuf};
 
-use super::WriterOptions;
-use super::space::check_space;
-use crate::disk::{Disk, Written};
+use crate::disk::{Disk, DiskHook, Written};
 use crate::files::Folder;
 use crate::lock::Lock;
 use crate::metadata::{Attributes, ZARR_JSON};
@@ -14,25 +12,26 @@ use crate::resumption::{self, Look, Resumption};
 use crate::target::{Begun, Opened, Target};
 use crate::{Result, StoreError, StoreSpec};
 
-/// Opens the store in `dir` for writing; `beginning` is the metadata of a new one.
+/// Opens the store in `dir` for writing; `beginning` is the metadata of a new one. `check_space` is given the bytes that are
+/// there already.
 pub(super) fn open(
     dir: &Path,
     spec: &StoreSpec,
     beginning: &[u8],
-    options: &WriterOptions,
+    check_space: Option<&dyn Fn(u64) -> Result<()>>,
+    hook: Option<DiskHook>,
 ) -> Result<Opened> {
     let files = Folder::new(dir);
     let existing = matching_attributes(dir, spec)?;
     let complete = existing.as_ref().is_some_and(|attributes| attributes.complete);
-    if !complete && !options.skip_space_check {
-        let kept = Resumption::read(&files, spec, Look::Sizes)?.shard_bytes;
-        check_space(dir, spec, options.planned_rows, kept)?;
+    if let Some(check_space) = check_space.filter(|_| !complete) {
+        check_space(Resumption::read(&files, spec, Look::Sizes)?.shard_bytes)?;
     }
     fs::create_dir_all(dir).map_err(StoreError::io("create", dir))?;
     let hold = Box::new(Lock::acquire(dir)?);
     // Read again: until the lock was ours, another process may have written here.
     let existing = matching_attributes(dir, spec)?;
-    let disk = Disk::new(dir, existing.is_some(), options.disk_hook.clone())?;
+    let disk = Disk::new(dir, existing.is_some(), hook)?;
     match existing {
         None => disk.publish(ZARR_JSON, beginning).map(drop)?,
         Some(attributes) if attributes.complete => {

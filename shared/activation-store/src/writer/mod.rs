@@ -17,6 +17,7 @@ use std::sync::atomic::Ordering;
 use compress::{Row, Work};
 use ndarray::{ArrayView1, ArrayView2, ArrayView3, Axis};
 use pipeline::Pipeline;
+use space::check_space;
 pub use space::estimated_bytes;
 use stages::{Counters, Position};
 
@@ -106,9 +107,14 @@ impl StoreWriter {
     pub fn open(dir: &Path, spec: &StoreSpec, options: &WriterOptions) -> Result<StoreWriter> {
         spec.validate()?;
         let beginning = beginning(spec);
+        let hook = options.disk_hook.clone();
+        let check_space = |kept| check_space(dir, spec, options.planned_rows, kept);
+        let check_space: Option<&dyn Fn(u64) -> Result<()>> =
+            if options.skip_space_check { None } else { Some(&check_space) };
         let opened = match address::is_bucket(dir) {
-            true => bucket::open_writer(dir, spec, &beginning, options.disk_hook.clone())?,
-            false => folder::open(dir, spec, &beginning, options)?,
+            // Nobody knows what room a bucket has.
+            true => bucket::open_writer(dir, spec, &beginning, hook)?,
+            false => folder::open(dir, spec, &beginning, check_space, hook)?,
         };
         Self::continued(dir, spec, options.threads, opened)
     }
