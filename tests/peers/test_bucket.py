@@ -131,25 +131,51 @@ def test_a_network_that_fails_changes_no_batch(place, moto, reference, tmp_path)
     assert_same(out, reference)
 
 
+def start(endpoint, line):
+    return subprocess.Popen([TARGET / line[0], *map(str, line[1:])], cwd=REPOSITORY, env=environment(endpoint), stderr=subprocess.DEVNULL)
+
+
+class Ending:
+    """A plan that ends a process by a signal when it makes a request, and lets a share of the requests before it fail."""
+
+    def __init__(self, request, by, faults=lambda *_: None):
+        self.request, self.by, self.faults, self.process, self.has_ended = request, by, faults, None, False
+
+    def __call__(self, method, path, number):
+        if number < self.request:
+            return self.faults(method, path, number)
+        while self.process is None:
+            time.sleep(0.001)
+        if not self.has_ended:
+            self.has_ended = True
+            self.process.send_signal(self.by)
+        return None if self.by == signal.SIGINT else "drop"
+
+
+def run_until(moto, line, plan):
+    """Whether the process was ended before it was done."""
+    proxy = Proxy(moto.port, plan)
+    plan.process = start(proxy.endpoint, line)
+    plan.process.wait(timeout=300)
+    proxy.close()
+    return plan.has_ended
+
+
 def test_a_cache_whose_process_is_ended_anywhere_is_right(place, moto, reference, tmp_path):
     chance = random.Random(3)
     cache = ["--cache", tmp_path / "cache", "--cache-size", "2500000"]
-    slow = Proxy(moto.port, lambda *_: "throttle")
+    ended = 0
     for number in range(KILLS):
-        line = [TARGET / "sae-trainer", *map(str, [*training("s3://bucket/acts", tmp_path / f"ended-{number}")[1:], *cache])]
-        process = subprocess.Popen(line, cwd=REPOSITORY, env=environment(slow.endpoint), stderr=subprocess.DEVNULL)
-        time.sleep(chance.uniform(0.2, 3))
-        process.kill()
-        process.wait()
-    slow.close()
+        line = [*training("s3://bucket/acts", tmp_path / f"ended-{number}"), *cache]
+        ended += run_until(moto, line, Ending(chance.randrange(1, 45 if number == 0 else 25), signal.SIGKILL))
+    assert ended > 0
     run(moto.endpoint, *training("s3://bucket/acts", tmp_path / "run"), *cache)
     assert_same(tmp_path / "run", reference)
 
 
 def test_a_second_process_does_not_touch_the_cache(place, moto, tmp_path):
     slow = Proxy(moto.port, lambda *_: "delay")
-    line = [TARGET / "sae-trainer", *map(str, training("s3://bucket/acts", tmp_path / "first")[1:]), "--cache", tmp_path / "cache"]
-    first = subprocess.Popen(line, cwd=REPOSITORY, env=environment(slow.endpoint), stderr=subprocess.DEVNULL)
+    first = start(slow.endpoint, [*training("s3://bucket/acts", tmp_path / "first"), "--cache", tmp_path / "cache"])
     while not (tmp_path / "cache/cache.lock").exists():
         time.sleep(0.02)
     time.sleep(0.1)
@@ -172,34 +198,25 @@ def test_a_dump_into_a_bucket_is_the_dump_into_a_folder(place, moto):
 
 def test_a_dump_that_is_ended_anywhere_ends_with_the_same_bytes(place, moto):
     chance = random.Random(5)
-    # About as long as a run takes through this proxy; some are ended before they begin and some not at all.
-    proxy = Proxy(moto.port, seeded(["delay", "drop", 503], 0.2, seed=2, methods=("PUT", "GET", "HEAD")))
-    line = [TARGET / "activation-dump", *map(str, importing(place, "s3://bucket/ended")[1:])]
     ended = 0
     for number in range(KILLS):
-        process = subprocess.Popen(line, cwd=REPOSITORY, env=environment(proxy.endpoint), stderr=subprocess.DEVNULL)
-        try:
-            process.wait(chance.uniform(0.05, 2.5))
-        except subprocess.TimeoutExpired:
-            # Some by Ctrl-C, which commits what is whole.
-            process.send_signal(signal.SIGINT if number % 3 == 2 else signal.SIGKILL)
-            ended += 1
-        process.wait()
-        if number % 10 == 9:
+        # Some by Ctrl-C, which commits what is whole. A dump takes about 150 requests.
+        by = signal.SIGINT if number % 3 == 2 else signal.SIGKILL
+        faults = seeded(["drop", 503], 0.1, seed=number, methods=("PUT", "GET", "HEAD"))
+        ended += run_until(moto, importing(place, "s3://bucket/ended"), Ending(chance.randrange(1, 120), by, faults))
+        if "zarr.json" in moto.names("ended") and json.loads(moto.get("ended/zarr.json"))["attributes"]["complete"]:
             run(moto.endpoint, *importing(place, "s3://bucket/ended"))
             moto.assert_holds(place / "store", "ended")
             for name in moto.names("ended"):
                 moto.delete(f"ended/{name}")
-    proxy.close()
-    assert ended > KILLS // 2
+    assert ended > 0
     run(moto.endpoint, *importing(place, "s3://bucket/ended"))
     moto.assert_holds(place / "store", "ended")
 
 
 def test_of_two_writers_one_wins_and_the_other_is_told_who(place, moto):
-    slow = Proxy(moto.port, lambda *_: "delay")
-    line = [TARGET / "activation-dump", *map(str, importing(place, "s3://bucket/two")[1:])]
-    first = subprocess.Popen(line, cwd=REPOSITORY, env=environment(slow.endpoint), stderr=subprocess.DEVNULL)
+    slow = Proxy(moto.port, lambda _method, _path, number: "delay" if number < 40 else None)
+    first = start(slow.endpoint, importing(place, "s3://bucket/two"))
     while "writer.lock" not in moto.names("two"):
         time.sleep(0.02)
     told = run(moto.endpoint, *importing(place, "s3://bucket/two"), code=1).stderr
