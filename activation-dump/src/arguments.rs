@@ -39,6 +39,8 @@ Examples:
       sae-trainer --store A --store B ... reads the four stores as one
   activation-dump import cached_activations --out stores/cached
       a store of activations that another program wrote: NumPy, vLLM, SAELens and others
+  activation-dump --layer 1 --tokens 300M --out s3://bucket/acts
+      writes the store into a bucket (gs:// and az:// too)
   activation-dump info stores/smollm2
       summarises a store
 
@@ -72,7 +74,7 @@ pub(crate) enum Command {
 
 #[derive(Debug, Args)]
 pub(crate) struct InfoArguments {
-    /// Folder of the store
+    /// Folder of the store, or its address in a bucket (s3://BUCKET/FOLDER, gs://, az://)
     pub(crate) store: PathBuf,
     /// Print one JSON object
     #[arg(long)]
@@ -81,7 +83,7 @@ pub(crate) struct InfoArguments {
 
 #[derive(Debug, Args)]
 pub(crate) struct VerifyArguments {
-    /// Folder of the store
+    /// Folder of the store, or its address in a bucket (s3://BUCKET/FOLDER, gs://, az://)
     pub(crate) store: PathBuf,
     /// Print one JSON object
     #[arg(long)]
@@ -262,8 +264,8 @@ pub(crate) struct WhatArguments {
 #[derive(Debug, Args)]
 #[command(next_help_heading = "Store")]
 pub(crate) struct StoreArguments {
-    /// Folder of the store [default: stores/MODEL-HOOK]. With several hooks, the folder that holds one store per
-    /// hook, named after it. With --part, the part's number is appended
+    /// Folder of the store [default: stores/MODEL-HOOK], or one in a bucket as s3://BUCKET/FOLDER (gs://, az://). With several
+    /// hooks, the folder that holds one store per hook, named after it. With --part, the part's number is appended
     #[arg(long, value_name = "FOLDER")]
     pub(crate) out: Option<PathBuf>,
     /// Number type of the stored rows

@@ -5,7 +5,7 @@ use std::process::ExitCode;
 use std::sync::{Arc, OnceLock};
 use std::time::{Duration, Instant};
 
-use activation_store::{Store, StoreError, StoreSummary, StoreWriter};
+use activation_store::{Store, StoreError, StoreSummary, StoreWriter, is_bucket};
 use anyhow::{Context, Result, bail};
 use human_units::{format_bytes, format_count};
 use language_model::{
@@ -266,7 +266,9 @@ impl Prepared {
         for line in summary.lines() {
             terminal::say!("  {}", foreign(&line));
         }
-        terminal::say!("next: sae-trainer --store {} --loss approx-l0", foreign_path(&self.targets[0].path));
+        let store = &self.targets[0].path;
+        let cache = if is_bucket(store) { " --cache FOLDER" } else { "" };
+        terminal::say!("next: sae-trainer --store {}{cache} --loss approx-l0", foreign_path(store));
         if json {
             terminal::report!("{}", serde_json::to_string_pretty(&summary)?);
         }
@@ -323,7 +325,7 @@ impl Prepared {
     }
 
     fn print_interruption(&self) {
-        let done = |target: &Target| match Store::open(&target.path) {
+        let done = |target: &Target| match Store::open_with(&target.path, None) {
             Err(StoreError::Incomplete { contexts_done, .. }) => contexts_done,
             Ok(store) => store.contexts(),
             Err(_) => 0,

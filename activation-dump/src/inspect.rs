@@ -14,7 +14,7 @@ use crate::arguments::{ExportArguments, ExportChoice, InfoArguments, VerifyArgum
 
 /// Prints what the store holds.
 pub(crate) fn info(arguments: &InfoArguments) -> Result<ExitCode> {
-    let store = Store::open(&arguments.store)?;
+    let store = Store::open_with(&arguments.store, None)?;
     let (spec, summary, stats) = (store.spec(), store.summary(), store.stats());
     let ratio = summary.raw_bytes as f64 / summary.activation_bytes.max(1) as f64;
     let bytes_per_row = summary.activation_bytes as f64 / summary.rows.max(1) as f64;

@@ -3,7 +3,7 @@
 use std::path::Path;
 use std::time::{Duration, Instant};
 
-use activation_store::{Store, StoreError, estimated_bytes};
+use activation_store::{Store, StoreError, estimated_bytes, is_bucket};
 use anyhow::{Result, bail};
 use human_units::{format_bytes, format_count, format_duration};
 use language_model::PrefixModel;
@@ -114,7 +114,10 @@ pub(crate) fn estimate(
         part: plan.part.as_ref().map(|(part, _)| part.to_string()),
         model_batch: plan.batch,
         disk_bytes: stores.iter().map(|store| store.disk_bytes).fold(0, u64::saturating_add),
-        free_bytes: targets.first().and_then(|target| durable_files::available_space(&target.path).ok()),
+        free_bytes: targets
+            .first()
+            .filter(|target| !is_bucket(&target.path))
+            .and_then(|target| durable_files::available_space(&target.path).ok()),
         memory_bytes: rows.fold(resident_bytes(), u64::saturating_add),
         stores,
         model_tokens_per_second: model_rate,
@@ -125,7 +128,7 @@ pub(crate) fn estimate(
 }
 
 fn store_estimate(target: &Target, plan: &DumpPlan) -> StoreEstimate {
-    let (complete, contexts_done, problem) = match Store::open(&target.path) {
+    let (complete, contexts_done, problem) = match Store::open_with(&target.path, None) {
         Ok(store) => (true, store.contexts(), None),
         Err(StoreError::Incomplete { contexts_done, .. }) => (false, contexts_done, None),
         Err(StoreError::NotFound(_)) => (false, 0, None),

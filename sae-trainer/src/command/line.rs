@@ -23,6 +23,8 @@ Examples:
       an L1 penalty, a shorter run, a folder of your choice
   sae-trainer --preset l1-reference --store stores/gpt2 --tokens 50M
       a published recipe, shorter; --config FILE.toml takes flags from a file of your own
+  sae-trainer --store s3://bucket/acts --cache /scratch/acts --cache-size 200GiB
+      a store in a bucket, with room for a part of it
   sae-trainer --resume --out runs/l1
       continues an interrupted run from its last checkpoint
   sae-trainer sweep --store stores/gpt2 --l0-coefficient 5e-5,7e-5,1.4e-4

@@ -19,7 +19,7 @@ pub(super) struct Data {
 impl Data {
     /// Opens what the flags name.
     pub(super) fn open(arguments: &EvalArguments) -> Result<Data> {
-        let open = |folder: &PathBuf| Store::open(folder).map_err(anyhow::Error::from);
+        let open = |folder: &PathBuf| arguments.cache.open(folder);
         let stores = match &arguments.store[..] {
             [] => vec![open(&default_store()?)?],
             folders => folders.iter().map(open).collect::<Result<_>>()?,

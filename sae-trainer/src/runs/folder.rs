@@ -127,8 +127,7 @@ fn names(stores: &[StoreIdentity]) -> String {
 
 impl StoreIdentity {
     fn of(store: &Store) -> StoreIdentity {
-        let path = fs::canonicalize(store.path()).unwrap_or_else(|_| store.path().to_path_buf());
-        StoreIdentity { path, rows: store.rows(), spec: store.spec().clone() }
+        StoreIdentity { path: store.canonical_path(), rows: store.rows(), spec: store.spec().clone() }
     }
 
     /// A store may move, and may have been dumped by another command.

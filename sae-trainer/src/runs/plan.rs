@@ -67,15 +67,20 @@ impl RunPlan {
             _ => merged.to_vec(),
         };
         let of_run = stored.as_ref();
-        let stores =
-            open_stores(&paths(&given.data.store, of_run.map(|run| &run.stores[..]), &merged.data.store))?;
+        let open = |path: &PathBuf| run.cache.open(path);
+        let stores = open_stores(
+            &paths(&given.data.store, of_run.map(|run| &run.stores[..]), &merged.data.store),
+            open,
+        )?;
         let targets = open_targets(
             &paths(&given.rows.target, of_run.map(|run| &run.targets[..]), &merged.rows.target),
             &stores,
+            open,
         )?;
         let eval_stores = open_eval_stores(
             &paths(&given.rows.eval_store, of_run.map(|run| &run.eval_stores[..]), &merged.rows.eval_store),
             &stores,
+            open,
         )?;
         let width = stores[0].width();
 
@@ -191,8 +196,8 @@ pub(crate) fn merge(stored: &SettingArguments, given: &SettingArguments) -> Sett
     serde_json::from_value(Value::Object(merged)).expect("flags over flags are flags")
 }
 
-fn open_stores(paths: &[PathBuf]) -> Result<Vec<Store>> {
-    let stores: Vec<Store> = paths.iter().map(|path| Ok(Store::open(path)?)).collect::<Result<_>>()?;
+fn open_stores(paths: &[PathBuf], open: impl Fn(&PathBuf) -> Result<Store>) -> Result<Vec<Store>> {
+    let stores: Vec<Store> = paths.iter().map(open).collect::<Result<_>>()?;
     for store in &stores {
         ensure!(
             store.width() == stores[0].width(),
@@ -207,14 +212,18 @@ fn open_stores(paths: &[PathBuf]) -> Result<Vec<Store>> {
 }
 
 /// The stores of `--target`, each aligned with the one of `stores` in the same place.
-fn open_targets(paths: &[PathBuf], stores: &[Store]) -> Result<Vec<Store>> {
+fn open_targets(
+    paths: &[PathBuf],
+    stores: &[Store],
+    open: impl Fn(&PathBuf) -> Result<Store>,
+) -> Result<Vec<Store>> {
     ensure!(
         paths.is_empty() || paths.len() == stores.len(),
         "--target names {} stores and --store {}: name a target for each store, in the same order",
         paths.len(),
         stores.len()
     );
-    let targets: Vec<Store> = paths.iter().map(|path| Ok(Store::open(path)?)).collect::<Result<_>>()?;
+    let targets: Vec<Store> = paths.iter().map(open).collect::<Result<_>>()?;
     for (store, target) in stores.iter().zip(&targets) {
         ensure!(
             store.width() == target.width(),
@@ -230,9 +239,12 @@ fn open_targets(paths: &[PathBuf], stores: &[Store]) -> Result<Vec<Store>> {
 }
 
 /// The stores of `--eval-store`, whose rows must be ones that the autoencoder reads and has not seen.
-fn open_eval_stores(paths: &[PathBuf], stores: &[Store]) -> Result<Vec<Store>> {
-    let found: Vec<Store> = paths.iter().map(|path| Ok(Store::open(path)?)).collect::<Result<_>>()?;
-    let place = |store: &Store| std::fs::canonicalize(store.path()).ok();
+fn open_eval_stores(
+    paths: &[PathBuf],
+    stores: &[Store],
+    open: impl Fn(&PathBuf) -> Result<Store>,
+) -> Result<Vec<Store>> {
+    let found: Vec<Store> = paths.iter().map(open).collect::<Result<_>>()?;
     for store in &found {
         ensure!(
             store.width() == stores[0].width(),
@@ -243,7 +255,7 @@ fn open_eval_stores(paths: &[PathBuf], stores: &[Store]) -> Result<Vec<Store>> {
             store.width()
         );
         ensure!(
-            stores.iter().all(|trained| place(trained) != place(store)),
+            stores.iter().all(|trained| trained.canonical_path() != store.canonical_path()),
             "{} is given as --store and as --eval-store: name another store, or leave --eval-store out to evaluate on \
              held-out rows",
             foreign_path(store.path())
@@ -287,7 +299,7 @@ fn check_paths(out: &Path, config: &RunConfig) -> Result<()> {
 /// `runs/gpt2-approx-l0-7e-5`, `runs/gpt2.in-to-gpt2.out-approx-l0-7e-5`
 fn default_folder(store: &Store, target: Option<&Store>, settings: &Settings) -> PathBuf {
     let name = |store: &Store| {
-        let path = std::fs::canonicalize(store.path()).unwrap_or_else(|_| store.path().to_path_buf());
+        let path = store.canonical_path();
         path.file_name().unwrap_or_default().to_string_lossy().into_owned()
     };
     let store = match target {

@@ -3,6 +3,7 @@
 //!     store_speed memcpy STORE
 //!     store_speed layout STORE SCRATCH TYPE BITS CHUNK-ROWS LEVEL     rewrites the rows, then reads them
 //!     store_speed read STORE GIGABYTES [THREADS]                      reads through a BatchStream, default options
+//!     store_speed epochs STORE CACHE SIZE                             reads two epochs, of a bucket through a cache (0: no limit)
 //!     store_speed mixing STORE TIMES WINDOW-ROWS K                    0 is the default
 //!     store_speed filter STORE                                        finds the held-out rows, then the norms of all rows
 //!     store_speed repeat STORE TIMES OUT                              writes the rows TIMES times into a new store
@@ -16,8 +17,8 @@ use std::time::Instant;
 use std::{env, fs, process};
 
 use activation_store::{
-    BatchElement, BatchStream, Layout, Part, RowFilter, RowMask, RowType, Store, StoreSpec, StoreSummary,
-    StoreWriter, StreamOptions, WriterOptions, bf16, f16, median_norm,
+    BatchElement, BatchStream, CacheOptions, Layout, Part, RowFilter, RowMask, RowType, Store, StoreSpec,
+    StoreSummary, StoreWriter, StreamOptions, WriterOptions, bf16, f16, median_norm,
 };
 use ndarray::{Array2, Array3, Axis, s};
 use serde_json::{Value, json};
@@ -37,11 +38,12 @@ fn main() {
         }
         ["read", store, gigabytes] => read_by_default(store, gigabytes, "0"),
         ["read", store, gigabytes, threads] => read_by_default(store, gigabytes, threads),
+        ["epochs", store, cache, size] => epochs(store, cache, size),
         ["filter", store] => filter(store),
         ["mixing", store, times, window_rows, k] => mixing(store, [times, window_rows, k]),
         ["repeat", store, times, out] => repeat(store, times, out),
         _ => {
-            eprintln!("usage: store_speed memcpy|layout|read|filter|mixing|repeat STORE …");
+            eprintln!("usage: store_speed memcpy|layout|read|epochs|filter|mixing|repeat STORE …");
             process::exit(2);
         }
     };
@@ -178,6 +180,26 @@ fn read<T: BatchElement>(store: &Store, bytes: u64, threads: usize) -> Outcome<V
 fn read_by_default(store: &str, gigabytes: &str, threads: &str) -> Outcome<Value> {
     let gigabytes: f64 = gigabytes.parse()?;
     read::<f32>(&Store::open(Path::new(store))?, (gigabytes * 1e9) as u64, threads.parse()?)
+}
+
+/// Opens a store, in a folder or a bucket, and reads two epochs, the first one from wherever its chunks are.
+fn epochs(store: &str, cache: &str, size: &str) -> Outcome<Value> {
+    let size: u64 = size.parse()?;
+    let cache = CacheOptions { folder: cache.into(), size: (size > 0).then_some(size) };
+    let start = Instant::now();
+    let store = Store::open_with(Path::new(store), Some(&cache))?;
+    let opened = start.elapsed().as_secs_f64();
+    let raw = store.summary().raw_bytes;
+    let mut stream = BatchStream::new(vec![store], StreamOptions::default())?;
+    let batches = stream.rows_per_epoch() / stream.batch() as u64;
+    let mut epoch = || -> Outcome<Value> {
+        let clock = Clock::start();
+        for _ in 0..batches {
+            std::hint::black_box(stream.next_batch()?);
+        }
+        Ok(clock.speed(raw))
+    };
+    Ok(json!({ "open_seconds": opened, "raw_bytes": raw, "first": epoch()?, "second": epoch()? }))
 }
 
 /// What it costs, before the first batch, to know which rows are held out and which have a large norm; and to read the rows that

@@ -1,9 +1,11 @@
 //! Whether two stores hold the same tokens row by row: two hooks of one dump.
 
 use std::fs;
+use std::path::Path;
 
 use rayon::prelude::*;
 
+use crate::catalog::SmallFile;
 use crate::{Result, Store, StoreError};
 
 /// Fields of the specification in which the hooks of one dump may differ.
@@ -33,10 +35,10 @@ impl Store {
                 differences.push(format!("{what} are {here} there, {there} here"));
             }
         }
-        if differences.is_empty() && !self.same_files(other, &self.origin_files())? {
+        if differences.is_empty() && !self.same_files(other, Store::origin_files)? {
             differences.push("the rows come from other places of the text".to_owned());
         }
-        if differences.is_empty() && !self.same_files(other, &self.token_files())? {
+        if differences.is_empty() && !self.same_files(other, Store::token_files)? {
             differences.push("the tokens are others".to_owned());
         }
         if differences.is_empty() {
@@ -46,15 +48,20 @@ impl Store {
         Err(StoreError::NotAligned { dir, other, differences })
     }
 
-    /// Whether the files `names` of both stores are equal. The writer is deterministic, so that equal arrays are equal bytes;
+    /// Whether these files of both stores are equal. The writer is deterministic, so that equal arrays are equal bytes;
     /// the recorded checksums do not tell, since a chunk ends with its own.
-    fn same_files(&self, other: &Store, names: &[String]) -> Result<bool> {
-        let read = |store: &Store, name: &str| {
-            let path = store.path().join(name);
+    fn same_files(&self, other: &Store, files: impl Fn(&Store) -> Vec<SmallFile>) -> Result<bool> {
+        let (here, there) = (files(self), files(other));
+        if here.len() != there.len() {
+            return Ok(false);
+        }
+        let (folder, other) = (self.folder_with(&here)?, other.folder_with(&there)?);
+        let read = |folder: &Path, name: &str| {
+            let path = folder.join(name);
             fs::read(&path).map_err(StoreError::io("read", &path))
         };
-        let same = |name: &String| Ok(read(self, name)? == read(other, name)?);
-        let each: Vec<bool> = names.par_iter().map(same).collect::<Result<_>>()?;
+        let same = |file: &SmallFile| Ok(read(folder, &file.name)? == read(other, &file.name)?);
+        let each: Vec<bool> = here.par_iter().map(same).collect::<Result<_>>()?;
         Ok(each.into_iter().all(|same| same))
     }
 }

@@ -1,12 +1,13 @@
 //! What a finished store consists of: its manifest and journal, checked and parsed.
 
-use std::fs::{self, File};
+use std::fs::File;
 use std::os::unix::fs::FileExt;
 use std::path::{Path, PathBuf};
 
 use serde_json::Value;
 
 use crate::codec::CHECKSUM;
+use crate::files::Files;
 use crate::journal::{self, Entry, Manifest, ShardRecord, TokenFile};
 use crate::metadata::{self, Attributes, ZARR_JSON};
 use crate::paths::{JOURNAL, MANIFEST, SMALL_FILES};
@@ -26,24 +27,51 @@ pub(crate) struct Catalog {
     pub(crate) small_bytes: u64,
 }
 
-impl Catalog {
-    /// Reads and checks the small files of the store in `dir`.
-    pub(crate) fn read(dir: &Path) -> Result<Catalog> {
-        let attributes = read_attributes(dir)?;
-        if !attributes.complete {
-            let contexts_done = resumption::contexts_done(dir, &attributes.specification);
-            return Err(StoreError::Incomplete { dir: dir.to_path_buf(), contexts_done });
+/// A file that is read as a whole: a shard of `origin` or a chunk of `tokens`.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub(crate) struct SmallFile {
+    /// Relative to the store.
+    pub(crate) name: String,
+    pub(crate) bytes: u64,
+    pub(crate) crc32c: u32,
+    /// Of so many bytes at the end, which tell it from others of its length.
+    pub(crate) tail: Option<(usize, u32)>,
+}
+
+impl SmallFile {
+    pub(crate) fn origin(shard: u64, record: &ShardRecord) -> SmallFile {
+        let file = record.origin;
+        SmallFile { name: paths::origin(shard), bytes: file.bytes, crc32c: file.crc32c, tail: None }
+    }
+
+    pub(crate) fn tokens(file: &TokenFile) -> SmallFile {
+        SmallFile {
+            name: paths::tokens(file.chunk),
+            bytes: file.bytes,
+            crc32c: file.crc32c,
+            tail: file.tail_crc32c.map(|crc32c| (CHECKSUM, crc32c)),
         }
-        let (manifest, manifest_bytes) = read_manifest(dir)?;
+    }
+}
+
+impl Catalog {
+    /// Reads and checks the small files of a store.
+    pub(crate) fn read(files: &dyn Files) -> Result<Catalog> {
+        let attributes = read_attributes(files)?;
+        if !attributes.complete {
+            let contexts_done = resumption::contexts_done(files, &attributes.specification);
+            return Err(StoreError::Incomplete { dir: files.place().to_path_buf(), contexts_done });
+        }
+        let (manifest, manifest_bytes) = read_manifest(files)?;
         let mut small_bytes = manifest_bytes;
         let mut contents = Vec::with_capacity(SMALL_FILES.len());
         for (number, name) in SMALL_FILES.into_iter().enumerate() {
-            contents.push(read_checked(dir, name, &manifest, number)?);
+            contents.push(read_checked(files, name, &manifest, number)?);
             small_bytes += contents[number].len() as u64;
         }
         let content = |name: &str| {
             let number = SMALL_FILES.iter().position(|file| *file == name).expect("a small file's name");
-            (dir.join(name), &contents[number][..])
+            (files.place().join(name), &contents[number][..])
         };
 
         let spec = &attributes.specification;
@@ -62,6 +90,28 @@ impl Catalog {
         Ok(Catalog { statistics, shards, tokens, small_bytes, attributes })
     }
 
+    /// Checks that every file that is not read here is there, with the size that is recorded.
+    pub(crate) fn check_sizes(&self, files: &dyn Files) -> Result<()> {
+        let shard = |(number, shard): (usize, &ShardRecord)| {
+            let number = number as u64;
+            [
+                (paths::activations(number), shard.activations.bytes),
+                (paths::origin(number), shard.origin.bytes),
+            ]
+        };
+        let shards = self.shards.iter().enumerate().flat_map(shard);
+        let tokens = self.tokens.iter().map(|file| (paths::tokens(file.chunk), file.bytes));
+        for (name, recorded) in shards.chain(tokens) {
+            let path = files.place().join(&name);
+            let found = files.size(&name).map_err(StoreError::io("find", &path))?;
+            if found != recorded {
+                let what = format!("it has {found} bytes, the journal records {recorded}");
+                return Err(StoreError::damaged(&path, what));
+            }
+        }
+        Ok(())
+    }
+
     /// Bytes of all files.
     pub(crate) fn stored_bytes(&self) -> u64 {
         let shards = self.shards.iter().map(|shard| shard.activations.bytes + shard.origin.bytes);
@@ -75,21 +125,20 @@ impl Catalog {
 }
 
 /// The group's attributes.
-pub(crate) fn read_attributes(dir: &Path) -> Result<Attributes> {
-    let path = dir.join(ZARR_JSON);
-    match fs::read(&path) {
-        Ok(text) => metadata::parse_attributes(dir, &text),
+pub(crate) fn read_attributes(files: &dyn Files) -> Result<Attributes> {
+    match files.read(ZARR_JSON) {
+        Ok(text) => metadata::parse_attributes(files.place(), &text),
         Err(error) if error.kind() == std::io::ErrorKind::NotFound => {
-            Err(StoreError::NotFound(dir.to_path_buf()))
+            Err(StoreError::NotFound(files.place().to_path_buf()))
         }
-        Err(error) => Err(StoreError::io("read", &path)(error)),
+        Err(error) => Err(StoreError::io("read", &files.place().join(ZARR_JSON))(error)),
     }
 }
 
 /// The manifest and the bytes of its file.
-pub(crate) fn read_manifest(dir: &Path) -> Result<(Manifest, u64)> {
-    let path = dir.join(MANIFEST);
-    let line = fs::read(&path).map_err(StoreError::io("read", &path))?;
+pub(crate) fn read_manifest(files: &dyn Files) -> Result<(Manifest, u64)> {
+    let path = files.place().join(MANIFEST);
+    let line = files.read(MANIFEST).map_err(StoreError::io("read", &path))?;
     match journal::parse_line::<Manifest>(&line) {
         Some((manifest, length)) if length == line.len() => {
             let names = manifest.files.iter().map(|file| &file.name[..]);
@@ -104,9 +153,9 @@ pub(crate) fn read_manifest(dir: &Path) -> Result<(Manifest, u64)> {
 }
 
 /// The content of the small file `number`, if it is what the manifest records.
-pub(crate) fn read_checked(dir: &Path, name: &str, manifest: &Manifest, number: usize) -> Result<Vec<u8>> {
-    let path = dir.join(name);
-    let content = fs::read(&path).map_err(StoreError::io("read", &path))?;
+fn read_checked(files: &dyn Files, name: &str, manifest: &Manifest, number: usize) -> Result<Vec<u8>> {
+    let path = files.place().join(name);
+    let content = files.read(name).map_err(StoreError::io("read", &path))?;
     let recorded = &manifest.files[number];
     if content.len() as u64 != recorded.bytes {
         let what = format!("it has {} bytes, the manifest records {}", content.len(), recorded.bytes);

@@ -8,7 +8,7 @@ use std::ops::Range;
 use std::path::Path;
 
 use crate::isa::per_isa;
-use crate::{Result, StoreError, StoreSpec, paths};
+use crate::{Result, StoreError, StoreSpec};
 
 /// Bytes of the checksum after a chunk and after an index.
 pub(crate) const CHECKSUM: usize = 4;
@@ -138,21 +138,19 @@ fn encode_integers(
     Ok(stored)
 }
 
-/// Reads the tokens `range` of a chunk of the `tokens` array.
-pub(crate) fn read_token_chunk(
-    dir: &Path,
+/// The tokens `range` of the chunk of the `tokens` array that is `stored` at `path`.
+pub(crate) fn decode_tokens(
+    path: &Path,
+    stored: &[u8],
     spec: &StoreSpec,
-    chunk: u64,
     range: Range<usize>,
 ) -> Result<Vec<u32>> {
-    let path = dir.join(paths::tokens(chunk));
-    let stored = std::fs::read(&path).map_err(StoreError::io("read", &path))?;
     let size = spec.token_bytes();
     let mut planes = vec![0; spec.token_chunk_contexts() * spec.context_length * size];
     zstd::bulk::Decompressor::new()
         .map_err(|error| error.to_string())
-        .and_then(|mut decompressor| decode_chunk(&mut decompressor, &stored, &mut planes))
-        .map_err(|what| StoreError::damaged(&path, what))?;
+        .and_then(|mut decompressor| decode_chunk(&mut decompressor, stored, &mut planes))
+        .map_err(|what| StoreError::damaged(path, what))?;
     Ok(unshuffle(&planes, size, range).chunks_exact(size).map(|bytes| little_endian(bytes) as u32).collect())
 }
 

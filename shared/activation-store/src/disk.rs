@@ -45,6 +45,18 @@ pub(crate) struct Written {
     pub(crate) crc32c: u32,
 }
 
+impl Written {
+    /// A file of these parts, each with its crc32c.
+    pub(crate) fn of(parts: &[(&[u8], u32)]) -> Written {
+        let mut written = Written { bytes: 0, crc32c: 0 };
+        for &(part, crc32c) in parts {
+            written.crc32c = crc32c::crc32c_combine(written.crc32c, crc32c, part.len());
+            written.bytes += part.len() as u64;
+        }
+        written
+    }
+}
+
 /// Writes into one store's folder.
 #[derive(Debug, Clone)]
 pub(crate) struct Disk {
@@ -109,11 +121,6 @@ impl Disk {
             Ok(file)
         };
         let file = write().map_err(StoreError::io("write", &target))?;
-        let mut written = Written { bytes: 0, crc32c: 0 };
-        for &(part, crc32c) in parts {
-            written.crc32c = crc32c::crc32c_combine(written.crc32c, crc32c, part.len());
-            written.bytes += part.len() as u64;
-        }
         self.before(DiskStep::Sync, &target)
             .and_then(|()| file.sync_all())
             .map_err(StoreError::io("flush", &target))?;
@@ -124,7 +131,7 @@ impl Disk {
         self.before(DiskStep::SyncFolder, folder)
             .and_then(|()| self.sync_folders(folder))
             .map_err(StoreError::io("flush", folder))?;
-        Ok(written)
+        Ok(Written::of(parts))
     }
 
     /// Flushes `folder` and, because it may be new itself, the folders above it up to the store's.

@@ -54,6 +54,53 @@ pub enum StoreError {
     /// Another process writes this store.
     #[error("another process is writing {}; wait for it to end, or stop it", foreign_path(.0))]
     Locked(PathBuf),
+    /// Another process writes this store in a bucket.
+    #[error("{} is being written by {}; wait for it to end, or stop it", foreign_path(store), foreign(who))]
+    WrittenBy {
+        /// The store's address.
+        store: PathBuf,
+        /// The process, its machine, since when.
+        who: String,
+    },
+    /// An object that this writer was to create is there with other bytes.
+    #[error(
+        "{} holds other bytes than this run would write: {} writes the same store, or wrote it on another machine, whose results \
+         differ in their last bits; stop all but one, and run the same command again",
+        foreign_path(object),
+        foreign(who)
+    )]
+    OtherBytes {
+        /// The object's address.
+        object: PathBuf,
+        /// Who else writes, as far as that is known.
+        who: String,
+    },
+    /// A store in a bucket, where only a folder will do.
+    #[error(
+        "{} is in a bucket, and this reads stores in folders: copy it into one (docs/buckets.md says what works on buckets)",
+        foreign_path(.0)
+    )]
+    InBucket(PathBuf),
+    /// A store in a bucket, for a build without the feature `bucket`.
+    #[error(
+        "{} is in a bucket, and this program was built without buckets: take the one of the wheel, or build it with --features bucket",
+        foreign_path(.0)
+    )]
+    NoBuckets(PathBuf),
+    /// What was given is no address of a store in a bucket. It is not repeated: it may hold a key.
+    #[error("the address of a store in a bucket is s3://BUCKET/FOLDER (or gs://, az://): {what}")]
+    Address {
+        /// What is wrong with it.
+        what: String,
+    },
+    /// A folder cannot keep what is fetched from buckets.
+    #[error("cannot use {} as a cache: {}", foreign_path(dir), foreign(what))]
+    Cache {
+        /// The folder.
+        dir: PathBuf,
+        /// Why not, and what to do.
+        what: String,
+    },
     /// The estimate does not fit on the file system.
     #[error("{} needs about {} MB and its file system has {} MB free; free some space, ask for fewer tokens, or keep fewer mantissa bits", foreign_path(dir), needed / 1_000_000, available / 1_000_000)]
     NoSpace {

@@ -4,12 +4,20 @@
 //! A store is a folder and a valid Zarr v3 group; `docs/store-format.md` specifies it byte by byte. [`StoreWriter`] writes
 //! one, [`Store`] reads its rows, and [`BatchStream`] feeds a training run with shuffled batches from one or several.
 
+mod address;
 mod alignment;
+#[cfg(feature = "bucket")]
+mod bucket;
+#[cfg(not(feature = "bucket"))]
+#[path = "no_bucket.rs"]
+mod bucket;
+mod cache_options;
 mod catalog;
 mod codec;
 mod disk;
 mod error;
 mod export;
+mod files;
 mod find;
 mod held_out;
 mod isa;
@@ -29,10 +37,13 @@ mod specification;
 mod statistics;
 mod store;
 mod stream;
+mod target;
 mod verify;
 mod widen;
 mod writer;
 
+pub use address::is_bucket;
+pub use cache_options::CacheOptions;
 pub use disk::{DiskCallback, DiskHook, DiskStep};
 pub use error::{Result, StoreError};
 pub use export::{ExportFormat, ExportSummary, export};

@@ -57,6 +57,33 @@ pub(crate) fn check_size(dir: &Path, name: &str, recorded: u64) -> Result<PathBu
     Ok(path)
 }
 
+/// What a file of a store is, by its name.
+#[cfg(feature = "bucket")]
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) enum Kind {
+    /// Of rows or their origins, with its number.
+    Shard(u64),
+    /// A chunk of tokens, with its number.
+    Tokens(u64),
+    /// Metadata, statistics, journal, manifest.
+    Small,
+    /// None of a store.
+    Foreign,
+}
+
+/// What the file `name` is.
+#[cfg(feature = "bucket")]
+pub(crate) fn kind(name: &str) -> Kind {
+    let number = |text: &str| text.parse().ok();
+    let found = match name.split('/').collect::<Vec<_>>()[..] {
+        ["activations", "c", shard, "0"] => number(shard).map(Kind::Shard),
+        ["origin", "c", shard] => number(shard).map(Kind::Shard),
+        ["tokens", "c", chunk, "0"] => number(chunk).map(Kind::Tokens),
+        _ => (name == MANIFEST || SMALL_FILES.contains(&name)).then_some(Kind::Small),
+    };
+    found.unwrap_or(Kind::Foreign)
+}
+
 /// Whether a file of a store has this name, with dots for slashes, until it is whole.
 pub(crate) fn is_a_temporary_name(name: &str) -> bool {
     let is_number = |text: &str| !text.is_empty() && text.bytes().all(|byte| byte.is_ascii_digit());

@@ -1,14 +1,15 @@
 //! What a store's folder contains before writing begins.
 
 use std::collections::BTreeMap;
-use std::fs::{self, File};
-use std::io::{ErrorKind, Read};
+use std::fs;
+use std::io::ErrorKind;
 use std::ops::Range;
 use std::path::Path;
 
 use rayon::prelude::*;
 
 use crate::disk::{UNFINISHED, holds_unfinished_only};
+use crate::files::Files;
 use crate::journal::{self, Entry, ShardRecord, TokenFile};
 use crate::lock::{LOCK, is_lock};
 use crate::metadata::{Attributes, ZARR_JSON, parse_attributes};
@@ -41,6 +42,27 @@ pub(crate) fn existing_attributes(dir: &Path) -> Result<Option<Attributes>> {
         }
         Err(error) => Err(StoreError::io("read", &path)(error)),
     }
+}
+
+/// `attributes`, which are those of the store at `place`, if they are of the dump `spec`; `None` for a store of another dump that was
+/// stopped before it stored anything.
+///
+/// # Errors
+/// [`StoreError::Mismatch`] for a store of another dump that holds something.
+pub(crate) fn of_this_dump(
+    attributes: Attributes,
+    spec: &StoreSpec,
+    place: &Path,
+    holds_nothing: impl FnOnce() -> Result<bool>,
+) -> Result<Option<Attributes>> {
+    let differences = attributes.specification.differences(spec);
+    if differences.is_empty() {
+        return Ok(Some(attributes));
+    }
+    if !attributes.complete && holds_nothing()? {
+        return Ok(None);
+    }
+    Err(StoreError::Mismatch { dir: place.to_path_buf(), differences })
 }
 
 /// Whether nothing is in the unfinished store `dir` but its metadata: no line of a journal, no file of an array.
@@ -94,6 +116,9 @@ pub(crate) struct Resumption {
 pub(crate) enum Look {
     /// Whether they exist, with the size that the journal records.
     Sizes,
+    #[cfg(feature = "bucket")]
+    /// Every byte of what is next to the end, sizes elsewhere: whoever stores the files vouches for their bytes.
+    End,
     /// Every byte.
     Bytes,
 }
@@ -104,17 +129,13 @@ impl Resumption {
     ///
     /// # Errors
     /// Errors of the operating system. Damage is not an error, since running the model again repairs it.
-    pub(crate) fn read(dir: &Path, spec: &StoreSpec, look: Look) -> Result<Self> {
-        let path = dir.join(JOURNAL);
-        let bytes = match fs::read(&path) {
-            Ok(bytes) => bytes,
-            Err(error) if error.kind() == ErrorKind::NotFound => Vec::new(),
-            Err(error) => return Err(StoreError::io("read", &path)(error)),
-        };
+    pub(crate) fn read(files: &dyn Files, spec: &StoreSpec, look: Look) -> Result<Self> {
+        let path = files.place().join(JOURNAL);
+        let bytes = files.journal().map_err(StoreError::io("read", &path))?;
         let mut recorded = Recorded::of(&bytes, spec);
-        recorded.give_up_damaged_shards(dir, spec, look)?;
-        if look == Look::Bytes {
-            recorded.give_up_damaged_tokens(dir, spec)?;
+        recorded.give_up_damaged_shards(files, spec, look)?;
+        if look != Look::Sizes {
+            recorded.give_up_damaged_tokens(files, spec, look)?;
         }
         let Recorded { shards, windows, damage, .. } = recorded;
         let Some(last) = windows.last() else { return Ok(Self::beginning(spec, damage)) };
@@ -156,18 +177,21 @@ impl Resumption {
     }
 
     /// The tokens of the finished contexts that share their chunk of `tokens` with contexts to come.
-    pub(crate) fn tail_tokens(&self, dir: &Path, spec: &StoreSpec) -> Result<Vec<u32>> {
-        tail_tokens(dir, spec, self.contexts)
+    pub(crate) fn tail_tokens(&self, files: &dyn Files, spec: &StoreSpec) -> Result<Vec<u32>> {
+        tail_tokens(files, spec, self.contexts)
     }
 }
 
-fn tail_tokens(dir: &Path, spec: &StoreSpec, contexts: u64) -> Result<Vec<u32>> {
+fn tail_tokens(files: &dyn Files, spec: &StoreSpec, contexts: u64) -> Result<Vec<u32>> {
     let per_chunk = spec.token_chunk_contexts() as u64;
     if contexts.is_multiple_of(per_chunk) {
         return Ok(Vec::new());
     }
     let tokens = (contexts % per_chunk) as usize * spec.context_length;
-    codec::read_token_chunk(dir, spec, contexts / per_chunk, 0..tokens)
+    let name = paths::tokens(contexts / per_chunk);
+    let path = files.place().join(&name);
+    let stored = files.read(&name).map_err(StoreError::io("read", &path))?;
+    codec::decode_tokens(&path, &stored, spec, 0..tokens)
 }
 
 /// What a journal records.
@@ -226,7 +250,7 @@ impl Recorded {
     }
 
     /// Gives up the windows from the first damaged shard on.
-    fn give_up_damaged_shards(&mut self, dir: &Path, spec: &StoreSpec, look: Look) -> Result<()> {
+    fn give_up_damaged_shards(&mut self, files: &dyn Files, spec: &StoreSpec, look: Look) -> Result<()> {
         let shards = self.windows.last().map_or(0, |window| window.shards);
         let found: Vec<Option<String>> = (0..2 * shards)
             .into_par_iter()
@@ -236,12 +260,12 @@ impl Recorded {
                     0 => (paths::activations(shard), &record.activations),
                     _ => (paths::origin(shard), &record.origin),
                 };
-                let found = problem(dir, &name, file.bytes, file.crc32c, look)?;
-                if look == Look::Sizes || found.is_some() {
+                let found = problem(files, &name, file.bytes, file.crc32c, look)?;
+                if look != Look::Bytes || found.is_some() {
                     return Ok(found);
                 }
                 // Each chunk ends with its own checksum, so the one of the file does not tell one shard from another.
-                match Shard::open(dir, &name, file, spec, record.rows) {
+                match Shard::open(files.place(), &name, file, spec, record.rows) {
                     Err(StoreError::Damaged { what, .. }) => Ok(Some(format!("{name}: {what}"))),
                     opened => opened.map(|_| None),
                 }
@@ -255,22 +279,22 @@ impl Recorded {
     }
 
     /// Gives up the windows from the first damaged chunk of tokens on.
-    fn give_up_damaged_tokens(&mut self, dir: &Path, spec: &StoreSpec) -> Result<()> {
+    fn give_up_damaged_tokens(&mut self, files: &dyn Files, spec: &StoreSpec, look: Look) -> Result<()> {
         let per_chunk = spec.token_chunk_contexts() as u64;
         loop {
             let contexts = self.windows.last().map_or(0, |window| window.contexts);
             // What was written last of each chunk that is full by then; nobody writes that again.
-            let files: BTreeMap<u64, TokenFile> = self
+            let latest: BTreeMap<u64, TokenFile> = self
                 .windows
                 .iter()
                 .flat_map(|window| &window.tokens)
                 .map(|file| (file.chunk, *file))
                 .collect();
-            let full = files.into_values().filter(|file| file.chunk < contexts / per_chunk);
+            let full = latest.into_values().filter(|file| file.chunk < contexts / per_chunk);
             let mut damaged = None;
             for file in full {
                 let name = paths::tokens(file.chunk);
-                if let Some(what) = problem(dir, &name, file.bytes, file.crc32c, Look::Bytes)? {
+                if let Some(what) = problem(files, &name, file.bytes, file.crc32c, look)? {
                     damaged = Some((file.chunk, what));
                     break;
                 }
@@ -278,7 +302,7 @@ impl Recorded {
             // The chunk that is not full may have been written again since, by a window that is not finished: its own
             // checksum tells.
             if damaged.is_none() {
-                damaged = match tail_tokens(dir, spec, contexts) {
+                damaged = match tail_tokens(files, spec, contexts) {
                     Ok(_) => None,
                     Err(StoreError::Damaged { what, .. }) => Some((contexts / per_chunk, what)),
                     Err(StoreError::Io { source, .. }) if source.kind() == ErrorKind::NotFound => {
@@ -296,35 +320,24 @@ impl Recorded {
 }
 
 /// What is wrong with a file.
-fn problem(dir: &Path, name: &str, bytes: u64, crc32c: u32, look: Look) -> Result<Option<String>> {
-    let path = dir.join(name);
-    let found = match fs::metadata(&path) {
-        Ok(found) => found.len(),
+fn problem(files: &dyn Files, name: &str, bytes: u64, crc32c: u32, look: Look) -> Result<Option<String>> {
+    let path = files.place().join(name);
+    let found = match files.size(name) {
+        Ok(found) => found,
         Err(error) if error.kind() == ErrorKind::NotFound => return Ok(Some(format!("{name}: it is gone"))),
         Err(error) => return Err(StoreError::io("find", &path)(error)),
     };
     if found != bytes {
         return Ok(Some(format!("{name}: it has {found} bytes, recorded are {bytes}")));
     }
-    if look == Look::Sizes {
+    if look != Look::Bytes {
         return Ok(None);
     }
-    let found = checksum(&path).map_err(StoreError::io("read", &path))?;
+    let found = files.checksum(name).map_err(StoreError::io("read", &path))?;
     Ok((found != crc32c).then(|| format!("{name}: its crc32c is {found:08x}, recorded is {crc32c:08x}")))
 }
 
-/// The crc32c of a file, which is read in pieces that stay in the processor's cache.
-fn checksum(path: &Path) -> std::io::Result<u32> {
-    let (mut file, mut buffer, mut checksum) = (File::open(path)?, vec![0; 256 << 10], 0);
-    loop {
-        match file.read(&mut buffer)? {
-            0 => return Ok(checksum),
-            read => checksum = crc32c::crc32c_append(checksum, &buffer[..read]),
-        }
-    }
-}
-
 /// Contexts of an unfinished store that are safe; 0 if its journal cannot be read.
-pub(crate) fn contexts_done(dir: &Path, spec: &StoreSpec) -> u64 {
-    Resumption::read(dir, spec, Look::Sizes).map_or(0, |resumption| resumption.contexts)
+pub(crate) fn contexts_done(files: &dyn Files, spec: &StoreSpec) -> u64 {
+    Resumption::read(files, spec, Look::Sizes).map_or(0, |resumption| resumption.contexts)
 }

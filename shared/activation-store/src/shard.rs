@@ -5,6 +5,8 @@
 
 use std::fs::File;
 use std::io::ErrorKind;
+#[cfg(feature = "bucket")]
+use std::ops::Range;
 use std::os::unix::fs::FileExt;
 use std::path::{Path, PathBuf};
 use std::time::SystemTime;
@@ -22,7 +24,7 @@ const PIECE: usize = 128 << 10;
 pub(crate) struct Shard {
     path: PathBuf,
     bytes: u64,
-    /// When it was written last, where the file system tells.
+    /// When it was written last, where the file system tells; `None` too where it is still being written.
     modified: Option<SystemTime>,
     index: ShardIndex,
 }
@@ -62,6 +64,25 @@ impl Shard {
         Ok(shard)
     }
 
+    /// The same file, whose chunks come one after the other while it is open.
+    #[cfg(feature = "bucket")]
+    pub(crate) fn being_filled(mut self) -> Shard {
+        self.modified = None;
+        self
+    }
+
+    /// Where it is.
+    #[cfg(feature = "bucket")]
+    pub(crate) fn path(&self) -> &Path {
+        &self.path
+    }
+
+    /// Where in the file its chunk number `chunk` lies; `None` if that has no rows.
+    #[cfg(feature = "bucket")]
+    pub(crate) fn chunk(&self, chunk: usize) -> Option<Range<u64>> {
+        self.index.0.get(chunk).cloned().flatten()
+    }
+
     /// Decodes its chunk number `chunk`, which has rows, into `planes`, which are as long as the chunk.
     pub(crate) fn decode_chunk(&self, chunk: usize, decoder: &mut Decoder, planes: &mut [u8]) -> Result<()> {
         let range = self.index.0[chunk].clone().expect("a chunk with rows is in the index");
@@ -76,7 +97,7 @@ impl Shard {
         if metadata.len() != self.bytes {
             return Err(self.changed(format!("it has {} bytes and had {}", metadata.len(), self.bytes)));
         }
-        if metadata.modified().ok() != self.modified {
+        if self.modified.is_some() && metadata.modified().ok() != self.modified {
             return Err(self.changed("it was rewritten".to_owned()));
         }
         decoder.stored.resize((range.end - range.start) as usize, 0);

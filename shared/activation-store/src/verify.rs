@@ -1,18 +1,18 @@
 //! Reads every byte of a store and names what is damaged.
 
 use std::collections::BTreeMap;
-use std::fs;
 use std::path::Path;
 use std::sync::atomic::{AtomicU64, Ordering};
 
 use rayon::prelude::*;
 
-use crate::catalog;
+use crate::catalog::{self, Catalog};
 use crate::codec::{self, CHECKSUM, ShardIndex};
+use crate::files::{Files, Folder};
 use crate::journal::{self, Entry, ShardFile};
 use crate::paths::{JOURNAL, MANIFEST};
 use crate::resumption;
-use crate::{Result, Store, StoreError, StoreSpec, paths};
+use crate::{Result, Store, StoreError, StoreSpec, address, bucket, paths};
 
 /// What [`verify`] found.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -66,12 +66,34 @@ pub fn verify(dir: &Path, progress: &(dyn Fn(u64) + Sync)) -> Result<VerifyRepor
 /// # Errors
 /// As [`verify`].
 pub fn verify_while(dir: &Path, go_on: &(dyn Fn(u64) -> bool + Sync)) -> Result<Option<VerifyReport>> {
-    let attributes = catalog::read_attributes(dir);
-    let manifest = catalog::read_manifest(dir);
+    match address::is_bucket(dir) {
+        true => {
+            let files = bucket::files(dir)?;
+            verify_files(&*files, go_on, &|| Catalog::read(&*files).map(drop))
+        }
+        false => verify_files(&Folder::new(dir), go_on, &|| Store::open(dir).map(drop)),
+    }
+}
+
+/// [`verify`] of the store in `files`.
+#[cfg(all(feature = "bucket", test))]
+pub(crate) fn verify_in(files: &dyn Files) -> Result<VerifyReport> {
+    Ok(verify_files(files, &|_| true, &|| Catalog::read(files).map(drop))?
+        .expect("it was never told to stop"))
+}
+
+/// [`verify_while`] of a store whose records `fit` together.
+fn verify_files(
+    files: &dyn Files,
+    go_on: &(dyn Fn(u64) -> bool + Sync),
+    fit: &dyn Fn() -> Result<()>,
+) -> Result<Option<VerifyReport>> {
+    let attributes = catalog::read_attributes(files);
+    let manifest = catalog::read_manifest(files);
     let spec = match (attributes.as_ref(), &manifest) {
         (Ok(attributes), _) if !attributes.complete => {
-            let contexts_done = resumption::contexts_done(dir, &attributes.specification);
-            return Err(StoreError::Incomplete { dir: dir.to_path_buf(), contexts_done });
+            let contexts_done = resumption::contexts_done(files, &attributes.specification);
+            return Err(StoreError::Incomplete { dir: files.place().to_path_buf(), contexts_done });
         }
         (Ok(attributes), _) => Some(&attributes.specification),
         (Err(_), Ok(_)) => None,
@@ -96,14 +118,14 @@ pub fn verify_while(dir: &Path, go_on: &(dyn Fn(u64) -> bool + Sync)) -> Result<
         }
         Err(error) => problem(MANIFEST, error),
     }
-    let mut records = journal_records(dir, spec);
+    let mut records = journal_records(files, spec);
     records.extend(small_files);
 
     let bytes = AtomicU64::new(report.bytes);
     let found: Option<Vec<Vec<Problem>>> = records
         .par_iter()
         .map(|record| {
-            let (read, problems) = check(dir, record);
+            let (read, problems) = check(files, record);
             go_on(bytes.fetch_add(read, Ordering::Relaxed) + read).then_some(problems)
         })
         .collect();
@@ -112,7 +134,7 @@ pub fn verify_while(dir: &Path, go_on: &(dyn Fn(u64) -> bool + Sync)) -> Result<
     report.bytes = bytes.into_inner();
     report.problems.extend(found.into_iter().flatten());
     if report.problems.is_empty()
-        && let Err(error) = Store::open(dir)
+        && let Err(error) = fit()
     {
         // Every byte is as recorded, and yet the records do not fit together.
         report.problems.push(Problem { file: JOURNAL.to_owned(), chunk: None, what: error.to_string() });
@@ -121,9 +143,9 @@ pub fn verify_while(dir: &Path, go_on: &(dyn Fn(u64) -> bool + Sync)) -> Result<
 }
 
 /// The shards and token chunks that the journal's undamaged lines record.
-fn journal_records(dir: &Path, spec: Option<&StoreSpec>) -> Vec<Recorded> {
+fn journal_records(files: &dyn Files, spec: Option<&StoreSpec>) -> Vec<Recorded> {
     // If it cannot be read, the manifest's check says so.
-    let journal = fs::read(dir.join(JOURNAL)).unwrap_or_default();
+    let journal = files.read(JOURNAL).unwrap_or_default();
     let mut records = Vec::new();
     let mut tokens = BTreeMap::new();
     for line in journal.split_inclusive(|&byte| byte == b'\n') {
@@ -158,9 +180,9 @@ fn journal_records(dir: &Path, spec: Option<&StoreSpec>) -> Vec<Recorded> {
 }
 
 /// Reads one file: the bytes read and what is wrong with it.
-fn check(dir: &Path, record: &Recorded) -> (u64, Vec<Problem>) {
+fn check(files: &dyn Files, record: &Recorded) -> (u64, Vec<Problem>) {
     let problem = |chunk, what| Problem { file: record.name.clone(), chunk, what };
-    let content = match fs::read(dir.join(&record.name)) {
+    let content = match files.read(&record.name) {
         Ok(content) => content,
         Err(error) => return (0, vec![problem(None, format!("it cannot be read ({error})"))]),
     };

@@ -11,8 +11,8 @@ use super::numbers::{is_false, parse_below_one, parse_positive};
 #[derive(Debug, Clone, Default, PartialEq, Args, Serialize, Deserialize)]
 #[command(next_help_heading = "Data")]
 pub(crate) struct DataArguments {
-    /// Folder of an activation store; repeatable: several stores of the same width are read as one [default: the
-    /// only complete store under stores/]
+    /// Folder of an activation store, or one in a bucket as s3://BUCKET/FOLDER (gs://, az://), with --cache; repeatable: several
+    /// stores of the same width are read as one [default: the only complete store under stores/]
     #[arg(long, value_name = "FOLDER")]
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     pub(crate) store: Vec<PathBuf>,

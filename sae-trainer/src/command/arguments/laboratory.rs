@@ -6,6 +6,7 @@ use clap::{Args, ValueEnum};
 use human_units::parse_count;
 use serde::{Deserialize, Serialize};
 
+use super::cache::CacheArguments;
 use super::numbers::parse_below_one;
 
 #[derive(Debug, Args)]
@@ -19,6 +20,8 @@ pub(crate) struct EvalArguments {
     /// Of a transcoder, the store of what it reconstructs; one for each --store
     #[arg(long, value_name = "FOLDER")]
     pub(crate) target: Vec<PathBuf>,
+    #[command(flatten)]
+    pub(crate) cache: CacheArguments,
     /// Evaluate on the contexts that runs with this --held-out hold out; with 0, on all
     #[arg(long, value_name = "FRACTION", default_value = "0.01", allow_negative_numbers = true, value_parser = parse_below_one)]
     pub(crate) held_out: f64,
@@ -70,6 +73,8 @@ pub(crate) struct FeaturesArguments {
     /// Make the index from the rows of this activation store; without it, an index that is there is read
     #[arg(long, value_name = "FOLDER")]
     pub(crate) store: Option<PathBuf>,
+    #[command(flatten)]
+    pub(crate) cache: CacheArguments,
     /// Folder of the index [default: features in the folder of the autoencoder]
     #[arg(long, value_name = "FOLDER")]
     pub(crate) out: Option<PathBuf>,

@@ -4,6 +4,7 @@
 //! it is carried out ([`RunArguments`]) are not.
 
 mod bench;
+mod cache;
 mod data;
 mod dead;
 mod files;
@@ -17,6 +18,7 @@ mod push;
 mod train;
 
 pub(crate) use bench::BenchArguments;
+pub(crate) use cache::CacheArguments;
 pub(crate) use data::{InputScaleChoice, RowArguments};
 pub(crate) use dead::{AuxK, AuxLossChoice, DeadArguments, ReviveChoice};
 pub(crate) use files::{ExportArguments, ExportFormat, ImportArguments, VerifyArguments};

@@ -6,6 +6,7 @@ use clap::builder::{PossibleValue, PossibleValuesParser};
 use clap::{Args, ValueEnum};
 use serde::{Deserialize, Serialize};
 
+use super::cache::CacheArguments;
 use super::data::{DataArguments, RowArguments};
 use super::dead::DeadArguments;
 use super::length::LengthArguments;
@@ -82,6 +83,8 @@ pub(crate) struct RunArguments {
     /// Where to compute steps: on a GPU (cuda), on the CPU (cpu), or on a GPU if one can be used (auto)
     #[arg(long, value_enum, default_value_t = DeviceChoice::Auto)]
     pub(crate) device: DeviceChoice,
+    #[command(flatten)]
+    pub(crate) cache: CacheArguments,
     /// CPU threads [default: one per core]
     #[arg(long, value_name = "N", value_parser = clap::value_parser!(u16).range(1..=1024))]
     pub(crate) threads: Option<u16>,

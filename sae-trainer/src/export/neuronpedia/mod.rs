@@ -40,8 +40,7 @@ use self::record::Record;
 use self::requests::Requests;
 use self::upload::Server;
 use crate::autoencoder::{address, autoencoder_of, load, load_and_tell};
-use crate::command::arguments::FeaturesArguments;
-use crate::command::arguments::NeuronpediaArguments;
+use crate::command::arguments::{CacheArguments, FeaturesArguments, NeuronpediaArguments};
 use crate::laboratory::features::{
     Index, RECORD, TOKENIZER, Texts, Unmasked, build, correlations, decoder, decoder_crc32c, folder_of,
     memory_of_correlations, unembedding,
@@ -361,6 +360,7 @@ fn make_index(
     let asked = FeaturesArguments {
         sae: sae.to_owned(),
         store: Some(path.clone()),
+        cache: CacheArguments::default(),
         out: Some(folder.to_owned()),
         tokens: arguments.tokens,
         drop_bos: true,

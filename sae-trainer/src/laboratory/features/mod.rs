@@ -20,7 +20,6 @@ mod weights;
 
 use std::path::{Path, PathBuf};
 
-use activation_store::Store;
 use anyhow::{Context, Result, bail, ensure};
 use language_model::hub;
 use serde_json::json;
@@ -60,7 +59,7 @@ pub(crate) fn features(arguments: &FeaturesArguments) -> Result<u8> {
     let mut texts = None;
     match &arguments.store {
         Some(store) => {
-            let store = Store::open(store)?;
+            let store = arguments.cache.open(store)?;
             texts = open_texts(arguments, model.as_deref(), &store.provenance().tokenizer_hash)?;
             let interrupt = Interrupt::listen().context("cannot listen for Ctrl-C")?;
             let built = build(arguments, &store, &folder, texts.as_ref(), &interrupt);

@@ -56,6 +56,9 @@ impl RowFilter {
             return Ok(None);
         }
         let held_out = HeldOut::of(store, self.part);
+        if !dropped.is_empty() {
+            store.folder_with(&store.token_files())?;
+        }
         let per_chunk = spec.token_chunk_contexts() as u64;
         let piece = |chunk: u64| {
             let contexts = chunk * per_chunk..store.contexts().min((chunk + 1) * per_chunk);
@@ -76,6 +79,8 @@ impl RowFilter {
 /// For each chunk of `store`, the rows that come from `positions`, as [`RowFilter::kept_positions`] has them.
 fn rows_at(store: &Store, positions: &[Vec<u64>]) -> Result<Vec<ChunkBits>> {
     let spec = store.spec();
+    // A bucket's come all at once instead of a shard at a time.
+    store.folder_with(&store.origin_files())?;
     let per_piece = (spec.token_chunk_contexts() * spec.context_length) as u64;
     let shard_rows = spec.layout.shard_rows as u64;
     let shards: Vec<Vec<ChunkBits>> = (0..store.rows().div_ceil(shard_rows))

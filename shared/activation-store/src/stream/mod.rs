@@ -1,5 +1,6 @@
 //! Shuffled batches of one or several stores.
 
+mod ahead;
 mod filter;
 mod order;
 mod pipeline;

@@ -68,6 +68,10 @@ impl Sources {
         Ok(Sources { stores, chunks, rows, chunk_rows })
     }
 
+    pub(crate) fn stores(&self) -> &[Store] {
+        &self.stores
+    }
+
     pub(crate) fn width(&self) -> usize {
         self.stores[0].width()
     }
@@ -130,7 +134,7 @@ impl Sources {
 }
 
 /// The blocks of one epoch.
-#[derive(Debug)]
+#[derive(Debug, Clone)]
 pub(crate) struct Epoch {
     number: u64,
     /// All chunks, permuted.

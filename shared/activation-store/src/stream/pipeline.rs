@@ -10,7 +10,8 @@ use std::time::{Duration, Instant};
 
 use workers::Worker;
 
-use super::order::{BlockPlan, Epoch, Sources};
+use super::ahead::{Ahead, Blocks, Share};
+use super::order::{BlockPlan, Sources};
 use crate::pages::Planes;
 use crate::shard::Decoder;
 use crate::widen::{BatchElement, prefetch_row};
@@ -26,19 +27,6 @@ pub(super) struct Settings {
     pub(super) prefetch: usize,
     /// Steps from one batch to the next.
     pub(super) every: u64,
-}
-
-impl Settings {
-    /// Of the rows `rows` of the stream, those that batches `first`, `first + every`, … have.
-    fn wanted(&self, first: u64, rows: std::ops::Range<u64>) -> u64 {
-        let batch = self.batch as u64;
-        let before = |row: u64| {
-            let row = row.saturating_sub(first.saturating_mul(batch));
-            let period = self.every.saturating_mul(batch);
-            row / period * batch + (row % period).min(batch)
-        };
-        before(rows.end) - before(rows.start)
-    }
 }
 
 /// The running threads, which start at some step; dropping the pipeline ends them.
@@ -64,15 +52,14 @@ struct State<T> {
     stop: bool,
     failure: Option<StoreError>,
     /// Where the next block to open comes from.
-    epoch: Epoch,
-    next_block: u64,
+    coming: Blocks,
+    /// Asks buckets for what comes after that, if there are any.
+    ahead: Option<Ahead>,
     next_id: u64,
     /// Blocks in flight, in the stream's order.
     blocks: VecDeque<Block>,
     /// Batches in flight, in the stream's order.
     batches: VecDeque<Batch<T>>,
-    /// The step of the first batch.
-    first_step: u64,
     next_step: u64,
     free_planes: Vec<Planes>,
     free_batches: Vec<Vec<T>>,
@@ -139,18 +126,18 @@ impl<T: BatchElement> Pipeline<T> {
     /// Starts the threads; the first batch will be that of `step`.
     pub(super) fn start(sources: &Arc<Sources>, settings: &Settings, step: u64) -> Result<Pipeline<T>> {
         let position = step.checked_mul(settings.batch as u64).ok_or(StoreError::Step(step))?;
-        let (number, offset) = (position / sources.rows(), position % sources.rows());
-        let epoch = Epoch::new(sources, settings.seed, number, settings.mixing_chunks);
-        let next_block = epoch.block_at(offset);
+        let share = Share { batch: settings.batch as u64, first: step, every: settings.every };
+        let coming = Blocks::from(sources, share, settings.seed, settings.mixing_chunks, position);
+        let mut ahead = Ahead::of(&coming);
+        ahead.iter_mut().for_each(|ahead| ahead.advance(0));
         let state = State {
             stop: false,
             failure: None,
-            epoch,
-            next_block,
+            coming,
+            ahead,
             next_id: 0,
             blocks: VecDeque::new(),
             batches: VecDeque::new(),
-            first_step: step,
             next_step: step,
             free_planes: Vec::new(),
             free_batches: Vec::new(),
@@ -218,7 +205,11 @@ impl<T: BatchElement> Pipeline<T> {
 
 impl<T> Drop for Pipeline<T> {
     fn drop(&mut self) {
-        self.shared.lock().stop = true;
+        {
+            let mut state = self.shared.lock();
+            state.stop = true;
+            state.ahead = None;
+        }
         self.shared.work.notify_all();
         for thread in self.threads.drain(..) {
             // Why it stopped was told to the reader, if there still was one.
@@ -341,20 +332,10 @@ impl<T: BatchElement> State<T> {
     }
 
     fn open_blocks(&mut self, shared: &Shared<T>) {
-        let Settings { seed, mixing_chunks, threads, .. } = shared.settings;
+        let Settings { mixing_chunks, threads, .. } = shared.settings;
         // One block to gather from, and enough ahead that every thread has a chunk to decode.
         while self.blocks.len() < 1 + threads.div_ceil(mixing_chunks) {
-            let Some(plan) = self.epoch.block(self.next_block) else {
-                self.epoch = Epoch::new(&shared.sources, seed, self.epoch.number() + 1, mixing_chunks);
-                self.next_block = 0;
-                continue;
-            };
-            self.next_block += 1;
-            let wanted = shared.settings.wanted(self.first_step, plan.start..plan.start + plan.rows);
-            // Others may read all of it.
-            if wanted == 0 {
-                continue;
-            }
+            let (plan, wanted) = self.coming.next();
             self.blocks.push_back(Block {
                 id: self.next_id,
                 handed_out: 0,
@@ -407,6 +388,9 @@ impl<T: BatchElement> State<T> {
             block.handed_out += 1;
             return Some(match block.plan.chunks.get(part) {
                 Some(&chunk) => {
+                    if let Some(ahead) = &mut self.ahead {
+                        ahead.advance(1);
+                    }
                     let planes = self.free_planes.pop().unwrap_or_default();
                     Task::Decode { block: block.id, slot: part, chunk, planes }
                 }

@@ -1,44 +1,42 @@
 //! The thread that writes encoded shards to disk, and the files that complete a store.
 
 use std::collections::BTreeMap;
-use std::fs::{self, File};
-use std::path::Path;
 use std::sync::atomic::Ordering;
 use std::sync::mpsc::Receiver;
 
-use super::stages::{Commit, Counters, Emptied, WriterFiles, lock};
+use super::stages::{Commit, Counters, Emptied, lock};
 use crate::codec::{CHECKSUM, ShardIndex};
-use crate::disk::{Disk, Written};
+use crate::disk::Written;
 use crate::journal::{self, Entry, Manifest, ShardFile, TokenFile};
 use crate::metadata::{self, Attributes, ZARR_JSON};
 use crate::paths::{self, JOURNAL, MANIFEST};
 use crate::statistics::Statistics;
-use crate::{Result, StoreError, StoreSpec};
+use crate::target::Target;
+use crate::{Result, StoreSpec};
 
 /// Writes until nothing more comes.
 pub(super) fn run(
     spec: &StoreSpec,
-    files: &mut WriterFiles,
+    target: &mut dyn Target,
     commits: &Receiver<Commit>,
     emptied: &Emptied,
     counters: &Counters,
 ) -> Result<()> {
-    let WriterFiles { disk, journal, journal_path } = files;
     let mut token_files: BTreeMap<u64, TokenFile> = BTreeMap::new();
     while let Ok(commit) = commits.recv() {
         match commit {
             Commit::Tokens { chunk, encoded } => {
-                let Written { bytes, crc32c } = disk.publish(&paths::tokens(chunk), &encoded)?;
+                let Written { bytes, crc32c } = target.publish(&paths::tokens(chunk), &encoded)?;
                 let tail_crc32c = Some(crc32c::crc32c(&checksum(&encoded)));
                 token_files.insert(chunk, TokenFile { chunk, bytes, crc32c, tail_crc32c });
             }
             Commit::Shard { shard, rows, activations, origin } => {
                 let chunks = activations;
-                let activations = publish_shard(disk, spec, &paths::activations(shard), &chunks)?;
+                let activations = publish_shard(target, spec, &paths::activations(shard), &chunks)?;
                 lock(emptied).extend(chunks);
-                let origin = publish_shard(disk, spec, &paths::origin(shard), &origin)?;
+                let origin = publish_shard(target, spec, &paths::origin(shard), &origin)?;
                 let entry = Entry::Shard { shard, rows, activations, origin };
-                disk.append(journal, journal_path, &journal::line(&entry))?;
+                target.append(&journal::line(&entry))?;
                 counters.rows_stored.fetch_add(rows, Ordering::Relaxed);
                 counters.activation_bytes.fetch_add(activations.bytes, Ordering::Relaxed);
             }
@@ -59,11 +57,11 @@ pub(super) fn run(
                     tokens,
                     statistics: statistics.to_hex(),
                 };
-                disk.append(journal, journal_path, &journal::line(&entry))?;
+                target.append(&journal::line(&entry))?;
             }
         }
     }
-    Ok(())
+    target.flush()
 }
 
 /// A chunk ends with the checksum of what is before it.
@@ -71,7 +69,12 @@ fn checksum(chunk: &[u8]) -> [u8; CHECKSUM] {
     *chunk.last_chunk().expect("a chunk has a checksum")
 }
 
-fn publish_shard(disk: &Disk, spec: &StoreSpec, name: &str, chunks: &[Vec<u8>]) -> Result<ShardFile> {
+fn publish_shard(
+    target: &mut dyn Target,
+    spec: &StoreSpec,
+    name: &str,
+    chunks: &[Vec<u8>],
+) -> Result<ShardFile> {
     let index =
         ShardIndex::encode(chunks.iter().map(|chunk| chunk.len() as u64), spec.layout.chunks_per_shard());
     let whole = |chunk: &[u8]| {
@@ -80,7 +83,7 @@ fn publish_shard(disk: &Disk, spec: &StoreSpec, name: &str, chunks: &[Vec<u8>]) 
     };
     let mut parts: Vec<(&[u8], u32)> = chunks.iter().map(|chunk| (&chunk[..], whole(chunk))).collect();
     parts.push((&index, crc32c::crc32c(&index)));
-    let Written { bytes, crc32c } = disk.publish_parts(name, &parts)?;
+    let Written { bytes, crc32c } = target.publish_parts(name, &parts)?;
     let last = checksum(chunks.last().expect("a shard has a chunk"));
     let tail_crc32c = crc32c::crc32c_append(crc32c::crc32c(&last), &index);
     Ok(ShardFile { bytes, crc32c, tail_crc32c })
@@ -89,15 +92,14 @@ fn publish_shard(disk: &Disk, spec: &StoreSpec, name: &str, chunks: &[Vec<u8>]) 
 /// Writes the metadata of the finished arrays, the statistics, the manifest and, last, the word "complete".
 pub(super) fn complete(
     spec: &StoreSpec,
-    files: &WriterFiles,
+    target: &mut dyn Target,
     contexts: u64,
     clipped: u64,
     statistics: &Statistics,
 ) -> Result<()> {
-    let WriterFiles { disk, journal_path, .. } = files;
     let mut manifest = Manifest::default();
     let mut publish = |name: &str, content: &[u8]| -> Result<()> {
-        manifest.add(name, disk.publish(name, content)?);
+        manifest.add(name, target.publish(name, content)?);
         Ok(())
     };
     let floats = |values: &[f64]| values.iter().flat_map(|value| value.to_le_bytes()).collect::<Vec<u8>>();
@@ -115,13 +117,16 @@ pub(super) fn complete(
         publish(&format!("stats/{name}/c"), &floats(&[value]))?;
     }
 
-    let journal = fs::read(journal_path).map_err(StoreError::io("read", journal_path))?;
+    let journal = target.journal()?;
+    target.add_journal(&journal)?;
     manifest.add(JOURNAL, Written { bytes: journal.len() as u64, crc32c: crc32c::crc32c(&journal) });
     let group = group_text(spec, Some((rows, contexts, clipped)));
     manifest.add(ZARR_JSON, Written { bytes: group.len() as u64, crc32c: crc32c::crc32c(&group) });
-    disk.publish(MANIFEST, &journal::line(&manifest))?;
-    disk.publish(ZARR_JSON, &group)?;
-    disk.remove_unfinished()
+    target.publish(MANIFEST, &journal::line(&manifest))?;
+    // Whoever sees the word sees everything.
+    target.flush()?;
+    target.publish(ZARR_JSON, &group)?;
+    target.conclude()
 }
 
 /// The text of the group's metadata: of a new store, or of a finished one with its rows, contexts and clipped values.
@@ -137,12 +142,4 @@ pub(super) fn group_text(spec: &StoreSpec, finished: Option<(u64, u64, u64)>) ->
         specification: spec.clone(),
     };
     metadata::text(&attributes.group())
-}
-
-/// Opens the journal of the store for appending, cut to its safe part.
-pub(super) fn open_journal(path: &Path, bytes: u64) -> Result<File> {
-    let journal =
-        File::options().create(true).append(true).open(path).map_err(StoreError::io("open", path))?;
-    journal.set_len(bytes).and_then(|()| journal.sync_all()).map_err(StoreError::io("shorten", path))?;
-    Ok(journal)
 }

@@ -5,6 +5,7 @@
 
 mod commit;
 mod compress;
+mod folder;
 mod pipeline;
 mod space;
 mod stages;
@@ -18,15 +19,13 @@ use ndarray::{ArrayView1, ArrayView2, ArrayView3, Axis};
 use pipeline::Pipeline;
 use space::check_space;
 pub use space::estimated_bytes;
-use stages::{Counters, Position, WriterFiles};
+use stages::{Counters, Position};
 
-use crate::disk::{Disk, DiskHook};
-use crate::lock::Lock;
-use crate::metadata::{Attributes, ZARR_JSON};
-use crate::paths::JOURNAL;
-use crate::resumption::{self, Look, Resumption};
+use crate::disk::DiskHook;
+use crate::metadata::Attributes;
 use crate::rounding::{Rounding, Unstorable};
-use crate::{Result, Store, StoreError, StoreSpec, StoreSummary, codec};
+use crate::target::{Begun, Hold, Opened};
+use crate::{Result, Store, StoreError, StoreSpec, StoreSummary, address, bucket, codec};
 
 /// Resources of a [`StoreWriter`]; they do not change a byte of the store.
 #[derive(Debug, Clone, Default)]
@@ -89,53 +88,55 @@ pub struct StoreWriter {
     pipeline: Option<Pipeline>,
     stopped: bool,
     /// Last, so that the store is unlocked only when all else is gone.
-    _lock: Lock,
+    _hold: Box<dyn Hold>,
 }
 
 impl StoreWriter {
-    /// Creates the store in `dir`, or resumes the unfinished store of the same specification in it.
+    /// Creates the store in `dir`, or resumes the unfinished store of the same specification in it. `dir` can be the address of
+    /// a folder in a bucket (`s3://BUCKET/FOLDER`, also `gs://` and `az://`): its shards go up from memory, and nothing is
+    /// written on this machine.
     ///
     /// A finished store of the same specification is not an error: [`StoreWriter::contexts_done`] is then all its contexts
     /// and [`StoreWriter::finish`] does nothing.
     ///
     /// # Errors
     /// An impossible specification, too little space, a folder with other files or another store, a second writer,
-    /// and errors of the operating system. (Every byte of an unfinished store is checked against its checksums: damage
-    /// is not an error, see [`StoreWriter::damage`].) None of these cases changes what was there.
+    /// and errors of the operating system. (Every byte of an unfinished store is checked against its checksums, in a bucket the
+    /// sizes of its objects: damage is not an error, see [`StoreWriter::damage`].) None of these cases changes what was
+    /// there.
     pub fn open(dir: &Path, spec: &StoreSpec, options: &WriterOptions) -> Result<StoreWriter> {
         spec.validate()?;
-        let existing = matching_attributes(dir, spec)?;
-        let complete = existing.as_ref().is_some_and(|attributes| attributes.complete);
-        if !complete && !options.skip_space_check {
-            let kept = Resumption::read(dir, spec, Look::Sizes)?.shard_bytes;
-            check_space(dir, spec, options.planned_rows, kept)?;
-        }
-        std::fs::create_dir_all(dir).map_err(StoreError::io("create", dir))?;
-        let lock = Lock::acquire(dir)?;
-        // Read again: until the lock was ours, another process may have written here.
-        let existing = matching_attributes(dir, spec)?;
-        let disk = Disk::new(dir, existing.is_some(), options.disk_hook.clone())?;
-        match existing {
-            None => disk.publish(ZARR_JSON, &commit::group_text(spec, None)).map(drop)?,
-            Some(attributes) if attributes.complete => {
-                return Ok(Self::of_complete_store(dir, attributes, lock));
-            }
-            // Nothing vouches for its command line, the one thing that may differ: the store notes the one that ends it.
-            Some(_) => {}
-        }
-        let spec = spec.clone();
+        let beginning = beginning(spec);
+        let hook = options.disk_hook.clone();
+        let check_space = |kept| check_space(dir, spec, options.planned_rows, kept);
+        let check_space: Option<&dyn Fn(u64) -> Result<()>> =
+            if options.skip_space_check { None } else { Some(&check_space) };
+        let opened = match address::is_bucket(dir) {
+            // Nobody knows what room a bucket has.
+            true => bucket::open_writer(dir, spec, &beginning, hook)?,
+            false => folder::open(dir, spec, &beginning, check_space, hook)?,
+        };
+        Self::continued(dir, spec, options.threads, opened)
+    }
 
-        let resumption = Resumption::read(dir, &spec, Look::Bytes)?;
-        let journal_path = dir.join(JOURNAL);
-        let journal = commit::open_journal(&journal_path, resumption.journal_bytes)?;
-        let mut tokens = resumption.tail_tokens(dir, &spec)?;
+    /// The writer of a store that was opened.
+    pub(crate) fn continued(
+        dir: &Path,
+        spec: &StoreSpec,
+        threads: usize,
+        Opened { hold, begun }: Opened,
+    ) -> Result<StoreWriter> {
+        let spec = spec.clone();
+        let (resumption, mut tokens, target) = match begun {
+            Begun::Complete(attributes) => return Ok(Self::of_complete_store(dir, attributes, hold)),
+            Begun::Unfinished { resumption, tokens, target } => (*resumption, tokens, target),
+        };
         tokens.reserve(spec.token_chunk_contexts() * spec.context_length - tokens.len());
         let counters = Arc::new(Counters {
             rows_stored: resumption.rows.into(),
             activation_bytes: resumption.activation_bytes.into(),
         });
-        let files = WriterFiles { disk, journal, journal_path };
-        let pipeline = Pipeline::start(&spec, options.threads, &resumption, files, &counters)?;
+        let pipeline = Pipeline::start(&spec, threads, &resumption, target, &counters)?;
         let resumed = Position { contexts: resumption.contexts, positions: resumption.positions };
         Ok(StoreWriter {
             dir: dir.to_path_buf(),
@@ -154,11 +155,11 @@ impl StoreWriter {
             pipeline: Some(pipeline),
             stopped: false,
             spec,
-            _lock: lock,
+            _hold: hold,
         })
     }
 
-    fn of_complete_store(dir: &Path, attributes: Attributes, lock: Lock) -> StoreWriter {
+    fn of_complete_store(dir: &Path, attributes: Attributes, hold: Box<dyn Hold>) -> StoreWriter {
         let end = Position { contexts: attributes.contexts, positions: 0 };
         let spec = attributes.specification;
         StoreWriter {
@@ -178,7 +179,7 @@ impl StoreWriter {
             pipeline: None,
             stopped: false,
             spec,
-            _lock: lock,
+            _hold: hold,
         }
     }
 
@@ -382,6 +383,12 @@ impl StoreWriter {
     /// # Errors
     /// No row at all, an earlier error, and errors of the operating system; the store can then be resumed.
     pub fn finish(mut self) -> Result<StoreSummary> {
+        self.complete()?;
+        Ok(Store::open_with(&self.dir, None)?.summary())
+    }
+
+    /// Writes what is left, if anything is.
+    pub(crate) fn complete(&mut self) -> Result<()> {
         if self.stopped {
             return Err(StoreError::Stopped(self.dir.clone()));
         }
@@ -394,10 +401,10 @@ impl StoreWriter {
                 self.send_window(end)?;
             }
             let pipeline = self.pipeline.take().expect("the store is not complete");
-            let (files, statistics) = pipeline.join(&self.dir)?;
-            commit::complete(&self.spec, &files, self.contexts, self.clipped, &statistics.finish())?;
+            let (mut target, statistics) = pipeline.join(&self.dir)?;
+            commit::complete(&self.spec, &mut *target, self.contexts, self.clipped, &statistics.finish())?;
         }
-        Ok(Store::open(&self.dir)?.summary())
+        Ok(())
     }
 }
 
@@ -408,6 +415,11 @@ impl Drop for StoreWriter {
             let _ = pipeline.join(&self.dir);
         }
     }
+}
+
+/// The metadata of a store without rows.
+pub(crate) fn beginning(spec: &StoreSpec) -> Vec<u8> {
+    commit::group_text(spec, None)
 }
 
 /// Room for the rows of a window; the bytes of each come one by one.
@@ -423,22 +435,6 @@ fn empty_window(spec: &StoreSpec) -> Result<Vec<Row>> {
 fn rounding(spec: &StoreSpec) -> Rounding {
     let bits = spec.mantissa_bits.unwrap_or(spec.row_type.mantissa_bits());
     Rounding { row_type: spec.row_type, bits, clip: spec.clip }
-}
-
-/// The attributes of the store in `dir`, if there is one and it is of this dump. One of another dump that was stopped before
-/// it stored anything is none.
-fn matching_attributes(dir: &Path, spec: &StoreSpec) -> Result<Option<Attributes>> {
-    let existing = resumption::existing_attributes(dir)?;
-    if let Some(attributes) = &existing {
-        let differences = attributes.specification.differences(spec);
-        if !differences.is_empty() && !attributes.complete && resumption::holds_nothing(dir)? {
-            return Ok(None);
-        }
-        if !differences.is_empty() {
-            return Err(StoreError::Mismatch { dir: dir.to_path_buf(), differences });
-        }
-    }
-    Ok(existing)
 }
 
 #[cfg(test)]

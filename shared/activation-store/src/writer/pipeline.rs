@@ -8,11 +8,12 @@ use std::sync::{Arc, Mutex};
 use workers::{Died, Worker};
 
 use super::compress::{Failure, Work};
-use super::stages::{Buffers, Counters, WriterFiles, lock};
+use super::stages::{Buffers, Counters, lock};
 use super::{commit, compress};
 use crate::resumption::Resumption;
 use crate::row_slots::RowSlot;
 use crate::statistics::RunningStatistics;
+use crate::target::Target;
 use crate::{Result, StoreError, StoreSpec};
 
 /// The background threads and the ways to them.
@@ -22,7 +23,7 @@ pub(super) struct Pipeline {
     pub(super) rows: RowPool,
     pub(super) failure: Failure,
     compressing: Worker<Option<RunningStatistics>>,
-    committing: Worker<WriterFiles>,
+    committing: Worker<Box<dyn Target>>,
 }
 
 impl Pipeline {
@@ -30,7 +31,7 @@ impl Pipeline {
         spec: &StoreSpec,
         threads: usize,
         resumption: &Resumption,
-        files: WriterFiles,
+        target: Box<dyn Target>,
         counters: &Arc<Counters>,
     ) -> Result<Pipeline> {
         let (work, work_received) = mpsc::channel();
@@ -46,13 +47,13 @@ impl Pipeline {
             .map_err(|error| StoreError::thread("compression")(io::Error::other(error)))?;
 
         let committing = {
-            let (spec, counters, failure, mut files) =
-                (spec.clone(), counters.clone(), failure.clone(), files);
+            let (spec, counters, failure, mut target) =
+                (spec.clone(), counters.clone(), failure.clone(), target);
             let emptied = emptied.clone();
             let worker = workers::spawn("store-commit", move || {
-                let run = || commit::run(&spec, &mut files, &commits_received, &emptied, &counters);
+                let run = || commit::run(&spec, &mut *target, &commits_received, &emptied, &counters);
                 note(&failure, workers::catch("committing of shards", run));
-                files
+                target
             });
             worker.map_err(StoreError::thread("the committing of shards"))?
         };
@@ -80,16 +81,16 @@ impl Pipeline {
     }
 
     /// Lets the threads finish what was sent to them.
-    pub(super) fn join(self, dir: &Path) -> Result<(WriterFiles, RunningStatistics)> {
+    pub(super) fn join(self, dir: &Path) -> Result<(Box<dyn Target>, RunningStatistics)> {
         drop(self.work);
         let statistics = self.compressing.join();
-        let files = self.committing.join();
+        let target = self.committing.join();
         if let Some(error) = lock(&self.failure).take() {
             return Err(error);
         }
         // Without a failure only one that was told before is left.
         let statistics = statistics?.ok_or_else(|| StoreError::Stopped(dir.to_path_buf()))?;
-        Ok((files?, statistics))
+        Ok((target?, statistics))
     }
 }
 

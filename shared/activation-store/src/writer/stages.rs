@@ -1,12 +1,9 @@
 //! What the threads behind a writer hand on and share.
 
-use std::fs::File;
-use std::path::PathBuf;
 use std::sync::atomic::AtomicU64;
 use std::sync::mpsc::Sender;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
-use crate::disk::Disk;
 use crate::row_slots::RowSlot;
 use crate::statistics::RunningStatistics;
 
@@ -47,14 +44,6 @@ pub(super) struct Buffers {
 pub(super) struct Counters {
     pub(super) rows_stored: AtomicU64,
     pub(super) activation_bytes: AtomicU64,
-}
-
-/// What the committing thread writes to.
-#[derive(Debug)]
-pub(super) struct WriterFiles {
-    pub(super) disk: Disk,
-    pub(super) journal: File,
-    pub(super) journal_path: PathBuf,
 }
 
 /// What the threads share: an error, or buffers. No panic can leave it half written.
