@@ -109,6 +109,18 @@ pub struct StepSpec {
     /// The largest norm of the gradient of all weights together, the decoder's projected before; a longer one is scaled down.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub gradient_clip: Option<f64>,
+    /// Into how many [panels](crate::panels) the features are divided, each of them summed by itself: a power of two. 1 is no
+    /// division.
+    #[serde(default = "one", skip_serializing_if = "is_one")]
+    pub panels: usize,
+}
+
+fn one() -> usize {
+    1
+}
+
+fn is_one(panels: &usize) -> bool {
+    *panels == 1
 }
 
 /// Added to a gradient's norm before it divides, as torch's `clip_grad_norm_` does.
@@ -132,6 +144,7 @@ impl StepSpec {
             rank_by_decoder_norm: false,
             dead: None,
             gradient_clip: None,
+            panels: 1,
         }
     }
 }
@@ -206,6 +219,12 @@ impl StepSpec {
         ] {
             require(product <= most, name, product, rule)?;
         }
+        require(
+            self.panels.is_power_of_two() && self.panels <= features,
+            "panels",
+            self.panels,
+            "it must be a power of two and at most the number of features",
+        )?;
         match self.activation {
             Activation::Relu => {}
             Activation::TopK { k } | Activation::BatchTopK { k, .. } => require(
