@@ -236,10 +236,6 @@ impl RunFolder {
         Ok(RunFolder { path, metrics, unwritten, logged, damaged_lines: 0, events: None, run_id, lock })
     }
 
-    pub(crate) fn path(&self) -> &Path {
-        &self.path
-    }
-
     /// Whether the folder is still the one that this process locked.
     pub(crate) fn is_there(&self) -> bool {
         let identity = |metadata: fs::Metadata| (metadata.dev(), metadata.ino());

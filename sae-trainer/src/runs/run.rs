@@ -17,13 +17,15 @@ use crate::runs::batches::Batches;
 use crate::runs::checkpoint;
 use crate::runs::decoder_bias;
 use crate::runs::encoder_bias;
-use crate::runs::folder::{RunFolder, checkpoints, program};
+use crate::runs::folder::{checkpoints, program};
 use crate::runs::input_scale::Scaler;
 use crate::runs::plan::RunPlan;
 use crate::runs::record::{EvaluatedRows, EvaluationRecord, Session, StepRecord, Summary, Timing};
 use crate::runs::revive;
 use crate::runs::sae_config;
 use crate::runs::schedule;
+use crate::runs::shared_folder::SharedFolder;
+use crate::runs::team::Team;
 
 /// A run whose engine is ready, and whose folder is not yet touched.
 pub(crate) struct ReadyRun {
@@ -41,7 +43,7 @@ pub(crate) struct Run {
     pub(crate) engine: Box<dyn Engine>,
     /// What rows were multiplied by before the engine got them.
     scale: InputScale,
-    folder: RunFolder,
+    folder: SharedFolder,
     /// Steps that the engine has reported as done.
     pub(crate) step: u64,
     /// Steps that the engine has begun.
@@ -95,6 +97,12 @@ impl Clock {
 }
 
 impl ReadyRun {
+    /// What all ranks have to agree on: which run it is, and from where it goes on.
+    pub(crate) fn identity(&self) -> String {
+        let run = self.plan.config.run_id.as_deref().unwrap_or_default();
+        format!("{} {run} {}", program(), self.step)
+    }
+
     /// The engine with the weights that the run starts or continues from. Batches taken from `batches` to find them are
     /// those of its beginning, where it is.
     pub(crate) fn new(
@@ -134,14 +142,16 @@ impl ReadyRun {
     }
 
     /// Takes the folder, and begins.
-    pub(crate) fn start(self, flags: &RunArguments) -> Result<Run> {
+    pub(crate) fn start(self, flags: &RunArguments, team: &Team) -> Result<Run> {
         let ReadyRun { plan, engine, scale, step, unreadable } = self;
-        let mut folder = RunFolder::open(&plan.out, &plan.config)?;
-        folder.set_aside(&unreadable)?;
-        if plan.resumed {
-            folder.forget_after(step)?;
-        }
-        folder.keep_events(flags.tensorboard)?;
+        let folder = SharedFolder::open(&plan.out, &plan.config, team, |folder| {
+            folder.set_aside(&unreadable)?;
+            if plan.resumed {
+                folder.forget_after(step)?;
+            }
+            folder.keep_events(flags.tensorboard)
+        })?;
+        team.keep_notes(folder.path(), step)?;
         Ok(Run {
             plan,
             engine,
@@ -285,7 +295,8 @@ impl Run {
 
     /// If the run's folder is gone, writes a checkpoint next to where it was. Returns the checkpoint's folder.
     pub(crate) fn rescue(&self) -> Option<PathBuf> {
-        if self.begun == 0 || self.folder.is_there() {
+        // Ranks would have to agree that it is gone.
+        if self.begun == 0 || self.folder.is_shared() || self.folder.is_there() {
             return None;
         }
         let mut name = self.folder.path().file_name()?.to_owned();

@@ -4,13 +4,22 @@
 //! result does not depend on how they travelled. There are these:
 //! - [`Alone`]: one rank.
 //! - [`Threads`]: threads of one process.
+//! - [`Mpi`]: processes, on one machine or on many. The library is loaded at run time.
+//!
+//! [`launched`] tells whether this process was started together with others, and [`Notes`] which of them is behind.
 
 mod alone;
 mod exchange;
+mod launcher;
+mod mpi;
+mod notes;
 mod threads;
 
 pub use alone::Alone;
 pub use exchange::{Exchange, ExchangeError};
+pub use launcher::{Launched, Launcher, LauncherError, launched};
+pub use mpi::{Mpi, MpiError};
+pub use notes::Notes;
 pub use threads::Threads;
 
 /// The examples of the README, run as tests.
