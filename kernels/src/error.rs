@@ -29,7 +29,9 @@ pub enum StepError {
         what: &'static str,
     },
     /// The features cannot be divided into panels.
-    #[error("features cannot be divided into panels with {what} yet: {instead}, or train with --panels 1 in one process")]
+    #[error(
+        "features cannot be divided into panels with {what} yet: {instead}, or train with --panels 1 in one process"
+    )]
     Undivided {
         /// What was asked for.
         what: &'static str,

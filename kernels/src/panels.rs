@@ -21,8 +21,8 @@ use crate::spec::StepSpec;
 /// Which features a rank owns, panel by panel.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Share {
-    features: usize,
-    panels: usize,
+    /// Where each panel begins, and where the last one ends.
+    starts: Vec<usize>,
     ranks: usize,
     rank: usize,
 }
@@ -33,19 +33,17 @@ impl Share {
     /// # Errors
     /// Ranks that do not divide the panels, or a step whose parts cannot be computed panel by panel.
     pub fn new(spec: &StepSpec, exchange: &dyn Exchange) -> Result<Share, StepError> {
-        let share = Share {
-            features: spec.features,
-            panels: spec.panels,
-            ranks: exchange.ranks(),
-            rank: exchange.rank(),
-        };
-        let Share { panels, ranks, .. } = share;
+        let (panels, ranks) = (spec.panels, exchange.ranks());
         if !panels.is_multiple_of(ranks) || !ranks.is_power_of_two() {
             return Err(StepError::Ranks { ranks, panels });
         }
         match undivided(spec).filter(|_| panels > 1) {
             Some((what, instead)) => Err(StepError::Undivided { what, instead }),
-            None => Ok(share),
+            None => {
+                let starts = (0..panels).map(|panel| spec.panel_features(panel).start);
+                let starts = starts.chain([spec.features]).collect();
+                Ok(Share { starts, ranks, rank: exchange.rank() })
+            }
         }
     }
 
@@ -56,26 +54,21 @@ impl Share {
 
     /// The features of panel number `panel`.
     pub fn features_of(&self, panel: usize) -> Range<usize> {
-        self.start(panel)..self.start(panel + 1)
+        self.starts[panel]..self.starts[panel + 1]
     }
 
     /// The features of each rank, in their order.
     pub fn features_of_ranks(&self) -> Vec<Range<usize>> {
         let of_rank = |rank| {
             let panels = self.of_rank(rank);
-            self.start(panels.start)..self.start(panels.end)
+            self.starts[panels.start]..self.starts[panels.end]
         };
         (0..self.ranks).map(of_rank).collect()
     }
 
     fn of_rank(&self, rank: usize) -> Range<usize> {
-        let each = self.panels / self.ranks;
+        let each = (self.starts.len() - 1) / self.ranks;
         rank * each..(rank + 1) * each
-    }
-
-    fn start(&self, panel: usize) -> usize {
-        // At most 2^32 features in as many panels.
-        (panel as u64 * self.features as u64 / self.panels as u64) as usize
     }
 }
 

@@ -1,5 +1,7 @@
 //! What a training step is, apart from the loss: sizes, optimizer, decoder norm, schedule.
 
+use std::ops::Range;
+
 use serde::{Deserialize, Serialize};
 use thiserror::Error;
 
@@ -146,6 +148,20 @@ impl StepSpec {
             gradient_clip: None,
             panels: 1,
         }
+    }
+}
+
+impl StepSpec {
+    /// What a step is for the features of one panel alone, which has W_skip only `with_skip`.
+    pub fn of_panel(&self, panel: usize, with_skip: bool) -> StepSpec {
+        StepSpec { features: self.panel_features(panel).len(), skip: self.skip && with_skip, ..*self }
+    }
+
+    /// The features of a panel.
+    pub fn panel_features(&self, panel: usize) -> Range<usize> {
+        // At most 2^32 features in as many panels.
+        let start = |panel: usize| (panel as u64 * self.features as u64 / self.panels as u64) as usize;
+        start(panel)..start(panel + 1)
     }
 }
 

@@ -14,7 +14,7 @@ use kernels::outcome::StepReport;
 use kernels::path::Path;
 use kernels::prefixes::Prefixes;
 use kernels::spec::{DecoderNorm, Schedule, StepSpec};
-use kernels::state::State;
+use kernels::state::{PanelStates, State};
 use kernels::stats::Evaluation;
 use ranks::{Exchange, Threads};
 
@@ -47,8 +47,9 @@ fn on_ranks<R: Send>(ranks: usize, work: impl Fn(Arc<dyn Exchange>) -> R + Sync)
 fn bits(state: &State) -> Vec<u64> {
     let parameters = [&state.weights, &state.first_moments, &state.second_moments];
     let tensors = parameters.into_iter().flat_map(|parameters| parameters.tensors());
-    let mut bits: Vec<u64> =
-        tensors.flat_map(|(_, tensor)| tensor.iter().map(|v| u64::from(v.to_bits())).collect::<Vec<_>>()).collect();
+    let mut bits: Vec<u64> = tensors
+        .flat_map(|(_, tensor)| tensor.iter().map(|v| u64::from(v.to_bits())).collect::<Vec<_>>())
+        .collect();
     bits.extend(state.window.iter().map(|count| u64::from(*count)));
     bits.extend(&state.steps_since_fired);
     bits.extend([state.step, state.threshold.map_or(0, f64::to_bits)]);
@@ -94,7 +95,8 @@ fn cases() -> Vec<(String, StepSpec)> {
         .map(|penalty| (format!("{penalty:?}"), StepSpec { loss: with(penalty), ..base }))
         .collect();
     for mse in [Mse::Sum, Mse::Uncentered] {
-        let loss = LossSpec { mse, weight_by_decoder_norm: false, mean_density: 0.1, log_density: 0.1, ..base.loss };
+        let loss =
+            LossSpec { mse, weight_by_decoder_norm: false, mean_density: 0.1, log_density: 0.1, ..base.loss };
         cases.push((format!("{mse:?}"), StepSpec { loss, pre_bias: false, ..base }));
     }
     for decoder_norm in [DecoderNorm::Unit, DecoderNorm::Free] {
@@ -182,6 +184,44 @@ fn a_run_goes_on_with_any_number_of_ranks() {
                 assert!(rest.reports == whole.reports[3..], "{name}, {before} to {after} ranks");
             }
         }
+    }
+}
+
+#[test]
+fn a_run_goes_on_from_states_of_single_panels() {
+    for (name, spec) in cases().into_iter().filter(|(name, _)| ["skip", "prefixes", "L1"].contains(&&**name))
+    {
+        let initial = weights(&spec, 0.3);
+        let begin = |exchange| CpuStep::shared(spec, options(0.3), initial.clone(), exchange).unwrap();
+        let whole = on_ranks(1, |exchange| train(&mut begin(exchange), 0..6)).remove(0);
+        for (before, after) in [(2, 8), (8, 4), (1, 2)] {
+            let states = on_ranks(before, |exchange| {
+                let mut step = begin(exchange);
+                train(&mut step, 0..3);
+                step.panel_states()
+            });
+            let totals = &states[0].window_totals;
+            assert!(states.iter().all(|state| state.window_totals == *totals));
+            let panels: Vec<_> = states.iter().flat_map(|state| state.panels.iter().cloned()).collect();
+            let rest = on_ranks(after, |exchange| {
+                let mut step = begin(exchange);
+                let mut own = panels[step.own_panels()].to_vec();
+                let of_first = panels[0].1.clone();
+                own[0].1.weights.skip = of_first.weights.skip;
+                own[0].1.first_moments.skip = of_first.first_moments.skip;
+                own[0].1.second_moments.skip = of_first.second_moments.skip;
+                step.restore_panels(PanelStates { panels: own, window_totals: totals.clone() }).unwrap();
+                train(&mut step, 3..6)
+            });
+            for rest in rest {
+                assert!(rest.state == whole.state, "{name}, {before} to {after} ranks");
+            }
+        }
+        let mut step = CpuStep::new(spec, options(0.3), initial.clone()).unwrap();
+        let mut states = step.panel_states();
+        states.panels.swap(0, 1);
+        let told = step.restore_panels(states).unwrap_err().to_string();
+        assert!(told.contains("list of panels"), "{told}");
     }
 }
 

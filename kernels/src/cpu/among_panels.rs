@@ -41,7 +41,8 @@ pub(super) fn keep_of_rows(
     own.par_chunks_mut(k).enumerate().for_each(|(row, own)| {
         let all = panels.iter().flat_map(|(first, pairs)| {
             let (features, values) = pairs.of_row(row);
-            let candidate = |(j, value): (&u32, &f32)| Candidate { value: *value, feature: *first as u32 + j };
+            let candidate =
+                |(j, value): (&u32, &f32)| Candidate { value: *value, feature: *first as u32 + j };
             features.iter().zip(values).map(candidate)
         });
         let mut all: Vec<Candidate> = all.collect();
@@ -83,7 +84,9 @@ pub(super) fn keep_of_batch(
     for ((_, pairs), own) in panels.iter_mut().zip(own) {
         let end = tie(pairs, last, ties.min(own));
         ties -= ties.min(own);
-        keep(pairs, |row, feature, value| value > last || (value == last && Some((feature, row as u32)) <= end));
+        keep(pairs, |row, feature, value| {
+            value > last || (value == last && Some((feature, row as u32)) <= end)
+        });
     }
     Ok(())
 }
@@ -139,7 +142,11 @@ fn keep(pairs: &mut ActivePairs, keeps: impl Fn(usize, u32, f32) -> bool + Sync)
     let kept = |row: usize| {
         let (of_row, values) = found.of_row(row);
         let keeps = &keeps;
-        of_row.iter().zip(values).map(move |(feature, value)| keeps(row, *feature, *value)).collect::<Vec<_>>()
+        of_row
+            .iter()
+            .zip(values)
+            .map(move |(feature, value)| keeps(row, *feature, *value))
+            .collect::<Vec<_>>()
     };
     let kept: Vec<bool> = (0..found.rows()).into_par_iter().flat_map_iter(kept).collect();
     pairs.take(&found, features, |at| kept[at]);
@@ -214,7 +221,11 @@ mod tests {
             order.sort_by(|a, b| value(*b).total_cmp(&value(*a)).then((a.1, a.0).cmp(&(b.1, b.0))));
             order.truncate(count);
             order.sort();
-            assert_eq!(left(&z, |peers, panels| keep_of_batch(peers, count, panels).unwrap()), order, "{count}");
+            assert_eq!(
+                left(&z, |peers, panels| keep_of_batch(peers, count, panels).unwrap()),
+                order,
+                "{count}"
+            );
         }
     }
 }

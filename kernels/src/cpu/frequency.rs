@@ -7,7 +7,7 @@
 use std::collections::VecDeque;
 use std::ops::Range;
 
-use ndarray::{Array2, ArrayView2};
+use ndarray::{Array2, ArrayView2, s};
 
 /// A batch counts if its mean firing fraction is within this many decades of the newest batch's.
 const OUTLIER_DECADES: f64 = 0.5;
@@ -109,12 +109,29 @@ impl FrequencyWindow {
         counts: ArrayView2<'_, u32>,
         features: Range<usize>,
     ) -> FrequencyWindow {
-        let mut window = FrequencyWindow::new(length, rows, features.len());
-        for batch in counts.rows() {
-            let batch = batch.to_vec();
-            window.push_part(&batch[features.clone()], total(&batch));
+        let part = counts.slice(s![.., features]);
+        let totals: Vec<u64> =
+            counts.rows().into_iter().map(|batch| batch.iter().copied().map(u64::from).sum()).collect();
+        FrequencyWindow::restored_alone(length, rows, part, &totals)
+    }
+
+    /// The window of some features that [`FrequencyWindow::counts`] and [`FrequencyWindow::totals`] were taken from.
+    pub(crate) fn restored_alone(
+        length: usize,
+        rows: usize,
+        counts: ArrayView2<'_, u32>,
+        totals: &[u64],
+    ) -> FrequencyWindow {
+        let mut window = FrequencyWindow::new(length, rows, counts.ncols());
+        for (batch, total) in counts.rows().into_iter().zip(totals) {
+            window.push_part(&batch.to_vec(), *total);
         }
         window
+    }
+
+    /// The sum of each batch's counts over all features, the oldest first: [batches].
+    pub(crate) fn totals(&self) -> Vec<u64> {
+        self.batches.iter().map(|batch| batch.total).collect()
     }
 }
 

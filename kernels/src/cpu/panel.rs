@@ -5,6 +5,7 @@ use std::ops::Range;
 use ndarray::Array1;
 
 use crate::outcome::Terms;
+use crate::parameters::Parameters;
 use crate::path::Path;
 use crate::spec::StepSpec;
 use crate::state::State;
@@ -43,9 +44,10 @@ pub(super) struct Pass<'a> {
 }
 
 impl Panel {
-    /// The panel of `features` in a step of all features, without numbers.
-    pub(super) fn new(spec: &StepSpec, features: Range<usize>, has_skip: bool) -> Panel {
-        let spec = StepSpec { features: features.len(), skip: spec.skip && has_skip, ..*spec };
+    /// The panel `number` in a step of all features, without numbers.
+    pub(super) fn new(spec: &StepSpec, number: usize, has_skip: bool) -> Panel {
+        let features = spec.panel_features(number);
+        let spec = spec.of_panel(number, has_skip);
         Panel {
             window: FrequencyWindow::new(spec.sparsity_window, spec.batch, spec.features),
             features,
@@ -61,22 +63,61 @@ impl Panel {
     /// Takes its part of the state of all features.
     pub(super) fn restore(&mut self, state: &State) {
         let (features, skip) = (self.features.clone(), self.spec.skip);
-        self.restore_parameters(TrainedParameters {
-            weights: state.weights.of_features(features.clone(), skip),
-            first: state.first_moments.of_features(features.clone(), skip),
-            second: state.second_moments.of_features(features, skip),
-        }, state);
+        self.restore_parameters(
+            TrainedParameters {
+                weights: state.weights.of_features(features.clone(), skip),
+                first: state.first_moments.of_features(features.clone(), skip),
+                second: state.second_moments.of_features(features, skip),
+            },
+            state,
+        );
     }
 
     /// As [`Panel::restore`], with these parameters.
     pub(super) fn restore_parameters(&mut self, parameters: TrainedParameters, state: &State) {
         let StepSpec { sparsity_window, batch, .. } = self.spec;
         let features = self.features.clone();
-        self.window =
+        let window =
             FrequencyWindow::restored_part(sparsity_window, batch, state.window.view(), features.clone());
-        self.frequencies = (0..features.len()).map(|j| self.window.frequency(j) as f32).collect();
-        self.steps_since_fired = state.steps_since_fired.slice(ndarray::s![features]).to_owned();
-        self.parameters = parameters;
+        let since = state.steps_since_fired.slice(ndarray::s![features]).to_owned();
+        self.set(parameters, window, since);
+    }
+
+    /// Takes a state of its features alone; `totals` are those of all features.
+    pub(super) fn restore_alone(&mut self, state: State, totals: &[u64]) {
+        let StepSpec { sparsity_window, batch, .. } = self.spec;
+        let window = FrequencyWindow::restored_alone(sparsity_window, batch, state.window.view(), totals);
+        let parameters = TrainedParameters {
+            weights: state.weights,
+            first: state.first_moments,
+            second: state.second_moments,
+        };
+        self.set(parameters, window, state.steps_since_fired);
+    }
+
+    fn set(&mut self, parameters: TrainedParameters, window: FrequencyWindow, since: Array1<u64>) {
+        self.frequencies = (0..self.spec.features).map(|j| window.frequency(j) as f32).collect();
+        (self.parameters, self.window, self.steps_since_fired) = (parameters, window, since);
+    }
+
+    /// The state of its features alone, W_skip only `with_skip`.
+    pub(super) fn state(&self, step: u64, threshold: Option<f64>, with_skip: bool) -> State {
+        let of = |parameters: &Parameters| {
+            let mut parameters = parameters.clone();
+            parameters.skip = parameters.skip.filter(|_| with_skip);
+            parameters
+        };
+        let TrainedParameters { weights, first, second } = &self.parameters;
+        State {
+            step,
+            weights: of(weights),
+            first_moments: of(first),
+            second_moments: of(second),
+            window: self.window.counts(),
+            steps_since_fired: self.steps_since_fired.clone(),
+            threshold,
+            path_choice: None,
+        }
     }
 
     pub(super) fn forward<'a>(&'a mut self, pass: Pass<'a>) -> Forward<'a> {
@@ -131,7 +172,11 @@ impl Panel {
     /// Where the panel's part of each group ends, with the group's g.
     pub(super) fn group_gradients<'a>(&self, groups: &[GroupGradient<'a>]) -> Vec<GroupGradient<'a>> {
         let parts = self.groups(groups.iter().map(|group| group.end));
-        parts.into_iter().zip(groups).map(|(part, group)| GroupGradient { end: part.end, g: group.g }).collect()
+        parts
+            .into_iter()
+            .zip(groups)
+            .map(|(part, group)| GroupGradient { end: part.end, g: group.g })
+            .collect()
     }
 
     /// The smallest activation of the pairs that are active.

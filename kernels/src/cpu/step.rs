@@ -21,7 +21,7 @@ use crate::panels::{Share, Tree};
 use crate::parameters::{Parameters, numbers};
 use crate::path::Path;
 use crate::spec::{AdamStep, Schedule, StepSpec};
-use crate::state::State;
+use crate::state::{PanelStates, State};
 use crate::stats::{Evaluation, Sums};
 
 use super::among_panels::{keep_of_batch, keep_of_rows};
@@ -93,7 +93,7 @@ impl CpuStep {
         weights.check(&spec)?;
         let share = Share::new(&spec, &*exchange)?;
         let own = share.own();
-        let panel = |panel| Panel::new(&spec, share.features_of(panel), panel == own.start);
+        let panel = |panel| Panel::new(&spec, panel, panel == own.start);
         let panels = own.clone().map(panel).collect();
         let mut step = CpuStep {
             spec,
@@ -163,7 +163,15 @@ impl CpuStep {
             let is = |condition: bool| f64::from(u8::from(condition));
             let Terms { min_sparsity, max_sparsity, density, below_target, .. } = terms;
             let (below, rechecked) = (below_target as f64, found.rechecked as f64);
-            vec![min_sparsity, max_sparsity, density, below, rechecked, is(found.path == Path::Dense), is(!finite)]
+            vec![
+                min_sparsity,
+                max_sparsity,
+                density,
+                below,
+                rechecked,
+                is(found.path == Path::Dense),
+                is(!finite),
+            ]
         };
         let tally = self.peers.sum(of_panels.into_iter().zip(found).zip(finite).map(of_panel))?;
         (terms.min_sparsity, terms.max_sparsity, terms.density) = (tally[0], tally[1], tally[2]);
@@ -265,14 +273,21 @@ impl CpuStep {
             } else {
                 let groups = panel.groups(ends.iter().copied());
                 let mut forward = panel.forward(pass);
-                forward.decode_groups(found.path, input, &groups, &mut values, &mut activity, |at, values| {
-                    if at + 1 < ends.len() {
-                        let mut copy = memory.pop().unwrap_or_default();
-                        copy.clear();
-                        copy.extend_from_slice(values);
-                        sums[at].add(copy, |left, right| add_up(left, right, memory));
-                    }
-                });
+                forward.decode_groups(
+                    found.path,
+                    input,
+                    &groups,
+                    &mut values,
+                    &mut activity,
+                    |at, values| {
+                        if at + 1 < ends.len() {
+                            let mut copy = memory.pop().unwrap_or_default();
+                            copy.clear();
+                            copy.extend_from_slice(values);
+                            sums[at].add(copy, |left, right| add_up(left, right, memory));
+                        }
+                    },
+                );
             }
             sums[ends.len() - 1].add(values, |left, right| add_up(left, right, memory));
             active.add(activity, |mut left: Vec<RowActivity>, right| {
@@ -295,12 +310,8 @@ impl CpuStep {
             return Ok(0.0);
         }
         let x = if self.spec.pre_bias { &self.rows.shifted } else { input };
-        let pass = Pass {
-            options: &self.options,
-            threshold: self.threshold,
-            purpose: Purpose::Training,
-            sparsity,
-        };
+        let pass =
+            Pass { options: &self.options, threshold: self.threshold, purpose: Purpose::Training, sparsity };
         let mut of_panels = Vec::new();
         for (panel, dead) in self.panels.iter_mut().zip(dead) {
             of_panels.push(vec![panel.forward(pass).dead_loss(x, &self.rows, dead)]);
@@ -342,7 +353,8 @@ impl CpuStep {
             // The first panel's sum begins with what belongs to no feature.
             let start = if panel.features.start == 0 { sum_of_g.clone() } else { vec![0.0; spec.width] };
             let Panel { spec: of_panel, buffers, parameters, .. } = panel;
-            let Buffers { slopes, dead, selected, activations, preactivations, waiting, packed, .. } = buffers;
+            let Buffers { slopes, dead, selected, activations, preactivations, waiting, packed, .. } =
+                buffers;
             let backward = Train {
                 spec: of_panel,
                 sparsity,
@@ -358,10 +370,9 @@ impl CpuStep {
             };
             let activations = match found.path {
                 Path::Sparse => Activations::Sparse(selected),
-                Path::Dense => Activations::Dense {
-                    activations,
-                    preactivations: jump.map(|_| &preactivations[..]),
-                },
+                Path::Dense => {
+                    Activations::Dense { activations, preactivations: jump.map(|_| &preactivations[..]) }
+                }
             };
             trained.push(train_features(isa, &backward, activations, start, parameters, waiting, packed));
         }
@@ -557,6 +568,44 @@ impl CpuStep {
             return Ok(());
         }
         self.panels.iter_mut().for_each(|panel| panel.restore(&state));
+        Ok(())
+    }
+
+    /// The numbers of the panels that this rank owns.
+    pub fn own_panels(&self) -> Range<usize> {
+        self.share.own()
+    }
+
+    /// This rank's share of the state. Nothing is exchanged.
+    pub fn panel_states(&self) -> PanelStates {
+        let panels = self.share.own().zip(&self.panels);
+        let state =
+            |(number, panel): (usize, &Panel)| (number, panel.state(self.steps, self.threshold, number == 0));
+        PanelStates { panels: panels.map(state).collect(), window_totals: self.panels[0].window.totals() }
+    }
+
+    /// Continues from this rank's share of a state. W_skip is in the first of them, whichever panel that is.
+    ///
+    /// # Errors
+    /// States of other panels than the own ones, of other shapes or of different steps: nothing has changed then.
+    pub fn restore_panels(&mut self, states: PanelStates) -> Result<(), StepError> {
+        let PanelStates { panels, window_totals } = states;
+        let numbers: Vec<usize> = panels.iter().map(|(number, _)| *number).collect();
+        if !numbers.iter().copied().eq(self.share.own()) {
+            let own: Vec<usize> = self.share.own().collect();
+            return Err(StepError::shape("the list of panels", &numbers, &own));
+        }
+        for (panel, (_, state)) in self.panels.iter().zip(&panels) {
+            state.check(&panel.spec)?;
+            if state.window.nrows() != window_totals.len() {
+                return Err(StepError::shape("window", &[state.window.nrows()], &[window_totals.len()]));
+            }
+        }
+        let (steps, threshold) = (panels[0].1.step, panels[0].1.threshold);
+        for (panel, (_, state)) in self.panels.iter_mut().zip(panels) {
+            panel.restore_alone(state, &window_totals);
+        }
+        (self.threshold, self.steps) = (threshold, steps);
         Ok(())
     }
 

@@ -183,8 +183,7 @@ impl WholeGradient {
         }
         let mut scale = 1.0;
         if let Some(most) = spec.gradient_clip {
-            let of_whole: f64 =
-                decoder_bias.iter().chain(&skip).map(|g| f64::from(*g) * f64::from(*g)).sum();
+            let of_whole: f64 = decoder_bias.iter().chain(&skip).map(|g| f64::from(*g) * f64::from(*g)).sum();
             scale = (most / ((of_all.squares + of_whole).sqrt() + CLIP_FLOOR)).min(1.0) as f32;
             decoder_bias.iter_mut().chain(&mut skip).for_each(|g| *g *= scale);
         }
@@ -210,7 +209,8 @@ pub fn train_rest(
     let (mut blocks, mut whole) = parameters.split(SPARSE_BLOCK, waits.then_some(waiting));
     let mut finite = true;
     if waits {
-        let trained = blocks.par_iter_mut().map(|block| train_waiting(isa, spec, adam, block, gradient.scale));
+        let trained =
+            blocks.par_iter_mut().map(|block| train_waiting(isa, spec, adam, block, gradient.scale));
         finite = trained.reduce(|| true, |one, other| one && other);
     }
     drop(blocks);
@@ -220,13 +220,7 @@ pub fn train_rest(
 }
 
 /// Updates W_skip from its gradient, [d,d]. Returns whether it is finite.
-fn train_skip(
-    isa: Isa,
-    spec: &StepSpec,
-    adam: &AdamStep,
-    skip: Trained<'_>,
-    gradient: &[f32],
-) -> bool {
+fn train_skip(isa: Isa, spec: &StepSpec, adam: &AdamStep, skip: Trained<'_>, gradient: &[f32]) -> bool {
     let size = SKIP_ROWS * spec.width;
     let mut blocks: Vec<_> = skip.chunks(size).zip(gradient.chunks(size)).collect();
     let finite = blocks.par_iter_mut().map(|(block, gradient)| {

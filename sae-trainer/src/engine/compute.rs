@@ -1,11 +1,13 @@
 //! Turns `--device` and `--precision` into engines.
 
+use std::ops::Range;
 use std::sync::Arc;
 
 use anyhow::{Context, Result, ensure};
 use human_units::format_bytes;
 use kernels::cuda::cuda_device::{CudaDevice, CudaOptions};
 use kernels::cuda::device::Device;
+use kernels::panels::Share;
 use ranks::Exchange;
 use sae::Weights;
 
@@ -108,6 +110,14 @@ impl Compute {
             // The system overcommits untouched memory, so nothing certain can be said beforehand.
             Compute::Cpu { .. } => Ok(()),
             Compute::Cuda { device } => Ok(device.check_memory(&device_steps(runs))?),
+        }
+    }
+
+    /// The panels of a run that this rank owns.
+    pub(crate) fn own_panels(&self, run: &Settings) -> Result<Range<usize>> {
+        match self {
+            Compute::Cpu { exchange, .. } => Ok(Share::new(&run.step, &**exchange)?.own()),
+            Compute::Cuda { .. } => Ok(0..1),
         }
     }
 

@@ -10,10 +10,10 @@ use kernels::cpu::step::CpuStep;
 use kernels::error::StepError;
 use kernels::outcome::StepReport;
 use kernels::spec::{Schedule, StepSpec};
-use kernels::state::State;
+use kernels::state::{PanelStates, State};
 use kernels::stats::Evaluation;
-use ranks::{Alone, Exchange};
 use ndarray::{Array1, Array2, ArrayView2};
+use ranks::{Alone, Exchange};
 
 use super::layout;
 use super::{Engine, Forward};
@@ -145,5 +145,13 @@ impl Engine for CpuEngine {
 
     fn restore(&mut self, state: State) -> Result<(), StepError> {
         self.step.restore(state)
+    }
+
+    fn panel_states(&self) -> Result<PanelStates, StepError> {
+        Ok(self.step.panel_states())
+    }
+
+    fn restore_panels(&mut self, states: PanelStates) -> Result<(), StepError> {
+        self.step.restore_panels(states)
     }
 }

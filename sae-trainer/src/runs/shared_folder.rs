@@ -3,11 +3,13 @@
 use std::path::{Path, PathBuf};
 
 use anyhow::Result;
-use sae::Sae;
+use sae::{Config, Sae};
 use serde::Serialize;
 
-use crate::engine::State;
+use crate::engine::{PanelStates, State};
+use crate::runs::checkpoint;
 use crate::runs::folder::{RunConfig, RunFolder};
+use crate::runs::panel_checkpoint;
 use crate::runs::record::Summary;
 use crate::runs::team::Team;
 
@@ -67,10 +69,37 @@ impl SharedFolder {
         self.folder.as_ref().map_or(0, RunFolder::logged_lines)
     }
 
-    /// As [`RunFolder::checkpoint`].
+    /// Writes the checkpoint of `state`, and keeps so many.
     pub(crate) fn checkpoint(&mut self, sae: &Sae, state: &State, keep: usize) -> Result<PathBuf> {
-        let written = self.by_first(|folder| folder.checkpoint(sae, state, keep))?;
+        let save = |folder: &Path, lines| checkpoint::save(folder, sae, state, Some(lines));
+        let written = self.by_first(|folder| folder.checkpoint(state.step, keep, save))?;
         Ok(written.unwrap_or_else(|| self.path.clone()))
+    }
+
+    /// Writes the checkpoint of what all ranks have as their `own` panels, and keeps so many.
+    pub(crate) fn checkpoint_panels(
+        &mut self,
+        config: &Config,
+        own: &PanelStates,
+        keep: usize,
+    ) -> Result<PathBuf> {
+        let (team, step) = (self.team.clone(), own.panels[0].1.step);
+        let written = match &mut self.folder {
+            Some(folder) => {
+                let mut begun = false;
+                let written = folder.checkpoint(step, keep, |path, lines| {
+                    begun = true;
+                    panel_checkpoint::save(path, config, own, lines, &team)
+                });
+                match written {
+                    // As where it cannot be begun.
+                    Err(error) if !begun => Err(team.from_first(Some(Err(error))).unwrap_err()),
+                    written => written.map(Some),
+                }
+            }
+            None => panel_checkpoint::help(own, &team).map(|()| None),
+        };
+        Ok(team.agree(written)?.unwrap_or_else(|| self.path.clone()))
     }
 
     /// As [`RunFolder::save_sae`].

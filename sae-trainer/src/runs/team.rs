@@ -10,8 +10,6 @@ use ranks::{Alone, Exchange, Launched, Mpi, Notes, launched};
 
 /// Names the MPI library to load.
 const LIBRARY: &str = "SAE_MPI_LIBRARY";
-/// Bytes of a message from rank to rank.
-const MESSAGE: usize = 1024;
 /// Where ranks leave notes in the folder of a run.
 const NOTES: &str = ".ranks";
 /// How often they do.
@@ -50,8 +48,15 @@ impl Team {
     /// Without an MPI library, or with one that does not find them.
     pub(crate) fn gather(patience: Duration) -> Result<Team> {
         let Some(launched) = of_environment()? else { return Ok(Team::alone()) };
-        // Before anything is known to be right, one process speaks for all.
+        let rank = launched.rank;
         terminal::set_silent(launched.rank > 0);
+        let team = Team::connect(launched, patience);
+        // What is wrong may be wrong on one machine alone.
+        terminal::set_silent(team.as_ref().is_ok_and(|team| !team.leads()));
+        team.map_err(|error| error.context(format!("rank {rank}")))
+    }
+
+    fn connect(launched: Launched, patience: Duration) -> Result<Team> {
         ensure!(
             launched.ranks.is_power_of_two(),
             "{} say that there are {} ranks, but features are divided over a power of two of them: start 2, 4, 8, ...",
@@ -60,7 +65,6 @@ impl Team {
         );
         let library = std::env::var_os(LIBRARY);
         let mpi = Arc::new(Mpi::connect(&launched, library.as_deref(), patience)?);
-        terminal::set_silent(mpi.rank() > 0);
         Ok(Team {
             exchange: Arc::clone(&mpi) as _,
             mpi: Some(mpi),
@@ -141,15 +145,32 @@ impl Team {
         Ok(codes.into_iter().find(|code| *code != 0))
     }
 
-    /// What each rank has to say, cut where it is long.
+    /// The texts of all ranks, or an error if one has none.
+    pub(crate) fn collect(&self, text: Result<String>) -> Result<Vec<String>> {
+        self.tell(&self.agree(text)?)
+    }
+
+    /// The text of the first rank, which alone has one, or has none for a reason.
+    pub(crate) fn from_first(&self, text: Option<Result<String>>) -> Result<String> {
+        let text = self.agree(text.unwrap_or_else(|| Ok(String::new())))?;
+        Ok(self.tell(&text)?.swap_remove(0))
+    }
+
+    /// What each rank has to say.
     fn tell(&self, text: &str) -> Result<Vec<String>> {
-        let mut own = [0; MESSAGE];
-        let length = text.floor_char_boundary(MESSAGE);
-        own[..length].copy_from_slice(&text.as_bytes()[..length]);
-        let mut all = vec![0; MESSAGE * self.count()];
+        let count = self.count();
+        let mut lengths = vec![0; 8 * count];
+        self.exchange.all_gather(&(text.len() as u64).to_le_bytes(), &mut lengths)?;
+        let lengths: Vec<usize> =
+            lengths.as_chunks::<8>().0.iter().map(|length| u64::from_le_bytes(*length) as usize).collect();
+        let longest = lengths.iter().copied().max().unwrap_or(0);
+        let mut own = text.as_bytes().to_vec();
+        own.resize(longest, 0);
+        let mut all = vec![0; longest * count];
         self.exchange.all_gather(&own, &mut all)?;
-        let text = |bytes: &[u8]| String::from_utf8_lossy(bytes).trim_end_matches('\0').to_owned();
-        Ok(all.chunks_exact(MESSAGE).map(text).collect())
+        let text =
+            |rank: usize| String::from_utf8_lossy(&all[rank * longest..][..lengths[rank]]).into_owned();
+        Ok((0..count).map(text).collect())
     }
 
     /// Begins to leave notes in the folder of the run, which is at `step`.

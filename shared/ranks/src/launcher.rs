@@ -75,14 +75,18 @@ mod tests {
     use super::*;
 
     fn with(variables: &[(&str, &str)]) -> Result<Option<Launched>, LauncherError> {
-        let of = |name: &str| variables.iter().find(|(own, _)| *own == name).map(|(_, value)| (*value).to_owned());
+        let of =
+            |name: &str| variables.iter().find(|(own, _)| *own == name).map(|(_, value)| (*value).to_owned());
         launched(of)
     }
 
     #[test]
     fn launchers_are_known_by_their_variables() {
-        let open_mpi =
-            [("OMPI_COMM_WORLD_RANK", "3"), ("OMPI_COMM_WORLD_SIZE", "4"), ("OMPI_COMM_WORLD_LOCAL_SIZE", "2")];
+        let open_mpi = [
+            ("OMPI_COMM_WORLD_RANK", "3"),
+            ("OMPI_COMM_WORLD_SIZE", "4"),
+            ("OMPI_COMM_WORLD_LOCAL_SIZE", "2"),
+        ];
         let found = with(&open_mpi).unwrap().unwrap();
         assert_eq!((found.rank, found.ranks, found.on_this_machine), (3, 4, Some(2)));
         assert_eq!(found.launcher, Launcher::OpenMpi);
@@ -109,7 +113,10 @@ mod tests {
     #[test]
     fn variables_that_make_no_sense_are_told() {
         let told = with(&[("RANK", "4"), ("WORLD_SIZE", "4")]).unwrap_err().to_string();
-        assert!(told.starts_with("RANK and WORLD_SIZE in the environment") && told.ends_with("4 and 4"), "{told}");
+        assert!(
+            told.starts_with("RANK and WORLD_SIZE in the environment") && told.ends_with("4 and 4"),
+            "{told}"
+        );
         assert!(with(&[("PMI_RANK", "x"), ("PMI_SIZE", "4")]).is_err());
     }
 }

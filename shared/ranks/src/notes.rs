@@ -3,9 +3,9 @@
 use std::fs;
 use std::io;
 use std::path::{Path, PathBuf};
+use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::mpsc::{RecvTimeoutError, Sender, channel};
-use std::sync::Arc;
 use std::thread::JoinHandle;
 use std::time::{Duration, SystemTime};
 
@@ -86,7 +86,9 @@ impl Notes {
         match (silent.is_empty(), behind.is_empty()) {
             (false, _) => silent.join("; "),
             (true, false) => behind.join("; "),
-            (true, true) => format!("all ranks are alive at step {own}, so the connection between them is to blame"),
+            (true, true) => {
+                format!("all ranks are alive at step {own}, so the connection between them is to blame")
+            }
         }
     }
 }

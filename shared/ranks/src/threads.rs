@@ -66,9 +66,9 @@ impl Threads {
             meeting.changed.notify_all();
         }
         drop(state);
-        if let Some(other) = gifts.iter().position(|gift| {
-            (gift.operation, gift.bytes.len()) != (operation, bytes.len())
-        }) {
+        if let Some(other) =
+            gifts.iter().position(|gift| (gift.operation, gift.bytes.len()) != (operation, bytes.len()))
+        {
             let Gift { operation: theirs, bytes: their_bytes } = &gifts[other];
             return Err(error(format!(
                 "rank {other} is at {theirs} of {} bytes, rank {} at {operation} of {} bytes",

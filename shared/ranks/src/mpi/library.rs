@@ -62,8 +62,16 @@ impl fmt::Display for Interface {
     }
 }
 
-type Collective =
-    unsafe extern "C" fn(*const c_void, c_int, Handle, *mut c_void, c_int, Handle, Handle, *mut Handle) -> c_int;
+type Collective = unsafe extern "C" fn(
+    *const c_void,
+    c_int,
+    Handle,
+    *mut c_void,
+    c_int,
+    Handle,
+    Handle,
+    *mut Handle,
+) -> c_int;
 
 /// The functions that are called, and the handles that they are given.
 pub(super) struct Functions {
@@ -110,13 +118,14 @@ impl Functions {
         // SAFETY: the names below are those of the MPI standard, with its types.
         unsafe {
             let address = |name: &str| -> Result<Handle, String> {
-                let symbol = library.get::<*mut c_void>(name.as_bytes()).map_err(|error| error.to_string())?;
+                let symbol =
+                    library.get::<*mut c_void>(name.as_bytes()).map_err(|error| error.to_string())?;
                 Ok(symbol.as_raw_ptr() as Handle)
             };
             let is_open_mpi = address("ompi_mpi_comm_world").is_ok();
-            let is_standard = Path::new(path).file_name().is_some_and(|name| {
-                name.to_string_lossy().starts_with("libmpi_abi")
-            });
+            let is_standard = Path::new(path)
+                .file_name()
+                .is_some_and(|name| name.to_string_lossy().starts_with("libmpi_abi"));
             let (interface, world, byte) = match (is_standard, is_open_mpi) {
                 (true, _) => (Interface::Standard, 0x101, 0x247),
                 (_, true) => (Interface::OpenMpi, address("ompi_mpi_comm_world")?, address("ompi_mpi_byte")?),
@@ -154,7 +163,8 @@ fn candidates(asked: Option<&OsStr>, launcher: Launcher) -> Vec<OsString> {
     }
     let parent = std::fs::read_link(format!("/proc/{}/exe", std::os::unix::process::parent_id())).ok();
     let path = env::var_os("PATH").unwrap_or_default();
-    let launchers = env::split_paths(&path).map(|folder| folder.join("mpiexec")).filter(|file| file.is_file());
+    let launchers =
+        env::split_paths(&path).map(|folder| folder.join("mpiexec")).filter(|file| file.is_file());
     let own = env::current_exe().ok();
     let programs = parent.into_iter().chain(launchers.take(1)).chain(own);
     let folders: Vec<PathBuf> = programs.flat_map(|program| library_folders(&program)).collect();

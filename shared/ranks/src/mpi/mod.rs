@@ -69,7 +69,9 @@ pub enum MpiError {
         advice: &'static str,
     },
     /// The library was built without support for threads.
-    #[error("the MPI library ({library}) lets no thread but the first one call it: use one that was built with threads")]
+    #[error(
+        "the MPI library ({library}) lets no thread but the first one call it: use one that was built with threads"
+    )]
     Threads {
         /// The library's file.
         library: String,
@@ -106,25 +108,24 @@ impl Mpi {
     ///
     /// # Errors
     /// No library, one that knows nothing of the other processes, or one without threads.
-    pub fn connect(launched: &Launched, library: Option<&OsStr>, patience: Duration) -> Result<Mpi, MpiError> {
-        let functions =
-            Functions::load(library, launched.launcher).map_err(|tried| MpiError::NotFound {
-                variables: launched.variables.clone(),
-                rank: launched.rank,
-                ranks: launched.ranks,
-                tried,
-            })?;
+    pub fn connect(
+        launched: &Launched,
+        library: Option<&OsStr>,
+        patience: Duration,
+    ) -> Result<Mpi, MpiError> {
+        let functions = Functions::load(library, launched.launcher).map_err(|tried| MpiError::NotFound {
+            variables: launched.variables.clone(),
+            rank: launched.rank,
+            ranks: launched.ranks,
+            tried,
+        })?;
         let library = functions.interface.to_string();
         let (mut threads, mut rank, mut ranks) = (0, 0, 0);
         // SAFETY: MPI's own functions, with pointers to numbers that they may write, and no arguments, which they may do without.
         unsafe {
             let serialized = functions.interface.serialized();
-            let code = (functions.init_thread)(
-                std::ptr::null_mut(),
-                std::ptr::null_mut(),
-                serialized,
-                &mut threads,
-            );
+            let code =
+                (functions.init_thread)(std::ptr::null_mut(), std::ptr::null_mut(), serialized, &mut threads);
             succeeded("MPI_Init_thread", code)?;
             succeeded("MPI_Comm_rank", (functions.comm_rank)(functions.world, &mut rank))?;
             succeeded("MPI_Comm_size", (functions.comm_size)(functions.world, &mut ranks))?;
@@ -236,7 +237,8 @@ impl Mpi {
         }
         for start in (0..part).step_by(LARGEST_PART) {
             let own = start..(start + LARGEST_PART).min(part);
-            let piece: Vec<u8> = send.chunks_exact(part).flat_map(|part| &part[own.clone()]).copied().collect();
+            let piece: Vec<u8> =
+                send.chunks_exact(part).flat_map(|part| &part[own.clone()]).copied().collect();
             let mut received = vec![0; own.len() * self.ranks];
             call(&piece, &mut received, own.len())?;
             for (to, from) in receive.chunks_exact_mut(part).zip(received.chunks_exact(own.len())) {
