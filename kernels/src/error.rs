@@ -6,7 +6,7 @@ use crate::loss::Mse;
 use crate::spec::SpecError;
 
 /// Why a step, an evaluation or a restore did not happen. The weights and the state are as before, except after
-/// [`StepError::Diverged`] and [`StepError::Device`].
+/// [`StepError::Diverged`], [`StepError::Device`] and [`StepError::Exchange`].
 #[derive(Debug, Clone, PartialEq, Error)]
 pub enum StepError {
     /// The step's description is out of range.
@@ -28,6 +28,35 @@ pub enum StepError {
         /// What was asked for.
         what: &'static str,
     },
+    /// The features cannot be divided into panels.
+    #[error(
+        "features cannot be divided into panels with {what} yet: {instead}, or train with --panels 1 in one process"
+    )]
+    Undivided {
+        /// What was asked for.
+        what: &'static str,
+        /// What can be asked for in its place.
+        instead: &'static str,
+    },
+    /// Ranks cannot own as many panels each.
+    #[error(
+        "{ranks} ranks cannot share {panels} panels of features: the number of ranks has to be a power of two that divides that of panels"
+    )]
+    Ranks {
+        /// How many ranks there are.
+        ranks: usize,
+        /// How many panels.
+        panels: usize,
+    },
+    /// Something needs all features in one place.
+    #[error("{what} needs all features in one process, and they are divided over several")]
+    Divided {
+        /// What was asked for.
+        what: &'static str,
+    },
+    /// The ranks that share the features lost each other. The weights may have changed.
+    #[error(transparent)]
+    Exchange(#[from] ranks::ExchangeError),
     /// An array has another shape than the step's sizes ask for.
     #[error("{array} is {found}, but {expected} was expected")]
     Shape {

@@ -4,7 +4,8 @@
 //! d input width, F features, i a row, j a feature.
 //!
 //! What a step is, once for all backends:
-//! - [`spec`], [`activation`], [`loss`], [`prefixes`], [`dead`] and [`precision`]: what is computed, as data.
+//! - [`spec`], [`activation`], [`loss`], [`prefixes`], [`panels`], [`dead`] and [`precision`]: what is computed, as
+//!   data.
 //! - [`parameters`] and [`state`]: the tensors by name, and everything that a run resumes from.
 //! - [`batch`]: what a step reads. [`activations`]: what an encoder finds. [`outcome`], [`stats`] and [`error`]: what it reports. [`path`]: which way it took.
 //!
@@ -23,6 +24,7 @@ pub mod dead;
 pub mod error;
 pub mod loss;
 pub mod outcome;
+pub mod panels;
 pub mod parameters;
 pub mod path;
 pub mod precision;

@@ -1,8 +1,9 @@
 //! An autoencoder's tensors by name, and Adam's moments in the same shapes.
 
 use std::collections::BTreeMap;
+use std::ops::Range;
 
-use ndarray::{Array1, Array2, ArrayD, ArrayView2, ArrayViewD};
+use ndarray::{Array1, Array2, ArrayD, ArrayView2, ArrayViewD, s};
 
 use crate::error::StepError;
 use crate::spec::StepSpec;
@@ -69,6 +70,19 @@ impl Parameters {
             threshold: take("threshold").map(|tensor| tensor.into_dimensionality().expect(of_rank)),
             skip: take("skip").map(|tensor| tensor.into_dimensionality().expect(of_rank)),
         })
+    }
+
+    /// The tensors of some of the features, and those that belong to none: W_skip only `with_skip`.
+    pub(crate) fn of_features(&self, features: Range<usize>, with_skip: bool) -> Parameters {
+        let rows = s![features.clone(), ..];
+        Parameters {
+            encoder: self.encoder.slice(rows).to_owned(),
+            encoder_bias: self.encoder_bias.slice(s![features.clone()]).to_owned(),
+            decoder: self.decoder.slice(rows).to_owned(),
+            decoder_bias: self.decoder_bias.clone(),
+            threshold: self.threshold.as_ref().map(|threshold| threshold.slice(s![features]).to_owned()),
+            skip: self.skip.clone().filter(|_| with_skip),
+        }
     }
 
     /// Zeros in the same shapes.

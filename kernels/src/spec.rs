@@ -1,5 +1,7 @@
 //! What a training step is, apart from the loss: sizes, optimizer, decoder norm, schedule.
 
+use std::ops::Range;
+
 use serde::{Deserialize, Serialize};
 use thiserror::Error;
 
@@ -109,6 +111,18 @@ pub struct StepSpec {
     /// The largest norm of the gradient of all weights together, the decoder's projected before; a longer one is scaled down.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub gradient_clip: Option<f64>,
+    /// Into how many [panels](crate::panels) the features are divided, each of them summed by itself: a power of two. 1 is no
+    /// division.
+    #[serde(default = "one", skip_serializing_if = "is_one")]
+    pub panels: usize,
+}
+
+fn one() -> usize {
+    1
+}
+
+fn is_one(panels: &usize) -> bool {
+    *panels == 1
 }
 
 /// Added to a gradient's norm before it divides, as torch's `clip_grad_norm_` does.
@@ -132,7 +146,22 @@ impl StepSpec {
             rank_by_decoder_norm: false,
             dead: None,
             gradient_clip: None,
+            panels: 1,
         }
+    }
+}
+
+impl StepSpec {
+    /// What a step is for the features of one panel alone, which has W_skip only `with_skip`.
+    pub fn of_panel(&self, panel: usize, with_skip: bool) -> StepSpec {
+        StepSpec { features: self.panel_features(panel).len(), skip: self.skip && with_skip, ..*self }
+    }
+
+    /// The features of a panel.
+    pub fn panel_features(&self, panel: usize) -> Range<usize> {
+        // At most 2^32 features in as many panels.
+        let start = |panel: usize| (panel as u64 * self.features as u64 / self.panels as u64) as usize;
+        start(panel)..start(panel + 1)
     }
 }
 
@@ -206,6 +235,12 @@ impl StepSpec {
         ] {
             require(product <= most, name, product, rule)?;
         }
+        require(
+            self.panels.is_power_of_two() && self.panels <= features,
+            "panels",
+            self.panels,
+            "it must be a power of two and at most the number of features",
+        )?;
         match self.activation {
             Activation::Relu => {}
             Activation::TopK { k } | Activation::BatchTopK { k, .. } => require(

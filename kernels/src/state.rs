@@ -30,6 +30,15 @@ pub struct State {
     pub path_choice: Option<PathChoice>,
 }
 
+/// A rank's share of a [`State`], panel by panel, beside what all ranks have.
+#[derive(Debug, Clone, PartialEq)]
+pub struct PanelStates {
+    /// The rank's panels, each with its number: the state of its features alone. W_skip is in the first of all panels, b_dec in each.
+    pub panels: Vec<(usize, State)>,
+    /// For each batch of the window, in how many rows features were active, summed over all features.
+    pub window_totals: Vec<u64>,
+}
+
 impl State {
     /// The state of a run that begins with these weights.
     pub fn new(weights: Parameters) -> State {

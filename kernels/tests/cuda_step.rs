@@ -417,7 +417,7 @@ fn each_step_with_dead_features_is_the_cpu_engines() {
             let mut cpu = cpu_step(spec);
             for step in 0..5 {
                 // From the same state: what differs is the arithmetic of one step.
-                run.step.restore(&mut run.device, &cpu.state()).unwrap();
+                run.step.restore(&mut run.device, &cpu.state().unwrap()).unwrap();
                 let got = run.step(&batch(&spec, step)).unwrap();
                 let expected = cpu.step(batch(&spec, step).view().into(), &Schedule::constant(1e-3)).unwrap();
                 assert_eq!((got.sums.active, got.terms.dead > 0.0), (expected.sums.active, step > 1));
@@ -430,7 +430,7 @@ fn each_step_with_dead_features_is_the_cpu_engines() {
                         spec.dead
                     );
                 }
-                let (got, expected) = (run.state(), cpu.state());
+                let (got, expected) = (run.state(), cpu.state().unwrap());
                 assert_eq!(got.steps_since_fired, expected.steps_since_fired);
                 let off = relative_difference(
                     numbers(&got.weights.encoder),

@@ -41,6 +41,7 @@ fn spec(loss: LossSpec, pre_bias: bool) -> StepSpec {
         dead: None,
         rank_by_decoder_norm: false,
         gradient_clip: None,
+        panels: 1,
     }
 }
 

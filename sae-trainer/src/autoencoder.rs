@@ -3,12 +3,13 @@
 
 use std::path::{Path, PathBuf};
 
-use anyhow::Result;
+use anyhow::{Result, ensure};
 use hub::{Address, Hub};
 use sae::{CONFIG_FILE, Format, Given, Opened, Sae, open};
 use terminal::foreign_path;
 
 use crate::runs::folder::SAE;
+use crate::runs::panel_checkpoint;
 
 /// What files of autoencoders end in, whichever program wrote them.
 const ENDINGS: [&str; 6] = [".json", ".safetensors", ".pt", ".yaml", ".yml", "SHA256SUMS"];
@@ -26,6 +27,11 @@ pub(crate) fn autoencoder_of(path: &Path) -> Result<PathBuf> {
     if let Some(address) = address(path)? {
         return Ok(Hub::from_environment().folder(&address, &ENDINGS, &WHOLE)?);
     }
+    ensure!(
+        !panel_checkpoint::is_one(path),
+        "{} is a checkpoint of panels, which a run goes on from with --resume; its autoencoder is sae/ in the run's folder",
+        foreign_path(path)
+    );
     let own = path.join(SAE);
     Ok(if !path.join(CONFIG_FILE).exists() && own.exists() { own } else { path.to_owned() })
 }

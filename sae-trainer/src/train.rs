@@ -25,16 +25,29 @@ use crate::runs::plan::RunPlan;
 use crate::runs::record::Summary;
 use crate::runs::run::{ReadyRun, Run};
 use crate::runs::streams::Streams;
+use crate::runs::team::Team;
 use crate::sweep::SweepFolder;
 
 /// Trains one run, and returns the process' exit code: 0, or 130 after Ctrl-C.
 pub(crate) fn train(arguments: TrainArguments) -> Result<u8> {
-    let interrupt = Interrupt::listen().context("cannot listen for Ctrl-C")?;
-    let plan = RunPlan::new(&arguments.settings, &arguments.run, terminal::command_line())?;
+    let team = Team::gather(Duration::from_secs(arguments.run.rank_timeout))?;
+    let result = train_with(&team, arguments);
+    team.part(result)
+}
+
+fn train_with(team: &Team, arguments: TrainArguments) -> Result<u8> {
     let json = arguments.run.json;
-    let ready = Ready::new(vec![plan], arguments.run, interrupt, |plans, streams, compute| {
-        announce::settings(&plans[0], streams, compute)
-    })?;
+    let ready = || {
+        let interrupt = Interrupt::listen().context("cannot listen for Ctrl-C")?;
+        let TrainArguments { settings, run, .. } = arguments;
+        let plan = RunPlan::new(&settings, &run, terminal::command_line(), team.count())?;
+        Ready::new(vec![plan], run, interrupt, team, |plans, streams, compute| {
+            announce::settings(&plans[0], streams, compute)
+        })
+    };
+    // Nothing is exchanged before all are ready, and nothing is written.
+    let ready = team.agree(ready())?;
+    team.check_same("the run", &ready.runs[0].identity())?;
     let (summaries, lost) = match ready.start(None)?.finish()? {
         End::Interrupted(code) => return Ok(code),
         End::Finished { summaries, lost } => (summaries, lost),
@@ -56,6 +69,7 @@ pub(crate) fn train(arguments: TrainArguments) -> Result<u8> {
 pub(crate) struct Ready {
     flags: RunArguments,
     interrupt: Interrupt,
+    team: Team,
     streams: Streams,
     scaler: Scaler,
     runs: Vec<ReadyRun>,
@@ -69,11 +83,12 @@ impl Ready {
         plans: Vec<RunPlan>,
         flags: RunArguments,
         interrupt: Interrupt,
+        team: &Team,
         announce: impl FnOnce(&[RunPlan], &Streams, &Compute) -> Result<()>,
     ) -> Result<Ready> {
         let settings = plans[0].settings();
-        let threads = threads(&flags);
-        let compute = Compute::choose(flags.device, threads)?;
+        let threads = threads(&flags, team);
+        let compute = Compute::choose(flags.device, threads, team.exchange())?;
         if !plans[0].targets.is_empty() {
             compute.check_targets()?;
         }
@@ -104,14 +119,14 @@ impl Ready {
         let resumed = plans.iter().any(|plan| plan.resumed);
         let runs = plans.into_iter().map(|plan| ReadyRun::new(plan, &compute, batches, &mut scaler));
         let runs = runs.collect::<Result<_>>()?;
-        Ok(Ready { flags, interrupt, streams, scaler, runs, resumed })
+        Ok(Ready { flags, interrupt, team: team.clone(), streams, scaler, runs, resumed })
     }
 
     /// Opens the runs' folders. `sweep` is the folder of the sweep whose points they are.
     pub(crate) fn start(self, sweep: Option<SweepFolder>) -> Result<Training> {
-        let Ready { flags, interrupt, streams, scaler, runs, resumed } = self;
-        let runs: Vec<Run> = runs.into_iter().map(|run| run.start(&flags)).collect::<Result<_>>()?;
-        let training = Training { flags, interrupt, streams, scaler, runs, sweep, lost: Vec::new() };
+        let Ready { flags, interrupt, team, streams, scaler, runs, resumed } = self;
+        let runs: Vec<Run> = runs.into_iter().map(|run| run.start(&flags, &team)).collect::<Result<_>>()?;
+        let training = Training { flags, interrupt, team, streams, scaler, runs, sweep, lost: Vec::new() };
         if resumed {
             terminal::say!("continuing after step {}", training.step());
         }
@@ -123,6 +138,7 @@ impl Ready {
 pub(crate) struct Training {
     flags: RunArguments,
     interrupt: Interrupt,
+    team: Team,
     streams: Streams,
     scaler: Scaler,
     /// Those that have not failed.
@@ -183,7 +199,8 @@ impl Training {
         let mut step = self.step();
         self.streams.training.seek(step)?;
         while step < last && !self.runs.is_empty() {
-            if let Some(code) = self.interrupt.requested() {
+            self.team.done(step);
+            if let Some(code) = self.team.asked(self.interrupt.requested())? {
                 self.settle(progress)?;
                 return Ok(Some(code));
             }
@@ -191,7 +208,8 @@ impl Training {
             if self.runs.iter().any(|run| run.is_revival(step)) {
                 self.settle(progress)?;
             }
-            let batch = self.scaler.apply(self.streams.training.next()?);
+            let batch = self.team.agree(self.streams.training.next())?;
+            let batch = self.scaler.apply(batch);
             let mut failed = Vec::new();
             attempt(&mut self.runs, step, &mut failed, |run| run.revive_if_due(batch))?;
             attempt(&mut self.runs, step, &mut failed, |run| run.submit(batch))?;
@@ -255,12 +273,13 @@ impl Training {
         let mut engines: Vec<&mut dyn Engine> =
             self.runs.iter_mut().map(|run| &mut *run.engine as _).collect();
         let (batches, scaler) = (&mut self.streams.evaluation, &mut self.scaler);
-        let evaluated = match evaluate(&mut engines, batches, &settings, scaler, &self.interrupt) {
+        let evaluated = evaluate(&mut engines, batches, &settings, scaler, &self.team, &self.interrupt);
+        let evaluated = match evaluated {
             Ok(evaluated) => evaluated,
             Err(error) => return Err(self.keep(error)),
         };
         let Some(sums) = evaluated else {
-            let code = self.interrupt.requested().unwrap_or(130);
+            let code = self.team.asked(self.interrupt.requested())?.unwrap_or(130);
             return self.stop(code);
         };
         let (mut summaries, mut failed) = (Vec::new(), None);
@@ -363,8 +382,8 @@ fn is_the_runs_own(error: &StepError) -> bool {
     matches!(error, StepError::NonFiniteLoss { .. } | StepError::Diverged { .. } | StepError::ZeroNorm { .. })
 }
 
-/// The number of threads: `--threads`, or one per core.
-fn threads(flags: &RunArguments) -> usize {
-    let cores = || std::thread::available_parallelism().map_or(1, usize::from);
+/// The number of threads: `--threads`, or one per core of which each rank on this machine has its share.
+fn threads(flags: &RunArguments, team: &Team) -> usize {
+    let cores = || team.threads(std::thread::available_parallelism().map_or(1, usize::from));
     flags.threads.map_or_else(cores, usize::from)
 }

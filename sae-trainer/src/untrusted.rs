@@ -6,6 +6,7 @@ use anyhow::{Context, Result};
 
 use crate::runs::checkpoint;
 use crate::runs::folder::{RunConfig, checkpoints, logged_steps, summary};
+use crate::runs::panel_checkpoint;
 use crate::sweep::SweepRecord;
 
 /// Reads everything of the run in `folder` that resuming and comparing it would read, but its stores; returns the number of
@@ -16,7 +17,10 @@ use crate::sweep::SweepRecord;
 pub fn run(folder: &Path) -> Result<usize> {
     let config = RunConfig::read(folder)?.context("there is no run")?;
     for (_, checkpoint) in checkpoints(folder)? {
-        checkpoint::load_newest(&[checkpoint], &config.settings.step)?;
+        match config.settings.step {
+            step if step.panels > 1 => drop(panel_checkpoint::load(&checkpoint, &step, 0..step.panels)?),
+            step => drop(checkpoint::load(&checkpoint, &step)?),
+        }
     }
     summary(folder)?;
     Ok(logged_steps(folder)?.len())

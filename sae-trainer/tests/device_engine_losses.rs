@@ -53,6 +53,7 @@ fn configurations() -> Vec<StepSpec> {
                     dead: None,
                     rank_by_decoder_norm: false,
                     gradient_clip: None,
+                    panels: 1,
                 });
             }
         }

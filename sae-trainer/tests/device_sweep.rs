@@ -41,6 +41,7 @@ fn specs() -> [StepSpec; 3] {
         dead: None,
         rank_by_decoder_norm: false,
         gradient_clip: None,
+        panels: 1,
     };
     let second = StepSpec { loss: LossSpec { coefficient: 1e-2, ..first.loss }, ..first };
     let third = StepSpec {

@@ -47,6 +47,7 @@ pub fn spec(width: usize, features: usize, batch: usize) -> StepSpec {
         dead: None,
         rank_by_decoder_norm: false,
         gradient_clip: None,
+        panels: 1,
     }
 }
 

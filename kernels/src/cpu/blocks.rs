@@ -73,8 +73,6 @@ pub struct Waiting {
     encoder_bias: Vec<f32>,
     decoder: Vec<f32>,
     threshold: Vec<f32>,
-    /// Of W_skip, [d,d]: in every step that has one.
-    pub(crate) skip: Vec<f32>,
     /// Of features with many pairs, on the sparse path.
     pub(crate) frequent: Frequent,
 }

@@ -6,6 +6,7 @@
 
 use std::ops::Range;
 
+use bytemuck::{Pod, Zeroable};
 use ndarray::Array2;
 use rayon::prelude::*;
 
@@ -45,6 +46,8 @@ pub struct Finish<'a> {
     pub norms: &'a RowNorms,
     /// The loss's reconstruction term.
     pub mse: Mse,
+    /// Which row of X is the first of x̂.
+    pub first: usize,
 }
 
 /// What the first half reports of one row.
@@ -59,7 +62,8 @@ pub struct RowActivity {
 }
 
 /// What the second half reports of one row.
-#[derive(Debug, Clone, Copy, PartialEq, Default)]
+#[derive(Debug, Clone, Copy, PartialEq, Default, Pod, Zeroable)]
+#[repr(C)]
 pub struct RowError {
     /// ‖x̂ − x‖².
     pub squared_error: f32,
@@ -67,6 +71,15 @@ pub struct RowError {
     pub dot: f32,
     /// ‖x̂‖².
     pub squared_norm: f32,
+}
+
+impl RowActivity {
+    /// Adds what is active in the same row of other features.
+    pub(crate) fn add(&mut self, other: &RowActivity) {
+        self.active += other.active;
+        self.l1 += other.l1;
+        self.penalty += other.penalty;
+    }
 }
 
 impl Decode<'_> {
@@ -95,13 +108,16 @@ impl Finish<'_> {
     }
 }
 
-/// Turns x̂ [B,d] into g, and reports each row's error in `errors` [B].
+/// Turns x̂ of neighbouring rows, [rows,d], into g, and reports each one's error in `errors` [rows].
 pub fn finish(isa: Isa, input: Finish<'_>, reconstruction: &mut [f32], errors: &mut [RowError]) {
+    if errors.is_empty() {
+        return;
+    }
     let width = reconstruction.len() / errors.len();
     let blocks = reconstruction.par_chunks_mut(ROW_BLOCK * width).zip(errors.par_chunks_mut(ROW_BLOCK));
     blocks.enumerate().for_each(|(block, (reconstruction, errors))| {
         for (at, (values, error)) in reconstruction.chunks_exact_mut(width).zip(errors).enumerate() {
-            let row = block * ROW_BLOCK + at;
+            let row = input.first + block * ROW_BLOCK + at;
             let x = &input.target[row * width..][..width];
             let [squared_error, dot, squared_norm] =
                 error_to_gradient(isa, x, values, input.gradient_scale(row, width));

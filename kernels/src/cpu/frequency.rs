@@ -5,8 +5,9 @@
 //! batches equals one formed anew, and a resumed run equals an uninterrupted one.
 
 use std::collections::VecDeque;
+use std::ops::Range;
 
-use ndarray::{Array2, ArrayView2};
+use ndarray::{Array2, ArrayView2, s};
 
 /// A batch counts if its mean firing fraction is within this many decades of the newest batch's.
 const OUTLIER_DECADES: f64 = 0.5;
@@ -16,7 +17,7 @@ const OUTLIER_DECADES: f64 = 0.5;
 struct Batch {
     /// In how many rows each feature was active, [F].
     counts: Vec<u32>,
-    /// Their sum.
+    /// Their sum over all features, those of other windows too.
     total: u64,
     /// Whether `counts` are part of the window's sums.
     summed: bool,
@@ -41,8 +42,12 @@ impl FrequencyWindow {
 
     /// Adds the newest batch's counts [F] and drops the one that leaves the window.
     pub fn push(&mut self, counts: &[u32]) {
+        self.push_part(counts, total(counts));
+    }
+
+    /// As [`FrequencyWindow::push`] for a window of some of the features: `total` is the sum over all.
+    pub(crate) fn push_part(&mut self, counts: &[u32], total: u64) {
         assert_eq!(counts.len(), self.sums.len(), "a count per feature");
-        let total = counts.iter().map(|count| u64::from(*count)).sum();
         let mut batch = Batch { counts: counts.to_vec(), total, summed: false };
         if self.batches.len() == self.length {
             let mut oldest = self.batches.pop_front().expect("the window is not empty");
@@ -93,10 +98,45 @@ impl FrequencyWindow {
     /// The window that [`FrequencyWindow::counts`] [batches, F] was taken from. The last batches are taken if there
     /// are more than the window holds.
     pub fn restored(length: usize, rows: usize, counts: ArrayView2<'_, u32>) -> FrequencyWindow {
+        let features = 0..counts.ncols();
+        FrequencyWindow::restored_part(length, rows, counts, features)
+    }
+
+    /// As [`FrequencyWindow::restored`] for a window of some of the features.
+    pub(crate) fn restored_part(
+        length: usize,
+        rows: usize,
+        counts: ArrayView2<'_, u32>,
+        features: Range<usize>,
+    ) -> FrequencyWindow {
+        let part = counts.slice(s![.., features]);
+        let totals: Vec<u64> =
+            counts.rows().into_iter().map(|batch| batch.iter().copied().map(u64::from).sum()).collect();
+        FrequencyWindow::restored_alone(length, rows, part, &totals)
+    }
+
+    /// The window of some features that [`FrequencyWindow::counts`] and [`FrequencyWindow::totals`] were taken from.
+    pub(crate) fn restored_alone(
+        length: usize,
+        rows: usize,
+        counts: ArrayView2<'_, u32>,
+        totals: &[u64],
+    ) -> FrequencyWindow {
         let mut window = FrequencyWindow::new(length, rows, counts.ncols());
-        counts.rows().into_iter().for_each(|batch| window.push(&batch.to_vec()));
+        for (batch, total) in counts.rows().into_iter().zip(totals) {
+            window.push_part(&batch.to_vec(), *total);
+        }
         window
     }
+
+    /// The sum of each batch's counts over all features, the oldest first: [batches].
+    pub(crate) fn totals(&self) -> Vec<u64> {
+        self.batches.iter().map(|batch| batch.total).collect()
+    }
+}
+
+fn total(counts: &[u32]) -> u64 {
+    counts.iter().map(|count| u64::from(*count)).sum()
 }
 
 #[cfg(test)]
@@ -132,6 +172,20 @@ mod tests {
                 let got = window.frequency(j);
                 assert!((got - expected[j]).abs() < 1e-12, "batch {t} feature {j}: {got} {}", expected[j]);
             }
+        }
+    }
+
+    #[test]
+    fn windows_of_parts_have_the_frequencies_of_the_whole() {
+        let mut whole = FrequencyWindow::new(3, 40, 4);
+        let mut part = FrequencyWindow::new(3, 40, 2);
+        // What is an outlier shows in the other features alone.
+        for counts in [[1, 2, 0, 1], [2, 1, 30, 40], [1, 1, 1, 0], [1, 0, 0, 3], [0, 0, 1, 0]] {
+            whole.push(&counts);
+            part.push_part(&counts[..2], total(&counts));
+            let both = (0..2).map(|j| (whole.frequency(j), part.frequency(j)));
+            assert!(both.into_iter().all(|(whole, part)| whole == part), "{counts:?}");
+            assert_eq!(FrequencyWindow::restored_part(3, 40, whole.counts().view(), 0..2), part);
         }
     }
 

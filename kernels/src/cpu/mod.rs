@@ -1,11 +1,14 @@
 //! The float32 step on CPU threads: the same pieces as on the GPU, under the same names.
 //!
 //! ```text
-//! step      the pieces in their order, and what lies between steps; forward, reconstruct: its first half
+//! step      the pieces in their order, and what lies between steps
+//! panel     neighbouring features and all that belongs to them; forward, reconstruct: their part of a forward pass
+//! finish    what is known of the rows once the panels' sums have met; peers: how they meet among ranks
 //! rows      x̄, ‖x_i‖, ‖x_i − x̄‖; the encoder's input
 //! encode    z = X·W_enc + b_enc, only the pairs above 0 (or all, when they are many)
 //! screen    an integer product that rules most pairs out beforehand
-//! select    which of them are active: largest, the k largest; jump, those above a trained threshold
+//! select    which of them are active: largest, the k largest; among_panels, those of several panels; jump, those above a trained
+//!           threshold
 //! sparsity  penalties and their derivatives; frequency: the running frequency s_j
 //! decode    x̂; then losses, g = dL/dx̂
 //! dead      a loss over features that have stopped firing
@@ -39,14 +42,18 @@ pub mod train;
 pub mod update;
 pub mod vector;
 
+mod among_panels;
 mod backward;
 #[cfg(target_arch = "x86_64")]
 mod bf16;
 mod cache;
+mod finish;
 mod forward;
 mod frequent;
 mod groups;
 mod operands;
+mod panel;
+mod peers;
 mod reconstruct;
 mod tile;
 mod transpose;

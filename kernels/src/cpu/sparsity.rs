@@ -175,19 +175,20 @@ per_isa! {
     }
 }
 
-/// The frequency terms' values into `terms`, and their slopes d/ds̃_j divided by B into `slopes` [F] (straight-through:
-/// values and slopes at the running frequencies, of which the last batch is a part).
+/// The frequency terms' values into `terms`, and their slopes d/ds̃_j divided by B into `slopes`, of the window's features out of
+/// F = `features` (straight-through: values and slopes at the running frequencies, of which the last batch is a part).
 pub fn frequency_terms(
     loss: &LossSpec,
     window: &FrequencyWindow,
     rows: usize,
+    features: usize,
     terms: &mut Terms,
     slopes: &mut [f32],
 ) {
     if !loss.uses_frequencies() {
         return slopes.fill(0.0);
     }
-    let features = slopes.len() as f64;
+    let features = features as f64;
     let (mean_density, log_density) = (loss.mean_density / features, loss.log_density / features);
     for (feature, slope) in slopes.iter_mut().enumerate() {
         let s = window.frequency(feature) + FREQUENCY_FLOOR;
@@ -268,7 +269,7 @@ mod tests {
         let frequencies: Vec<f64> = (0..5).map(|j| window.frequency(j)).collect();
         let mut slopes = vec![f32::NAN; 5];
         let mut terms = Terms::default();
-        frequency_terms(&loss, &window, 40, &mut terms, &mut slopes);
+        frequency_terms(&loss, &window, 40, 5, &mut terms, &mut slopes);
         let (min, max) = reference::frequency_penalties(&loss, &frequencies);
         assert!((terms.min_sparsity - min).abs() < 1e-12 && (terms.max_sparsity - max).abs() < 1e-12);
         assert_eq!(terms.below_target, 2);

@@ -76,6 +76,17 @@ pub struct Train<'a> {
     pub dead: Option<&'a DeadGradient>,
 }
 
+/// What the features' gradients leave for what belongs to no feature, and for the gradients that wait.
+#[derive(Debug, Clone, PartialEq)]
+pub struct FeaturesTrained {
+    /// Whether the weights trained so far are finite.
+    pub finite: bool,
+    /// The sum of the squares of the gradients that wait.
+    pub squares: f64,
+    /// The gradient of b_dec, as far as it is known here, [d]: `start`, and with the pre-bias what the features take from it.
+    pub decoder_bias: Vec<f64>,
+}
+
 /// Trains all weights. Returns whether they are still finite. `waiting` is memory for the gradients, where they are clipped,
 /// `packed` for the factors of dense products.
 pub fn train(
@@ -86,67 +97,134 @@ pub fn train(
     waiting: &mut Waiting,
     packed: &mut PackedFactors,
 ) -> bool {
-    let size = match activations {
+    let start = input.sum_of_g.to_vec();
+    let trained = train_features(isa, &input, activations, start, parameters, waiting, packed);
+    let gradient = WholeGradient::new(input.spec, input.groups, input.skipped, &trained, Vec::new());
+    trained.finite & train_rest(isa, input.spec, input.adam, &gradient, parameters, waiting)
+}
+
+/// Features of a block, a function of the sizes alone, so that no sum depends on the threads.
+fn block_size(spec: &StepSpec, activations: Activations<'_>) -> usize {
+    match activations {
         Activations::Sparse(_) => SPARSE_BLOCK,
-        // A function of the sizes alone, so that no sum depends on the threads.
         Activations::Dense { .. } => {
-            let fair = input.spec.features.div_ceil(DENSE_TASKS).next_multiple_of(16);
+            let fair = spec.features.div_ceil(DENSE_TASKS).next_multiple_of(16);
             fair.clamp(64, LARGEST_DENSE_BLOCK)
         }
-    };
-    let clip = input.spec.gradient_clip;
-    let mut of_skip = std::mem::take(&mut waiting.skip);
+    }
+}
+
+/// Trains all that belongs to features or, where the gradient is clipped, leaves their gradients in `waiting`. The gradient of b_dec
+/// begins with `start`, [d].
+pub fn train_features(
+    isa: Isa,
+    input: &Train<'_>,
+    activations: Activations<'_>,
+    start: Vec<f64>,
+    parameters: &mut TrainedParameters,
+    waiting: &mut Waiting,
+    packed: &mut PackedFactors,
+) -> FeaturesTrained {
+    let size = block_size(input.spec, activations);
     let mut frequent = std::mem::take(&mut waiting.frequent);
-    let (mut blocks, mut whole) = parameters.split(size, clip.is_some().then_some(waiting));
-    let mut outcomes: Vec<BlockOutcome> = match activations {
+    let waits = input.spec.gradient_clip.is_some();
+    let (mut blocks, _) = parameters.split(size, waits.then_some(&mut *waiting));
+    let outcomes: Vec<BlockOutcome> = match activations {
         Activations::Sparse(selected) => {
-            sum_decoders(isa, &input, selected, &blocks, &mut frequent);
-            let train = |block| train_decoders(isa, &input, selected, &frequent, block);
+            sum_decoders(isa, input, selected, &blocks, &mut frequent);
+            let train = |block| train_decoders(isa, input, selected, &frequent, block);
             let decoders: Vec<_> = blocks.par_iter_mut().map(train).collect();
-            sum_encoders(isa, &input, selected, &decoders, &mut frequent);
-            let train = |(block, decoders)| train_encoders(isa, &input, selected, &frequent, block, decoders);
+            sum_encoders(isa, input, selected, &decoders, &mut frequent);
+            let train = |(block, decoders)| train_encoders(isa, input, selected, &frequent, block, decoders);
             blocks.par_iter_mut().zip(&decoders).map(train).collect()
         }
         Activations::Dense { activations, preactivations } => {
             let factors =
                 BackwardFactors::new(input.products, input.x, input.spec.width, input.groups, packed);
-            let train = |block| train_dense_block(isa, &input, activations, preactivations, &factors, block);
+            let train = |block| train_dense_block(isa, input, activations, preactivations, &factors, block);
             blocks.par_iter_mut().map(train).collect()
         }
     };
-
-    let mut gradient = input.sum_of_g.to_vec();
+    drop(blocks);
+    waiting.frequent = frequent;
+    let mut decoder_bias = start;
     for part in outcomes.iter().filter_map(|outcome| outcome.pre_bias.as_ref()) {
-        gradient.iter_mut().zip(part).for_each(|(gradient, part)| *gradient -= f64::from(*part));
+        decoder_bias.iter_mut().zip(part).for_each(|(gradient, part)| *gradient -= f64::from(*part));
     }
-    let mut gradient: Vec<f32> = gradient.into_iter().map(|g| g as f32).collect();
-    if whole.skip.is_some() {
-        of_skip.resize(input.spec.width * input.spec.width, 0.0);
-        skip_gradient(input.groups[0].g, input.skipped, input.spec.width, &mut of_skip);
+    FeaturesTrained {
+        finite: outcomes.iter().all(|outcome| outcome.finite),
+        squares: outcomes.iter().map(|outcome| outcome.squares).sum(),
+        decoder_bias,
     }
-    if let Some(most) = clip {
-        let squares: f64 = outcomes.iter().map(|outcome| outcome.squares).sum();
-        let whole = gradient.iter().chain(&of_skip);
-        let of_whole: f64 = whole.map(|g| f64::from(*g) * f64::from(*g)).sum();
-        let scale = (most / ((squares + of_whole).sqrt() + CLIP_FLOOR)).min(1.0) as f32;
-        gradient.iter_mut().chain(&mut of_skip).for_each(|g| *g *= scale);
-        let trained = blocks.par_iter_mut().map(|block| train_waiting(isa, &input, block, scale));
-        trained.zip(&mut outcomes).for_each(|(finite, outcome)| outcome.finite &= finite);
+}
+
+/// The gradients of what belongs to no feature, and what all gradients are scaled by.
+#[derive(Debug, Clone, PartialEq)]
+pub struct WholeGradient {
+    decoder_bias: Vec<f32>,
+    /// Of W_skip [d,d], empty without one.
+    skip: Vec<f32>,
+    scale: f32,
+}
+
+impl WholeGradient {
+    /// From what the gradients of all features leave; `groups` and `skipped` are those of [`Train`], `skip` is memory.
+    pub fn new(
+        spec: &StepSpec,
+        groups: &[GroupGradient<'_>],
+        skipped: &[f32],
+        of_all: &FeaturesTrained,
+        mut skip: Vec<f32>,
+    ) -> WholeGradient {
+        let mut decoder_bias: Vec<f32> = of_all.decoder_bias.iter().map(|g| *g as f32).collect();
+        skip.resize(if spec.skip { spec.width * spec.width } else { 0 }, 0.0);
+        if spec.skip {
+            skip_gradient(groups[0].g, skipped, spec.width, &mut skip);
+        }
+        let mut scale = 1.0;
+        if let Some(most) = spec.gradient_clip {
+            let of_whole: f64 = decoder_bias.iter().chain(&skip).map(|g| f64::from(*g) * f64::from(*g)).sum();
+            scale = (most / ((of_all.squares + of_whole).sqrt() + CLIP_FLOOR)).min(1.0) as f32;
+            decoder_bias.iter_mut().chain(&mut skip).for_each(|g| *g *= scale);
+        }
+        WholeGradient { decoder_bias, skip, scale }
+    }
+
+    /// The memory for the gradient of W_skip.
+    pub fn into_memory(self) -> Vec<f32> {
+        self.skip
+    }
+}
+
+/// Trains what belongs to no feature, and what waits. Returns whether these weights are finite.
+pub fn train_rest(
+    isa: Isa,
+    spec: &StepSpec,
+    adam: &AdamStep,
+    gradient: &WholeGradient,
+    parameters: &mut TrainedParameters,
+    waiting: &mut Waiting,
+) -> bool {
+    let waits = spec.gradient_clip.is_some();
+    let (mut blocks, mut whole) = parameters.split(SPARSE_BLOCK, waits.then_some(waiting));
+    let mut finite = true;
+    if waits {
+        let trained =
+            blocks.par_iter_mut().map(|block| train_waiting(isa, spec, adam, block, gradient.scale));
+        finite = trained.reduce(|| true, |one, other| one && other);
     }
     drop(blocks);
-    whole.decoder_bias.adam(isa, input.adam, &gradient);
-    let bias_is_finite = whole.decoder_bias.weights.iter().all(|b| b.is_finite());
-    let skip_is_finite = whole.skip.is_none_or(|skip| train_skip(isa, &input, skip, &of_skip));
-    (waiting.skip, waiting.frequent) = (of_skip, frequent);
-    bias_is_finite && skip_is_finite && outcomes.iter().all(|outcome| outcome.finite)
+    whole.decoder_bias.adam(isa, adam, &gradient.decoder_bias);
+    finite &= whole.decoder_bias.weights.iter().all(|b| b.is_finite());
+    finite && whole.skip.is_none_or(|skip| train_skip(isa, spec, adam, skip, &gradient.skip))
 }
 
 /// Updates W_skip from its gradient, [d,d]. Returns whether it is finite.
-fn train_skip(isa: Isa, input: &Train<'_>, skip: Trained<'_>, gradient: &[f32]) -> bool {
-    let size = SKIP_ROWS * input.spec.width;
+fn train_skip(isa: Isa, spec: &StepSpec, adam: &AdamStep, skip: Trained<'_>, gradient: &[f32]) -> bool {
+    let size = SKIP_ROWS * spec.width;
     let mut blocks: Vec<_> = skip.chunks(size).zip(gradient.chunks(size)).collect();
     let finite = blocks.par_iter_mut().map(|(block, gradient)| {
-        block.adam(isa, input.adam, gradient);
+        block.adam(isa, adam, gradient);
         block.weights.iter().all(|w| w.is_finite())
     });
     finite.reduce(|| true, |one, other| one && other)
@@ -252,18 +330,24 @@ impl Train<'_> {
 }
 
 /// Updates a block from the gradients that waited, each times `scale`. Returns whether its weights are finite.
-fn train_waiting(isa: Isa, input: &Train<'_>, block: &mut FeatureBlock<'_>, scale: f32) -> bool {
-    let (width, norm) = (input.spec.width, input.spec.decoder_norm);
+fn train_waiting(
+    isa: Isa,
+    spec: &StepSpec,
+    adam: &AdamStep,
+    block: &mut FeatureBlock<'_>,
+    scale: f32,
+) -> bool {
+    let (width, norm) = (spec.width, spec.decoder_norm);
     let Some(waiting) = block.waiting.take() else { return true };
     waiting.encoder.iter_mut().chain(&mut *waiting.decoder).for_each(|g| *g *= scale);
     let rows = waiting.encoder.chunks_exact(width).zip(waiting.decoder.chunks_exact(width));
     let mut finite = true;
     for (at, (encoder, decoder)) in rows.enumerate() {
-        let removed = update_decoder(isa, norm, input.adam, block, at, decoder);
+        let removed = update_decoder(isa, norm, adam, block, at, decoder);
         let (bias, threshold) = (waiting.encoder_bias[at] * scale, waiting.threshold[at] * scale);
         let gradient = EncoderGradient { weights: encoder, bias, threshold };
         finite &= removed.is_finite();
-        finite &= update_encoder(isa, norm, input.adam, block, at, gradient, removed);
+        finite &= update_encoder(isa, norm, adam, block, at, gradient, removed);
     }
     finite
 }

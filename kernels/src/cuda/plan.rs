@@ -97,6 +97,7 @@ fn unsupported(spec: &StepSpec) -> Option<&'static str> {
     // What follows a selection never takes the dense path.
     let selects = spec.activation.takes_the_largest();
     let parts = [
+        (spec.panels > 1, "features divided into panels"),
         (spec.skip, "a skip connection"),
         (
             !spec.prefixes.is_empty() && !selects,

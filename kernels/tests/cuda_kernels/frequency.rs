@@ -105,7 +105,7 @@ fn follow_the_cpu((mean_density, log_density): (f64, f64)) {
         expected.push(&counts);
         let mut expected_slopes = vec![0.0; FEATURES];
         let mut terms = Terms::default();
-        frequency_terms(&loss, &expected, rows, &mut terms, &mut expected_slopes);
+        frequency_terms(&loss, &expected, rows, FEATURES, &mut terms, &mut expected_slopes);
         let expected_frequencies: Vec<f32> = (0..FEATURES).map(|j| expected.frequency(j) as f32).collect();
         assert_eq!(frequencies.numbers::<f32>(), expected_frequencies, "batch {t}");
         for (got, expected) in slopes.numbers::<f32>().iter().zip(&expected_slopes) {

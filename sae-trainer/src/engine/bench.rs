@@ -330,7 +330,7 @@ impl<'a> Parts<'a> {
             decoder_norms: None,
             sparsity: &self.sparsity,
         };
-        let error = Finish { target: self.batch, norms: &self.norms, mse: spec.loss.mse };
+        let error = Finish { target: self.batch, norms: &self.norms, mse: spec.loss.mse, first: 0 };
         let mut g = vec![0.0; self.batch.len()];
         let mut activity = vec![RowActivity::default(); spec.batch];
         let mut errors = vec![RowError::default(); spec.batch];
@@ -400,6 +400,7 @@ mod tests {
             dead: None,
             rank_by_decoder_norm: false,
             gradient_clip: None,
+            panels: 1,
         }
     }
 

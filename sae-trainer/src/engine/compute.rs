@@ -1,9 +1,14 @@
 //! Turns `--device` and `--precision` into engines.
 
-use anyhow::{Context, Result};
+use std::ops::Range;
+use std::sync::Arc;
+
+use anyhow::{Context, Result, ensure};
 use human_units::format_bytes;
 use kernels::cuda::cuda_device::{CudaDevice, CudaOptions};
 use kernels::cuda::device::Device;
+use kernels::panels::Share;
+use ranks::Exchange;
 use sae::Weights;
 
 use crate::command::arguments::DeviceChoice;
@@ -16,17 +21,28 @@ use crate::engine::{
 
 /// What computes the steps of a run, or of all runs of a sweep.
 pub(crate) enum Compute {
-    /// CPU threads.
-    Cpu { threads: CpuThreads, count: usize },
+    /// CPU threads, of this rank.
+    Cpu { threads: CpuThreads, count: usize, exchange: Arc<dyn Exchange> },
     /// A GPU.
     Cuda { device: SharedDevice<CudaDevice> },
 }
 
 impl Compute {
     /// The GPU or the CPU. With `auto`, an unusable GPU is not an error; one line gives the reason.
-    pub(crate) fn choose(device: DeviceChoice, threads: usize) -> Result<Compute> {
+    pub(crate) fn choose(
+        device: DeviceChoice,
+        threads: usize,
+        exchange: Arc<dyn Exchange>,
+    ) -> Result<Compute> {
+        let alone = exchange.ranks() == 1;
+        ensure!(
+            alone || device != DeviceChoice::Cuda,
+            "--device cuda cannot be divided over {} ranks yet: leave it out, or start one process",
+            exchange.ranks()
+        );
         let found = match device {
             DeviceChoice::Cpu => None,
+            DeviceChoice::Auto if !alone => None,
             DeviceChoice::Cuda => {
                 let what = "--device cuda cannot be used; without it, or with --device cpu, the CPU trains";
                 Some(CudaDevice::new(&CudaOptions::default()).context(what)?)
@@ -42,7 +58,7 @@ impl Compute {
         };
         Ok(match found {
             Some(device) => Compute::Cuda { device: SharedDevice::new(device) },
-            None => Compute::Cpu { threads: CpuThreads::new(threads)?, count: threads },
+            None => Compute::Cpu { threads: CpuThreads::new(threads)?, count: threads, exchange },
         })
     }
 
@@ -50,12 +66,16 @@ impl Compute {
     /// read ahead.
     pub(crate) fn describe(&self, runs: &[&Settings], host: u64) -> Result<String> {
         match self {
-            Compute::Cpu { count, .. } => {
+            Compute::Cpu { count, exchange, .. } => {
+                let ranks = match exchange.ranks() {
+                    1 => String::new(),
+                    ranks => format!("{ranks} ranks of "),
+                };
                 let bf16 = runs.iter().filter(|run| cpu_options(run).bf16).count();
                 Ok(format!(
-                    "cpu, {count} threads{}, about {} of memory",
+                    "cpu, {ranks}{count} threads{}, about {} of memory",
                     if bf16 == runs.len() { ", bf16" } else { "" },
-                    format_bytes(cpu_memory(runs) + host)
+                    format_bytes(cpu_memory(runs, exchange.ranks()) + host)
                 ))
             }
             Compute::Cuda { device } => {
@@ -93,11 +113,20 @@ impl Compute {
         }
     }
 
+    /// The panels of a run that this rank owns.
+    pub(crate) fn own_panels(&self, run: &Settings) -> Result<Range<usize>> {
+        match self {
+            Compute::Cpu { exchange, .. } => Ok(Share::new(&run.step, &**exchange)?.own()),
+            Compute::Cuda { .. } => Ok(0..1),
+        }
+    }
+
     /// An engine for a run. Engines on the CPU step one after another, each with all threads.
     pub(crate) fn engine(&self, run: &Settings, weights: &Weights) -> Result<Box<dyn Engine>> {
         Ok(match self {
-            Compute::Cpu { threads, .. } => {
-                Box::new(CpuEngine::on(threads, run.step, weights, cpu_options(run))?)
+            Compute::Cpu { threads, exchange, .. } => {
+                let exchange = Arc::clone(exchange);
+                Box::new(CpuEngine::shared(threads, run.step, weights, cpu_options(run), exchange)?)
             }
             Compute::Cuda { device } => {
                 Box::new(CudaEngine::on(device, run.step, weights, device_options(run))?)
@@ -121,8 +150,8 @@ fn device_steps(runs: &[&Settings]) -> Vec<(StepSpec, DeviceOptions)> {
 /// Bytes of memory that the steps need at the peak. For each run: weights and moments, the frequency window, and two
 /// dense [B, F] arrays at the start, when most features are active, or later all weights and rows as integers of up to
 /// 2 bytes, for screening; of one run at a time a second copy of weights,
-/// moments and window while a checkpoint is written.
-fn cpu_memory(runs: &[&Settings]) -> u64 {
+/// moments and window while a checkpoint is written. Of several ranks each has its share, and all of that copy.
+fn cpu_memory(runs: &[&Settings], ranks: usize) -> u64 {
     let (mut lasting, mut passing) = (0, 0);
     for run in runs {
         let step = &run.step;
@@ -130,7 +159,8 @@ fn cpu_memory(runs: &[&Settings]) -> u64 {
         let weights = 4 * (2 * d * f + d + f);
         let window = 4 * step.sparsity_window as u64 * f;
         let activations = (8 * batch * f).max(2 * d * (batch + f));
-        lasting += 3 * weights + window + activations + 12 * batch * d;
+        let panels = if step.panels > 1 { 8 * batch * d } else { 0 };
+        lasting += (3 * weights + window + activations) / ranks as u64 + 12 * batch * d + panels;
         passing = passing.max(4 * weights + window);
     }
     lasting + passing

@@ -10,9 +10,10 @@ use kernels::cpu::step::CpuStep;
 use kernels::error::StepError;
 use kernels::outcome::StepReport;
 use kernels::spec::{Schedule, StepSpec};
-use kernels::state::State;
+use kernels::state::{PanelStates, State};
 use kernels::stats::Evaluation;
 use ndarray::{Array1, Array2, ArrayView2};
+use ranks::{Alone, Exchange};
 
 use super::layout;
 use super::{Engine, Forward};
@@ -62,7 +63,21 @@ impl CpuEngine {
         weights: &sae::Weights,
         options: CpuOptions,
     ) -> Result<CpuEngine, StepError> {
-        let step = CpuStep::new(spec, options, layout::parameters(weights))?;
+        CpuEngine::shared(threads, spec, weights, options, Arc::new(Alone))
+    }
+
+    /// As [`CpuEngine::on`] for one of several ranks that train one autoencoder together: [`CpuStep::shared`].
+    ///
+    /// # Errors
+    /// As [`CpuEngine::on`], and what cannot be divided among ranks.
+    pub fn shared(
+        threads: &CpuThreads,
+        spec: StepSpec,
+        weights: &sae::Weights,
+        options: CpuOptions,
+        exchange: Arc<dyn Exchange>,
+    ) -> Result<CpuEngine, StepError> {
+        let step = CpuStep::shared(spec, options, layout::parameters(weights), exchange)?;
         Ok(CpuEngine { step, pool: Arc::clone(&threads.0) })
     }
 
@@ -107,7 +122,7 @@ impl Forward for CpuEngine {
     }
 
     fn weights(&self) -> Result<sae::Weights, StepError> {
-        Ok(layout::used_weights(self.step.weights(), self.step.spec(), self.step.threshold()))
+        Ok(layout::used_weights(&*self.step.weights()?, self.step.spec(), self.step.threshold()))
     }
 }
 
@@ -117,18 +132,26 @@ impl Engine for CpuEngine {
     }
 
     fn frequencies(&self) -> Result<Cow<'_, Array1<f32>>, StepError> {
-        Ok(Cow::Borrowed(self.step.frequencies()))
+        self.step.frequencies()
     }
 
     fn steps_since_fired(&self) -> Result<Cow<'_, Array1<u64>>, StepError> {
-        Ok(Cow::Borrowed(self.step.steps_since_fired()))
+        self.step.steps_since_fired()
     }
 
     fn state(&self) -> Result<State, StepError> {
-        Ok(self.step.state())
+        self.step.state()
     }
 
     fn restore(&mut self, state: State) -> Result<(), StepError> {
         self.step.restore(state)
+    }
+
+    fn panel_states(&self) -> Result<PanelStates, StepError> {
+        Ok(self.step.panel_states())
+    }
+
+    fn restore_panels(&mut self, states: PanelStates) -> Result<(), StepError> {
+        self.step.restore_panels(states)
     }
 }

@@ -26,9 +26,9 @@ use kernels::cuda::step::{CudaStep, Outcome, Pending};
 use kernels::error::{DeviceError, StepError};
 use kernels::outcome::StepReport;
 use kernels::spec::{Schedule, StepSpec};
-use kernels::state::State;
+use kernels::state::{PanelStates, State};
 use kernels::stats::Evaluation;
-use ndarray::{Array1, Array2, ArrayView2, Axis};
+use ndarray::{Array1, Array2, ArrayView1, ArrayView2, Axis};
 
 use super::layout;
 use super::{Engine, Forward, Rows, StoredBatch};
@@ -446,5 +446,19 @@ impl<D: Device> Engine for DeviceEngine<D> {
 
     fn restore(&mut self, state: State) -> Result<(), StepError> {
         self.shared.with(|device| self.step.restore(device, &state))
+    }
+
+    fn panel_states(&self) -> Result<PanelStates, StepError> {
+        let state = self.state()?;
+        let total = |batch: ArrayView1<'_, u32>| batch.iter().copied().map(u64::from).sum();
+        let window_totals = state.window.rows().into_iter().map(total).collect();
+        Ok(PanelStates { panels: vec![(0, state)], window_totals })
+    }
+
+    fn restore_panels(&mut self, states: PanelStates) -> Result<(), StepError> {
+        match <[_; 1]>::try_from(states.panels) {
+            Ok([(0, state)]) => self.restore(state),
+            _ => Err(StepError::Unsupported { what: "features divided into panels" }),
+        }
     }
 }

@@ -28,7 +28,7 @@ pub use kernels::path::{Path, PathChoice};
 pub use kernels::precision::Precision;
 pub use kernels::prefixes::Prefixes;
 pub use kernels::spec::{Adam, DecoderNorm, Schedule, SpecError, StepSpec};
-pub use kernels::state::State;
+pub use kernels::state::{PanelStates, State};
 pub use kernels::stats::{Evaluation, Sums};
 
 use std::borrow::Cow;
@@ -138,4 +138,16 @@ pub trait Engine: Forward {
     /// # Errors
     /// A state of other shapes.
     fn restore(&mut self, state: State) -> Result<(), StepError>;
+
+    /// The state of the panels that this rank owns; those of all ranks are a state. Nothing is exchanged.
+    ///
+    /// # Errors
+    /// A device that fails.
+    fn panel_states(&self) -> Result<PanelStates, StepError>;
+
+    /// Continues from the states of the panels that this rank owns.
+    ///
+    /// # Errors
+    /// States of other panels or shapes.
+    fn restore_panels(&mut self, states: PanelStates) -> Result<(), StepError>;
 }

@@ -8,6 +8,7 @@ use crate::engine::{Engine, Evaluation};
 use crate::report::progress;
 use crate::runs::batches::Batches;
 use crate::runs::input_scale::Scaler;
+use crate::runs::team::Team;
 
 /// For each engine the sums over the first `--eval-rows` rows of `batches`, in whole batches. Where there are fewer rows than a
 /// batch has, each of them counts once. `None` if interrupted.
@@ -16,6 +17,7 @@ pub(crate) fn evaluate(
     batches: &mut Batches,
     settings: &Settings,
     scaler: &mut Scaler,
+    team: &Team,
     interrupt: &Interrupt,
 ) -> Result<Option<Vec<Evaluation>>> {
     let (batch, available) = (settings.step.batch as u64, batches.rows_per_epoch());
@@ -26,10 +28,10 @@ pub(crate) fn evaluate(
     let mut evaluations: Vec<Evaluation> = engines.iter().map(empty).collect();
     batches.seek(0)?;
     for _ in 0..count {
-        if interrupt.requested().is_some() {
+        if team.asked(interrupt.requested())?.is_some() {
             return Ok(None);
         }
-        let batch = scaler.apply(batches.next()?).to_f32();
+        let batch = scaler.apply(team.agree(batches.next())?).to_f32();
         let batch = batch.first(rows);
         for (engine, evaluation) in engines.iter_mut().zip(&mut evaluations) {
             evaluation.merge(&engine.evaluate(batch)?);

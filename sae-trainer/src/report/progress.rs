@@ -36,7 +36,7 @@ pub(crate) struct Progress {
 impl Progress {
     /// The progress of runs of `steps` steps that are at `step`.
     pub(crate) fn new(step: u64, steps: u64, batch: u64) -> Progress {
-        let bar = ProgressBar::with_draw_target(Some(steps), ProgressDrawTarget::stderr());
+        let bar = ProgressBar::with_draw_target(Some(steps), target());
         let style = ProgressStyle::with_template("{bar:24} {msg}").expect("the template is valid");
         bar.set_style(style);
         bar.set_position(step);
@@ -150,9 +150,14 @@ pub(crate) fn features(features: u64) -> ProgressBar {
     counted("sorting", features, "features")
 }
 
+/// Where bars are drawn.
+fn target() -> ProgressDrawTarget {
+    if terminal::is_silent() { ProgressDrawTarget::hidden() } else { ProgressDrawTarget::stderr() }
+}
+
 /// A bar over `count` of what is counted; without a terminal, one line.
 pub(crate) fn counted(doing: &str, count: u64, what: &str) -> ProgressBar {
-    let bar = ProgressBar::with_draw_target(Some(count), ProgressDrawTarget::stderr());
+    let bar = ProgressBar::with_draw_target(Some(count), target());
     let template = format!("{{bar:24}} {{prefix}}: {{human_pos}} of {{human_len}} {what}  ETA {{eta}}");
     bar.set_style(ProgressStyle::with_template(&template).expect("the template is valid"));
     bar.set_prefix(doing.to_owned());

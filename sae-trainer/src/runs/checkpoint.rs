@@ -16,7 +16,7 @@ use std::path::{Path, PathBuf};
 
 use anyhow::{Context, Result, bail, ensure};
 use durable_files::CheckedFolder;
-use ndarray::Array2;
+use ndarray::{Array1, Array2, ArrayViewD};
 use sae::{Config, InputScale, Sae};
 use safetensors::tensor::{Dtype, SafeTensorError, SafeTensors, TensorView};
 use serde::{Deserialize, Serialize};
@@ -27,16 +27,36 @@ use crate::engine::{Parameters, PathChoice, State, StepSpec, layout};
 const TENSORS_FILE: &str = "training.safetensors";
 const STEP_FILE: &str = "training.json";
 
+/// `training.json`.
 #[derive(Debug, Serialize, Deserialize)]
-struct Training {
-    step: u64,
+pub(super) struct Training {
+    pub(super) step: u64,
     #[serde(default, skip_serializing_if = "Option::is_none")]
-    logged_lines: Option<u64>,
+    pub(super) logged_lines: Option<u64>,
     #[serde(default, skip_serializing_if = "Option::is_none")]
-    path_choice: Option<PathChoice>,
+    pub(super) path_choice: Option<PathChoice>,
     /// BatchTopK's, of which the autoencoder's own are rounded.
     #[serde(default, skip_serializing_if = "Option::is_none")]
-    threshold: Option<f64>,
+    pub(super) threshold: Option<f64>,
+    /// Of a checkpoint by panels: for each batch of the window, in how many rows features were active, summed over all features.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub(super) window_totals: Option<Vec<u64>>,
+}
+
+impl Training {
+    /// Reads that of the checkpoint `files`, which is in `folder`.
+    pub(super) fn read(folder: &Path, files: &CheckedFolder) -> Result<Training> {
+        let text = files.read(STEP_FILE)?;
+        serde_json::from_slice(&text)
+            .with_context(|| format!("{} is damaged", foreign_path(&folder.join(STEP_FILE))))
+    }
+
+    /// Writes it into the folder `new`.
+    pub(super) fn write(&self, new: &Path) -> Result<(), sae::Error> {
+        let path = new.join(STEP_FILE);
+        let text = serde_json::to_vec(self).expect("numbers are plain data");
+        fs::write(&path, text).map_err(sae::Error::io("write", path))
+    }
 }
 
 /// Writes the checkpoint `folder`, whole or not at all. `sae` holds the weights of `state`; the log beside it, if there is
@@ -47,24 +67,21 @@ pub(crate) fn save(folder: &Path, sae: &Sae, state: &State, logged_lines: Option
         write_tensors(&new.join(TENSORS_FILE), state)?;
         let path_choice = state.path_choice.clone();
         let (step, threshold) = (state.step, state.threshold);
-        let training = Training { step, logged_lines, path_choice, threshold };
-        let training = serde_json::to_vec(&training).expect("numbers are plain data");
-        let path = new.join(STEP_FILE);
-        fs::write(&path, training).map_err(sae::Error::io("write", path))?;
+        Training { step, logged_lines, path_choice, threshold, window_totals: None }.write(new)?;
         Ok(durable_files::write_sums(new)?)
     });
     written.with_context(|| format!("cannot write the checkpoint {}", foreign_path(folder)))
 }
 
-/// The newest of `folders` (the oldest first) that can be read, with its place among them. For each newer one, says
+/// The newest of `folders` (the oldest first) that `load` can read, with its place among them. For each newer one, says
 /// why it cannot be read: only the time since the older one is lost.
 ///
 /// # Errors
 /// Where none can be read.
-pub(crate) fn load_newest(folders: &[PathBuf], spec: &StepSpec) -> Result<(usize, State)> {
+pub(crate) fn load_newest<S>(folders: &[PathBuf], load: impl Fn(&Path) -> Result<S>) -> Result<(usize, S)> {
     let mut reasons = Vec::new();
     for (at, folder) in folders.iter().enumerate().rev() {
-        match load(folder, spec) {
+        match load(folder) {
             Ok(state) => {
                 for reason in reasons {
                     terminal::say!("{reason}; continuing from the one before it");
@@ -86,9 +103,7 @@ pub(crate) fn load_newest(folders: &[PathBuf], spec: &StepSpec) -> Result<(usize
 /// # Errors
 /// Where the checkpoint is damaged.
 pub(crate) fn logged_lines(folder: &Path) -> Result<Option<(u64, u64)>> {
-    let text = CheckedFolder::open(folder)?.read(STEP_FILE)?;
-    let training: Training = serde_json::from_slice(&text)
-        .with_context(|| format!("{} is damaged", foreign_path(&folder.join(STEP_FILE))))?;
+    let training = Training::read(folder, &CheckedFolder::open(folder)?)?;
     Ok(training.logged_lines.map(|lines| (training.step, lines)))
 }
 
@@ -105,12 +120,9 @@ pub(crate) fn input_factor(folders: &[PathBuf]) -> Option<f64> {
 }
 
 /// Reads the checkpoint `folder` of a run whose steps are those of `spec`.
-fn load(folder: &Path, spec: &StepSpec) -> Result<State> {
+pub(crate) fn load(folder: &Path, spec: &StepSpec) -> Result<State> {
     let files = CheckedFolder::open(folder)?;
-    let path = folder.join(STEP_FILE);
-    let text = files.read(STEP_FILE)?;
-    let Training { step, path_choice, threshold, .. } =
-        serde_json::from_slice(&text).with_context(|| format!("{} is damaged", foreign_path(&path)))?;
+    let Training { step, path_choice, threshold, .. } = Training::read(folder, &files)?;
 
     let Sae { weights, .. } = Sae::load(folder)?;
     let (d, f) = (spec.width, spec.features);
@@ -127,25 +139,16 @@ fn load(folder: &Path, spec: &StepSpec) -> Result<State> {
     let bytes = files.read(TENSORS_FILE)?;
     let state = || -> Result<State> {
         let file = SafeTensors::deserialize(&bytes)?;
-        let window = &file.tensor("window")?;
-        ensure!(window.shape().len() == 2, "tensor `window` has shape {:?}", window.shape());
-        let batches = window.shape()[0];
+        let (window, steps_since_fired) = read_firings(&file, f)?;
+        let moments =
+            |order| Parameters::from_numbers(spec, |name, shape| read_finite(&file, order, name, shape));
         Ok(State {
             step,
             weights,
-            first_moments: read_moments(&file, "first", spec)?,
-            second_moments: read_moments(&file, "second", spec)?,
-            window: Array2::from_shape_vec(
-                (batches, f),
-                bytemuck::pod_collect_to_vec(data(&file, "window", Dtype::U32, &[batches, f])?),
-            )?,
-            steps_since_fired: bytemuck::pod_collect_to_vec::<u8, u64>(data(
-                &file,
-                "steps_since_fired",
-                Dtype::U64,
-                &[f],
-            )?)
-            .into(),
+            first_moments: moments("first")?,
+            second_moments: moments("second")?,
+            window,
+            steps_since_fired,
             threshold,
             path_choice,
         })
@@ -153,15 +156,30 @@ fn load(folder: &Path, spec: &StepSpec) -> Result<State> {
     state().with_context(|| format!("{} is damaged", foreign_path(&path)))
 }
 
-fn read_moments(file: &SafeTensors<'_>, order: &str, spec: &StepSpec) -> Result<Parameters> {
-    Parameters::from_numbers(spec, |name, shape| {
-        let name = format!("{order}.{name}");
-        let values: Vec<f32> = bytemuck::pod_collect_to_vec(data(file, &name, Dtype::F32, shape)?);
-        if let Some(index) = values.iter().position(|v| !v.is_finite()) {
-            bail!("tensor `{name}` holds {} at index {index}", values[index]);
-        }
-        Ok(values)
-    })
+/// The window and the steps since each of F = `features` was last active.
+pub(super) fn read_firings(file: &SafeTensors<'_>, features: usize) -> Result<(Array2<u32>, Array1<u64>)> {
+    let window = &file.tensor("window")?;
+    ensure!(window.shape().len() == 2, "tensor `window` has shape {:?}", window.shape());
+    let batches = window.shape()[0];
+    let counts = data(file, "window", Dtype::U32, &[batches, features])?;
+    let window = Array2::from_shape_vec((batches, features), bytemuck::pod_collect_to_vec(counts))?;
+    let since = data(file, "steps_since_fired", Dtype::U64, &[features])?;
+    Ok((window, bytemuck::pod_collect_to_vec::<u8, u64>(since).into()))
+}
+
+/// The numbers of the tensor `order.name`, all of which have to be finite.
+pub(super) fn read_finite(
+    file: &SafeTensors<'_>,
+    order: &str,
+    name: &str,
+    shape: &[usize],
+) -> Result<Vec<f32>> {
+    let name = format!("{order}.{name}");
+    let values: Vec<f32> = bytemuck::pod_collect_to_vec(data(file, &name, Dtype::F32, shape)?);
+    if let Some(index) = values.iter().position(|v| !v.is_finite()) {
+        bail!("tensor `{name}` holds {} at index {index}", values[index]);
+    }
+    Ok(values)
 }
 
 fn data<'a>(file: &SafeTensors<'a>, name: &str, dtype: Dtype, shape: &[usize]) -> Result<&'a [u8]> {
@@ -176,26 +194,70 @@ fn data<'a>(file: &SafeTensors<'a>, name: &str, dtype: Dtype, shape: &[usize]) -
 }
 
 fn write_tensors(path: &Path, state: &State) -> Result<(), sae::Error> {
-    let error = |source| match source {
-        SafeTensorError::IoError(source) => sae::Error::io("write", path)(source),
-        source => sae::Error::Safetensors { path: path.into(), source },
-    };
-    let mut tensors = Vec::new();
-    let mut add = |name: String, dtype, shape, bytes| {
-        TensorView::new(dtype, shape, bytes).map(|view| tensors.push((name, view))).map_err(error)
-    };
+    let mut file = TensorFile::new(path);
     for (order, moments) in [("first", &state.first_moments), ("second", &state.second_moments)] {
         for (name, tensor) in moments.tensors() {
-            let (shape, numbers) =
-                (tensor.shape().to_vec(), tensor.to_slice().expect("tensors are row-major"));
-            add(format!("{order}.{name}"), Dtype::F32, shape, bytemuck::cast_slice(numbers))?;
+            file.add_tensor(order, name, tensor)?;
         }
     }
-    let window = state.window.as_slice().expect("the window is row-major");
-    add("window".into(), Dtype::U32, state.window.shape().to_vec(), bytemuck::cast_slice(window))?;
-    let since = state.steps_since_fired.as_slice().expect("a vector's numbers lie one after another");
-    add("steps_since_fired".into(), Dtype::U64, vec![since.len()], bytemuck::cast_slice(since))?;
-    safetensors::serialize_to_file(tensors, None, path).map_err(error)
+    file.add_firings(state)?;
+    file.write()
+}
+
+/// A file of tensors that is to be written.
+pub(super) struct TensorFile<'a> {
+    path: &'a Path,
+    tensors: Vec<(String, TensorView<'a>)>,
+}
+
+impl<'a> TensorFile<'a> {
+    pub(super) fn new(path: &'a Path) -> TensorFile<'a> {
+        TensorFile { path, tensors: Vec::new() }
+    }
+
+    fn error(&self, source: SafeTensorError) -> sae::Error {
+        match source {
+            SafeTensorError::IoError(source) => sae::Error::io("write", self.path)(source),
+            source => sae::Error::Safetensors { path: self.path.into(), source },
+        }
+    }
+
+    fn add(
+        &mut self,
+        name: String,
+        dtype: Dtype,
+        shape: &[usize],
+        bytes: &'a [u8],
+    ) -> Result<(), sae::Error> {
+        let view = TensorView::new(dtype, shape.to_vec(), bytes).map_err(|error| self.error(error))?;
+        self.tensors.push((name, view));
+        Ok(())
+    }
+
+    /// Adds the tensor `order.name`.
+    pub(super) fn add_tensor(
+        &mut self,
+        order: &str,
+        name: &str,
+        tensor: ArrayViewD<'a, f32>,
+    ) -> Result<(), sae::Error> {
+        let shape = tensor.shape().to_vec();
+        let numbers = tensor.to_slice().expect("tensors are row-major");
+        self.add(format!("{order}.{name}"), Dtype::F32, &shape, bytemuck::cast_slice(numbers))
+    }
+
+    /// Adds what [`read_firings`] reads.
+    pub(super) fn add_firings(&mut self, state: &'a State) -> Result<(), sae::Error> {
+        let window = state.window.as_slice().expect("the window is row-major");
+        self.add("window".into(), Dtype::U32, state.window.shape(), bytemuck::cast_slice(window))?;
+        let since = state.steps_since_fired.as_slice().expect("a vector's numbers lie one after another");
+        self.add("steps_since_fired".into(), Dtype::U64, &[since.len()], bytemuck::cast_slice(since))
+    }
+
+    pub(super) fn write(mut self) -> Result<(), sae::Error> {
+        let tensors = std::mem::take(&mut self.tensors);
+        safetensors::serialize_to_file(tensors, None, self.path).map_err(|error| self.error(error))
+    }
 }
 
 /// Bytes of a checkpoint once the frequency window is full: weights and moments, and the window.

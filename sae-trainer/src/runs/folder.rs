@@ -28,7 +28,6 @@ use terminal::foreign_path;
 
 use crate::command::arguments::SettingArguments;
 use crate::command::settings::Settings;
-use crate::engine::State;
 use crate::runs::checkpoint;
 use crate::runs::event_file::{self, EventFile};
 use crate::runs::record::{Summary, number};
@@ -235,10 +234,6 @@ impl RunFolder {
         Ok(RunFolder { path, metrics, unwritten, logged, damaged_lines: 0, events: None, run_id, lock })
     }
 
-    pub(crate) fn path(&self) -> &Path {
-        &self.path
-    }
-
     /// Whether the folder is still the one that this process locked.
     pub(crate) fn is_there(&self) -> bool {
         let identity = |metadata: fs::Metadata| (metadata.dev(), metadata.ino());
@@ -357,17 +352,23 @@ impl RunFolder {
         Ok(())
     }
 
-    /// Writes the checkpoint of `state`, then removes older ones beyond `keep`. Returns its folder.
-    pub(crate) fn checkpoint(&mut self, sae: &Sae, state: &State, keep: usize) -> Result<PathBuf> {
+    /// Lets `save` write the checkpoint of `step` into the folder that it is told, with how many lines the log had by then, and then
+    /// removes older ones beyond `keep`. Returns its folder.
+    pub(crate) fn checkpoint(
+        &mut self,
+        step: u64,
+        keep: usize,
+        save: impl FnOnce(&Path, u64) -> Result<()>,
+    ) -> Result<PathBuf> {
         self.check_there()?;
         self.write_lines()?;
         // What was logged before the checkpoint has to survive as long as the checkpoint.
         let metrics = self.path.join(METRICS);
         self.metrics.sync_data().with_context(|| format!("cannot write {}", foreign_path(&metrics)))?;
-        let folder = self.path.join(CHECKPOINTS).join(format!("step-{:08}", state.step));
+        let folder = self.path.join(CHECKPOINTS).join(format!("step-{step:08}"));
         // Where a later line could not be written, the state is that of before.
-        let before = self.logged.iter().filter(|moment| moment.is_before(state.step)).count() as u64;
-        checkpoint::save(&folder, sae, state, Some(before + self.damaged_lines))?;
+        let before = self.logged.iter().filter(|moment| moment.is_before(step)).count() as u64;
+        save(&folder, before + self.damaged_lines)?;
         let mut checkpoints = checkpoints(&self.path)?;
         checkpoints.truncate(checkpoints.len().saturating_sub(keep));
         for (_, old) in checkpoints {

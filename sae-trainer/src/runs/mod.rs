@@ -1,5 +1,5 @@
 //! A run: whether it can be done (`plan`), which rows it reads (`streams`, `batches`, `input_scale`), how it goes (`run`, with
-//! `schedule`, `revive`, `decoder_bias`), and what it leaves on disk (`folder`, `checkpoint`, `record`, `event_file`, `sae_config`).
+//! `schedule`, `revive`, `decoder_bias`), with whom (`team`), and what it leaves on disk (`shared_folder`, `folder`, `checkpoint`, `panel_checkpoint`, `record`, `event_file`, `sae_config`).
 
 pub(crate) mod batches;
 pub(crate) mod checkpoint;
@@ -8,10 +8,13 @@ pub(crate) mod encoder_bias;
 pub(crate) mod event_file;
 pub(crate) mod folder;
 pub(crate) mod input_scale;
+pub(crate) mod panel_checkpoint;
 pub(crate) mod plan;
 pub(crate) mod record;
 pub(crate) mod revive;
 pub(crate) mod run;
 pub(crate) mod sae_config;
 pub(crate) mod schedule;
+pub(crate) mod shared_folder;
 pub(crate) mod streams;
+pub(crate) mod team;

@@ -44,8 +44,13 @@ impl RunPlan {
     }
 
     /// Checks everything that can be checked before the first step.
-    /// `command_line` is the one that `config.json` records for the run.
-    pub(crate) fn new(given: &SettingArguments, run: &RunArguments, command_line: String) -> Result<RunPlan> {
+    /// `command_line` is the one that `config.json` records for the run, which `ranks` processes are to do together.
+    pub(crate) fn new(
+        given: &SettingArguments,
+        run: &RunArguments,
+        command_line: String,
+        ranks: usize,
+    ) -> Result<RunPlan> {
         let stored = match &run.out {
             Some(out) if run.resume => RunConfig::read(out)?,
             _ => None,
@@ -54,6 +59,10 @@ impl RunPlan {
             Some(stored) => merge(&stored.arguments, given),
             None => given.clone(),
         };
+        if stored.is_none() && ranks > 1 {
+            // Written down, so that the run means the same with other ranks.
+            merged.length.panels.get_or_insert(ranks as u64);
+        }
         if stored.is_none() && merged.data.store.is_empty() {
             match &run.out {
                 Some(out) if run.resume => {
@@ -112,6 +121,12 @@ impl RunPlan {
             _ => None,
         };
         let mut settings = Settings::resolve(&merged, width, decided)?;
+        let panels = settings.step.panels;
+        ensure!(
+            panels.is_multiple_of(ranks) && ranks.is_power_of_two(),
+            "{ranks} ranks cannot share {panels} panels of features: start a power of two of ranks that divides {panels}{}",
+            if stored.is_none() { ", or ask for other --panels" } else { ", with which the run was started" }
+        );
         let out = run.out.clone().unwrap_or_else(|| default_folder(&stores[0], targets.first(), &settings));
         let stored = match stored {
             None if run.resume => RunConfig::read(&out)?,

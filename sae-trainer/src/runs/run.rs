@@ -1,29 +1,32 @@
 //! One run in progress: an engine, the run's folder, and the current step.
 
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::time::{Duration, Instant};
 
 use anyhow::{Context, Result};
 use kernels::stats::log10_frequency;
 use ndarray::{Array1, Array2, ArrayView2};
-use sae::{InputScale, Sae, Weights};
+use sae::{Config, InputScale, Sae, Weights};
 use terminal::foreign_path;
 
 use crate::command::arguments::{DecoderBias, RunArguments};
 use crate::command::settings::{Revive, Settings};
 use crate::engine::compute::Compute;
-use crate::engine::{Engine, Evaluation, State, StepError, StepReport, StoredBatch};
+use crate::engine::{Engine, Evaluation, PanelStates, State, StepError, StepReport, StoredBatch};
 use crate::runs::batches::Batches;
 use crate::runs::checkpoint;
 use crate::runs::decoder_bias;
 use crate::runs::encoder_bias;
-use crate::runs::folder::{RunFolder, checkpoints, program};
+use crate::runs::folder::{checkpoints, program};
 use crate::runs::input_scale::Scaler;
+use crate::runs::panel_checkpoint;
 use crate::runs::plan::RunPlan;
 use crate::runs::record::{EvaluatedRows, EvaluationRecord, Session, StepRecord, Summary, Timing};
 use crate::runs::revive;
 use crate::runs::sae_config;
 use crate::runs::schedule;
+use crate::runs::shared_folder::SharedFolder;
+use crate::runs::team::Team;
 
 /// A run whose engine is ready, and whose folder is not yet touched.
 pub(crate) struct ReadyRun {
@@ -41,7 +44,7 @@ pub(crate) struct Run {
     pub(crate) engine: Box<dyn Engine>,
     /// What rows were multiplied by before the engine got them.
     scale: InputScale,
-    folder: RunFolder,
+    folder: SharedFolder,
     /// Steps that the engine has reported as done.
     pub(crate) step: u64,
     /// Steps that the engine has begun.
@@ -95,6 +98,13 @@ impl Clock {
 }
 
 impl ReadyRun {
+    /// What all ranks have to agree on: which run it is, and from where it goes on.
+    pub(crate) fn identity(&self) -> String {
+        let run = self.plan.config.run_id.as_deref().unwrap_or_default();
+        let rows: u64 = self.plan.stores.iter().map(|store| store.rows()).sum();
+        format!("{}, run {run}, {rows} rows, step {}", program(), self.step)
+    }
+
     /// The engine with the weights that the run starts or continues from. Batches taken from `batches` to find them are
     /// those of its beginning, where it is.
     pub(crate) fn new(
@@ -107,7 +117,7 @@ impl ReadyRun {
         let mut folders: Vec<PathBuf> = plan.checkpoints.iter().map(|(_, folder)| folder.clone()).collect();
         let mut state = None;
         if !folders.is_empty() {
-            let (at, newest) = checkpoint::load_newest(&folders, &settings.step)?;
+            let (at, newest) = load_newest(&folders, settings, compute)?;
             folders.drain(..=at);
             state = Some(newest);
         }
@@ -126,22 +136,26 @@ impl ReadyRun {
         });
         let mut engine = compute.engine(settings, &weights)?;
         drop(weights);
-        let step = state.as_ref().map_or(0, |state| state.step);
-        if let Some(state) = state {
-            engine.restore(state)?;
+        let step = state.as_ref().map_or(0, Continued::step);
+        match state {
+            None => {}
+            Some(Continued::Whole(state)) => engine.restore(state)?,
+            Some(Continued::Panels(states)) => engine.restore_panels(states)?,
         }
         Ok(ReadyRun { plan, engine, scale: scaler.scale(), step, unreadable: folders })
     }
 
     /// Takes the folder, and begins.
-    pub(crate) fn start(self, flags: &RunArguments) -> Result<Run> {
+    pub(crate) fn start(self, flags: &RunArguments, team: &Team) -> Result<Run> {
         let ReadyRun { plan, engine, scale, step, unreadable } = self;
-        let mut folder = RunFolder::open(&plan.out, &plan.config)?;
-        folder.set_aside(&unreadable)?;
-        if plan.resumed {
-            folder.forget_after(step)?;
-        }
-        folder.keep_events(flags.tensorboard)?;
+        let folder = SharedFolder::open(&plan.out, &plan.config, team, |folder| {
+            folder.set_aside(&unreadable)?;
+            if plan.resumed {
+                folder.forget_after(step)?;
+            }
+            folder.keep_events(flags.tensorboard)
+        })?;
+        team.keep_notes(folder.path(), step)?;
         Ok(Run {
             plan,
             engine,
@@ -263,9 +277,14 @@ impl Run {
     }
 
     pub(crate) fn save_checkpoint(&mut self) -> Result<PathBuf> {
-        let sae = self.current_sae()?;
-        let state: State = self.engine.state()?;
-        self.folder.checkpoint(&sae, &state, self.keep_checkpoints).with_context(|| {
+        let saved = if self.settings().step.panels > 1 {
+            let states = self.engine.panel_states()?;
+            self.folder.checkpoint_panels(&self.config(), &states, self.keep_checkpoints)
+        } else {
+            let sae = self.current_sae()?;
+            self.folder.checkpoint(&sae, &self.engine.state()?, self.keep_checkpoints)
+        };
+        saved.with_context(|| {
             let path = self.folder.path();
             match checkpoints(path).ok().and_then(|mut all| all.pop()) {
                 Some((step, _)) => {
@@ -285,7 +304,8 @@ impl Run {
 
     /// If the run's folder is gone, writes a checkpoint next to where it was. Returns the checkpoint's folder.
     pub(crate) fn rescue(&self) -> Option<PathBuf> {
-        if self.begun == 0 || self.folder.is_there() {
+        // Ranks would have to agree that it is gone.
+        if self.begun == 0 || self.folder.is_shared() || self.folder.is_there() {
             return None;
         }
         let mut name = self.folder.path().file_name()?.to_owned();
@@ -303,10 +323,13 @@ impl Run {
     }
 
     fn sae(&self, weights: Weights, log_sparsity: Vec<f32>) -> Sae {
+        Sae { weights, config: self.config(), log_sparsity: Some(log_sparsity) }
+    }
+
+    fn config(&self) -> Config {
         let tokens = self.step * self.settings().step.batch as u64;
         let target = self.plan.targets.first();
-        let config = sae_config::config(self.settings(), &self.plan.stores, target, self.scale, tokens);
-        Sae { weights, config, log_sparsity: Some(log_sparsity) }
+        sae_config::config(self.settings(), &self.plan.stores, target, self.scale, tokens)
     }
 
     /// Writes what the finished run leaves: evaluation, autoencoder, summary.
@@ -336,6 +359,9 @@ impl Run {
         let stores = self.plan.stores.iter().map(|store| foreign_path(store.path()).to_string());
         let stores = stores.collect::<Vec<_>>().join(", ");
         let kept = match checkpoints(self.folder.path()).ok().and_then(|mut all| all.pop()) {
+            Some((_, folder)) if panel_checkpoint::is_one(&folder) => {
+                format!("The last good checkpoint is {}", foreign_path(&folder))
+            }
             Some((_, folder)) => format!(
                 "The last good checkpoint is {}; a new run can start from it with --init-from",
                 foreign_path(&folder)
@@ -377,6 +403,46 @@ impl Run {
             evaluation,
         }
     }
+}
+
+/// What a run goes on from.
+enum Continued {
+    Whole(State),
+    /// The panels of this rank.
+    Panels(PanelStates),
+}
+
+impl Continued {
+    fn step(&self) -> u64 {
+        match self {
+            Continued::Whole(state) => state.step,
+            Continued::Panels(states) => states.panels[0].1.step,
+        }
+    }
+}
+
+/// The newest checkpoint of `folders` that can be read, with its place among them.
+fn load_newest(folders: &[PathBuf], settings: &Settings, compute: &Compute) -> Result<(usize, Continued)> {
+    let spec = &settings.step;
+    if spec.panels == 1 {
+        let (at, state) = checkpoint::load_newest(folders, |folder| checkpoint::load(folder, spec))?;
+        return Ok((at, Continued::Whole(state)));
+    }
+    let own = compute.own_panels(settings)?;
+    let load = |folder: &Path| panel_checkpoint::load(folder, spec, own.clone());
+    if own.len() < spec.panels {
+        // All ranks would have to take an older one.
+        let (at, newest) = (folders.len() - 1, &folders[folders.len() - 1]);
+        let states = load(newest).with_context(|| {
+            let newest = foreign_path(newest);
+            format!(
+                "cannot continue from the checkpoint {newest}; rename it to continue from the one before it"
+            )
+        })?;
+        return Ok((at, Continued::Panels(states)));
+    }
+    let (at, states) = checkpoint::load_newest(folders, load)?;
+    Ok((at, Continued::Panels(states)))
 }
 
 /// Random weights as `--encoder-init` and `--decoder-init-norm` say, the biases as `--b-dec-init` and `--b-enc-init` say.

@@ -18,15 +18,18 @@ use crate::compare;
 use crate::report::announce;
 use crate::runs::folder::RunConfig;
 use crate::runs::plan::{RunPlan, check_space, merge};
+use crate::runs::team::Team;
 use crate::train::{End, Ready};
 
 /// Trains the points of a sweep, and returns the process' exit code: 0, 1 if a point diverged, or 130 after Ctrl-C.
 pub(crate) fn sweep(arguments: SweepArguments) -> Result<u8> {
+    Team::refuse_for("sae-trainer sweep")?;
     let interrupt = Interrupt::listen().context("cannot listen for Ctrl-C")?;
     let SweepArguments { grid, run, recipe: _ } = arguments;
     let (out, record, plans) = plan(grid, &run)?;
     let json = run.json;
-    let ready = Ready::new(plans, run, interrupt, |plans, streams, compute| {
+    let team = Team::alone();
+    let ready = Ready::new(plans, run, interrupt, &team, |plans, streams, compute| {
         announce::sweep(&out, plans, streams, compute)
     })?;
     let folder = SweepFolder::open(&out, record)?;
@@ -140,7 +143,7 @@ fn point_plan(
     }
     line.extend(["--out".to_owned(), folder.to_string_lossy().into_owned()]);
     let run = RunArguments { out: Some(folder.to_path_buf()), ..run.clone() };
-    RunPlan::new(&settings, &run, line.join(" "))
+    RunPlan::new(&settings, &run, line.join(" "), 1)
 }
 
 /// An error unless all points train on the same batches for the same time. The command line ensures that; a folder may

@@ -18,6 +18,7 @@ mod kinds;
 mod neuronpedia;
 mod neuronpedia_server;
 mod neuronpedia_upload;
+mod ranks;
 mod recipes;
 mod report;
 mod resume;

@@ -23,7 +23,7 @@ pub use file::replace_file;
 pub use folder::{MARKER, create_folder, remove_folder, replace_folder, tidy};
 pub use sealed::{BrokenSeal, check_seal, sealed_document, sealed_line};
 pub use space::available_space;
-pub use sums::{CheckedFolder, Condition, SUMS_FILE, check_folder, write_sums};
+pub use sums::{CheckedFolder, Condition, SUMS_FILE, check_folder, sum, write_sums, write_sums_beside};
 
 /// Where the content of `path` lies until it is complete: `/a/name` → `/a/.name.unfinished`.
 pub fn unfinished(path: &Path) -> PathBuf {

@@ -22,14 +22,35 @@ pub const SUMS_FILE: &str = "SHA256SUMS";
 /// # Errors
 /// Errors of the operating system.
 pub fn write_sums(folder: &Path) -> Result<(), Error> {
-    let mut text = String::new();
+    write_sums_beside(folder, BTreeMap::new())
+}
+
+/// As [`write_sums`], where the checksums of some files are `known`, by name: those are not read again.
+///
+/// # Errors
+/// Errors of the operating system.
+pub fn write_sums_beside(folder: &Path, known: BTreeMap<String, String>) -> Result<(), Error> {
+    let mut sums = known;
     for name in file_names(folder)? {
-        let path = folder.join(&name);
-        let hash = hash_file(&path).map_err(Error::io("read", &path))?;
+        if !sums.contains_key(&name) {
+            let sum = sum(&folder.join(&name))?;
+            sums.insert(name, sum);
+        }
+    }
+    let mut text = String::new();
+    for (name, hash) in sums {
         writeln!(text, "{hash}  {name}").expect("a string takes any text");
     }
     let sums = folder.join(SUMS_FILE);
     fs::write(&sums, text).map_err(Error::io("write", &sums))
+}
+
+/// The checksum of a file, as [`SUMS_FILE`] has it.
+///
+/// # Errors
+/// Errors of the operating system.
+pub fn sum(path: &Path) -> Result<String, Error> {
+    hash_file(path).map_err(Error::io("read", path))
 }
 
 /// A folder whose files are checked as they are read if it has a [`SUMS_FILE`].
@@ -206,6 +227,17 @@ mod tests {
             "e3b0c44298fc1c149afbf4c8996fb92427ae41e4649b934ca495991b7852b855  a\n\
              ba7816bf8f01cfea414140de5dae2223b00361a396177a9cb410ff61f20015ad  b\n"
         );
+    }
+
+    #[test]
+    fn checksums_that_are_known_are_not_formed_again() {
+        let dir = setting();
+        let whole = fs::read(dir.path().join(SUMS_FILE)).unwrap();
+        let known = BTreeMap::from([("b".to_owned(), sum(&dir.path().join("b")).unwrap())]);
+        fs::write(dir.path().join("b"), "changed").unwrap();
+        write_sums_beside(dir.path(), known).unwrap();
+        assert_eq!(fs::read(dir.path().join(SUMS_FILE)).unwrap(), whole);
+        assert!(CheckedFolder::open(dir.path()).unwrap().read("b").is_err());
     }
 
     #[test]

@@ -16,7 +16,7 @@ mod write;
 pub use foreign::{Foreign, foreign, foreign_path};
 pub use interrupt::Interrupt;
 pub use shade::Piece;
-pub use write::{exit_code, write_message, write_result, write_shaded};
+pub use write::{exit_code, is_silent, set_silent, write_message, write_result, write_shaded};
 
 /// Writes a line to standard error, like `eprintln!`; a failure to write is ignored.
 #[macro_export]

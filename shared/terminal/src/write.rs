@@ -3,12 +3,26 @@
 use std::io::{self, ErrorKind, IsTerminal, Write};
 use std::process::ExitCode;
 use std::sync::Mutex;
+use std::sync::atomic::{AtomicBool, Ordering};
 
 use crate::foreign::harmless;
 use crate::shade::{Piece, shaded};
 
 /// The first failure to write a result.
 static LOST: Mutex<Option<io::Error>> = Mutex::new(None);
+
+/// Whether this process leaves the talking to another one.
+static SILENT: AtomicBool = AtomicBool::new(false);
+
+/// Drops everything that is written from now on, or writes again: of several processes that do one work, one speaks.
+pub fn set_silent(silent: bool) {
+    SILENT.store(silent, Ordering::Relaxed);
+}
+
+/// Whether everything is dropped.
+pub fn is_silent() -> bool {
+    SILENT.load(Ordering::Relaxed)
+}
 
 /// Writes `text` and a newline to standard error. A failure is ignored: there is nobody left to tell.
 pub fn write_message(text: &str) {
@@ -54,6 +68,9 @@ pub fn exit_code(code: ExitCode) -> ExitCode {
 
 /// Writes a text in which nothing is left that a terminal should not obey.
 fn write_line(out: &mut impl Write, text: &str) -> io::Result<()> {
+    if is_silent() {
+        return Ok(());
+    }
     let line = format!("{text}\n");
     out.write_all(line.as_bytes())?;
     out.flush()

@@ -64,6 +64,12 @@ pub(crate) struct LengthArguments {
     #[arg(long, value_enum, value_name = "KIND", hide_possible_values = true)]
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub(crate) precision: Option<PrecisionChoice>,
+    /// Divide the features into N panels, a power of two, each summed by itself before the sums are added. Any number of ranks
+    /// that divides N trains the same autoencoder, bit for bit [default: the number of ranks that the run starts with, so 1
+    /// without mpirun or srun]
+    #[arg(long, value_name = "N", value_parser = parse_count)]
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub(crate) panels: Option<u64>,
     /// Scale the gradient of all weights together down to this norm where it is longer
     #[arg(long, value_name = "NORM", allow_negative_numbers = true, value_parser = parse_positive)]
     #[serde(default, skip_serializing_if = "Option::is_none")]

@@ -88,6 +88,10 @@ pub(crate) struct RunArguments {
     /// CPU threads [default: one per core]
     #[arg(long, value_name = "N", value_parser = clap::value_parser!(u16).range(1..=1024))]
     pub(crate) threads: Option<u16>,
+    /// With several ranks (mpirun, srun): seconds that a rank waits for the others before it ends with an error that names who is
+    /// behind
+    #[arg(long, value_name = "SECONDS", default_value_t = 300, value_parser = clap::value_parser!(u64).range(1..=86_400))]
+    pub(crate) rank_timeout: u64,
     /// Steps between lines of metrics.jsonl
     #[arg(long, value_name = "STEPS", default_value_t = 100, value_parser = clap::value_parser!(u64).range(1..))]
     pub(crate) log_every: u64,

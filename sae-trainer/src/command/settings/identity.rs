@@ -86,6 +86,7 @@ mod tests {
             assert!(written.get(name).is_none(), "{name} changes the ids of runs that do not use it");
         }
         assert!(written["step"].get("rank_by_decoder_norm").is_none());
+        assert!(written["step"].get("panels").is_none());
         assert_eq!(serde_json::from_value::<Settings>(written).unwrap(), settings);
     }
 }

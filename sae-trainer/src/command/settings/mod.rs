@@ -153,6 +153,7 @@ impl Settings {
             dead: selection::dead_loss(arguments, width, dead_rows.div_ceil(batch))?,
             rank_by_decoder_norm: arguments.selection.rank_by_decoder_norm,
             gradient_clip: length.clip_gradient,
+            panels: usize::try_from(length.panels.unwrap_or(1))?,
         };
         step.validate()?;
         let steps = match (length.steps, length.tokens.unwrap_or(300_000_000)) {

