@@ -67,7 +67,9 @@ def weights(folder):
 def steps_of(folder):
     """What metrics.jsonl says of the steps, without times."""
     lines = [json.loads(line) for line in (folder / "metrics.jsonl").read_text().splitlines()]
-    return [(line["step"], line["loss"]) for line in lines if "loss" in line]
+    steps = [(line["step"], line["mse_centered"]) for line in lines if line.get("kind") == "step"]
+    assert steps
+    return steps
 
 
 @pytest.fixture(scope="module")
