@@ -217,7 +217,7 @@ def test_a_dump_that_is_ended_anywhere_ends_with_the_same_bytes(place, moto):
 
 
 def test_of_two_writers_one_wins_and_the_other_is_told_who(place, moto):
-    slow = Proxy(moto.port, lambda _method, _path, number: "delay" if number < 40 else None)
+    slow = Proxy(moto.port, lambda _method, _path, number: "delay" if number < 25 else None)
     first = start(slow.endpoint, importing(place, "s3://bucket/two"))
     while "writer.lock" not in moto.names("two"):
         time.sleep(0.02)
