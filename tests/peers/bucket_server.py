@@ -46,7 +46,9 @@ class Moto:
     def request(self, method, path, body=None):
         connection = http.client.HTTPConnection("127.0.0.1", self.port, timeout=60)
         try:
-            connection.request(method, path, body)
+            # What nobody signs for, moto keeps from others; it does not look at the signature.
+            signed = f"AWS4-HMAC-SHA256 Credential={KEY}/20260101/us-east-1/s3/aws4_request, SignedHeaders=host, Signature=0"
+            connection.request(method, path, body, {"Authorization": signed})
             answer = connection.getresponse()
             content = answer.read()
             assert answer.status < 300, f"{method} {path}: {answer.status} {content[:300]}"

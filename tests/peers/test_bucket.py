@@ -67,7 +67,9 @@ def weights(folder):
 def steps_of(folder):
     """What metrics.jsonl says of the steps, without times."""
     lines = [json.loads(line) for line in (folder / "metrics.jsonl").read_text().splitlines()]
-    return [(line["step"], line["loss"]) for line in lines if "loss" in line]
+    steps = [(line["step"], line["mse_centered"]) for line in lines if line.get("kind") == "step"]
+    assert steps
+    return steps
 
 
 @pytest.fixture(scope="module")
@@ -215,7 +217,7 @@ def test_a_dump_that_is_ended_anywhere_ends_with_the_same_bytes(place, moto):
 
 
 def test_of_two_writers_one_wins_and_the_other_is_told_who(place, moto):
-    slow = Proxy(moto.port, lambda _method, _path, number: "delay" if number < 40 else None)
+    slow = Proxy(moto.port, lambda _method, _path, number: "delay" if number < 25 else None)
     first = start(slow.endpoint, importing(place, "s3://bucket/two"))
     while "writer.lock" not in moto.names("two"):
         time.sleep(0.02)
