@@ -125,8 +125,8 @@ fn nth_largest(
 /// Feature and row of number `count` of the pairs with this value, features and then rows ascending; None for none.
 fn tie(pairs: &ActivePairs, value: f32, count: u64) -> Option<(u32, u32)> {
     let last = count.checked_sub(1)?;
-    let equal = (0..pairs.len()).filter(|at| pairs.feature_values[*at] == value);
-    let at = equal.skip(last as usize).next()?;
+    let mut equal = (0..pairs.len()).filter(|at| pairs.feature_values[*at] == value);
+    let at = equal.nth(last as usize)?;
     let feature = pairs.feature_starts.partition_point(|start| *start <= at) - 1;
     Some((feature as u32, pairs.rows[at]))
 }

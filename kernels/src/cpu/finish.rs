@@ -83,7 +83,7 @@ impl Rows {
             let input = Finish { target, norms: &self.norms, mse, first: own.start };
             finish(isa, input, &mut values, &mut self.errors);
             // The last reconstruction's errors are those that stay.
-            peers.from_owners(&mut self.errors, rows, 1)?;
+            peers.spread(&mut self.errors, rows, 1)?;
             if count > 1 {
                 term += self.reconstruction_term(mse, width);
             }
@@ -104,7 +104,7 @@ impl Rows {
             }
         }
         for g in gradients.iter_mut().filter(|_| gradients_of_all) {
-            peers.from_owners(g, rows, width)?;
+            peers.spread(g, rows, width)?;
         }
         self.gradient = gradients.pop().unwrap_or_default();
         self.prefixes = gradients;
@@ -128,7 +128,7 @@ impl Rows {
             let numbers = |row: &RowActivity| [f64::from(row.active), row.l1, row.penalty];
             let mut numbers: Vec<f64> = self.activity.iter().flat_map(numbers).collect();
             peers.to_owners(&mut numbers, rows)?;
-            peers.from_owners(&mut numbers, rows, 3)?;
+            peers.spread(&mut numbers, rows, 3)?;
             let row = |row: &[f64]| RowActivity { active: row[0] as u32, l1: row[1], penalty: row[2] };
             self.activity = numbers.chunks_exact(3).map(row).collect();
         }

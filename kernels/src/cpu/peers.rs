@@ -68,7 +68,7 @@ impl Peers {
     }
 
     /// From the numbers of the own rows, `line` for each, to those of all of `rows`.
-    pub(super) fn from_owners<T: Pod>(
+    pub(super) fn spread<T: Pod>(
         &self,
         numbers: &mut Vec<T>,
         rows: usize,

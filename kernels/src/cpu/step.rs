@@ -499,7 +499,7 @@ impl CpuStep {
             let found = self.activate(numbers, &sparsity, Purpose::Reading)?;
             reconstruction = self.decode(numbers, &found, &sparsity, Purpose::Reading)?.remove(0);
             self.peers.to_owners(&mut reconstruction, rows)?;
-            self.peers.from_owners(&mut reconstruction, rows, width)?;
+            self.peers.spread(&mut reconstruction, rows, width)?;
         }
         Ok(Array2::from_shape_vec(input.dim(), reconstruction).expect("as many numbers as the input"))
     }

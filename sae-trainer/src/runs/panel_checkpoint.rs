@@ -56,7 +56,7 @@ pub(crate) fn save(
     let written = durable_files::replace_folder(folder, |new| -> Result<()> {
         told = true;
         let path = new.to_str().map(str::to_owned).context("its path is not UTF-8");
-        team.from_first(Some(path))?;
+        team.told_by_first(Some(path))?;
         let sums = team.collect(write_panels(new, own))?;
         let lines = sums.iter().flat_map(|lines| lines.lines()).filter_map(|line| line.split_once(' '));
         let sums: BTreeMap<String, String> =
@@ -76,7 +76,7 @@ pub(crate) fn save(
     });
     let written = match written {
         // The others wait to be told where.
-        Err(error) if !told => Err(team.from_first(Some(Err(error))).unwrap_err()),
+        Err(error) if !told => Err(team.told_by_first(Some(Err(error))).unwrap_err()),
         written => written,
     };
     written.with_context(|| format!("cannot write the checkpoint {}", foreign_path(folder)))
@@ -87,7 +87,7 @@ pub(crate) fn save(
 /// # Errors
 /// As [`save`].
 pub(crate) fn help(own: &PanelStates, team: &Team) -> Result<()> {
-    let new = PathBuf::from(team.from_first(None)?);
+    let new = PathBuf::from(team.told_by_first(None)?);
     team.collect(write_panels(&new, own)).map(drop)
 }
 
@@ -124,6 +124,8 @@ fn write_tensors(path: &Path, state: &State, which: impl Fn(&str) -> bool, firin
 
 /// Reads the panels `own` of the checkpoint `folder` of a run whose steps are those of `spec`.
 pub(crate) fn load(folder: &Path, spec: &StepSpec, own: Range<usize>) -> Result<PanelStates> {
+    // It may come from an edited file.
+    spec.validate()?;
     let files = CheckedFolder::open(folder)?;
     let Training { step, threshold, window_totals, .. } = Training::read(folder, &files)?;
     let window_totals = window_totals.context("it is not a checkpoint of panels")?;

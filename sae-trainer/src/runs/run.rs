@@ -139,7 +139,7 @@ impl ReadyRun {
         let step = state.as_ref().map_or(0, Continued::step);
         match state {
             None => {}
-            Some(Continued::Whole(state)) => engine.restore(state)?,
+            Some(Continued::Whole(state)) => engine.restore(*state)?,
             Some(Continued::Panels(states)) => engine.restore_panels(states)?,
         }
         Ok(ReadyRun { plan, engine, scale: scaler.scale(), step, unreadable: folders })
@@ -407,7 +407,7 @@ impl Run {
 
 /// What a run goes on from.
 enum Continued {
-    Whole(State),
+    Whole(Box<State>),
     /// The panels of this rank.
     Panels(PanelStates),
 }
@@ -426,7 +426,7 @@ fn load_newest(folders: &[PathBuf], settings: &Settings, compute: &Compute) -> R
     let spec = &settings.step;
     if spec.panels == 1 {
         let (at, state) = checkpoint::load_newest(folders, |folder| checkpoint::load(folder, spec))?;
-        return Ok((at, Continued::Whole(state)));
+        return Ok((at, Continued::Whole(Box::new(state))));
     }
     let own = compute.own_panels(settings)?;
     let load = |folder: &Path| panel_checkpoint::load(folder, spec, own.clone());

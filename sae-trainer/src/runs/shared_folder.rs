@@ -93,7 +93,7 @@ impl SharedFolder {
                 });
                 match written {
                     // As where it cannot be begun.
-                    Err(error) if !begun => Err(team.from_first(Some(Err(error))).unwrap_err()),
+                    Err(error) if !begun => Err(team.told_by_first(Some(Err(error))).unwrap_err()),
                     written => written.map(Some),
                 }
             }

@@ -151,7 +151,7 @@ impl Team {
     }
 
     /// The text of the first rank, which alone has one, or has none for a reason.
-    pub(crate) fn from_first(&self, text: Option<Result<String>>) -> Result<String> {
+    pub(crate) fn told_by_first(&self, text: Option<Result<String>>) -> Result<String> {
         let text = self.agree(text.unwrap_or_else(|| Ok(String::new())))?;
         Ok(self.tell(&text)?.swap_remove(0))
     }

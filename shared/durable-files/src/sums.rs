@@ -4,6 +4,7 @@
 //! the same verdict as this module.
 
 use std::collections::BTreeMap;
+use std::collections::btree_map::Entry;
 use std::fmt::Write;
 use std::fs::{self, File};
 use std::io::{self, Read};
@@ -32,9 +33,9 @@ pub fn write_sums(folder: &Path) -> Result<(), Error> {
 pub fn write_sums_beside(folder: &Path, known: BTreeMap<String, String>) -> Result<(), Error> {
     let mut sums = known;
     for name in file_names(folder)? {
-        if !sums.contains_key(&name) {
-            let sum = sum(&folder.join(&name))?;
-            sums.insert(name, sum);
+        let path = folder.join(&name);
+        if let Entry::Vacant(place) = sums.entry(name) {
+            place.insert(sum(&path)?);
         }
     }
     let mut text = String::new();
