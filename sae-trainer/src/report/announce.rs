@@ -154,8 +154,12 @@ fn autoencoder(settings: &Settings) -> String {
             format!(", prefixes of {}", widths.join(", "))
         }
     };
+    let panels = match step.panels {
+        1 => String::new(),
+        panels => format!(" in {panels} panels"),
+    };
     format!(
-        "{} -> {} features{activation}{rank}{prefixes}, decoder norm {}{}{scale}{revival}",
+        "{} -> {} features{panels}{activation}{rank}{prefixes}, decoder norm {}{}{scale}{revival}",
         step.width,
         grouped(step.features as u64),
         json_name(&step.decoder_norm),

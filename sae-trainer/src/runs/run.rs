@@ -101,7 +101,8 @@ impl ReadyRun {
     /// What all ranks have to agree on: which run it is, and from where it goes on.
     pub(crate) fn identity(&self) -> String {
         let run = self.plan.config.run_id.as_deref().unwrap_or_default();
-        format!("{} {run} {}", program(), self.step)
+        let rows: u64 = self.plan.stores.iter().map(|store| store.rows()).sum();
+        format!("{}, run {run}, {rows} rows, step {}", program(), self.step)
     }
 
     /// The engine with the weights that the run starts or continues from. Batches taken from `batches` to find them are

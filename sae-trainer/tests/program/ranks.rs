@@ -4,7 +4,7 @@ use std::path::PathBuf;
 use std::process::{Child, Command, Output, Stdio};
 use std::time::{Duration, Instant};
 
-use crate::fixture::{Place, lines, text};
+use crate::fixture::{Place, json, lines, text};
 
 const RUN: &str = "--store store --features 128 --batch 128 --lr 3e-3 --l0-coefficient 2e-2 --log-every 7 \
                    --sparsity-window 25 --threads 1";
@@ -89,8 +89,9 @@ fn panels_change_a_run_and_its_id_and_none_is_no_change() {
     place.run(&format!("{RUN} --steps 40 --panels 1 --out one"));
     place.run(&format!("{RUN} --steps 40 --panels 4 --out four"));
     assert_eq!(place.sae_bytes("none"), place.sae_bytes("one"));
-    let config = |run: &str| std::fs::read_to_string(place.path(run).join("config.json")).unwrap();
-    assert!(!config("none").contains("panels") && config("four").contains("\"panels\": 4"));
+    let panels = |run: &str| json(&place.path(run).join("config.json"))["settings"]["step"]["panels"].clone();
+    assert!(panels("none").is_null() && panels("one").is_null());
+    assert_eq!(panels("four"), 4);
     let loss = |run: &str| place.metrics(run)[3]["loss"].as_f64().unwrap();
     assert!((loss("four") - loss("none")).abs() < 1e-3 * loss("none").abs());
     // A run of panels goes on as one.
@@ -106,7 +107,7 @@ fn what_cannot_be_divided_is_refused_before_anything_starts() {
         ("--panels 3", "panels is 3, but it must be a power of two"),
         ("--panels 256", "at most the number of features"),
         ("--panels 2 --revive ghost", "ghost gradients yet: use --revive resample"),
-        ("--panels 2 --activation topk --k 5 --aux-k 16", "--aux-k"),
+        ("--panels 2 --activation topk --loss approx-l0 --k 5 --aux-k 16", "--aux-k"),
     ] {
         let complaint = place.fail(&format!("{RUN} {flags} --steps 10 --out run"));
         assert!(complaint.contains(told), "{complaint}");
@@ -141,8 +142,11 @@ fn any_number_of_processes_writes_the_same_bytes() {
     let run_of = |flags: &str| format!("{RUN} --steps 60 --panels 4 {flags}");
     for (name, flags) in [
         ("relu", "--revive resample --revive-every 20 --dead-rows 1k --pre-bias"),
-        ("topk", "--activation topk --k 7"),
-        ("batch-topk", "--activation batch-topk --k 7 --matryoshka 16,50 --clip-gradient 0.5"),
+        ("topk", "--activation topk --loss approx-l0 --k 7"),
+        (
+            "batch-topk",
+            "--activation batch-topk --loss approx-l0 --k 7 --matryoshka 16,50 --clip-gradient 0.5",
+        ),
         ("jump", "--activation jump-relu"),
     ] {
         let line = run_of(flags);
