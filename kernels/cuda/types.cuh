@@ -27,7 +27,14 @@ struct Scalars {
 
 // Why a step did nothing. Any value but RUNNING stays until the host clears it, and every kernel returns at once
 // while it is there: steps that the host has already queued behind a refused one are refused as well.
-enum Status { RUNNING = 0, NON_FINITE_ROW = 1, ZERO_NORM = 2, NON_FINITE_LOSS = 3, OVERFLOW_OF_PAIRS = 4 };
+enum Status {
+    RUNNING = 0,
+    NON_FINITE_ROW = 1,
+    ZERO_NORM = 2,
+    NON_FINITE_LOSS = 3,
+    OVERFLOW_OF_PAIRS = 4,
+    REFUSED_BY_OTHERS = 5,  // by another panel of features
+};
 
 // What a step reports: left in its mailbox. Sums over the rows as in kernels/src/stats.rs.
 struct Report {
@@ -47,7 +54,7 @@ struct Report {
     double dead;         // the term for dead features; only written where there is one
     double prefixes;     // what their term is more than that of all features; only written where there are some
     u32 smallest;        // the bits of the smallest activation; only written where BatchTopK's threshold follows it
-    u32 unused;
+    u32 dense;           // whether dense products were formed; only written by one of several panels
 };
 constexpr u32 NO_ROW = 0xffffffffu;
 

@@ -36,6 +36,24 @@ impl SparseActivations {
         (&self.features[range.clone()], &self.values[range])
     }
 
+    /// Of features in parts, each with the number of its first one: the same rows, the parts beside each other.
+    pub fn side_by_side(parts: &[(u32, SparseActivations)]) -> SparseActivations {
+        if let [(0, part)] = parts {
+            return part.clone();
+        }
+        let mut whole = SparseActivations { row_starts: vec![0], ..SparseActivations::default() };
+        let rows = parts.iter().map(|(_, part)| part.rows()).min().unwrap_or(0);
+        for row in 0..rows {
+            for (first, part) in parts {
+                let (features, values) = part.of_row(row);
+                whole.features.extend(features.iter().map(|feature| first + feature));
+                whole.values.extend_from_slice(values);
+            }
+            whole.row_starts.push(whole.features.len());
+        }
+        whole
+    }
+
     /// Adds the rows of the batch that follows.
     pub fn append(&mut self, next: &SparseActivations) {
         if self.row_starts.is_empty() {

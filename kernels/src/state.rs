@@ -1,6 +1,8 @@
 //! Everything that a run resumes from.
 
-use ndarray::{Array1, Array2};
+use std::ops::Range;
+
+use ndarray::{Array1, Array2, s};
 
 use crate::error::StepError;
 use crate::parameters::Parameters;
@@ -52,6 +54,20 @@ impl State {
             steps_since_fired: Array1::zeros(features),
             threshold: None,
             path_choice: None,
+        }
+    }
+
+    /// The state of some of the features alone.
+    pub(crate) fn of_features(&self, features: Range<usize>) -> State {
+        let of = |parameters: &Parameters| parameters.of_features(features.clone(), true);
+        State {
+            weights: of(&self.weights),
+            first_moments: of(&self.first_moments),
+            second_moments: of(&self.second_moments),
+            window: self.window.slice(s![.., features.clone()]).as_standard_layout().into_owned(),
+            steps_since_fired: self.steps_since_fired.slice(s![features.clone()]).to_owned(),
+            path_choice: None,
+            ..*self
         }
     }
 

@@ -30,7 +30,8 @@ use crate::sweep::SweepFolder;
 
 /// Trains one run, and returns the process' exit code: 0, or 130 after Ctrl-C.
 pub(crate) fn train(arguments: TrainArguments) -> Result<u8> {
-    let team = Team::gather(Duration::from_secs(arguments.run.rank_timeout))?;
+    let RunArguments { rank_timeout, device, ref out, .. } = arguments.run;
+    let team = Team::gather(Duration::from_secs(rank_timeout), device, out.as_deref())?;
     let result = train_with(&team, arguments);
     team.part(result)
 }
@@ -88,7 +89,7 @@ impl Ready {
     ) -> Result<Ready> {
         let settings = plans[0].settings();
         let threads = threads(&flags, team);
-        let compute = Compute::choose(flags.device, threads, team.exchange())?;
+        let compute = Compute::choose(flags.device, threads, team.exchange(), team.devices())?;
         if !plans[0].targets.is_empty() {
             compute.check_targets()?;
         }

@@ -2,9 +2,11 @@
 
 use std::collections::BTreeMap;
 use std::ffi::{CStr, c_void};
+use std::sync::Arc;
 
-use kernels::cuda::device::{Argument, Device, Element, Factor, Gemm, Launch, Properties, Screen};
+use kernels::cuda::device::{Argument, Device, Element, Factor, Gemm, Launch, Move, Properties, Screen};
 use kernels::error::DeviceError;
+use ranks::Exchange;
 
 use crate::buffer::Buffer;
 use crate::library::{Kernels, Sanitizer};
@@ -24,6 +26,8 @@ pub struct EmulatedDevice {
     pub uploaded: BTreeMap<usize, usize>,
     /// Bytes that can still be allocated.
     pub free: usize,
+    /// The other ranks' devices.
+    peers: Option<Arc<dyn Exchange>>,
 }
 
 impl Default for EmulatedDevice {
@@ -55,7 +59,13 @@ impl EmulatedDevice {
             launched: BTreeMap::new(),
             uploaded: BTreeMap::new(),
             free: 1 << 30,
+            peers: None,
         }
+    }
+
+    /// A device of one of several ranks, with which its own exchanges bytes.
+    pub fn among(peers: Arc<dyn Exchange>) -> EmulatedDevice {
+        EmulatedDevice { peers: Some(peers), ..EmulatedDevice::default() }
     }
 
     /// A buffer that holds `numbers`.
@@ -246,6 +256,33 @@ impl Device for EmulatedDevice {
             return gpu.screen(screen);
         }
         kernels::cuda::launch::screen::plain(screen, self)
+    }
+
+    fn exchange(&mut self, moves: &[Move<'_, Buffer>]) -> Result<(), DeviceError> {
+        const OPERATION: &str = "an exchange between devices";
+        let peers = self.peers.clone().ok_or_else(|| failed(OPERATION, "there are no others".into()))?;
+        for one in moves {
+            let (to, moved) = match one {
+                Move::AllToAll { from, to, part } => {
+                    let mut sent = vec![0; part * peers.ranks()];
+                    self.download(from, 0, &mut sent)?;
+                    let mut received = vec![0; sent.len()];
+                    (to, peers.all_to_all(&sent, &mut received).map(|()| received))
+                }
+                Move::AllGather { of, part } => {
+                    let mut sent = vec![0; *part];
+                    self.download(of, peers.rank() * part, &mut sent)?;
+                    let mut received = vec![0; part * peers.ranks()];
+                    (of, peers.all_gather(&sent, &mut received).map(|()| received))
+                }
+            };
+            let received = moved.map_err(|error| failed(OPERATION, error.to_string()))?;
+            to.host_changes();
+            let place = to.range(0, received.len());
+            // SAFETY: within the buffer, and no kernel runs meanwhile.
+            unsafe { place.copy_from_nonoverlapping(received.as_ptr(), received.len()) };
+        }
+        Ok(())
     }
 
     fn synchronize(&mut self) -> Result<(), DeviceError> {

@@ -11,16 +11,18 @@ use crate::compiler::{FLAGS, built_folder, compile_files, run_compiler, sources}
 use crate::library::{ONLY_ON_A_GPU, Sanitizer, compiled};
 use crate::signatures::kernel_names;
 
-/// The files of libcuda.so.1, and that of libcublas.so.13.
-const DRIVER: [&str; 7] =
-    ["device", "memory", "streams", "graphs", "modules", "products", "tensor_core_kernels"];
+/// The files of libcuda.so.1, and those of libcublas.so.13 and libnccl.so.2.
+const DRIVER: [&str; 8] =
+    ["device", "memory", "streams", "graphs", "modules", "products", "transfers", "tensor_core_kernels"];
 const BLAS: &str = "blas";
-const DRIVER_HEADERS: [&str; 3] = ["driver.h", "kernels.h", "blas.h"];
+const NCCL: &str = "nccl";
+const DRIVER_HEADERS: [&str; 4] = ["driver.h", "kernels.h", "blas.h", "transfers.h"];
 const TENSOR_CORES: &str = "tensor_cores.h";
 
 /// The libraries' names as programs ask for them.
 const LIBCUDA: &str = "libcuda.so.1";
 const LIBCUBLAS: &str = "libcublas.so.13";
+const LIBNCCL: &str = "libnccl.so.2";
 
 /// The emulated driver with wishes for its behaviour, and the processes that run on it.
 #[derive(Debug, Clone, Default)]
@@ -85,7 +87,7 @@ fn libraries() -> &'static Path {
         let read = |path: PathBuf| std::fs::read_to_string(&path).unwrap();
         let mut hash = DefaultHasher::new();
         (FLAGS, &kernels, read(sources().join(TENSOR_CORES))).hash(&mut hash);
-        let files = DRIVER.iter().chain([&BLAS]).map(|name| format!("{name}.cpp"));
+        let files = DRIVER.iter().chain([&BLAS, &NCCL]).map(|name| format!("{name}.cpp"));
         files
             .chain(DRIVER_HEADERS.map(String::from))
             .for_each(|name| read(source.join(name)).hash(&mut hash));
@@ -112,7 +114,7 @@ fn compile(build: &Path, source: &Path, kernels: &Path) {
         std::fs::write(build.join(kernel.name).with_extension("cu"), kernel.text).unwrap();
     }
     let mut names: Vec<String> = DRIVER.map(String::from).to_vec();
-    names.push(BLAS.to_owned());
+    names.extend([BLAS, NCCL].map(String::from));
     for name in &names {
         // The file stays where it is, so that its includes are found.
         let text = format!("#include \"{}\"\n", source.join(name).with_extension("cpp").display());
@@ -129,6 +131,8 @@ fn compile(build: &Path, source: &Path, kernels: &Path) {
     run_compiler(build, link(LIBCUDA).into_iter().chain(objects).chain([kernels.display().to_string()]));
     let blas = [format!("{BLAS}.o"), LIBCUDA.to_owned()];
     run_compiler(build, link(LIBCUBLAS).into_iter().chain(blas));
+    let nccl = [format!("{NCCL}.o"), LIBCUDA.to_owned(), "-pthread".to_owned()];
+    run_compiler(build, link(LIBNCCL).into_iter().chain(nccl));
     // The first name that programs try; a machine may have the real one under it.
     std::os::unix::fs::symlink(LIBCUDA, build.join("libcuda.so")).unwrap();
     std::os::unix::fs::symlink(LIBCUBLAS, build.join("libcublas.so")).unwrap();

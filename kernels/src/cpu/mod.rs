@@ -53,7 +53,7 @@ mod frequent;
 mod groups;
 mod operands;
 mod panel;
-mod peers;
+pub(crate) mod peers;
 mod reconstruct;
 mod tile;
 mod transpose;

@@ -17,29 +17,29 @@ const CHUNK: usize = 1 << 14;
 
 /// This rank and the others.
 #[derive(Clone)]
-pub(super) struct Peers(pub(super) Arc<dyn Exchange>);
+pub(crate) struct Peers(pub(crate) Arc<dyn Exchange>);
 
 impl Peers {
     fn count(&self) -> usize {
         self.0.ranks()
     }
 
-    pub(super) fn rank(&self) -> usize {
+    pub(crate) fn rank(&self) -> usize {
         self.0.rank()
     }
 
-    pub(super) fn are_several(&self) -> bool {
+    pub(crate) fn are_several(&self) -> bool {
         self.count() > 1
     }
 
     /// The rows that this rank owns of `rows`.
-    pub(super) fn own_rows(&self, rows: usize) -> Range<usize> {
+    pub(crate) fn own_rows(&self, rows: usize) -> Range<usize> {
         let (each, rank) = (rows.div_ceil(self.count()), self.rank());
         (rank * each).min(rows)..((rank + 1) * each).min(rows)
     }
 
     /// From this rank's sums for all of `rows` to the sums of all ranks for the own rows.
-    pub(super) fn to_owners<T: Pod + AddAssign + Send + Sync>(
+    pub(crate) fn to_owners<T: Pod + AddAssign + Send + Sync>(
         &self,
         numbers: &mut Vec<T>,
         rows: usize,
@@ -68,7 +68,7 @@ impl Peers {
     }
 
     /// From the numbers of the own rows, `line` for each, to those of all of `rows`.
-    pub(super) fn spread<T: Pod>(
+    pub(crate) fn spread<T: Pod>(
         &self,
         numbers: &mut Vec<T>,
         rows: usize,
@@ -86,7 +86,7 @@ impl Peers {
     }
 
     /// The `numbers` of all ranks, who have as many each.
-    pub(super) fn all<T: Pod>(&self, numbers: &[T]) -> Result<Vec<T>, ExchangeError> {
+    pub(crate) fn all<T: Pod>(&self, numbers: &[T]) -> Result<Vec<T>, ExchangeError> {
         if !self.are_several() {
             return Ok(numbers.to_vec());
         }
@@ -96,7 +96,7 @@ impl Peers {
     }
 
     /// The numbers of all features, `line` for each, from those of the own ones; `features` are those of each rank.
-    pub(super) fn all_features<T: Pod>(
+    pub(crate) fn all_features<T: Pod>(
         &self,
         numbers: Vec<T>,
         features: &[Range<usize>],
@@ -114,7 +114,7 @@ impl Peers {
     }
 
     /// The sum over all panels of as many numbers each, from those of the own ones.
-    pub(super) fn sum(&self, panels: impl Iterator<Item = Vec<f64>>) -> Result<Vec<f64>, ExchangeError> {
+    pub(crate) fn sum(&self, panels: impl Iterator<Item = Vec<f64>>) -> Result<Vec<f64>, ExchangeError> {
         let join = |mut left: Vec<f64>, right: Vec<f64>| {
             left.iter_mut().zip(right).for_each(|(left, right)| *left += right);
             left
@@ -132,7 +132,7 @@ impl Peers {
 }
 
 /// sums += numbers.
-pub(super) fn add<T: Copy + AddAssign + Send + Sync>(sums: &mut [T], numbers: &[T]) {
+pub(crate) fn add<T: Copy + AddAssign + Send + Sync>(sums: &mut [T], numbers: &[T]) {
     sums.par_chunks_mut(CHUNK).zip(numbers.par_chunks(CHUNK)).for_each(|(sums, numbers)| {
         sums.iter_mut().zip(numbers).for_each(|(sum, number)| *sum += *number);
     });

@@ -142,8 +142,9 @@ table! {
         histogram: Option<B>, plan.of_batch.then_some(8 * HISTOGRAM), "the selection";
         tie_starts: Option<B>, plan.of_batch.then_some(4 * (plan.features + 1)), "the selection";
 
-        g: B, 4 * plan.backward_rows() * plan.stride, "the reconstruction's gradient";
-        results: B, ROW_RESULT_BYTES * plan.rows, "the rows' results";
+        /// Those of several panels lie in [`Rows`](super::meeting::Rows).
+        g: B, of_whole(plan, 4 * plan.backward_rows() * plan.stride), "the reconstruction's gradient";
+        results: B, of_whole(plan, ROW_RESULT_BYTES * plan.rows), "the rows' results";
 
         /// The features' pairs in the lists, where those are not the active ones alone.
         listed_counts: Option<B>, (plan.thresholds || plan.dead.is_some()).then_some(4 * plan.features),
@@ -235,6 +236,11 @@ fn copy(plan: &DevicePlan, wanted: bool) -> Option<usize> {
 /// The bytes of what only a whole dense step uses: nothing where the dense product serves a selection.
 fn of_step(plan: &DevicePlan, bytes: usize) -> usize {
     if plan.selects { 0 } else { bytes }
+}
+
+/// The bytes of what panels have together.
+fn of_whole(plan: &DevicePlan, bytes: usize) -> usize {
+    if plan.is_panel { 0 } else { bytes }
 }
 
 /// Bytes of a factor's halves, if there are any.

@@ -4,7 +4,7 @@ use super::buffers::Buffers;
 use super::device::Device;
 use super::launch::clip::{ClipScale, Gradients, Project, UpdateClipped};
 use super::launch::update::update_blocks;
-use super::resident::CudaStep;
+use super::panel::Panel;
 use crate::error::DeviceError;
 
 impl<B> Buffers<B> {
@@ -21,7 +21,7 @@ impl<B> Buffers<B> {
     }
 }
 
-impl<D: Device> CudaStep<D> {
+impl<D: Device> Panel<D> {
     /// Clips the gradients and updates the features.
     pub(crate) fn update_clipped(
         &self,

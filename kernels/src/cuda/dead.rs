@@ -6,7 +6,7 @@ use super::launch::Slice;
 use super::launch::dead::{
     DeadKind, DeadPairs, DecodeDead, EncodeDead, Errors, ListDead, ResidualSpread, SelectDead,
 };
-use super::resident::CudaStep;
+use super::panel::Panel;
 use crate::dead::{DeadLoss, DeadLossKind};
 use crate::error::DeviceError;
 
@@ -22,7 +22,7 @@ fn kind_of(loss: DeadLoss) -> Option<DeadKind> {
     }
 }
 
-impl<D: Device> CudaStep<D> {
+impl<D: Device> Panel<D> {
     /// Adds the loss over dead features, if there is one: its term to the report, its pairs to the lists by row, h below g.
     pub(crate) fn add_dead_loss(&self, device: &mut D, batch: &D::Buffer) -> Result<(), DeviceError> {
         let Some((loss, place)) = self.spec.dead.zip(self.plan.dead) else { return Ok(()) };
@@ -137,7 +137,7 @@ impl<D: Device> CudaStep<D> {
         let (plan, b) = (&self.plan, &self.buffers);
         let decode = DecodeDead {
             errors: self.errors(),
-            h: Slice::from_number(&b.g, plan.groups * plan.row_distance() * plan.stride),
+            h: Slice::from_number(self.g(), plan.groups * plan.row_distance() * plan.stride),
             decoder: self.weights_from(plan.decoder_at()),
             starts: &b.row_starts,
             row_active: &b.row_active,

@@ -11,24 +11,24 @@ use super::launch::dense::{
     Activate, DecodeDense, DenseJump, DenseSlopes, Split, WrittenHalves, slope_parts,
 };
 use super::launch::update::UpdateDense;
-use super::resident::CudaStep;
+use super::panel::Panel;
 use crate::error::DeviceError;
 use crate::path::Path;
 
-impl<D: Device> CudaStep<D> {
+impl<D: Device> Panel<D> {
     pub(crate) fn dense_buffers(&self) -> &DenseBuffers<D::Buffer> {
         self.dense.as_ref().expect("dense buffers are allocated before a dense pass is queued")
     }
 
     /// A matrix' float32 numbers.
     fn numbers<'a>(&'a self, matrix: Matrix, batch: &'a D::Buffer) -> Slice<'a, D::Buffer> {
-        let (b, dense) = (&self.buffers, self.dense_buffers());
+        let dense = self.dense_buffers();
         match matrix {
             Matrix::X => self.encoder_input(batch).into(),
             Matrix::Encoder => self.ranking().encoder,
             Matrix::Decoder => self.weights_from(self.plan.decoder_at()),
             Matrix::Activations => (&dense.activations).into(),
-            Matrix::Gradient => (&b.g).into(),
+            Matrix::Gradient => self.g().into(),
             Matrix::ByValue => (&dense.by_value).into(),
         }
     }
@@ -108,7 +108,7 @@ impl<D: Device> CudaStep<D> {
         (m, k): (usize, usize),
         (a, transposed): (Matrix, bool),
         b: Matrix,
-        out: &D::Buffer,
+        out: Slice<'_, D::Buffer>,
     ) -> Result<(), DeviceError> {
         let stride = self.plan.stride;
         let mut multiply = |element, a, b, accumulate| {
@@ -117,8 +117,8 @@ impl<D: Device> CudaStep<D> {
                 element,
                 a: factor(a, transposed),
                 b: factor(b, false),
-                out,
-                out_offset: 0,
+                out: out.buffer,
+                out_offset: out.offset,
                 out_stride: stride,
                 accumulate,
             })
@@ -172,7 +172,13 @@ impl<D: Device> CudaStep<D> {
 
         self.split(device, Matrix::Decoder, batch, features)?;
         let factors = ((Matrix::Activations, false), Matrix::Decoder);
-        self.product_to_width(device, batch, (rows, features), factors.0, factors.1, &b.g)?;
+        if let Some(part) = &self.part {
+            let out = part.own().sum;
+            self.product_to_width(device, batch, (rows, features), factors.0, factors.1, out)?;
+            return self.decode_part_dense(device, rows);
+        }
+        let out = self.g().into();
+        self.product_to_width(device, batch, (rows, features), factors.0, factors.1, out)?;
         let decode = DecodeDense {
             x: self.padded(batch),
             squared: &b.squared,
@@ -180,8 +186,8 @@ impl<D: Device> CudaStep<D> {
             decoder_bias: self.weights_from(plan.decoder_bias_at()),
             decoder_norm: self.penalty_norms(),
             a: &dense.activations,
-            g: &b.g,
-            results: &b.results,
+            g: self.g(),
+            results: self.results(),
             features,
             rows,
             width: plan.width,
@@ -225,9 +231,16 @@ impl<D: Device> CudaStep<D> {
 
         let (sizes, transposed) = ((features, rows), true);
         let encoder = (Matrix::ByValue, transposed);
-        self.product_to_width(device, batch, sizes, encoder, Matrix::X, &dense.encoder_gradient)?;
+        self.product_to_width(device, batch, sizes, encoder, Matrix::X, (&dense.encoder_gradient).into())?;
         let decoder = (Matrix::Activations, transposed);
-        self.product_to_width(device, batch, sizes, decoder, Matrix::Gradient, &dense.decoder_gradient)?;
+        self.product_to_width(
+            device,
+            batch,
+            sizes,
+            decoder,
+            Matrix::Gradient,
+            (&dense.decoder_gradient).into(),
+        )?;
 
         if let Some(clipping) = self.clipping() {
             let gradients = Gradients {

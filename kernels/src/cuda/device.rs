@@ -138,6 +138,27 @@ pub struct Screen<'a, B> {
     pub words: usize,
 }
 
+/// Bytes that the devices of all ranks give each other.
+#[derive(Debug)]
+pub enum Move<'a, B> {
+    /// Part k of `from` goes to rank k, and part k of `to` comes from there.
+    AllToAll {
+        /// As many parts as there are ranks.
+        from: &'a B,
+        /// As many again.
+        to: &'a B,
+        /// Bytes of a part.
+        part: usize,
+    },
+    /// Part k comes from rank k, where it lies already.
+    AllGather {
+        /// As many parts as there are ranks.
+        of: &'a B,
+        /// Bytes of a part.
+        part: usize,
+    },
+}
+
 /// A machine that runs the kernels.
 pub trait Device {
     /// Memory of the device. Freed when dropped, after the work that uses it.
@@ -235,6 +256,17 @@ pub trait Device {
     /// # Errors
     /// If an array is smaller than [`Screen`] says, or as [`Device::launch`].
     fn screen(&mut self, screen: &Screen<'_, Self::Buffer>) -> Result<(), DeviceError>;
+
+    /// Exchanges bytes with the devices of the other ranks, which are asked for the same at the same time. Never between the
+    /// beginning and the end of a recording.
+    ///
+    /// # Errors
+    /// Where this is nobody's peer, if parts do not lie within their buffers, or if a rank is lost.
+    fn exchange(&mut self, moves: &[Move<'_, Self::Buffer>]) -> Result<(), DeviceError> {
+        let _ = moves;
+        let reason = "this device was not connected with those of other ranks".to_owned();
+        Err(DeviceError::Failed { operation: "an exchange between devices".to_owned(), reason })
+    }
 
     /// Waits until all work is done.
     ///

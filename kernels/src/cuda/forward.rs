@@ -11,7 +11,7 @@ use super::launch::mask_words;
 use super::launch::recheck::{Operands, Recheck};
 use super::launch::report::ReportRows;
 use super::launch::rows::{BatchColumns, ColumnSums, PadRows, RowNorms, ShiftedInput};
-use super::resident::CudaStep;
+use super::panel::Panel;
 use crate::activation::Activation;
 use crate::error::DeviceError;
 use crate::loss::Mse;
@@ -26,7 +26,7 @@ pub(crate) enum Purpose<'a, B> {
     Evaluation,
 }
 
-impl<D: Device> CudaStep<D> {
+impl<D: Device> Panel<D> {
     /// The batch with padded rows: itself, or the copy that `pad_rows` makes.
     pub(crate) fn padded<'a>(&'a self, batch: &'a D::Buffer) -> &'a D::Buffer {
         self.buffers.x.as_ref().unwrap_or(batch)
@@ -59,7 +59,7 @@ impl<D: Device> CudaStep<D> {
     pub(crate) fn pseudo(&self) -> Option<Pseudo<'_, D::Buffer>> {
         let Activation::JumpRelu { to_input, .. } = self.spec.activation else { return None };
         let thresholds = self.thresholds()?;
-        Some(Pseudo { thresholds, to_input, results: &self.buffers.results })
+        Some(Pseudo { thresholds, to_input, results: self.results() })
     }
 
     /// The weights from number `at` on.
@@ -76,21 +76,44 @@ impl<D: Device> CudaStep<D> {
         path: Path,
         purpose: Purpose<'_, D::Buffer>,
     ) -> Result<(), DeviceError> {
-        self.rows(device, batch, rows, &purpose)?;
+        self.encode_and_decode(device, batch, rows, path, &purpose)?;
+        self.report(device, batch, rows, &purpose)
+    }
+
+    /// The first part: g and the rows' results, or what the panel adds to them.
+    pub(crate) fn encode_and_decode(
+        &self,
+        device: &mut D,
+        batch: &D::Buffer,
+        rows: usize,
+        path: Path,
+        purpose: &Purpose<'_, D::Buffer>,
+    ) -> Result<(), DeviceError> {
+        self.rows(device, batch, rows, purpose)?;
         self.rank_encoder(device)?;
         match path {
-            Path::Sparse => self.encode_and_decode_pairs(device, batch, rows, &purpose)?,
-            Path::Dense => self.encode_and_decode_dense(device, batch, rows)?,
+            Path::Sparse => self.encode_and_decode_pairs(device, batch, rows, purpose),
+            Path::Dense => self.encode_and_decode_dense(device, batch, rows),
         }
+    }
+
+    /// The second part: what follows from the rows' results.
+    pub(crate) fn report(
+        &self,
+        device: &mut D,
+        batch: &D::Buffer,
+        rows: usize,
+        purpose: &Purpose<'_, D::Buffer>,
+    ) -> Result<(), DeviceError> {
         let (b, penalty) = (&self.buffers, self.spec.loss.penalty);
         if penalty.counts() {
-            let (results, scalars, report) = (&b.results, &b.scalars, &b.report);
+            let (results, scalars, report) = (self.results(), &b.scalars, &b.report);
             PenaltyOfCount { results, rows, penalty, scalars, report }.launch(device)?;
         }
         if let Purpose::Training(_) = purpose {
             self.add_dead_loss(device, batch)?;
         }
-        self.report_rows(device, rows, &purpose)
+        self.report_rows(device, rows, purpose)
     }
 
     /// The report of a pass, and in training the decision on which batches count for the frequencies.
@@ -102,7 +125,7 @@ impl<D: Device> CudaStep<D> {
     ) -> Result<(), DeviceError> {
         let (plan, b) = (&self.plan, &self.buffers);
         let report = ReportRows {
-            results: &b.results,
+            results: self.results(),
             squared: &b.squared,
             centered: &b.centered,
             column_sum: &b.column_sum,
@@ -247,6 +270,7 @@ impl<D: Device> CudaStep<D> {
         let counted = if self.buffers.listed_counts.is_some() { Path::Dense } else { Path::Sparse };
         self.count_features(device, rows, counted)?;
         match (&self.buffers.group_ends, purpose) {
+            _ if self.part.is_some() => self.decode_part(device, rows),
             (Some(ends), Purpose::Training(_)) => self.decode_groups(device, batch, ends),
             _ => self.decode(device, batch, rows),
         }
@@ -317,23 +341,28 @@ impl<D: Device> CudaStep<D> {
         self.decode_of(batch, rows).launch(device)
     }
 
+    /// W_dec as the decode reads it.
+    pub(crate) fn decoder(&self) -> Decoder<'_, D::Buffer> {
+        let in_float32 = || Decoder::Float32(self.weights_from(self.plan.decoder_at()));
+        self.buffers.decoder_bf16.as_ref().map_or_else(in_float32, Decoder::Bf16)
+    }
+
     /// The decode of the lists.
     pub(crate) fn decode_of<'a>(&'a self, batch: &'a D::Buffer, rows: usize) -> Decode<'a, D::Buffer> {
         let (plan, b) = (&self.plan, &self.buffers);
-        let in_float32 = || Decoder::Float32(self.weights_from(plan.decoder_at()));
         Decode {
             x: self.padded(batch),
             squared: &b.squared,
             centered: &b.centered,
-            decoder: b.decoder_bf16.as_ref().map_or_else(in_float32, Decoder::Bf16),
+            decoder: self.decoder(),
             decoder_bias: self.weights_from(plan.decoder_bias_at()),
             decoder_norm: self.penalty_norms(),
             starts: &b.row_starts,
             row_active: &b.row_active,
             pair_features: &b.pair_features,
             row_values: &b.row_values,
-            g: &b.g,
-            results: &b.results,
+            g: self.g(),
+            results: self.results(),
             rows,
             features: plan.features,
             width: plan.width,

@@ -4,10 +4,10 @@ use super::buffers::Arrivals;
 use super::device::Device;
 use super::launch::Slice;
 use super::launch::groups::{DecodeGroups, Groups, RepeatRows, ShiftRows};
-use super::resident::CudaStep;
+use super::panel::Panel;
 use crate::error::DeviceError;
 
-impl<D: Device> CudaStep<D> {
+impl<D: Device> Panel<D> {
     fn groups<'a>(&self, ends: &'a D::Buffer) -> Groups<'a, D::Buffer> {
         Groups { ends, groups: self.plan.groups, distance: self.plan.row_distance() }
     }
@@ -33,7 +33,7 @@ impl<D: Device> CudaStep<D> {
     /// g of the reconstruction by all features.
     pub(crate) fn whole_gradient(&self) -> Slice<'_, D::Buffer> {
         let plan = &self.plan;
-        Slice::from_number(&self.buffers.g, (plan.groups - 1) * plan.row_distance() * plan.stride)
+        Slice::from_number(self.g(), (plan.groups - 1) * plan.row_distance() * plan.stride)
     }
 
     /// The encoder's input as the backward pass reads it: behind itself, where a batch is there several times.

@@ -91,7 +91,7 @@ pub(crate) struct Report {
     pub(crate) dead: f64,
     pub(crate) prefixes: f64,
     pub(crate) smallest: u32,
-    pub(crate) unused: u32,
+    pub(crate) dense: u32,
 }
 
 /// `Report::status`.
@@ -101,6 +101,7 @@ pub(crate) mod status {
     pub(crate) const ZERO_NORM: u32 = 2;
     pub(crate) const NON_FINITE_LOSS: u32 = 3;
     pub(crate) const OVERFLOW_OF_PAIRS: u32 = 4;
+    pub(crate) const REFUSED_BY_OTHERS: u32 = 5;
 }
 
 /// The clipping of a gradient's norm.
@@ -140,11 +141,16 @@ pub(crate) const NOTHING: u32 = u32::MAX;
 /// Where a step's report lies in its mailbox; its scalars are at the beginning.
 pub(crate) const REPLY: usize = 64;
 const _: () = assert!(size_of::<Scalars>() <= REPLY);
-/// The size of a step's mailbox.
-pub(crate) const MAILBOX_BYTES: usize = REPLY + size_of::<Report>();
+/// The size of a step's mailbox, with a report of each panel.
+pub(crate) fn mailbox_bytes(panels: usize) -> usize {
+    REPLY + panels * size_of::<Report>()
+}
 
 /// The size of a row's result of the decode.
 pub(crate) const ROW_RESULT_BYTES: usize = 32;
+
+/// The size of what a panel knows of a row.
+pub(crate) const ROW_PART_BYTES: usize = 24;
 
 /// The frequency window's bookkeeping on the device.
 #[repr(C)]

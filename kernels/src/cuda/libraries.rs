@@ -99,7 +99,7 @@ fn load_from(library: ToolkitLibrary, folder: &Path) -> bool {
 
 /// Where toolkits and wheels put their libraries: `CUDA_PATH` and `CUDA_HOME`, /usr/local/cuda, the Python environment that the
 /// program is installed in, the active one, and a folder `nvrtc/` above the running program or the current folder.
-fn folders() -> Vec<PathBuf> {
+pub(crate) fn folders() -> Vec<PathBuf> {
     let variable = |name: &str| std::env::var_os(name).filter(|value| !value.is_empty()).map(PathBuf::from);
     let mut folders = Vec::new();
     for toolkit in [variable("CUDA_PATH"), variable("CUDA_HOME"), Some(PathBuf::from("/usr/local/cuda"))] {

@@ -4,12 +4,14 @@ use crate::activation::Activation;
 use crate::dead::DeadLossKind;
 use crate::error::StepError;
 use crate::loss::Penalty;
+use crate::panels::Share;
 use crate::path::PathChoice;
 use crate::precision::Precision;
 use crate::spec::StepSpec;
 
 use super::launch::dead::DeadPairs;
 use super::launch::lists::most_segments;
+use super::launch::panels::MOST_PARTS;
 use super::launch::{RowBlock, dense_line, mask_words, parameters_length, row_mask_words, stride_of};
 
 /// The largest grid in y and z.
@@ -89,6 +91,8 @@ pub struct DevicePlan {
     pub dead: Option<DeadPairs>,
     /// How products are computed.
     pub precision: Precision,
+    /// Whether this is one of several panels of features, whose rows are finished elsewhere.
+    pub is_panel: bool,
 }
 
 /// The first thing in a step that the kernels do not compute.
@@ -97,7 +101,6 @@ fn unsupported(spec: &StepSpec) -> Option<&'static str> {
     // What follows a selection never takes the dense path.
     let selects = spec.activation.takes_the_largest();
     let parts = [
-        (spec.panels > 1, "features divided into panels"),
         (spec.skip, "a skip connection"),
         (
             !spec.prefixes.is_empty() && !selects,
@@ -108,7 +111,16 @@ fn unsupported(spec: &StepSpec) -> Option<&'static str> {
         (dead.is_some() && !selects, "aux-k beside other activations than topk and batch-topk"),
         (matches!(spec.loss.penalty, Penalty::MeanQuadratic { .. }), "the mean quadratic penalty"),
     ];
-    parts.into_iter().find_map(|(asked, what)| asked.then_some(what))
+    let divided = spec.panels > 1;
+    let among_panels = [
+        (selects, "panels of features with topk and batch-topk"),
+        (dead.is_some(), "panels of features with a loss over dead features"),
+        (!spec.prefixes.is_empty(), "panels of features with prefixes (matryoshka)"),
+        (spec.pre_bias, "panels of features with a pre-bias"),
+        (spec.gradient_clip.is_some(), "panels of features with a gradient that is clipped"),
+    ];
+    let among_panels = among_panels.into_iter().filter(|_| divided);
+    parts.into_iter().chain(among_panels).find_map(|(asked, what)| asked.then_some(what))
 }
 
 fn at_most(name: &'static str, value: usize, most: usize) -> Result<(), StepError> {
@@ -131,6 +143,35 @@ impl DevicePlan {
         if let Some(what) = unsupported(spec) {
             return Err(StepError::Unsupported { what });
         }
+        DevicePlan::of_features(spec, options)
+    }
+
+    /// The plans of a rank's panels, one after another; of one panel that of the step.
+    ///
+    /// # Errors
+    /// As [`DevicePlan::new`], or more panels than a device adds up.
+    pub fn of_panels(
+        spec: &StepSpec,
+        options: &DeviceOptions,
+        share: &Share,
+    ) -> Result<Vec<DevicePlan>, StepError> {
+        if spec.panels == 1 {
+            return Ok(vec![DevicePlan::new(spec, options)?]);
+        }
+        spec.validate()?;
+        if let Some(what) = unsupported(spec) {
+            return Err(StepError::Unsupported { what });
+        }
+        at_most("panels of a rank", share.own().len(), MOST_PARTS)?;
+        at_most("ranks", spec.panels / share.own().len(), MOST_PARTS)?;
+        let plan = |panel| {
+            let of_panel = StepSpec { features: share.features_of(panel).len(), panels: 1, ..*spec };
+            Ok(DevicePlan { is_panel: true, ..DevicePlan::of_features(&of_panel, options)? })
+        };
+        share.own().map(plan).collect()
+    }
+
+    fn of_features(spec: &StepSpec, options: &DeviceOptions) -> Result<DevicePlan, StepError> {
         at_most("width", spec.width, RowBlock::LONGEST)?;
         // Words of the mask are a dimension of a grid.
         at_most("batch", spec.batch, LARGEST_GRID_Y / 4 * 4 * 32)?;
@@ -177,6 +218,7 @@ impl DevicePlan {
             groups: spec.prefixes.widths().len() + 1,
             dead,
             precision: options.precision,
+            is_panel: false,
         })
     }
 

@@ -3,7 +3,7 @@
 use super::device::Device;
 use super::launch::Slice;
 use super::launch::rank::{DivideByNorms, RankEncoder};
-use super::resident::CudaStep;
+use super::panel::Panel;
 use crate::error::DeviceError;
 
 /// The encoder whose z features are selected by.
@@ -16,7 +16,7 @@ pub(crate) struct Ranking<'a, B> {
     pub(crate) norm: &'a B,
 }
 
-impl<D: Device> CudaStep<D> {
+impl<D: Device> Panel<D> {
     /// What features are ranked by: the encoder itself unless the decoder's norms have a part in it.
     pub(crate) fn ranking(&self) -> Ranking<'_, D::Buffer> {
         let (plan, b) = (&self.plan, &self.buffers);

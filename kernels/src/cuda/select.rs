@@ -5,7 +5,7 @@ use super::device::Device;
 use super::halves::Matrix;
 use super::launch::select::{LargestNorms, MaskOfRows, SelectRows};
 use super::launch::select_batch::{BatchZ, CountBatch, MarkBatch, Rough, SettleDoubts, SmallestKept, TURNS};
-use super::resident::CudaStep;
+use super::panel::Panel;
 use crate::error::DeviceError;
 use crate::precision::Precision;
 
@@ -25,7 +25,7 @@ fn roughness(precision: Precision, stride: usize) -> f32 {
 /// Why a buffer is there.
 const PRESENT: &str = "it is there where the largest are selected";
 
-impl<D: Device> CudaStep<D> {
+impl<D: Device> Panel<D> {
     /// Lists the k largest z of each row, and sets their bits in the mask.
     pub(crate) fn select_largest(
         &self,

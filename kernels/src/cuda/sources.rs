@@ -30,6 +30,7 @@ pub const KERNELS: &[Source] = sources!(".cu":
     "jump"
     "jump_dense"
     "lists"
+    "panels"
     "rank"
     "recheck"
     "report"

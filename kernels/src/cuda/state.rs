@@ -1,56 +1,210 @@
 //! Weights and state between host and device.
 
+use bytemuck::Pod;
 use ndarray::{Array1, Array2, ArrayView2};
 
 use crate::activations::SparseActivations;
-use crate::error::StepError;
+use crate::error::{DeviceError, StepError};
 use crate::parameters::{Parameters, numbers};
 use crate::path::PathChoice;
-use crate::state::State;
+use crate::state::{PanelStates, State};
 
 use super::device::Device;
-use super::layout::{Report, Window};
+use super::layout::Window;
+use super::panel::Panel;
 use super::resident::CudaStep;
 
 impl<D: Device> CudaStep<D> {
     /// The weights. Steps must have been finished.
     ///
     /// # Errors
-    /// What the device says.
+    /// What the device says; ranks that are lost.
     pub fn weights(&self, device: &mut D) -> Result<Parameters, StepError> {
-        self.download_parameters(device, 0)
+        self.parameters(device, 0)
     }
 
     /// The running frequencies as of the last step, [F].
     ///
     /// # Errors
-    /// What the device says.
+    /// What the device says; ranks that are lost.
     pub fn frequencies(&self, device: &mut D) -> Result<Array1<f32>, StepError> {
-        let mut frequencies = vec![0.0f32; self.plan.features];
-        device.download(&self.buffers.frequencies, 0, bytemuck::cast_slice_mut(&mut frequencies))?;
-        Ok(frequencies.into())
+        let mut own = Vec::new();
+        for panel in &self.panels {
+            let mut frequencies = vec![0.0f32; panel.plan.features];
+            device.download(&panel.buffers.frequencies, 0, bytemuck::cast_slice_mut(&mut frequencies))?;
+            own.extend(frequencies);
+        }
+        Ok(self.of_all_features(own, 1)?.into())
     }
 
     /// Steps since each feature was last active, [F].
     ///
     /// # Errors
-    /// What the device says.
+    /// What the device says; ranks that are lost.
     pub fn steps_since_fired(&self, device: &mut D) -> Result<Array1<u64>, StepError> {
-        let mut steps = vec![0u64; self.plan.features];
-        device.download(&self.buffers.steps_since_fired, 0, bytemuck::cast_slice_mut(&mut steps))?;
-        Ok(steps.into())
+        let mut own = Vec::new();
+        for panel in &self.panels {
+            let mut steps = vec![0u64; panel.plan.features];
+            device.download(&panel.buffers.steps_since_fired, 0, bytemuck::cast_slice_mut(&mut steps))?;
+            own.extend(steps);
+        }
+        Ok(self.of_all_features(own, 1)?.into())
     }
 
-    /// θ of BatchTopK, once it has a value, as of the last step that was finished.
-    pub fn threshold(&self) -> Option<f64> {
-        self.threshold
+    /// Everything a run needs to continue, but for how several panels choose their paths. Steps must have been finished.
+    ///
+    /// # Errors
+    /// What the device says; ranks that are lost.
+    pub fn state(&self, device: &mut D) -> Result<State, StepError> {
+        let whole = self.meeting.is_none();
+        Ok(State {
+            step: self.done,
+            weights: self.parameters(device, 0)?,
+            first_moments: self.parameters(device, 1)?,
+            second_moments: self.parameters(device, 2)?,
+            window: self.window(device)?,
+            steps_since_fired: self.steps_since_fired(device)?,
+            threshold: self.threshold(),
+            path_choice: whole.then(|| self.panels[0].choice.clone()),
+        })
     }
 
-    /// Everything a run needs to continue. Steps must have been finished.
+    /// Continues from a state.
+    ///
+    /// # Errors
+    /// A state of other sizes (nothing has changed then), or what the device says.
+    pub fn restore(&mut self, device: &mut D, state: &State) -> Result<(), StepError> {
+        state.check(&self.spec)?;
+        self.load(device, state)?;
+        self.restored(device, state.step)
+    }
+
+    /// This rank's share of the state. Nothing is exchanged. Steps must have been finished.
     ///
     /// # Errors
     /// What the device says.
-    pub fn state(&self, device: &mut D) -> Result<State, StepError> {
+    pub fn panel_states(&self, device: &mut D) -> Result<PanelStates, StepError> {
+        let mut panels = Vec::new();
+        for (number, panel) in self.own_panels().zip(&self.panels) {
+            let mut since = vec![0u64; panel.plan.features];
+            device.download(&panel.buffers.steps_since_fired, 0, bytemuck::cast_slice_mut(&mut since))?;
+            let state = State {
+                step: self.done,
+                weights: panel.download_parameters(device, 0)?,
+                first_moments: panel.download_parameters(device, 1)?,
+                second_moments: panel.download_parameters(device, 2)?,
+                window: panel.window(device)?,
+                steps_since_fired: since.into(),
+                threshold: panel.threshold,
+                path_choice: Some(panel.choice.clone()),
+            };
+            panels.push((number, state));
+        }
+        Ok(PanelStates { panels, window_totals: self.window_totals.iter().copied().collect() })
+    }
+
+    /// Continues from this rank's share of a state.
+    ///
+    /// # Errors
+    /// States of other panels than the own ones or of other shapes (nothing has changed then), or what the device says.
+    pub fn restore_panels(&mut self, device: &mut D, states: &PanelStates) -> Result<(), StepError> {
+        let PanelStates { panels, window_totals } = states;
+        let numbers: Vec<usize> = panels.iter().map(|(number, _)| *number).collect();
+        if !numbers.iter().copied().eq(self.own_panels()) {
+            let own: Vec<usize> = self.own_panels().collect();
+            return Err(StepError::shape("the list of panels", &numbers, &own));
+        }
+        for (panel, (_, state)) in self.panels.iter().zip(panels) {
+            state.check(&panel.spec)?;
+            if state.window.nrows() != window_totals.len() {
+                return Err(StepError::shape("window", &[state.window.nrows()], &[window_totals.len()]));
+            }
+        }
+        for (panel, (_, state)) in self.panels.iter_mut().zip(panels) {
+            panel.load(device, state, window_totals)?;
+        }
+        self.window_totals = window_totals.iter().copied().collect();
+        self.restored(device, panels[0].1.step)
+    }
+
+    fn restored(&mut self, device: &mut D, step: u64) -> Result<(), StepError> {
+        self.clear_reports(device)?;
+        (self.done, self.submitted) = (step, step);
+        Ok(())
+    }
+
+    /// Fills everything that outlives a step from a state whose shapes were checked.
+    pub(crate) fn load(&mut self, device: &mut D, state: &State) -> Result<(), StepError> {
+        let batches = state.window.rows().into_iter();
+        let totals: Vec<u64> = batches.map(|batch| batch.iter().copied().map(u64::from).sum()).collect();
+        match &self.meeting {
+            None => self.panels[0].load(device, state, &totals)?,
+            Some(meeting) => {
+                for (panel, number) in self.panels.iter_mut().zip(meeting.own()) {
+                    let of_panel = state.of_features(meeting.share.features_of(number));
+                    panel.load(device, &of_panel, &totals)?;
+                }
+            }
+        }
+        self.window_totals = totals.into();
+        Ok(())
+    }
+
+    /// Numbers of all features from those of the own ones, `line` for each.
+    pub(crate) fn of_all_features<T: Pod>(&self, own: Vec<T>, line: usize) -> Result<Vec<T>, StepError> {
+        match &self.meeting {
+            Some(meeting) => Ok(meeting.peers.all_features(own, &meeting.share.features_of_ranks(), line)?),
+            None => Ok(own),
+        }
+    }
+
+    /// Copy 0 (weights), 1 (first moments) or 2 (second moments) of the parameters of all features.
+    fn parameters(&self, device: &mut D, copy: usize) -> Result<Parameters, StepError> {
+        let mut own = Vec::new();
+        for panel in &self.panels {
+            own.push(panel.download_parameters(device, copy)?);
+        }
+        if self.meeting.is_none() {
+            return Ok(own.remove(0));
+        }
+        let whole = |tensor: &'static str, line: usize| {
+            let of_panel = |panel: &Parameters| -> Vec<f32> {
+                let mut tensors = panel.tensors().into_iter();
+                let found = tensors.find(|(name, _)| *name == tensor);
+                found.map_or_else(Vec::new, |(_, found)| found.iter().copied().collect())
+            };
+            self.of_all_features(own.iter().flat_map(of_panel).collect(), line)
+        };
+        Parameters::from_numbers(&self.spec, |name, shape| match (name, shape) {
+            // Each panel has a copy.
+            ("decoder_bias", _) => Ok(own[0].decoder_bias.to_vec()),
+            (_, [_, width]) => whole(name, *width),
+            _ => whole(name, 1),
+        })
+    }
+
+    /// The counts in the window of all features, [batches,F], the oldest batch first.
+    fn window(&self, device: &mut D) -> Result<Array2<u32>, StepError> {
+        let mut own = Vec::new();
+        for panel in &self.panels {
+            own.push(panel.window(device)?);
+        }
+        if self.meeting.is_none() {
+            return Ok(own.remove(0));
+        }
+        let batches = own[0].nrows();
+        // Feature by feature, as they lie one after another.
+        let by_feature: Vec<u32> =
+            own.iter().flat_map(|counts| counts.t().iter().copied().collect::<Vec<_>>()).collect();
+        let all = self.of_all_features(by_feature, batches)?;
+        let all = Array2::from_shape_vec((self.spec.features, batches), all).expect("a count of each batch");
+        Ok(all.t().as_standard_layout().into_owned())
+    }
+}
+
+impl<D: Device> Panel<D> {
+    /// The counts in the window, [batches,F], the oldest batch first.
+    fn window(&self, device: &mut D) -> Result<Array2<u32>, DeviceError> {
         let features = self.plan.features;
         let mut window = Window { filled: 0, newest: 0, counted: 0, evicted: 0, changes: 0, unused: 0 };
         device.download(&self.buffers.window, 0, bytemuck::bytes_of_mut(&mut window))?;
@@ -61,16 +215,7 @@ impl<D: Device> CudaStep<D> {
         if lines > 0 {
             counts.rotate_left((window.newest as usize + 1) % lines * features);
         }
-        Ok(State {
-            step: self.done,
-            weights: self.download_parameters(device, 0)?,
-            first_moments: self.download_parameters(device, 1)?,
-            second_moments: self.download_parameters(device, 2)?,
-            window: Array2::from_shape_vec((lines, features), counts).expect("a count per batch and feature"),
-            steps_since_fired: self.steps_since_fired(device)?,
-            threshold: self.threshold,
-            path_choice: Some(self.choice.clone()),
-        })
+        Ok(Array2::from_shape_vec((lines, features), counts).expect("a count per batch and feature"))
     }
 
     /// What the sparse path's forward pass left in the lists, of the first `rows` rows.
@@ -111,26 +256,8 @@ impl<D: Device> CudaStep<D> {
         Ok(SparseActivations::of_dense(&lines.collect::<Vec<_>>(), features))
     }
 
-    /// Continues from a state.
-    ///
-    /// # Errors
-    /// A state of other sizes (nothing has changed then), or what the device says.
-    pub fn restore(&mut self, device: &mut D, state: &State) -> Result<(), StepError> {
-        state.check(&self.spec)?;
-        self.load(device, state)?;
-        device.zero(&mut self.buffers.report, 0, size_of::<Report>())?;
-        self.done = state.step;
-        self.submitted = state.step;
-        self.threshold = state.threshold;
-        let fresh = self.plan.path_choice();
-        // One for other lists is of no use.
-        let same = |choice: &&PathChoice| choice.capacity() == fresh.capacity();
-        self.choice = state.path_choice.as_ref().filter(same).cloned().unwrap_or(fresh);
-        Ok(())
-    }
-
-    /// Fills everything that outlives a step from a state whose shapes were checked.
-    pub(crate) fn load(&mut self, device: &mut D, state: &State) -> Result<(), StepError> {
+    /// Fills everything that outlives a step from the state of the panel's features alone; `totals` are those of all features.
+    fn load(&mut self, device: &mut D, state: &State, totals: &[u64]) -> Result<(), StepError> {
         let parameters = [&state.weights, &state.first_moments, &state.second_moments];
         for (copy, parameters) in parameters.into_iter().enumerate() {
             let packed = self.packed(parameters);
@@ -143,17 +270,26 @@ impl<D: Device> CudaStep<D> {
         }
         let since = state.steps_since_fired.to_vec();
         device.upload(&mut self.buffers.steps_since_fired, 0, bytemuck::cast_slice(&since))?;
-        self.load_window(device, state.window.view())?;
+        self.load_window(device, state.window.view(), totals)?;
+        self.threshold = state.threshold;
+        let fresh = self.plan.path_choice();
+        // One for other lists is of no use.
+        let same = |choice: &&PathChoice| choice.capacity() == fresh.capacity();
+        self.choice = state.path_choice.as_ref().filter(same).cloned().unwrap_or(fresh);
         Ok(self.derive(device)?)
     }
 
-    /// Fills the window and the frequencies that follow from it.
-    fn load_window(&mut self, device: &mut D, window: ArrayView2<'_, u32>) -> Result<(), StepError> {
+    /// Fills the window and the frequencies that follow from it. Which batches count, the `totals` of all features decide.
+    fn load_window(
+        &mut self,
+        device: &mut D,
+        window: ArrayView2<'_, u32>,
+        totals: &[u64],
+    ) -> Result<(), StepError> {
         let f = self.plan.features;
         let window = window.to_slice().expect("the window is row-major");
         let lines: Vec<&[u32]> = window.chunks_exact(f).collect();
-        let total = |line: &[u32]| -> u64 { line.iter().map(|count| u64::from(*count)).sum() };
-        let levels: Vec<f64> = lines.iter().map(|line| (total(line) as f64).log10()).collect();
+        let levels: Vec<f64> = totals.iter().map(|total| (*total as f64).log10()).collect();
         // A batch counts if it is near the newest one: what counted before does not matter.
         let newest = lines.len().saturating_sub(1);
         let counted: Vec<bool> = (0..lines.len())

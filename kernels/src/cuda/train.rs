@@ -9,28 +9,27 @@ use super::launch::frequency::WindowFeatures;
 use super::launch::jump::MarkNear;
 use super::launch::lists::{ByNorm, GatherValues, ListFeatures};
 use super::launch::update::{UpdateDecoderBias, update_blocks};
-use super::layout::REPLY;
-use super::resident::CudaStep;
+use super::panel::Panel;
 use crate::error::DeviceError;
 use crate::path::Path;
 
-impl<D: Device> CudaStep<D> {
-    /// Everything after the forward pass of a training step. The report goes into the mailbox.
+impl<D: Device> Panel<D> {
+    /// Everything after the forward pass of a training step. The report goes where the `reply` is.
     pub(crate) fn train(
         &self,
         device: &mut D,
         batch: &D::Buffer,
         path: Path,
-        mailbox: &D::Buffer,
+        reply: Slice<'_, D::Buffer>,
     ) -> Result<(), DeviceError> {
         let (plan, b) = (&self.plan, &self.buffers);
         self.frequencies_and_slopes(device)?;
-        self.column_sums(device, &b.g, &b.column_parts, plan.rows)?;
+        self.column_sums(device, self.g(), &b.column_parts, plan.rows)?;
         match path {
             Path::Sparse => self.update_from_pairs(device, batch)?,
             Path::Dense => self.update_dense(device, batch)?,
         }
-        self.update_decoder_bias(device, mailbox)
+        self.update_decoder_bias(device, reply)
     }
 
     fn frequencies_and_slopes(&self, device: &mut D) -> Result<(), DeviceError> {
@@ -69,7 +68,7 @@ impl<D: Device> CudaStep<D> {
             feature_values: &b.feature_values,
             feature_slopes: &b.feature_slopes,
             x: self.repeated_input(device, batch)?,
-            g: &b.g,
+            g: self.g(),
             rows: plan.backward_rows(),
             features: plan.features,
             stride: plan.stride,
@@ -178,7 +177,7 @@ impl<D: Device> CudaStep<D> {
         gather.launch(device)
     }
 
-    fn update_decoder_bias(&self, device: &mut D, mailbox: &D::Buffer) -> Result<(), DeviceError> {
+    fn update_decoder_bias(&self, device: &mut D, reply: Slice<'_, D::Buffer>) -> Result<(), DeviceError> {
         let (plan, b) = (&self.plan, &self.buffers);
         // The norm of a clipped gradient has needed them before.
         if let (Some(lines), Some(parts), None) = (&b.pre_bias, &b.pre_bias_parts, &b.clip) {
@@ -194,7 +193,7 @@ impl<D: Device> CudaStep<D> {
             scalars: &b.scalars,
             arrived: b.arrivals(Arrivals::DecoderBias),
             report: &b.report,
-            reply: Slice { buffer: mailbox, offset: REPLY },
+            reply,
             clip: b.clip.as_ref(),
         };
         update.launch(device)

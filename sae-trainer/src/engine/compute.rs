@@ -5,7 +5,7 @@ use std::sync::Arc;
 
 use anyhow::{Context, Result, ensure};
 use human_units::format_bytes;
-use kernels::cuda::cuda_device::{CudaDevice, CudaOptions};
+use kernels::cuda::cuda_device::{CudaDevice, CudaOptions, Nccl};
 use kernels::cuda::device::Device;
 use kernels::panels::Share;
 use ranks::Exchange;
@@ -16,36 +16,34 @@ use crate::command::settings::Settings;
 use crate::engine::device::OTHER_TARGETS;
 use crate::engine::{
     CpuEngine, CpuOptions, CpuThreads, CudaEngine, DeviceOptions, Engine, SharedDevice, StepSpec,
-    device_memory,
+    device_memory_of_rank,
 };
 
 /// What computes the steps of a run, or of all runs of a sweep.
 pub(crate) enum Compute {
     /// CPU threads, of this rank.
     Cpu { threads: CpuThreads, count: usize, exchange: Arc<dyn Exchange> },
-    /// A GPU.
-    Cuda { device: SharedDevice<CudaDevice> },
+    /// A GPU, of this rank.
+    Cuda { device: SharedDevice<CudaDevice>, exchange: Arc<dyn Exchange> },
 }
 
 impl Compute {
-    /// The GPU or the CPU. With `auto`, an unusable GPU is not an error; one line gives the reason.
+    /// The GPU or the CPU. With `auto`, an unusable GPU is not an error; one line gives the reason. Several ranks train on GPUs
+    /// only if they are asked to, with those that `devices` connects.
     pub(crate) fn choose(
         device: DeviceChoice,
         threads: usize,
         exchange: Arc<dyn Exchange>,
+        devices: Option<Arc<Nccl>>,
     ) -> Result<Compute> {
         let alone = exchange.ranks() == 1;
-        ensure!(
-            alone || device != DeviceChoice::Cuda,
-            "--device cuda cannot be divided over {} ranks yet: leave it out, or start one process",
-            exchange.ranks()
-        );
         let found = match device {
             DeviceChoice::Cpu => None,
             DeviceChoice::Auto if !alone => None,
             DeviceChoice::Cuda => {
                 let what = "--device cuda cannot be used; without it, or with --device cpu, the CPU trains";
-                Some(CudaDevice::new(&CudaOptions::default()).context(what)?)
+                ensure!(alone || devices.is_some(), "{what}: the ranks' devices are not connected");
+                Some(CudaDevice::new(&CudaOptions { ranks: devices, ..CudaOptions::default() }).context(what)?)
             }
             DeviceChoice::Auto => match CudaDevice::new(&CudaOptions::default()) {
                 Ok(device) => Some(device),
@@ -57,7 +55,7 @@ impl Compute {
             },
         };
         Ok(match found {
-            Some(device) => Compute::Cuda { device: SharedDevice::new(device) },
+            Some(device) => Compute::Cuda { device: SharedDevice::new(device), exchange },
             None => Compute::Cpu { threads: CpuThreads::new(threads)?, count: threads, exchange },
         })
     }
@@ -78,16 +76,20 @@ impl Compute {
                     format_bytes(cpu_memory(runs, exchange.ranks()) + host)
                 ))
             }
-            Compute::Cuda { device } => {
+            Compute::Cuda { device, exchange } => {
                 let name = device.with(|device| device.properties().name.clone());
-                let bytes = device_memory(&device_steps(runs))?;
+                let ranks = match exchange.ranks() {
+                    1 => String::new(),
+                    ranks => format!("{ranks} ranks of "),
+                };
+                let bytes = device_memory_of_rank(&device_steps(runs), &**exchange)?;
                 let mut precisions: Vec<String> = runs
                     .iter()
                     .map(|run| format!("{:?}", device_options(run).precision).to_lowercase())
                     .collect();
                 precisions.dedup();
                 Ok(format!(
-                    "cuda, {name}, {}; about {} of its memory, {} here",
+                    "cuda, {ranks}{name}, {}; about {} of its memory, {} here",
                     precisions.join("/"),
                     format_bytes(bytes as u64),
                     format_bytes(host)
@@ -109,16 +111,16 @@ impl Compute {
         match self {
             // The system overcommits untouched memory, so nothing certain can be said beforehand.
             Compute::Cpu { .. } => Ok(()),
-            Compute::Cuda { device } => Ok(device.check_memory(&device_steps(runs))?),
+            Compute::Cuda { device, exchange } => {
+                Ok(device.check_memory_of_rank(&device_steps(runs), &**exchange)?)
+            }
         }
     }
 
     /// The panels of a run that this rank owns.
     pub(crate) fn own_panels(&self, run: &Settings) -> Result<Range<usize>> {
-        match self {
-            Compute::Cpu { exchange, .. } => Ok(Share::new(&run.step, &**exchange)?.own()),
-            Compute::Cuda { .. } => Ok(0..1),
-        }
+        let (Compute::Cpu { exchange, .. } | Compute::Cuda { exchange, .. }) = self;
+        Ok(Share::new(&run.step, &**exchange)?.own())
     }
 
     /// An engine for a run. Engines on the CPU step one after another, each with all threads.
@@ -128,8 +130,9 @@ impl Compute {
                 let exchange = Arc::clone(exchange);
                 Box::new(CpuEngine::shared(threads, run.step, weights, cpu_options(run), exchange)?)
             }
-            Compute::Cuda { device } => {
-                Box::new(CudaEngine::on(device, run.step, weights, device_options(run))?)
+            Compute::Cuda { device, exchange } => {
+                let (options, exchange) = (device_options(run), Arc::clone(exchange));
+                Box::new(CudaEngine::of_rank(device, run.step, weights, options, exchange)?)
             }
         })
     }

@@ -12,6 +12,7 @@ use std::borrow::Cow;
 use std::cell::{RefCell, RefMut};
 use std::collections::VecDeque;
 use std::rc::Rc;
+use std::sync::Arc;
 
 use half::f16;
 use kernels::activations::SparseActivations;
@@ -21,14 +22,15 @@ use kernels::cpu::isa::Isa;
 use kernels::cuda::cuda_device::CudaDevice;
 use kernels::cuda::device::Device;
 use kernels::cuda::launch::widen::Widen;
-use kernels::cuda::plan::{DeviceOptions, DevicePlan};
+use kernels::cuda::plan::DeviceOptions;
 use kernels::cuda::step::{CudaStep, Outcome, Pending};
 use kernels::error::{DeviceError, StepError};
 use kernels::outcome::StepReport;
 use kernels::spec::{Schedule, StepSpec};
 use kernels::state::{PanelStates, State};
 use kernels::stats::Evaluation;
-use ndarray::{Array1, Array2, ArrayView1, ArrayView2, Axis};
+use ndarray::{Array1, Array2, ArrayView2, Axis};
+use ranks::{Alone, Exchange};
 
 use super::layout;
 use super::{Engine, Forward, Rows, StoredBatch};
@@ -104,8 +106,20 @@ impl<D: Device> SharedDevice<D> {
     /// # Errors
     /// [`DeviceError::OutOfMemory`] with the sum, or a step that the kernels cannot do.
     pub fn check_memory(&self, steps: &[(StepSpec, DeviceOptions)]) -> Result<(), StepError> {
+        self.check_memory_of_rank(steps, &Alone)
+    }
+
+    /// The same for one of several ranks, which share each of these steps.
+    ///
+    /// # Errors
+    /// As [`SharedDevice::check_memory`], and what cannot be divided among ranks.
+    pub fn check_memory_of_rank(
+        &self,
+        steps: &[(StepSpec, DeviceOptions)],
+        exchange: &dyn Exchange,
+    ) -> Result<(), StepError> {
         let shared = self.0.borrow();
-        let (wanted, free) = (device_memory(steps)?, shared.device.free_memory()?);
+        let (wanted, free) = (device_memory_of_rank(steps, exchange)?, shared.device.free_memory()?);
         if wanted <= free {
             return Ok(());
         }
@@ -188,12 +202,23 @@ impl<B> Slot<B> {
 /// # Errors
 /// A step that the kernels cannot do.
 pub fn device_memory(steps: &[(StepSpec, DeviceOptions)]) -> Result<usize, StepError> {
+    device_memory_of_rank(steps, &Alone)
+}
+
+/// The same for one of several ranks, which share each of `steps`.
+///
+/// # Errors
+/// As [`device_memory`], and what cannot be divided among ranks.
+pub fn device_memory_of_rank(
+    steps: &[(StepSpec, DeviceOptions)],
+    exchange: &dyn Exchange,
+) -> Result<usize, StepError> {
     let (mut engines, mut batches) = (0, 0);
     for (spec, options) in steps {
-        let plan = DevicePlan::new(spec, options)?;
-        engines += plan.bytes() + plan.dense_bytes();
+        let (always, dense) = CudaStep::<CudaDevice>::memory(spec, options, exchange)?;
+        engines += always + dense;
         // In float32, and as they may arrive, in half precision.
-        batches = batches.max(SLOTS * (4 + 2) * plan.rows * plan.width);
+        batches = batches.max(SLOTS * (4 + 2) * spec.batch * spec.width);
     }
     Ok(engines + batches)
 }
@@ -225,12 +250,26 @@ impl<D: Device> DeviceEngine<D> {
         weights: &sae::Weights,
         options: DeviceOptions,
     ) -> Result<DeviceEngine<D>, StepError> {
+        DeviceEngine::of_rank(shared, spec, weights, options, Arc::new(Alone))
+    }
+
+    /// As [`DeviceEngine::on`] for one of several ranks that train one autoencoder together: [`CudaStep::shared`].
+    ///
+    /// # Errors
+    /// As [`DeviceEngine::on`], and what cannot be divided among ranks.
+    pub fn of_rank(
+        shared: &SharedDevice<D>,
+        spec: StepSpec,
+        weights: &sae::Weights,
+        options: DeviceOptions,
+        exchange: Arc<dyn Exchange>,
+    ) -> Result<DeviceEngine<D>, StepError> {
         spec.validate()?;
         let parameters = layout::parameters(weights);
         parameters.check(&spec)?;
-        shared.check_memory(&[(spec, options)])?;
+        shared.check_memory_of_rank(&[(spec, options)], &*exchange)?;
         let mut lock = shared.lock();
-        let step = CudaStep::new(&mut lock.device, spec, options, parameters)?;
+        let step = CudaStep::shared(&mut lock.device, spec, options, parameters, exchange)?;
         lock.prepare(step.batch_bytes(), [spec.batch, spec.width])?;
         drop(lock);
         Ok(DeviceEngine { step, begun: VecDeque::new(), shared: shared.clone() })
@@ -449,16 +488,10 @@ impl<D: Device> Engine for DeviceEngine<D> {
     }
 
     fn panel_states(&self) -> Result<PanelStates, StepError> {
-        let state = self.state()?;
-        let total = |batch: ArrayView1<'_, u32>| batch.iter().copied().map(u64::from).sum();
-        let window_totals = state.window.rows().into_iter().map(total).collect();
-        Ok(PanelStates { panels: vec![(0, state)], window_totals })
+        self.shared.with(|device| self.step.panel_states(device))
     }
 
     fn restore_panels(&mut self, states: PanelStates) -> Result<(), StepError> {
-        match <[_; 1]>::try_from(states.panels) {
-            Ok([(0, state)]) => self.restore(state),
-            _ => Err(StepError::Unsupported { what: "features divided into panels" }),
-        }
+        self.shared.with(|device| self.step.restore_panels(device, &states))
     }
 }

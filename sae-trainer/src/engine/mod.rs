@@ -10,7 +10,7 @@ mod rows;
 
 pub use bench::{BenchReport, BenchRow, Bound, Ceilings, bench, synthetic, with_thresholds};
 pub use cpu::{CpuEngine, CpuThreads};
-pub use device::{CudaEngine, DeviceEngine, SharedDevice, device_memory};
+pub use device::{CudaEngine, DeviceEngine, SharedDevice, device_memory, device_memory_of_rank};
 pub use rows::{Rows, StoredBatch, WideBatch};
 
 pub use kernels::activation::{Activation, ThresholdAverage};

@@ -6,7 +6,10 @@ use std::sync::{Arc, Mutex};
 use std::time::Duration;
 
 use anyhow::{Context, Result, anyhow, bail, ensure};
-use ranks::{Alone, Exchange, Launched, Mpi, Notes, launched};
+use kernels::cuda::cuda_device::{Nccl, OneOf, Rendezvous};
+use ranks::{Alone, Exchange, Launched, Launcher, Mpi, MpiError, Notes, launched};
+
+use crate::command::arguments::DeviceChoice;
 
 /// Names the MPI library to load.
 const LIBRARY: &str = "SAE_MPI_LIBRARY";
@@ -20,6 +23,8 @@ const NOTE_EVERY: Duration = Duration::from_secs(10);
 pub(crate) struct Team {
     exchange: Arc<dyn Exchange>,
     mpi: Option<Arc<Mpi>>,
+    /// Where each rank has a GPU.
+    devices: Option<Arc<Nccl>>,
     patience: Duration,
     on_this_machine: usize,
     notes: Arc<Mutex<Option<Notes>>>,
@@ -38,40 +43,80 @@ fn of_environment() -> Result<Option<Launched>> {
 impl Team {
     /// This process alone.
     pub(crate) fn alone() -> Team {
-        let (exchange, mpi) = (Arc::new(Alone), None);
-        Team { exchange, mpi, patience: Duration::ZERO, on_this_machine: 1, notes: Arc::default() }
+        Team {
+            exchange: Arc::new(Alone),
+            mpi: None,
+            devices: None,
+            patience: Duration::ZERO,
+            on_this_machine: 1,
+            notes: Arc::default(),
+        }
     }
 
     /// Those that were started together with this process, whom it waits for as long as `patience`. All but the first fall silent.
+    /// They are connected by MPI, with a GPU each also by NCCL, which can do without MPI: the ranks may then meet beside `out`.
     ///
     /// # Errors
-    /// Without an MPI library, or with one that does not find them.
-    pub(crate) fn gather(patience: Duration) -> Result<Team> {
+    /// Without an MPI library, or with one that does not find them; without NCCL, or a GPU for each of them.
+    pub(crate) fn gather(patience: Duration, device: DeviceChoice, out: Option<&Path>) -> Result<Team> {
         let Some(launched) = of_environment()? else { return Ok(Team::alone()) };
         let rank = launched.rank;
         terminal::set_silent(launched.rank > 0);
-        let team = Team::connect(launched, patience);
+        let team = Team::connect(launched, patience, device == DeviceChoice::Cuda, out);
         // What is wrong may be wrong on one machine alone.
         terminal::set_silent(team.as_ref().is_ok_and(|team| !team.leads()));
         team.map_err(|error| error.context(format!("rank {rank}")))
     }
 
-    fn connect(launched: Launched, patience: Duration) -> Result<Team> {
+    fn connect(
+        launched: Launched,
+        patience: Duration,
+        has_device: bool,
+        out: Option<&Path>,
+    ) -> Result<Team> {
         ensure!(
             launched.ranks.is_power_of_two(),
             "{} say that there are {} ranks, but features are divided over a power of two of them: start 2, 4, 8, ...",
             launched.variables,
             launched.ranks
         );
+        let on_this_machine = launched.on_this_machine.unwrap_or(1);
+        let team = |exchange, mpi, devices| {
+            Team { exchange, mpi, devices, patience, on_this_machine, notes: Arc::default() }
+        };
         let library = std::env::var_os(LIBRARY);
-        let mpi = Arc::new(Mpi::connect(&launched, library.as_deref(), patience)?);
-        Ok(Team {
-            exchange: Arc::clone(&mpi) as _,
-            mpi: Some(mpi),
-            patience,
-            on_this_machine: launched.on_this_machine.unwrap_or(1),
-            notes: Arc::default(),
-        })
+        // torchrun's processes know nothing of MPI.
+        let by_nccl_alone = has_device && launched.launcher == Launcher::Torchrun && library.is_none();
+        let missing = if by_nccl_alone {
+            None
+        } else {
+            match Mpi::connect(&launched, library.as_deref(), patience) {
+                Ok(mpi) => {
+                    let mpi = Arc::new(mpi);
+                    let devices = has_device.then(|| devices_beside(&mpi, patience)).transpose()?;
+                    return Ok(team(Arc::clone(&mpi) as _, Some(mpi), devices));
+                }
+                Err(error @ MpiError::NotFound { .. }) if has_device => Some(error),
+                Err(error) => return Err(error.into()),
+            }
+        };
+        let out = out.unwrap_or(Path::new("runs/run"));
+        let found = Rendezvous::of_environment(|name| std::env::var(name).ok(), out);
+        let (way, address) = match (found, missing) {
+            (Err(_), Some(error)) => return Err(error.into()),
+            (found, _) => found?,
+        };
+        // SAFETY: the process has no other threads yet.
+        unsafe { Rendezvous::announce(address.as_deref()) };
+        let Launched { rank, ranks, local_rank, .. } = launched;
+        let one = OneOf { rank, ranks, local: local_rank.unwrap_or(rank) };
+        let devices = Arc::new(Nccl::connect(one, &way, patience)?);
+        Ok(team(Arc::clone(&devices) as _, None, Some(devices)))
+    }
+
+    /// What connects the ranks' GPUs, if each has one.
+    pub(crate) fn devices(&self) -> Option<Arc<Nccl>> {
+        self.devices.clone()
     }
 
     /// An error if this process was started together with others, none of whom `command` has work for.
@@ -206,15 +251,41 @@ impl Team {
 
     /// Parts from the others, with what became of the work. Where ranks lost each other, says who is behind and ends them all.
     pub(crate) fn part(self, result: Result<u8>) -> Result<u8> {
-        let Some(mpi) = &self.mpi else { return result };
-        if let (true, Err(error)) = (mpi.is_lost(), &result) {
+        let lost = self.mpi.as_ref().is_some_and(|mpi| mpi.is_lost())
+            || self.devices.as_ref().is_some_and(|devices| devices.is_lost());
+        if let (true, Err(error)) = (lost, &result) {
             let who = self.notes().as_ref().map_or(String::new(), |notes| format!("; {}", notes.laggards()));
             terminal::set_silent(false);
-            terminal::say!("error: rank {}: {error:#}{who}. The run goes on with --resume", mpi.rank());
-            mpi.abort(1);
+            let rank = self.exchange.rank();
+            terminal::say!("error: rank {rank}: {error:#}{who}. The run goes on with --resume");
+            match &self.mpi {
+                Some(mpi) => mpi.abort(1),
+                // The others see that it has gone.
+                None => std::process::exit(1),
+            }
         }
         self.notes().take();
-        mpi.finish();
+        if let (Some(devices), true) = (&self.devices, result.is_ok()) {
+            devices.finish();
+        }
+        if let Some(mpi) = &self.mpi {
+            mpi.finish();
+        }
         result
     }
+}
+
+/// Connects the GPUs of ranks that MPI connects already.
+fn devices_beside(mpi: &Mpi, patience: Duration) -> Result<Arc<Nccl>> {
+    const NAME: usize = 256;
+    let host = std::fs::read_to_string("/proc/sys/kernel/hostname").unwrap_or_default();
+    let mut own = [0; NAME];
+    let length = host.trim().floor_char_boundary(NAME);
+    own[..length].copy_from_slice(&host.trim().as_bytes()[..length]);
+    let mut all = vec![0; NAME * mpi.ranks()];
+    mpi.all_gather(&own, &mut all)?;
+    // Those of a machine take its devices in their order.
+    let local = all.chunks_exact(NAME).take(mpi.rank()).filter(|host| *host == own).count();
+    let one = OneOf { rank: mpi.rank(), ranks: mpi.ranks(), local };
+    Ok(Arc::new(Nccl::connect(one, &Rendezvous::Broadcast(mpi), patience)?))
 }

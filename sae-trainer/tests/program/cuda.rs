@@ -63,7 +63,7 @@ fn counted(report: &Path, what: &str) -> u64 {
 }
 
 /// Metrics of two runs whose sums have another order.
-fn assert_alike(found: &[Value], expected: &[Value]) {
+pub(crate) fn assert_alike(found: &[Value], expected: &[Value]) {
     assert_eq!(found.len(), expected.len());
     for (found, expected) in found.iter().zip(expected) {
         assert_eq!(found["step"], expected["step"]);

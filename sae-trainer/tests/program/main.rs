@@ -19,6 +19,7 @@ mod neuronpedia;
 mod neuronpedia_server;
 mod neuronpedia_upload;
 mod ranks;
+mod ranks_cuda;
 mod recipes;
 mod report;
 mod resume;

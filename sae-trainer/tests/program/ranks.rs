@@ -11,13 +11,13 @@ const RUN: &str = "--store store --features 128 --batch 128 --lr 3e-3 --l0-coeff
 
 /// An MPI with its launcher.
 #[derive(Debug, Clone, Copy)]
-struct Package {
+pub(crate) struct Package {
     name: &'static str,
     /// Of the library that is loaded, where it is not the first that is found.
     library: Option<&'static str>,
 }
 
-const MPICH: Package = Package { name: "mpich", library: None };
+pub(crate) const MPICH: Package = Package { name: "mpich", library: None };
 const PACKAGES: [Package; 3] = [
     MPICH,
     Package { name: "mpich", library: Some("libmpi_abi.so.1") },
@@ -25,7 +25,7 @@ const PACKAGES: [Package; 3] = [
 ];
 
 /// `mpirun -n RANKS sae-trainer LINE` in the folder of `place`.
-fn mpirun(place: &Place, package: Package, ranks: usize, line: &str) -> Command {
+pub(crate) fn mpirun(place: &Place, package: Package, ranks: usize, line: &str) -> Command {
     let folder = PathBuf::from(env!("CARGO_MANIFEST_DIR")).join("../mpi").join(package.name);
     let folder = folder.canonicalize().expect("scripts/fetch-mpi unpacks it");
     let mut command = Command::new(folder.join("bin/mpirun"));

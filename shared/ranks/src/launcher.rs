@@ -11,6 +11,8 @@ pub struct Launched {
     pub ranks: usize,
     /// How many of them are on this machine, if that is said.
     pub on_this_machine: Option<usize>,
+    /// This process' number among those, if that is said.
+    pub local_rank: Option<usize>,
     /// Which one it is.
     pub launcher: Launcher,
     /// The variables that say so: `PMI_RANK and PMI_SIZE`.
@@ -48,6 +50,14 @@ const LAUNCHERS: [(Launcher, &str, &str, &[&str]); 4] = [
     (Launcher::Torchrun, "RANK", "WORLD_SIZE", &["LOCAL_WORLD_SIZE"]),
 ];
 
+/// The variables in which launchers say a process' number among those on its machine.
+const LOCAL_RANKS: [(Launcher, &[&str]); 4] = [
+    (Launcher::OpenMpi, &["OMPI_COMM_WORLD_LOCAL_RANK"]),
+    (Launcher::Pmi, &["MPI_LOCALRANKID", "PMI_LOCAL_RANK"]),
+    (Launcher::Slurm, &["SLURM_LOCALID"]),
+    (Launcher::Torchrun, &["LOCAL_RANK"]),
+];
+
 /// What the environment says; None for a process alone.
 ///
 /// # Errors
@@ -63,9 +73,12 @@ pub fn launched(variable: impl Fn(&str) -> Option<String>) -> Result<Option<Laun
         if ranks == 1 {
             continue;
         }
-        let local = local_names.iter().filter_map(|name| variable(name)?.trim().parse().ok()).next();
-        let on_this_machine = local.filter(|local| (1..=ranks).contains(local));
-        return Ok(Some(Launched { rank, ranks, on_this_machine, launcher, variables }));
+        let first =
+            |names: &[&str]| names.iter().filter_map(|name| variable(name)?.trim().parse().ok()).next();
+        let on_this_machine = first(local_names).filter(|local| (1..=ranks).contains(local));
+        let own = LOCAL_RANKS.iter().find(|(of, _)| *of == launcher);
+        let local_rank = own.and_then(|(_, names)| first(names)).filter(|local| *local < ranks);
+        return Ok(Some(Launched { rank, ranks, on_this_machine, local_rank, launcher, variables }));
     }
     Ok(None)
 }
@@ -86,8 +99,10 @@ mod tests {
             ("OMPI_COMM_WORLD_RANK", "3"),
             ("OMPI_COMM_WORLD_SIZE", "4"),
             ("OMPI_COMM_WORLD_LOCAL_SIZE", "2"),
+            ("OMPI_COMM_WORLD_LOCAL_RANK", "1"),
         ];
         let found = with(&open_mpi).unwrap().unwrap();
+        assert_eq!(found.local_rank, Some(1));
         assert_eq!((found.rank, found.ranks, found.on_this_machine), (3, 4, Some(2)));
         assert_eq!(found.launcher, Launcher::OpenMpi);
         let found = with(&[("PMI_RANK", "0"), ("PMI_SIZE", "8"), ("MPI_LOCALNRANKS", "8")]).unwrap().unwrap();

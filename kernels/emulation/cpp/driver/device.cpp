@@ -76,9 +76,18 @@ void violation(const char *format, ...) {
 static std::recursive_mutex &lock = *new std::recursive_mutex;
 static int sticky_error;
 static bool initialized;
-static unsigned retained;
-static char context_handle;
-static thread_local bool context_is_current;
+// Of each device.
+constexpr int MOST_DEVICES = 64;
+static unsigned retained[MOST_DEVICES];
+static char context_handles[MOST_DEVICES];
+static thread_local int current = -1;
+
+static bool is_device(int device) {
+    return device >= 0 && device < settings().devices && device < MOST_DEVICES;
+}
+int current_device() {
+    return current;
+}
 
 void set_sticky(int error) {
     if (!sticky_error) sticky_error = error;
@@ -102,7 +111,7 @@ Call::Call(bool needs_context) : error(SUCCESS) {
     lock.lock();
     if (!initialized) {
         error = NOT_INITIALIZED;
-    } else if (needs_context && (!context_is_current || retained == 0)) {
+    } else if (needs_context && (current < 0 || retained[current] == 0)) {
         error = INVALID_CONTEXT;
     } else if (needs_context) {
         a_call_passes();
@@ -111,6 +120,12 @@ Call::Call(bool needs_context) : error(SUCCESS) {
 }
 Call::~Call() {
     lock.unlock();
+}
+
+static size_t contexts_alive() {
+    size_t all = 0;
+    for (unsigned of_device : retained) all += of_device;
+    return all;
 }
 
 Alive &alive() {
@@ -140,7 +155,7 @@ static struct AtTheEnd {
             {"allocations", allocations_alive()},         {"pinned allocations", pinned_alive()},
             {"streams", alive().streams.size()},          {"events", alive().events.size()},
             {"graphs", alive().graphs.size()},            {"executable graphs", alive().executables.size()},
-            {"modules", alive().modules.size()},          {"retained contexts", retained},
+            {"modules", alive().modules.size()},          {"retained contexts", contexts_alive()},
         };
         bool any = false;
         for (auto &[what, number] : left) {
@@ -188,15 +203,26 @@ API cuDeviceGet(int *device, int ordinal) {
 API cuDeviceGetName(char *name, int length, int device) {
     Call call(false);
     if (call.error) return call.error;
-    if (device != 0 || length < 1) return INVALID_DEVICE;
+    if (!is_device(device) || length < 1) return INVALID_DEVICE;
     std::snprintf(name, (size_t)length, "Emulated GPU %d.%d", settings().major, settings().minor);
+    return SUCCESS;
+}
+
+// The same for all processes of a machine.
+API cuDeviceGetUuid_v2(char *uuid, int device) {
+    Call call(false);
+    if (call.error) return call.error;
+    if (!is_device(device)) return INVALID_DEVICE;
+    std::memset(uuid, 0, 16);
+    std::memcpy(uuid, "emulated", 8);
+    uuid[15] = (char)device;
     return SUCCESS;
 }
 
 API cuDeviceTotalMem_v2(size_t *bytes, int device) {
     Call call(false);
     if (call.error) return call.error;
-    if (device != 0) return INVALID_DEVICE;
+    if (!is_device(device)) return INVALID_DEVICE;
     *bytes = settings().memory;
     return SUCCESS;
 }
@@ -204,7 +230,7 @@ API cuDeviceTotalMem_v2(size_t *bytes, int device) {
 API cuDeviceGetAttribute(int *value, int attribute, int device) {
     Call call(false);
     if (call.error) return call.error;
-    if (device != 0) return INVALID_DEVICE;
+    if (!is_device(device)) return INVALID_DEVICE;
     switch (attribute) {
         case 8: *value = 48 * 1024; return SUCCESS;        // MAX_SHARED_MEMORY_PER_BLOCK
         case 13: *value = 1500000; return SUCCESS;         // CLOCK_RATE
@@ -222,34 +248,36 @@ API cuDeviceGetAttribute(int *value, int attribute, int device) {
 API cuDevicePrimaryCtxRetain(void **context, int device) {
     Call call(false);
     if (call.error) return call.error;
-    if (device != 0) return INVALID_DEVICE;
-    retained++;
+    if (!is_device(device)) return INVALID_DEVICE;
+    retained[device]++;
     count("contexts");
-    *context = &context_handle;
+    *context = &context_handles[device];
     return SUCCESS;
 }
 
 API cuDevicePrimaryCtxRelease_v2(int device) {
     Call call(false);
     if (call.error) return call.error;
-    if (device != 0) return INVALID_DEVICE;
-    if (retained == 0) return INVALID_CONTEXT;
-    retained--;
+    if (!is_device(device)) return INVALID_DEVICE;
+    if (retained[device] == 0) return INVALID_CONTEXT;
+    retained[device]--;
     return SUCCESS;
 }
 
 API cuCtxSetCurrent(void *context) {
     Call call(false);
     if (call.error) return call.error;
-    if (context && (context != &context_handle || retained == 0)) return INVALID_CONTEXT;
-    context_is_current = context != nullptr;
+    if (!context) return current = -1, SUCCESS;
+    auto device = (int)((char *)context - context_handles);
+    if (context < (void *)context_handles || !is_device(device) || retained[device] == 0) return INVALID_CONTEXT;
+    current = device;
     return SUCCESS;
 }
 
 API cuCtxGetCurrent(void **context) {
     Call call(false);
     if (call.error) return call.error;
-    *context = context_is_current ? &context_handle : nullptr;
+    *context = current < 0 ? nullptr : &context_handles[current];
     return SUCCESS;
 }
 

@@ -76,6 +76,8 @@ struct Call {
     explicit Call(bool needs_context = true);
     ~Call();
 };
+// The device whose context is the thread's current one; -1 without.
+int current_device();
 void set_sticky(int error);
 int sticky();
 // A kernel has begun that never ends: whatever waits for the device waits for ever, which ends the process.
@@ -92,6 +94,8 @@ struct Work {
     std::string name;
     std::function<void()> run;
     std::vector<Use> uses;
+    // Whether it can end: an exchange waits for other ranks, and asking for the first time begins it. Null for all other work.
+    std::function<bool(bool wait)> arrived = nullptr;
 };
 
 struct Stream;

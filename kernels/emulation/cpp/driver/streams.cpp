@@ -26,14 +26,17 @@ void run_work(const Work &work) {
     running = nullptr;
 }
 
-static void run_head(Stream *stream) {
+// Returns whether it is done.
+static bool run_head(Stream *stream, bool wait = false) {
     OperationRef head = stream->queue.front();
+    if (head->work->arrived && !sticky() && !hangs() && !head->work->arrived(wait)) return false;
     run_work(*head->work);
-    if (hangs()) return;
+    if (hangs()) return false;
     head->seconds = std::chrono::duration<double>(std::chrono::steady_clock::now().time_since_epoch()).count();
     head->done = true;
     head->after.clear();
     stream->queue.pop_front();
+    return true;
 }
 
 // Runs `operation` and what has to run before it, nothing else.
@@ -42,7 +45,7 @@ static void require(const OperationRef &operation) {
         waits_for_ever();
         auto after = operation->stream->queue.front()->after;
         for (auto &other : after) require(other);
-        run_head(operation->stream);
+        run_head(operation->stream, true);
     }
 }
 
@@ -70,7 +73,9 @@ void a_call_passes() {
         std::copy_if(all_streams.begin(), all_streams.end(), std::back_inserter(ready), is_ready);
         if (ready.empty()) return;
         Stream *stream = ready[random_below(ready.size())];
-        for (uint64_t steps = 1 + random_below(6); steps > 0 && is_ready(stream); steps--) run_head(stream);
+        for (uint64_t steps = 1 + random_below(6); steps > 0 && is_ready(stream); steps--) {
+            if (!run_head(stream)) break;
+        }
     }
 }
 
@@ -89,8 +94,10 @@ int enqueue(Stream *stream, Work work, std::vector<OperationRef> after, Operatio
     stream->queue.push_back(operation);
     stream->last = operation;
     if (queued) *queued = operation;
-    // No call of this mode leaves work behind, unless a kernel does not end: the call itself does not wait for that.
-    if (settings().mode == Mode::Eager && !hangs()) run_head(stream);
+    // No call of this mode leaves work behind, unless a kernel does not end or other ranks are waited for: the call itself does not
+    // wait for them.
+    while (settings().mode == Mode::Eager && is_ready(stream) && run_head(stream)) {
+    }
     return SUCCESS;
 }
 
@@ -131,7 +138,7 @@ bool uses_memory(const void *start, size_t bytes, std::string *who) {
 // Whether it is done; asking lets a little work run of what has to run before it, or a program that asks again and again
 // would never end.
 static bool ask(const OperationRef &operation) {
-    if (!operation || operation->done || settings().mode == Mode::Eager || hangs()) return !operation || operation->done;
+    if (!operation || operation->done || hangs()) return !operation || operation->done;
     Stream *stream = operation->stream;
     for (;;) {
         auto &after = stream->queue.front()->after;

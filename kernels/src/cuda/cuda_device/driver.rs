@@ -1,14 +1,15 @@
 //! Owned handles of the driver: context, streams, events, memory of the device and pinned memory of the host.
 
 use std::ffi::{c_int, c_void};
-use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
-use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::{Arc, Mutex, MutexGuard, OnceLock, PoisonError};
 use std::time::{Duration, Instant};
 
 use cudarc::driver::result::{self, DriverError};
 use cudarc::driver::sys;
 
 use super::Unavailable;
+use super::nccl::{Communicator, pause};
 use crate::cuda::device::Properties;
 use crate::error::DeviceError;
 
@@ -37,6 +38,12 @@ pub(super) fn failed(operation: impl Into<String>) -> impl FnOnce(DriverError) -
     }
 }
 
+/// Why there is no device, in the driver's words.
+fn no_device(error: DriverError) -> Unavailable {
+    let DeviceError::Failed { reason, .. } = failed("")(error) else { unreachable!("it is that kind") };
+    Unavailable::NoDevice(reason)
+}
+
 /// A device's primary context, the one that other libraries in the process use too.
 #[derive(Debug)]
 pub(super) struct Context {
@@ -44,8 +51,10 @@ pub(super) struct Context {
     context: sys::CUcontext,
     /// Whether the host waits for a while only.
     bounded_waits: bool,
-    /// A wait was given up: nothing more is asked of the driver, whose calls would wait for the same work.
-    lost: AtomicBool,
+    /// A wait was given up, for this reason: nothing more is asked of the driver, whose calls would wait for the same work.
+    lost: OnceLock<DeviceError>,
+    /// The other ranks, for whom work on the device may wait.
+    peers: Mutex<Option<Arc<Communicator>>>,
     /// The streams alive.
     streams: Mutex<Vec<Handle>>,
 }
@@ -62,37 +71,65 @@ unsafe impl Sync for Context {}
 impl Context {
     /// The context of device number `ordinal`.
     pub(super) fn new(ordinal: usize, bounded_waits: bool) -> Result<Context, Unavailable> {
-        // The bindings panic where the library is absent.
-        if !crate::cuda::libraries::driver_is_present() {
-            return Err(Unavailable::NoDriver);
-        }
-        let no_device = |error: DriverError| {
-            let DeviceError::Failed { reason, .. } = failed("")(error) else {
-                unreachable!("it is that kind")
-            };
-            Unavailable::NoDevice(reason)
-        };
-        result::init().map_err(no_device)?;
-        let found = cuda_version().map_err(no_device)?;
-        if found < OLDEST_CUDA {
-            return Err(Unavailable::OldDriver { found, needed: OLDEST_CUDA, why: "" });
-        }
-        let count = result::device::get_count().map_err(no_device)?;
-        if ordinal >= usize::try_from(count).unwrap_or(0) {
+        let count = Context::count()?;
+        if ordinal >= count {
             return Err(Unavailable::NoDevice(format!("device number {ordinal} of {count}")));
         }
         let device = result::device::get(ordinal as c_int).map_err(no_device)?;
         // SAFETY: the device was just got from the driver.
         let context = unsafe { result::primary_ctx::retain(device) }.map_err(failed("creating a context"))?;
-        let (lost, streams) = (AtomicBool::new(false), Mutex::default());
-        let context = Context { device, context, bounded_waits, lost, streams };
+        let (lost, peers, streams) = (OnceLock::new(), Mutex::default(), Mutex::default());
+        let context = Context { device, context, bounded_waits, lost, peers, streams };
         context.bind()?;
         Ok(context)
     }
 
+    /// How many devices there are.
+    pub(super) fn count() -> Result<usize, Unavailable> {
+        // The bindings panic where the library is absent.
+        if !crate::cuda::libraries::driver_is_present() {
+            return Err(Unavailable::NoDriver);
+        }
+        result::init().map_err(no_device)?;
+        let found = cuda_version().map_err(no_device)?;
+        if found < OLDEST_CUDA {
+            return Err(Unavailable::OldDriver { found, needed: OLDEST_CUDA, why: "" });
+        }
+        Ok(usize::try_from(result::device::get_count().map_err(no_device)?).unwrap_or(0))
+    }
+
+    /// The device and where it is, which no other one is called.
+    pub(super) fn place(&self) -> Result<String, DeviceError> {
+        let mut uuid = sys::CUuuid { bytes: [0; 16] };
+        // SAFETY: the device is valid, the number may be written.
+        unsafe { sys::cuDeviceGetUuid_v2(&mut uuid, self.device) }
+            .result()
+            .map_err(failed("reading the device's number"))?;
+        let name = result::device::get_name(self.device).map_err(failed("reading the device's name"))?;
+        let host = std::fs::read_to_string("/proc/sys/kernel/hostname").unwrap_or_default();
+        let number: String = uuid.bytes.iter().map(|byte| format!("{:02x}", *byte as u8)).collect();
+        Ok(format!("{} (GPU-{number} of {})", name.trim_end_matches('\0'), host.trim()))
+    }
+
     /// Whether a wait was given up.
     pub(super) fn is_lost(&self) -> bool {
-        self.lost.load(Ordering::Relaxed)
+        self.lost.get().is_some()
+    }
+
+    /// Gives the device up, for this reason.
+    pub(super) fn lose(&self, reason: DeviceError) {
+        // The first reason is the cause of the others.
+        let _ = self.lost.set(reason);
+    }
+
+    /// From now on work on the device may wait for other ranks.
+    pub(super) fn wait_with(&self, peers: Arc<Communicator>) {
+        *self.peers.lock().unwrap_or_else(PoisonError::into_inner) = Some(peers);
+    }
+
+    /// From now on it does not.
+    pub(super) fn wait_alone(&self) {
+        self.peers.lock().unwrap_or_else(PoisonError::into_inner).take();
     }
 
     /// Waits for the device: by `wait`, or in a check build for a while only, by asking `query`.
@@ -102,6 +139,10 @@ impl Context {
         query: impl Fn() -> Result<(), DriverError>,
     ) -> Result<(), DeviceError> {
         const OPERATION: &str = "the work queued on the device";
+        let peers = self.peers.lock().unwrap_or_else(PoisonError::into_inner).clone();
+        if let Some(peers) = peers {
+            return self.wait_for_peers(&peers, query);
+        }
         if !self.bounded_waits {
             return wait().map_err(failed(OPERATION));
         }
@@ -112,7 +153,7 @@ impl Context {
                     std::thread::sleep(GLANCE);
                 }
                 Err(DriverError(sys::CUresult::CUDA_ERROR_NOT_READY)) => {
-                    self.lost.store(true, Ordering::Relaxed);
+                    self.lose(given_up("using the context"));
                     return Err(given_up(OPERATION));
                 }
                 other => return other.map_err(failed(OPERATION)),
@@ -120,11 +161,36 @@ impl Context {
         }
     }
 
+    /// Waits for work that may itself wait for other ranks: as long as they are there and their patience lasts.
+    fn wait_for_peers(
+        &self,
+        peers: &Communicator,
+        query: impl Fn() -> Result<(), DriverError>,
+    ) -> Result<(), DeviceError> {
+        let begin = Instant::now();
+        loop {
+            match query() {
+                Err(DriverError(sys::CUresult::CUDA_ERROR_NOT_READY)) => {}
+                other => return other.map_err(failed("the work queued on the device")),
+            }
+            let late = begin.elapsed() > peers.patience();
+            if let Err(reason) = peers.check().and(if late { Err(peers.too_late()) } else { Ok(()) }) {
+                let operation = "an exchange between the ranks' devices".to_owned();
+                let error = DeviceError::Failed { operation, reason };
+                self.lose(error.clone());
+                peers.abort();
+                return Err(error);
+            }
+            pause(begin);
+        }
+    }
+
     /// Makes it the thread's context before a call in which the driver waits for the device, as it does when it takes memory
     /// back; a check build waits beforehand.
     pub(super) fn settle(&self) -> Result<(), DeviceError> {
         self.bind()?;
-        let streams = if self.bounded_waits { self.streams().clone() } else { Vec::new() };
+        let among = self.peers.lock().unwrap_or_else(PoisonError::into_inner).is_some();
+        let streams = if self.bounded_waits || among { self.streams().clone() } else { Vec::new() };
         streams.into_iter().try_for_each(|Handle(stream)| self.wait(|| Ok(()), || query(stream)))
     }
 
@@ -134,8 +200,8 @@ impl Context {
 
     /// Makes it the calling thread's context.
     pub(super) fn bind(&self) -> Result<(), DeviceError> {
-        if self.is_lost() {
-            return Err(given_up("using the context"));
+        if let Some(reason) = self.lost.get() {
+            return Err(reason.clone());
         }
         // SAFETY: the context is retained as long as `self` lives.
         unsafe { result::ctx::set_current(self.context) }.map_err(failed("using the context"))
@@ -196,6 +262,8 @@ pub(super) struct Stream {
 
 // SAFETY: streams may be used from any thread with their context current.
 unsafe impl Send for Stream {}
+// SAFETY: as above; the driver locks what calls share.
+unsafe impl Sync for Stream {}
 
 impl Stream {
     pub(super) fn new(context: &Arc<Context>) -> Result<Stream, DeviceError> {

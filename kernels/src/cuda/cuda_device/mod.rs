@@ -7,6 +7,7 @@ mod blas;
 mod driver;
 mod environment;
 mod modules;
+mod nccl;
 mod screen;
 mod screen_kernel;
 mod timing;
@@ -25,6 +26,7 @@ use driver::{Context, Stream, cuda_version, failed};
 pub use driver::{CudaBuffer, CudaMailbox};
 use environment::Environment;
 use modules::Modules;
+pub use nccl::{Nccl, NcclError, OneOf, Rendezvous};
 pub use screen_kernel::ScreenKernel;
 use timing::Timing;
 pub use timing::Timings;
@@ -33,7 +35,7 @@ use upload::Uploads;
 use watch::Watch;
 
 use super::cubin_cache::CubinCache;
-use super::device::{Argument, Device, Factor, Gemm, Launch, Properties, Screen};
+use super::device::{Argument, Device, Factor, Gemm, Launch, Move, Properties, Screen};
 use super::libraries::{self, ToolkitLibrary};
 use super::nvrtc::{self, Waits};
 use crate::error::DeviceError;
@@ -54,13 +56,15 @@ pub struct CudaOptions {
     /// Kernels and the host wait for a while only, and what does not end is an error that names it. For checks, as kernels
     /// look at the time while they wait. Also where the environment says `SAE_TRAINER_CUDA_BOUNDED_WAITS=1`.
     pub bounded_waits: bool,
+    /// The ranks with whose devices it exchanges bytes; its number is then theirs to choose.
+    pub ranks: Option<Arc<Nccl>>,
 }
 
 impl Default for CudaOptions {
     /// The first device, the user's cache, no poison, and what the environment asks for.
     fn default() -> CudaOptions {
         let cache = CubinCache::of_the_user();
-        CudaOptions { ordinal: 0, cache, poison: false, screen: None, bounded_waits: false }
+        CudaOptions { ordinal: 0, cache, poison: false, screen: None, bounded_waits: false, ranks: None }
     }
 }
 
@@ -74,7 +78,7 @@ pub struct CudaDevice {
     timing: Option<Timing>,
     /// In a check build.
     watch: Option<Watch>,
-    compute: Stream,
+    compute: Arc<Stream>,
     properties: Properties,
     poison: bool,
     screen: ScreenKernel,
@@ -82,6 +86,7 @@ pub struct CudaDevice {
     operations: u64,
     /// While work is recorded, the buffers it uses.
     recording: Option<Recording>,
+    ranks: Option<Arc<Nccl>>,
     context: Arc<Context>,
 }
 
@@ -124,7 +129,11 @@ impl CudaDevice {
     pub fn new(options: &CudaOptions) -> Result<CudaDevice, Unavailable> {
         let asked = Environment::read()?;
         let bounded_waits = options.bounded_waits || asked.bounded_waits;
-        let context = Arc::new(Context::new(options.ordinal, bounded_waits)?);
+        let context = match &options.ranks {
+            Some(ranks) => ranks.context.clone(),
+            None => Arc::new(Context::new(options.ordinal, bounded_waits)?),
+        };
+        context.bind()?;
         let properties = context.properties()?;
         if properties.compute_capability < (8, 0) {
             let capability = properties.compute_capability;
@@ -140,7 +149,10 @@ impl CudaDevice {
             let why = ", because NVRTC is of that version";
             return Err(Unavailable::OldDriver { found, needed: (compiler.0, 0), why });
         }
-        let compute = Stream::new(&context)?;
+        let compute = match &options.ranks {
+            Some(ranks) => ranks.stream.clone(),
+            None => Arc::new(Stream::new(&context)?),
+        };
         let waits = if bounded_waits { Waits::Bounded } else { Waits::Unbounded };
         let mut modules = Modules::load(&context, properties.compute_capability, waits, &options.cache)?;
         let watch = bounded_waits.then(|| Watch::new(&context, &mut modules, &compute)).transpose()?;
@@ -156,6 +168,7 @@ impl CudaDevice {
             screen,
             operations: 0,
             recording: None,
+            ranks: options.ranks.clone(),
             context,
         })
     }
@@ -441,6 +454,22 @@ impl Device for CudaDevice {
 
     fn screen(&mut self, screen: &Screen<'_, CudaBuffer>) -> Result<(), DeviceError> {
         self.screen_by(self.screen, screen)
+    }
+
+    fn exchange(&mut self, moves: &[Move<'_, CudaBuffer>]) -> Result<(), DeviceError> {
+        let failed = |reason: &str| DeviceError::Failed {
+            operation: "an exchange between the ranks' devices".to_owned(),
+            reason: reason.to_owned(),
+        };
+        let ranks = self.ranks.clone().ok_or_else(|| failed("this device was not connected with others"))?;
+        if self.recording.is_some() {
+            return Err(failed("a step is being recorded, and exchanges are no part of what is"));
+        }
+        let buffers = moves.iter().flat_map(|one| match one {
+            Move::AllToAll { from, to, .. } => [*from, *to],
+            Move::AllGather { of, .. } => [*of, *of],
+        });
+        self.queue("exchange", buffers, |_| ranks.exchange(moves))
     }
 
     fn synchronize(&mut self) -> Result<(), DeviceError> {

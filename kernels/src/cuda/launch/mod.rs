@@ -18,6 +18,7 @@ pub mod frequency;
 pub mod groups;
 pub mod jump;
 pub mod lists;
+pub mod panels;
 mod parameter;
 pub mod rank;
 pub mod recheck;
