@@ -43,7 +43,10 @@ impl Compute {
             DeviceChoice::Cuda => {
                 let what = "--device cuda cannot be used; without it, or with --device cpu, the CPU trains";
                 ensure!(alone || devices.is_some(), "{what}: the ranks' devices are not connected");
-                Some(CudaDevice::new(&CudaOptions { ranks: devices, ..CudaOptions::default() }).context(what)?)
+                Some(
+                    CudaDevice::new(&CudaOptions { ranks: devices, ..CudaOptions::default() })
+                        .context(what)?,
+                )
             }
             DeviceChoice::Auto => match CudaDevice::new(&CudaOptions::default()) {
                 Ok(device) => Some(device),

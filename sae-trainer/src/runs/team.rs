@@ -68,12 +68,7 @@ impl Team {
         team.map_err(|error| error.context(format!("rank {rank}")))
     }
 
-    fn connect(
-        launched: Launched,
-        patience: Duration,
-        has_device: bool,
-        out: Option<&Path>,
-    ) -> Result<Team> {
+    fn connect(launched: Launched, patience: Duration, has_device: bool, out: Option<&Path>) -> Result<Team> {
         ensure!(
             launched.ranks.is_power_of_two(),
             "{} say that there are {} ranks, but features are divided over a power of two of them: start 2, 4, 8, ...",
@@ -81,8 +76,13 @@ impl Team {
             launched.ranks
         );
         let on_this_machine = launched.on_this_machine.unwrap_or(1);
-        let team = |exchange, mpi, devices| {
-            Team { exchange, mpi, devices, patience, on_this_machine, notes: Arc::default() }
+        let team = |exchange, mpi, devices| Team {
+            exchange,
+            mpi,
+            devices,
+            patience,
+            on_this_machine,
+            notes: Arc::default(),
         };
         let library = std::env::var_os(LIBRARY);
         // torchrun's processes know nothing of MPI.

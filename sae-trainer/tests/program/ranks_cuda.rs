@@ -132,7 +132,8 @@ fn what_gpus_cannot_divide_is_refused_by_all_and_leaves_nothing() {
     assert!(told.contains("panels of features with topk and batch-topk yet"), "{told}");
     let told = refused(2, &driver(), &format!("{RUN} --pre-bias --steps 4 --out run"));
     assert!(told.contains("panels of features with a pre-bias yet"), "{told}");
-    let told = refused(4, &driver().with("DEVICES", "2"), &format!("{RUN} --steps 4 --rank-timeout 2 --out run"));
+    let told =
+        refused(4, &driver().with("DEVICES", "2"), &format!("{RUN} --steps 4 --rank-timeout 2 --out run"));
     assert!(told.contains("rank 2 of those on its machine") && told.contains("there are 2 GPUs"), "{told}");
     let told = refused(2, &driver().with("DEVICES", "1"), &format!("{RUN} --steps 4 --out run"));
     assert!(told.contains("Duplicate GPU"), "{told}");
