@@ -46,7 +46,7 @@ pub(crate) struct Opened {
 /// How far it is.
 #[derive(Debug)]
 pub(crate) enum Begun {
-    Complete(Attributes),
+    Complete(Box<Attributes>),
     Unfinished {
         resumption: Box<Resumption>,
         /// [`Resumption::tail_tokens`]

@@ -9,7 +9,7 @@ use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError, Weak};
 use std::time::SystemTime;
 
 use super::client::runtime;
-use super::entry::{Entry, PRESENT, punch};
+use super::entry::{Entry, Here, PRESENT, punch};
 use super::fetch;
 use super::slots::{Claim, Key, Slots};
 use crate::{CacheOptions, Result, StoreError};
@@ -108,7 +108,7 @@ impl Cache {
     pub(super) fn add(
         &self,
         entry: Entry,
-        here: &[(usize, usize, u64)],
+        here: &[Here],
         [fixed, chunks, largest]: [u64; 3],
     ) -> Result<(u32, Arc<Entry>)> {
         let mut state = self.lock();
@@ -140,7 +140,7 @@ impl Cache {
             )));
         }
         let (number, entry) = (state.stores.len() as u32, Arc::new(entry));
-        for &(shard, chunk, bytes) in here {
+        for &Here { shard, chunk, bytes } in here {
             state.slots.found(Key { store: number, shard: shard as u32, chunk: chunk as u32 }, bytes);
         }
         state.fixed += fixed;

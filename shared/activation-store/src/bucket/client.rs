@@ -256,7 +256,7 @@ pub(crate) fn runtime() -> Result<&'static Runtime> {
     let start = || {
         let cores = std::thread::available_parallelism().map_or(1, |cores| cores.get());
         tokio::runtime::Builder::new_multi_thread()
-            .worker_threads(cores.clamp(1, 4))
+            .worker_threads(cores.clamp(1, 8))
             .thread_name("bucket")
             .enable_all()
             .build()

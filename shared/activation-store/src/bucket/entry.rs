@@ -21,6 +21,15 @@ pub(super) const PRESENT: &str = ".cache/present";
 /// Bytes in which a file system gives space away, at most.
 const BLOCK: u64 = 64 << 10;
 
+/// A chunk that is here.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) struct Here {
+    pub(super) shard: usize,
+    /// Its number in the shard.
+    pub(super) chunk: usize,
+    pub(super) bytes: u64,
+}
+
 /// A store in a cache.
 #[derive(Debug)]
 pub(super) struct Entry {
@@ -34,13 +43,13 @@ pub(super) struct Entry {
 }
 
 impl Entry {
-    /// The entry in `dir`, whose `shards` have their size and index, and the chunks that are here: shard, chunk, bytes.
+    /// The entry in `dir`, whose `shards` have their size and index, and the chunks that are here.
     pub(super) fn open(
         dir: &Path,
         bucket: &Bucket,
         catalog: &Catalog,
         shards: Vec<Shard>,
-    ) -> Result<(Entry, Vec<(usize, usize, u64)>)> {
+    ) -> Result<(Entry, Vec<Here>)> {
         let chunks_per_shard = catalog.attributes.specification.layout.chunks_per_shard();
         let path = dir.join(PRESENT);
         let present = File::options().read(true).write(true).create(true).truncate(false).open(&path);
@@ -65,7 +74,8 @@ impl Entry {
         for (number, shard) in entry.shards.iter().enumerate() {
             let marks = &marks[number * chunks_per_shard..][..chunks_per_shard];
             let found = (0..chunks_per_shard).filter(|chunk| marks[*chunk] == 1);
-            let found = found.filter_map(|chunk| Some((number, chunk, length(&shard.chunk(chunk)?))));
+            let found = found
+                .filter_map(|chunk| Some(Here { shard: number, chunk, bytes: length(&shard.chunk(chunk)?) }));
             let before = here.len();
             here.extend(found);
             entry.free_remains(number, &here[before..])?;
@@ -74,15 +84,15 @@ impl Entry {
     }
 
     /// Frees what a process that was ended left in a shard's file: chunks that are not marked.
-    fn free_remains(&self, shard: usize, here: &[(usize, usize, u64)]) -> Result<()> {
+    fn free_remains(&self, shard: usize, here: &[Here]) -> Result<()> {
         let path = self.shards[shard].path();
         let on_disk = fs::metadata(path).map_err(StoreError::io("find", path))?.blocks() * 512;
-        let expected: u64 = here.iter().map(|(.., bytes)| bytes + 2 * BLOCK).sum();
+        let expected: u64 = here.iter().map(|chunk| chunk.bytes + 2 * BLOCK).sum();
         if on_disk <= expected + 2 * BLOCK {
             return Ok(());
         }
         let file = File::options().write(true).open(path).map_err(StoreError::io("open", path))?;
-        let is_here = |chunk| here.iter().any(|(_, other, _)| *other == chunk);
+        let is_here = |chunk| here.iter().any(|other| other.chunk == chunk);
         for chunk in (0..self.chunks_per_shard).filter(|chunk| !is_here(*chunk)) {
             if let Some(range) = self.shards[shard].chunk(chunk) {
                 // Where that cannot be done, nothing is ever evicted, and the remains are chunks to come.

@@ -21,30 +21,38 @@ use crate::{Result, StoreError};
 pub(super) fn copy(bucket: &Bucket, cache: &Path) -> Result<(PathBuf, Catalog)> {
     let direct = BucketFiles::new(bucket.clone());
     // Twice: damaged on their way, perhaps.
-    let files = match identity(&direct)?.map_or_else(|| identity(&direct), |files| Ok(Some(files)))? {
-        Some(files) => files,
+    let identity = match identity(&direct)?.map_or_else(|| identity(&direct), |found| Ok(Some(found)))? {
+        Some(identity) => identity,
         None => {
             // It says what is wrong with them, or how far the store is.
             Catalog::read(&direct)?;
             return Err(StoreError::damaged(&bucket.path().join(MANIFEST), "it changes while it is read"));
         }
     };
-    let (manifest, _) = journal::parse_line::<Manifest>(&files[1].1).expect("it was read before");
-    let dir = cache.join(format!("{}-{:08x}", bucket.address().name(), crc32c::crc32c(&files[1].1)));
-    if fs::read(dir.join(MANIFEST)).is_ok_and(|found| found != files[1].1) {
+    let dir = cache.join(format!("{}-{:08x}", bucket.address().name(), crc32c::crc32c(&identity.line)));
+    if fs::read(dir.join(MANIFEST)).is_ok_and(|found| found != identity.line) {
         // Another store by the same name and checksum.
         fs::remove_dir_all(&dir).map_err(StoreError::io("remove", &dir))?;
     }
-    let mirror = Mirror { direct, dir, manifest, files };
+    let mirror = Mirror { direct, dir, identity };
     let catalog = Catalog::read(&mirror)?;
-    for (name, content) in &mirror.files {
+    for (name, content) in [(ZARR_JSON, &mirror.identity.group), (MANIFEST, &mirror.identity.line)] {
         mirror.keep(name, content).map_err(StoreError::io("write", &mirror.dir.join(name)))?;
     }
     Ok((mirror.dir, catalog))
 }
 
+/// What tells which store it is.
+struct Identity {
+    /// The metadata of its group.
+    group: Vec<u8>,
+    manifest: Manifest,
+    /// The manifest as it is written.
+    line: Vec<u8>,
+}
+
 /// The metadata and the manifest of a finished store, if they are those of each other.
-fn identity(direct: &BucketFiles) -> Result<Option<[(&'static str, Vec<u8>); 2]>> {
+fn identity(direct: &BucketFiles) -> Result<Option<Identity>> {
     let read = |name: &str| match direct.read(name) {
         Err(error) if error.kind() == ErrorKind::NotFound => Ok(None),
         read => read.map(Some).map_err(StoreError::io("read", &direct.place().join(name))),
@@ -52,22 +60,21 @@ fn identity(direct: &BucketFiles) -> Result<Option<[(&'static str, Vec<u8>); 2]>
     let Some(group) = read(ZARR_JSON)? else {
         return Err(StoreError::NotFound(direct.place().to_path_buf()));
     };
-    let Some(manifest) = read(MANIFEST)? else { return Ok(None) };
-    let of_group = journal::parse_line::<Manifest>(&manifest)
-        .filter(|(_, length)| *length == manifest.len())
-        .and_then(|(parsed, _)| parsed.files.into_iter().find(|file| file.name == ZARR_JSON));
-    let fits = of_group
-        .is_some_and(|file| file.bytes == group.len() as u64 && file.crc32c == crc32c::crc32c(&group));
-    Ok(fits.then_some([(ZARR_JSON, group), (MANIFEST, manifest)]))
+    let Some(line) = read(MANIFEST)? else { return Ok(None) };
+    let parsed = journal::parse_line::<Manifest>(&line).filter(|(_, length)| *length == line.len());
+    let Some((manifest, _)) = parsed else { return Ok(None) };
+    let fits = manifest.files.iter().any(|file| {
+        file.name == ZARR_JSON && file.bytes == group.len() as u64 && file.crc32c == crc32c::crc32c(&group)
+    });
+    Ok(fits.then_some(Identity { group, manifest, line }))
 }
 
 /// Reads from the folder what is sound there, and from the bucket into the folder what is not.
 struct Mirror {
     direct: BucketFiles,
     dir: PathBuf,
-    manifest: Manifest,
-    /// What tells which store it is, fresh from the bucket.
-    files: [(&'static str, Vec<u8>); 2],
+    /// Fresh from the bucket.
+    identity: Identity,
 }
 
 impl Mirror {
@@ -93,11 +100,13 @@ impl Files for Mirror {
     }
 
     fn read(&self, name: &str) -> io::Result<Vec<u8>> {
-        if let Some((_, content)) = self.files.iter().find(|(file, _)| *file == name) {
-            return Ok(content.clone());
+        match name {
+            ZARR_JSON => return Ok(self.identity.group.clone()),
+            MANIFEST => return Ok(self.identity.line.clone()),
+            _ => {}
         }
         let recorded =
-            self.manifest.files.iter().find(|file| file.name == name).ok_or(ErrorKind::NotFound)?;
+            self.identity.manifest.files.iter().find(|file| file.name == name).ok_or(ErrorKind::NotFound)?;
         let is_sound = |content: &[u8]| {
             content.len() as u64 == recorded.bytes && crc32c::crc32c(content) == recorded.crc32c
         };

@@ -5,7 +5,8 @@ use std::time::{Duration, Instant};
 use super::failure::{Failure, Kind};
 
 /// The wait before the second try, and the longest one between two.
-const WAITS: [Duration; 2] = [Duration::from_millis(100), Duration::from_secs(5)];
+const WAITS: [Duration; 2] =
+    [Duration::from_millis(if cfg!(test) { 5 } else { 100 }), Duration::from_secs(5)];
 
 /// Makes `attempt`s until one succeeds, one fails in a way that another would, or `patience` is over.
 pub(super) async fn repeat<T, F: Future<Output = Result<T, Failure>>>(

@@ -69,7 +69,7 @@ pub(super) fn open_in(
     match existing {
         Some(attributes) if attributes.complete => {
             target.conclude()?;
-            return Ok(Opened { hold: Box::new(lease), begun: Begun::Complete(attributes) });
+            return Ok(Opened { hold: Box::new(lease), begun: Begun::Complete(Box::new(attributes)) });
         }
         Some(_) => {}
         None => drop(target.publish(ZARR_JSON, beginning)?),

@@ -35,7 +35,7 @@ pub(super) fn open(
     match existing {
         None => disk.publish(ZARR_JSON, beginning).map(drop)?,
         Some(attributes) if attributes.complete => {
-            return Ok(Opened { hold, begun: Begun::Complete(attributes) });
+            return Ok(Opened { hold, begun: Begun::Complete(Box::new(attributes)) });
         }
         // Nothing vouches for its command line, the one thing that may differ: the store notes the one that ends it.
         Some(_) => {}

@@ -128,7 +128,7 @@ impl StoreWriter {
     ) -> Result<StoreWriter> {
         let spec = spec.clone();
         let (resumption, mut tokens, target) = match begun {
-            Begun::Complete(attributes) => return Ok(Self::of_complete_store(dir, attributes, hold)),
+            Begun::Complete(attributes) => return Ok(Self::of_complete_store(dir, *attributes, hold)),
             Begun::Unfinished { resumption, tokens, target } => (*resumption, tokens, target),
         };
         tokens.reserve(spec.token_chunk_contexts() * spec.context_length - tokens.len());
