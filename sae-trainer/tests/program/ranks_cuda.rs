@@ -87,7 +87,7 @@ fn a_run_goes_on_with_another_number_of_gpus() {
 #[test]
 fn a_gpu_that_is_lost_ends_the_run_which_goes_on_later() {
     let place = Place::new();
-    let line = format!("{RUN} --steps 4000 --checkpoint-every 4 --rank-timeout 5 --out broken");
+    let line = format!("{RUN} --steps 4000 --checkpoint-every 4 --rank-timeout 30 --out broken");
     for signal in ["-KILL", "-STOP"] {
         let mut children = start(&place, &driver(), 2, &line);
         let started = Instant::now();

@@ -36,7 +36,8 @@ pub struct Nccl {
 struct Host {
     send: CudaBuffer,
     receive: CudaBuffer,
-    staging: Staging,
+    sent: Staging,
+    received: Staging,
 }
 
 /// Why ranks could not be connected.
@@ -238,17 +239,16 @@ impl Nccl {
         let bytes = receive.len().max(send.len());
         if host.as_ref().is_none_or(|host| host.send.len() < bytes) {
             let room = bytes.next_power_of_two().max(4096);
-            let allocate =
-                || CudaBuffer::new(context, room).map_err(failed("memory for the ranks' messages"));
-            *host =
-                Some(Host { send: allocate()?, receive: allocate()?, staging: Staging::new(context, room)? });
+            let allocate = || CudaBuffer::new(context, room).map_err(failed("memory for the ranks' messages"));
+            let staging = || Staging::new(context, room);
+            *host = Some(Host { send: allocate()?, receive: allocate()?, sent: staging()?, received: staging()? });
         }
-        let Some(Host { send: from, receive: to, staging }) = host else { return Ok(()) };
+        let Some(Host { send: from, receive: to, sent, received }) = host else { return Ok(()) };
         let gathers = send.len() < receive.len();
         let part = receive.len() / self.ranks();
         let place = if gathers { self.rank() * part } else { 0 };
         let buffer = if gathers { &*to } else { &*from };
-        let memory = &mut staging.memory.bytes_mut()[..send.len()];
+        let memory = &mut sent.memory.bytes_mut()[..send.len()];
         memory.copy_from_slice(send);
         // SAFETY: the range is within the buffer, and the memory is not used again before the stream is waited for.
         unsafe { result::memcpy_htod_async(buffer.pointer + place as u64, memory, stream) }
@@ -257,12 +257,12 @@ impl Nccl {
             true => Move::AllGather { of: to, part },
             false => Move::AllToAll { from, to, part },
         }])?;
-        let memory = &mut staging.memory.bytes_mut()[..receive.len()];
+        let memory = &mut received.memory.bytes_mut()[..receive.len()];
         // SAFETY: as above.
         unsafe { result::memcpy_dtoh_async(memory, to.pointer, stream) }
             .map_err(failed("copying messages from the device"))?;
         self.stream.synchronize()?;
-        receive.copy_from_slice(&staging.memory.bytes()[..receive.len()]);
+        receive.copy_from_slice(&received.memory.bytes()[..receive.len()]);
         Ok(())
     }
 }
