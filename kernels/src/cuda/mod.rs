@@ -24,6 +24,7 @@ pub mod libraries;
 mod meeting;
 pub mod nvrtc;
 mod panel;
+mod places;
 pub mod plan;
 mod rank;
 mod resident;

@@ -7,7 +7,7 @@ use super::device::Device;
 use super::launch::select_batch::HISTOGRAM;
 use super::launch::update::{Derive, Derived};
 use super::layout::{BatchCut, Clip, Dead, NOTHING, Report, frequency_targets};
-use super::meeting::PanelPart;
+use super::places::PanelPart;
 use super::plan::{DeviceOptions, DevicePlan};
 use crate::error::DeviceError;
 use crate::path::{Path, PathChoice};

@@ -3,8 +3,8 @@
 use std::collections::{HashMap, VecDeque};
 
 use super::device::Device;
-use super::meeting::Meeting;
 use super::panel::Panel;
+use super::places::Meeting;
 use super::plan::DevicePlan;
 use crate::error::DeviceError;
 use crate::path::Path;

@@ -30,8 +30,8 @@ use super::device::Device;
 use super::forward::Purpose;
 use super::launch::Slice;
 use super::layout::{NOTHING, REPLY, ROW_RESULT_BYTES, Report, Scalars, mailbox_bytes, status};
-use super::meeting::Meeting;
 use super::panel::Panel;
+use super::places::Meeting;
 use super::plan::{DeviceOptions, DevicePlan};
 pub use super::resident::CudaStep;
 use super::resident::{Mailbox, Paths, RecordingKey, Recordings, Segment};
@@ -118,7 +118,7 @@ impl<D: Device> CudaStep<D> {
         let share = Share::new(spec, exchange)?;
         let plans = DevicePlan::of_panels(spec, options, &share)?;
         let always: usize = plans.iter().map(DevicePlan::bytes).sum();
-        let together = super::meeting::bytes_of_several(spec, &share);
+        let together = super::places::bytes_of_several(spec, &share);
         Ok((always + together, plans.iter().map(DevicePlan::dense_bytes).sum()))
     }
 

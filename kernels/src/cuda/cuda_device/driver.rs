@@ -9,7 +9,6 @@ use cudarc::driver::result::{self, DriverError};
 use cudarc::driver::sys;
 
 use super::Unavailable;
-use super::nccl::{Communicator, pause};
 use crate::cuda::device::Properties;
 use crate::error::DeviceError;
 
@@ -38,6 +37,50 @@ pub(super) fn failed(operation: impl Into<String>) -> impl FnOnce(DriverError) -
     }
 }
 
+/// For so long a thread that waits asks without a pause.
+const EAGER: Duration = Duration::from_millis(1);
+/// The pause after that.
+const PAUSE: Duration = Duration::from_micros(50);
+
+/// The pause of a thread that has waited since `started`.
+pub(super) fn pause(started: Instant) {
+    match started.elapsed() < EAGER {
+        true => std::thread::yield_now(),
+        false => std::thread::sleep(PAUSE),
+    }
+}
+
+/// The other ranks, for whom work on the device may wait.
+pub(super) trait OtherRanks: std::fmt::Debug + Send + Sync {
+    /// How long.
+    fn patience(&self) -> Duration;
+    /// Whether all is well with them, as far as is known.
+    fn check(&self) -> Result<(), String>;
+    /// The error of a wait that was too long.
+    fn too_late(&self) -> String;
+    /// Ends what is under way on the device. Nothing else can be done with them.
+    fn abort(&self);
+}
+
+/// An error unless `bytes` bytes from `offset` on lie within the buffer.
+pub(super) fn check_range(
+    operation: &str,
+    buffer: &CudaBuffer,
+    offset: usize,
+    bytes: usize,
+) -> Result<(), DeviceError> {
+    match offset.checked_add(bytes).is_some_and(|end| end <= buffer.bytes) {
+        true => Ok(()),
+        false => Err(DeviceError::Failed {
+            operation: operation.to_owned(),
+            reason: format!(
+                "{bytes} bytes from byte {offset} on are not within a buffer of {}",
+                buffer.bytes
+            ),
+        }),
+    }
+}
+
 /// Why there is no device, in the driver's words.
 fn no_device(error: DriverError) -> Unavailable {
     let DeviceError::Failed { reason, .. } = failed("")(error) else { unreachable!("it is that kind") };
@@ -54,7 +97,7 @@ pub(super) struct Context {
     /// A wait was given up, for this reason: nothing more is asked of the driver, whose calls would wait for the same work.
     lost: OnceLock<DeviceError>,
     /// The other ranks, for whom work on the device may wait.
-    peers: Mutex<Option<Arc<Communicator>>>,
+    peers: Mutex<Option<Arc<dyn OtherRanks>>>,
     /// The streams alive.
     streams: Mutex<Vec<Handle>>,
 }
@@ -123,7 +166,7 @@ impl Context {
     }
 
     /// From now on work on the device may wait for other ranks.
-    pub(super) fn wait_with(&self, peers: Arc<Communicator>) {
+    pub(super) fn wait_with(&self, peers: Arc<dyn OtherRanks>) {
         *self.peers.lock().unwrap_or_else(PoisonError::into_inner) = Some(peers);
     }
 
@@ -141,7 +184,7 @@ impl Context {
         const OPERATION: &str = "the work queued on the device";
         let peers = self.peers.lock().unwrap_or_else(PoisonError::into_inner).clone();
         if let Some(peers) = peers {
-            return self.wait_for_peers(&peers, query);
+            return self.wait_for_peers(&*peers, query);
         }
         if !self.bounded_waits {
             return wait().map_err(failed(OPERATION));
@@ -164,7 +207,7 @@ impl Context {
     /// Waits for work that may itself wait for other ranks: as long as they are there and their patience lasts.
     fn wait_for_peers(
         &self,
-        peers: &Communicator,
+        peers: &dyn OtherRanks,
         query: impl Fn() -> Result<(), DriverError>,
     ) -> Result<(), DeviceError> {
         let begin = Instant::now();

@@ -22,7 +22,7 @@ use std::sync::atomic::{AtomicU64, Ordering};
 use cudarc::driver::{result, sys};
 
 use blas::Blas;
-use driver::{Context, Stream, cuda_version, failed};
+use driver::{Context, Stream, check_range, cuda_version, failed};
 pub use driver::{CudaBuffer, CudaMailbox};
 use environment::Environment;
 use modules::Modules;
@@ -259,20 +259,6 @@ impl CudaDevice {
             Some(watch) => watch.explain(error),
             None => error,
         })
-    }
-}
-
-/// An error unless `bytes` bytes from `offset` on lie within the buffer.
-fn check_range(operation: &str, buffer: &CudaBuffer, offset: usize, bytes: usize) -> Result<(), DeviceError> {
-    match offset.checked_add(bytes).is_some_and(|end| end <= buffer.bytes) {
-        true => Ok(()),
-        false => Err(DeviceError::Failed {
-            operation: operation.to_owned(),
-            reason: format!(
-                "{bytes} bytes from byte {offset} on are not within a buffer of {}",
-                buffer.bytes
-            ),
-        }),
     }
 }
 

@@ -9,14 +9,10 @@ use std::time::{Duration, Instant};
 
 use cudarc::driver::sys;
 
-use super::NcclError;
+use super::error::NcclError;
 use super::library::{BYTES, Comm, Config, Functions, IN_PROGRESS, REMOTE_ERROR, SUCCESS, Status, UniqueId};
+use crate::cuda::cuda_device::driver::{OtherRanks, pause};
 use crate::error::DeviceError;
-
-/// For so long a thread that waits asks without a pause.
-const EAGER: Duration = Duration::from_millis(1);
-/// The pause after that, and between two questions after errors of other ranks.
-const PAUSE: Duration = Duration::from_micros(50);
 
 /// One of several ranks that NCCL connects.
 pub(crate) struct Communicator {
@@ -92,10 +88,6 @@ impl Communicator {
         self.ranks
     }
 
-    pub(crate) fn patience(&self) -> Duration {
-        self.patience
-    }
-
     /// Queues `transfers` on `stream` as one group: what one rank sends, the other one receives.
     pub(in crate::cuda::cuda_device) fn group(
         &self,
@@ -127,27 +119,6 @@ impl Communicator {
         };
         self.with(queue).map_err(failed)?;
         self.settle(OPERATION).map_err(failed)
-    }
-
-    /// Whether all is well with the other ranks, as far as NCCL knows.
-    pub(crate) fn check(&self) -> Result<(), String> {
-        match self.state()? {
-            SUCCESS | IN_PROGRESS => Ok(()),
-            status => Err(self.failure(status)),
-        }
-    }
-
-    /// The error of a wait that was too long.
-    pub(crate) fn too_late(&self) -> String {
-        format!("not all of {} ranks came within {} s", self.ranks, self.patience.as_secs_f64())
-    }
-
-    /// Ends what is under way on the device. Nothing else can be done with it.
-    pub(crate) fn abort(&self) {
-        if let Some(Handle(comm)) = self.lock().take() {
-            // SAFETY: it is alive and not used after this. A failure leaves nothing to be done.
-            unsafe { (self.functions.comm_abort)(comm) };
-        }
     }
 
     /// Parts from the other ranks, who do the same, after the last exchange.
@@ -220,6 +191,30 @@ impl Communicator {
     }
 }
 
+impl OtherRanks for Communicator {
+    fn patience(&self) -> Duration {
+        self.patience
+    }
+
+    fn check(&self) -> Result<(), String> {
+        match self.state()? {
+            SUCCESS | IN_PROGRESS => Ok(()),
+            status => Err(self.failure(status)),
+        }
+    }
+
+    fn too_late(&self) -> String {
+        format!("not all of {} ranks came within {} s", self.ranks, self.patience.as_secs_f64())
+    }
+
+    fn abort(&self) {
+        if let Some(Handle(comm)) = self.lock().take() {
+            // SAFETY: it is alive and not used after this. A failure leaves nothing to be done.
+            unsafe { (self.functions.comm_abort)(comm) };
+        }
+    }
+}
+
 impl fmt::Debug for Communicator {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         write!(f, "rank {} of {}", self.rank, self.ranks)
@@ -229,13 +224,5 @@ impl fmt::Debug for Communicator {
 impl Drop for Communicator {
     fn drop(&mut self) {
         self.abort();
-    }
-}
-
-/// The pause of a thread that has waited since `started`.
-pub(in crate::cuda::cuda_device) fn pause(started: Instant) {
-    match started.elapsed() < EAGER {
-        true => std::thread::yield_now(),
-        false => std::thread::sleep(PAUSE),
     }
 }

@@ -8,7 +8,7 @@ use std::sync::OnceLock;
 
 use libloading::os::unix::{Library, RTLD_LOCAL, RTLD_NOW};
 
-use super::NcclError;
+use super::error::NcclError;
 use crate::cuda::libraries;
 
 /// The names that are tried, in this order.

@@ -2,6 +2,7 @@
 //! host has to say.
 
 mod communicator;
+mod error;
 mod library;
 mod rendezvous;
 
@@ -11,15 +12,15 @@ use std::time::Duration;
 
 use cudarc::driver::result;
 use ranks::{Exchange, ExchangeError};
-use thiserror::Error;
 
-pub(super) use communicator::{Communicator, Transfer, pause};
+pub use error::NcclError;
 pub use rendezvous::Rendezvous;
 
-use super::driver::{Context, CudaBuffer, Staging, Stream, failed};
+use super::driver::{Context, CudaBuffer, OtherRanks, Staging, Stream, check_range, failed};
 use super::unavailable::Unavailable;
 use crate::cuda::device::Move;
 use crate::error::DeviceError;
+use communicator::{Communicator, Transfer};
 use library::Functions;
 
 /// One of several ranks, each of which has a GPU.
@@ -38,80 +39,6 @@ struct Host {
     receive: CudaBuffer,
     sent: Staging,
     received: Staging,
-}
-
-/// Why ranks could not be connected.
-#[derive(Debug, Clone, PartialEq, Eq, Error)]
-pub enum NcclError {
-    /// There is no library.
-    #[error(
-        "ranks with a GPU each need NCCL (libnccl.so.2), which was not found ({tried}): install it (pip install nvidia-nccl-cu13, or \
-         nvidia-nccl-cu12 for older drivers) and add its lib folder to LD_LIBRARY_PATH"
-    )]
-    NotFound {
-        /// What was tried.
-        tried: String,
-    },
-    /// It is too old.
-    #[error("{file} is NCCL {found}, and at least {oldest} is needed: install a newer one")]
-    TooOld {
-        /// The library's file.
-        file: String,
-        /// Its version.
-        found: String,
-        /// The oldest that would do.
-        oldest: String,
-    },
-    /// A rank would share its device with another one.
-    #[error(
-        "ranks {first} and {second} would both use {device}, and NCCL takes a device for each rank: start as many ranks on a machine as \
-         it has GPUs"
-    )]
-    SameDevice {
-        /// A rank.
-        first: usize,
-        /// Another one.
-        second: usize,
-        /// The device and where it is.
-        device: String,
-    },
-    /// There are fewer devices than ranks on this machine.
-    #[error(
-        "this is rank {local} of those on its machine, counted from 0, and there are {devices} GPUs: start as many ranks on a machine \
-         as it has GPUs"
-    )]
-    TooFewDevices {
-        /// The rank's number on its machine.
-        local: usize,
-        /// How many devices there are.
-        devices: usize,
-    },
-    /// NCCL connected others than the launcher started.
-    #[error("this is rank {rank} of {ranks}, but NCCL says that it is rank {} of {}", found.0, found.1)]
-    OtherRanks {
-        /// The rank's number.
-        rank: usize,
-        /// How many ranks there are.
-        ranks: usize,
-        /// What NCCL says.
-        found: (usize, usize),
-    },
-    /// Nothing tells the ranks where to meet.
-    #[error("{0}")]
-    NoMeeting(String),
-    /// NCCL did not connect them.
-    #[error("NCCL cannot connect rank {rank} of {ranks} with the others: {reason}")]
-    Refused {
-        /// The rank's number.
-        rank: usize,
-        /// How many ranks there are.
-        ranks: usize,
-        /// Why.
-        reason: String,
-    },
-    /// The device cannot be used.
-    #[error(transparent)]
-    Device(#[from] Unavailable),
 }
 
 /// Which of the ranks this is.
@@ -152,7 +79,7 @@ impl Nccl {
         let communicator = Communicator::connect(functions, id, (rank, ranks), patience);
         rendezvous.leave(rank);
         let communicator = Arc::new(communicator?);
-        context.wait_with(Arc::clone(&communicator));
+        context.wait_with(Arc::clone(&communicator) as _);
         let stream = Arc::new(Stream::new(&context).map_err(Unavailable::from)?);
         Ok(Nccl { communicator, context, stream, host: Mutex::new(None) })
     }
@@ -194,7 +121,7 @@ impl Nccl {
                 Move::AllGather { of, part } => (*of, *of, *part),
             };
             for buffer in [from, to] {
-                super::check_range("an exchange", buffer, 0, part * ranks)?;
+                check_range("an exchange", buffer, 0, part * ranks)?;
             }
             let at = |buffer: &CudaBuffer, peer: usize| buffer.pointer + (peer * part) as u64;
             if let Move::AllToAll { .. } = one {
@@ -239,9 +166,15 @@ impl Nccl {
         let bytes = receive.len().max(send.len());
         if host.as_ref().is_none_or(|host| host.send.len() < bytes) {
             let room = bytes.next_power_of_two().max(4096);
-            let allocate = || CudaBuffer::new(context, room).map_err(failed("memory for the ranks' messages"));
+            let allocate =
+                || CudaBuffer::new(context, room).map_err(failed("memory for the ranks' messages"));
             let staging = || Staging::new(context, room);
-            *host = Some(Host { send: allocate()?, receive: allocate()?, sent: staging()?, received: staging()? });
+            *host = Some(Host {
+                send: allocate()?,
+                receive: allocate()?,
+                sent: staging()?,
+                received: staging()?,
+            });
         }
         let Some(Host { send: from, receive: to, sent, received }) = host else { return Ok(()) };
         let gathers = send.len() < receive.len();

@@ -6,7 +6,7 @@ use std::time::{Duration, Instant};
 
 use ranks::Exchange;
 
-use super::NcclError;
+use super::error::NcclError;
 use super::library::{Functions, SUCCESS, UniqueId};
 
 /// Where NCCL's first rank listens, as it reads that itself.
