@@ -15,7 +15,9 @@ use crate::command::arguments::DeviceChoice;
 const LIBRARY: &str = "SAE_MPI_LIBRARY";
 /// Where ranks leave notes in the folder of a run.
 const NOTES: &str = ".ranks";
-/// How often they do.
+/// How long a rank waits after its last words before it ends the others.
+const TO_BE_HEARD: Duration = Duration::from_secs(1);
+/// How often they leave notes.
 const NOTE_EVERY: Duration = Duration::from_secs(10);
 
 /// All ranks of a run. They call the same methods at the same time.
@@ -259,7 +261,11 @@ impl Team {
             let rank = self.exchange.rank();
             terminal::say!("error: rank {rank}: {error:#}{who}. The run goes on with --resume");
             match &self.mpi {
-                Some(mpi) => mpi.abort(1),
+                Some(mpi) => {
+                    // The launcher ends all at once, and what it has not passed on by then is lost.
+                    std::thread::sleep(TO_BE_HEARD);
+                    mpi.abort(1)
+                }
                 // The others see that it has gone.
                 None => std::process::exit(1),
             }
