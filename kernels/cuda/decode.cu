@@ -10,7 +10,6 @@
 // A block owns a row, a thread four neighbouring components of it (and every blockDim·4th after them). The pairs are read
 // by all threads at the same address, one transaction a warp; four decoder rows are in flight at a time.
 #include "decode.cuh"
-#include "four.cuh"
 
 template <class T>
 __device__ void decode_row(const float *x, const float *squared, const float *centered, const T *decoder,
@@ -27,31 +26,7 @@ __device__ void decode_row(const float *x, const float *squared, const float *ce
     float sums[3] = {0.0f, 0.0f, 0.0f};
     for (u32 column = threadIdx.x * 4; column < stride; column += blockDim.x * 4) {
         float4 xhat = *(const float4 *)(decoder_bias + column);
-        u32 at = 0;
-        for (; at + 4 <= count; at += 4) {
-            float4 w[4];
-            float a[4];
-#pragma unroll
-            for (u32 n = 0; n < 4; n++) {
-                w[n] = four_at(decoder, (u64)features[at + n] * stride + column);
-                a[n] = values[at + n];
-            }
-#pragma unroll
-            for (u32 n = 0; n < 4; n++) {
-                xhat.x = fmaf(a[n], w[n].x, xhat.x);
-                xhat.y = fmaf(a[n], w[n].y, xhat.y);
-                xhat.z = fmaf(a[n], w[n].z, xhat.z);
-                xhat.w = fmaf(a[n], w[n].w, xhat.w);
-            }
-        }
-        for (; at < count; at++) {
-            float4 w = four_at(decoder, (u64)features[at] * stride + column);
-            float a = values[at];
-            xhat.x = fmaf(a, w.x, xhat.x);
-            xhat.y = fmaf(a, w.y, xhat.y);
-            xhat.z = fmaf(a, w.z, xhat.z);
-            xhat.w = fmaf(a, w.w, xhat.w);
-        }
+        add_pairs(xhat, decoder, features, values, count, stride, column);
         u64 place = (u64)row * stride + column;
         *(float4 *)(g + place) = finish_four(xhat, *(const float4 *)(x + place), scale, sums);
     }

@@ -1,5 +1,6 @@
-// What both decodes do once a row's xhat is known.
+// What the decodes have in common: a row's pairs, and what follows once its xhat is known.
 #pragma once
+#include "four.cuh"
 #include "reduce.cuh"
 #include "sparsity.cuh"
 
@@ -11,6 +12,33 @@ __device__ __forceinline__ float gradient_scale(u32 mse, u32 rows, u32 width, fl
     if (mse == MSE_CENTERED) denominator = (float)rows * (float)width * centered;
     if (mse == MSE_UNCENTERED) denominator = (float)rows * (float)width * sqrtf(squared);
     return denominator > 0.0f ? 2.0f / denominator : 0.0f;
+}
+
+// xhat + a W_dec at four neighbouring components.
+__device__ __forceinline__ void add_pair(float4 &xhat, float a, float4 w) {
+    xhat.x = fmaf(a, w.x, xhat.x);
+    xhat.y = fmaf(a, w.y, xhat.y);
+    xhat.z = fmaf(a, w.z, xhat.z);
+    xhat.w = fmaf(a, w.w, xhat.w);
+}
+
+// The same for a list of pairs, in their order; four decoder rows are in flight at a time.
+template <class T>
+__device__ __forceinline__ void add_pairs(float4 &xhat, const T *decoder, const u32 *features, const float *values,
+                                          u32 count, u32 stride, u32 column) {
+    u32 at = 0;
+    for (; at + 4 <= count; at += 4) {
+        float4 w[4];
+        float a[4];
+#pragma unroll
+        for (u32 n = 0; n < 4; n++) {
+            w[n] = four_at(decoder, (u64)features[at + n] * stride + column);
+            a[n] = values[at + n];
+        }
+#pragma unroll
+        for (u32 n = 0; n < 4; n++) add_pair(xhat, a[n], w[n]);
+    }
+    for (; at < count; at++) add_pair(xhat, values[at], four_at(decoder, (u64)features[at] * stride + column));
 }
 
 // Four components of a row: adds their shares of ‖xhat - x‖^2, x·xhat and ‖xhat‖^2 and returns those of g.

@@ -9,7 +9,6 @@
 // Cost: that of decode.cu, as a row's list is in the order of the features; and for each prefix g^l, 12.6 MB at B = 4096, d = 768,
 // written twice and read once, X written once.
 #include "decode.cuh"
-#include "four.cuh"
 #include "last.cuh"
 
 __device__ __forceinline__ void add_four(float4 &sum, float4 other) {
@@ -40,12 +39,7 @@ __device__ void decode_row_of_groups(const float *x, const float *squared, const
         u32 at = 0;
         for (u32 group = 0; group < groups; group++) {
             for (u32 end = ends[group]; at < count && features[at] < end; at++) {
-                float4 w = four_at(decoder, (u64)features[at] * stride + column);
-                float a = values[at];
-                xhat.x = fmaf(a, w.x, xhat.x);
-                xhat.y = fmaf(a, w.y, xhat.y);
-                xhat.z = fmaf(a, w.z, xhat.z);
-                xhat.w = fmaf(a, w.w, xhat.w);
+                add_pair(xhat, values[at], four_at(decoder, (u64)features[at] * stride + column));
             }
             float of_group[3] = {0.0f, 0.0f, 0.0f};
             float4 gradient = finish_four(xhat, own, scale * weight, of_group);

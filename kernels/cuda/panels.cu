@@ -8,7 +8,6 @@
 //
 // Cost: each panel's part, 4·stride + 24 bytes a row (12.7 MB at B = 4096, d = 768), is written once and read once.
 #include "decode.cuh"
-#include "four.cuh"
 
 // What a panel, or several together, know of what is active in a row.
 struct RowPart {
@@ -66,38 +65,6 @@ __device__ __forceinline__ void leave_part(RowPart *activity, u32 active, const 
     part.active = active;
     part.unused = 0;
     *activity = part;
-}
-
-// x̂ + Σ a_n W_dec_n at four neighbouring components, as in decode.cu: in the order of the pairs, one fused
-// multiply-add each; four decoder rows are in flight at a time.
-template <class T>
-__device__ __forceinline__ void add_pairs(float4 &xhat, const T *decoder, const u32 *features, const float *values,
-                                          u32 count, u32 stride, u32 column) {
-    u32 at = 0;
-    for (; at + 4 <= count; at += 4) {
-        float4 w[4];
-        float a[4];
-#pragma unroll
-        for (u32 n = 0; n < 4; n++) {
-            w[n] = four_at(decoder, (u64)features[at + n] * stride + column);
-            a[n] = values[at + n];
-        }
-#pragma unroll
-        for (u32 n = 0; n < 4; n++) {
-            xhat.x = fmaf(a[n], w[n].x, xhat.x);
-            xhat.y = fmaf(a[n], w[n].y, xhat.y);
-            xhat.z = fmaf(a[n], w[n].z, xhat.z);
-            xhat.w = fmaf(a[n], w[n].w, xhat.w);
-        }
-    }
-    for (; at < count; at++) {
-        float4 w = four_at(decoder, (u64)features[at] * stride + column);
-        float a = values[at];
-        xhat.x = fmaf(a, w.x, xhat.x);
-        xhat.y = fmaf(a, w.y, xhat.y);
-        xhat.z = fmaf(a, w.z, xhat.z);
-        xhat.w = fmaf(a, w.w, xhat.w);
-    }
 }
 
 template <class T>
