@@ -171,7 +171,7 @@ impl RunPlan {
         let resumed = stored.is_some();
         let plan =
             RunPlan { config, stores, targets, eval_stores, out, initial, checkpoints: found, resumed };
-        check_space(&plan.out, plan.needed_space(u64::from(run.keep_checkpoints)))?;
+        check_space(&plan.out, plan.needed_space(run))?;
         Ok(plan)
     }
 
@@ -186,9 +186,12 @@ impl RunPlan {
         }
     }
 
-    /// Bytes on disk for `keep` checkpoints, the one being written, and `sae/`.
-    pub(crate) fn needed_space(&self, keep: u64) -> u64 {
-        (keep + 2).saturating_mul(checkpoint::bytes(&self.config.settings.step))
+    /// Bytes on disk for the checkpoints that the run will come to keep, one more beside them, and `sae/`.
+    pub(crate) fn needed_space(&self, run: &RunArguments) -> u64 {
+        let done = self.checkpoints.last().map_or(0, |(step, _)| *step);
+        let planned = (self.config.settings.steps - done) / run.checkpoint_every;
+        let kept = planned.min(u64::from(run.keep_checkpoints));
+        (kept + 2).saturating_mul(checkpoint::bytes(&self.config.settings.step))
     }
 }
 

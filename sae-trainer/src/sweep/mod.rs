@@ -124,8 +124,7 @@ fn plan(mut grid: Grid, run: &RunArguments) -> Result<(PathBuf, SweepRecord, Vec
         foreign_path(&out)
     );
     check_common(&plans)?;
-    let keep = u64::from(run.keep_checkpoints);
-    check_space(&out, plans.iter().map(|plan| plan.needed_space(keep)).fold(0, u64::saturating_add))?;
+    check_space(&out, plans.iter().map(|plan| plan.needed_space(run)).fold(0, u64::saturating_add))?;
     Ok((out, record, plans))
 }
 

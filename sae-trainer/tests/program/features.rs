@@ -290,9 +290,10 @@ fn a_disk_without_room_leaves_no_half_an_index() {
 #[test]
 fn an_interrupt_leaves_nothing() {
     let place = Place::new();
-    write_store(&place.path("large"), WIDTH, &mixtures(40_000, 1), RowType::F16);
-    let config = Config::standard(WIDTH, 4096, false, Metadata::default());
-    let sae = Sae { weights: Weights::init(WIDTH, 4096, 0), config, log_sparsity: None };
+    // Half of the features fire at every token: seconds of writing, and a few hundred MB of disk at most.
+    write_store(&place.path("large"), WIDTH, &mixtures(10_000, 1), RowType::F16);
+    let config = Config::standard(WIDTH, 512, false, Metadata::default());
+    let sae = Sae { weights: Weights::init(WIDTH, 512, 0), config, log_sparsity: None };
     sae.save(&place.path("sae")).unwrap();
     let mut child = start(&place, "features sae --store large --threads 1");
     let unfinished = place.path("sae/.features.unfinished/content/spill/0");
