@@ -11,6 +11,7 @@
 use std::error::Error;
 use std::io::Write;
 use std::path::Path;
+use std::sync::Mutex;
 use std::time::Instant;
 
 use language_model::{Checkpoint, PrefixModel, Products, Runtime, SessionOptions};
@@ -40,11 +41,19 @@ fn main() -> Result<(), Box<dyn Error>> {
         let made = || (0..contexts * length).map(|i| (i * 7919 % vocabulary) as i64).collect();
         let ids: Vec<i64> = given.clone().unwrap_or_else(made);
         let start = Instant::now();
-        for batch in ids.chunks(contexts * length) {
-            let batch = ArrayView2::from_shape((batch.len() / length, length), batch)?;
-            let activations = model.run(batch)?;
-            assert!(activations.rows(0).iter().all(|x| x.is_finite()));
-        }
+        let batches = Mutex::new(ids.chunks(contexts * length));
+        let lane = || -> Result<(), language_model::Error> {
+            loop {
+                let Some(batch) = batches.lock().unwrap().next() else { return Ok(()) };
+                let batch = ArrayView2::from_shape((batch.len() / length, length), batch).unwrap();
+                let activations = model.run(batch)?;
+                assert!(activations.rows(0).iter().all(|x| x.is_finite()));
+            }
+        };
+        std::thread::scope(|scope| {
+            let lanes: Vec<_> = (0..model.lanes()).map(|_| scope.spawn(lane)).collect();
+            lanes.into_iter().try_for_each(|lane| lane.join().unwrap())
+        })?;
         println!("{}", start.elapsed().as_secs_f64());
         std::io::stdout().flush()?;
     }

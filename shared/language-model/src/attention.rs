@@ -6,7 +6,7 @@ use crate::graph::{Graph, INPUT, Value, int};
 /// How rows divide into contexts. Everything but attention works on rows `[contexts * length, …]`.
 pub(crate) struct Contexts {
     /// `[contexts, length]`, the shape of the input.
-    shape: Value,
+    pub(crate) shape: Value,
     /// Positions 0, 1, … of a context, int64 `[length]`.
     pub(crate) positions: Value,
 }

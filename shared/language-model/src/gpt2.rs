@@ -10,6 +10,7 @@ use crate::block::block;
 use crate::config::{activation, even_split};
 use crate::graph::{Graph, INPUT, Value, int};
 use crate::head::Head;
+use crate::operators::Place;
 use crate::{Checkpoint, Error, Family, ModelConfig, NormKind};
 
 /// Reads `config.json`.
@@ -116,6 +117,11 @@ fn attention(
 ) -> Result<Value, Error> {
     let d = config.d_model;
     let qkv = conv1d(g, &format!("{name}.c_attn"), x, [d, 3 * d])?;
+    if g.own_operators() {
+        let place = Place { first: [0, d, 2 * d], stride: config.head_dim };
+        let z = g.own_attention(config, [&qkv; 3], &contexts.shape, place, None);
+        return conv1d(g, &format!("{name}.c_proj"), &z, [d, d]);
+    }
     let [q, k, v] = g.op_n("Split", &[&qkv], &[int("axis", -1), int("num_outputs", 3)]);
     let z = contexts.attend(g, config, &q, &k, &v);
     conv1d(g, &format!("{name}.c_proj"), &z, [d, d])
@@ -123,8 +129,15 @@ fn attention(
 
 fn mlp(g: &mut Graph<'_>, config: &ModelConfig, name: &str, x: &str) -> Result<Value, Error> {
     let (d, d_mlp) = (config.d_model, config.d_mlp);
-    let hidden = conv1d(g, &format!("{name}.c_fc"), x, [d, d_mlp])?;
-    let active = g.activation(config.activation, &hidden);
+    let (weight, bias) = (format!("{name}.c_fc.weight"), format!("{name}.c_fc.bias"));
+    let weight = (weight.as_str(), [d, d_mlp], Some(bias.as_str()));
+    let active = match g.own_active_product(x, weight, false, config.activation)? {
+        Some(active) => active,
+        None => {
+            let hidden = conv1d(g, &format!("{name}.c_fc"), x, [d, d_mlp])?;
+            g.activation(config.activation, &hidden)
+        }
+    };
     conv1d(g, &format!("{name}.c_proj"), &active, [d_mlp, d])
 }
 

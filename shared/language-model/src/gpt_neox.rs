@@ -12,6 +12,7 @@ use crate::block::block;
 use crate::config::{activation, even_split};
 use crate::graph::{Graph, INPUT, Value, int};
 use crate::head::Head;
+use crate::operators::Place;
 use crate::rope::RopeJson;
 use crate::rotation::Rotation;
 use crate::{Checkpoint, Error, Family, ModelConfig, NormKind};
@@ -119,6 +120,12 @@ fn attention(
 ) -> Result<Value, Error> {
     let (d, heads) = (config.d_model, config.heads);
     let qkv = g.linear(&format!("{name}.query_key_value"), x, [3 * d, d])?;
+    if g.own_operators() {
+        let width = config.head_dim;
+        let place = Place { first: [0, width, 2 * width], stride: 3 * width };
+        let z = g.own_attention(config, [&qkv; 3], &contexts.shape, place, Some(rotation.angles()));
+        return g.linear(&format!("{name}.dense"), &z, [d, d]);
+    }
     let qkv = contexts.split(g, &qkv, &[heads, 3 * config.head_dim]);
     let [q, k, v] = g.op_n("Split", &[&qkv], &[int("axis", -1), int("num_outputs", 3)]);
     let q = rotation.apply(g, config, contexts, &q, heads);

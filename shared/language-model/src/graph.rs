@@ -10,7 +10,7 @@ use crate::onnx::{
     OperatorSetIdProto, StringStringEntryProto, TensorProto, TensorShapeProto, TensorType, TypeProto,
     ValueInfoProto,
 };
-use crate::products;
+use crate::operators::DOMAIN;
 use crate::{Activation, Checkpoint, Error, HookPoint, ModelPrecision, Products, Site};
 
 /// The graph's input, token ids int64 `[contexts, length]`.
@@ -131,24 +131,33 @@ impl<'c> Graph<'c> {
         bias: Option<&str>,
         transposed: bool,
     ) -> Result<Value, Error> {
+        if self.own_operators() {
+            return self.own_product(x, &[(weight, shape, bias)], transposed);
+        }
         let width = if transposed { shape[0] } else { shape[1] };
         let attributes = if transposed { &[int("transB", 1)][..] } else { &[] };
-        let own = self.products == Products::MatrixUnits;
-        // Our own operator splits the weights as they are stored; a copy in float32 would stay in memory.
-        let matrix =
-            if own { self.stored_weight(weight, &shape)? } else { self.product_weight(weight, &shape)? };
+        let matrix = self.product_weight(weight, &shape)?;
         let bias = bias.map(|bias| self.product_weight(bias, &[width])).transpose()?;
         let mut inputs = vec![x, matrix.as_str()];
         inputs.extend(bias.as_deref());
-        if !own {
-            return Ok(self.op("Gemm", &inputs, attributes));
-        }
-        let operator = products::operator(self.stored_type(weight));
-        let product = self.op(operator, &inputs, attributes);
+        Ok(self.op("Gemm", &inputs, attributes))
+    }
+
+    /// Whether the graph is for sessions that know our own operators.
+    pub(crate) fn own_operators(&self) -> bool {
+        self.products == Products::MatrixUnits
+    }
+
+    /// Says of which domain the operator of the last node is.
+    pub(crate) fn last_is_of(&mut self, domain: &str) {
         if let Some(node) = self.nodes.last_mut() {
-            node.domain = products::DOMAIN.to_string();
+            node.domain = domain.to_string();
         }
-        Ok(product)
+    }
+
+    /// Whether the checkpoint has a tensor of this name.
+    pub(crate) fn has_tensor(&self, name: &str) -> bool {
+        self.checkpoint.has(name)
     }
 
     /// A configuration that a family's own reader never produces.
@@ -270,7 +279,7 @@ impl<'c> Graph<'c> {
         };
         let mut opset_import = vec![OperatorSetIdProto { domain: String::new(), version: OPSET }];
         if self.products == Products::MatrixUnits {
-            opset_import.push(OperatorSetIdProto { domain: products::DOMAIN.to_string(), version: 1 });
+            opset_import.push(OperatorSetIdProto { domain: DOMAIN.to_string(), version: 1 });
         }
         let model = ModelProto {
             ir_version: 10,
@@ -306,11 +315,12 @@ impl<'c> Graph<'c> {
     }
 
     /// The type of a tensor that [`Graph::stored_weight`] has brought into the graph.
-    fn stored_type(&self, name: &str) -> DataType {
+    pub(crate) fn stored_type(&self, name: &str) -> DataType {
         DataType::try_from(self.initializers[name].data_type).unwrap_or(DataType::Undefined)
     }
 
-    fn stored_weight(&mut self, name: &str, shape: &[usize]) -> Result<Value, Error> {
+    /// Brings a tensor into the graph as it is stored.
+    pub(crate) fn stored_weight(&mut self, name: &str, shape: &[usize]) -> Result<Value, Error> {
         let tensor = self.checkpoint.tensor(name, shape)?;
         let folder = self.checkpoint.weights_folder();
         let location = tensor.file.strip_prefix(folder).ok().and_then(|path| path.to_str());
@@ -454,12 +464,12 @@ pub(crate) fn float(name: &str, value: f32) -> AttributeProto {
 }
 
 /// An attribute of several integers.
-fn ints(name: &str, values: &[i64]) -> AttributeProto {
+pub(crate) fn ints(name: &str, values: &[i64]) -> AttributeProto {
     AttributeProto { ints: values.to_vec(), ..attribute(name, AttributeType::Ints) }
 }
 
 /// A string attribute.
-fn string(name: &str, value: &str) -> AttributeProto {
+pub(crate) fn string(name: &str, value: &str) -> AttributeProto {
     AttributeProto { s: Some(value.as_bytes().to_vec()), ..attribute(name, AttributeType::String) }
 }
 

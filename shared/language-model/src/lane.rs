@@ -228,7 +228,7 @@ mod tests {
 
     use super::*;
     use crate::session::session;
-    use crate::{Checkpoint, HookPoint, ModelPrecision, Products, Runtime, Site, feed, graph, prefix_graph};
+    use crate::{Checkpoint, HookPoint, ModelPrecision, Runtime, Site, feed, graph, prefix_graph};
 
     fn lane(precision: ModelPrecision) -> Lane {
         let folder = Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/data/llama");
@@ -236,8 +236,7 @@ mod tests {
         let hooks = [HookPoint::resid_pre(1), HookPoint { layer: 0, site: Site::AttnOut }];
         let graph = prefix_graph(&checkpoint, &hooks, false, precision).unwrap();
         let runtime = Runtime::load(None).unwrap();
-        let session =
-            session(&runtime, &graph, checkpoint.weights_folder(), 1, false, Products::Exact).unwrap();
+        let session = session(&runtime, &graph, checkpoint.weights_folder(), 1, false, None).unwrap();
         Lane::new(session, feed::ids_alone(graph::INPUT))
     }
 

@@ -46,6 +46,8 @@ mod limits;
 mod llama;
 mod onnx;
 mod onnx_file;
+mod operators;
+mod own_nodes;
 mod precision;
 mod prefix;
 mod products;

@@ -11,6 +11,7 @@ use crate::block::block;
 use crate::config::{activation, even_split};
 use crate::graph::{Graph, INPUT, Value};
 use crate::head::Head;
+use crate::operators::Place;
 use crate::rope::RopeJson;
 use crate::rotation::Rotation;
 use crate::{Checkpoint, Error, Family, ModelConfig, NormKind};
@@ -152,6 +153,13 @@ fn attention(
 ) -> Result<Value, Error> {
     let d = config.d_model;
     let (queries, keys) = (config.heads * config.head_dim, config.kv_heads * config.head_dim);
+    let names = ["q_proj", "k_proj", "v_proj"].map(|part| format!("{name}.{part}"));
+    let shapes = [[queries, d], [keys, d], [keys, d]];
+    if let Some(qkv) = g.own_linears(names.each_ref().map(String::as_str), x, shapes)? {
+        let place = Place { first: [0, queries, queries + keys], stride: config.head_dim };
+        let z = g.own_attention(config, [&qkv; 3], &contexts.shape, place, Some(rotation.angles()));
+        return g.linear(&format!("{name}.o_proj"), &z, [d, queries]);
+    }
     let q = g.linear(&format!("{name}.q_proj"), x, [queries, d])?;
     let k = g.linear(&format!("{name}.k_proj"), x, [keys, d])?;
     let v = g.linear(&format!("{name}.v_proj"), x, [keys, d])?;
@@ -164,9 +172,15 @@ fn attention(
 /// down(silu(gate(x)) · up(x)).
 fn mlp(g: &mut Graph<'_>, config: &ModelConfig, name: &str, x: &str) -> Result<Value, Error> {
     let (d, d_mlp) = (config.d_model, config.d_mlp);
-    let gate = g.linear(&format!("{name}.gate_proj"), x, [d_mlp, d])?;
-    let up = g.linear(&format!("{name}.up_proj"), x, [d_mlp, d])?;
-    let gate = g.activation(config.activation, &gate);
-    let hidden = g.op("Mul", &[&gate, &up], &[]);
+    let (gate, up) = (format!("{name}.gate_proj"), format!("{name}.up_proj"));
+    let hidden = match g.own_gated_product(x, [&gate, &up], [d_mlp, d], config.activation)? {
+        Some(hidden) => hidden,
+        None => {
+            let gate = g.linear(&gate, x, [d_mlp, d])?;
+            let up = g.linear(&up, x, [d_mlp, d])?;
+            let gate = g.activation(config.activation, &gate);
+            g.op("Mul", &[&gate, &up], &[])
+        }
+    };
     g.linear(&format!("{name}.down_proj"), &hidden, [d, d_mlp])
 }

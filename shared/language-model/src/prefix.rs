@@ -10,6 +10,7 @@ use crate::feed::{self, Input};
 use crate::lane::{Lane, OutputShape, Rows};
 use crate::limits::Limits;
 use crate::onnx_file::OnnxFile;
+use crate::operators::Packed;
 use crate::session::session;
 use crate::work::Work;
 use crate::{Checkpoint, Error, HookPoint, ModelPrecision, Products, Runtime, cuda, families, graph};
@@ -27,6 +28,9 @@ pub enum Device {
     /// On the first CUDA device; an error if there is none.
     Cuda,
 }
+
+/// Sessions of a model on the CPU, at most: each keeps the graph and its own memory.
+const MOST_LANES: usize = 16;
 
 /// How a [`PrefixModel`] runs and what it computes.
 #[derive(Clone, Debug, Default)]
@@ -57,6 +61,8 @@ pub struct PrefixModel {
     assignment: Assignment,
     cuda: bool,
     products: Products,
+    /// Threads of a lane, where that is known.
+    lane_threads: usize,
     limits: Limits,
     work: Work,
 }
@@ -180,7 +186,13 @@ impl PrefixModel {
         cuda: bool,
     ) -> Result<PrefixModel, Error> {
         let Prepared { graph, weights_folder, inputs, names, shapes, limits, work, products } = prepared;
-        let session = || session(runtime, graph, weights_folder, options.threads, cuda, products);
+        // The model's own threads are many short ones where each runs a batch by itself: they need not wait for each other.
+        let (count, threads) = match products {
+            Products::MatrixUnits => cpu_lanes(options.threads),
+            Products::Exact => (1, options.threads),
+        };
+        let packed = (products == Products::MatrixUnits).then(Packed::default);
+        let session = || session(runtime, graph, weights_folder, threads, cuda, packed.as_ref());
         let free_before = cuda::free_memory().filter(|_| cuda);
         let mut first = Lane::new(session()?, inputs.clone());
         let assignment = assignment::read(first.session())?;
@@ -192,6 +204,9 @@ impl PrefixModel {
             None => probe(&mut first, &names, limits)?,
         };
         let mut lanes = vec![first];
+        for _ in 1..count {
+            lanes.push(Lane::new(session()?, inputs.clone()));
+        }
         if cuda {
             // While one batch is copied back and converted, the next one computes.
             if room_for_another(free_before, cuda::free_memory()) {
@@ -205,7 +220,17 @@ impl PrefixModel {
         // Of a file nothing is known but the width; blocks are about this much wider than their results.
         let widest = shapes.iter().map(OutputShape::width).max().unwrap_or(0);
         let work = work.unwrap_or(Work { token: 128 * widest as u64, pair: 256 });
-        Ok(PrefixModel { lanes, names, shapes, assignment, cuda, products, limits, work })
+        Ok(PrefixModel {
+            lanes,
+            names,
+            shapes,
+            assignment,
+            cuda,
+            products,
+            lane_threads: threads,
+            limits,
+            work,
+        })
     }
 
     /// Names of the hooks or tensors, in the order of [`Activations::rows`].
@@ -257,15 +282,14 @@ impl PrefixModel {
     }
 
     /// How many contexts of `length` tokens to give to one [`PrefixModel::run`]. On the CPU 8: batches of 4
-    /// to 16 are as fast as any. With [`Products::MatrixUnits`] 128 tokens for each core of the machine, at most 8 contexts:
+    /// to 16 are as fast as any. With [`Products::MatrixUnits`] 256 tokens for each thread of a lane, at most 8 contexts:
     /// products are so fast that what lies between them counts, and that stays in the cores' caches. On CUDA 65,536 tokens, which keep any device busy, or what half of the free
     /// memory takes if that is less. A file's fixed size overrides this.
     pub fn suggested_contexts(&self, length: usize) -> usize {
         match (self.limits.contexts, self.cuda) {
             (Some(fixed), _) => fixed,
             (None, false) if self.products == Products::MatrixUnits => {
-                let cores = std::thread::available_parallelism().map_or(1, usize::from);
-                (128 * cores).div_ceil(length.max(1)).min(8)
+                (256 * self.lane_threads).div_ceil(length.max(1)).min(8)
             }
             (None, false) => 8,
             (None, true) => {
@@ -333,6 +357,17 @@ fn probe(lane: &mut Lane, names: &[String], limits: Limits) -> Result<Vec<Output
         found = Some(shapes.into_iter().flatten().collect());
     }
     Ok(found.unwrap_or_default())
+}
+
+/// How many sessions share this many threads, 0 being one per core, and how many each has. On matrix units a batch takes a
+/// few milliseconds, in a few dozen pieces, and threads that share a batch wait for each other at each of them.
+fn cpu_lanes(threads: usize) -> (usize, usize) {
+    let threads = match threads {
+        0 => std::thread::available_parallelism().map_or(1, usize::from),
+        threads => threads,
+    };
+    let lanes = threads.min(MOST_LANES);
+    (lanes, threads / lanes)
 }
 
 /// Whether a device on which a session took the free memory from `before` to `after` bytes should get another

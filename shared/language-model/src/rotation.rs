@@ -60,6 +60,11 @@ impl Rotation {
         Rotation { cos: wave("Cos"), sin: wave("Sin"), width: rope.width }
     }
 
+    /// Cosines and sines, for an operator that turns heads itself.
+    pub(crate) fn angles(&self) -> [&str; 2] {
+        [&self.cos, &self.sin]
+    }
+
     /// Turns component i of each head against component i + width/2 (the "rotate half" convention of
     /// `transformers`), for i below width/2. `x` and the result hold `[rows, heads * head_dim]`.
     pub(crate) fn apply(

@@ -6,16 +6,18 @@ use ort::ep;
 use ort::session::Session;
 use ort::session::builder::GraphOptimizationLevel;
 
-use crate::{Error, Products, Runtime, assignment, cuda, products as own};
+use crate::operators::{self, Packed};
+use crate::{Error, Runtime, assignment, cuda};
 
-/// A session on `graph`, serialized, whose external data lies in `weights_folder`.
+/// A session on `graph`, serialized, whose external data lies in `weights_folder`. With operators of our own it takes weights that
+/// another session has split already.
 pub(crate) fn session(
     runtime: &Runtime,
     graph: &[u8],
     weights_folder: &Path,
     threads: usize,
     cuda: bool,
-    products: Products,
+    own: Option<&Packed>,
 ) -> Result<Session, Error> {
     let folder = weights_folder.to_str().ok_or_else(|| Error::NotAModel {
         path: weights_folder.to_path_buf(),
@@ -32,9 +34,9 @@ pub(crate) fn session(
         .map_err(Error::onnx(configuring))?
         .with_config_entry(assignment::RECORD, "1")
         .map_err(Error::onnx(configuring))?;
-    if products == Products::MatrixUnits {
+    if let Some(packed) = own {
         let registering = "registering the operators of matrix units";
-        if let Some(operators) = own::operators(threads).map_err(Error::onnx(registering))? {
+        if let Some(operators) = operators::operators(threads, packed).map_err(Error::onnx(registering))? {
             builder = builder.with_operators(operators).map_err(Error::onnx(registering))?;
         }
     }

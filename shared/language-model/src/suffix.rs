@@ -69,8 +69,7 @@ impl SuffixModel {
     ) -> Result<SuffixModel, Error> {
         let cuda = use_cuda(runtime, options.device)?;
         let graph = suffix_graph(checkpoint, hook, precision(options, cuda))?;
-        let session =
-            session(runtime, &graph, checkpoint.weights_folder(), options.threads, cuda, Products::Exact)?;
+        let session = session(runtime, &graph, checkpoint.weights_folder(), options.threads, cuda, None)?;
         let config = checkpoint.config();
         Ok(SuffixModel {
             session: Mutex::new(session),
