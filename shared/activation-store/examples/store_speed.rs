@@ -2,11 +2,12 @@
 //!
 //!     store_speed memcpy STORE
 //!     store_speed layout STORE SCRATCH TYPE BITS CHUNK-ROWS LEVEL     rewrites the rows, then reads them
-//!     store_speed read STORE GIGABYTES [THREADS]                      reads through a BatchStream, default options
+//!     store_speed read STORE GIGABYTES [THREADS [TYPE]]               reads through a BatchStream, default options
 //!     store_speed epochs STORE CACHE SIZE                             reads two epochs, of a bucket through a cache (0: no limit)
 //!     store_speed mixing STORE TIMES WINDOW-ROWS K                    0 is the default
 //!     store_speed filter STORE                                        finds the held-out rows, then the norms of all rows
 //!     store_speed repeat STORE TIMES OUT                              writes the rows TIMES times into a new store
+//!     store_speed sample STORE CONTEXTS OUT                           writes the first contexts, with a window of 128 MB
 //!
 //! Speeds are bytes of raw rows per second: `core` per second of processor time, `wall` per second of wall-clock time with one
 //! compressing or decoding thread. Reading is decompression, mixing and conversion to batches, from the page cache.
@@ -36,14 +37,16 @@ fn main() {
         ["layout", store, scratch, row_type, bits, chunk_rows, level] => {
             layout(store, scratch, [row_type, bits, chunk_rows, level])
         }
-        ["read", store, gigabytes] => read_by_default(store, gigabytes, "0"),
-        ["read", store, gigabytes, threads] => read_by_default(store, gigabytes, threads),
+        ["read", store, gigabytes] => read_by_default(store, gigabytes, "0", "float32"),
+        ["read", store, gigabytes, threads] => read_by_default(store, gigabytes, threads, "float32"),
+        ["read", store, gigabytes, threads, element] => read_by_default(store, gigabytes, threads, element),
         ["epochs", store, cache, size] => epochs(store, cache, size),
         ["filter", store] => filter(store),
         ["mixing", store, times, window_rows, k] => mixing(store, [times, window_rows, k]),
         ["repeat", store, times, out] => repeat(store, times, out),
+        ["sample", store, contexts, out] => sample(store, contexts, out),
         _ => {
-            eprintln!("usage: store_speed memcpy|layout|read|epochs|filter|mixing|repeat STORE …");
+            eprintln!("usage: store_speed memcpy|layout|read|epochs|filter|mixing|repeat|sample STORE …");
             process::exit(2);
         }
     };
@@ -66,21 +69,31 @@ struct Rows {
 }
 
 fn load(store: &str) -> Outcome<Rows> {
+    load_first(store, u64::MAX)
+}
+
+/// The rows of the first `most` contexts.
+fn load_first(store: &str, most: u64) -> Outcome<Rows> {
     let store = Store::open(Path::new(store))?;
     let mut spec = store.spec().clone();
     // Contexts of which some rows were left out cannot be appended again.
     if spec.drop_bos {
         return Err("the store has no BOS rows".into());
     }
-    spec.contexts = store.contexts();
-    let (length, contexts) = (store.context_length(), store.contexts() as usize);
+    spec.contexts = store.contexts().min(most);
+    let (length, contexts) = (store.context_length(), spec.contexts as usize);
     let mut rows = Array3::zeros((contexts, length, store.width()));
-    for (row, origin) in
-        store.read_rows(0..store.rows())?.rows().into_iter().zip(store.origin(0..store.rows())?)
-    {
-        rows.slice_mut(s![origin as usize / length, origin as usize % length, ..]).assign(&row);
+    let shard_rows = spec.layout.shard_rows as u64;
+    for first in (0..store.rows()).step_by(shard_rows as usize) {
+        let range = first..store.rows().min(first + shard_rows);
+        for (row, origin) in store.read_rows(range.clone())?.rows().into_iter().zip(store.origin(range)?) {
+            let (context, position) = (origin as usize / length, origin as usize % length);
+            if context < contexts {
+                rows.slice_mut(s![context, position, ..]).assign(&row);
+            }
+        }
     }
-    let tokens = store.context_tokens(0..store.contexts())?;
+    let tokens = store.context_tokens(0..spec.contexts)?;
     Ok(Rows { spec, tokens, rows })
 }
 
@@ -177,9 +190,25 @@ fn read<T: BatchElement>(store: &Store, bytes: u64, threads: usize) -> Outcome<V
     Ok(speed)
 }
 
-fn read_by_default(store: &str, gigabytes: &str, threads: &str) -> Outcome<Value> {
+fn read_by_default(store: &str, gigabytes: &str, threads: &str, element: &str) -> Outcome<Value> {
     let gigabytes: f64 = gigabytes.parse()?;
-    read::<f32>(&Store::open(Path::new(store))?, (gigabytes * 1e9) as u64, threads.parse()?)
+    let (store, bytes, threads) =
+        (Store::open(Path::new(store))?, (gigabytes * 1e9) as u64, threads.parse()?);
+    match element {
+        "float16" => read::<f16>(&store, bytes, threads),
+        "bfloat16" => read::<bf16>(&store, bytes, threads),
+        _ => read::<f32>(&store, bytes, threads),
+    }
+}
+
+/// Writes the first contexts of a store with a small window, for `repeat`.
+fn sample(store: &str, contexts: &str, out: &str) -> Outcome<Value> {
+    let source = load_first(store, contexts.parse()?)?;
+    let mut spec = source.spec.clone();
+    let Layout { shard_rows, .. } = spec.layout;
+    let window_rows = Layout::for_memory(spec.width, spec.row_type, 128_000_000).window_rows;
+    spec.layout.window_rows = window_rows.div_ceil(shard_rows) * shard_rows;
+    Ok(json!({ "rows": write(&source, &spec, 1, Path::new(out))?.rows }))
 }
 
 /// Opens a store, in a folder or a bucket, and reads two epochs, the first one from wherever its chunks are.

@@ -7,6 +7,7 @@
 use std::ops::Range;
 use std::path::Path;
 
+use crate::frame::FrameWriter;
 use crate::isa::per_isa;
 use crate::{Result, StoreError, StoreSpec};
 
@@ -64,6 +65,20 @@ pub(crate) fn encode_chunk(
     stored.clear();
     stored.reserve_exact(zstd::zstd_safe::compress_bound(planes.len()) + CHECKSUM);
     compressor.compress_to_buffer(planes, stored)?;
+    let checksum = crc32c::crc32c(stored);
+    stored.extend_from_slice(&checksum.to_le_bytes());
+    Ok(())
+}
+
+/// Encodes the planes of a full chunk of rows into `stored`, of which only the memory is kept, and appends the checksum.
+pub(crate) fn encode_rows(
+    frames: &mut FrameWriter,
+    spec: &StoreSpec,
+    planes: &[u8],
+    stored: &mut Vec<u8>,
+) -> std::io::Result<()> {
+    stored.clear();
+    frames.write(planes, spec.row_type.bytes(), spec.width, stored)?;
     let checksum = crc32c::crc32c(stored);
     stored.extend_from_slice(&checksum.to_le_bytes());
     Ok(())

@@ -19,6 +19,7 @@ mod error;
 mod export;
 mod files;
 mod find;
+mod frame;
 mod held_out;
 mod isa;
 mod journal;

@@ -36,6 +36,26 @@ impl Rounding {
         }
     }
 
+    /// The same with the bytes in `planes`, as [`crate::codec::shuffle_into`] puts them; `out` is only used on the way.
+    pub(crate) fn round_into_planes(
+        &self,
+        row: &[f32],
+        planes: &mut [u8],
+        out: &mut [u16],
+    ) -> Result<u64, Unstorable> {
+        #[cfg(target_arch = "x86_64")]
+        if self.row_type == RowType::F16 && self.bits == 10 && crate::isa::has_avx512() {
+            let (low, high) = planes.split_at_mut(row.len());
+            // SAFETY: the features were detected.
+            if unsafe { narrow_into_planes(row, low, high) } < 0x7c00 {
+                return Ok(0);
+            }
+        }
+        let clipped = self.round(row, out)?;
+        crate::codec::shuffle_into(bytemuck::cast_slice(out), self.row_type.bytes(), planes, 0);
+        Ok(clipped)
+    }
+
     fn round_f16(&self, row: &[f32], out: &mut [u16]) -> Result<u64, Unstorable> {
         const INFINITY: u16 = 0x7c00;
         if self.bits == 10 {
@@ -133,6 +153,72 @@ fn narrow_avx2(values: &[f32], out: &mut [u16]) {
     out_rest.reinterpret_cast_mut::<f16>().convert_from_f32_slice(rest);
 }
 
+/// The low and the high bytes of the nearest float16 patterns, written past the cache where they lie at its lines: they are read
+/// much later. The largest pattern without its sign.
+///
+/// Another thread sees the bytes after [`written_past_the_cache`].
+#[cfg(target_arch = "x86_64")]
+#[target_feature(enable = "avx512f,avx512bw,avx512vl")]
+fn narrow_into_planes(values: &[f32], low: &mut [u8], high: &mut [u8]) -> u16 {
+    use std::arch::x86_64::*;
+    const LINE: usize = 64;
+    assert!(low.len() == values.len() && high.len() == values.len(), "two bytes of each value");
+    let at_lines = low.as_ptr().addr().is_multiple_of(LINE) && high.as_ptr().addr().is_multiple_of(LINE);
+    let magnitude = _mm512_set1_epi16(0x7fff);
+    let mut most = _mm512_setzero_si512();
+    let (blocks, rest) = values.as_chunks::<LINE>();
+    let (low_blocks, low_rest) = low.as_chunks_mut::<LINE>();
+    let (high_blocks, high_rest) = high.as_chunks_mut::<LINE>();
+    for ((block, low), high) in blocks.iter().zip(low_blocks).zip(high_blocks) {
+        let mut halves = [_mm512_setzero_si512(); 2];
+        for half in 0..2 {
+            let narrow = |first: usize| {
+                // SAFETY: the block has the sixteen values that are loaded.
+                let values = unsafe { _mm512_loadu_ps(block[first..first + 16].as_ptr()) };
+                _mm512_cvtps_ph::<_MM_FROUND_TO_NEAREST_INT>(values)
+            };
+            let first = _mm512_castsi256_si512(narrow(32 * half));
+            halves[half] = _mm512_inserti64x4::<1>(first, narrow(32 * half + 16));
+            most = _mm512_max_epu16(most, _mm512_and_si512(halves[half], magnitude));
+        }
+        let join = |first: __m512i, second: __m512i| {
+            let first = _mm512_castsi256_si512(_mm512_cvtepi16_epi8(first));
+            _mm512_inserti64x4::<1>(first, _mm512_cvtepi16_epi8(second))
+        };
+        let lows = join(halves[0], halves[1]);
+        let highs = join(_mm512_srli_epi16::<8>(halves[0]), _mm512_srli_epi16::<8>(halves[1]));
+        // SAFETY: both have the 64 bytes that are stored, at a line's beginning where that is asked for.
+        unsafe {
+            if at_lines {
+                _mm512_stream_si512(low.as_mut_ptr().cast(), lows);
+                _mm512_stream_si512(high.as_mut_ptr().cast(), highs);
+            } else {
+                _mm512_storeu_si512(low.as_mut_ptr().cast(), lows);
+                _mm512_storeu_si512(high.as_mut_ptr().cast(), highs);
+            }
+        }
+    }
+    let mut largest = [0_u16; 32];
+    // SAFETY: the array has the 64 bytes that are stored.
+    unsafe { _mm512_storeu_si512(largest.as_mut_ptr().cast(), most) };
+    let mut halves = [0_u16; LINE];
+    let halves = &mut halves[..rest.len()];
+    narrow(rest, halves);
+    for ((half, low), high) in halves.iter().zip(low_rest).zip(high_rest) {
+        [*low, *high] = half.to_le_bytes();
+    }
+    largest_magnitude(&largest).max(largest_magnitude(halves))
+}
+
+/// Rows that were rounded until now are seen by a thread that hears of them from now on.
+pub(crate) fn written_past_the_cache() {
+    #[cfg(target_arch = "x86_64")]
+    // SAFETY: every x86-64 processor has this instruction, and it changes no memory.
+    unsafe {
+        std::arch::x86_64::_mm_sfence();
+    }
+}
+
 per_isa! {
     /// The largest of float16 patterns without their signs.
     pub(crate) fn largest_magnitude(halves: &[u16]) -> u16 {
@@ -196,6 +282,31 @@ mod tests {
             narrow(values, &mut out);
             let expected: Vec<u16> = values.iter().map(|&value| f16::from_f32(value).to_bits()).collect();
             assert_eq!(out, expected);
+        }
+    }
+
+    #[test]
+    fn planes_get_the_bytes_of_rounded_rows() {
+        let values: Vec<f32> = (0..400_000_u32)
+            .map(|i| f32::from_bits(i * 2927) * if i % 3 == 0 { -1.0 } else { 1.0 })
+            .collect();
+        for row_type in [RowType::F16, RowType::F32] {
+            let rounding = Rounding { row_type, bits: row_type.mantissa_bits(), clip: true };
+            for (width, offset) in [(64, 0), (128, 0), (200, 1), (7, 3)] {
+                for row in values.chunks_exact(width).step_by(5) {
+                    let mut out = vec![0; width * row_type.bytes() / 2];
+                    let expected = rounding.round(row, &mut out);
+                    let mut planes = vec![0; width * row_type.bytes()];
+                    crate::codec::shuffle_into(bytemuck::cast_slice(&out), row_type.bytes(), &mut planes, 0);
+                    #[repr(align(64))]
+                    struct Lines([u8; 1024]);
+                    let mut lines = Lines([0; 1024]);
+                    let found = &mut lines.0[offset..offset + planes.len()];
+                    assert_eq!(rounding.round_into_planes(row, found, &mut out), expected);
+                    written_past_the_cache();
+                    assert!(expected.is_err() || *found == planes[..]);
+                }
+            }
         }
     }
 

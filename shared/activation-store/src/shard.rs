@@ -5,18 +5,18 @@
 
 use std::fs::File;
 use std::io::ErrorKind;
-#[cfg(feature = "bucket")]
 use std::ops::Range;
 use std::os::unix::fs::FileExt;
 use std::path::{Path, PathBuf};
 use std::time::SystemTime;
 
 use crate::codec::{self, CHECKSUM, ShardIndex};
+use crate::frame::{self, BLOCK, BLOCK_HEADER, BlockDecoder, HEADER_BYTES};
 use crate::journal::ShardFile;
 use crate::{Result, StoreError, StoreSpec, paths};
 
 /// Bytes that are read at once: they are still in the processor's nearest caches when their checksum is taken.
-const PIECE: usize = 128 << 10;
+const PIECE: usize = BLOCK + BLOCK_HEADER;
 
 /// A shard file whose size, index and last checksum are those of the journal. A store can have more of them than a process
 /// may have open files, so each read opens it anew.
@@ -100,18 +100,15 @@ impl Shard {
         if self.modified.is_some() && metadata.modified().ok() != self.modified {
             return Err(self.changed("it was rewritten".to_owned()));
         }
-        decoder.stored.resize((range.end - range.start) as usize, 0);
-        let (mut checksum, mut offset) = (0, range.start);
-        let front = decoder.stored.len().saturating_sub(CHECKSUM);
-        let (front, last) = decoder.stored.split_at_mut(front);
-        for piece in front.chunks_mut(PIECE) {
-            self.read_at(&file, piece, offset)?;
-            checksum = crc32c::crc32c_append(checksum, piece);
-            offset += piece.len() as u64;
+        let bytes = ChunkBytes { shard: self, file: &file, range, checksum: 0 };
+        if decoder.decode_in_place(bytes.clone(), planes)? {
+            return Ok(());
         }
-        self.read_at(&file, last, offset)?;
-        codec::decode_chunk_with(&mut decoder.decompressor, &decoder.stored, checksum, planes)
-            .map_err(|what| StoreError::DamagedChunk { file: self.path.clone(), chunk, what })
+        decoder.decode(bytes, planes)?.map_err(|what| StoreError::DamagedChunk {
+            file: self.path.clone(),
+            chunk,
+            what,
+        })
     }
 
     fn read_at(&self, file: &File, buffer: &mut [u8], offset: u64) -> Result<()> {
@@ -131,6 +128,7 @@ impl Shard {
 /// What decoding takes; it is worth keeping for more than one chunk.
 pub(crate) struct Decoder {
     decompressor: zstd::bulk::Decompressor<'static>,
+    blocks: BlockDecoder,
     /// The chunk as it is in the file.
     stored: Vec<u8>,
 }
@@ -138,6 +136,87 @@ pub(crate) struct Decoder {
 impl Decoder {
     pub(crate) fn new() -> Result<Decoder> {
         let decompressor = zstd::bulk::Decompressor::new().map_err(StoreError::Zstd)?;
-        Ok(Decoder { decompressor, stored: Vec::new() })
+        Ok(Decoder { decompressor, blocks: BlockDecoder::default(), stored: Vec::new() })
+    }
+
+    /// Reads a chunk and decodes it, or says what is wrong with it.
+    fn decode(
+        &mut self,
+        mut bytes: ChunkBytes<'_>,
+        planes: &mut [u8],
+    ) -> Result<std::result::Result<(), String>> {
+        self.stored.resize(bytes.left(), 0);
+        let front = self.stored.len().saturating_sub(CHECKSUM);
+        let (front, last) = self.stored.split_at_mut(front);
+        bytes.read(front)?;
+        let checksum = bytes.checksum;
+        bytes.read(last)?;
+        Ok(codec::decode_chunk_with(&mut self.decompressor, &self.stored, checksum, planes))
+    }
+
+    /// Reads a chunk whose first blocks are as they were right to where they belong, and decodes the others. False if the chunk
+    /// is not like this, or is damaged: `decode` then does it, or tells what is wrong.
+    fn decode_in_place(&mut self, mut bytes: ChunkBytes<'_>, planes: &mut [u8]) -> Result<bool> {
+        const HEAD: usize = HEADER_BYTES + BLOCK_HEADER;
+        let Some(mut left) = bytes.left().checked_sub(HEAD + CHECKSUM) else { return Ok(false) };
+        let mut head = [0; HEAD];
+        bytes.read(&mut head)?;
+        let (header, mut block) = head.split_last_chunk().map_or((&head[..], [0; 3]), |(a, b)| (a, *b));
+        if frame::header(planes.len()).is_none_or(|expected| header != expected) {
+            return Ok(false);
+        }
+        let mut filled = 0;
+        while let Some(size) = frame::raw_block(block) {
+            // The block, and the next one's header, which the next one then overwrites.
+            let end = filled + size + BLOCK_HEADER;
+            if end > planes.len() || size + BLOCK_HEADER > left {
+                return Ok(false);
+            }
+            bytes.read(&mut planes[filled..end])?;
+            block.copy_from_slice(&planes[filled + size..end]);
+            filled += size;
+            left -= size + BLOCK_HEADER;
+        }
+        // What is left is a frame once it has a header. Matches that reach back beyond it are an error of zstd.
+        let planes = &mut planes[filled..];
+        let Some(header) = frame::header(planes.len()) else { return Ok(false) };
+        self.stored.resize(HEAD + left + CHECKSUM, 0);
+        self.stored[..HEADER_BYTES].copy_from_slice(&header);
+        self.stored[HEADER_BYTES..HEAD].copy_from_slice(&block);
+        bytes.read(&mut self.stored[HEAD..HEAD + left])?;
+        let checksum = bytes.checksum;
+        bytes.read(&mut self.stored[HEAD + left..])?;
+        let (frame, recorded) = self.stored.split_at(HEAD + left);
+        if recorded != checksum.to_le_bytes() {
+            return Ok(false);
+        }
+        Ok(self.blocks.decode(frame, HEADER_BYTES, planes)
+            || codec::decode_chunk_with(&mut self.decompressor, &self.stored, checksum, planes).is_ok())
+    }
+}
+
+/// The bytes of a chunk, which are read from the first to the last.
+#[derive(Clone)]
+struct ChunkBytes<'a> {
+    shard: &'a Shard,
+    file: &'a File,
+    /// Those that were not read yet.
+    range: Range<u64>,
+    /// Of those that were read.
+    checksum: u32,
+}
+
+impl ChunkBytes<'_> {
+    fn left(&self) -> usize {
+        (self.range.end - self.range.start) as usize
+    }
+
+    fn read(&mut self, buffer: &mut [u8]) -> Result<()> {
+        for piece in buffer.chunks_mut(PIECE) {
+            self.shard.read_at(self.file, piece, self.range.start)?;
+            self.checksum = crc32c::crc32c_append(self.checksum, piece);
+            self.range.start += piece.len() as u64;
+        }
+        Ok(())
     }
 }

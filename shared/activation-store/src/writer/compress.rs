@@ -6,6 +6,7 @@ use std::sync::{Arc, Mutex};
 use rayon::prelude::*;
 
 use super::stages::{Buffers, Commit, Position, lock};
+use crate::frame::FrameWriter;
 use crate::pages::Planes;
 use crate::permutation::{self, Purpose};
 use crate::row_slots::RowSlot;
@@ -40,17 +41,17 @@ struct EncodedChunk {
 
 /// What a compressing thread works with.
 struct Scratch {
-    compressor: zstd::bulk::Compressor<'static>,
+    frames: FrameWriter,
     planes: Planes,
     values: Vec<f32>,
 }
 
 impl Scratch {
     fn new(spec: &StoreSpec) -> Result<Scratch> {
-        let compressor = zstd::bulk::Compressor::new(spec.layout.zstd_level).map_err(StoreError::Zstd)?;
+        let frames = FrameWriter::new(spec.layout.zstd_level).map_err(StoreError::Zstd)?;
         let mut planes = Planes::default();
         planes.resize(spec.layout.chunk_rows * spec.row_bytes())?;
-        Ok(Scratch { compressor, planes, values: Vec::new() })
+        Ok(Scratch { frames, planes, values: Vec::new() })
     }
 }
 
@@ -125,9 +126,9 @@ fn encode(
 ) -> Result<EncodedChunk> {
     /// Rows whose statistics are taken at once.
     const GROUP: usize = 4;
-    let Scratch { compressor, planes, values } = scratch;
+    let Scratch { frames, planes, values } = scratch;
     let origins: Vec<u64> = rows.iter().map(|row| row.origin).collect();
-    let origin = codec::encode_origins(compressor, spec, &origins).map_err(StoreError::Zstd)?;
+    let origin = codec::encode_origins(frames.compressor(), spec, &origins).map_err(StoreError::Zstd)?;
 
     let (size, width) = (spec.row_type.bytes(), spec.width);
     let per_plane = spec.layout.chunk_rows * width;
@@ -154,9 +155,15 @@ fn encode(
         plane[rows.len() * width..].fill(0);
     }
     // The writer can fill these rows anew while this chunk is being compressed. Nobody listens once it has finished.
+    let full = rows.len() == spec.layout.chunk_rows;
     let _ = buffers.returned.send(rows.drain(..).map(|row| row.planes).collect());
     let mut activations = lock(&buffers.emptied).pop().unwrap_or_default();
-    codec::encode_chunk(compressor, planes, &mut activations).map_err(StoreError::Zstd)?;
+    // zstd finds the zeros that fill up the last chunk.
+    let encoded = match full {
+        true => codec::encode_rows(frames, spec, planes, &mut activations),
+        false => codec::encode_chunk(frames.compressor(), planes, &mut activations),
+    };
+    encoded.map_err(StoreError::Zstd)?;
     Ok(EncodedChunk { activations, origin, statistics: statistics.finish() })
 }
 

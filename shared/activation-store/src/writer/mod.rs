@@ -23,9 +23,9 @@ use stages::{Counters, Position};
 
 use crate::disk::DiskHook;
 use crate::metadata::Attributes;
-use crate::rounding::{Rounding, Unstorable};
+use crate::rounding::{Rounding, Unstorable, written_past_the_cache};
 use crate::target::{Begun, Hold, Opened};
-use crate::{Result, Store, StoreError, StoreSpec, StoreSummary, address, bucket, codec};
+use crate::{Result, Store, StoreError, StoreSpec, StoreSummary, address, bucket};
 
 /// Resources of a [`StoreWriter`]; they do not change a byte of the store.
 #[derive(Debug, Clone, Default)]
@@ -311,7 +311,8 @@ impl StoreWriter {
         let Some(mut planes) = taken else {
             return Err(self.failure());
         };
-        match self.rounding.round(row, &mut self.rounded) {
+        // Into planes, so that the compressing threads have only to copy them.
+        match self.rounding.round_into_planes(row, &mut planes, &mut self.rounded) {
             Ok(clipped) => self.clipped += clipped,
             Err(Unstorable::NotFinite { channel }) => {
                 let value = row[channel];
@@ -322,8 +323,6 @@ impl StoreWriter {
                 return Err(StoreError::Overflow { context: self.contexts, position, channel, value });
             }
         }
-        // Split into planes while it is in the nearest cache: what is left for the compressing threads is to copy them.
-        codec::shuffle_into(bytemuck::cast_slice(&self.rounded), self.spec.row_type.bytes(), &mut planes, 0);
         let origin = self.contexts * self.spec.context_length as u64 + position as u64;
         self.window.push(Row { origin, planes });
         self.rows += 1;
@@ -346,6 +345,7 @@ impl StoreWriter {
             self.send(Work::Tokens { chunk, tokens: self.tokens.clone() })?;
         }
         let rows = std::mem::replace(&mut self.window, empty_window(&self.spec)?);
+        written_past_the_cache();
         let (window, from, clipped) = (self.windows, self.window_start, self.clipped);
         self.send(Work::Window { window, rows, from, to, clipped })?;
         self.windows += 1;
