@@ -55,6 +55,7 @@ pub(crate) fn dump(arguments: &DumpArguments) -> Result<ExitCode> {
     };
     rayon::ThreadPoolBuilder::new().num_threads(threads).build_global().context("starting threads")?;
     let interrupt = Interrupt::listen().context("cannot listen for Ctrl-C")?;
+    activation_store::give_up_once(interrupt.shared_flag());
     let prepared = prepare(arguments, threads)?;
     if arguments.machine.dry_run {
         return dry_run(&prepared, arguments.machine.json, &interrupt);

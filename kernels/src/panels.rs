@@ -107,6 +107,20 @@ impl<T> Tree<T> {
         self.sums.push((level, sum));
     }
 
+    /// Takes out the sums that the next part completes, the nearest first. [`Tree::put`] takes the sum of all of them and that part.
+    pub fn completed(&mut self) -> Vec<T> {
+        let mut sums = Vec::new();
+        while let Some((_, sum)) = self.sums.pop_if(|(level, _)| *level == sums.len() as u32) {
+            sums.push(sum);
+        }
+        sums
+    }
+
+    /// Adds a part that was added to as many sums of [`Tree::completed`] as `level` says.
+    pub fn put(&mut self, level: usize, sum: T) {
+        self.sums.push((level as u32, sum));
+    }
+
     /// The sum, None without parts.
     pub fn sum(mut self) -> Option<T> {
         debug_assert!(self.sums.len() <= 1, "the parts are a power of two");
@@ -131,6 +145,14 @@ mod tests {
             tree.sum().unwrap()
         };
         assert_eq!(sum(0..8), "(((0+1)+(2+3))+((4+5)+(6+7)))");
+        // What a part completes may be added up elsewhere.
+        let mut tree = Tree::default();
+        for part in 0..8 {
+            let completed = tree.completed();
+            let level = completed.len();
+            tree.put(level, completed.into_iter().fold(part.to_string(), |sum, left| join(left, sum)));
+        }
+        assert_eq!(tree.sum().unwrap(), sum(0..8));
         // Subtrees first.
         let mut tree = Tree::default();
         [0..4, 4..8].into_iter().for_each(|parts| tree.add(sum(parts), join));

@@ -4,7 +4,7 @@
 use std::sync::Arc;
 use std::time::Duration;
 
-use emulation::EmulatedDevice;
+use emulation::{EmulatedDevice, run_again_sanitized};
 use example_steps::{PENALTIES, batch, relative_difference, spec, weights};
 use kernels::activation::{Activation, ThresholdAverage};
 use kernels::cpu::options::CpuOptions;
@@ -373,4 +373,9 @@ fn what_is_not_computed_panel_by_panel_is_refused_by_name() {
             CudaStep::shared(&mut device, base, options(1.0), initial.clone(), Arc::new(rank)).err().unwrap();
         assert_eq!(error, StepError::Ranks { ranks: 8, panels: 4 });
     }
+}
+
+#[test]
+fn no_panel_reads_or_writes_outside_of_its_buffers() {
+    run_again_sanitized("no_panel_reads_or_writes_outside_of_its_buffers", &["every_precision"]);
 }

@@ -40,6 +40,7 @@ fn train_with(team: &Team, arguments: TrainArguments) -> Result<u8> {
     let json = arguments.run.json;
     let ready = || {
         let interrupt = Interrupt::listen().context("cannot listen for Ctrl-C")?;
+        activation_store::give_up_once(interrupt.shared_flag());
         let TrainArguments { settings, run, .. } = arguments;
         let plan = RunPlan::new(&settings, &run, terminal::command_line(), team.count())?;
         Ready::new(vec![plan], run, interrupt, team, |plans, streams, compute| {
@@ -209,7 +210,17 @@ impl Training {
             if self.runs.iter().any(|run| run.is_revival(step)) {
                 self.settle(progress)?;
             }
-            let batch = self.team.agree(self.streams.training.next())?;
+            let batch = match self.team.agree(self.streams.training.next()) {
+                Ok(batch) => batch,
+                // Who is to stop does not wait for a bucket.
+                Err(error) => match self.team.asked(self.interrupt.requested()).unwrap_or(None) {
+                    Some(code) => {
+                        self.settle(progress)?;
+                        return Ok(Some(code));
+                    }
+                    None => return Err(error),
+                },
+            };
             let batch = self.scaler.apply(batch);
             let mut failed = Vec::new();
             attempt(&mut self.runs, step, &mut failed, |run| run.revive_if_due(batch))?;
@@ -277,7 +288,12 @@ impl Training {
         let evaluated = evaluate(&mut engines, batches, &settings, scaler, &self.team, &self.interrupt);
         let evaluated = match evaluated {
             Ok(evaluated) => evaluated,
-            Err(error) => return Err(self.keep(error)),
+            Err(error) => {
+                return match self.team.asked(self.interrupt.requested()).unwrap_or(None) {
+                    Some(code) => self.stop(code),
+                    None => Err(self.keep(error)),
+                };
+            }
         };
         let Some(sums) = evaluated else {
             let code = self.team.asked(self.interrupt.requested())?.unwrap_or(130);

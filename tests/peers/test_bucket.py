@@ -5,6 +5,7 @@ import os
 import random
 import signal
 import subprocess
+import threading
 import time
 
 import numpy as np
@@ -287,3 +288,29 @@ def test_damaged_objects_are_named(place, moto):
     told = run(moto.endpoint, "activation-dump", "verify", "s3://bucket/damaged", code=1).stdout
     assert "activations/c/1/0, chunk 0" in told and "origin/c/0" in told
     assert "origin/c/0" in run(moto.endpoint, "activation-dump", "info", "s3://bucket/damaged", code=1).stderr
+
+
+def test_a_run_that_is_to_stop_does_not_wait_for_a_network_that_is_gone(place, moto, tmp_path):
+    out, refused = tmp_path / "run", threading.Event()
+
+    def plan(*_):
+        if not (out / "metrics.jsonl").exists():
+            return None
+        refused.set()
+        return 503
+
+    proxy = Proxy(moto.port, plan)
+    # With less of a cache than the store takes, every epoch fetches chunks.
+    line = [*training("s3://bucket/acts", out, steps=100_000), "--log-every", 1, "--cache", tmp_path / "cache", "--cache-size", "2500000"]
+    process = subprocess.Popen(
+        [TARGET / line[0], *map(str, line[1:])], cwd=REPOSITORY, env=environment(proxy.endpoint), stderr=subprocess.PIPE, text=True
+    )
+    assert refused.wait(timeout=120)
+    time.sleep(3)  # by then the batches that were there are used up
+    asked = time.monotonic()
+    process.send_signal(signal.SIGINT)
+    told = process.communicate(timeout=300)[1]
+    # It would be two minutes.
+    assert time.monotonic() - asked < 40, told
+    assert process.returncode == 130, told
+    proxy.close()

@@ -47,6 +47,7 @@ pub(crate) fn import(arguments: &ImportArguments) -> Result<ExitCode> {
         None => std::thread::available_parallelism().map_or(1, usize::from),
     };
     let interrupt = Interrupt::listen().context("cannot listen for Ctrl-C")?;
+    activation_store::give_up_once(interrupt.shared_flag());
     let (kind, source) = open(&arguments.source, &arguments.what)?;
     let shape = Shape::of(&source, arguments.what.context.map(|length| length as usize))?;
     let target = Target::new(arguments, kind, &source, shape)?;

@@ -182,7 +182,72 @@ pub fn decode_sparse(
     decode_in_ranges(isa, input, pairs, &ends, reconstruction, activity);
 }
 
-/// The same, one range of features after the other; the last end is F.
+/// What is added to the x̂ of a panel: of panels before it.
+pub(crate) struct Onto<'a> {
+    /// Sums that are added first, in this order.
+    pub(crate) nearest: &'a [Vec<f32>],
+    /// The sum that takes all, [B,d].
+    pub(crate) sum: &'a mut [f32],
+}
+
+impl Onto<'_> {
+    /// Adds `values`, the panel's own x̂ [B,d].
+    pub(crate) fn add(self, isa: Isa, values: &mut [f32], width: usize) {
+        let rows = self.sum.par_chunks_mut(width).zip(values.par_chunks_mut(width)).enumerate();
+        rows.for_each(|(row, (sum, values))| add_up(isa, self.nearest, row, values, sum));
+    }
+}
+
+/// sum += nearest + values of a row, in the order of a tree.
+fn add_up(isa: Isa, nearest: &[Vec<f32>], row: usize, values: &mut [f32], sum: &mut [f32]) {
+    let width = values.len();
+    for left in nearest {
+        add_row(isa, values, &left[row * width..][..width]);
+    }
+    add_row(isa, sum, values);
+}
+
+per_isa! {
+    /// out += row.
+    fn add_row(out: &mut [f32], row: &[f32]) {
+        for (out, number) in out.iter_mut().zip(row) {
+            *out += *number;
+        }
+    }
+}
+
+/// As [`decode_sparse`] for a panel whose x̂ completes sums of panels before it. Each row is added while it is in the cache;
+/// `values` is memory for where that cannot be.
+pub(crate) fn decode_sparse_onto(
+    isa: Isa,
+    input: Decode<'_>,
+    pairs: &ActivePairs,
+    onto: Onto<'_>,
+    values: &mut Vec<f32>,
+    activity: &mut [RowActivity],
+) {
+    let width = input.bias.len();
+    let ends = range_ends(pairs, activity.len(), working_set() / size_of_val(input.bias));
+    if ends.len() > 1 {
+        values.resize(onto.sum.len(), 0.0);
+        decode_in_ranges(isa, input, pairs, &ends, values, activity);
+        return onto.add(isa, values, width);
+    }
+    let blocks = onto.sum.par_chunks_mut(ROW_BLOCK * width).zip(activity.par_chunks_mut(ROW_BLOCK));
+    blocks.enumerate().for_each(|(block, (sums, activity))| {
+        let mut values = vec![0.0; width];
+        for (at, (sum, activity)) in sums.chunks_exact_mut(width).zip(activity).enumerate() {
+            let row = block * ROW_BLOCK + at;
+            let (features, activations) = pairs.of_row(row);
+            values.copy_from_slice(input.bias);
+            *activity = input.activity(features, activations);
+            add_decoder_rows(isa, &mut values, features, activations, input.weights);
+            add_up(isa, onto.nearest, row, &mut values, sum);
+        }
+    });
+}
+
+/// [`decode_sparse`], one range of features after the other; the last end is F.
 fn decode_in_ranges(
     isa: Isa,
     input: Decode<'_>,

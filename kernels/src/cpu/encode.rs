@@ -6,6 +6,7 @@
 //! were rounded and packed once for all tasks.) Cost: 2·B·F·d operations, and one reading of W_enc per block of rows.
 
 use std::cell::RefCell;
+use std::sync::Arc;
 use std::sync::atomic::{AtomicUsize, Ordering};
 
 use rayon::prelude::*;
@@ -13,7 +14,7 @@ use rayon::prelude::*;
 use super::isa::{Isa, Level};
 pub use super::operands::{Cutoff, Encode};
 use super::pairs::{ActivePairs, Block, Pair, ROW_GROUP, RowPairs};
-use super::screen::{self, Candidates, RecheckMemory, Screened};
+use super::screen::{self, Candidates, Moments, RecheckMemory, Screened};
 
 pub use super::screen::Grid;
 use super::tile::{self, Lanes, Plain};
@@ -63,6 +64,16 @@ const LARGEST_SCREENED_WIDTH: usize = 1 << 16;
 const TRIAL_ROWS: usize = ROW_GROUP;
 
 impl EncodeBuffers {
+    /// Has the next search read what another one has formed of the same rows.
+    pub(crate) fn set_moments(&mut self, moments: Option<Arc<Moments>>) {
+        self.screened.moments = moments;
+    }
+
+    /// What the last search formed of its rows.
+    pub(crate) fn take_moments(&mut self) -> Option<Arc<Moments>> {
+        self.screened.moments.take()
+    }
+
     /// By how much at most each row's z, as the search that reports `found` left them, differ from the plain product's: [B].
     pub(crate) fn margins(&self, input: &Encode<'_>, found: Found, margins: &mut Vec<f32>) {
         margins.clear();

@@ -5,7 +5,9 @@ use std::ops::Range;
 use crate::parameters::numbers;
 use crate::path::Path;
 
-use super::decode::{Decode, RowActivity, decode_sparse, decode_sparse_group, sparse_activity};
+use super::decode::{
+    Decode, Onto, RowActivity, decode_sparse, decode_sparse_group, decode_sparse_onto, sparse_activity,
+};
 use super::dense::{add_skip, decode_dense, decode_dense_group, dense_activity};
 use super::forward::{Buffers, Forward};
 
@@ -51,6 +53,27 @@ impl Forward<'_> {
             }
         });
         self.skip(input, reconstruction);
+    }
+
+    /// As [`Forward::decode`], added to sums of panels before this one; `values` is memory.
+    pub(super) fn decode_onto(
+        &mut self,
+        path: Path,
+        input: &[f32],
+        onto: Onto<'_>,
+        values: &mut Vec<f32>,
+        activity: &mut Vec<RowActivity>,
+    ) {
+        let (isa, width) = (self.options.isa, self.spec.width);
+        if path == Path::Sparse && !self.is_first {
+            activity.resize(input.len() / width, RowActivity::default());
+            self.with_decode(|decode, buffers| {
+                decode_sparse_onto(isa, decode, &buffers.selected.kept, onto, values, activity);
+            });
+            return;
+        }
+        self.decode(path, input, values, activity);
+        onto.add(isa, values, width);
     }
 
     /// Adds to x̂ what a skip connection makes of `input` [B,d].

@@ -26,7 +26,7 @@ use crate::stats::{Evaluation, Sums};
 
 use super::among_panels::{keep_of_batch, keep_of_rows};
 use super::blocks::TrainedParameters;
-use super::decode::{RowActivity, sum_of_rows};
+use super::decode::{Onto, RowActivity, sum_of_rows};
 use super::finish::{Rows, check_rows};
 use super::forward::{Buffers, Found};
 use super::jump::Jump;
@@ -107,7 +107,15 @@ impl CpuStep {
             memory: Vec::new(),
             skip_gradient: Vec::new(),
         };
-        step.restore(State::new(weights))?;
+        if spec.panels == 1 {
+            step.restore(State::new(weights))?;
+            return Ok(step);
+        }
+        // Moments of all features would be in memory beside those of the panels.
+        for panel in &mut step.panels {
+            let own = weights.of_features(panel.features.clone(), panel.spec.skip);
+            panel.restore_alone(State::new(own), &[]);
+        }
         Ok(step)
     }
 
@@ -225,7 +233,13 @@ impl CpuStep {
         }
         let x = if pre_bias { &self.rows.shifted } else { input };
         let pass = Pass { options: &self.options, threshold: self.threshold, purpose, sparsity };
-        let found: Vec<Found> = self.panels.iter_mut().map(|panel| panel.forward(pass).activate(x)).collect();
+        let (mut found, mut moments) = (Vec::new(), None);
+        for panel in &mut self.panels {
+            panel.buffers.encode.set_moments(moments.take());
+            found.push(panel.forward(pass).activate(x));
+            // Only the panels of this pass read the same rows.
+            moments = panel.buffers.encode.take_moments();
+        }
         if panels > 1 {
             let rows = input.len() / width;
             let own = self.panels.iter_mut();
@@ -269,7 +283,21 @@ impl CpuStep {
             let mut values = memory.pop().unwrap_or_default();
             let mut activity = std::mem::take(&mut row_memory);
             if let [_] = ends[..] {
-                panel.forward(pass).decode(found.path, input, &mut values, &mut activity);
+                let mut nearest = sums[0].completed();
+                let level = nearest.len();
+                match nearest.pop() {
+                    Some(mut sum) => {
+                        let onto = Onto { nearest: &nearest, sum: &mut sum };
+                        panel.forward(pass).decode_onto(found.path, input, onto, &mut values, &mut activity);
+                        sums[0].put(level, sum);
+                        memory.extend(nearest);
+                        memory.push(values);
+                    }
+                    None => {
+                        panel.forward(pass).decode(found.path, input, &mut values, &mut activity);
+                        sums[0].put(level, values);
+                    }
+                }
             } else {
                 let groups = panel.groups(ends.iter().copied());
                 let mut forward = panel.forward(pass);
@@ -288,8 +316,8 @@ impl CpuStep {
                         }
                     },
                 );
+                sums[ends.len() - 1].add(values, |left, right| add_up(left, right, memory));
             }
-            sums[ends.len() - 1].add(values, |left, right| add_up(left, right, memory));
             active.add(activity, |mut left: Vec<RowActivity>, right| {
                 left.iter_mut().zip(right).for_each(|(left, right)| left.add(&right));
                 left

@@ -14,6 +14,7 @@ use sae::Weights;
 use crate::command::arguments::DeviceChoice;
 use crate::command::settings::Settings;
 use crate::engine::device::OTHER_TARGETS;
+use crate::engine::host_memory;
 use crate::engine::{
     CpuEngine, CpuOptions, CpuThreads, CudaEngine, DeviceOptions, Engine, SharedDevice, StepSpec,
     device_memory_of_rank,
@@ -109,11 +110,15 @@ impl Compute {
         }
     }
 
-    /// Checks that all of these runs fit into the device's memory at the same time.
+    /// Checks that all of these runs fit into the memory at the same time: the device's, or for certain not into the machine's.
     pub(crate) fn check_memory(&self, runs: &[&Settings]) -> Result<()> {
         match self {
-            // The system overcommits untouched memory, so nothing certain can be said beforehand.
-            Compute::Cpu { .. } => Ok(()),
+            // What a run holds all the time is certain; the rest comes and goes.
+            Compute::Cpu { exchange, .. } => {
+                let ranks = exchange.ranks();
+                let lasting = runs.iter().map(|run| 3 * weight_bytes(run) / ranks as u64).sum();
+                host_memory::check(lasting, ranks, host_memory::host_memory())
+            }
             Compute::Cuda { device, exchange } => {
                 Ok(device.check_memory_of_rank(&device_steps(runs), &**exchange)?)
             }
@@ -141,6 +146,12 @@ impl Compute {
     }
 }
 
+/// Bytes of a run's weights.
+fn weight_bytes(run: &Settings) -> u64 {
+    let (d, f) = (run.step.width as u64, run.step.features as u64);
+    4 * (2 * d * f + d + f)
+}
+
 fn cpu_options(run: &Settings) -> CpuOptions {
     CpuOptions::for_precision(run.precision.into())
 }
@@ -162,7 +173,7 @@ fn cpu_memory(runs: &[&Settings], ranks: usize) -> u64 {
     for run in runs {
         let step = &run.step;
         let (d, f, batch) = (step.width as u64, step.features as u64, step.batch as u64);
-        let weights = 4 * (2 * d * f + d + f);
+        let weights = weight_bytes(run);
         let window = 4 * step.sparsity_window as u64 * f;
         let activations = (8 * batch * f).max(2 * d * (batch + f));
         let panels = if step.panels > 1 { 8 * batch * d } else { 0 };

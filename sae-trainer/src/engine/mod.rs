@@ -5,6 +5,7 @@ mod bench;
 pub(crate) mod compute;
 mod cpu;
 mod device;
+mod host_memory;
 pub(crate) mod layout;
 mod rows;
 

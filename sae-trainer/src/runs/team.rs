@@ -2,12 +2,14 @@
 
 use std::fmt;
 use std::path::Path;
+use std::sync::mpsc::{RecvTimeoutError, Sender, channel};
 use std::sync::{Arc, Mutex};
+use std::thread::JoinHandle;
 use std::time::Duration;
 
 use anyhow::{Context, Result, anyhow, bail, ensure};
 use kernels::cuda::cuda_device::{Nccl, OneOf, Rendezvous};
-use ranks::{Alone, Exchange, Launched, Launcher, Mpi, MpiError, Notes, launched};
+use ranks::{Alone, Exchange, Launched, Launcher, Mpi, MpiError, Notes, launched, sharers, usable_cores};
 
 use crate::command::arguments::DeviceChoice;
 
@@ -28,7 +30,8 @@ pub(crate) struct Team {
     /// Where each rank has a GPU.
     devices: Option<Arc<Nccl>>,
     patience: Duration,
-    on_this_machine: usize,
+    /// How many ranks may use the cores that this one may use.
+    sharers: usize,
     notes: Arc<Mutex<Option<Notes>>>,
 }
 
@@ -50,7 +53,7 @@ impl Team {
             mpi: None,
             devices: None,
             patience: Duration::ZERO,
-            on_this_machine: 1,
+            sharers: 1,
             notes: Arc::default(),
         }
     }
@@ -64,7 +67,7 @@ impl Team {
         let Some(launched) = of_environment()? else { return Ok(Team::alone()) };
         let rank = launched.rank;
         terminal::set_silent(launched.rank > 0);
-        let team = Team::connect(launched, patience, device == DeviceChoice::Cuda, out);
+        let team = Team::connect(launched, patience, device == DeviceChoice::Cuda, out).and_then(Team::meet);
         // What is wrong may be wrong on one machine alone.
         terminal::set_silent(team.as_ref().is_ok_and(|team| !team.leads()));
         team.map_err(|error| error.context(format!("rank {rank}")))
@@ -77,13 +80,12 @@ impl Team {
             launched.variables,
             launched.ranks
         );
-        let on_this_machine = launched.on_this_machine.unwrap_or(1);
         let team = |exchange, mpi, devices| Team {
             exchange,
             mpi,
             devices,
             patience,
-            on_this_machine,
+            sharers: 1,
             notes: Arc::default(),
         };
         let library = std::env::var_os(LIBRARY);
@@ -92,7 +94,10 @@ impl Team {
         let missing = if by_nccl_alone {
             None
         } else {
-            match Mpi::connect(&launched, library.as_deref(), patience) {
+            let watch = watch(&launched, patience)?;
+            let connected = Mpi::connect(&launched, library.as_deref(), patience);
+            watch.end();
+            match connected {
                 Ok(mpi) => {
                     let mpi = Arc::new(mpi);
                     let devices = has_device.then(|| devices_beside(&mpi, patience)).transpose()?;
@@ -114,6 +119,13 @@ impl Team {
         let one = OneOf { rank, ranks, local: local_rank.unwrap_or(rank) };
         let devices = Arc::new(Nccl::connect(one, &way, patience)?);
         Ok(team(Arc::clone(&devices) as _, None, Some(devices)))
+    }
+
+    /// Tells each other which cores they may use.
+    fn meet(self) -> Result<Team> {
+        let own = usable_cores();
+        let sharers = sharers(&own, &self.tell(&own)?);
+        Ok(Team { sharers, ..self })
     }
 
     /// What connects the ranks' GPUs, if each has one.
@@ -145,9 +157,9 @@ impl Team {
         self.exchange.rank() == 0
     }
 
-    /// Threads for this rank out of a machine's `cores`.
+    /// Threads for this rank out of the `cores` that it may use.
     pub(crate) fn threads(&self, cores: usize) -> usize {
-        (cores / self.on_this_machine).max(1)
+        (cores / self.sharers).max(1)
     }
 
     /// `result`, or an error if another rank has one.
@@ -278,6 +290,36 @@ impl Team {
             mpi.finish();
         }
         result
+    }
+}
+
+/// Ends the process if the library does not come back from connecting the ranks.
+struct Watch {
+    end: Sender<()>,
+    thread: JoinHandle<()>,
+}
+
+fn watch(launched: &Launched, patience: Duration) -> Result<Watch> {
+    let (end, ended) = channel();
+    let Launched { rank, ranks, .. } = *launched;
+    let thread = std::thread::Builder::new().name("connecting".into()).spawn(move || {
+        if ended.recv_timeout(patience) == Err(RecvTimeoutError::Timeout) {
+            terminal::set_silent(false);
+            let seconds = patience.as_secs();
+            terminal::say!(
+                "error: rank {rank}: MPI did not connect {ranks} ranks within {seconds} s (--rank-timeout)"
+            );
+            std::process::exit(1);
+        }
+    });
+    Ok(Watch { end, thread: thread.context("cannot start a thread")? })
+}
+
+impl Watch {
+    /// Leaves no thread behind.
+    fn end(self) {
+        drop(self.end);
+        let _ = self.thread.join(); // it does nothing that could fail
     }
 }
 

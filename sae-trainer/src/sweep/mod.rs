@@ -25,6 +25,7 @@ use crate::train::{End, Ready};
 pub(crate) fn sweep(arguments: SweepArguments) -> Result<u8> {
     Team::refuse_for("sae-trainer sweep")?;
     let interrupt = Interrupt::listen().context("cannot listen for Ctrl-C")?;
+    activation_store::give_up_once(interrupt.shared_flag());
     let SweepArguments { grid, run, recipe: _ } = arguments;
     let (out, record, plans) = plan(grid, &run)?;
     let json = run.json;

@@ -9,9 +9,7 @@ pub struct Launched {
     pub rank: usize,
     /// How many processes there are, at least 2.
     pub ranks: usize,
-    /// How many of them are on this machine, if that is said.
-    pub on_this_machine: Option<usize>,
-    /// This process' number among those, if that is said.
+    /// This process' number among those on its machine, if that is said.
     pub local_rank: Option<usize>,
     /// Which one it is.
     pub launcher: Launcher,
@@ -26,6 +24,8 @@ pub enum Launcher {
     OpenMpi,
     /// MPICH's mpirun, those of its relatives (Intel MPI, MVAPICH, Cray's aprun and PALS), or srun with PMI.
     Pmi,
+    /// srun with PMIx, which Open MPI speaks.
+    Pmix,
     /// srun.
     Slurm,
     /// torchrun, or what sets its variables.
@@ -40,20 +40,23 @@ pub struct LauncherError {
     values: String,
 }
 
-/// Launchers and the variables that they set: a process' number, how many there are, and how many on its machine. One that starts
-/// processes for MPI is believed before one that does not.
-const LAUNCHERS: [(Launcher, &str, &str, &[&str]); 4] = [
-    (Launcher::OpenMpi, "OMPI_COMM_WORLD_RANK", "OMPI_COMM_WORLD_SIZE", &["OMPI_COMM_WORLD_LOCAL_SIZE"]),
-    (Launcher::Pmi, "PMI_RANK", "PMI_SIZE", &["MPI_LOCALNRANKS", "PMI_LOCAL_SIZE"]),
+/// Launchers and the variables that they set: a process' number, and how many there are. One that starts processes for MPI is
+/// believed before one that does not.
+const LAUNCHERS: [(Launcher, &str, &str); 5] = [
+    (Launcher::OpenMpi, "OMPI_COMM_WORLD_RANK", "OMPI_COMM_WORLD_SIZE"),
+    (Launcher::Pmi, "PMI_RANK", "PMI_SIZE"),
+    // PMIx' own variables do not say how many there are.
+    (Launcher::Pmix, "PMIX_RANK", "SLURM_STEP_NUM_TASKS"),
     // Of a step, which srun makes. A batch script, which has variables of its job alone, is one process.
-    (Launcher::Slurm, "SLURM_PROCID", "SLURM_STEP_NUM_TASKS", &["SLURM_NTASKS_PER_NODE"]),
-    (Launcher::Torchrun, "RANK", "WORLD_SIZE", &["LOCAL_WORLD_SIZE"]),
+    (Launcher::Slurm, "SLURM_PROCID", "SLURM_STEP_NUM_TASKS"),
+    (Launcher::Torchrun, "RANK", "WORLD_SIZE"),
 ];
 
 /// The variables in which launchers say a process' number among those on its machine.
-const LOCAL_RANKS: [(Launcher, &[&str]); 4] = [
+const LOCAL_RANKS: [(Launcher, &[&str]); 5] = [
     (Launcher::OpenMpi, &["OMPI_COMM_WORLD_LOCAL_RANK"]),
-    (Launcher::Pmi, &["MPI_LOCALRANKID", "PMI_LOCAL_RANK"]),
+    (Launcher::Pmi, &["MPI_LOCALRANKID", "PMI_LOCAL_RANK", "SLURM_LOCALID"]),
+    (Launcher::Pmix, &["SLURM_LOCALID"]),
     (Launcher::Slurm, &["SLURM_LOCALID"]),
     (Launcher::Torchrun, &["LOCAL_RANK"]),
 ];
@@ -63,7 +66,7 @@ const LOCAL_RANKS: [(Launcher, &[&str]); 4] = [
 /// # Errors
 /// Variables that are no numbers, or that contradict each other.
 pub fn launched(variable: impl Fn(&str) -> Option<String>) -> Result<Option<Launched>, LauncherError> {
-    for (launcher, rank_name, size_name, local_names) in LAUNCHERS {
+    for (launcher, rank_name, size_name) in LAUNCHERS {
         let (Some(rank), Some(size)) = (variable(rank_name), variable(size_name)) else { continue };
         let variables = format!("{rank_name} and {size_name}");
         let numbers = rank.trim().parse::<usize>().ok().zip(size.trim().parse::<usize>().ok());
@@ -75,10 +78,9 @@ pub fn launched(variable: impl Fn(&str) -> Option<String>) -> Result<Option<Laun
         }
         let first =
             |names: &[&str]| names.iter().filter_map(|name| variable(name)?.trim().parse().ok()).next();
-        let on_this_machine = first(local_names).filter(|local| (1..=ranks).contains(local));
         let own = LOCAL_RANKS.iter().find(|(of, _)| *of == launcher);
         let local_rank = own.and_then(|(_, names)| first(names)).filter(|local| *local < ranks);
-        return Ok(Some(Launched { rank, ranks, on_this_machine, local_rank, launcher, variables }));
+        return Ok(Some(Launched { rank, ranks, local_rank, launcher, variables }));
     }
     Ok(None)
 }
@@ -98,15 +100,14 @@ mod tests {
         let open_mpi = [
             ("OMPI_COMM_WORLD_RANK", "3"),
             ("OMPI_COMM_WORLD_SIZE", "4"),
-            ("OMPI_COMM_WORLD_LOCAL_SIZE", "2"),
             ("OMPI_COMM_WORLD_LOCAL_RANK", "1"),
         ];
         let found = with(&open_mpi).unwrap().unwrap();
         assert_eq!(found.local_rank, Some(1));
-        assert_eq!((found.rank, found.ranks, found.on_this_machine), (3, 4, Some(2)));
+        assert_eq!((found.rank, found.ranks), (3, 4));
         assert_eq!(found.launcher, Launcher::OpenMpi);
-        let found = with(&[("PMI_RANK", "0"), ("PMI_SIZE", "8"), ("MPI_LOCALNRANKS", "8")]).unwrap().unwrap();
-        assert_eq!((found.launcher, found.on_this_machine), (Launcher::Pmi, Some(8)));
+        let found = with(&[("PMI_RANK", "0"), ("PMI_SIZE", "8"), ("MPI_LOCALRANKID", "0")]).unwrap().unwrap();
+        assert_eq!((found.launcher, found.local_rank), (Launcher::Pmi, Some(0)));
         assert_eq!(found.variables, "PMI_RANK and PMI_SIZE");
         let torchrun = [("RANK", "1"), ("WORLD_SIZE", "2")];
         assert_eq!(with(&torchrun).unwrap().unwrap().launcher, Launcher::Torchrun);
@@ -115,6 +116,32 @@ mod tests {
         assert_eq!(with(&slurm).unwrap().unwrap().launcher, Launcher::Slurm);
         let both: Vec<_> = open_mpi.into_iter().chain(slurm).collect();
         assert_eq!(with(&both).unwrap().unwrap().launcher, Launcher::OpenMpi);
+    }
+
+    /// What Slurm 22.05 sets in the second of two processes of a step.
+    const STEP: [(&str, &str); 5] = [
+        ("SLURM_PROCID", "1"),
+        ("SLURM_LOCALID", "1"),
+        ("SLURM_NTASKS", "2"),
+        ("SLURM_STEP_NUM_TASKS", "2"),
+        ("SLURM_STEP_TASKS_PER_NODE", "2"),
+    ];
+
+    #[test]
+    fn interfaces_of_srun_are_told_apart() {
+        let with_step = |variables: &[_]| with(&[&STEP, variables].concat()).unwrap().unwrap();
+        let none = with_step(&[("SLURM_MPI_TYPE", "none")]);
+        assert_eq!(none.launcher, Launcher::Slurm);
+        let pmi2 = with_step(&[("PMI_FD", "13"), ("PMI_JOBID", "1.0"), ("PMI_RANK", "1"), ("PMI_SIZE", "2")]);
+        assert_eq!((pmi2.launcher, pmi2.variables.as_str()), (Launcher::Pmi, "PMI_RANK and PMI_SIZE"));
+        let pmix = with_step(&[("PMIX_NAMESPACE", "slurm.pmix.13.0"), ("PMIX_RANK", "1")]);
+        assert_eq!(
+            (pmix.launcher, pmix.variables.as_str()),
+            (Launcher::Pmix, "PMIX_RANK and SLURM_STEP_NUM_TASKS")
+        );
+        for found in [none, pmi2, pmix] {
+            assert_eq!((found.rank, found.ranks, found.local_rank), (1, 2, Some(1)));
+        }
     }
 
     #[test]

@@ -6,9 +6,11 @@
 //! - [`Threads`]: threads of one process.
 //! - [`Mpi`]: processes, on one machine or on many. The library is loaded at run time.
 //!
-//! [`launched`] tells whether this process was started together with others, and [`Notes`] which of them is behind.
+//! [`launched`] tells whether this process was started together with others, [`Notes`] which of them is behind, and
+//! [`usable_cores`] what the others have to know to share a machine.
 
 mod alone;
+mod cores;
 mod exchange;
 mod launcher;
 mod mpi;
@@ -16,6 +18,7 @@ mod notes;
 mod threads;
 
 pub use alone::Alone;
+pub use cores::{sharers, usable_cores};
 pub use exchange::{Exchange, ExchangeError};
 pub use launcher::{Launched, Launcher, LauncherError, launched};
 pub use mpi::{Mpi, MpiError};

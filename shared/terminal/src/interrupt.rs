@@ -49,6 +49,11 @@ impl Interrupt {
     pub fn flag(&self) -> &AtomicBool {
         &self.asked
     }
+
+    /// The same flag, for those who keep it.
+    pub fn shared_flag(&self) -> Arc<AtomicBool> {
+        Arc::clone(&self.asked)
+    }
 }
 
 /// Whether this process was started with `signal` ignored.

@@ -1,5 +1,7 @@
 //! The batch and the encoder, shifted, scaled, turned and rounded, and what their rounding contributes to the bound.
 
+use std::sync::Arc;
+
 use rayon::prelude::*;
 
 use super::rounding::{Form, Grid, Rounder, interleave, spread};
@@ -46,6 +48,38 @@ pub(crate) struct Screened {
     pub(super) groups: usize,
     pub(super) rows: Rows,
     pub(super) weights: Weights,
+    /// Of the rows that were searched last, or that will be next.
+    pub(crate) moments: Option<Arc<Moments>>,
+}
+
+/// Σ x and Σ x² of each column of some rows, [d] each: all that is common to panels that search the same rows.
+#[derive(Debug)]
+pub(crate) struct Moments {
+    sums: Vec<f64>,
+    squares: Vec<f64>,
+    /// Where the rows lie, and how many numbers they are.
+    rows: (usize, usize),
+}
+
+impl Moments {
+    fn new(isa: Isa, x: &[f32], width: usize) -> Moments {
+        let moments = |rows: &[f32]| {
+            let (mut sums, mut squares) = (vec![0.0; width], vec![0.0; width]);
+            rows.chunks_exact(width).for_each(|row| add_moments(isa, row, &mut sums, &mut squares));
+            (sums, squares)
+        };
+        let partial: Vec<(Vec<f64>, Vec<f64>)> = x.par_chunks(64 * width).map(moments).collect();
+        let (mut sums, mut squares) = (vec![0.0; width], vec![0.0; width]);
+        for (part, squares_of_part) in &partial {
+            sums.iter_mut().zip(part).for_each(|(sum, part)| *sum += part);
+            squares.iter_mut().zip(squares_of_part).for_each(|(sum, part)| *sum += part);
+        }
+        Moments { sums, squares, rows: Moments::key(x) }
+    }
+
+    fn key(x: &[f32]) -> (usize, usize) {
+        (x.as_ptr().addr(), x.len())
+    }
 }
 
 /// How columns are shifted and scaled before rounding. Any choice keeps the result exact.
@@ -169,14 +203,8 @@ per_isa! {
 impl Columns {
     /// The column's mean, and a scale that gives rows and weights the same spread in every column, so that a column with
     /// large activations does not coarsen all others' steps.
-    fn choose(&mut self, isa: Isa, input: &Encode<'_>) {
+    fn choose(&mut self, moments: &Moments, input: &Encode<'_>) {
         let width = input.width;
-        let moments = |rows: &[f32]| {
-            let (mut sums, mut squares) = (vec![0.0; width], vec![0.0; width]);
-            rows.chunks_exact(width).for_each(|row| add_moments(isa, row, &mut sums, &mut squares));
-            (sums, squares)
-        };
-        let partial: Vec<(Vec<f64>, Vec<f64>)> = input.x.par_chunks(64 * width).map(moments).collect();
         let count = (input.x.len() / width) as f64;
         // A sample of the weight rows is enough to see how large each column's weights are.
         let stride = (input.bias.len() / 128).max(1);
@@ -188,10 +216,8 @@ impl Columns {
         self.centre.clear();
         self.scale.clear();
         for k in 0..width {
-            let (sum, squares) =
-                partial.iter().fold((0.0, 0.0), |sum, part| (sum.0 + part.0[k], sum.1 + part.1[k]));
-            let mean = sum / count;
-            let spread = (squares / count - mean * mean).max(0.0).sqrt();
+            let mean = moments.sums[k] / count;
+            let spread = (moments.squares[k] / count - mean * mean).max(0.0).sqrt();
             let ratio = (spread / weight_squares[k].sqrt()).sqrt();
             let usable = ratio.is_finite() && ratio > 1e-6 && ratio < 1e6;
             self.centre.push(mean as f32);
@@ -206,7 +232,10 @@ impl Columns {
 impl Screened {
     /// Chooses how columns are shifted and scaled; comes first.
     pub(crate) fn choose_columns(&mut self, isa: Isa, input: &Encode<'_>) {
-        self.columns.choose(isa, input);
+        let known = self.moments.take().filter(|moments| moments.rows == Moments::key(input.x));
+        let moments = known.unwrap_or_else(|| Arc::new(Moments::new(isa, input.x, input.width)));
+        self.columns.choose(&moments, input);
+        self.moments = Some(moments);
     }
 
     /// Appends by how much at most z of each row differs from the plain product's, when [`recheck`](super::recheck) has

@@ -62,6 +62,7 @@ pub(crate) fn features(arguments: &FeaturesArguments) -> Result<u8> {
             let store = arguments.cache.open(store)?;
             texts = open_texts(arguments, model.as_deref(), &store.provenance().tokenizer_hash)?;
             let interrupt = Interrupt::listen().context("cannot listen for Ctrl-C")?;
+            activation_store::give_up_once(interrupt.shared_flag());
             let built = build(arguments, &store, &folder, texts.as_ref(), &interrupt);
             if let (Err(error), Some(code)) = (&built, interrupt.requested()) {
                 terminal::say!("{error:#}");

@@ -21,8 +21,9 @@ use tokio::runtime::Runtime;
 
 use super::credentials::with_profile;
 use super::failure::{Failure, Kind};
-use super::retry::repeat;
+use super::retry::{Patience, repeat};
 use crate::address::Address;
+use crate::giving_up::asked;
 use crate::{Result, StoreError};
 
 /// How long a request is repeated before the first one has succeeded: a wrong server is told soon.
@@ -51,6 +52,7 @@ pub(crate) struct Bucket {
     /// Who answers, for messages.
     server: String,
     patience: Arc<OnceLock<Duration>>,
+    purpose: Purpose,
 }
 
 /// An object of a listing.
@@ -79,12 +81,19 @@ impl Bucket {
         let _ = rustls::crypto::ring::default_provider().install_default();
         let wrong = |failure: Failure| StoreError::io("use", &address.path())(failure.into());
         let (store, server) = client(address, purpose).map_err(wrong)?;
-        Ok(Bucket::over(store, address, server))
+        Ok(Bucket { purpose, ..Bucket::over(store, address, server) })
     }
 
     /// The folder `address` in `store`.
     pub(super) fn over(store: Arc<dyn ObjectStore>, address: &Address, server: String) -> Bucket {
-        Bucket { store, address: address.clone(), path: address.path(), server, patience: Arc::default() }
+        Bucket {
+            store,
+            address: address.clone(),
+            path: address.path(),
+            server,
+            patience: Arc::default(),
+            purpose: Purpose::Write,
+        }
     }
 
     /// The same, whose every request is repeated for so long.
@@ -113,7 +122,11 @@ impl Bucket {
         &self,
         attempt: impl FnMut() -> F,
     ) -> Result<T, Failure> {
-        let patience = self.patience.get().copied().unwrap_or(PATIENCE_AT_FIRST);
+        let patience = Patience {
+            most: self.patience.get().copied().unwrap_or(PATIENCE_AT_FIRST),
+            asked: asked(),
+            finishes: self.purpose == Purpose::Write,
+        };
         let done = repeat(patience, attempt).await;
         if !matches!(&done, Err(failure) if failure.kind == Kind::Passing) {
             // Somebody answered.

@@ -85,6 +85,12 @@ impl Failure {
             format!("{} ({tries} tries in {seconds} s); the same command goes on from here", self.text);
         Failure { text, ..self }
     }
+
+    /// The same, where nobody waited for another try.
+    pub(crate) fn unfinished(self) -> Failure {
+        let text = format!("{}; given up, because the program was asked to stop", self.text);
+        Failure { text, ..self }
+    }
 }
 
 impl fmt::Display for Failure {

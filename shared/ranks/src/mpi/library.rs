@@ -37,11 +37,11 @@ impl Interface {
         }
     }
 
-    /// Those to be tried, in this order: that of the launcher's own library first.
+    /// Those to be tried, in this order: that which the launcher's own library has, or which speaks with the launcher, first.
     fn of(launcher: Launcher) -> [Interface; 3] {
         use Interface::{Mpich, OpenMpi, Standard};
         match launcher {
-            Launcher::OpenMpi => [OpenMpi, Standard, Mpich],
+            Launcher::OpenMpi | Launcher::Pmix => [OpenMpi, Standard, Mpich],
             Launcher::Pmi => [Mpich, Standard, OpenMpi],
             Launcher::Slurm | Launcher::Torchrun => [Standard, Mpich, OpenMpi],
         }

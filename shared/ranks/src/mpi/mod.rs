@@ -14,7 +14,7 @@ use thiserror::Error;
 
 use crate::exchange::{Exchange, ExchangeError};
 use crate::launcher::{Launched, Launcher};
-use library::{Functions, Handle};
+use library::{Functions, Handle, Interface};
 
 /// Bytes that one call moves from a rank to another at most: MPI counts in 32 bits.
 const LARGEST_PART: usize = 1 << 28;
@@ -90,15 +90,22 @@ fn succeeded(function: &'static str, code: c_int) -> Result<(), MpiError> {
     if code == 0 { Ok(()) } else { Err(MpiError::Failed { function, code }) }
 }
 
-fn advice(launcher: Launcher) -> &'static str {
-    match launcher {
-        Launcher::OpenMpi | Launcher::Pmi => {
+fn advice(launcher: Launcher, interface: Interface) -> &'static str {
+    match (launcher, interface) {
+        (Launcher::Pmi, Interface::OpenMpi) => {
+            "Open MPI speaks PMIx and the launcher PMI: start with Open MPI's mpirun or srun --mpi=pmix, or name MPICH's library in \
+             SAE_MPI_LIBRARY"
+        }
+        (Launcher::OpenMpi | Launcher::Pmi | Launcher::Pmix, _) => {
             "start with the mpirun of that library, or name the launcher's library in SAE_MPI_LIBRARY"
         }
-        Launcher::Slurm => {
-            "start with srun --mpi=pmix or --mpi=pmi2 (srun --mpi=list says which there are), or with mpirun"
+        (Launcher::Slurm, Interface::OpenMpi) => {
+            "start with srun --mpi=pmix (srun --mpi=list says what there is), or with Open MPI's mpirun"
         }
-        Launcher::Torchrun => "torchrun does not connect processes by MPI: start with mpirun or srun",
+        (Launcher::Slurm, Interface::Mpich | Interface::Standard) => {
+            "start with srun --mpi=pmi2 (srun --mpi=list says what there is), or with the mpirun of that library"
+        }
+        (Launcher::Torchrun, _) => "torchrun does not connect processes by MPI: start with mpirun or srun",
     }
 }
 
@@ -135,8 +142,11 @@ impl Mpi {
         }
         let (rank, ranks) = (rank as usize, ranks as usize);
         if ranks != launched.ranks {
+            // It has shared memory that only its end gives back.
+            // SAFETY: nothing else is called afterwards.
+            unsafe { (functions.finalize)() };
             let Launched { variables, ranks: expected, launcher, .. } = launched.clone();
-            let advice = advice(launcher);
+            let advice = advice(launcher, functions.interface);
             return Err(MpiError::Singleton { variables, expected, found: ranks, library, advice });
         }
         Ok(Mpi { functions, rank, ranks, patience, turn: Mutex::new(()), lost: AtomicBool::new(false) })
