@@ -1,10 +1,11 @@
 //! Runs that several processes do together. Those that need MPI need `scripts/fetch-mpi`, and run with `--ignored`.
 
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::process::{Child, Command, Output, Stdio};
 use std::time::{Duration, Instant};
 
-use crate::fixture::{Place, json, lines, text};
+use crate::faults::compile_library;
+use crate::fixture::{Place, copy, flip, json, lines, text};
 
 const RUN: &str = "--store store --features 128 --batch 128 --lr 3e-3 --l0-coefficient 2e-2 --log-every 7 \
                    --sparsity-window 25 --threads 1";
@@ -161,6 +162,146 @@ fn any_number_of_processes_writes_the_same_bytes() {
             }
         }
     }
+}
+
+/// What `Sae::save` makes of the autoencoder in `sae/` of a run, and what is there.
+fn saved_again(place: &Place, run: &str) -> [Vec<(String, Vec<u8>)>; 2] {
+    let (there, again) = (place.path(run).join("sae"), place.path("again"));
+    sae::Sae::load(&there).unwrap().save(&again).unwrap();
+    [there, again].map(|folder| {
+        let mut files: Vec<_> = std::fs::read_dir(&folder)
+            .unwrap()
+            .map(|entry| entry.unwrap())
+            .map(|entry| (entry.file_name().into_string().unwrap(), std::fs::read(entry.path()).unwrap()))
+            .filter(|(name, _)| name != sae::CONFIG_FILE && name != "SHA256SUMS")
+            .collect();
+        files.sort();
+        files
+    })
+}
+
+#[test]
+fn weights_written_in_slices_have_the_bytes_of_the_whole() {
+    let place = Place::new();
+    let flags = [
+        "--l0-coefficient 2e-2 --input-scale mean-norm",
+        "--activation jump-relu --l0-coefficient 2e-2",
+        "--activation batch-topk --loss approx-l0 --k 7 --decoder-norm free",
+    ];
+    for flags in flags {
+        let run = RUN.replace("--l0-coefficient 2e-2 ", "").replace("--features 128", "--features 117");
+        place.run(&format!("{run} {flags} --panels 8 --steps 10 --out run"));
+        let [there, again] = saved_again(&place, "run");
+        assert_eq!(there.len(), 2);
+        assert!(there == again, "{flags}");
+        std::fs::remove_dir_all(place.path("run")).unwrap();
+    }
+}
+
+#[test]
+#[ignore = "needs scripts/fetch-mpi"]
+fn a_disk_that_is_full_on_one_rank_leaves_the_old_autoencoder() {
+    let place = Place::new();
+    compile_library(&place);
+    let line = format!("{RUN} --panels 4");
+    place.run(&format!("{line} --steps 42 --out straight"));
+    run(&place, MPICH, 2, &format!("{line} --steps 21 --out run"));
+    let before = place.sae_bytes("run");
+    let rest = "--resume --out run --steps 42 --log-every 7 --threads 1";
+    let library = place.path("faults.so");
+    // The first rank writes the header, and 21 pieces of each of its panels but for b_dec; the other one 20 of each.
+    for (rank, call, at, kill) in [
+        ("1", "pwrite64", "1", false),
+        ("1", "pwrite64", "30", false),
+        ("0", "pwrite64", "1", false),
+        ("0", "pwrite64", "25", false),
+        ("0", "ftruncate64", "1", false),
+        ("1", "pwrite64", "7", true),
+        ("0", "pwrite64", "7", true),
+    ] {
+        let mut command = mpirun(&place, MPICH, 2, rest);
+        command.env("FAULT_CALL", call).env("FAULT_AT", at).env("FAULT_RANK", rank);
+        command.env(if kill { "FAULT_KILL" } else { "FAULT_FROM_THEN_ON" }, "1");
+        command.env("LD_PRELOAD", &library);
+        let output = command.output().unwrap();
+        let told = text(&output.stderr);
+        assert!(!output.status.success() && !told.contains("panicked"), "{rank} {call} {at}: {told}");
+        if !kill {
+            let of_rank = if rank == "0" { "cannot write" } else { "rank 1: cannot write" };
+            assert!(told.contains(of_rank), "{call} {at}: {told}");
+            assert!(told.contains("No space left on device"), "{call} {at}: {told}");
+            assert!(!place.path("run/.sae.unfinished").exists(), "{rank} {call} {at}");
+        }
+        assert_eq!(place.sae_bytes("run"), before, "{rank} {call} {at}");
+    }
+    run(&place, MPICH, 4, rest);
+    assert_eq!(place.metrics("run"), place.metrics("straight"));
+    assert_eq!(place.sae_bytes("run"), place.sae_bytes("straight"));
+    assert!(!place.path("run/.sae.unfinished").exists());
+}
+
+/// Damages a file in one of several ways.
+fn damage(path: &Path, way: &str) {
+    let length = std::fs::metadata(path).unwrap().len();
+    match way {
+        "flip" => flip(path, 8 * (length as usize / 2)),
+        "cut" => std::fs::File::options().write(true).open(path).unwrap().set_len(length / 2).unwrap(),
+        _ => std::fs::remove_file(path).unwrap(),
+    }
+}
+
+#[test]
+#[ignore = "needs scripts/fetch-mpi"]
+fn ranks_leave_a_damaged_checkpoint_for_the_one_before_it() {
+    let place = Place::new();
+    let line = format!("{RUN} --panels 4 --checkpoint-every 14");
+    place.run(&format!("{line} --steps 42 --out straight"));
+    run(&place, MPICH, 4, &format!("{line} --steps 28 --out run"));
+    let newest = "checkpoints/step-00000028";
+    let go_on = "--resume --out broken --steps 42 --log-every 7 --threads 1";
+    for (at, name) in [
+        "panel-00.safetensors",
+        "panel-01.safetensors",
+        "panel-03.safetensors",
+        "whole.safetensors",
+        "training.json",
+        "cfg.json",
+        "SHA256SUMS",
+    ]
+    .into_iter()
+    .enumerate()
+    {
+        for (way, ranks) in [("flip", 2), ("cut", 4), ("gone", 2)] {
+            if (name, way) == ("SHA256SUMS", "gone") {
+                continue; // A folder of an older version has none.
+            }
+            copy(&place.path("run"), &place.path("broken"));
+            damage(&place.path(&format!("broken/{newest}/{name}")), way);
+            let told = text(&run(&place, PACKAGES[at % 3], ranks, go_on).stderr);
+            assert!(told.contains(&format!("cannot continue from the checkpoint broken/{newest}")), "{told}");
+            assert!(told.contains(name) && told.contains("continuing after step 14"), "{name}: {told}");
+            let owner = name.strip_prefix("panel-0").map(|rest| rest[..1].parse::<usize>().unwrap());
+            if let Some(owner) = owner {
+                assert!(told.contains(&format!("rank {}: ", owner * ranks / 4)), "{name}: {told}");
+            }
+            assert_eq!(place.sae_bytes("broken"), place.sae_bytes("straight"), "{name} {way}");
+            assert_eq!(place.metrics("broken"), place.metrics("straight"), "{name} {way}");
+            assert!(place.path(&format!("broken/{newest}.damaged")).is_dir());
+            std::fs::remove_dir_all(place.path("broken")).unwrap();
+        }
+    }
+    // Each rank misses a file of another one; then nothing is left.
+    copy(&place.path("run"), &place.path("broken"));
+    damage(&place.path(&format!("broken/{newest}/panel-03.safetensors")), "flip");
+    damage(&place.path("broken/checkpoints/step-00000014/panel-00.safetensors"), "cut");
+    let before = place.files("broken");
+    let output = mpirun(&place, MPICH, 2, go_on).output().unwrap();
+    let told = text(&output.stderr);
+    assert!(!output.status.success(), "{told}");
+    assert!(told.contains("rank 1: ") && told.contains("panel-03.safetensors"), "{told}");
+    assert!(told.contains("rank 0: ") && told.contains("panel-00.safetensors"), "{told}");
+    assert!(told.contains("There is no checkpoint to continue from"), "{told}");
+    assert_eq!(place.files("broken"), before);
 }
 
 #[test]
