@@ -5,7 +5,7 @@
 //! not depend on the other runs: it has its own engine, schedule, folder and checkpoints, and sees the batches that it would
 //! see alone. On the CPU the engines step one after another on the same batch, each with all threads.
 
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::time::Duration;
 
 use activation_store::Store;
@@ -26,7 +26,7 @@ use crate::runs::record::Summary;
 use crate::runs::run::{Found, ReadyRun, Run};
 use crate::runs::streams::Streams;
 use crate::runs::team::Team;
-use crate::sweep::SweepFolder;
+use crate::sweep::SharedSweep;
 
 /// Trains one run, and returns the process' exit code: 0, or 130 after Ctrl-C.
 pub(crate) fn train(arguments: TrainArguments) -> Result<u8> {
@@ -86,9 +86,8 @@ impl Ready {
         team: &Team,
         announce: impl FnOnce(&[RunPlan], &Streams, &Compute) -> Result<()>,
     ) -> Result<Ready> {
-        for plan in &plans {
-            team.check_same("the run", &plan.identity())?;
-        }
+        let identities: Vec<String> = plans.iter().map(RunPlan::identity).collect();
+        team.check_same("the run", &identities.join("; "))?;
         let resumed = plans.iter().any(|plan| plan.resumed);
         let prepared = Prepared::new(&plans, &flags, team, announce);
         let Prepared { compute, mut streams, mut scaler } = team.agree(prepared)?;
@@ -100,10 +99,11 @@ impl Ready {
     }
 
     /// Opens the runs' folders. `sweep` is the folder of the sweep whose points they are.
-    pub(crate) fn start(self, sweep: Option<SweepFolder>) -> Result<Training> {
+    pub(crate) fn start(self, sweep: Option<SharedSweep>) -> Result<Training> {
         let Ready { flags, interrupt, team, streams, scaler, runs, resumed } = self;
         let runs: Vec<Run> = runs.into_iter().map(|run| run.start(&flags, &team)).collect::<Result<_>>()?;
         let training = Training { flags, interrupt, team, streams, scaler, runs, sweep, lost: Vec::new() };
+        training.team.keep_notes(training.path(), training.step())?;
         if resumed {
             terminal::say!("continuing after step {}", training.step());
         }
@@ -167,7 +167,7 @@ pub(crate) struct Training {
     scaler: Scaler,
     /// Those that have not failed.
     runs: Vec<Run>,
-    sweep: Option<SweepFolder>,
+    sweep: Option<SharedSweep>,
     /// Why the others ended.
     lost: Vec<anyhow::Error>,
 }
@@ -210,6 +210,11 @@ impl Training {
             return Err(self.keep(error));
         }
         self.conclude(elapsed)
+    }
+
+    /// The folder of the run or of the sweep.
+    fn path(&self) -> &Path {
+        self.sweep.as_ref().map_or_else(|| self.runs[0].path(), SharedSweep::path)
     }
 
     /// The steps that all runs have done.

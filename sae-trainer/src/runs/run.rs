@@ -144,7 +144,6 @@ impl ReadyRun {
             }
             folder.keep_events(flags.tensorboard)
         })?;
-        team.keep_notes(folder.path(), step)?;
         Ok(Run {
             plan,
             engine,

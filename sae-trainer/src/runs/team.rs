@@ -127,17 +127,6 @@ impl Team {
         self.devices.clone()
     }
 
-    /// An error if this process was started together with others, none of whom `command` has work for.
-    pub(crate) fn refuse_for(command: &str) -> Result<()> {
-        match of_environment()? {
-            Some(Launched { ranks, variables, .. }) => bail!(
-                "{variables} say that there are {ranks} ranks, and {command} cannot be divided over ranks: start it as one process, \
-                 or unset them"
-            ),
-            None => Ok(()),
-        }
-    }
-
     pub(crate) fn exchange(&self) -> Arc<dyn Exchange> {
         Arc::clone(&self.exchange)
     }
@@ -168,6 +157,10 @@ impl Team {
         }
         let text = result.as_ref().err().map_or(String::new(), |error| format!("{error:#}"));
         let texts = self.tell(&text)?;
+        if self.devices.is_some() {
+            // Whoever has heard all may end, and what others still wait for on their devices fails then. By now they have heard it too.
+            let _ = self.exchange.all_gather(&[0], &mut failed.clone());
+        }
         let first = failed.iter().position(|failed| *failed != 0).unwrap_or(0);
         Err(result.err().unwrap_or_else(|| anyhow!("rank {first}: {}", texts[first])))
     }

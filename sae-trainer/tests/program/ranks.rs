@@ -50,9 +50,9 @@ fn run(place: &Place, package: Package, ranks: usize, line: &str) -> Output {
     output
 }
 
-/// The processes of `child`'s run on a machine that has no other one in `place`, rank 0 first.
-fn processes(place: &Place) -> Vec<(usize, u32)> {
-    let folder = place.path("broken/.ranks");
+/// The processes that train in the folder `out` of `place`, rank 0 first.
+fn processes(place: &Place, out: &str) -> Vec<(usize, u32)> {
+    let folder = place.path(out).join(".ranks");
     let mut found = Vec::new();
     for entry in std::fs::read_dir(folder).into_iter().flatten().flatten() {
         let note = std::fs::read_to_string(entry.path()).unwrap_or_default();
@@ -73,14 +73,14 @@ fn begin(place: &Place, package: Package, ranks: usize, line: &str) -> (Child, V
     let mut command = mpirun(place, package, ranks, line);
     let mut child = command.stdout(Stdio::piped()).stderr(Stdio::piped()).spawn().unwrap();
     let started = Instant::now();
-    while lines(&place.path("broken/metrics.jsonl")) < 6 || processes(place).len() < ranks {
+    while lines(&place.path("broken/metrics.jsonl")) < 6 || processes(place, "broken").len() < ranks {
         assert!(started.elapsed() < Duration::from_secs(120), "waited two minutes for some steps");
         if child.try_wait().unwrap().is_some() {
             panic!("{}", text(&child.wait_with_output().unwrap().stderr));
         }
         std::thread::sleep(Duration::from_millis(5));
     }
-    (child, processes(place))
+    (child, processes(place, "broken"))
 }
 
 #[test]
@@ -131,8 +131,8 @@ fn ranks_without_mpi_are_refused_with_what_to_do() {
     let complaint = told(&format!("{RUN} --steps 10 --out run"), &[("RANK", "0"), ("WORLD_SIZE", "3")]);
     assert!(complaint.contains("a power of two"), "{complaint}");
     let line = format!("sweep {RUN} --lr 1e-3,2e-3 --steps 10 --out run").replacen("--lr 3e-3 ", "", 1);
-    let complaint = told(&line, &[("RANK", "0"), ("WORLD_SIZE", "2")]);
-    assert!(complaint.contains("sae-trainer sweep cannot be divided"), "{complaint}");
+    let complaint = told(&line, &[("PMI_RANK", "0"), ("PMI_SIZE", "2")]);
+    assert!(complaint.contains("rank 0 of 2") && complaint.contains("pip install mpich"), "{complaint}");
     assert!(!place.path("run").exists());
 }
 
@@ -238,6 +238,68 @@ fn a_disk_that_is_full_on_one_rank_leaves_the_old_autoencoder() {
     assert_eq!(place.metrics("run"), place.metrics("straight"));
     assert_eq!(place.sae_bytes("run"), place.sae_bytes("straight"));
     assert!(!place.path("run/.sae.unfinished").exists());
+}
+
+#[test]
+#[ignore = "needs scripts/fetch-mpi"]
+fn the_points_of_a_sweep_are_trained_by_all_processes() {
+    let place = Place::new();
+    let common = format!("{} --panels 4", RUN.replace(" --lr 3e-3", ""));
+    let points = "--lr 3e-3,1e-3,1e18 --mse sum --revive none,resample --revive-every 14 --dead-rows 1k";
+    let line = format!("sweep {common} {points} --steps 42");
+    let table = place.command(&format!("{line} --out one")).output().unwrap();
+    assert_eq!(table.status.code(), Some(1), "{}", text(&table.stderr));
+    let names =
+        ["lr-3e-3_revive-none", "lr-3e-3_revive-resample", "lr-1e-3_revive-none", "lr-1e-3_revive-resample"];
+    let same = |sweep: &str| {
+        for name in names {
+            let [here, there] = [sweep, "one"].map(|sweep| format!("{sweep}/{name}"));
+            assert_eq!(place.metrics(&here), place.metrics(&there), "{here}");
+            assert_eq!(place.sae_bytes(&here), place.sae_bytes(&there), "{here}");
+        }
+        let states = |sweep: &str| -> Vec<String> {
+            let record = json(&place.path(sweep).join("sweep.json"));
+            let points = record["points"].as_array().unwrap().iter();
+            points.map(|point| format!("{} {}", point["name"], point["state"])).collect()
+        };
+        assert_eq!(states(sweep), states("one"));
+        assert!(!place.path(sweep).join(".ranks").exists());
+        assert!(text(&place.run(&format!("verify {sweep}")).stdout).contains(" 0 damaged, 0 unchecked"));
+    };
+    // A point is the run that it would be alone.
+    place.run(&format!(
+        "{common} --lr 1e-3 --mse sum --revive resample --revive-every 14 --dead-rows 1k --steps 42 --out alone"
+    ));
+    assert_eq!(place.sae_bytes("alone"), place.sae_bytes(&format!("one/{}", names[3])));
+    for (package, ranks) in [(MPICH, 2), (PACKAGES[2], 2), (MPICH, 4)] {
+        let out = format!("{}-{ranks}", package.name);
+        let output = mpirun(&place, package, ranks, &format!("{line} --out {out}")).output().unwrap();
+        let told = text(&output.stderr);
+        // Two points diverge, which ends them alone.
+        assert!(!output.status.success() && told.contains("2 of 6 points diverged"), "{told}");
+        assert!(text(&output.stdout).contains(&format!("{out}/{}", names[0])), "{}", text(&output.stdout));
+        same(&out);
+    }
+    // It goes on with other ranks, after a process was killed.
+    let line = line.replace(",1e18", "").replace("--steps 42", "--steps 1001");
+    let line = format!("{line} --checkpoint-every 21");
+    place.run(&format!("{line} --out whole"));
+    let mut command = mpirun(&place, MPICH, 4, &format!("{line} --out parts"));
+    let mut child = command.stdout(Stdio::null()).stderr(Stdio::null()).spawn().unwrap();
+    let started = Instant::now();
+    while lines(&place.path("parts").join(names[3]).join("metrics.jsonl")) < 9 {
+        assert!(started.elapsed() < Duration::from_secs(120), "waited two minutes for some steps");
+        assert!(child.try_wait().unwrap().is_none(), "the sweep ended");
+        std::thread::sleep(Duration::from_millis(5));
+    }
+    kill("-KILL", processes(&place, "parts")[1].1);
+    assert!(!child.wait().unwrap().success());
+    run(&place, MPICH, 2, "sweep --resume --out parts --log-every 7 --threads 1");
+    for name in names {
+        let [here, there] = ["parts", "whole"].map(|sweep| format!("{sweep}/{name}"));
+        assert_eq!(place.metrics(&here), place.metrics(&there), "{here}");
+        assert_eq!(place.sae_bytes(&here), place.sae_bytes(&there), "{here}");
+    }
 }
 
 /// Damages a file in one of several ways.
