@@ -3,7 +3,7 @@
 use std::collections::BTreeMap;
 use std::ops::Range;
 
-use ndarray::{Array1, Array2, ArrayD, ArrayView2, ArrayViewD, s};
+use ndarray::{Array1, Array2, ArrayD, ArrayView1, ArrayView2, ArrayViewD, s};
 
 use crate::error::StepError;
 use crate::spec::StepSpec;
@@ -150,6 +150,12 @@ where
 /// The same to be changed.
 pub(crate) fn numbers_mut<D: ndarray::Dimension>(array: &mut ndarray::Array<f32, D>) -> &mut [f32] {
     array.as_slice_mut().expect("tensors are row-major")
+}
+
+/// The norm of each row.
+pub(crate) fn row_norms(matrix: &Array2<f32>) -> impl Iterator<Item = f64> {
+    let squares = |row: ArrayView1<'_, f32>| row.iter().map(|&w| f64::from(w) * f64::from(w)).sum::<f64>();
+    matrix.rows().into_iter().map(move |row| squares(row).sqrt())
 }
 
 /// [rows, columns] → [columns, rows], row-major.

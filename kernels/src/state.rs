@@ -2,7 +2,7 @@
 
 use std::ops::Range;
 
-use ndarray::{Array1, Array2, s};
+use ndarray::{Array1, Array2, aview1, s};
 
 use crate::error::StepError;
 use crate::parameters::Parameters;
@@ -41,7 +41,49 @@ pub struct PanelStates {
     pub window_totals: Vec<u64>,
 }
 
+/// A feature that starts anew: with these weights, and everything else as before the first step.
+#[derive(Debug, Clone, PartialEq)]
+pub struct NewFeature {
+    /// Which one it is.
+    pub feature: usize,
+    /// Its row of W_enc transposed, [d].
+    pub encoder: Vec<f32>,
+    /// Its row of W_dec, [d].
+    pub decoder: Vec<f32>,
+    /// θ, where features have one.
+    pub threshold: f32,
+}
+
+impl NewFeature {
+    /// Takes its place, `at`, in weights and moments; its bias is 0.
+    pub(crate) fn replace(&self, at: usize, weights: &mut Parameters, moments: [&mut Parameters; 2]) {
+        for moments in moments {
+            moments.encoder.row_mut(at).fill(0.0);
+            moments.decoder.row_mut(at).fill(0.0);
+            moments.encoder_bias[at] = 0.0;
+            moments.threshold.iter_mut().for_each(|threshold| threshold[at] = 0.0);
+        }
+        weights.encoder.row_mut(at).assign(&aview1(&self.encoder));
+        weights.decoder.row_mut(at).assign(&aview1(&self.decoder));
+        weights.encoder_bias[at] = 0.0;
+        weights.threshold.iter_mut().for_each(|threshold| threshold[at] = self.threshold);
+    }
+}
+
 impl State {
+    /// Lets those of `new` that are among its features, which begin with number `first`, start anew.
+    ///
+    /// # Panics
+    /// If weights have another width.
+    pub fn replace(&mut self, first: usize, new: &[NewFeature]) {
+        let own = first..first + self.steps_since_fired.len();
+        for new in new.iter().filter(|new| own.contains(&new.feature)) {
+            let at = new.feature - first;
+            new.replace(at, &mut self.weights, [&mut self.first_moments, &mut self.second_moments]);
+            self.steps_since_fired[at] = 0;
+        }
+    }
+
     /// The state of a run that begins with these weights.
     pub fn new(weights: Parameters) -> State {
         let features = weights.decoder.nrows();

@@ -16,14 +16,15 @@ use kernels::dead::{DeadLoss, DeadLossKind};
 use kernels::error::StepError;
 use kernels::loss::{LossSpec, Mse, Penalty};
 use kernels::outcome::StepReport;
+use kernels::panels::Share;
 use kernels::parameters::Parameters;
 use kernels::path::Path;
 use kernels::precision::Precision;
 use kernels::prefixes::Prefixes;
 use kernels::spec::{DecoderNorm, Schedule, StepSpec};
-use kernels::state::{PanelStates, State};
+use kernels::state::{NewFeature, PanelStates, State};
 use kernels::stats::Evaluation;
-use ndarray::Array2;
+use ndarray::{Array2, ArrayView1, s};
 use ranks::{Exchange, Threads};
 
 const PANELS: usize = 4;
@@ -81,12 +82,25 @@ impl Run {
         let rows = self.device.holding(batch(&spec, 40).as_slice().unwrap());
         // Fewer rows than there are ranks, in a batch's place.
         let few = self.step.evaluate(&mut self.device, &rows, 3).unwrap();
+        let state = self.state();
+        let norm = |row: ArrayView1<'_, f32>| row.iter().map(|w| f64::from(*w).powi(2)).sum::<f64>().sqrt();
+        let norms: Vec<f64> = state.weights.decoder.rows().into_iter().map(norm).collect();
+        assert_eq!(self.step.decoder_norms(&mut self.device).unwrap(), norms);
+        let norms: Vec<f64> = state.weights.encoder.rows().into_iter().map(norm).collect();
+        assert_eq!(self.step.encoder_norms(&mut self.device).unwrap(), norms);
+        for panel in self.step.own_panels() {
+            let (features, own) = self.step.panel_weights(&mut self.device, panel).unwrap();
+            assert_eq!(features, spec.panel_features(panel));
+            assert_eq!(own.decoder, state.weights.decoder.slice(s![features.clone(), ..]));
+            assert_eq!(own.encoder, state.weights.encoder.slice(s![features, ..]));
+            assert_eq!(own.decoder_bias, state.weights.decoder_bias);
+        }
         Left {
             reports,
             evaluation: self.step.evaluate(&mut self.device, &rows, spec.batch).unwrap(),
             errors: self.step.squared_errors(&mut self.device, spec.batch).unwrap(),
             few,
-            state: self.state(),
+            state,
         }
     }
 }
@@ -172,16 +186,50 @@ fn a_run_goes_on_with_any_number_of_ranks() {
             let mut panels: Vec<_> = states.into_iter().flat_map(|state| state.panels).collect();
             panels.sort_by_key(|(number, _)| *number);
             let rest = on_ranks(after, |exchange| {
-                let mut run = begin(exchange);
-                let own = panels[run.step.own_panels()].to_vec();
-                let states = PanelStates { panels: own, window_totals: totals.clone() };
+                let own = Share::new(&spec, &*exchange).unwrap().own();
+                let states = PanelStates { panels: panels[own].to_vec(), window_totals: totals.clone() };
+                let mut device = EmulatedDevice::among(Arc::clone(&exchange));
+                let step = CudaStep::of_panels(&mut device, spec, options(0.3), &states, exchange);
+                let mut run = Run { step: step.unwrap(), device };
+                let rest = run.train(5..8);
                 run.step.restore_panels(&mut run.device, &states).unwrap();
-                run.train(5..8)
+                assert!(run.train(5..8) == rest);
+                rest
             });
             for rest in rest {
                 assert!(rest.state == whole.state, "{name}, {before} to {after} ranks");
                 assert!(rest.reports == whole.reports[5..], "{name}, {before} to {after} ranks");
             }
+        }
+    }
+}
+
+#[test]
+fn features_start_anew_on_any_number_of_ranks() {
+    for (name, spec) in cases().into_iter().rev().step_by(5) {
+        let initial = weights(&spec, 0.3);
+        let row = |feature: usize, of: usize| (0..WIDTH).map(|k| ((feature + of * k) as f32).sin()).collect();
+        let new: Vec<NewFeature> = [0, 12, 13, FEATURES - 1]
+            .into_iter()
+            .map(|feature| NewFeature {
+                feature,
+                encoder: row(feature, 3),
+                decoder: row(feature, 5),
+                threshold: 0.25,
+            })
+            .collect();
+        let left = |exchange| {
+            let mut run = Run::new(spec, options(0.3), &initial, exchange);
+            run.train(0..3);
+            let mut expected = run.state();
+            expected.replace(0, &new);
+            run.step.replace(&mut run.device, &new).unwrap();
+            assert!(run.state() == expected, "{name}");
+            run.train(3..5)
+        };
+        let one = on_ranks(1, left).remove(0);
+        for ranks in [2, 4] {
+            assert!(on_ranks(ranks, left).iter().all(|left| *left == one), "{name}, {ranks} ranks");
         }
     }
 }

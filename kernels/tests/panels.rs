@@ -11,11 +11,13 @@ use kernels::dead::{DeadLoss, DeadLossKind};
 use kernels::error::StepError;
 use kernels::loss::{LossSpec, Mse, Penalty};
 use kernels::outcome::StepReport;
+use kernels::panels::Share;
 use kernels::path::Path;
 use kernels::prefixes::Prefixes;
 use kernels::spec::{DecoderNorm, Schedule, StepSpec};
-use kernels::state::{PanelStates, State};
+use kernels::state::{NewFeature, PanelStates, State};
 use kernels::stats::Evaluation;
+use ndarray::{ArrayView1, s};
 use ranks::{Exchange, Threads};
 
 const PANELS: usize = 8;
@@ -77,12 +79,28 @@ fn train(step: &mut CpuStep, steps: std::ops::Range<u64>) -> Left {
     let reports = steps.map(run).collect();
     // Fewer rows than there are ranks in some.
     let rows = batch(&StepSpec { batch: 5, ..spec }, 50);
+    let state = step.state().unwrap();
+    let norm = |row: ArrayView1<'_, f32>| row.iter().map(|w| f64::from(*w).powi(2)).sum::<f64>().sqrt();
+    let norms: Vec<f64> = state.weights.decoder.rows().into_iter().map(norm).collect();
+    assert_eq!(step.decoder_norms().unwrap(), norms);
+    let norms: Vec<f64> = state.weights.encoder.rows().into_iter().map(norm).collect();
+    assert_eq!(step.encoder_norms().unwrap(), norms);
+    let shared = (&state.weights.decoder_bias, state.weights.skip.as_ref());
+    assert_eq!(step.shared_weights(), shared);
+    for panel in step.own_panels() {
+        let (features, own) = step.panel_weights(panel);
+        assert_eq!(features, spec.panel_features(panel));
+        assert_eq!(own.decoder, state.weights.decoder.slice(s![features.clone(), ..]));
+        assert_eq!(own.encoder, state.weights.encoder.slice(s![features, ..]));
+        assert_eq!(own.decoder_bias, state.weights.decoder_bias);
+        assert_eq!(own.skip.is_some(), spec.skip && panel == step.own_panels().start);
+    }
     Left {
         reports,
         evaluation: step.evaluate(batch(&spec, 40).view().into()).unwrap(),
         errors: step.squared_errors(rows.view().into()).unwrap().to_vec(),
         reconstruction: step.reconstruct(rows.view()).unwrap().into_raw_vec_and_offset().0,
-        state: bits(&step.state().unwrap()),
+        state: bits(&state),
     }
 }
 
@@ -204,14 +222,18 @@ fn a_run_goes_on_from_states_of_single_panels() {
             assert!(states.iter().all(|state| state.window_totals == *totals));
             let panels: Vec<_> = states.iter().flat_map(|state| state.panels.iter().cloned()).collect();
             let rest = on_ranks(after, |exchange| {
-                let mut step = begin(exchange);
-                let mut own = panels[step.own_panels()].to_vec();
+                let mut own = panels[Share::new(&spec, &*exchange).unwrap().own()].to_vec();
                 let of_first = panels[0].1.clone();
                 own[0].1.weights.skip = of_first.weights.skip;
                 own[0].1.first_moments.skip = of_first.first_moments.skip;
                 own[0].1.second_moments.skip = of_first.second_moments.skip;
-                step.restore_panels(PanelStates { panels: own, window_totals: totals.clone() }).unwrap();
-                train(&mut step, 3..6)
+                let states = PanelStates { panels: own, window_totals: totals.clone() };
+                let step = CpuStep::of_panels(spec, options(0.3), states.clone(), exchange);
+                let mut step = step.unwrap();
+                let rest = train(&mut step, 3..6);
+                step.restore_panels(states).unwrap();
+                assert!(train(&mut step, 3..6) == rest);
+                rest
             });
             for rest in rest {
                 assert!(rest.state == whole.state, "{name}, {before} to {after} ranks");
@@ -222,6 +244,49 @@ fn a_run_goes_on_from_states_of_single_panels() {
         states.panels.swap(0, 1);
         let told = step.restore_panels(states).unwrap_err().to_string();
         assert!(told.contains("list of panels"), "{told}");
+    }
+}
+
+#[test]
+fn features_start_anew_on_any_number_of_ranks() {
+    for (name, spec) in cases()
+        .into_iter()
+        .filter(|(name, _)| ["skip", "prefixes", "jump Step", "TopK { k: 7 }"].contains(&&**name))
+    {
+        let initial = weights(&spec, 0.3);
+        let row = |feature: usize, of: usize| (0..WIDTH).map(|k| ((feature + of * k) as f32).sin()).collect();
+        // Of four panels; one of them twice.
+        let new: Vec<NewFeature> = [0, 13, 14, 57, FEATURES - 1]
+            .into_iter()
+            .map(|feature| NewFeature {
+                feature,
+                encoder: row(feature, 3),
+                decoder: row(feature, 5),
+                threshold: 0.25,
+            })
+            .collect();
+        let begin = |exchange| CpuStep::shared(spec, options(0.3), initial.clone(), exchange).unwrap();
+        let expected = on_ranks(1, |exchange| {
+            let mut step = begin(exchange);
+            train(&mut step, 0..3);
+            let mut state = step.state().unwrap();
+            state.replace(0, &new);
+            assert_eq!(state.weights.encoder_bias[57], 0.0);
+            assert_eq!(state.weights.encoder.row(57).to_vec(), new[3].encoder);
+            assert!(state.first_moments.decoder.row(57).iter().all(|m| *m == 0.0));
+            assert!(state.weights.threshold.as_ref().is_none_or(|threshold| threshold[57] == 0.25));
+            step.restore(state).unwrap();
+            train(&mut step, 3..5)
+        });
+        for ranks in [1, 2, 8] {
+            let found = on_ranks(ranks, |exchange| {
+                let mut step = begin(exchange);
+                train(&mut step, 0..3);
+                step.replace(&new);
+                train(&mut step, 3..5)
+            });
+            assert!(found.iter().all(|left| *left == expected[0]), "{name}, {ranks} ranks");
+        }
     }
 }
 

@@ -5,7 +5,7 @@
 //! not depend on the other runs: it has its own engine, schedule, folder and checkpoints, and sees the batches that it would
 //! see alone. On the CPU the engines step one after another on the same batch, each with all threads.
 
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::time::Duration;
 
 use activation_store::Store;
@@ -23,10 +23,10 @@ use crate::runs::checkpoint;
 use crate::runs::input_scale::Scaler;
 use crate::runs::plan::RunPlan;
 use crate::runs::record::Summary;
-use crate::runs::run::{ReadyRun, Run};
+use crate::runs::run::{Found, ReadyRun, Run};
 use crate::runs::streams::Streams;
 use crate::runs::team::Team;
-use crate::sweep::SweepFolder;
+use crate::sweep::SharedSweep;
 
 /// Trains one run, and returns the process' exit code: 0, or 130 after Ctrl-C.
 pub(crate) fn train(arguments: TrainArguments) -> Result<u8> {
@@ -38,18 +38,17 @@ pub(crate) fn train(arguments: TrainArguments) -> Result<u8> {
 
 fn train_with(team: &Team, arguments: TrainArguments) -> Result<u8> {
     let json = arguments.run.json;
-    let ready = || {
+    let TrainArguments { settings, run, .. } = arguments;
+    let planned = || {
         let interrupt = Interrupt::listen().context("cannot listen for Ctrl-C")?;
         activation_store::give_up_once(interrupt.shared_flag());
-        let TrainArguments { settings, run, .. } = arguments;
         let plan = RunPlan::new(&settings, &run, terminal::command_line(), team.count())?;
-        Ready::new(vec![plan], run, interrupt, team, |plans, streams, compute| {
-            announce::settings(&plans[0], streams, compute)
-        })
+        Ok((interrupt, plan))
     };
-    // Nothing is exchanged before all are ready, and nothing is written.
-    let ready = team.agree(ready())?;
-    team.check_same("the run", &ready.runs[0].identity())?;
+    let (interrupt, plan) = team.agree(planned())?;
+    let ready = Ready::new(vec![plan], run, interrupt, team, |plans, streams, compute| {
+        announce::settings(&plans[0], streams, compute)
+    })?;
     let (summaries, lost) = match ready.start(None)?.finish()? {
         End::Interrupted(code) => return Ok(code),
         End::Finished { summaries, lost } => (summaries, lost),
@@ -80,7 +79,7 @@ pub(crate) struct Ready {
 
 impl Ready {
     /// Opens the stream that all of `plans` train on (they agree on what it depends on), says with `announce` what is
-    /// about to be done, and makes the engines.
+    /// about to be done, and makes the engines. All ranks of `team` do so together.
     pub(crate) fn new(
         plans: Vec<RunPlan>,
         flags: RunArguments,
@@ -88,8 +87,47 @@ impl Ready {
         team: &Team,
         announce: impl FnOnce(&[RunPlan], &Streams, &Compute) -> Result<()>,
     ) -> Result<Ready> {
+        let identities: Vec<String> = plans.iter().map(RunPlan::identity).collect();
+        team.check_same("the run", &identities.join("; "))?;
+        let resumed = plans.iter().any(|plan| plan.resumed);
+        let prepared = Prepared::new(&plans, &flags, team, announce);
+        let Prepared { compute, mut streams, mut scaler } = team.agree(prepared)?;
+        let newest = |plan: &RunPlan| Found::newest(plan, &compute, team);
+        let found: Vec<Option<Found>> = plans.iter().map(newest).collect::<Result<_>>()?;
+        let ready = |(plan, found)| ReadyRun::new(plan, found, &compute, &mut streams.training, &mut scaler);
+        let runs = team.agree(plans.into_iter().zip(found).map(ready).collect())?;
+        Ok(Ready { flags, interrupt, team: team.clone(), streams, scaler, runs, resumed })
+    }
+
+    /// Opens the runs' folders. `sweep` is the folder of the sweep whose points they are.
+    pub(crate) fn start(self, sweep: Option<SharedSweep>) -> Result<Training> {
+        let Ready { flags, interrupt, team, streams, scaler, runs, resumed } = self;
+        let runs: Vec<Run> = runs.into_iter().map(|run| run.start(&flags, &team)).collect::<Result<_>>()?;
+        let training = Training { flags, interrupt, team, streams, scaler, runs, sweep, lost: Vec::new() };
+        training.team.keep_notes(training.path(), training.step())?;
+        if resumed {
+            terminal::say!("continuing after step {}", training.step());
+        }
+        Ok(training)
+    }
+}
+
+/// What a rank prepares by itself. Nothing is exchanged meanwhile: where one rank cannot, the others must not wait for it.
+struct Prepared {
+    compute: Compute,
+    streams: Streams,
+    scaler: Scaler,
+}
+
+impl Prepared {
+    fn new(
+        plans: &[RunPlan],
+        flags: &RunArguments,
+        team: &Team,
+        announce: impl FnOnce(&[RunPlan], &Streams, &Compute) -> Result<()>,
+    ) -> Result<Prepared> {
         let settings = plans[0].settings();
-        let threads = threads(&flags, team);
+        let threads = threads(flags, team);
         let compute = Compute::choose(flags.device, threads, team.exchange(), team.devices())?;
         if !plans[0].targets.is_empty() {
             compute.check_targets()?;
@@ -108,7 +146,7 @@ impl Ready {
             matches!(compute, Compute::Cuda { .. }) && settings.input_scale == InputScaleChoice::None;
         let mut streams = Streams::open(&plans[0], threads, as_stored)?;
         enough(streams.training.rows_per_epoch())?;
-        announce(&plans, &streams, &compute)?;
+        announce(plans, &streams, &compute)?;
         let all: Vec<&Settings> = plans.iter().map(RunPlan::settings).collect();
         compute.check_memory(&all)?;
 
@@ -116,23 +154,8 @@ impl Ready {
             let folders: Vec<PathBuf> = plan.checkpoints.iter().map(|(_, folder)| folder.clone()).collect();
             checkpoint::input_factor(&folders)
         });
-        let batches = &mut streams.training;
-        let mut scaler = Scaler::new(settings.input_scale, known, batches)?;
-        let resumed = plans.iter().any(|plan| plan.resumed);
-        let runs = plans.into_iter().map(|plan| ReadyRun::new(plan, &compute, batches, &mut scaler));
-        let runs = runs.collect::<Result<_>>()?;
-        Ok(Ready { flags, interrupt, team: team.clone(), streams, scaler, runs, resumed })
-    }
-
-    /// Opens the runs' folders. `sweep` is the folder of the sweep whose points they are.
-    pub(crate) fn start(self, sweep: Option<SweepFolder>) -> Result<Training> {
-        let Ready { flags, interrupt, team, streams, scaler, runs, resumed } = self;
-        let runs: Vec<Run> = runs.into_iter().map(|run| run.start(&flags, &team)).collect::<Result<_>>()?;
-        let training = Training { flags, interrupt, team, streams, scaler, runs, sweep, lost: Vec::new() };
-        if resumed {
-            terminal::say!("continuing after step {}", training.step());
-        }
-        Ok(training)
+        let scaler = Scaler::new(settings.input_scale, known, &mut streams.training)?;
+        Ok(Prepared { compute, streams, scaler })
     }
 }
 
@@ -145,7 +168,7 @@ pub(crate) struct Training {
     scaler: Scaler,
     /// Those that have not failed.
     runs: Vec<Run>,
-    sweep: Option<SweepFolder>,
+    sweep: Option<SharedSweep>,
     /// Why the others ended.
     lost: Vec<anyhow::Error>,
 }
@@ -188,6 +211,11 @@ impl Training {
             return Err(self.keep(error));
         }
         self.conclude(elapsed)
+    }
+
+    /// The folder of the run or of the sweep.
+    fn path(&self) -> &Path {
+        self.sweep.as_ref().map_or_else(|| self.runs[0].path(), SharedSweep::path)
     }
 
     /// The steps that all runs have done.

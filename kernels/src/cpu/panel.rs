@@ -8,7 +8,7 @@ use crate::outcome::Terms;
 use crate::parameters::Parameters;
 use crate::path::Path;
 use crate::spec::StepSpec;
-use crate::state::State;
+use crate::state::{NewFeature, State};
 
 use super::blocks::TrainedParameters;
 use super::forward::{Buffers, Forward};
@@ -117,6 +117,16 @@ impl Panel {
             steps_since_fired: self.steps_since_fired.clone(),
             threshold,
             path_choice: None,
+        }
+    }
+
+    /// Lets those of `new` that are its own start anew.
+    pub(super) fn replace(&mut self, new: &[NewFeature]) {
+        let TrainedParameters { weights, first, second } = &mut self.parameters;
+        for new in new.iter().filter(|new| self.features.contains(&new.feature)) {
+            let at = new.feature - self.features.start;
+            new.replace(at, weights, [first, second]);
+            self.steps_since_fired[at] = 0;
         }
     }
 

@@ -18,10 +18,10 @@ use crate::error::StepError;
 use crate::loss::Mse;
 use crate::outcome::{StepReport, Terms};
 use crate::panels::{Share, Tree};
-use crate::parameters::{Parameters, numbers};
+use crate::parameters::{Parameters, numbers, row_norms};
 use crate::path::Path;
 use crate::spec::{AdamStep, Schedule, StepSpec};
-use crate::state::{PanelStates, State};
+use crate::state::{NewFeature, PanelStates, State};
 use crate::stats::{Evaluation, Sums};
 
 use super::among_panels::{keep_of_batch, keep_of_rows};
@@ -91,11 +91,42 @@ impl CpuStep {
     ) -> Result<CpuStep, StepError> {
         spec.validate()?;
         weights.check(&spec)?;
+        let mut step = CpuStep::empty(spec, options, exchange)?;
+        if step.spec.panels == 1 {
+            step.restore(State::new(weights))?;
+            return Ok(step);
+        }
+        // Moments of all features would be in memory beside those of the panels.
+        for panel in &mut step.panels {
+            let own = weights.of_features(panel.features.clone(), panel.spec.skip);
+            panel.restore_alone(State::new(own), &[]);
+        }
+        Ok(step)
+    }
+
+    /// As [`CpuStep::shared`] for a rank that is given its own panels alone, and goes on where they are.
+    ///
+    /// # Errors
+    /// As [`CpuStep::shared`] and [`CpuStep::restore_panels`].
+    pub fn of_panels(
+        spec: StepSpec,
+        options: CpuOptions,
+        states: PanelStates,
+        exchange: Arc<dyn Exchange>,
+    ) -> Result<CpuStep, StepError> {
+        spec.validate()?;
+        let mut step = CpuStep::empty(spec, options, exchange)?;
+        step.restore_panels(states)?;
+        Ok(step)
+    }
+
+    /// Without numbers.
+    fn empty(spec: StepSpec, options: CpuOptions, exchange: Arc<dyn Exchange>) -> Result<CpuStep, StepError> {
         let share = Share::new(&spec, &*exchange)?;
         let own = share.own();
         let panel = |panel| Panel::new(&spec, panel, panel == own.start);
         let panels = own.clone().map(panel).collect();
-        let mut step = CpuStep {
+        Ok(CpuStep {
             spec,
             options,
             peers: Peers(exchange),
@@ -106,17 +137,7 @@ impl CpuStep {
             rows: Rows::default(),
             memory: Vec::new(),
             skip_gradient: Vec::new(),
-        };
-        if spec.panels == 1 {
-            step.restore(State::new(weights))?;
-            return Ok(step);
-        }
-        // Moments of all features would be in memory beside those of the panels.
-        for panel in &mut step.panels {
-            let own = weights.of_features(panel.features.clone(), panel.spec.skip);
-            panel.restore_alone(State::new(own), &[]);
-        }
-        Ok(step)
+        })
     }
 
     /// What a step is.
@@ -602,6 +623,50 @@ impl CpuStep {
     /// The numbers of the panels that this rank owns.
     pub fn own_panels(&self) -> Range<usize> {
         self.share.own()
+    }
+
+    /// The features of panel `number`, one of the own ones, and their weights. b_dec is in each, W_skip in the first that the rank has.
+    /// Nothing is exchanged.
+    ///
+    /// # Panics
+    /// If another rank owns it.
+    pub fn panel_weights(&self, number: usize) -> (Range<usize>, &Parameters) {
+        let own = self.share.own();
+        assert!(own.contains(&number), "panel {number}, and the own ones are {own:?}");
+        let panel = &self.panels[number - own.start];
+        (panel.features.clone(), &panel.parameters.weights)
+    }
+
+    /// b_dec, and W_skip if there is one.
+    pub fn shared_weights(&self) -> (&Array1<f32>, Option<&Array2<f32>>) {
+        let weights = &self.panels[0].parameters.weights;
+        (&weights.decoder_bias, weights.skip.as_ref())
+    }
+
+    /// Lets features start anew. All ranks are given all of `new`.
+    ///
+    /// # Panics
+    /// If weights have another width.
+    pub fn replace(&mut self, new: &[NewFeature]) {
+        self.panels.iter_mut().for_each(|panel| panel.replace(new));
+    }
+
+    /// The norm of each feature's column of W_enc, [F].
+    ///
+    /// # Errors
+    /// Ranks that are lost.
+    pub fn encoder_norms(&self) -> Result<Vec<f64>, StepError> {
+        let norms = self.panels.iter().flat_map(|panel| row_norms(&panel.parameters.weights.encoder));
+        Ok(self.of_all_features(norms.collect(), 1)?)
+    }
+
+    /// The norm of each decoder row, [F].
+    ///
+    /// # Errors
+    /// Ranks that are lost.
+    pub fn decoder_norms(&self) -> Result<Vec<f64>, StepError> {
+        let norms = self.panels.iter().flat_map(|panel| row_norms(&panel.parameters.weights.decoder));
+        Ok(self.of_all_features(norms.collect(), 1)?)
     }
 
     /// This rank's share of the state. Nothing is exchanged.

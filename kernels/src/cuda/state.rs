@@ -1,13 +1,15 @@
 //! Weights and state between host and device.
 
+use std::ops::Range;
+
 use bytemuck::Pod;
 use ndarray::{Array1, Array2, ArrayView2};
 
 use crate::activations::SparseActivations;
 use crate::error::{DeviceError, StepError};
-use crate::parameters::{Parameters, numbers};
+use crate::parameters::{Parameters, numbers, row_norms};
 use crate::path::PathChoice;
-use crate::state::{PanelStates, State};
+use crate::state::{NewFeature, PanelStates, State};
 
 use super::device::Device;
 use super::layout::Window;
@@ -21,6 +23,61 @@ impl<D: Device> CudaStep<D> {
     /// What the device says; ranks that are lost.
     pub fn weights(&self, device: &mut D) -> Result<Parameters, StepError> {
         self.parameters(device, 0)
+    }
+
+    /// The features of panel `number`, one of the own ones, and their weights; b_dec is in each. Nothing is exchanged. Steps must have
+    /// been finished.
+    ///
+    /// # Errors
+    /// What the device says.
+    ///
+    /// # Panics
+    /// If another rank owns it.
+    pub fn panel_weights(
+        &self,
+        device: &mut D,
+        number: usize,
+    ) -> Result<(Range<usize>, Parameters), StepError> {
+        let own = self.own_panels();
+        assert!(own.contains(&number), "panel {number}, and the own ones are {own:?}");
+        let features = self.spec.panel_features(number);
+        Ok((features, self.panels[number - own.start].download_parameters(device, 0)?))
+    }
+
+    /// The norm of each feature's column of W_enc, [F]. Steps must have been finished.
+    ///
+    /// # Errors
+    /// What the device says; ranks that are lost.
+    pub fn encoder_norms(&self, device: &mut D) -> Result<Vec<f64>, StepError> {
+        self.norms(device, |weights| &weights.encoder)
+    }
+
+    /// The norm of each decoder row, [F]. Steps must have been finished.
+    ///
+    /// # Errors
+    /// What the device says; ranks that are lost.
+    pub fn decoder_norms(&self, device: &mut D) -> Result<Vec<f64>, StepError> {
+        self.norms(device, |weights| &weights.decoder)
+    }
+
+    fn norms(&self, device: &mut D, of: impl Fn(&Parameters) -> &Array2<f32>) -> Result<Vec<f64>, StepError> {
+        let mut own = Vec::new();
+        for panel in &self.panels {
+            own.extend(row_norms(of(&panel.download_parameters(device, 0)?)));
+        }
+        self.of_all_features(own, 1)
+    }
+
+    /// Lets features start anew. All ranks are given all of `new`. Steps must have been finished.
+    ///
+    /// # Errors
+    /// What the device says.
+    pub fn replace(&mut self, device: &mut D, new: &[NewFeature]) -> Result<(), StepError> {
+        let mut states = self.panel_states(device)?;
+        for (number, state) in &mut states.panels {
+            state.replace(self.spec.panel_features(*number).start, new);
+        }
+        self.restore_panels(device, &states)
     }
 
     /// The running frequencies as of the last step, [F].

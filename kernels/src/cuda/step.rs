@@ -23,7 +23,7 @@ use crate::panels::{Share, Tree};
 use crate::parameters::Parameters;
 use crate::path::Path;
 use crate::spec::{Schedule, StepSpec};
-use crate::state::State;
+use crate::state::{PanelStates, State};
 use crate::stats::{Evaluation, Sums};
 
 use super::device::Device;
@@ -84,6 +84,35 @@ impl<D: Device> CudaStep<D> {
         weights: Parameters,
         exchange: Arc<dyn Exchange>,
     ) -> Result<CudaStep<D>, StepError> {
+        let mut step = CudaStep::empty(device, spec, options, exchange)?;
+        weights.check(&spec)?;
+        step.load(device, &State::new(weights))?;
+        Ok(step)
+    }
+
+    /// As [`CudaStep::shared`] for a rank that is given its own panels alone, and goes on where they are.
+    ///
+    /// # Errors
+    /// As [`CudaStep::shared`] and [`CudaStep::restore_panels`].
+    pub fn of_panels(
+        device: &mut D,
+        spec: StepSpec,
+        options: DeviceOptions,
+        states: &PanelStates,
+        exchange: Arc<dyn Exchange>,
+    ) -> Result<CudaStep<D>, StepError> {
+        let mut step = CudaStep::empty(device, spec, options, exchange)?;
+        step.restore_panels(device, states)?;
+        Ok(step)
+    }
+
+    /// Without numbers.
+    fn empty(
+        device: &mut D,
+        spec: StepSpec,
+        options: DeviceOptions,
+        exchange: Arc<dyn Exchange>,
+    ) -> Result<CudaStep<D>, StepError> {
         let share = Share::new(&spec, &*exchange)?;
         let plans = DevicePlan::of_panels(&spec, &options, &share)?;
         let (meeting, parts) = Meeting::new(device, &spec, share, Peers(exchange))?;
@@ -91,7 +120,7 @@ impl<D: Device> CudaStep<D> {
         for (plan, part) in plans.into_iter().zip(parts) {
             panels.push(Panel::new(device, &spec, options, plan, part)?);
         }
-        let mut step = CudaStep {
+        Ok(CudaStep {
             spec,
             panels,
             meeting,
@@ -100,10 +129,7 @@ impl<D: Device> CudaStep<D> {
             window_totals: VecDeque::new(),
             mailboxes: Vec::new(),
             recorded: Recordings::default(),
-        };
-        weights.check(&spec)?;
-        step.load(device, &State::new(weights))?;
-        Ok(step)
+        })
     }
 
     /// Bytes of device memory that a step takes always, and those that its dense passes take in addition; the batch apart.

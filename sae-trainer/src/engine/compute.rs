@@ -16,8 +16,8 @@ use crate::command::settings::Settings;
 use crate::engine::device::OTHER_TARGETS;
 use crate::engine::host_memory;
 use crate::engine::{
-    CpuEngine, CpuOptions, CpuThreads, CudaEngine, DeviceOptions, Engine, SharedDevice, StepSpec,
-    device_memory_of_rank,
+    CpuEngine, CpuOptions, CpuThreads, CudaEngine, DeviceOptions, Engine, PanelStates, SharedDevice,
+    StepSpec, device_memory_of_rank,
 };
 
 /// What computes the steps of a run, or of all runs of a sweep.
@@ -131,6 +131,20 @@ impl Compute {
         Ok(Share::new(&run.step, &**exchange)?.own())
     }
 
+    /// As [`Compute::engine`], of a run whose features are divided: from this rank's panels alone.
+    pub(crate) fn engine_of_panels(&self, run: &Settings, states: PanelStates) -> Result<Box<dyn Engine>> {
+        Ok(match self {
+            Compute::Cpu { threads, exchange, .. } => {
+                let exchange = Arc::clone(exchange);
+                Box::new(CpuEngine::of_panels(threads, run.step, states, cpu_options(run), exchange)?)
+            }
+            Compute::Cuda { device, exchange } => {
+                let (options, exchange) = (device_options(run), Arc::clone(exchange));
+                Box::new(CudaEngine::of_panels(device, run.step, &states, options, exchange)?)
+            }
+        })
+    }
+
     /// An engine for a run. Engines on the CPU step one after another, each with all threads.
     pub(crate) fn engine(&self, run: &Settings, weights: &Weights) -> Result<Box<dyn Engine>> {
         Ok(match self {
@@ -167,7 +181,7 @@ fn device_steps(runs: &[&Settings]) -> Vec<(StepSpec, DeviceOptions)> {
 /// Bytes of memory that the steps need at the peak. For each run: weights and moments, the frequency window, and two
 /// dense [B, F] arrays at the start, when most features are active, or later all weights and rows as integers of up to
 /// 2 bytes, for screening; of one run at a time a second copy of weights,
-/// moments and window while a checkpoint is written. Of several ranks each has its share, and all of that copy.
+/// moments and window while a checkpoint is written. Of several ranks each has its share.
 fn cpu_memory(runs: &[&Settings], ranks: usize) -> u64 {
     let (mut lasting, mut passing) = (0, 0);
     for run in runs {
@@ -178,7 +192,8 @@ fn cpu_memory(runs: &[&Settings], ranks: usize) -> u64 {
         let activations = (8 * batch * f).max(2 * d * (batch + f));
         let panels = if step.panels > 1 { 8 * batch * d } else { 0 };
         lasting += (3 * weights + window + activations) / ranks as u64 + 12 * batch * d + panels;
-        passing = passing.max(4 * weights + window);
+        let copy = if step.panels > 1 { (3 * weights + window) / ranks as u64 } else { 4 * weights + window };
+        passing = passing.max(copy);
     }
     lasting + passing
 }

@@ -1,6 +1,7 @@
 //! The engine on CPU threads: runs [`CpuStep`] on a pool of its own or a shared one.
 
 use std::borrow::Cow;
+use std::ops::Range;
 use std::sync::Arc;
 
 use kernels::activations::SparseActivations;
@@ -10,7 +11,7 @@ use kernels::cpu::step::CpuStep;
 use kernels::error::StepError;
 use kernels::outcome::StepReport;
 use kernels::spec::{Schedule, StepSpec};
-use kernels::state::{PanelStates, State};
+use kernels::state::{NewFeature, PanelStates, State};
 use kernels::stats::Evaluation;
 use ndarray::{Array1, Array2, ArrayView2};
 use ranks::{Alone, Exchange};
@@ -81,6 +82,21 @@ impl CpuEngine {
         Ok(CpuEngine { step, pool: Arc::clone(&threads.0) })
     }
 
+    /// As [`CpuEngine::shared`] for a rank that is given its own panels alone: [`CpuStep::of_panels`].
+    ///
+    /// # Errors
+    /// As [`CpuEngine::shared`], and states of other panels or shapes.
+    pub fn of_panels(
+        threads: &CpuThreads,
+        spec: StepSpec,
+        states: PanelStates,
+        options: CpuOptions,
+        exchange: Arc<dyn Exchange>,
+    ) -> Result<CpuEngine, StepError> {
+        let step = CpuStep::of_panels(spec, options, states, exchange)?;
+        Ok(CpuEngine { step, pool: Arc::clone(&threads.0) })
+    }
+
     /// The number of worker threads.
     pub fn threads(&self) -> usize {
         self.pool.current_num_threads()
@@ -145,6 +161,34 @@ impl Engine for CpuEngine {
 
     fn restore(&mut self, state: State) -> Result<(), StepError> {
         self.step.restore(state)
+    }
+
+    fn own_panels(&self) -> Range<usize> {
+        self.step.own_panels()
+    }
+
+    fn panel_weights(&self, number: usize) -> Result<(usize, sae::Weights), StepError> {
+        let (features, parameters) = self.step.panel_weights(number);
+        let weights = layout::used_weights(parameters, self.step.spec(), self.step.threshold());
+        Ok((features.start, weights))
+    }
+
+    fn decoder_norms(&self) -> Result<Vec<f64>, StepError> {
+        self.step.decoder_norms()
+    }
+
+    fn encoder_norms(&self) -> Result<Vec<f64>, StepError> {
+        self.step.encoder_norms()
+    }
+
+    fn shared_weights(&self) -> Result<(Array1<f32>, Option<Array2<f32>>), StepError> {
+        let (bias, skip) = self.step.shared_weights();
+        Ok((bias.clone(), skip.cloned()))
+    }
+
+    fn replace(&mut self, new: &[NewFeature]) -> Result<(), StepError> {
+        self.step.replace(new);
+        Ok(())
     }
 
     fn panel_states(&self) -> Result<PanelStates, StepError> {

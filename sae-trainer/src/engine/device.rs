@@ -11,6 +11,7 @@
 use std::borrow::Cow;
 use std::cell::{RefCell, RefMut};
 use std::collections::VecDeque;
+use std::ops::Range;
 use std::rc::Rc;
 use std::sync::Arc;
 
@@ -27,7 +28,7 @@ use kernels::cuda::step::{CudaStep, Outcome, Pending};
 use kernels::error::{DeviceError, StepError};
 use kernels::outcome::StepReport;
 use kernels::spec::{Schedule, StepSpec};
-use kernels::state::{PanelStates, State};
+use kernels::state::{NewFeature, PanelStates, State};
 use kernels::stats::Evaluation;
 use ndarray::{Array1, Array2, ArrayView2, Axis};
 use ranks::{Alone, Exchange};
@@ -267,9 +268,37 @@ impl<D: Device> DeviceEngine<D> {
         spec.validate()?;
         let parameters = layout::parameters(weights);
         parameters.check(&spec)?;
+        DeviceEngine::with(shared, (spec, options), exchange, |device, exchange| {
+            CudaStep::shared(device, spec, options, parameters, exchange)
+        })
+    }
+
+    /// As [`DeviceEngine::of_rank`] for a rank that is given its own panels alone: [`CudaStep::of_panels`].
+    ///
+    /// # Errors
+    /// As [`DeviceEngine::of_rank`], and states of other panels or shapes.
+    pub fn of_panels(
+        shared: &SharedDevice<D>,
+        spec: StepSpec,
+        states: &PanelStates,
+        options: DeviceOptions,
+        exchange: Arc<dyn Exchange>,
+    ) -> Result<DeviceEngine<D>, StepError> {
+        spec.validate()?;
+        DeviceEngine::with(shared, (spec, options), exchange, |device, exchange| {
+            CudaStep::of_panels(device, spec, options, states, exchange)
+        })
+    }
+
+    fn with(
+        shared: &SharedDevice<D>,
+        (spec, options): (StepSpec, DeviceOptions),
+        exchange: Arc<dyn Exchange>,
+        step: impl FnOnce(&mut D, Arc<dyn Exchange>) -> Result<CudaStep<D>, StepError>,
+    ) -> Result<DeviceEngine<D>, StepError> {
         shared.check_memory_of_rank(&[(spec, options)], &*exchange)?;
         let mut lock = shared.lock();
-        let step = CudaStep::shared(&mut lock.device, spec, options, parameters, exchange)?;
+        let step = step(&mut lock.device, exchange)?;
         lock.prepare(step.batch_bytes(), [spec.batch, spec.width])?;
         drop(lock);
         Ok(DeviceEngine { step, begun: VecDeque::new(), shared: shared.clone() })
@@ -485,6 +514,34 @@ impl<D: Device> Engine for DeviceEngine<D> {
 
     fn restore(&mut self, state: State) -> Result<(), StepError> {
         self.shared.with(|device| self.step.restore(device, &state))
+    }
+
+    fn own_panels(&self) -> Range<usize> {
+        self.step.own_panels()
+    }
+
+    fn panel_weights(&self, number: usize) -> Result<(usize, sae::Weights), StepError> {
+        let (features, parameters) = self.shared.with(|device| self.step.panel_weights(device, number))?;
+        let weights = layout::used_weights(&parameters, self.step.spec(), self.step.threshold());
+        Ok((features.start, weights))
+    }
+
+    fn decoder_norms(&self) -> Result<Vec<f64>, StepError> {
+        self.shared.with(|device| self.step.decoder_norms(device))
+    }
+
+    fn encoder_norms(&self) -> Result<Vec<f64>, StepError> {
+        self.shared.with(|device| self.step.encoder_norms(device))
+    }
+
+    fn shared_weights(&self) -> Result<(Array1<f32>, Option<Array2<f32>>), StepError> {
+        let first = self.step.own_panels().start;
+        let (_, weights) = self.shared.with(|device| self.step.panel_weights(device, first))?;
+        Ok((weights.decoder_bias, weights.skip))
+    }
+
+    fn replace(&mut self, new: &[NewFeature]) -> Result<(), StepError> {
+        self.shared.with(|device| self.step.replace(device, new))
     }
 
     fn panel_states(&self) -> Result<PanelStates, StepError> {

@@ -31,12 +31,13 @@ pub(crate) fn weights(parameters: &Parameters) -> Weights {
     }
 }
 
-/// The public layout of an autoencoder that is to be used: with BatchTopK's `threshold`, which is one of what features are ranked
-/// by, for each of them.
+/// The public layout of an autoencoder, or of some of its features, that is to be used: with BatchTopK's `threshold`, which is one of
+/// what features are ranked by, for each of them.
 pub(crate) fn used_weights(parameters: &Parameters, spec: &StepSpec, threshold: Option<f64>) -> Weights {
     let mut weights = weights(parameters);
     if let Activation::BatchTopK { .. } = spec.activation {
-        let mut thresholds = Array1::from_elem(spec.features, threshold.unwrap_or(0.0) as f32);
+        let mut thresholds =
+            Array1::from_elem(parameters.encoder_bias.len(), threshold.unwrap_or(0.0) as f32);
         if spec.rank_by_decoder_norm {
             for (threshold, row) in thresholds.iter_mut().zip(weights.w_dec.rows()) {
                 let norm = row.dot(&row).sqrt();

@@ -29,10 +29,11 @@ pub use kernels::path::{Path, PathChoice};
 pub use kernels::precision::Precision;
 pub use kernels::prefixes::Prefixes;
 pub use kernels::spec::{Adam, DecoderNorm, Schedule, SpecError, StepSpec};
-pub use kernels::state::{PanelStates, State};
+pub use kernels::state::{NewFeature, PanelStates, State};
 pub use kernels::stats::{Evaluation, Sums};
 
 use std::borrow::Cow;
+use std::ops::Range;
 
 use ndarray::{Array1, Array2, ArrayView2};
 
@@ -139,6 +140,43 @@ pub trait Engine: Forward {
     /// # Errors
     /// A state of other shapes.
     fn restore(&mut self, state: State) -> Result<(), StepError>;
+
+    /// The numbers of the panels that this rank owns.
+    fn own_panels(&self) -> Range<usize>;
+
+    /// The weights of an own panel's features alone, as [`Forward::weights`] has them, and the first of these features. b_dec is in
+    /// each, W_skip in the first panel of a rank. Nothing is exchanged.
+    ///
+    /// # Errors
+    /// A device that fails.
+    ///
+    /// # Panics
+    /// If another rank owns it.
+    fn panel_weights(&self, number: usize) -> Result<(usize, sae::Weights), StepError>;
+
+    /// The norm of each decoder row, [F].
+    ///
+    /// # Errors
+    /// A device that fails, ranks that are lost.
+    fn decoder_norms(&self) -> Result<Vec<f64>, StepError>;
+
+    /// The norm of each feature's column of W_enc, [F].
+    ///
+    /// # Errors
+    /// A device that fails, ranks that are lost.
+    fn encoder_norms(&self) -> Result<Vec<f64>, StepError>;
+
+    /// b_dec [d], and W_skip [d, d] if there is one.
+    ///
+    /// # Errors
+    /// A device that fails.
+    fn shared_weights(&self) -> Result<(Array1<f32>, Option<Array2<f32>>), StepError>;
+
+    /// Lets features start anew. All ranks are given all of `new`.
+    ///
+    /// # Errors
+    /// A device that fails.
+    fn replace(&mut self, new: &[NewFeature]) -> Result<(), StepError>;
 
     /// The state of the panels that this rank owns; those of all ranks are a state. Nothing is exchanged.
     ///

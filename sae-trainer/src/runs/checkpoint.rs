@@ -23,6 +23,7 @@ use serde::{Deserialize, Serialize};
 use terminal::foreign_path;
 
 use crate::engine::{Parameters, PathChoice, State, StepSpec, layout};
+use crate::runs::team::Team;
 
 const TENSORS_FILE: &str = "training.safetensors";
 const STEP_FILE: &str = "training.json";
@@ -73,24 +74,30 @@ pub(crate) fn save(folder: &Path, sae: &Sae, state: &State, logged_lines: Option
     written.with_context(|| format!("cannot write the checkpoint {}", foreign_path(folder)))
 }
 
-/// The newest of `folders` (the oldest first) that `load` can read, with its place among them. For each newer one, says
-/// why it cannot be read: only the time since the older one is lost.
+/// The newest of `folders` (the oldest first) of which every rank of `team` can `load` what it needs, with its place among them. For
+/// each newer one, says why it cannot be read: only the time since the older one is lost.
 ///
 /// # Errors
-/// Where none can be read.
-pub(crate) fn load_newest<S>(folders: &[PathBuf], load: impl Fn(&Path) -> Result<S>) -> Result<(usize, S)> {
+/// Where none can be read; ranks that are lost.
+pub(crate) fn load_newest<S>(
+    folders: &[PathBuf],
+    team: &Team,
+    load: impl Fn(&Path) -> Result<S>,
+) -> Result<(usize, S)> {
     let mut reasons = Vec::new();
     for (at, folder) in folders.iter().enumerate().rev() {
-        match load(folder) {
-            Ok(state) => {
+        let loaded = load(folder);
+        let failures = team.failures(&loaded)?;
+        match loaded {
+            Ok(state) if failures.is_empty() => {
                 for reason in reasons {
                     terminal::say!("{reason}; continuing from the one before it");
                 }
                 return Ok((at, state));
             }
-            Err(error) => {
-                let folder = foreign_path(folder);
-                reasons.push(format!("cannot continue from the checkpoint {folder}: {error:#}"));
+            _ => {
+                let (folder, failures) = (foreign_path(folder), failures.join("; "));
+                reasons.push(format!("cannot continue from the checkpoint {folder}: {failures}"));
             }
         }
     }
@@ -266,4 +273,54 @@ pub(crate) fn bytes(spec: &StepSpec) -> u64 {
     let skip = if spec.skip { d * d } else { 0 };
     let weights = 4 * (2 * d * f + d + f + skip);
     3 * weights + f * (4 * spec.sparsity_window as u64 + 12)
+}
+
+#[cfg(test)]
+mod tests {
+    use std::time::Duration;
+
+    use ranks::Threads;
+
+    use super::*;
+
+    #[test]
+    fn ranks_take_the_newest_checkpoint_that_all_can_read() {
+        let folders: Vec<PathBuf> = ["a", "b", "c", "d"].map(PathBuf::from).to_vec();
+        // Each rank misses another one.
+        let readable = |rank: usize, folder: &Path| match (rank, folder.to_str().unwrap()) {
+            (1, "d") | (0 | 3, "c") => bail!("{} is damaged", folder.display()),
+            (_, name) => Ok((rank, name.to_owned())),
+        };
+        let threads = Threads::new(4, Duration::from_secs(60));
+        let found: Vec<_> = std::thread::scope(|scope| {
+            let load = |rank: Threads| {
+                let (number, folders) = (ranks::Exchange::rank(&rank), &folders);
+                scope.spawn(move || {
+                    let team = Team::of_threads(rank);
+                    let newest = load_newest(folders, &team, |folder| readable(number, folder)).unwrap();
+                    let none = load_newest(&folders[2..], &team, |folder| readable(number, folder));
+                    (newest, none.unwrap_err().to_string())
+                })
+            };
+            let ranks: Vec<_> = threads.into_iter().map(load).collect();
+            ranks.into_iter().map(|rank| rank.join().unwrap()).collect()
+        });
+        for (rank, (newest, none)) in found.into_iter().enumerate() {
+            assert_eq!(newest, (1, (rank, "b".to_owned())));
+            assert!(none.contains("checkpoint d: rank 1: d is damaged"), "{none}");
+            assert!(none.contains("checkpoint c: rank 0: c is damaged."), "{none}");
+        }
+    }
+
+    #[test]
+    fn what_all_ranks_find_damaged_is_said_of_none() {
+        let team = Team::alone();
+        let newest = load_newest(&["a".into(), "b".into()], &team, |folder| match folder.to_str() {
+            Some("a") => Ok(7),
+            _ => bail!("it is damaged"),
+        });
+        assert_eq!(newest.unwrap(), (0, 7));
+        assert_eq!(team.failures::<()>(&Err(anyhow::anyhow!("why"))).unwrap(), ["why"]);
+        assert!(team.failures(&Ok(1)).unwrap().is_empty());
+    }
 }

@@ -20,7 +20,6 @@ use std::path::{Path, PathBuf};
 
 use activation_store::{Store, StoreSpec};
 use anyhow::{Context, Result, anyhow, bail, ensure};
-use sae::Sae;
 use serde::de::DeserializeOwned;
 use serde::{Deserialize, Serialize};
 use serde_json::Value;
@@ -377,11 +376,11 @@ impl RunFolder {
         Ok(folder)
     }
 
-    /// Writes `sae/`. Returns its path.
-    pub(crate) fn save_sae(&self, sae: &Sae) -> Result<PathBuf> {
+    /// Lets `save` write `sae/`. Returns its path.
+    pub(crate) fn save_sae(&self, save: impl FnOnce(&Path) -> Result<()>) -> Result<PathBuf> {
         self.check_there()?;
         let folder = self.path.join(SAE);
-        sae.save(&folder).with_context(|| format!("cannot write {}", foreign_path(&folder)))?;
+        save(&folder).with_context(|| format!("cannot write {}", foreign_path(&folder)))?;
         Ok(folder)
     }
 

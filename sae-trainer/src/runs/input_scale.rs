@@ -67,8 +67,7 @@ impl Scaler {
     }
 
     /// The weights that compute of scaled rows what `weights` compute of rows as they are.
-    pub(crate) fn weights(&self, weights: &Weights) -> Weights {
-        let mut weights = weights.clone();
+    pub(crate) fn weights(&self, mut weights: Weights) -> Weights {
         if let InputScale::Factor(factor) = self.scale {
             weights.fold_input_factor(1.0 / factor);
         }

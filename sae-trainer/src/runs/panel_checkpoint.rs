@@ -15,7 +15,7 @@
 use std::collections::BTreeMap;
 use std::fs;
 use std::ops::Range;
-use std::path::{Path, PathBuf};
+use std::path::Path;
 
 use anyhow::{Context, Result, ensure};
 use durable_files::CheckedFolder;
@@ -25,7 +25,7 @@ use terminal::foreign_path;
 
 use crate::engine::{PanelStates, Parameters, State, StepSpec};
 use crate::runs::checkpoint::{TensorFile, Training, read_finite, read_firings};
-use crate::runs::team::Team;
+use crate::runs::together::Others;
 
 const WHOLE_FILE: &str = "whole.safetensors";
 /// Tensors that belong to no feature.
@@ -40,24 +40,20 @@ pub(crate) fn is_one(folder: &Path) -> bool {
     folder.join(panel_file(0)).exists() && folder.join(WHOLE_FILE).exists()
 }
 
-/// Writes the checkpoint `folder`, whole or not at all, together with the ranks that [`help`] meanwhile. `own` are this rank's
+/// Writes the checkpoint `folder`, whole or not at all, together with the `others`, who [`write_panels`]. `own` are this rank's
 /// panels, those of the first.
 ///
 /// # Errors
-/// Those of any rank; all ranks have one then.
+/// Those of any rank.
 pub(crate) fn save(
     folder: &Path,
     config: &Config,
     own: &PanelStates,
     logged_lines: u64,
-    team: &Team,
+    others: &Others<'_>,
 ) -> Result<()> {
-    let mut told = false;
     let written = durable_files::replace_folder(folder, |new| -> Result<()> {
-        told = true;
-        let path = new.to_str().map(str::to_owned).context("its path is not UTF-8");
-        team.told_by_first(Some(path))?;
-        let sums = team.collect(write_panels(new, own))?;
+        let sums = others.fill(new, |new| write_panels(new, own))?;
         let lines = sums.iter().flat_map(|lines| lines.lines()).filter_map(|line| line.split_once(' '));
         let sums: BTreeMap<String, String> =
             lines.map(|(name, sum)| (name.to_owned(), sum.to_owned())).collect();
@@ -74,25 +70,14 @@ pub(crate) fn save(
         Training { step, logged_lines, path_choice, threshold, window_totals }.write(new)?;
         Ok(durable_files::write_sums_beside(new, sums)?)
     });
-    let written = match written {
-        // The others wait to be told where.
-        Err(error) if !told => Err(team.told_by_first(Some(Err(error))).unwrap_err()),
-        written => written,
-    };
     written.with_context(|| format!("cannot write the checkpoint {}", foreign_path(folder)))
 }
 
-/// Writes this rank's panels into the checkpoint that the first rank [saves](save).
+/// Writes a file for each panel into the folder `new`; returns lines with their names and checksums.
 ///
 /// # Errors
-/// As [`save`].
-pub(crate) fn help(own: &PanelStates, team: &Team) -> Result<()> {
-    let new = PathBuf::from(team.told_by_first(None)?);
-    team.collect(write_panels(&new, own)).map(drop)
-}
-
-/// Writes a file for each panel; returns lines with their names and checksums.
-fn write_panels(new: &Path, own: &PanelStates) -> Result<String> {
+/// Those of the disk.
+pub(crate) fn write_panels(new: &Path, own: &PanelStates) -> Result<String> {
     let mut sums = String::new();
     for (number, state) in &own.panels {
         let name = panel_file(*number);
@@ -127,6 +112,8 @@ pub(crate) fn load(folder: &Path, spec: &StepSpec, own: Range<usize>) -> Result<
     // It may come from an edited file.
     spec.validate()?;
     let files = CheckedFolder::open(folder)?;
+    // What the rows are multiplied by stands there.
+    files.read(sae::CONFIG_FILE)?;
     let Training { step, threshold, window_totals, .. } = Training::read(folder, &files)?;
     let window_totals = window_totals.context("it is not a checkpoint of panels")?;
     let whole = files.read(WHOLE_FILE)?;

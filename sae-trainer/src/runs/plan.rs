@@ -17,7 +17,7 @@ use crate::command::selection::DEFAULT_BANDWIDTH;
 use crate::command::settings::{Initial, Settings};
 use crate::engine::Activation;
 use crate::runs::checkpoint;
-use crate::runs::folder::{RunConfig, RunFolder, StoreIdentity, checkpoints};
+use crate::runs::folder::{RunConfig, RunFolder, StoreIdentity, checkpoints, program};
 use crate::runs::record::EvaluatedOn;
 
 /// A run that can start.
@@ -173,6 +173,18 @@ impl RunPlan {
             RunPlan { config, stores, targets, eval_stores, out, initial, checkpoints: found, resumed };
         check_space(&plan.out, plan.needed_space(run))?;
         Ok(plan)
+    }
+
+    /// What all ranks have to agree on: which run it is, and from where it can go on.
+    pub(crate) fn identity(&self) -> String {
+        let run = self.config.run_id.as_deref().unwrap_or_default();
+        let rows: u64 = self.stores.iter().map(Store::rows).sum();
+        let steps: Vec<String> = self.checkpoints.iter().map(|(step, _)| step.to_string()).collect();
+        let checkpoints = match &steps[..] {
+            [] => "no checkpoint".to_owned(),
+            steps => format!("checkpoints of step {}", steps.join(", ")),
+        };
+        format!("{}, run {run}, {rows} rows, {checkpoints}", program())
     }
 
     /// Which rows the finished autoencoder is evaluated on.

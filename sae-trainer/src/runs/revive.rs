@@ -14,13 +14,15 @@
 //! one batch and not from 819,200 rows. A row is given to only one feature, since two features with the same weights would
 //! stay the same for ever. Dead features in excess of the batch's rows wait until the next time.
 
-use ndarray::{Array1, ArrayView1, ArrayView2};
+use std::borrow::Cow;
+
+use ndarray::{Array1, Array2, ArrayView1, ArrayView2};
 use rand_chacha::ChaCha8Rng;
 use rand_chacha::rand_core::{Rng, SeedableRng};
 use serde::Serialize;
 
 use crate::command::settings::Settings;
-use crate::engine::{Batch, Mse, State};
+use crate::engine::{Batch, Mse, NewFeature};
 
 /// The encoder row of a revived feature, as a share of the live features' mean norm.
 const ENCODER_SHARE: f64 = 0.2;
@@ -37,66 +39,72 @@ pub(crate) struct ResampleRecord {
     pub(crate) resampled_features: usize,
 }
 
-/// Gives dead features new weights from the rows of `batch`, of which `errors` [B] are the ‖x̂ − x‖². The draw depends on the
-/// run's seed and on the step alone.
-pub(crate) fn resample(
-    state: &mut State,
-    settings: &Settings,
-    batch: Batch<'_>,
-    errors: ArrayView1<'_, f32>,
-) -> ResampleRecord {
-    let silence = settings.dead_steps().min(state.step);
-    let (dead, live): (Vec<usize>, Vec<usize>) =
-        (0..settings.step.features).partition(|&j| state.steps_since_fired[j] >= silence);
-    let mut record = ResampleRecord {
-        kind: "resample",
-        step: state.step,
-        dead_features: dead.len(),
-        resampled_features: 0,
-    };
-    if dead.is_empty() {
-        return record;
-    }
-    // If no feature lives, the dead ones have to provide the scale.
-    let scale_from = if live.is_empty() { &dead } else { &live };
-    let norms = scale_from.iter().map(|&j| norm(state.weights.encoder.row(j)));
-    let encoder_norm = ENCODER_SHARE * norms.sum::<f64>() / scale_from.len() as f64;
+/// What there is to know of the features of an autoencoder before dead ones are given new weights.
+pub(crate) struct Features<'a> {
+    /// Steps done.
+    pub(crate) step: u64,
+    /// [F].
+    pub(crate) steps_since_fired: Cow<'a, Array1<u64>>,
+    /// ‖W_enc‖ of each feature, [F].
+    pub(crate) encoder_norms: Vec<f64>,
+    /// [d].
+    pub(crate) decoder_bias: Array1<f32>,
+    /// W_skip, [d, d].
+    pub(crate) skip: Option<Array2<f32>>,
+}
 
-    let losses = row_losses(settings.step.loss.mse, batch.target, errors);
-    let mut random = ChaCha8Rng::seed_from_u64(settings.seed);
-    random.set_stream(state.step);
-    let rows = draw(&losses, dead.len(), &mut random);
-    for (j, row) in dead.into_iter().zip(rows) {
-        let mut missing = &batch.target.row(row) - &state.weights.decoder_bias;
-        if let Some(skip) = &state.weights.skip {
-            missing -= &skip.dot(&batch.input.row(row));
-        }
-        let written = direction(missing.view());
-        let read = match batch.has_its_own_target() {
-            true => direction(batch.input.row(row)),
-            false => written.clone(),
+impl Features<'_> {
+    /// What dead features are to be, from the rows of `batch`, of which `errors` [B] are the ‖x̂ − x‖². The draw depends on the
+    /// run's seed and on the step alone.
+    pub(crate) fn resample(
+        &self,
+        settings: &Settings,
+        batch: Batch<'_>,
+        errors: ArrayView1<'_, f32>,
+    ) -> (ResampleRecord, Vec<NewFeature>) {
+        let silence = settings.dead_steps().min(self.step);
+        let (dead, live): (Vec<usize>, Vec<usize>) =
+            (0..settings.step.features).partition(|&j| self.steps_since_fired[j] >= silence);
+        let mut record = ResampleRecord {
+            kind: "resample",
+            step: self.step,
+            dead_features: dead.len(),
+            resampled_features: 0,
         };
-        let (Some(written), Some(read)) = (written, read) else { continue };
-        for (k, (written, read)) in written.into_iter().zip(read).enumerate() {
-            state.weights.decoder[[j, k]] = written as f32;
-            state.weights.encoder[[j, k]] = (encoder_norm * read) as f32;
+        if dead.is_empty() {
+            return (record, Vec::new());
         }
-        state.weights.encoder_bias[j] = 0.0;
-        // Behind the threshold that it could not reach it would stay dead.
-        if let Some(threshold) = &mut state.weights.threshold {
-            threshold[j] = settings.threshold_init as f32;
-        }
-        for moments in [&mut state.first_moments, &mut state.second_moments] {
-            moments.encoder.row_mut(j).fill(0.0);
-            moments.decoder.row_mut(j).fill(0.0);
-            moments.encoder_bias[j] = 0.0;
-            moments.threshold.iter_mut().for_each(|threshold| threshold[j] = 0.0);
-        }
-        // It has not had time to fire yet.
-        state.steps_since_fired[j] = 0;
-        record.resampled_features += 1;
+        // If no feature lives, the dead ones have to provide the scale.
+        let scale_from = if live.is_empty() { &dead } else { &live };
+        let norms = scale_from.iter().map(|&j| self.encoder_norms[j]);
+        let encoder_norm = ENCODER_SHARE * norms.sum::<f64>() / scale_from.len() as f64;
+
+        let losses = row_losses(settings.step.loss.mse, batch.target, errors);
+        let mut random = ChaCha8Rng::seed_from_u64(settings.seed);
+        random.set_stream(self.step);
+        let rows = draw(&losses, dead.len(), &mut random);
+        let new_feature = |(feature, row): (usize, usize)| {
+            let mut missing = &batch.target.row(row) - &self.decoder_bias;
+            if let Some(skip) = &self.skip {
+                missing -= &skip.dot(&batch.input.row(row));
+            }
+            let written = direction(missing.view())?;
+            let read = match batch.has_its_own_target() {
+                true => direction(batch.input.row(row))?,
+                false => written.clone(),
+            };
+            Some(NewFeature {
+                feature,
+                encoder: read.into_iter().map(|read| (encoder_norm * read) as f32).collect(),
+                decoder: written.into_iter().map(|written| written as f32).collect(),
+                // Behind the threshold that it could not reach it would stay dead.
+                threshold: settings.threshold_init as f32,
+            })
+        };
+        let new: Vec<NewFeature> = dead.into_iter().zip(rows).filter_map(new_feature).collect();
+        record.resampled_features = new.len();
+        (record, new)
     }
-    record
 }
 
 /// The reconstruction loss of each row, up to a factor that all share.
@@ -148,11 +156,11 @@ fn norm(values: ArrayView1<'_, f32>) -> f64 {
 #[cfg(test)]
 mod tests {
     use clap::Parser;
-    use ndarray::{Array2, array, aview1};
+    use ndarray::{array, aview1};
 
     use super::*;
     use crate::command::line::CommandLine;
-    use crate::engine::Parameters;
+    use crate::engine::{Parameters, State};
 
     const WIDTH: usize = 2;
 
@@ -182,6 +190,24 @@ mod tests {
             steps_since_fired: array![9, 10, 0, 50],
             path_choice: None,
         }
+    }
+
+    fn resample(
+        state: &mut State,
+        settings: &Settings,
+        batch: Batch<'_>,
+        errors: ArrayView1<'_, f32>,
+    ) -> ResampleRecord {
+        let features = Features {
+            step: state.step,
+            steps_since_fired: Cow::Borrowed(&state.steps_since_fired),
+            encoder_norms: state.weights.encoder.rows().into_iter().map(norm).collect(),
+            decoder_bias: state.weights.decoder_bias.clone(),
+            skip: state.weights.skip.clone(),
+        };
+        let (record, new) = features.resample(settings, batch, errors);
+        state.replace(0, &new);
+        record
     }
 
     #[test]

@@ -5,19 +5,17 @@ use std::time::{Duration, Instant};
 
 use anyhow::{Context, Result};
 use kernels::stats::log10_frequency;
-use ndarray::{Array1, Array2, ArrayView2};
-use sae::{Config, InputScale, Sae, Weights};
+use sae::{Config, InputScale, Sae};
 use terminal::foreign_path;
 
-use crate::command::arguments::{DecoderBias, RunArguments};
+use crate::command::arguments::RunArguments;
 use crate::command::settings::{Revive, Settings};
 use crate::engine::compute::Compute;
-use crate::engine::{Engine, Evaluation, PanelStates, State, StepError, StepReport, StoredBatch};
+use crate::engine::{Engine, Evaluation, PanelStates, State, StepError, StepReport, StoredBatch, layout};
 use crate::runs::batches::Batches;
 use crate::runs::checkpoint;
-use crate::runs::decoder_bias;
-use crate::runs::encoder_bias;
 use crate::runs::folder::{checkpoints, program};
+use crate::runs::initial::Initial;
 use crate::runs::input_scale::Scaler;
 use crate::runs::panel_checkpoint;
 use crate::runs::plan::RunPlan;
@@ -26,6 +24,7 @@ use crate::runs::revive;
 use crate::runs::sae_config;
 use crate::runs::schedule;
 use crate::runs::shared_folder::SharedFolder;
+use crate::runs::sliced_sae::SlicedSae;
 use crate::runs::team::Team;
 
 /// A run whose engine is ready, and whose folder is not yet touched.
@@ -98,51 +97,41 @@ impl Clock {
 }
 
 impl ReadyRun {
-    /// What all ranks have to agree on: which run it is, and from where it goes on.
-    pub(crate) fn identity(&self) -> String {
-        let run = self.plan.config.run_id.as_deref().unwrap_or_default();
-        let rows: u64 = self.plan.stores.iter().map(|store| store.rows()).sum();
-        format!("{}, run {run}, {rows} rows, step {}", program(), self.step)
-    }
-
-    /// The engine with the weights that the run starts or continues from. Batches taken from `batches` to find them are
-    /// those of its beginning, where it is.
+    /// The engine with the weights that the run starts with or, if it goes on, those that were `found`. Batches taken from `batches`
+    /// for the former are those of its beginning, where it is then.
     pub(crate) fn new(
-        plan: RunPlan,
+        mut plan: RunPlan,
+        found: Option<Found>,
         compute: &Compute,
         batches: &mut Batches,
         scaler: &mut Scaler,
     ) -> Result<ReadyRun> {
+        let sae = plan.initial.take();
         let settings = plan.settings();
-        let mut folders: Vec<PathBuf> = plan.checkpoints.iter().map(|(_, folder)| folder.clone()).collect();
-        let mut state = None;
-        if !folders.is_empty() {
-            let (at, newest) = load_newest(&folders, settings, compute)?;
-            folders.drain(..=at);
-            state = Some(newest);
-        }
-        let mut weights = match (&state, &plan.initial) {
-            (Some(_), _) => Weights::init(settings.step.width, settings.step.features, 0),
-            (None, Some(sae)) => scaler.weights(&sae.weights),
-            (None, None) => initial_weights(settings, batches, scaler)?,
+        let (features, divided) = (settings.step.features, settings.step.panels > 1);
+        let (step, unreadable, state) = match found {
+            Some(Found { state, unreadable }) => (state.step(), unreadable, Some(state)),
+            None => (0, Vec::new(), None),
         };
-        weights.threshold = settings.step.activation.has_thresholds().then(|| {
-            let initial = Array1::from_elem(settings.step.features, settings.threshold_init as f32);
-            weights.threshold.unwrap_or(initial)
-        });
-        weights.skip = settings.step.skip.then(|| {
-            let width = settings.step.width;
-            weights.skip.unwrap_or_else(|| Array2::zeros((width, width)))
-        });
-        let mut engine = compute.engine(settings, &weights)?;
-        drop(weights);
-        let step = state.as_ref().map_or(0, Continued::step);
-        match state {
-            None => {}
-            Some(Continued::Whole(state)) => engine.restore(*state)?,
-            Some(Continued::Panels(states)) => engine.restore_panels(states)?,
-        }
-        Ok(ReadyRun { plan, engine, scale: scaler.scale(), step, unreadable: folders })
+        let engine = match state {
+            Some(Continued::Whole(state)) => {
+                let mut engine = compute.engine(settings, &layout::weights(&state.weights))?;
+                engine.restore(*state)?;
+                engine
+            }
+            Some(Continued::Panels(states)) => compute.engine_of_panels(settings, states)?,
+            None => {
+                let initial = Initial::new(settings, sae, batches, scaler)?;
+                match divided {
+                    true => {
+                        let states = initial.panels(settings, compute.own_panels(settings)?);
+                        compute.engine_of_panels(settings, states)?
+                    }
+                    false => compute.engine(settings, &initial.weights(settings, 0..features))?,
+                }
+            }
+        };
+        Ok(ReadyRun { plan, engine, scale: scaler.scale(), step, unreadable })
     }
 
     /// Takes the folder, and begins.
@@ -155,7 +144,6 @@ impl ReadyRun {
             }
             folder.keep_events(flags.tensorboard)
         })?;
-        team.keep_notes(folder.path(), step)?;
         Ok(Run {
             plan,
             engine,
@@ -232,13 +220,18 @@ impl Run {
             Ok(errors) => errors,
             Err(error) => return Ok(Err(error)),
         };
-        let mut state = self.engine.state()?;
-        let record = revive::resample(&mut state, self.plan.settings(), batch.view(), errors.view());
+        let (decoder_bias, skip) = self.engine.shared_weights()?;
+        let features = revive::Features {
+            step: self.begun,
+            steps_since_fired: self.engine.steps_since_fired()?,
+            encoder_norms: self.engine.encoder_norms()?,
+            decoder_bias,
+            skip,
+        };
+        let (record, new) = features.resample(self.plan.settings(), batch.view(), errors.view());
         // First, as it may fail: the checkpoint that is then saved must not contain the revival.
         self.folder.record(&record)?;
-        if record.resampled_features > 0 {
-            self.engine.restore(state)?;
-        }
+        self.engine.replace(&new)?;
         Ok(Ok(()))
     }
 
@@ -299,7 +292,9 @@ impl Run {
     /// autoencoder. Returns their folders.
     pub(crate) fn save(&mut self) -> Result<(PathBuf, PathBuf)> {
         self.settle()??;
-        Ok((self.save_checkpoint()?, self.folder.save_sae(&self.current_sae()?.folded())?))
+        let checkpoint = self.save_checkpoint()?;
+        let sparsity = self.log_sparsity()?;
+        Ok((checkpoint, self.save_sae(sparsity, |_| {})?))
     }
 
     /// If the run's folder is gone, writes a checkpoint next to where it was. Returns the checkpoint's folder.
@@ -317,13 +312,29 @@ impl Run {
 
     /// The autoencoder as it is now, for rows as the engine gets them, with the running frequencies.
     fn current_sae(&self) -> Result<Sae> {
-        let frequencies = self.engine.frequencies()?;
-        let sparsity = frequencies.iter().map(|&s| log10_frequency(f64::from(s)) as f32).collect();
-        Ok(self.sae(self.engine.weights()?, sparsity))
+        let log_sparsity = Some(self.log_sparsity()?);
+        Ok(Sae { weights: self.engine.weights()?, config: self.config(), log_sparsity })
     }
 
-    fn sae(&self, weights: Weights, log_sparsity: Vec<f32>) -> Sae {
-        Sae { weights, config: self.config(), log_sparsity: Some(log_sparsity) }
+    /// Of the running frequencies.
+    fn log_sparsity(&self) -> Result<Vec<f32>> {
+        let frequencies = self.engine.frequencies()?;
+        Ok(frequencies.iter().map(|&s| log10_frequency(f64::from(s)) as f32).collect())
+    }
+
+    /// Writes `sae/`: the autoencoder as it is now, for rows as they are in the store. `note` adds to what it says of itself.
+    fn save_sae(&mut self, log_sparsity: Vec<f32>, note: impl FnOnce(&mut Config)) -> Result<PathBuf> {
+        let config = self.config();
+        if self.settings().step.panels > 1 {
+            let mut written = config.clone().folded();
+            note(&mut written);
+            let sae = SlicedSae { engine: &*self.engine, config, written, log_sparsity };
+            return self.folder.save_sliced_sae(&sae);
+        }
+        let weights = self.engine.weights()?;
+        let mut sae = Sae { weights, config, log_sparsity: Some(log_sparsity) }.folded();
+        note(&mut sae.config);
+        self.folder.save_sae(&sae)
     }
 
     fn config(&self) -> Config {
@@ -339,16 +350,17 @@ impl Run {
         rows: EvaluatedRows,
         session: Session,
     ) -> Result<Summary> {
-        let weights = self.engine.weights()?;
-        let record = EvaluationRecord::new(self.step, evaluation, rows, weights.decoder_norm_mean());
+        let norms = self.engine.decoder_norms()?;
+        let norm_mean = norms.iter().sum::<f64>() / norms.len() as f64;
+        let record = EvaluationRecord::new(self.step, evaluation, rows, norm_mean);
+        self.folder.record(&record)?;
         let sparsity =
             evaluation.feature_densities().into_iter().map(|s| log10_frequency(s) as f32).collect();
-        let mut sae = self.sae(weights, sparsity).folded();
-        let further = &mut sae.config.metadata.further;
-        further.insert("l0".to_owned(), evaluation.sums.l0().into());
-        further.insert("num_dead_features".to_owned(), evaluation.dead_features().into());
-        self.folder.record(&record)?;
-        self.folder.save_sae(&sae)?;
+        self.save_sae(sparsity, |config| {
+            let further = &mut config.metadata.further;
+            further.insert("l0".to_owned(), evaluation.sums.l0().into());
+            further.insert("num_dead_features".to_owned(), evaluation.dead_features().into());
+        })?;
         let summary = self.summary(session, record);
         self.folder.save_summary(&summary)?;
         Ok(summary)
@@ -406,6 +418,12 @@ impl Run {
 }
 
 /// What a run goes on from.
+pub(crate) struct Found {
+    state: Continued,
+    /// Checkpoints of later steps that cannot be read.
+    unreadable: Vec<PathBuf>,
+}
+
 enum Continued {
     Whole(Box<State>),
     /// The panels of this rank.
@@ -421,52 +439,24 @@ impl Continued {
     }
 }
 
-/// The newest checkpoint of `folders` that can be read, with its place among them.
-fn load_newest(folders: &[PathBuf], settings: &Settings, compute: &Compute) -> Result<(usize, Continued)> {
-    let spec = &settings.step;
-    if spec.panels == 1 {
-        let (at, state) = checkpoint::load_newest(folders, |folder| checkpoint::load(folder, spec))?;
-        return Ok((at, Continued::Whole(Box::new(state))));
-    }
-    let own = compute.own_panels(settings)?;
-    let load = |folder: &Path| panel_checkpoint::load(folder, spec, own.clone());
-    if own.len() < spec.panels {
-        // All ranks would have to take an older one.
-        let (at, newest) = (folders.len() - 1, &folders[folders.len() - 1]);
-        let states = load(newest).with_context(|| {
-            let newest = foreign_path(newest);
-            format!(
-                "cannot continue from the checkpoint {newest}; rename it to continue from the one before it"
-            )
-        })?;
-        return Ok((at, Continued::Panels(states)));
-    }
-    let (at, states) = checkpoint::load_newest(folders, load)?;
-    Ok((at, Continued::Panels(states)))
-}
-
-/// Random weights as `--encoder-init` and `--decoder-init-norm` say, the biases as `--b-dec-init` and `--b-enc-init` say.
-fn initial_weights(settings: &Settings, batches: &mut Batches, scaler: &mut Scaler) -> Result<Weights> {
-    let (d, f) = (settings.step.width, settings.step.features);
-    let mut weights = Weights::init_with(d, f, settings.seed, &settings.init);
-    let from_rows = match settings.b_dec_init {
-        DecoderBias::Zeros => None,
-        DecoderBias::Mean => Some(decoder_bias::mean as fn(ArrayView2<'_, f32>) -> Array1<f32>),
-        DecoderBias::GeometricMedian => Some(decoder_bias::geometric_median as _),
-    };
-    if let Some(from_rows) = from_rows {
-        let mut sample = batches.sample()?;
-        scaler.scale_in_place(&mut sample);
-        weights.b_dec = from_rows(sample.view());
-    }
-    if let Some(share) = settings.b_enc_init.share(f) {
-        let mut sample = batches.input_sample()?;
-        scaler.scale_in_place(&mut sample);
-        if settings.step.pre_bias {
-            sample -= &weights.b_dec;
+impl Found {
+    /// The newest checkpoint of the run that every rank can read, if it has one.
+    pub(crate) fn newest(plan: &RunPlan, compute: &Compute, team: &Team) -> Result<Option<Found>> {
+        let mut folders: Vec<PathBuf> = plan.checkpoints.iter().map(|(_, folder)| folder.clone()).collect();
+        if folders.is_empty() {
+            return Ok(None);
         }
-        let bias = encoder_bias::for_share(weights.w_enc.view(), sample.view(), share);
-        weights.b_enc = bias + settings.threshold_init as f32;
+        let spec = &plan.settings().step;
+        let (at, state) = if spec.panels == 1 {
+            let load = |folder: &Path| Ok(Continued::Whole(Box::new(checkpoint::load(folder, spec)?)));
+            checkpoint::load_newest(&folders, team, load)?
+        } else {
+            let own = compute.own_panels(plan.settings())?;
+            let load =
+                |folder: &Path| Ok(Continued::Panels(panel_checkpoint::load(folder, spec, own.clone())?));
+            checkpoint::load_newest(&folders, team, load)?
+        };
+        folders.drain(..=at);
+        Ok(Some(Found { state, unreadable: folders }))
     }
-    Ok(weights)
 }

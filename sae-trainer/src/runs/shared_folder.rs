@@ -11,7 +11,9 @@ use crate::runs::checkpoint;
 use crate::runs::folder::{RunConfig, RunFolder};
 use crate::runs::panel_checkpoint;
 use crate::runs::record::Summary;
+use crate::runs::sliced_sae::SlicedSae;
 use crate::runs::team::Team;
+use crate::runs::together::{Others, write_together};
 
 /// The folder of a run of one rank or of several. All ranks call the same methods at the same time.
 #[derive(Debug)]
@@ -83,28 +85,32 @@ impl SharedFolder {
         own: &PanelStates,
         keep: usize,
     ) -> Result<PathBuf> {
-        let (team, step) = (self.team.clone(), own.panels[0].1.step);
-        let written = match &mut self.folder {
-            Some(folder) => {
-                let mut begun = false;
-                let written = folder.checkpoint(step, keep, |path, lines| {
-                    begun = true;
-                    panel_checkpoint::save(path, config, own, lines, &team)
-                });
-                match written {
-                    // As where it cannot be begun.
-                    Err(error) if !begun => Err(team.told_by_first(Some(Err(error))).unwrap_err()),
-                    written => written.map(Some),
-                }
+        let step = own.panels[0].1.step;
+        let lead = self.folder.as_mut().map(|folder| {
+            move |others: &Others<'_>| {
+                folder.checkpoint(step, keep, |path, lines| {
+                    panel_checkpoint::save(path, config, own, lines, others)
+                })
             }
-            None => panel_checkpoint::help(own, &team).map(|()| None),
-        };
-        Ok(team.agree(written)?.unwrap_or_else(|| self.path.clone()))
+        });
+        let written = write_together(&self.team, lead, |new| panel_checkpoint::write_panels(new, own))?;
+        Ok(written.unwrap_or_else(|| self.path.clone()))
     }
 
     /// As [`RunFolder::save_sae`].
     pub(crate) fn save_sae(&mut self, sae: &Sae) -> Result<PathBuf> {
-        let written = self.by_first(|folder| folder.save_sae(sae))?;
+        let save = |folder: &Path| Ok(sae.save(folder)?);
+        let written = self.by_first(|folder| folder.save_sae(save))?;
+        Ok(written.unwrap_or_else(|| self.path.clone()))
+    }
+
+    /// As [`RunFolder::save_sae`], of weights that the ranks have together.
+    pub(crate) fn save_sliced_sae(&mut self, sae: &SlicedSae<'_>) -> Result<PathBuf> {
+        let lead = self
+            .folder
+            .as_ref()
+            .map(|folder| move |others: &Others<'_>| folder.save_sae(|folder| sae.save(folder, others)));
+        let written = write_together(&self.team, lead, |new| sae.help(new))?;
         Ok(written.unwrap_or_else(|| self.path.clone()))
     }
 

@@ -58,6 +58,12 @@ impl Team {
         }
     }
 
+    /// The ranks of `exchange`, which are threads.
+    #[cfg(test)]
+    pub(crate) fn of_threads(exchange: ranks::Threads) -> Team {
+        Team { exchange: Arc::new(exchange), ..Team::alone() }
+    }
+
     /// Those that were started together with this process, whom it waits for as long as `patience`. All but the first fall silent.
     /// They are connected by MPI, with a GPU each also by NCCL, which can do without MPI: the ranks may then meet beside `out`.
     ///
@@ -133,17 +139,6 @@ impl Team {
         self.devices.clone()
     }
 
-    /// An error if this process was started together with others, none of whom `command` has work for.
-    pub(crate) fn refuse_for(command: &str) -> Result<()> {
-        match of_environment()? {
-            Some(Launched { ranks, variables, .. }) => bail!(
-                "{variables} say that there are {ranks} ranks, and {command} cannot be divided over ranks: start it as one process, \
-                 or unset them"
-            ),
-            None => Ok(()),
-        }
-    }
-
     pub(crate) fn exchange(&self) -> Arc<dyn Exchange> {
         Arc::clone(&self.exchange)
     }
@@ -174,8 +169,26 @@ impl Team {
         }
         let text = result.as_ref().err().map_or(String::new(), |error| format!("{error:#}"));
         let texts = self.tell(&text)?;
+        if self.devices.is_some() {
+            // Whoever has heard all may end, and what others still wait for on their devices fails then. By now they have heard it too.
+            let _ = self.exchange.all_gather(&[0], &mut failed.clone());
+        }
         let first = failed.iter().position(|failed| *failed != 0).unwrap_or(0);
         Err(result.err().unwrap_or_else(|| anyhow!("rank {first}: {}", texts[first])))
+    }
+
+    /// Why ranks failed at what all of them did, this one with `result`: each reason once, with the first rank that has it unless all
+    /// have. None if no rank failed.
+    pub(crate) fn failures<T>(&self, result: &Result<T>) -> Result<Vec<String>> {
+        let reason = result.as_ref().err().map_or(String::new(), |error| format!("{error:#}"));
+        let reasons = self.tell(&reason)?;
+        if reasons.iter().all(|reason| *reason == reasons[0]) {
+            return Ok(reasons.into_iter().take(1).filter(|reason| !reason.is_empty()).collect());
+        }
+        let is_first =
+            |(rank, reason): &(usize, &String)| !reason.is_empty() && !reasons[..*rank].contains(reason);
+        let told = reasons.iter().enumerate().filter(is_first);
+        Ok(told.map(|(rank, reason)| format!("rank {rank}: {reason}")).collect())
     }
 
     /// An error unless `text` is the same on all ranks; `what` it says.
@@ -223,6 +236,10 @@ impl Team {
         let lengths: Vec<usize> =
             lengths.as_chunks::<8>().0.iter().map(|length| u64::from_le_bytes(*length) as usize).collect();
         let longest = lengths.iter().copied().max().unwrap_or(0);
+        if longest == 0 {
+            // Open MPI takes two buffers without a byte for one and the same, and refuses them.
+            return Ok(vec![String::new(); count]);
+        }
         let mut own = text.as_bytes().to_vec();
         own.resize(longest, 0);
         let mut all = vec![0; longest * count];

@@ -193,10 +193,6 @@ impl SweepFolder {
         Ok(folder)
     }
 
-    pub(crate) fn path(&self) -> &Path {
-        &self.path
-    }
-
     /// Records that the run in `folder` ended for a reason of its own.
     pub(crate) fn diverged(&mut self, folder: &Path, error: &anyhow::Error) -> Result<()> {
         let point = self.point(folder);

@@ -2,15 +2,18 @@
 
 mod folder;
 mod grid;
+mod shared;
 
 use std::path::{Path, PathBuf};
+use std::time::Duration;
 
 use anyhow::{Context, Result, bail, ensure};
 use terminal::{Interrupt, foreign_path};
 
-pub(crate) use folder::{PointState, SweepFolder, SweepRecord, points};
+pub(crate) use folder::{PointState, SweepRecord, points};
 use grid::Grid;
 pub(crate) use grid::SweepArguments;
+pub(crate) use shared::SharedSweep;
 
 use crate::command::arguments::{RunArguments, SettingArguments};
 use crate::command::default_store::default_store;
@@ -18,35 +21,51 @@ use crate::compare;
 use crate::report::announce;
 use crate::runs::folder::RunConfig;
 use crate::runs::plan::{RunPlan, check_space, merge};
+use crate::runs::record::Summary;
 use crate::runs::team::Team;
 use crate::train::{End, Ready};
 
 /// Trains the points of a sweep, and returns the process' exit code: 0, 1 if a point diverged, or 130 after Ctrl-C.
 pub(crate) fn sweep(arguments: SweepArguments) -> Result<u8> {
-    Team::refuse_for("sae-trainer sweep")?;
-    let interrupt = Interrupt::listen().context("cannot listen for Ctrl-C")?;
-    activation_store::give_up_once(interrupt.shared_flag());
+    let RunArguments { rank_timeout, device, ref out, .. } = arguments.run;
+    let team = Team::gather(Duration::from_secs(rank_timeout), device, out.as_deref())?;
+    let result = sweep_with(&team, arguments);
+    team.part(result)
+}
+
+fn sweep_with(team: &Team, arguments: SweepArguments) -> Result<u8> {
     let SweepArguments { grid, run, recipe: _ } = arguments;
-    let (out, record, plans) = plan(grid, &run)?;
+    let planned = || {
+        let interrupt = Interrupt::listen().context("cannot listen for Ctrl-C")?;
+        activation_store::give_up_once(interrupt.shared_flag());
+        Ok((interrupt, plan(grid, &run, team.count())?))
+    };
+    let (interrupt, (out, record, plans)) = team.agree(planned())?;
     let json = run.json;
-    let team = Team::alone();
-    let ready = Ready::new(plans, run, interrupt, &team, |plans, streams, compute| {
+    let ready = Ready::new(plans, run, interrupt, team, |plans, streams, compute| {
         announce::sweep(&out, plans, streams, compute)
     })?;
-    let folder = SweepFolder::open(&out, record)?;
+    let folder = SharedSweep::open(&out, record, team)?;
     let summaries = match ready.start(Some(folder))?.finish()? {
         End::Interrupted(code) => return Ok(code),
         End::Finished { summaries, .. } => summaries,
     };
-    let record = SweepRecord::read(&out)?.context("the sweep's sweep.json is gone")?;
+    let record = || SweepRecord::read(&out)?.context("the sweep's sweep.json is gone");
+    let record = team.agree(team.leads().then(record).transpose())?;
+    let code = record.map_or(0, |record| report(&record, &summaries, json));
+    Ok(team.asked(Some(code))?.unwrap_or(0))
+}
+
+/// Prints what the sweep found; returns the exit code, which is 1 if a point diverged.
+fn report(record: &SweepRecord, summaries: &[Summary], json: bool) -> u8 {
     if json {
-        terminal::report!("{}", serde_json::to_string(&record)?);
+        terminal::report!("{}", serde_json::to_string(record).expect("a record is plain data"));
     } else if !summaries.is_empty() {
-        terminal::report!("{}", compare::table(&summaries).trim_end());
+        terminal::report!("{}", compare::table(summaries).trim_end());
     }
     let diverged = record.names(PointState::Diverged);
     if diverged.is_empty() {
-        return Ok(0);
+        return 0;
     }
     terminal::say!(
         "error: {} of {} points diverged: {}",
@@ -54,11 +73,11 @@ pub(crate) fn sweep(arguments: SweepArguments) -> Result<u8> {
         record.points.len(),
         diverged.join(", ")
     );
-    Ok(1)
+    1
 }
 
 /// The sweep's folder, what its `sweep.json` is to be, and the plans of the points that are still to be trained.
-fn plan(mut grid: Grid, run: &RunArguments) -> Result<(PathBuf, SweepRecord, Vec<RunPlan>)> {
+fn plan(mut grid: Grid, run: &RunArguments, ranks: usize) -> Result<(PathBuf, SweepRecord, Vec<RunPlan>)> {
     let there = match &run.out {
         Some(out) if run.resume => SweepRecord::read(out)?,
         None if run.resume => bail!("--resume needs --out, the folder of the sweep to continue"),
@@ -112,7 +131,7 @@ fn plan(mut grid: Grid, run: &RunArguments) -> Result<(PathBuf, SweepRecord, Vec
             None if there.is_some() => (grid.common()?, Vec::new()),
             None => (merge(&point.arguments, &grid.common()?), Vec::new()),
         };
-        let plan = point_plan(settings, &words, &folder, run);
+        let plan = point_plan(settings, &words, &folder, run, ranks);
         let plan = plan.with_context(|| format!("the point {}", point.name))?;
         point.arguments = plan.config.arguments.clone();
         point.state = PointState::Training;
@@ -135,6 +154,7 @@ fn point_plan(
     words: &[std::ffi::OsString],
     folder: &Path,
     run: &RunArguments,
+    ranks: usize,
 ) -> Result<RunPlan> {
     let mut line = vec!["sae-trainer".to_owned()];
     match words {
@@ -143,7 +163,7 @@ fn point_plan(
     }
     line.extend(["--out".to_owned(), folder.to_string_lossy().into_owned()]);
     let run = RunArguments { out: Some(folder.to_path_buf()), ..run.clone() };
-    RunPlan::new(&settings, &run, line.join(" "), 1)
+    RunPlan::new(&settings, &run, line.join(" "), ranks)
 }
 
 /// An error unless all points train on the same batches for the same time. The command line ensures that; a folder may

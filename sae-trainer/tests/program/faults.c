@@ -1,5 +1,6 @@
 // Loaded before the C library: lets the FAULT_AT-th call of FAULT_CALL fail for want of space or, with FAULT_KILL, end the
-// process before it is carried out. With FAULT_COUNT names a file it counts the calls instead, and writes how many there were.
+// process before it is carried out; with FAULT_FROM_THEN_ON, also every later one. With FAULT_RANK only the process of that rank
+// has faults. With FAULT_COUNT names a file it counts the calls instead, and writes how many there were.
 #define _GNU_SOURCE
 #include <dlfcn.h>
 #include <errno.h>
@@ -14,11 +15,17 @@
 
 static atomic_int calls;
 
+static int is_of_rank(const char *wanted) {
+    const char *own = getenv("PMI_RANK");
+    if (!own) own = getenv("OMPI_COMM_WORLD_RANK");
+    return !wanted || (own && strcmp(wanted, own) == 0);
+}
+
 static int fails(const char *call) {
     const char *wanted = getenv("FAULT_CALL"), *at = getenv("FAULT_AT");
-    if (!wanted || strcmp(wanted, call) != 0) return 0;
+    if (!wanted || strcmp(wanted, call) != 0 || !is_of_rank(getenv("FAULT_RANK"))) return 0;
     int number = atomic_fetch_add(&calls, 1) + 1;
-    if (!at || number != atoi(at)) return 0;
+    if (!at || number < atoi(at) || (number > atoi(at) && !getenv("FAULT_FROM_THEN_ON"))) return 0;
     if (getenv("FAULT_KILL")) raise(SIGKILL);
     errno = ENOSPC;
     return 1;
@@ -53,6 +60,14 @@ int unlinkat(int folder, const char *path, int flags) {
 }
 
 int rmdir(const char *path) { return fails("rmdir") ? -1 : REAL(rmdir)(path); }
+
+int ftruncate64(int file, off64_t length) {
+    return fails("ftruncate64") ? -1 : REAL(ftruncate64)(file, length);
+}
+
+ssize_t pwrite64(int file, const void *from, size_t length, off64_t at) {
+    return fails("pwrite64") ? -1 : REAL(pwrite64)(file, from, length, at);
+}
 
 // Standard output and standard error are other tests' subject.
 ssize_t write(int file, const void *from, size_t length) {

@@ -94,6 +94,15 @@ fn a_kill_at_any_call_costs_steps_and_nothing_else() {
 }
 
 #[test]
+fn a_fault_in_a_slice_of_the_weights_costs_steps_and_nothing_else() {
+    // Few pieces: a line for each of 16 rows of W_enc, for each panel.
+    let line = format!("{RUN} --steps 2 --checkpoint-every 1 --panels 2");
+    for kill in [false, true] {
+        at_every_call(&Place::new(), &line, &[""], &["pwrite64", "ftruncate64", "fsync"], kill);
+    }
+}
+
+#[test]
 fn a_kill_at_a_call_of_a_sweep_costs_steps_and_nothing_else() {
     let line = format!("sweep {RUN} --steps 2 --checkpoint-every 1 --lr 1e-3,1e-4");
     at_every_call(&Place::new(), &line, &["/lr-1e-3", "/lr-1e-4"], &["fsync", "rename", "mkdir"], true);

@@ -85,6 +85,26 @@ fn a_run_goes_on_with_another_number_of_gpus() {
 }
 
 #[test]
+fn the_points_of_a_sweep_are_trained_by_all_gpus() {
+    let place = Place::new();
+    let flags = "--revive none,resample --revive-every 4 --dead-rows 1k --steps 10";
+    let line = format!("sweep {} {flags}", RUN.replace("2e-2", "5e-3,2e-2"));
+    run(&place, &driver(), 1, &format!("{line} --out one"));
+    for (ranks, mode) in [(2, "lazy"), (4, "random:1")] {
+        let out = format!("ranks-{ranks}");
+        run(&place, &driver().with("MODE", mode), ranks, &format!("{line} --out {out}"));
+        for coefficient in ["5e-3", "2e-2"] {
+            for revive in ["none", "resample"] {
+                let name = format!("l0-coefficient-{coefficient}_revive-{revive}");
+                let [here, there] = [&*out, "one"].map(|sweep| format!("{sweep}/{name}"));
+                assert_eq!(place.metrics(&here), place.metrics(&there), "{here}");
+                assert_eq!(place.sae_bytes(&here), place.sae_bytes(&there), "{here}");
+            }
+        }
+    }
+}
+
+#[test]
 fn a_gpu_that_is_lost_ends_the_run_which_goes_on_later() {
     let place = Place::new();
     let line = format!("{RUN} --steps 4000 --checkpoint-every 4 --rank-timeout 30 --out broken");

@@ -126,6 +126,18 @@ impl Config {
         Optional { thresholds: self.has_thresholds(), skip: self.has_skip() }
     }
 
+    /// That of [`Sae::folded`](crate::Sae::folded).
+    pub fn folded(self) -> Config {
+        let config = match self.rescale_acts_by_decoder_norm {
+            true => self.ranked_by_decoder_norm(false),
+            false => self,
+        };
+        match config.input_scale() {
+            Some(InputScale::Factor(_)) => config.scaled(InputScale::None),
+            _ => config,
+        }
+    }
+
     /// A transcoder in place of the autoencoder.
     pub fn transcoder(self, skip: bool) -> Config {
         let activation = match self.activation() {

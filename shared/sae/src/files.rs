@@ -31,14 +31,12 @@ impl Sae {
     /// Writes the autoencoder's files into an existing folder, for callers that put more beside them.
     pub fn write_into(&self, folder: &Path) -> Result<(), Error> {
         self.weights.check_shapes()?;
-        let config = serde_json::to_vec_pretty(&self.config).expect("a configuration is plain data");
-        let config_file = folder.join(CONFIG_FILE);
-        fs::write(&config_file, config).map_err(Error::io("write", &config_file))?;
+        write_config(folder, &self.config)?;
         write_tensors(&folder.join(WEIGHTS_FILE), &self.weights.tensors())?;
-        if let Some(sparsity) = &self.log_sparsity {
-            write_tensors(&folder.join(SPARSITY_FILE), &[("sparsity", aview1(sparsity).into_dyn())])?;
+        match &self.log_sparsity {
+            Some(sparsity) => write_log_sparsity(folder, sparsity),
+            None => Ok(()),
         }
-        Ok(())
     }
 
     /// Reads a folder of SAELens' format: one that [`Sae::save`] wrote, or one of SAELens' own with the
@@ -140,6 +138,24 @@ fn tensor(
         Some(index) => Err(Error::NotFinite { path: path(), tensor: name, index, value: values[index] }),
         None => Ok(values),
     }
+}
+
+/// Writes the [`CONFIG_FILE`] of an autoencoder in `folder`.
+///
+/// # Errors
+/// Those of the disk.
+pub fn write_config(folder: &Path, config: &Config) -> Result<(), Error> {
+    let text = serde_json::to_vec_pretty(config).expect("a configuration is plain data");
+    let path = folder.join(CONFIG_FILE);
+    fs::write(&path, text).map_err(Error::io("write", path))
+}
+
+/// Writes the [`SPARSITY_FILE`] of an autoencoder in `folder`: log10(firing frequency + 1e-10) of every feature, [F].
+///
+/// # Errors
+/// Those of the disk.
+pub fn write_log_sparsity(folder: &Path, log_sparsity: &[f32]) -> Result<(), Error> {
+    write_tensors(&folder.join(SPARSITY_FILE), &[("sparsity", aview1(log_sparsity).into_dyn())])
 }
 
 /// Writes a safetensors file of these tensors, row-major.

@@ -13,12 +13,11 @@ impl Sae {
         // First: the factor is none of the norms by which features were ranked.
         if self.config.rescale_acts_by_decoder_norm {
             self.weights.fold_decoder_norms();
-            self.config = self.config.ranked_by_decoder_norm(false);
         }
         if let Some(InputScale::Factor(factor)) = self.config.input_scale() {
             self.weights.fold_input_factor(factor);
-            self.config = self.config.scaled(InputScale::None);
         }
+        self.config = self.config.folded();
         self
     }
 

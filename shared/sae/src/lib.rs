@@ -20,12 +20,14 @@ mod error;
 mod files;
 mod formats;
 mod forward;
+mod slices;
 mod weights;
 
 pub use config::{Config, INPUT_SCALE, InputScale, Metadata};
 pub use error::{Error, TorchError};
-pub use files::{CONFIG_FILE, SPARSITY_FILE, WEIGHTS_FILE, write_tensors};
+pub use files::{CONFIG_FILE, SPARSITY_FILE, WEIGHTS_FILE, write_config, write_log_sparsity, write_tensors};
 pub use formats::{Format, Given, Opened, export_file, export_into, format_of, open};
+pub use slices::WeightSlices;
 pub use weights::{EncoderInit, Init, Optional, Weights};
 
 // Tensors go to disk as they lie in memory; safetensors is little-endian.

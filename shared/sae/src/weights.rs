@@ -1,8 +1,9 @@
 //! The tensors of an autoencoder by name, and their initial values.
 
 use std::collections::BTreeMap;
+use std::ops::Range;
 
-use ndarray::{Array1, Array2, ArrayD, ArrayView1, ArrayViewD};
+use ndarray::{Array1, Array2, ArrayD, ArrayView1, ArrayViewD, s};
 use rand_chacha::ChaCha8Rng;
 use rand_chacha::rand_core::{Rng, SeedableRng};
 use serde::{Deserialize, Serialize};
@@ -79,19 +80,50 @@ impl Weights {
     /// The values depend on `seed` and `init` alone: ChaCha8 keyed by the seed, stream 0 for the encoder and stream 1
     /// for the decoder, the top 24 bits of every 32-bit output as a fraction.
     pub fn init_with(d_in: usize, d_sae: usize, seed: u64, init: &Init) -> Weights {
-        let mut w_dec = kaiming_uniform(d_sae, d_in, seed, 1);
+        Weights::init_features(d_in, d_sae, 0..d_sae, seed, init)
+    }
+
+    /// The part of [`Weights::init_with`] that belongs to `features` of the `d_sae` features, and b_dec. Nothing else is drawn.
+    ///
+    /// # Panics
+    /// If there are fewer features.
+    pub fn init_features(
+        d_in: usize,
+        d_sae: usize,
+        features: Range<usize>,
+        seed: u64,
+        init: &Init,
+    ) -> Weights {
+        assert!(features.end <= d_sae, "features {features:?} of {d_sae}");
+        let own = features.len();
+        let mut w_dec = kaiming_uniform(d_in, features.clone(), 0..d_in, seed, 1);
         if let Some(norm) = init.decoder_norm {
             scale_rows(&mut w_dec, norm);
         }
         let w_enc = match init.encoder {
-            EncoderInit::Kaiming => kaiming_uniform(d_in, d_sae, seed, 0),
+            EncoderInit::Kaiming => kaiming_uniform(d_sae, 0..d_in, features, seed, 0),
             EncoderInit::Transpose { scale } => {
                 let scaled = |(k, j): (usize, usize)| (scale * f64::from(w_dec[[j, k]])) as f32;
-                Array2::from_shape_fn((d_in, d_sae), scaled)
+                Array2::from_shape_fn((d_in, own), scaled)
             }
         };
-        let (b_enc, b_dec) = (Array1::zeros(d_sae), Array1::zeros(d_in));
+        let (b_enc, b_dec) = (Array1::zeros(own), Array1::zeros(d_in));
         Weights { w_enc, b_enc, w_dec, b_dec, threshold: None, skip: None }
+    }
+
+    /// The part that belongs to `features`, and what belongs to no feature.
+    ///
+    /// # Panics
+    /// If there are fewer features.
+    pub fn of_features(&self, features: Range<usize>) -> Weights {
+        Weights {
+            w_enc: self.w_enc.slice(s![.., features.clone()]).as_standard_layout().into_owned(),
+            b_enc: self.b_enc.slice(s![features.clone()]).to_owned(),
+            w_dec: self.w_dec.slice(s![features.clone(), ..]).to_owned(),
+            b_dec: self.b_dec.clone(),
+            threshold: self.threshold.as_ref().map(|threshold| threshold.slice(s![features]).to_owned()),
+            skip: self.skip.clone(),
+        }
     }
 
     /// Input width d.
@@ -212,15 +244,27 @@ impl Weights {
     }
 }
 
-/// A [rows, cols] array, uniform in ±sqrt(6 / cols).
-fn kaiming_uniform(rows: usize, cols: usize, seed: u64, stream: u64) -> Array2<f32> {
+/// The rows `rows` and columns `part` of an array with `cols` columns that is uniform in ±sqrt(6 / cols). Every number has its place
+/// in the stream.
+fn kaiming_uniform(
+    cols: usize,
+    rows: Range<usize>,
+    part: Range<usize>,
+    seed: u64,
+    stream: u64,
+) -> Array2<f32> {
     let bound = (6.0 / cols as f64).sqrt();
     let mut rng = ChaCha8Rng::seed_from_u64(seed);
     rng.set_stream(stream);
     // Written out rather than left to a distribution of the rand crate: a seed must give the same
     // weights after an upgrade.
-    let mut uniform = || f64::from(rng.next_u32() >> 8) / f64::from(1 << 24);
-    Array2::from_shape_simple_fn((rows, cols), || ((2.0 * uniform() - 1.0) * bound) as f32)
+    let uniform = |rng: &mut ChaCha8Rng| f64::from(rng.next_u32() >> 8) / f64::from(1 << 24);
+    let mut numbers = Array2::zeros((rows.len(), part.len()));
+    for (row, mut numbers) in rows.zip(numbers.rows_mut()) {
+        rng.set_word_pos(row as u128 * cols as u128 + part.start as u128);
+        numbers.mapv_inplace(|_: f32| ((2.0 * uniform(&mut rng) - 1.0) * bound) as f32);
+    }
+    numbers
 }
 
 /// Scales every row to norm `to`. A row of zeros stays one.
@@ -244,7 +288,7 @@ mod tests {
     #[test]
     fn the_bound_follows_the_columns_of_each_matrix() {
         let (d, f) = (24, 150);
-        let encoder = kaiming_uniform(d, f, 3, 0);
+        let encoder = kaiming_uniform(f, 0..d, 0..f, 3, 0);
         let bound = (6.0_f64 / 150.0).sqrt() as f32;
         let largest = encoder.iter().fold(0.0_f32, |m, w| m.max(w.abs()));
         assert!(largest <= bound && largest > 0.99 * bound, "{largest} against {bound}");
@@ -292,9 +336,25 @@ mod tests {
         }
         // A uniform number in ±b has the variance b²/3, so a row of 17 in ±sqrt(6/17) the norm sqrt(2).
         assert!((drawn.decoder_norm_mean() - 2.0_f64.sqrt()).abs() < 0.05, "{}", drawn.decoder_norm_mean());
-        assert_eq!(drawn.w_dec, kaiming_uniform(40, 17, 5, 1));
+        assert_eq!(drawn.w_dec, kaiming_uniform(17, 0..40, 0..17, 5, 1));
         for weights in [tenth, drawn] {
             assert_eq!(weights.w_enc, unit.w_enc);
+        }
+    }
+
+    #[test]
+    fn a_part_of_the_features_starts_as_it_does_among_all() {
+        for encoder in [EncoderInit::Kaiming, EncoderInit::Transpose { scale: 0.3 }] {
+            for decoder_norm in [None, Some(0.1)] {
+                let init = Init { encoder, decoder_norm };
+                let whole = Weights::init_with(17, 40, 5, &init);
+                for features in [0..40, 0..1, 1..14, 13..40, 39..40] {
+                    let part = Weights::init_features(17, 40, features.clone(), 5, &init);
+                    part.check_shapes().unwrap();
+                    assert!(part.w_enc.is_standard_layout());
+                    assert_eq!(part, whole.of_features(features));
+                }
+            }
         }
     }
 
