@@ -3,7 +3,7 @@
 use std::cell::Cell;
 use std::path::{Path, PathBuf};
 
-use anyhow::{Context, Result};
+use anyhow::{Context, Error, Result};
 
 use crate::runs::team::Team;
 
@@ -11,6 +11,8 @@ use crate::runs::team::Team;
 pub(crate) struct Others<'a> {
     team: &'a Team,
     told: Cell<bool>,
+    /// What failed, if anything did, is not the first rank's own work.
+    failed: Cell<bool>,
 }
 
 impl Others<'_> {
@@ -24,9 +26,22 @@ impl Others<'_> {
         write: impl FnOnce(&Path) -> Result<String>,
     ) -> Result<Vec<String>> {
         self.told.set(true);
+        self.failed.set(true);
         let path = new.to_str().map(str::to_owned).context("its path is not UTF-8");
         self.team.told_by_first(Some(path))?;
-        self.team.collect(write(new))
+        let own = write(new);
+        let own_is_sound = own.is_ok();
+        let told = self.team.collect(own);
+        self.failed.set(own_is_sound && told.is_err());
+        told
+    }
+
+    /// An error of the first rank says so where there are others, as theirs do.
+    fn attribute(&self, error: Error) -> Error {
+        match self.team.count() > 1 && !self.failed.get() {
+            true => error.context("rank 0"),
+            false => error,
+        }
     }
 }
 
@@ -42,8 +57,8 @@ pub(crate) fn write_together<T>(
 ) -> Result<Option<T>> {
     let written = match lead {
         Some(lead) => {
-            let others = Others { team, told: Cell::new(false) };
-            match lead(&others) {
+            let others = Others { team, told: Cell::new(false), failed: Cell::new(false) };
+            match lead(&others).map_err(|error| others.attribute(error)) {
                 // The others wait to be told where.
                 Err(error) if !others.told.get() => {
                     Err(team.told_by_first(Some(Err(error))).expect_err("the first rank has an error"))

@@ -227,8 +227,10 @@ fn a_disk_that_is_full_on_one_rank_leaves_the_old_autoencoder() {
         let told = text(&output.stderr);
         assert!(!output.status.success() && !told.contains("panicked"), "{rank} {call} {at}: {told}");
         if !kill {
-            let of_rank = if rank == "0" { "cannot write" } else { "rank 1: cannot write" };
-            assert!(told.contains(of_rank), "{call} {at}: {told}");
+            assert!(told.contains(&format!("rank {rank}: cannot write")), "{call} {at}: {told}");
+            assert!(
+                !told.contains("rank 0: rank 0") && !told.contains("rank 0: cannot write run/sae: rank 1")
+            );
             assert!(told.contains("No space left on device"), "{call} {at}: {told}");
             assert!(!place.path("run/.sae.unfinished").exists(), "{rank} {call} {at}");
         }
