@@ -106,7 +106,10 @@ def evaluate(program, tmp_path, store, folder, contexts, train, flags):
     expected, rows = sparsity(activations)
     measured = found["on_rows"]["sparsity"]
     assert (measured["rows"], measured["silent_rows"]) == (rows, len(activations) - rows)
-    assert_close({measure["name"]: measure["mean"] for measure in measured["measures"]}, expected)
+    measures = {measure["name"]: measure["mean"] for measure in measured["measures"]}
+    # A negative power of activations near 0 is as large as their rounding lets it be.
+    assert measures.pop("-lp_negative") == pytest.approx(float(expected["-lp_negative"]), rel=2e-2)
+    assert_close(measures, {key: value for key, value in expected.items() if key != "-lp_negative"})
     return sae, found, tokens
 
 
