@@ -5,7 +5,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use emulation::{EmulatedDevice, run_again_sanitized};
-use example_steps::{PENALTIES, batch, relative_difference, spec, weights};
+use example_steps::{PENALTIES, batch, new_features, relative_difference, spec, weights};
 use kernels::activation::{Activation, ThresholdAverage};
 use kernels::cpu::options::CpuOptions;
 use kernels::cpu::step::CpuStep;
@@ -22,7 +22,7 @@ use kernels::path::Path;
 use kernels::precision::Precision;
 use kernels::prefixes::Prefixes;
 use kernels::spec::{DecoderNorm, Schedule, StepSpec};
-use kernels::state::{NewFeature, PanelStates, State};
+use kernels::state::{PanelStates, State};
 use kernels::stats::Evaluation;
 use ndarray::{Array2, ArrayView1, s};
 use ranks::{Exchange, Threads};
@@ -208,16 +208,7 @@ fn a_run_goes_on_with_any_number_of_ranks() {
 fn features_start_anew_on_any_number_of_ranks() {
     for (name, spec) in cases().into_iter().rev().step_by(5) {
         let initial = weights(&spec, 0.3);
-        let row = |feature: usize, of: usize| (0..WIDTH).map(|k| ((feature + of * k) as f32).sin()).collect();
-        let new: Vec<NewFeature> = [0, 12, 13, FEATURES - 1]
-            .into_iter()
-            .map(|feature| NewFeature {
-                feature,
-                encoder: row(feature, 3),
-                decoder: row(feature, 5),
-                threshold: 0.25,
-            })
-            .collect();
+        let new = new_features(WIDTH, &[0, 12, 13, FEATURES - 1]);
         let left = |exchange| {
             let mut run = Run::new(spec, options(0.3), &initial, exchange);
             run.train(0..3);

@@ -3,7 +3,7 @@
 use std::sync::Arc;
 use std::time::Duration;
 
-use example_steps::{PENALTIES, batch, relative_difference, spec, weights};
+use example_steps::{PENALTIES, batch, new_features, relative_difference, spec, weights};
 use kernels::activation::{Activation, ThresholdAverage};
 use kernels::cpu::options::CpuOptions;
 use kernels::cpu::step::CpuStep;
@@ -15,7 +15,7 @@ use kernels::panels::Share;
 use kernels::path::Path;
 use kernels::prefixes::Prefixes;
 use kernels::spec::{DecoderNorm, Schedule, StepSpec};
-use kernels::state::{NewFeature, PanelStates, State};
+use kernels::state::{PanelStates, State};
 use kernels::stats::Evaluation;
 use ndarray::{ArrayView1, s};
 use ranks::{Exchange, Threads};
@@ -254,17 +254,8 @@ fn features_start_anew_on_any_number_of_ranks() {
         .filter(|(name, _)| ["skip", "prefixes", "jump Step", "TopK { k: 7 }"].contains(&&**name))
     {
         let initial = weights(&spec, 0.3);
-        let row = |feature: usize, of: usize| (0..WIDTH).map(|k| ((feature + of * k) as f32).sin()).collect();
         // Of four panels; one of them twice.
-        let new: Vec<NewFeature> = [0, 13, 14, 57, FEATURES - 1]
-            .into_iter()
-            .map(|feature| NewFeature {
-                feature,
-                encoder: row(feature, 3),
-                decoder: row(feature, 5),
-                threshold: 0.25,
-            })
-            .collect();
+        let new = new_features(WIDTH, &[0, 13, 14, 57, FEATURES - 1]);
         let begin = |exchange| CpuStep::shared(spec, options(0.3), initial.clone(), exchange).unwrap();
         let expected = on_ranks(1, |exchange| {
             let mut step = begin(exchange);

@@ -7,7 +7,7 @@ mod steps;
 
 pub use golden::{Golden, GoldenCase};
 pub use numbers::{numbers, numbers_f64, relative_difference, rows, single, wide};
-pub use steps::{PENALTIES, batch, spec, weights};
+pub use steps::{PENALTIES, batch, new_features, spec, weights};
 
 /// The example of the README, run as a test.
 #[cfg(doctest)]

@@ -4,6 +4,7 @@ use kernels::activation::Activation;
 use kernels::loss::{FrequencyPenalty, LossSpec, Mse, Penalty};
 use kernels::parameters::Parameters;
 use kernels::spec::{Adam, DecoderNorm, StepSpec};
+use kernels::state::NewFeature;
 
 use ndarray::Array2;
 
@@ -70,4 +71,16 @@ pub fn weights(spec: &StepSpec, shift: f32) -> Parameters {
 /// The batch of step `step`, [B,d].
 pub fn batch(spec: &StepSpec, step: u64) -> Array2<f32> {
     rows(spec.batch, spec.width, 100 + step)
+}
+
+/// These features with weights of this width to start anew with, and θ = 0.25.
+pub fn new_features(width: usize, features: &[usize]) -> Vec<NewFeature> {
+    let row = |feature: usize, of: usize| (0..width).map(|k| ((feature + of * k) as f32).sin()).collect();
+    let new = |&feature| NewFeature {
+        feature,
+        encoder: row(feature, 3),
+        decoder: row(feature, 5),
+        threshold: 0.25,
+    };
+    features.iter().map(new).collect()
 }

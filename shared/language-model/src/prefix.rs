@@ -186,7 +186,7 @@ impl PrefixModel {
         cuda: bool,
     ) -> Result<PrefixModel, Error> {
         let Prepared { graph, weights_folder, inputs, names, shapes, limits, work, products } = prepared;
-        // The model's own threads are many short ones where each runs a batch by itself: they need not wait for each other.
+        // Where each thread has a session, it runs batches by itself and waits for no other thread.
         let (count, threads) = match products {
             Products::MatrixUnits => cpu_lanes(options.threads),
             Products::Exact => (1, options.threads),
